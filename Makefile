@@ -1,0 +1,35 @@
+# One command for people and for CI. Everything runs in .venv, which is made on first use.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: serve test check links clean
+
+$(VENV)/.serve: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@ $(VENV)/.serve
+
+serve: $(VENV)/.serve  ## serve the demo on http://127.0.0.1:8000
+	$(BIN)/peftserve serve $(ARGS)
+
+test: $(VENV)/.dev  ## the whole test suite
+	$(BIN)/python -m pytest $(ARGS)
+
+links:  ## the git-ignored links through which mypy and pyright see the package
+	mkdir -p .links/peftserve
+	for folder in server kernels adapters; do ln -sfn ../../$$folder .links/peftserve/$$folder; done
+
+check: $(VENV)/.dev links  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p peftserve.kernels -p peftserve.adapters -p peftserve.server
+
+clean:
+	rm -rf $(VENV) .links build dist *.egg-info

@@ -1,0 +1,43 @@
+"""What can be wrong with an adapter, as the person who uploads it would say it.
+
+    AdapterError            any of these; `message` is safe to show to a client
+    ├── InvalidAdapter      the checkpoint or its configuration is malformed or does not fit this base (400)
+    ├── UnsupportedAdapter  well-formed, but of a kind that is not served (400)
+    ├── AdapterNotFound     no adapter, version or route has this name (404)
+    ├── AdapterConflict     the name is reserved, or two operations on it collide (409 or 400)
+    ├── AdapterTooLarge     over a size limit (413)
+    └── StoreFull           the disk has no room for it (503)
+"""
+
+
+class AdapterError(Exception):
+    """param: the request's field or the file at fault, if one is."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class InvalidAdapter(AdapterError):
+    pass
+
+
+class UnsupportedAdapter(AdapterError):
+    pass
+
+
+class AdapterNotFound(AdapterError):
+    pass
+
+
+class AdapterConflict(AdapterError):
+    pass
+
+
+class AdapterTooLarge(AdapterError):
+    pass
+
+
+class StoreFull(AdapterError):
+    pass

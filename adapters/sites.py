@@ -1,0 +1,44 @@
+"""Where an adapter can attach: the modules of the base, by name, kind and shape.
+
+The engine makes the table from the loaded model; compilers check checkpoints against it. No model object in here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class SiteKind(StrEnum):
+    LINEAR = "linear"  # nn.Linear, Conv1D or a quantised linear: y = x Wᵀ + b
+    EMBEDDING = "embedding"  # nn.Embedding: y = W[id] · embed_scale
+    HEAD = "head"  # the output embedding: a linear that sees only the rows that are sampled
+
+
+@dataclass(frozen=True)
+class Site:
+    """One wrapped module.
+
+    in_features: width of the input; the vocabulary for an embedding.
+    embed_scale: what an embedding multiplies its rows by (Gemma); 1 elsewhere.
+    """
+
+    name: str
+    kind: SiteKind
+    in_features: int
+    out_features: int
+    embed_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class SiteTable:
+    """All sites of a base, keyed by module name, in the model's own order.
+
+    tied_head: name of the embedding whose weight the head shares, or None when they are separate.
+    other_modules: names of modules that exist in the base but are not sites (norms, containers), so that a
+        configuration that targets one is told apart from one that targets nothing.
+    """
+
+    sites: Mapping[str, Site]
+    head: str | None = None
+    tied_head: str | None = None
+    other_modules: frozenset[str] = frozenset()

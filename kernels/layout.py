@@ -1,0 +1,93 @@
+"""How one adapter lies in the arena, and what a step asks of the kernels.
+
+Offsets are in elements of the arena's dtype, from the start of the adapter's blob. Knows no adapter format and
+no scheduler.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple, Protocol
+
+import torch
+
+
+class Rows(StrEnum):
+    TOKENS = "tokens"  # every token of the step
+    LOGITS = "logits"  # only the rows that reach the output head
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sites that read one and the same input tensor (q, k and v; gate and up), so that one shrink serves them all.
+
+    in_features: width of the shared input; number of embedding rows when `gather`.
+    out_features: width of each site's output, in the group's order.
+    gather: the input is row ids, and A is stored as (in_features, rank), so that a row is read and not multiplied.
+    """
+
+    in_features: int
+    out_features: tuple[int, ...]
+    rows: Rows = Rows.TOKENS
+    gather: bool = False
+
+
+@dataclass(frozen=True)
+class GroupLayout:
+    """One adapter's factors for one group.
+
+    a: offset of the stacked A, (sum of ranks, in_features) row-major; (in_features, sum of ranks) when gathered.
+    ranks: rank of each site; 0 where the adapter leaves the site alone.
+    b: offset of each site's B, stored transposed as (rank, out_features) row-major; unused where the rank is 0.
+    """
+
+    a: int
+    ranks: tuple[int, ...]
+    b: tuple[int, ...]
+
+    @property
+    def rank(self) -> int:
+        return sum(self.ranks)
+
+
+BlobLayout = Mapping[int, GroupLayout]
+"""Group index to layout; groups that the adapter does not touch are absent."""
+
+
+class Segment(NamedTuple):
+    """Rows [start, end) of the step belong to the adapter in `slot`, whose delta is multiplied by `weight`.
+
+    Segments of different slots may overlap: a mixture is one segment for each of its adapters.
+    """
+
+    slot: int
+    weight: float
+    start: int
+    end: int
+
+
+class Shrunk(Protocol):
+    """`A x` of every active adapter for one group; opaque, valid until the next `begin`."""
+
+
+class BypassBackend(Protocol):
+    """The bypasses of one arena. Made once with the arena and the groups; slots come and go.
+
+        for each segment s: y[s.start:s.end] += s.weight · (x[s.start:s.end] Aᵀ) Bᵀ
+
+    Accumulates in fp32 and adds the delta with one rounding to y's dtype. Deterministic.
+    """
+
+    def attach(self, slot: int, base: int, layout: BlobLayout) -> None:
+        """The blob at element offset `base` of the arena now serves `slot`."""
+
+    def detach(self, slot: int) -> None: ...
+
+    def begin(self, tokens: Sequence[Segment], logits: Sequence[Segment]) -> None:
+        """Set the step's work list: segments over token rows, and over the rows that reach the head."""
+
+    def shrink(self, group: int, x: torch.Tensor) -> Shrunk | None:
+        """x: (rows, in_features), or (rows,) int64 ids for a gathered group. None if no active adapter touches it."""
+
+    def expand_(self, shrunk: Shrunk, position: int, y: torch.Tensor) -> None:
+        """Add the delta of the group's site number `position` to y: (rows, out_features), in place."""

@@ -1,0 +1,68 @@
+"""The server's configuration: one frozen object, read at the top and handed down as plain values.
+
+Where each value comes from (flag, environment, file, default) is the command line's business, not this module's.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Device = Literal["auto", "cpu", "cuda"]
+DType = Literal["auto", "bfloat16", "float16", "float32"]
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """All that the engine process needs.
+
+    model: a local folder or a hub id in Hugging Face format.
+    max_model_len: most tokens of prompt and output together; None takes the model's own limit.
+    max_batch_tokens: token budget of one step. max_running: sequences in one step.
+    kv_cache_tokens: capacity of the KV cache; None fits it to the free memory.
+    adapter_memory: bytes of the device's arena. max_loras: adapters resident at once.
+    host_adapter_memory: bytes of compiled adapters kept in host memory. max_cpu_loras: the same, as a number.
+    store: folder whose sub-folders, named by digest, hold the adapters' files.
+    """
+
+    model: str
+    device: Device = "auto"
+    dtype: DType = "auto"
+    max_model_len: int | None = None
+    max_batch_tokens: int = 2048
+    max_running: int = 256
+    kv_cache_tokens: int | None = None
+    page_size: int = 16
+    prefix_caching: bool = True
+    adapter_memory: int | None = None
+    max_loras: int = 32
+    max_lora_rank: int = 512
+    host_adapter_memory: int = 1 << 30
+    max_cpu_loras: int | None = None
+    store: Path | None = None
+    num_threads: int | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """All that the API process needs; `engine` goes to the engine process.
+
+    preload: (name, folder) pairs of `--adapter`, loaded at start.
+    max_queue: sequences that may be in flight beyond max_running before new requests get 429.
+    upload_limit: most bytes of one uploaded adapter. body_limit: of any other request's body.
+    """
+
+    engine: EngineConfig
+    state_dir: Path
+    host: str = "127.0.0.1"
+    port: int = 8000
+    served_model_name: str | None = None
+    preload: tuple[tuple[str, Path], ...] = ()
+    allow_adapter_paths: tuple[Path, ...] = ()
+    allow_adapter_sources: frozenset[str] = frozenset()
+    api_keys: tuple[str, ...] = ()
+    max_queue: int = 1024
+    upload_limit: int = 4 << 30
+    body_limit: int = 16 << 20
+    grace_seconds: float = 30.0
+    log_level: str = "info"

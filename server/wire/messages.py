@@ -1,0 +1,223 @@
+"""The messages between the API process and the engine process, as msgspec structs. Never pickle.
+
+Commands go to the engine, events come back. A call carries a `call_id` that its `Reply` repeats.
+"""
+
+from typing import Literal
+
+import msgspec
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """How one sequence is sampled. Defaults are OpenAI's. The API has checked every range.
+
+    max_tokens: most tokens to generate, at least 1 (0 is allowed with prompt_logprobs: score the prompt only).
+    temperature: 0 is greedy. top_k: 0 is off. top_p, min_p: 1 and 0 are off.
+    logit_bias: token id to an addend of its logit.
+    seed: the same seed gives the same tokens whatever else runs; None draws one.
+    stop_token_ids: end the sequence; the id itself is part of `token_ids` of the last output.
+    min_tokens: no end of sequence or stop token before so many tokens.
+    logprobs: number of most likely alternatives to report for each token; None reports nothing, 0 the token only.
+    prompt_logprobs: the same for each prompt token (OpenAI's echo).
+    """
+
+    max_tokens: int = 16
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    seed: int | None = None
+    stop_token_ids: list[int] = []
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+
+class AdapterPart(msgspec.Struct, frozen=True):
+    """One adapter of a request, by the digest of its files, with its weight in the mixture (1 when alone)."""
+
+    digest: str
+    weight: float = 1.0
+
+
+# Commands: API to engine
+
+
+class AddRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """One sequence. n and best_of are several of these.
+
+    adapters: empty for the bare base. salt: separates the prefix caches of tenants.
+    """
+
+    request_id: str
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    adapters: list[AdapterPart] = []
+    salt: str = ""
+
+
+class AbortRequest(msgspec.Struct, frozen=True, tag=True):
+    """Forget a sequence and free its pages; no output follows. Unknown ids are ignored."""
+
+    request_id: str
+
+
+class InspectAdapter(msgspec.Struct, frozen=True, tag=True):
+    """Compile the checkpoint in folder `path` (adapter_config.json and adapter_model.safetensors) against the base.
+
+    The reply carries its `AdapterCard` or says what is wrong with it. Nothing is admitted to the device yet.
+    """
+
+    call_id: int
+    digest: str
+    path: str
+
+
+class ReleaseAdapter(msgspec.Struct, frozen=True, tag=True):
+    """Drop an adapter from device and host memory once no request uses it; the reply comes when that is done."""
+
+    call_id: int
+    digest: str
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag=True):
+    """Leave the step loop and exit. Sent when the API has drained."""
+
+
+Command = AddRequest | AbortRequest | InspectAdapter | ReleaseAdapter | Shutdown
+
+# Events: engine to API
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The first event: the model is loaded and the engine takes requests.
+
+    tokenizer: the text of a `tokenizer.json` exactly as transformers resolves it, or None if there is none.
+    chat_template: Jinja source, or None. special_tokens: name (`bos_token`) to text, for the template.
+    eos_token_ids: end a sequence unless `ignore_eos`.
+    """
+
+    model_name: str
+    architecture: str
+    dtype: str
+    device: str
+    vocab_size: int
+    max_model_len: int
+    eos_token_ids: list[int]
+    num_kv_pages: int
+    page_size: int
+    max_running: int
+    max_loras: int
+    max_adapter_rank: int
+    tokenizer: str | None
+    chat_template: str | None
+    special_tokens: dict[str, str]
+    pid: int
+
+
+class Logprob(msgspec.Struct, frozen=True):
+    """rank: 1 for the most likely token of the vocabulary."""
+
+    token_id: int
+    logprob: float
+    rank: int
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True):
+    """The chosen token, and the most likely alternatives, best first. Of the model's raw distribution."""
+
+    chosen: Logprob
+    top: list[Logprob] = []
+
+
+FinishReason = Literal["stop", "length"]
+
+
+class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True):
+    """What one step gave one sequence. The last one carries a finish reason, or `error`.
+
+    stop_token_id: the end-of-sequence or stop token that ended it, which is the last of token_ids.
+    prompt_logprobs: once, with the first output: one entry per prompt token, the first is None.
+    cached_tokens: prompt tokens taken from the prefix cache; with the first output.
+    error: the sequence could not be served after all; what went wrong, for the client.
+    """
+
+    request_id: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+    cached_tokens: int | None = None
+    error: str | None = None
+
+
+class Outputs(msgspec.Struct, frozen=True, tag=True):
+    """All outputs of one step."""
+
+    outputs: list[SequenceOutput]
+
+
+class AdapterCard(msgspec.Struct, frozen=True, kw_only=True):
+    """What an adapter turned out to be. num_bytes: its size in the device's arena.
+
+    primitives: primitive to number of sites. sites: number of modules that it changes.
+    consumed: number of tensors of the checkpoint, each of which is served.
+    """
+
+    method: str
+    rank: int
+    num_bytes: int
+    primitives: dict[str, int]
+    sites: int
+    consumed: int
+
+
+class Reply(msgspec.Struct, frozen=True, tag=True):
+    """error_kind: name of a class of adapters/errors.py; both None on success."""
+
+    call_id: int
+    card: AdapterCard | None = None
+    error_kind: str | None = None
+    error: str | None = None
+    error_param: str | None = None
+
+
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """State of the engine, sent at most a few times a second while it works and once when it goes idle.
+
+    Counters are totals since the start. adapter_load_seconds: durations of loads since the last message.
+    running_adapters, waiting_adapters: digest to number of sequences. bytes: by tier.
+    """
+
+    num_running: int = 0
+    num_waiting: int = 0
+    kv_pages_used: int = 0
+    kv_pages_total: int = 0
+    prefix_query_tokens: int = 0
+    prefix_hit_tokens: int = 0
+    preemptions: int = 0
+    steps: int = 0
+    adapter_loads: int = 0
+    adapter_evictions: int = 0
+    adapter_load_seconds: list[float] = []
+    device_adapters: list[str] = []
+    host_adapters: list[str] = []
+    device_adapter_bytes: int = 0
+    host_adapter_bytes: int = 0
+    running_adapters: dict[str, int] = {}
+    waiting_adapters: dict[str, int] = {}
+
+
+class EngineFailed(msgspec.Struct, frozen=True, tag=True):
+    """The engine cannot start or cannot go on; it exits after this. The message is for the operator."""
+
+    message: str
+
+
+Event = ModelInfo | Outputs | Reply | EngineStats | EngineFailed
