@@ -1,0 +1,47 @@
+"""What the HTTP side needs of an engine. `EngineClient` is the real one; tests bring their own."""
+
+from collections.abc import AsyncGenerator, Callable
+from typing import Protocol
+
+from ..wire.messages import AdapterCard, AddRequest, EngineStats, ModelInfo, SequenceOutput
+
+StatsListener = Callable[[EngineStats], None]
+
+
+class EngineDead(Exception):
+    """The engine process has ended or cannot start. The message is for the operator, not for clients."""
+
+
+class Engine(Protocol):
+    """One model that answers sequences; of adapters it knows digests only."""
+
+    @property
+    def info(self) -> ModelInfo | None:
+        """None while the model loads."""
+
+    @property
+    def alive(self) -> bool:
+        """The process runs, whether or not it has loaded its model."""
+
+    @property
+    def stats(self) -> EngineStats:
+        """The newest that the engine has sent."""
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences added and not yet ended."""
+
+    def add_stats_listener(self, listener: StatsListener) -> None:
+        """Calls `listener` with every `EngineStats` from now on."""
+
+    def generate(self, request: AddRequest) -> AsyncGenerator[SequenceOutput]:
+        """The outputs of one sequence; the last has a finish reason or an error.
+
+        Raises EngineDead, at once also where it waits. Closing it early aborts the sequence.
+        """
+
+    async def inspect_adapter(self, digest: str, path: str) -> AdapterCard:
+        """Raises one of adapters/errors.py, or EngineDead."""
+
+    async def release_adapter(self, digest: str) -> None:
+        """Returns when the adapter has left the device and the host. Raises EngineDead."""

@@ -1,0 +1,58 @@
+"""What the parent hands to the engine process at its start, and how the engine notices that the parent is gone.
+
+The command line is `python -m peftserve.server.engine.process ADDRESS CONFIG`, CONFIG being an `EngineConfig` in JSON.
+The parent holds the other end of the child's standard input and never writes to it.
+"""
+
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ..config import EngineConfig
+
+ENGINE_MODULE = "peftserve.server.engine.process"
+
+
+def engine_command(address: str, config: EngineConfig, *, module: str = ENGINE_MODULE) -> list[str]:
+    """The engine process's argument vector."""
+    return [sys.executable, "-m", module, address, encode_config(config)]
+
+
+def parse_engine_arguments(arguments: Sequence[str]) -> tuple[str, EngineConfig]:
+    """(address, config) of `sys.argv[1:]`. Raises ValueError if they are not what `engine_command` made."""
+    address, config = arguments
+    return address, decode_config(config)
+
+
+def encode_config(config: EngineConfig) -> str:
+    return msgspec.json.encode(config, enc_hook=str).decode()
+
+
+def decode_config(text: str) -> EngineConfig:
+    """Raises ValueError (msgspec's ValidationError is one) where the text is no such configuration."""
+    return msgspec.json.decode(text, type=EngineConfig, dec_hook=_make_path)
+
+
+def exit_with_parent(descriptor: int = 0) -> None:
+    """Ends this process as soon as the other end of `descriptor` is closed, whatever the process is doing then.
+
+    A thread of its own, so that a parent that dies while the model loads or a step runs takes the engine with it.
+    """
+
+    def wait() -> None:
+        while os.read(descriptor, 1):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=wait, name="exit-with-parent", daemon=True).start()
+
+
+def _make_path(kind: type[Any], value: Any) -> Any:
+    if kind is Path:
+        return Path(value)
+    raise NotImplementedError(f"no decoding for {kind}")

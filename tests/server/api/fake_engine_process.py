@@ -1,0 +1,108 @@
+"""An engine process without a model: speaks the real transport, answers with the prompt's tokens in turn.
+
+Run as `python fake_engine_process.py ADDRESS CONFIG`; the model's name chooses what goes wrong:
+`fails` says EngineFailed, `crashes` exits, `garbage` sends what is no message, `slow` gives a token each 50 ms.
+"""
+
+import sys
+import time
+
+from peftserve.server.wire.launch import exit_with_parent, parse_engine_arguments
+from peftserve.server.wire.messages import (
+    AbortRequest,
+    AdapterCard,
+    AddRequest,
+    EngineFailed,
+    EngineStats,
+    InspectAdapter,
+    ModelInfo,
+    Outputs,
+    ReleaseAdapter,
+    Reply,
+    SequenceOutput,
+    Shutdown,
+)
+from peftserve.server.wire.transport import EngineSocket
+
+INFO = ModelInfo(
+    model_name="fake",
+    architecture="Fake",
+    dtype="float32",
+    device="cpu",
+    vocab_size=100,
+    max_model_len=64,
+    eos_token_ids=[0],
+    num_kv_pages=8,
+    page_size=16,
+    max_running=4,
+    max_loras=2,
+    max_adapter_rank=64,
+    tokenizer=None,
+    chat_template=None,
+    special_tokens={},
+    pid=0,
+)
+
+
+def main() -> None:
+    address, config = parse_engine_arguments(sys.argv[1:])
+    exit_with_parent()
+    socket = EngineSocket(address)
+    if config.model == "fails":
+        socket.send(EngineFailed("no such model"))
+        socket.close()
+        sys.exit(1)
+    if config.model == "crashes":
+        sys.exit(3)
+    socket.send(INFO)
+    if config.model == "garbage":
+        socket.socket.send(b"\xc1")
+    serve(socket, 0.05 if config.model == "slow" else 0.0)
+    socket.close()
+
+
+def serve(socket: EngineSocket, delay: float) -> None:
+    running: dict[str, tuple[AddRequest, int]] = {}
+    while True:
+        for command in socket.poll(None if not running else delay):
+            if isinstance(command, Shutdown):
+                return
+            if isinstance(command, AddRequest):
+                running[command.request_id] = (command, 0)
+            elif isinstance(command, AbortRequest):
+                running.pop(command.request_id, None)
+            else:
+                socket.send(reply(command))
+            socket.send(EngineStats(num_running=len(running), steps=1))
+        time.sleep(delay)
+        if outputs := step(running):
+            socket.send(Outputs(outputs))
+
+
+def reply(command: InspectAdapter | ReleaseAdapter) -> Reply:
+    if command.digest == "never":
+        time.sleep(3600)
+    if command.digest == "bad":
+        return Reply(command.call_id, None, "InvalidAdapter", "rank is 0", "adapter_config.json")
+    if isinstance(command, ReleaseAdapter):
+        return Reply(command.call_id)
+    return Reply(command.call_id, AdapterCard(method="LORA", rank=8, num_bytes=64, primitives={}, sites=2, consumed=4))
+
+
+def step(running: dict[str, tuple[AddRequest, int]]) -> list[SequenceOutput]:
+    outputs = []
+    for request_id, (request, done) in list(running.items()):
+        token = request.prompt_token_ids[done % len(request.prompt_token_ids)]
+        last = done + 1 == request.sampling.max_tokens
+        outputs.append(
+            SequenceOutput(request_id=request_id, token_ids=[token], finish_reason="length" if last else None)
+        )
+        if last:
+            del running[request_id]
+        else:
+            running[request_id] = (request, done + 1)
+    return outputs
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from peftserve.adapters.errors import InvalidAdapter
+from peftserve.server.api.engine import EngineDead
+from peftserve.server.api.engine_client import EngineClient
+from peftserve.server.config import EngineConfig
+from peftserve.server.wire.launch import encode_config
+from peftserve.server.wire.messages import AddRequest, SamplingParams
+
+SCRIPT = Path(__file__).with_name("fake_engine_process.py")
+
+
+def _command(address, config):
+    return [sys.executable, str(SCRIPT), address, encode_config(config)]
+
+
+@contextlib.asynccontextmanager
+async def _client(model="fake"):
+    client = EngineClient(EngineConfig(model=model), _command)
+    try:
+        await client.start()
+        yield client
+    finally:
+        await client.shutdown()
+
+
+def _request(request_id="a", max_tokens=5):
+    sampling = SamplingParams(max_tokens=max_tokens)
+    return AddRequest(request_id=request_id, prompt_token_ids=[5, 6, 7], sampling=sampling)
+
+
+async def _tokens(client, request):
+    return [token async for output in client.generate(request) for token in output.token_ids]
+
+
+async def _until(condition):
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_sequences_run_side_by_side_and_each_gets_its_own_tokens():
+    async with _client() as client:
+        assert client.info is not None
+        assert client.info.model_name == "fake"
+        got = await asyncio.gather(*(_tokens(client, _request(str(i), i + 1)) for i in range(10)))
+        assert got == [[5, 6, 7, 5, 6, 7, 5, 6, 7, 5][: i + 1] for i in range(10)]
+        assert client.num_sequences == 0
+
+
+async def test_stats_reach_the_listener_and_the_field():
+    async with _client("slow") as client:
+        seen = []
+        client.add_stats_listener(seen.append)
+        await _tokens(client, _request())
+        assert seen[0].num_running == 1
+        assert client.stats is seen[-1]
+
+
+async def test_closing_a_stream_aborts_its_sequence():
+    async with _client("slow") as client:
+        stream = client.generate(_request(max_tokens=10_000))
+        await anext(stream)
+        await _until(lambda: client.stats.num_running == 1)
+        await stream.aclose()
+        assert client.num_sequences == 0
+        await _until(lambda: client.stats.num_running == 0)
+
+
+async def test_cancelling_a_reader_aborts_its_sequence():
+    async with _client("slow") as client:
+        reader = asyncio.create_task(_tokens(client, _request(max_tokens=10_000)))
+        await _until(lambda: client.stats.num_running == 1)
+        reader.cancel()
+        await _until(lambda: client.stats.num_running == 0)
+        assert client.num_sequences == 0
+
+
+async def test_adapter_calls_return_cards_and_raise_the_errors_of_adapters():
+    async with _client() as client:
+        assert (await client.inspect_adapter("good", "/x")).rank == 8
+        await client.release_adapter("good")
+        with pytest.raises(InvalidAdapter, match="rank is 0") as caught:
+            await client.inspect_adapter("bad", "/x")
+        assert caught.value.param == "adapter_config.json"
+
+
+async def test_kill_of_the_engine_fails_every_open_stream_and_call():
+    async with _client("slow") as client:
+        streams = [asyncio.create_task(_tokens(client, _request(str(i), 10_000))) for i in range(5)]
+        await _until(lambda: client.stats.num_running == 5)
+        call = asyncio.create_task(client.inspect_adapter("never", "/x"))
+        await asyncio.sleep(0.2)
+        os.kill(client._process._process.pid, signal.SIGKILL)
+        async with asyncio.timeout(2):
+            results = await asyncio.gather(*streams, call, return_exceptions=True)
+        assert [type(result) for result in results] == [EngineDead] * 6
+        assert "exit code -9" in str(results[0])
+        assert not client.alive
+        with pytest.raises(EngineDead):
+            await _tokens(client, _request())
+        with pytest.raises(EngineDead):
+            await client.release_adapter("x")
+
+
+@pytest.mark.parametrize(("model", "message"), [("fails", "no such model"), ("crashes", "exit code 3")])
+async def test_engine_that_cannot_start_says_why(model, message):
+    with pytest.raises(EngineDead, match=message):
+        async with _client(model):
+            pass
+
+
+async def test_what_is_no_message_ends_the_engine_not_the_server():
+    async with _client("garbage") as client:
+        await _until(lambda: not client.alive)
+        with pytest.raises(EngineDead, match="language"):
+            await _tokens(client, _request())
+
+
+async def test_shutdown_ends_open_streams_and_the_process_and_can_be_repeated():
+    client = EngineClient(EngineConfig(model="slow"), _command)
+    await client.start()
+    stream = asyncio.create_task(_tokens(client, _request(max_tokens=10_000)))
+    await _until(lambda: client.num_sequences == 1)
+    process = client._process
+    await client.shutdown()
+    await client.shutdown()
+    assert await process.wait() == 0
+    with pytest.raises(EngineDead, match="shutting down"):
+        await stream
+    assert not client.alive
+
+
+async def test_socket_is_private_and_its_path_is_gone_once_connected(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    modes = []
+
+    def command(address, config):
+        folder = Path(address.removeprefix("ipc://")).parent
+        modes.append(folder.stat().st_mode & 0o777)
+        return _command(address, config)
+
+    client = EngineClient(EngineConfig(model="fake"), command)
+    await client.start()
+    assert modes == [0o700]
+    assert list(tmp_path.iterdir()) == []
+    await client.shutdown()
