@@ -1,0 +1,50 @@
+"""Reported log-probabilities: values, ranks, order of equals, and what JSON can hold."""
+
+import math
+
+import pytest
+import torch
+from peftserve.server.engine.sampling import logprobs, prompt_logprobs
+from peftserve.server.engine.sampling.logprobs import LOWEST, sampled_logprobs
+
+
+def test_values_ranks_and_order() -> None:
+    logits = torch.tensor([[1.0, 4.0, 2.0, 3.0]])
+    (report,) = prompt_logprobs(logits, [2], 3)
+    expected = torch.log_softmax(logits, -1)[0]
+    assert (report.chosen.token_id, report.chosen.rank) == (2, 3)
+    assert report.chosen.logprob == pytest.approx(expected[2].item(), abs=1e-6)
+    assert [(t.token_id, t.rank) for t in report.top] == [(1, 1), (3, 2), (2, 3)]
+    assert [t.logprob for t in report.top] == pytest.approx(expected[[1, 3, 2]].tolist(), abs=1e-6)
+
+
+def test_equals_share_a_rank_and_come_by_lowest_id() -> None:
+    logits = torch.zeros(1, 1000, dtype=torch.bfloat16)
+    logits[0, 500] = 1
+    (report,) = prompt_logprobs(logits, [999], 4)
+    assert [(t.token_id, t.rank) for t in report.top] == [(500, 1), (0, 2), (1, 2), (2, 2)]
+    assert report.chosen.rank == 2
+
+
+def test_many_rows_are_reported_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, ids = torch.randn(11, 50), list(range(11))
+    expected = prompt_logprobs(logits, ids, 2)
+    monkeypatch.setattr(logprobs, "_CHUNK", 3)
+    assert prompt_logprobs(logits, ids, 2) == expected
+    assert [r.chosen.token_id for r in expected] == ids
+    assert prompt_logprobs(logits[:0], [], 2) == []
+
+
+def test_each_row_gets_as_many_as_it_asks_for() -> None:
+    logits = torch.randn(4, 30)
+    reports = sampled_logprobs(logits, [1, 2, 3, 4], [None, 0, 3, 50])
+    assert reports[0] is None
+    assert [len(r.top) for r in reports[1:] if r] == [0, 3, 30]
+    assert [r.chosen.token_id for r in reports[1:] if r] == [2, 3, 4]
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_no_infinity_and_no_nan_is_reported(value: float) -> None:
+    (report,) = prompt_logprobs(torch.tensor([[value, value, value]]), [1], 2)
+    assert report.chosen.logprob == LOWEST
+    assert [t.logprob for t in report.top] == [LOWEST, LOWEST]

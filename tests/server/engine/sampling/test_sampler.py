@@ -1,0 +1,158 @@
+"""The sampler as the engine uses it: greedy, draws, distributions, seeds, and rows that make no sense."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peftserve.server.engine.sampling import Sampler, SampleRow, sampler
+from peftserve.server.wire.messages import SamplingParams
+from torch import Tensor
+
+VOCAB = 40
+CPU = torch.device("cpu")
+GREEDY = SamplingParams(temperature=0.0)
+
+
+def sampled(logits: Tensor, rows: list[SampleRow]) -> list[int]:
+    return [token.token_id for token in Sampler(logits.shape[1], CPU).sample(logits, rows)]
+
+
+def row(params: SamplingParams, seed: int = 0, position: int = 0, banned: list[int] | None = None) -> SampleRow:
+    return SampleRow(params, [1, 2, 3], [4] * position, seed, banned or [])
+
+
+def draws(logits: Tensor, params: SamplingParams, n: int) -> Tensor:
+    """How often each token comes out over n rows of seeds 0 to n - 1."""
+    ids = sampled(logits.expand(n, -1), [row(params, seed) for seed in range(n)])
+    return torch.bincount(torch.tensor(ids), minlength=logits.shape[0]).double()
+
+
+PARAMS = st.builds(
+    SamplingParams,
+    temperature=st.sampled_from([0.0, 1e-6, 0.3, 1.0, 2.5]),
+    top_k=st.sampled_from([0, 3]),
+    top_p=st.sampled_from([1.0, 0.6]),
+    min_p=st.sampled_from([0.0, 0.05]),
+    repetition_penalty=st.sampled_from([1.0, 1.5]),
+    frequency_penalty=st.sampled_from([0.0, 0.7]),
+    logit_bias=st.sampled_from([{}, {7: 3.0}]),
+    logprobs=st.sampled_from([None, 0, 2]),
+)
+ROWS = st.builds(row, PARAMS, st.integers(0, 2**64), st.integers(0, 9), st.lists(st.integers(0, VOCAB - 1), max_size=3))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(ROWS, min_size=1, max_size=8), st.sampled_from([torch.float32, torch.bfloat16]), st.randoms())
+def test_a_row_depends_on_nothing_else(rows: list[SampleRow], dtype: torch.dtype, shuffler: random.Random) -> None:
+    logits = (torch.randn(len(rows), VOCAB, generator=torch.Generator().manual_seed(len(rows))) * 3).to(dtype)
+    before, sampler = logits.clone(), Sampler(VOCAB, CPU)
+    together = sampler.sample(logits, rows)
+    assert torch.equal(logits, before)
+    assert together == [sampler.sample(logits[i : i + 1], [rows[i]])[0] for i in range(len(rows))]
+    order = list(range(len(rows)))
+    shuffler.shuffle(order)
+    assert sampler.sample(logits[order], [rows[i] for i in order]) == [together[i] for i in order]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_greedy_is_argmax_with_the_lowest_id_of_equals(dtype: torch.dtype) -> None:
+    logits = torch.randn(5, 70_000).to(dtype)  # more ids than 16 bits hold
+    logits[2, [300, 66_000, 123]] = 50.0
+    tokens = sampled(logits, [row(GREEDY)] * 5)
+    assert tokens == logits.argmax(-1).tolist()
+    assert tokens[2] == 123
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(),
+        SamplingParams(temperature=0.5),
+        SamplingParams(temperature=1.7, top_k=6),
+        SamplingParams(top_p=0.8),
+        SamplingParams(min_p=0.1),
+        SamplingParams(temperature=1.4, top_k=12, top_p=0.7, min_p=0.02),
+    ],
+)
+def test_draws_follow_the_distribution(params: SamplingParams) -> None:
+    n, logits = 4000, torch.randn(VOCAB, generator=torch.Generator().manual_seed(1)) * 1.5
+    counts, expected = draws(logits, params, n), expected_by_hand(logits, params) * n
+    assert counts[expected == 0].sum() == 0
+    alive = expected > 0
+    chi_square = ((counts - expected)[alive] ** 2 / expected[alive]).sum().item()
+    freedom = int(alive.sum()) - 1
+    assert chi_square < freedom + 5 * math.sqrt(2 * freedom) + 10
+
+
+def expected_by_hand(logits: Tensor, params: SamplingParams) -> Tensor:
+    weights = dict(enumerate(((logits.double() - logits.max()) / params.temperature).exp().tolist()))
+    best = sorted(weights, key=weights.__getitem__, reverse=True)
+    best = [t for t in best if weights[t] >= params.min_p * weights[best[0]]][: params.top_k or None]
+    total, mass, nucleus = sum(weights[t] for t in best), 0.0, []
+    for token in best:
+        if mass >= params.top_p * total and nucleus:
+            break
+        nucleus.append(token)
+        mass += weights[token]
+    return torch.tensor([weights[t] / mass if t in nucleus else 0.0 for t in range(len(logits))], dtype=torch.float64)
+
+
+def test_positions_of_one_seed_are_independent_draws() -> None:
+    logits = torch.zeros(1, 4).expand(2000, -1)
+    ids = sampled(logits, [row(SamplingParams(), seed=11, position=i) for i in range(2000)])
+    pairs = torch.bincount(torch.tensor(ids[:-1]) * 4 + torch.tensor(ids[1:]), minlength=16).double()
+    assert ((pairs - 125) ** 2 / 125).sum() < 45  # 15 degrees of freedom, 5 sigma
+
+
+def test_a_token_without_probability_never_comes_out() -> None:
+    logits = torch.full((3000, 9), -math.inf)
+    logits[:, [2, 6]] = 0.0
+    ids = sampled(logits, [row(SamplingParams(), seed) for seed in range(3000)])
+    assert set(ids) == {2, 6}
+
+
+@pytest.mark.parametrize("largest", [True, False])
+def test_extreme_uniforms_stay_in_the_distribution(monkeypatch: pytest.MonkeyPatch, largest: bool) -> None:
+    uniform = 1 - 2.0**-53 if largest else 0.0
+    monkeypatch.setattr(sampler, "uniforms", lambda seeds, _: np.full(len(seeds), uniform))
+    logits = torch.randn(200, 333) * 5
+    logits[:, 0] = logits[:, -1] = -math.inf
+    assert set(sampled(logits, [row(SamplingParams())] * 200)) == {331 if largest else 1}
+
+
+@pytest.mark.parametrize("params", [GREEDY, SamplingParams(), SamplingParams(top_k=3, top_p=0.5, min_p=0.1)])
+def test_everything_banned_gives_the_most_likely_raw_token(params: SamplingParams) -> None:
+    logits = torch.randn(2, VOCAB)
+    tokens = sampled(logits, [row(params, banned=list(range(VOCAB))), row(GREEDY)])
+    assert tokens == logits.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("params", [GREEDY, SamplingParams(), SamplingParams(top_k=3, top_p=0.5, min_p=0.1)])
+def test_nonsense_in_one_row_touches_no_other(params: SamplingParams) -> None:
+    logits = torch.randn(5, VOCAB)
+    rows = [row(params, seed) for seed in range(5)]
+    sound = sampled(logits, rows)
+    logits[1, 5], logits[1, 9] = math.nan, 100.0
+    logits[2], logits[3, 7] = math.nan, math.inf
+    assert sampled(logits, rows) == [sound[0], 9, 0, 7, sound[4]]
+
+
+def test_logprobs_are_of_the_raw_distribution() -> None:
+    logits = torch.randn(2, VOCAB, dtype=torch.bfloat16)
+    params = SamplingParams(temperature=3.0, logit_bias={8: 100.0}, logprobs=2)
+    first, second = Sampler(VOCAB, CPU).sample(logits, [row(params), row(GREEDY)])
+    raw = torch.log_softmax(logits[0].float(), -1)
+    assert first.token_id == 8
+    assert first.logprobs is not None
+    assert first.logprobs.chosen.logprob == pytest.approx(raw[8].item(), abs=1e-6)
+    assert first.logprobs.chosen.rank == 1 + int((raw > raw[8]).sum())
+    assert first.logprobs.top[0].logprob == pytest.approx(raw.max().item(), abs=1e-6)
+    assert second.logprobs is None
+
+
+def test_an_empty_step() -> None:
+    assert Sampler(VOCAB, CPU).sample(torch.zeros(0, VOCAB), []) == []

@@ -1,0 +1,71 @@
+"""Min-p, top-k and top-p against transformers' warpers and the definition in plain Python."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peftserve.server.engine.sampling import truncation
+from peftserve.server.engine.sampling.truncation import truncated_probabilities
+from peftserve.server.wire.messages import SamplingParams
+from torch import Tensor
+from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+VOCAB = 700
+IDS = torch.zeros(1, 0, dtype=torch.int64)
+PARAMS = st.builds(
+    SamplingParams,
+    top_k=st.sampled_from([0, 0, 1, 7, 64, 699, 5000]),
+    top_p=st.sampled_from([1.0, 1.0, 0.0, 0.1, 0.5, 0.93, 0.999]),
+    min_p=st.sampled_from([0.0, 0.0, 0.01, 0.3, 1.0]),
+)
+
+
+def distinct_scores(rows: int, seed: int, spread: float = 2.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, VOCAB, generator=generator) * spread
+
+
+def by_transformers(scores: Tensor, params: SamplingParams) -> Tensor:
+    if params.min_p > 0:
+        scores = MinPLogitsWarper(params.min_p)(IDS, scores)
+    if params.top_k > 0:
+        scores = TopKLogitsWarper(params.top_k)(IDS, scores)
+    if params.top_p < 1:
+        scores = TopPLogitsWarper(max(params.top_p, 0.0))(IDS, scores)
+    return scores.softmax(dim=-1)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(PARAMS, min_size=1, max_size=5), st.integers(0, 1000), st.sampled_from([0.5, 2.0, 8.0]))
+def test_equals_transformers_row_by_row(params: list[SamplingParams], seed: int, spread: float) -> None:
+    scores = distinct_scores(len(params), seed, spread)
+    expected = torch.cat([by_transformers(scores[i : i + 1].clone(), p) for i, p in enumerate(params)])
+    probabilities = truncated_probabilities(scores.clone(), params)
+    probabilities /= probabilities.sum(dim=-1, keepdim=True)
+    torch.testing.assert_close(probabilities, expected, rtol=1e-4, atol=1e-7)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(PARAMS, min_size=2, max_size=5), st.integers(0, 1000))
+def test_a_row_does_not_depend_on_its_neighbours(params: list[SamplingParams], seed: int) -> None:
+    scores = distinct_scores(len(params), seed).bfloat16().float()  # ties
+    together = truncated_probabilities(scores.clone(), params)
+    alone = torch.cat([truncated_probabilities(scores[i : i + 1].clone(), [p]) for i, p in enumerate(params)])
+    assert torch.equal(together, alone)
+
+
+def test_equals_at_the_threshold_stay_together() -> None:
+    scores = torch.tensor([[1.0, 3.0, 2.0, 2.0, 2.0, 0.0]])
+    kept = [1, 2, 3, 4]
+    for params in (SamplingParams(top_k=2), SamplingParams(top_p=0.6)):
+        assert truncated_probabilities(scores.clone(), [params])[0].nonzero().flatten().tolist() == kept
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.99])
+def test_a_nucleus_larger_than_the_guess(monkeypatch: pytest.MonkeyPatch, top_p: float) -> None:
+    scores, params = distinct_scores(2, 0, 0.1), [SamplingParams(top_p=top_p), SamplingParams(top_p=1.0)]
+    expected = truncated_probabilities(scores.clone(), params)
+    monkeypatch.setattr(truncation, "_NUCLEUS_GUESS", 16)
+    assert torch.equal(truncated_probabilities(scores.clone(), params), expected)
+    assert expected[0].count_nonzero() > 16
+    assert expected[1].all()
