@@ -12,6 +12,10 @@ from typing import NamedTuple, Protocol
 import torch
 
 
+ALIGNMENT = 64
+"""Bases, and offsets in a blob, are best multiples of so many elements. Others are served too, more slowly."""
+
+
 class Rows(StrEnum):
     TOKENS = "tokens"  # every token of the step
     LOGITS = "logits"  # only the rows that reach the output head
