@@ -1,0 +1,49 @@
+"""Which adapters running requests hold, so that a deletion waits for them. Counts by digest; knows no names' rules.
+
+All calls come from the one event loop. A lease taken in the same turn of the loop as the look-up of its version
+(no await between) can never miss a deletion: whoever deletes looks at the leases after the row is gone.
+"""
+
+import asyncio
+from collections import Counter
+
+from .router import Resolved
+
+
+class Leases:
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._waiting: dict[str, list[asyncio.Future[None]]] = {}
+
+    def acquire(self, resolved: Resolved) -> None:
+        """Hold all adapters of a request until `release`."""
+        self._counts.update(ref.digest for ref, _ in resolved.parts)
+
+    def release(self, resolved: Resolved) -> None:
+        for ref, _ in resolved.parts:
+            assert self._counts[ref.digest] > 0, "released more often than acquired"
+            self._counts[ref.digest] -= 1
+            if self._counts[ref.digest] == 0:
+                self._forget(ref.digest)
+
+    def count(self, digest: str) -> int:
+        """Number of requests that hold an adapter."""
+        return self._counts.get(digest, 0)
+
+    async def idle(self, digest: str) -> None:
+        """Wait until no request holds an adapter. Another may take it right after."""
+        while digest in self._counts:
+            future = asyncio.get_running_loop().create_future()
+            self._waiting.setdefault(digest, []).append(future)
+            await future
+
+    def check_integrity(self) -> None:
+        """Raise RuntimeError if counts and waiters contradict each other."""
+        if any(count <= 0 for count in self._counts.values()) or self._waiting.keys() - self._counts.keys():
+            raise RuntimeError("the leases are inconsistent")
+
+    def _forget(self, digest: str) -> None:
+        del self._counts[digest]
+        for future in self._waiting.pop(digest, ()):
+            if not future.cancelled():
+                future.set_result(None)

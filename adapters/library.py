@@ -1,0 +1,147 @@
+"""The life of adapters on the server: upload, inspection, commit, version, deletion, and the races between them.
+
+The one place that orders files, rows and leases:
+  - a row is written after its files are in the store, and deleted before they leave it;
+  - files leave when no row and no running request uses their digest;
+  - of two operations on one digest, the second waits.
+So a kill leaves at most files without a row, which the next start deletes. Knows no HTTP and no torch.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
+
+from .facts import AdapterFacts, FactsLike
+from .leases import Leases
+from .names import VersionRef, check_name
+from .registry import AdapterRecord, AdapterRegistry
+from .staging import StagedUpload
+from .store import AdapterStore
+
+logger = logging.getLogger(__name__)
+
+Inspect = Callable[[str, Path], Awaitable[FactsLike]]
+Release = Callable[[str], Awaitable[None]]
+_T = TypeVar("_T")
+
+
+class AdapterLibrary:
+    """Methods run on one event loop, which must be the leases' own; disk work goes to threads.
+
+    inspect: compiles the adapter with a digest, in a folder, against the base; raises AdapterError.
+    release: gives the adapter's memory back in the engine.
+    reserved: names that no adapter may take: the base's id and routes.
+    """
+
+    def __init__(
+        self,
+        store: AdapterStore,
+        registry: AdapterRegistry,
+        leases: Leases,
+        *,
+        inspect: Inspect,
+        release: Release,
+        reserved: frozenset[str] = frozenset(),
+    ) -> None:
+        self._store = store
+        self._registry = registry
+        self._leases = leases
+        self._inspect = inspect
+        self._release = release
+        self._reserved = reserved
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def recover(self) -> list[VersionRef]:
+        """At start, before any request: delete what a kill left behind.
+
+        Returns the versions whose files are gone, which only a damaged disk explains; requests for them fail.
+        """
+        self._store.sweep(self._registry.in_use)
+        return [ref for ref in self._registry.refs() if not self._store.has(ref.digest)]
+
+    async def add(self, staged: StagedUpload, name: str, *, only_if_new: bool = False) -> AdapterRecord:
+        """Check and register a complete upload as the newest version of `name`. The upload is used up, come what may.
+
+        only_if_new: if the newest version has the same content, return that one and make no other; for adapters that
+            are named on the command line at every start.
+        Raises AdapterError: nothing was registered then.
+        """
+        with staged:
+            check_name(name, self._reserved)
+            digest = staged.digest
+            facts = AdapterFacts.of(await self._inspect(digest, staged.path))
+            # Shielded: a client that leaves now must not separate the files from their row.
+            return await asyncio.shield(self._spawn(self._register(staged, name, facts, only_if_new)))
+
+    async def delete(self, name: str, version: int | None = None) -> list[VersionRef]:
+        """Remove a name, or one version of it; returns what was removed once no new request can get it.
+
+        Running requests keep it; files and memory are given back in the background when the last of them ends.
+        Raises AdapterNotFound; AdapterConflict if it is the server's default.
+        """
+        removed = await asyncio.to_thread(self._registry.delete, name, version)
+        for digest in {ref.digest for ref in removed}:
+            self._spawn(self._collect(digest))
+        return removed
+
+    async def set_default(self, name: str | None) -> None:
+        """Raises AdapterNotFound. Requests admitted before keep what they have."""
+        await asyncio.to_thread(self._registry.set_default, name)
+
+    async def settled(self) -> None:
+        """Wait for all that runs in the background, such as deletions that wait for requests."""
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Stop waiting for requests; what is left on the disk is swept at the next start."""
+        for task in tuple(self._tasks):
+            task.cancel()
+        await self.settled()
+
+    async def _register(self, staged: StagedUpload, name: str, facts: AdapterFacts, only_if_new: bool) -> AdapterRecord:
+        async with self._alone(staged.digest):
+            try:
+                return await asyncio.to_thread(self._commit, staged, name, facts, only_if_new)
+            finally:
+                # Not even the row was written, or another version of the digest has one: the collector finds out.
+                if not self._registry.in_use(staged.digest):
+                    self._spawn(self._collect(staged.digest))
+
+    def _commit(self, staged: StagedUpload, name: str, facts: AdapterFacts, only_if_new: bool) -> AdapterRecord:
+        digest = self._store.commit(staged)
+        newest = self._registry.find(name) if only_if_new else None
+        if newest is not None and newest.digest == digest:
+            return self._registry.get(name, newest.version)
+        return self._registry.add(name, digest, facts)
+
+    async def _collect(self, digest: str) -> None:
+        """Remove an adapter from memory and disk if nothing refers to it any more."""
+        await self._leases.idle(digest)
+        async with self._alone(digest):
+            # No row, then no request can come to it; a row of the same content may have come back meanwhile.
+            if self._registry.in_use(digest) or self._leases.count(digest):
+                return
+            try:
+                await self._release(digest)
+            except Exception:
+                logger.exception("the engine did not release adapter %s", digest)
+            await asyncio.to_thread(self._store.remove, digest)
+
+    @asynccontextmanager
+    async def _alone(self, digest: str) -> AsyncIterator[None]:
+        """No other operation on this digest runs meanwhile."""
+        lock = self._locks.setdefault(digest, asyncio.Lock())
+        async with lock:
+            yield
+
+    def _spawn(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task

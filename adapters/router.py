@@ -1,0 +1,138 @@
+"""Which adapter answers a request: by name, version, the server's default, a weighted mixture, or a route's policy.
+
+The answer is immutable: what a request was admitted with, it is answered by. Knows names and versions; knows no
+files, no HTTP and no model.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from .errors import AdapterNotFound, InvalidAdapter
+from .names import DEFAULT, VersionRef, parse_reference
+
+MAX_PARTS = 8
+MAX_WEIGHT = 1e4
+
+_ROUTES: Mapping[str, "Policy"] = {}
+
+
+class Part(NamedTuple):
+    ref: VersionRef
+    weight: float
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What answers one request.
+
+    parts: empty for the bare base; their weighted sum otherwise.
+    label: for the header `x-peftserve-adapter`: the base's id, `sql@3`, or `a@1*0.7+b@2*0.3`.
+    model: for the response's `model` field: the name that was asked for; for the default and for a mixture, the label.
+    """
+
+    parts: tuple[Part, ...]
+    label: str
+    model: str
+
+    def weights(self) -> dict[str, float]:
+        """Digest to weight. Two names of one digest are added up."""
+        total: dict[str, float] = {}
+        for ref, weight in self.parts:
+            total[ref.digest] = total.get(ref.digest, 0.0) + weight
+        return total
+
+
+class Names(Protocol):
+    """What the router asks of the registry."""
+
+    def find(self, name: str, version: int | None = None) -> VersionRef | None: ...
+
+    def find_default(self) -> VersionRef | None: ...
+
+
+class Policy(Protocol):
+    """Chooses adapters for requests to one route."""
+
+    def choose(self, prompt_token_ids: Sequence[int] | None, user: str | None) -> Sequence[tuple[str, float]]:
+        """Pairs of a name, or `name@version`, and a weight; none is the bare base."""
+
+
+class Router:
+    """base_id: the name that always means the bare base. routes: name to policy."""
+
+    def __init__(self, names: Names, base_id: str, routes: Mapping[str, Policy] = _ROUTES) -> None:
+        self._names = names
+        self._base_id = base_id
+        self._routes = routes
+
+    def resolve(
+        self,
+        model: str | None,
+        adapters: Sequence[tuple[str, float]] | None = None,
+        prompt_token_ids: Sequence[int] | None = None,
+        user: str | None = None,
+    ) -> Resolved:
+        """`adapters` is a mixture on the base, so `model` beside it may only be missing, the base's id or `default`.
+
+        Raises AdapterNotFound, InvalidAdapter. To hold the answer, acquire its lease before the next await.
+        """
+        if adapters is not None:
+            return self._mixture(model, adapters)
+        if model is None or model == DEFAULT:
+            return self._default()
+        if model == self._base_id:
+            return self._base()
+        if policy := self._routes.get(model):
+            return self._parts(policy.choose(prompt_token_ids, user), model)
+        return self._single(model)
+
+    def _base(self) -> Resolved:
+        return Resolved((), self._base_id, self._base_id)
+
+    def _default(self) -> Resolved:
+        ref = self._names.find_default()
+        return self._base() if ref is None else _alone(ref, str(ref))
+
+    def _single(self, model: str) -> Resolved:
+        return _alone(self._find(model, "model"), model)
+
+    def _mixture(self, model: str | None, adapters: Sequence[tuple[str, float]]) -> Resolved:
+        if model not in (None, DEFAULT, self._base_id):
+            raise InvalidAdapter(
+                f"give an adapter as model or a mixture as adapters; beside a mixture, model is {self._base_id!r}",
+                param="model",
+            )
+        if not 1 <= len(adapters) <= MAX_PARTS:
+            raise InvalidAdapter(f"a mixture has 1 to {MAX_PARTS} adapters, this one {len(adapters)}", param="adapters")
+        return self._parts(adapters, None)
+
+    def _parts(self, chosen: Sequence[tuple[str, float]], model: str | None) -> Resolved:
+        if not chosen:
+            return self._base()
+        parts = tuple(Part(self._find(name, "adapters"), _checked(name, weight)) for name, weight in chosen)
+        if len({(part.ref.name, part.ref.version) for part in parts}) < len(parts):
+            raise InvalidAdapter("an adapter may be in a mixture only once", param="adapters")
+        label = "+".join(f"{part.ref}*{part.weight:g}" for part in parts)
+        return Resolved(parts, label, label if model is None else model)
+
+    def _find(self, text: str, param: str) -> VersionRef:
+        reference = parse_reference(text)
+        ref = None if reference is None else self._names.find(*reference)
+        if ref is None:
+            raise AdapterNotFound(f"there is no model or adapter {text[:140]!r}", param=param)
+        return ref
+
+
+def _alone(ref: VersionRef, model: str) -> Resolved:
+    return Resolved((Part(ref, 1.0),), str(ref), model)
+
+
+def _checked(name: str, weight: float) -> float:
+    if not math.isfinite(weight) or abs(weight) > MAX_WEIGHT:
+        raise InvalidAdapter(
+            f"the weight of {name[:140]!r} must be a number between -{MAX_WEIGHT:g} and {MAX_WEIGHT:g}",
+            param="adapters",
+        )
+    return float(weight)

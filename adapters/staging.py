@@ -1,0 +1,180 @@
+"""One upload on its way into the store: bytes to disk under a cap, hashed while they are written.
+
+Knows a folder of its own and the two files that an adapter has; the store decides where the folder goes.
+"""
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+from .errors import AdapterTooLarge, InvalidAdapter, StoreFull
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+FILES = (CONFIG, WEIGHTS)
+MAX_CONFIG_BYTES = 1 << 20
+
+_CHUNK = 1 << 20
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+
+
+def digest_of(hashes: Mapping[str, str]) -> str:
+    """SHA-256 over one line `<file name> <SHA-256 of the file in hexadecimal>\\n` for each file, in FILES' order."""
+    lines = "".join(f"{name} {hashes[name]}\n" for name in FILES)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def check_file_name(name: str) -> None:
+    """Raise InvalidAdapter for a file that is not part of an adapter."""
+    if name.endswith(_PICKLES):
+        raise InvalidAdapter(
+            f"{name[:128]!r} is a pickle file, which can run code when it is read; save the adapter with "
+            f"save_pretrained(..., safe_serialization=True) and send {WEIGHTS}",
+            param="files",
+        )
+    if name not in FILES:
+        raise InvalidAdapter(f"{name[:128]!r} is not part of an adapter; send {CONFIG} and {WEIGHTS}", param="files")
+
+
+class StagedFile:
+    """One file that is being written. Close it, or leave its `with` block, before the digest is asked for."""
+
+    def __init__(self, upload: "StagedUpload", name: str) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._fd = os.open(upload.path / name, flags, 0o600)
+        self._upload = upload
+        self._name = name
+        self._hash = hashlib.sha256()
+        self._size = 0
+
+    def write(self, chunk: bytes) -> None:
+        """Raises AdapterTooLarge over the upload's cap, StoreFull."""
+        self._size += len(chunk)
+        self._upload.grow(self._name, self._size, len(chunk))
+        self._hash.update(chunk)
+        view = memoryview(chunk)
+        with full_disk_named():
+            while view:
+                view = view[os.write(self._fd, view) :]
+
+    def close(self) -> None:
+        """Bring the file to disk and note its hash. A second call does nothing."""
+        if self._fd < 0:
+            return
+        fd, self._fd = self._fd, -1
+        try:
+            with full_disk_named():
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        self._upload.finish(self._name, self._hash.hexdigest())
+
+    def abandon(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self.close() if error is None else self.abandon()
+
+
+class StagedUpload:
+    """path: the folder; the engine inspects the files there. As a context manager it discards what is not committed."""
+
+    def __init__(self, path: Path, limit: int) -> None:
+        self.path = path
+        self._limit = limit
+        self._size = 0
+        self._hashes: dict[str, str] = {}
+
+    def open(self, name: str) -> StagedFile:
+        """Begin one of FILES, in any order, each once. Raises InvalidAdapter, StoreFull."""
+        check_file_name(name)
+        try:
+            with full_disk_named():
+                return StagedFile(self, name)
+        except FileExistsError:
+            raise InvalidAdapter(f"{name} was sent twice", param="files") from None
+
+    def copy_folder(self, folder: Path, *, inside: Sequence[Path] | None = None) -> None:
+        """Copy both files from a folder of this machine, links followed, as a hub's cache has them.
+
+        inside: the files must lie below one of these folders after links are resolved; None allows any.
+        """
+        for name in FILES:
+            source = (folder / name).resolve()
+            if inside is not None and not any(source.is_relative_to(root.resolve()) for root in inside):
+                raise InvalidAdapter("the source lies outside of the folders that the server allows", param="source")
+            self._copy(source, name)
+
+    @property
+    def digest(self) -> str:
+        """Of both files. Raises InvalidAdapter if one is missing."""
+        for name in FILES:
+            if name not in self._hashes:
+                raise InvalidAdapter(f"{name} is missing; an adapter is {CONFIG} and {WEIGHTS}", param="files")
+        return digest_of(self._hashes)
+
+    @property
+    def num_bytes(self) -> int:
+        return self._size
+
+    def discard(self) -> None:
+        """Delete what was written. Nothing happens after a commit or a second time."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self.discard()
+
+    def grow(self, name: str, file_size: int, added: int) -> None:
+        """Account for bytes about to be written. Raises AdapterTooLarge."""
+        self._size += added
+        if name == CONFIG and file_size > MAX_CONFIG_BYTES:
+            raise AdapterTooLarge(f"{CONFIG} is over {MAX_CONFIG_BYTES} bytes", param="files")
+        if self._size > self._limit:
+            raise AdapterTooLarge(f"the adapter is over the limit of {self._limit} bytes", param="files")
+
+    def finish(self, name: str, sha256: str) -> None:
+        self._hashes[name] = sha256
+
+    def _copy(self, source: Path, name: str) -> None:
+        try:
+            file = source.open("rb") if source.is_file() else None
+        except OSError:
+            file = None
+        if file is None:
+            raise InvalidAdapter(f"the source holds no readable {name}", param="source")
+        with file, self.open(name) as staged:
+            while chunk := file.read(_CHUNK):
+                staged.write(chunk)
+
+
+def fsync_folder(path: Path) -> None:
+    """Bring renames in a folder to disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def full_disk_named() -> Iterator[None]:
+    """Turn a disk without room, or a used-up quota, into StoreFull."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFull("the server's disk has no room for this adapter") from None
+        raise
