@@ -9,6 +9,7 @@ import logging
 from collections.abc import AsyncGenerator
 
 import msgspec
+
 from peftserve.adapters import errors
 
 from ..config import EngineConfig

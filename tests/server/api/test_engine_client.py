@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from peftserve.adapters.errors import InvalidAdapter
 from peftserve.server.api.engine import EngineDead
 from peftserve.server.api.engine_client import EngineClient

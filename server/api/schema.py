@@ -1,0 +1,223 @@
+"""The bodies of generation requests, as OpenAI has them and vLLM extends them, with limits.
+
+Unknown fields are ignored, as OpenAI's own clients expect of compatible servers; known ones that would change the
+answer and are not served are refused by name. Knows no engine.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from ..wire.messages import SamplingParams
+from .unsupported import refuse_unsupported
+
+MAX_CHOICES = 128
+MAX_PROMPTS = 1024
+MAX_STOPS = 16
+MAX_STOP_LENGTH = 1024
+MAX_LOGPROBS = 20
+MAX_MIXTURE = 16
+MAX_MESSAGES = 4096
+INT64 = 1 << 63
+COMPLETION_MAX_TOKENS = 16
+
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+Stops = Annotated[list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]], Field(max_length=MAX_STOPS)]
+Prompt = str | list[int]
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+
+class StreamOptions(Body):
+    include_usage: bool = False
+
+
+class MixturePart(Body):
+    """One adapter of a mixture with its weight."""
+
+    name: str = Field(min_length=1, max_length=256)
+    weight: float = Field(default=1.0, ge=-1000, le=1000)
+
+
+class GenerationRequest(Body):
+    """What completions and chats share."""
+
+    model: str | None = Field(default=None, max_length=512)
+    adapters: list[MixturePart] | None = Field(default=None, min_length=1, max_length=MAX_MIXTURE)
+    temperature: float | None = Field(default=None, ge=0, le=100)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1, lt=INT64)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=100)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    logit_bias: dict[TokenId, Bias] | None = Field(default=None, max_length=1024)
+    seed: int | None = Field(default=None, ge=-INT64, lt=INT64)
+    stop: Stops = []
+    stop_token_ids: list[TokenId] | None = Field(default=None, max_length=64)
+    min_tokens: int | None = Field(default=None, ge=0, lt=1 << 31)
+    ignore_eos: bool = False
+    n: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
+    prompt_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = Field(default=None, max_length=1024)
+    cache_salt: str | None = Field(default=None, max_length=256)
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_what_is_not_served(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            refuse_unsupported(data)
+        return data
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_or_many(cls, stop: Any) -> Any:
+        if stop is None:
+            return []
+        return [stop] if isinstance(stop, str) else stop
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> "GenerationRequest":
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options is for streams; set stream to true")
+        if self.stream and self.prompt_logprobs is not None:
+            raise ValueError("prompt_logprobs cannot be streamed")
+        return self
+
+    @property
+    def choices(self) -> int:
+        return self.n or 1
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def sampling(self, *, max_tokens: int, logprobs: int | None, prompt_logprobs: int | None) -> SamplingParams:
+        """For one sequence, before its seed is set. Fields that the client left out are the engine's defaults."""
+        given = {name: value for name in _SAMPLED if (value := getattr(self, name)) is not None}
+        given["top_k"] = max(given.get("top_k", 0), 0)
+        return SamplingParams(
+            max_tokens=max_tokens,
+            ignore_eos=self.ignore_eos,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+            **given,
+        )
+
+
+_SAMPLED = (
+    *("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
+    *("logit_bias", "stop_token_ids", "min_tokens"),
+)
+
+
+class CompletionRequest(GenerationRequest):
+    prompt: list[Prompt] = Field(min_length=1, max_length=MAX_PROMPTS)
+    max_tokens: int | None = Field(default=None, ge=0, lt=1 << 31)
+    best_of: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    echo: bool = False
+    add_special_tokens: bool = True
+
+    @field_validator("prompt", mode="plain")
+    @classmethod
+    def _prompts(cls, prompt: Any) -> list[Prompt]:
+        return _list_prompts(prompt)
+
+    @model_validator(mode="after")
+    def _completion_fields_agree(self) -> "CompletionRequest":
+        if self.best_of is not None and self.best_of < self.choices:
+            raise ValueError("best_of must be at least n")
+        if self.best_of is not None and self.best_of > self.choices and self.stream:
+            raise ValueError("best_of cannot be streamed; leave it out or equal to n")
+        if self.max_tokens == 0 and not self.echo:
+            raise ValueError("max_tokens must be at least 1, or echo be true")
+        return self
+
+    @property
+    def samples(self) -> int:
+        """Sequences to run for each prompt."""
+        return self.best_of or self.choices
+
+
+class TextPart(Body):
+    type: Literal["text"]
+    text: str
+
+
+class Message(Body):
+    """Fields beyond these reach the chat template as they are."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | None = None
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _join_parts(cls, content: Any) -> Any:
+        if not isinstance(content, list):
+            return content
+        if any(not isinstance(part, Mapping) or part.get("type") != "text" for part in content):
+            raise ValueError("only parts of type 'text' are served")
+        return "\n".join(TextPart.model_validate(part).text for part in content)
+
+    @model_validator(mode="after")
+    def _no_tool_calls(self) -> "Message":
+        if (self.model_extra or {}).get("tool_calls") or (self.model_extra or {}).get("function_call"):
+            raise ValueError("tool calls are not served")
+        if self.content is None:
+            raise ValueError("content is missing")
+        return self
+
+
+class ChatRequest(GenerationRequest):
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
+    max_tokens: int | None = Field(default=None, ge=1, lt=1 << 31)
+    max_completion_tokens: int | None = Field(default=None, ge=1, lt=1 << 31)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    add_special_tokens: bool = False
+    chat_template_kwargs: dict[str, Any] | None = Field(default=None, max_length=64)
+
+    @model_validator(mode="after")
+    def _chat_fields_agree(self) -> "ChatRequest":
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs to be true")
+        if self.continue_final_message and self.add_generation_prompt:
+            raise ValueError("continue_final_message needs add_generation_prompt to be false")
+        return self
+
+    @property
+    def limit(self) -> int | None:
+        """The newer name wins."""
+        return self.max_completion_tokens or self.max_tokens
+
+
+def _list_prompts(prompt: Any) -> list[Prompt]:
+    """str | list[str] | list[int] | list[list[int]] as a list of prompts."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if not isinstance(prompt, list) or not prompt:
+        raise ValueError("must be a text, a list of texts, a list of token ids or a list of such lists, and not empty")
+    if len(prompt) > MAX_PROMPTS and not _are_token_ids(prompt):
+        raise ValueError(f"at most {MAX_PROMPTS} prompts in one request")
+    if _are_token_ids(prompt):
+        return [prompt]
+    if all(isinstance(p, str) for p in prompt) or all(isinstance(p, list) and p and _are_token_ids(p) for p in prompt):
+        return prompt
+    raise ValueError("a list must hold texts only, token ids only, or lists of token ids only, none of them empty")
+
+
+def _are_token_ids(values: list[Any]) -> bool:
+    return all(type(value) is int for value in values)
