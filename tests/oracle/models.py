@@ -1,0 +1,133 @@
+"""Tiny random models of every architecture that peftserve serves, in Hugging Face format, with a tokenizer.
+
+Weights are drawn so that greedy text is varied and the best token stands clear of the next: blocks write more into
+the residual stream than the embedding does, and norms and biases are not the identity.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+VOCAB_SIZE = 300
+BOS, EOS, PAD = 0, 1, 2
+_SPECIAL = ["<s>", "</s>", "<pad>", "<|user|>", "<|assistant|>"]
+_PIECES = "the and ing ion ent her for tha nth int ere tio ter est ers ati hat ate all eth hes ver his oft ith fth"
+_CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{{ '<|' + ('assistant' if m.role == 'assistant' else 'user') + '|>' + m.content }}"
+    "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def _decoder(config: type[PretrainedConfig], **own: Any) -> Callable[..., PretrainedConfig]:
+    """A factory of a small configuration with the names that most decoders share, and with their own."""
+    shared = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "bos_token_id": BOS,
+        "eos_token_id": EOS,
+        "pad_token_id": PAD,
+    }
+    return lambda **overrides: config(**{**shared, **own, **overrides})
+
+
+ARCHITECTURES: dict[str, Callable[..., PretrainedConfig]] = {
+    "llama": _decoder(transformers.LlamaConfig, tie_word_embeddings=False),
+    "llama_biased": _decoder(transformers.LlamaConfig, tie_word_embeddings=False, attention_bias=True, mlp_bias=True),
+    "mistral": _decoder(transformers.MistralConfig, sliding_window=24, tie_word_embeddings=False),
+    "qwen2": _decoder(transformers.Qwen2Config, tie_word_embeddings=True),
+    "qwen3": _decoder(transformers.Qwen3Config, head_dim=32, tie_word_embeddings=True),
+    "gemma2": _decoder(
+        transformers.Gemma2Config,
+        head_dim=32,
+        sliding_window=24,
+        query_pre_attn_scalar=20,
+        attn_logit_softcapping=3.0,
+        final_logit_softcapping=12.0,
+        layer_types=["sliding_attention", "full_attention"],
+    ),
+    "gemma3": _decoder(
+        transformers.Gemma3TextConfig,
+        head_dim=32,
+        num_hidden_layers=3,
+        sliding_window=24,
+        query_pre_attn_scalar=20,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+    ),
+    "phi3": _decoder(transformers.Phi3Config, tie_word_embeddings=False, original_max_position_embeddings=256),
+    "gpt2": lambda **overrides: transformers.GPT2Config(
+        **{
+            "vocab_size": VOCAB_SIZE,
+            "n_positions": 256,
+            "n_embd": 64,
+            "n_layer": 2,
+            "n_head": 4,
+            "bos_token_id": BOS,
+            "eos_token_id": EOS,
+            "pad_token_id": PAD,
+            **overrides,
+        }
+    ),
+    "opt": _decoder(transformers.OPTConfig, ffn_dim=96, word_embed_proj_dim=64),
+}
+
+
+def tiny_model(architecture: str, seed: int, folder: Path, **overrides: Any) -> Path:
+    """Write a random float32 model of `architecture`, a key of ARCHITECTURES, and its tokenizer to `folder`."""
+    model = transformers.AutoModelForCausalLM.from_config(ARCHITECTURES[architecture](**overrides))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(_drawn(model, name, parameter, generator))
+    model.generation_config.do_sample = False
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def _drawn(model: PreTrainedModel, name: str, parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    noise = torch.randn(parameter.shape, generator=generator)
+    if parameter is model.get_output_embeddings().weight:
+        noise[EOS] *= 1.5  # or too few texts would end by themselves
+    kind = model.config.model_type
+    if parameter.dim() == 1:
+        loud = kind.startswith("gemma") and name == "model.norm.weight"  # makes up for the quiet embedding it meets
+        return parameter + 0.2 * noise + (7.0 if loud else 0.0)
+    if parameter is model.get_input_embeddings().weight:
+        return (0.04 if kind.startswith("gemma") else 0.3) * noise  # Gemma multiplies it by 8
+    fan_in = parameter.shape[0] if kind == "gpt2" else parameter.shape[1]
+    return (3.0 if kind in ("gpt2", "opt") else 1.5) * noise / fan_in**0.5
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE of exactly VOCAB_SIZE tokens, so that any text is encoded and any token has a text."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens, merges = [*_SPECIAL, *alphabet], []
+    for piece in _PIECES.split():
+        for merge in ((piece[0], piece[1]), (piece[:2], piece[2])):
+            if "".join(merge) not in tokens and len(tokens) < VOCAB_SIZE:
+                tokens.append("".join(merge))
+                merges.append(merge)
+    assert len(tokens) == VOCAB_SIZE
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in _SPECIAL])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=_SPECIAL[BOS],
+        eos_token=_SPECIAL[EOS],
+        pad_token=_SPECIAL[PAD],
+        chat_template=_CHAT_TEMPLATE,
+    )

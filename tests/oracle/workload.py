@@ -1,0 +1,94 @@
+"""A random mix of requests with PEFT's answers: many adapters, mixtures and the base, arriving over time."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .models import EOS, VOCAB_SIZE
+from .reference import Greedy, Mixture, PeftOracle
+
+_CLEAR = 1e-3
+"""Smallest margin between the best two logits at which every correct implementation must agree."""
+
+_MOST_TOKENS = 24
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request and what must come out of it.
+
+    arrival: the step before which it is added. token_ids, logprobs: PEFT's, up to and with an end of sequence that
+    counts.
+    """
+
+    request_id: str
+    prompt: list[int]
+    mixture: Mixture
+    arrival: int
+    max_tokens: int
+    ignore_eos: bool
+    token_ids: list[int]
+    logprobs: list[float]
+
+    @property
+    def finish_reason(self) -> str:
+        return "stop" if self.token_ids[-1] == EOS and not self.ignore_eos else "length"
+
+
+def random_workload(
+    oracle: PeftOracle, adapters: Sequence[Path], seed: int = 0, size: int = 64, longest: int = 120, last: int = 40
+) -> list[Request]:
+    """`size` requests of 1 to `longest` tokens for 1 to 24 more, sorted by arrival before one of `last` steps.
+
+    A third of the prompts start with one of three common prefixes.
+    """
+    chance = random.Random(seed)
+    prefixes = [_tokens(chance, chance.randint(longest // 6, longest * 2 // 3)) for _ in range(3)]
+    mixtures = _mixtures(chance, adapters)
+    requests = []
+    for i in range(size):
+        prefix = chance.choice(prefixes) if chance.random() < 0.33 else []
+        prompt = prefix + _tokens(chance, chance.randint(1, longest - len(prefix)))
+        requests.append(_request(oracle, chance, f"request-{i}", prompt, chance.choice(mixtures), last))
+    return sorted(requests, key=lambda request: request.arrival)
+
+
+def _request(
+    oracle: PeftOracle, chance: random.Random, request_id: str, prompt: list[int], mixture: Mixture, last: int
+) -> Request:
+    answer = oracle.greedy(prompt, _MOST_TOKENS, mixture)
+    while answer.margins[0] < _CLEAR:
+        prompt = prompt[:-1] + _tokens(chance, 1)
+        answer = oracle.greedy(prompt, _MOST_TOKENS, mixture)
+    max_tokens = _clear_length(answer, chance.randint(1, _MOST_TOKENS))
+    ignore_eos = chance.random() < 0.5
+    token_ids = _until_eos(answer.token_ids[:max_tokens], ignore_eos)
+    logprobs = answer.logprobs[: len(token_ids)]
+    return Request(request_id, prompt, mixture, chance.randrange(last), max_tokens, ignore_eos, token_ids, logprobs)
+
+
+def _mixtures(chance: random.Random, adapters: Sequence[Path]) -> list[Mixture]:
+    """Each adapter, the base, and four mixtures of two or three."""
+    alone: list[Mixture] = [((adapter, 1.0),) for adapter in adapters]
+    together: list[Mixture] = [
+        tuple((adapter, round(chance.uniform(-0.2, 0.8), 2)) for adapter in chance.sample(list(adapters), count))
+        for count in (2, 2, 3, 3)
+    ]
+    return [*alone, (), *together]
+
+
+def _tokens(chance: random.Random, count: int) -> list[int]:
+    return [chance.randrange(5, VOCAB_SIZE) for _ in range(count)]
+
+
+def _clear_length(answer: Greedy, max_tokens: int) -> int:
+    """`max_tokens`, or fewer so that the text ends before its first near tie."""
+    close = (i for i, margin in enumerate(answer.margins[:max_tokens]) if margin < _CLEAR)
+    return next(close, max_tokens)
+
+
+def _until_eos(token_ids: list[int], ignore_eos: bool) -> list[int]:
+    if ignore_eos or EOS not in token_ids:
+        return token_ids
+    return token_ids[: token_ids.index(EOS) + 1]
