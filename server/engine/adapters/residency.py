@@ -1,0 +1,182 @@
+"""Which adapters are on the device, in which slot and range of the arena, and for whom.
+
+A lease pins the adapters of one sequence: all of them or none, so that two mixtures never wait for each other.
+Unpinned adapters stay until their slot or range is needed, least recently used first out. Everything here runs on
+the step loop's thread; only the loads that it starts run elsewhere.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from peftserve.kernels.layout import BlobLayout, BypassBackend
+
+from ...wire.messages import AdapterPart
+from ..scheduling.sequence import Lease
+from .host_tier import HostTier
+from .loader import AdapterLoader
+from .packing import Blob
+from .ranges import RangeAllocator
+
+
+@dataclass(slots=True)
+class _Resident:
+    """copy: the copy into the arena while it runs; None once the slot is attached."""
+
+    slot: int
+    start: int
+    layout: BlobLayout
+    holders: int
+    copy: Future[None] | None
+    requested: float
+
+
+class AdapterResidency:
+    def __init__(
+        self, loader: AdapterLoader, backend: BypassBackend, host: HostTier, ranges: RangeAllocator, max_loras: int
+    ) -> None:
+        self.host = host
+        self.num_loads = 0
+        self.num_evictions = 0
+        self.load_seconds: list[float] = []
+        self._loader = loader
+        self._backend = backend
+        self._ranges = ranges
+        self._max_loras = max_loras
+        self._free_slots = list(range(max_loras - 1, -1, -1))
+        self._residents: OrderedDict[str, _Resident] = OrderedDict()
+        self._fetches: dict[str, Future[Blob]] = {}
+        self._asked: dict[str, float] = {}
+
+    # What the scheduler asks
+
+    def prepare(self, parts: Sequence[AdapterPart]) -> bool:
+        """Whether all parts are in host memory or on the device; what is not is fetched from disk."""
+        missing = [p.digest for p in parts if p.digest not in self._residents and self.host.get(p.digest) is None]
+        for part in parts:
+            self._asked.setdefault(part.digest, time.monotonic())
+        for digest in missing:
+            if digest not in self._fetches:
+                self._fetches[digest] = self._loader.fetch(digest)
+        return not missing
+
+    def reserve(self, parts: Sequence[AdapterPart]) -> Lease | None:
+        """Slots for prepared parts, or None if the device has no room until somebody releases some."""
+        digests = [part.digest for part in parts]
+        for digest in digests:
+            self._pin(digest, 1)
+        for digest in digests:
+            if digest not in self._residents and not self._load(digest):
+                self._unpin(digests)
+                return None
+        slots = tuple(self._residents[digest].slot for digest in digests)
+        return Lease(slots=slots, weights=tuple(part.weight for part in parts), digests=tuple(digests))
+
+    def is_ready(self, lease: Lease) -> bool:
+        return all(self._residents[digest].copy is None for digest in lease.digests)
+
+    def release(self, lease: Lease) -> None:
+        self._unpin(lease.digests)
+
+    # What the engine asks
+
+    def poll(self) -> dict[str, BaseException]:
+        """Take in what the loader has finished. Returns the digests that could not be fetched, and why."""
+        failed: dict[str, BaseException] = {}
+        for digest in [d for d, fetch in self._fetches.items() if fetch.done()]:
+            fetch = self._fetches.pop(digest)
+            if (error := fetch.exception()) is not None:
+                failed[digest] = error
+                self._asked.pop(digest, None)
+            else:
+                self.host.put(digest, fetch.result(), keep=self._asked)
+        for digest, resident in self._residents.items():
+            if resident.copy is not None and resident.copy.done():
+                resident.copy.result()
+                self._attach(digest, resident)
+        self._asked = {d: t for d, t in self._asked.items() if d in self._fetches}
+        return failed
+
+    def is_loading(self) -> bool:
+        return bool(self._fetches) or any(r.copy is not None for r in self._residents.values())
+
+    def keep(self, digest: str, blob: Blob) -> None:
+        """A blob that was compiled for another reason (an upload's inspection) is worth keeping on the host."""
+        self.host.put(digest, blob, keep=self._asked)
+
+    def fits(self, blob: Blob) -> bool:
+        return self._ranges.rounded(blob.data.numel()) <= self._ranges.capacity
+
+    def drop(self, digest: str) -> bool:
+        """Forget an adapter that no lease holds. False: a load of it is still running, ask again."""
+        resident = self._residents.get(digest)
+        if digest in self._fetches or (resident is not None and (resident.copy is not None or resident.holders)):
+            return False
+        if resident is not None:
+            self._remove(digest)
+        self.host.drop(digest)
+        return True
+
+    def digests(self) -> list[str]:
+        return [digest for digest, resident in self._residents.items() if resident.copy is None]
+
+    def num_elements(self) -> int:
+        """Elements of the arena in use."""
+        return self._ranges.num_used
+
+    # Slots and ranges
+
+    def _pin(self, digest: str, count: int) -> None:
+        resident = self._residents.get(digest)
+        if resident is not None:
+            resident.holders += count
+            self._residents.move_to_end(digest)
+
+    def _unpin(self, digests: Sequence[str]) -> None:
+        """Let go. What has begun to load may finish, so that it is there the next time."""
+        for digest in digests:
+            self._pin(digest, -1)
+
+    def _load(self, digest: str) -> bool:
+        blob = self.host.get(digest)
+        assert blob is not None, "reserved an adapter that was not prepared"
+        start = self._make_room(blob.data.numel())
+        if start is None:
+            return False
+        slot = self._free_slots.pop()
+        copy = self._loader.copy(blob, start)
+        requested = self._asked.get(digest, time.monotonic())
+        self._residents[digest] = _Resident(slot, start, blob.layout, holders=1, copy=copy, requested=requested)
+        return True
+
+    def _make_room(self, size: int) -> int | None:
+        """A free slot and a range of `size`, evicting what nobody holds, or None."""
+        while not self._free_slots or (start := self._ranges.allocate(size)) is None:
+            victim = next((d for d, r in self._residents.items() if r.holders == 0 and r.copy is None), None)
+            if victim is None:
+                return None
+            self._remove(victim)
+            self.num_evictions += 1
+        return start
+
+    def _attach(self, digest: str, resident: _Resident) -> None:
+        self._backend.attach(resident.slot, resident.start, resident.layout)
+        resident.copy = None
+        self.num_loads += 1
+        self.load_seconds.append(time.monotonic() - resident.requested)
+
+    def _remove(self, digest: str) -> None:
+        resident = self._residents.pop(digest)
+        self._backend.detach(resident.slot)
+        self._ranges.free(resident.start)
+        self._free_slots.append(resident.slot)
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError where slots, ranges and residents do not agree."""
+        self._ranges.check_integrity()
+        self.host.check_integrity()
+        slots = sorted([*self._free_slots, *(r.slot for r in self._residents.values())])
+        assert slots == list(range(self._max_loras)), f"slots are lost or doubled: {slots}"
+        assert all(r.holders >= 0 for r in self._residents.values()), "an adapter was released too often"

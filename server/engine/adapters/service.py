@@ -1,0 +1,144 @@
+"""All that the engine does with adapters, put together: arena, backend, loader, tiers, inspections and releases."""
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from peftserve.adapters.errors import AdapterTooLarge, InvalidAdapter
+from peftserve.adapters.peft.compile import CompiledAdapter, compile_adapter
+from peftserve.kernels.bypass import make_bypass_backend
+
+from ...config import EngineConfig
+from ...wire.messages import AdapterCard
+from ..memory import adapter_elements
+from ..model.loading import LoadedModel
+from .host_tier import HostTier
+from .loader import AdapterLoader
+from .packing import ALIGNMENT, Blob, pack
+from .ranges import RangeAllocator
+from .residency import AdapterResidency
+
+
+class AdapterService:
+    """Compiles against `loaded`, whose weights it reads and never writes."""
+
+    def __init__(self, config: EngineConfig, loaded: LoadedModel) -> None:
+        self._config = config
+        self._loaded = loaded
+        self._folders: dict[str, Path] = {}
+        elements = adapter_elements(config.adapter_memory, loaded.dtype, loaded.device)
+        self._arena = torch.empty(elements, dtype=loaded.dtype, device=loaded.device)
+        self.backend = make_bypass_backend(self._arena, loaded.sites.groups.groups)
+        self._loader = AdapterLoader(self._compile_blob, self._folder_of, self._arena)
+        host = HostTier(config.host_adapter_memory, config.max_cpu_loras)
+        ranges = RangeAllocator(elements, ALIGNMENT)
+        self.residency = AdapterResidency(self._loader, self.backend, host, ranges, config.max_loras)
+        self._compiled: deque[tuple[str, Blob]] = deque()  # by the loader's thread, for `poll` to take in
+        self._releases: dict[str, list[Future[None]]] = {}
+        self._failures: dict[str, BaseException] = {}
+
+    def inspect(self, digest: str, folder: Path) -> Future[AdapterCard]:
+        """Compile on the loader's thread; the blob goes to the host tier. The future raises AdapterError."""
+        return self._loader.submit(partial(self._inspect, digest, folder))
+
+    def release(self, digest: str) -> Future[None]:
+        """Done once no sequence uses the adapter and it is gone from device and host."""
+        release: Future[None] = Future()
+        self._releases.setdefault(digest, []).append(release)
+        return release
+
+    def poll(self, is_used: Callable[[str], bool]) -> None:
+        """Take in finished loads, and drop what is to be released and nobody uses."""
+        while self._compiled:
+            self.residency.keep(*self._compiled.popleft())
+        self._failures |= self.residency.poll()
+        for digest in list(self._releases):
+            if not is_used(digest) and self.residency.drop(digest):
+                self._folders.pop(digest, None)
+                for release in self._releases.pop(digest):
+                    release.set_result(None)
+
+    def take_failures(self) -> dict[str, BaseException]:
+        """Digests that could not be loaded since the last call, and why."""
+        failures, self._failures = self._failures, {}
+        return failures
+
+    def stats(self) -> dict[str, Any]:
+        """The adapters' fields of EngineStats. The loads' durations are handed out once."""
+        residency = self.residency
+        seconds, residency.load_seconds = residency.load_seconds, []
+        return {
+            "adapter_loads": residency.num_loads,
+            "adapter_evictions": residency.num_evictions,
+            "adapter_load_seconds": seconds,
+            "device_adapters": residency.digests(),
+            "host_adapters": residency.host.digests(),
+            "device_adapter_bytes": residency.num_elements() * self._arena.element_size(),
+            "host_adapter_bytes": residency.host.num_bytes,
+        }
+
+    def is_busy(self) -> bool:
+        """Whether something will finish that `poll` should take in."""
+        return bool(self._compiled or self._releases) or self.residency.is_loading()
+
+    def check_integrity(self) -> None:
+        self.residency.check_integrity()
+
+    def close(self) -> None:
+        self._loader.close()
+
+    # On the loader's thread
+
+    def _inspect(self, digest: str, folder: Path) -> AdapterCard:
+        compiled = self._compile(folder)
+        blob = self._pack(compiled)
+        if self._config.store is None:
+            self._folders[digest] = folder
+        self._compiled.append((digest, blob))
+        facts = compiled.facts
+        return AdapterCard(
+            method=facts.method,
+            rank=facts.rank,
+            num_bytes=blob.num_bytes,
+            primitives=dict(facts.primitives),
+            sites=facts.sites,
+            consumed=facts.consumed,
+        )
+
+    def _compile_blob(self, folder: Path) -> Blob:
+        return self._pack(self._compile(folder))
+
+    def _compile(self, folder: Path) -> CompiledAdapter:
+        return compile_adapter(
+            folder,
+            self._loaded.sites.table,
+            self._loaded.dtype,
+            max_rank=self._config.max_lora_rank,
+            base_weight=self._base_weight,
+        )
+
+    def _pack(self, compiled: CompiledAdapter) -> Blob:
+        pin = self._loaded.device.type == "cuda"
+        blob = pack(compiled.bypass, self._loaded.sites.groups, self._loaded.dtype, pin=pin)
+        if blob.data.numel() > self._arena.numel():
+            raise AdapterTooLarge(
+                f"the adapter needs {blob.num_bytes} bytes on the device and --adapter-memory allows "
+                f"{self._arena.numel() * self._arena.element_size()}"
+            )
+        return blob
+
+    def _base_weight(self, site: str) -> torch.Tensor | None:
+        weight = getattr(self._loaded.model.get_submodule(site), "weight", None)
+        return weight if isinstance(weight, torch.Tensor) else None
+
+    def _folder_of(self, digest: str) -> Path:
+        if self._config.store is not None:
+            return self._config.store / digest
+        if digest not in self._folders:
+            raise InvalidAdapter(f"no adapter with digest {digest} was inspected")
+        return self._folders[digest]

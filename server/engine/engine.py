@@ -1,0 +1,254 @@
+"""The engine: requests go in, the tokens of each step come out.
+
+One thread calls everything here. Nothing in `step` waits for a client, a disk or an adapter.
+"""
+
+import logging
+import os
+import secrets
+import time
+from concurrent.futures import Future
+from itertools import count
+from pathlib import Path
+
+import torch
+
+from peftserve.adapters.errors import AdapterError
+
+from ..config import EngineConfig
+from ..wire.messages import AdapterCard, AdapterPart, AddRequest, EngineStats, ModelInfo, SequenceOutput
+from .adapters.service import AdapterService
+from .completion import OutputMaker
+from .memory import kv_pages
+from .model.kv_cache import KVCache
+from .model.loading import eos_token_ids, load_model, tokenizer_facts, vocabulary_size
+from .model.runner import ModelRunner, StepLogits
+from .model.self_check import check_paged_attention
+from .model.sites import BypassHooks
+from .sampling import Sampler
+from .scheduling.batch import Batch
+from .scheduling.page_pool import PagePool
+from .scheduling.scheduler import Scheduler
+from .scheduling.sequence import Sequence
+
+logger = logging.getLogger(__name__)
+
+IDLE_SECONDS = 0.0005  # what an empty step waits for an adapter's load, so that a caller's loop does not spin
+
+
+class Engine:
+    """Loads the model of `config`. Raises UnservableModel if it cannot be served right."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        if config.num_threads is not None:
+            torch.set_num_threads(config.num_threads)
+        self._config = config
+        loaded = load_model(config)
+        self._model = loaded.model
+        self.adapters = AdapterService(config, loaded)
+        shapes = loaded.attention.shapes
+        num_pages = kv_pages(
+            config.kv_cache_tokens,
+            shapes,
+            page_size=config.page_size,
+            max_tokens=config.max_running * loaded.max_model_len,
+            dtype=loaded.dtype,
+            device=loaded.device,
+        )
+        self._max_model_len = min(loaded.max_model_len, num_pages * config.page_size)
+        cache = KVCache(shapes, num_pages, config.page_size, loaded.dtype, loaded.device)
+        hooks = BypassHooks(loaded.model, loaded.sites.groups, self.adapters.backend)
+        self._runner = ModelRunner(loaded.model, loaded.attention, cache, hooks, self.adapters.backend)
+        check_paged_attention(self._runner, loaded.trace, config.page_size)
+        self._scheduler = Scheduler(
+            PagePool(num_pages),
+            self.adapters.residency,
+            page_size=config.page_size,
+            max_batch_tokens=config.max_batch_tokens,
+            max_running=config.max_running,
+            prefix_caching=config.prefix_caching,
+        )
+        facts = tokenizer_facts(config.model, config.trust_remote_code)
+        self.info = self._describe(num_pages, *facts)
+        self._outputs = OutputMaker(
+            Sampler(loaded.trace.logits.shape[-1], loaded.device), self._scheduler, self._max_model_len
+        )
+        self._sequences: dict[str, Sequence] = {}
+        self._arrivals = count()
+        self._steps = 0
+
+    def _describe(
+        self, num_pages: int, tokenizer: str | None, template: str | None, special: dict[str, str], eos: int | None
+    ) -> ModelInfo:
+        config, model = self._config, self._model
+        return ModelInfo(
+            model_name=Path(config.model).name if Path(config.model).is_dir() else config.model,
+            architecture=type(model).__name__,
+            dtype=str(model.dtype).removeprefix("torch."),
+            device=str(model.device),
+            vocab_size=vocabulary_size(model),
+            max_model_len=self._max_model_len,
+            eos_token_ids=sorted(eos_token_ids(model, eos)),
+            num_kv_pages=num_pages,
+            page_size=config.page_size,
+            max_running=config.max_running,
+            max_loras=config.max_loras,
+            max_adapter_rank=config.max_lora_rank,
+            tokenizer=tokenizer,
+            chat_template=template,
+            special_tokens=special,
+            pid=os.getpid(),
+        )
+
+    # Requests
+
+    def add_request(self, request: AddRequest) -> None:
+        """Raises ValueError if it could never be served: no prompt, too long, too many adapters."""
+        length = len(request.prompt_token_ids)
+        if not 0 < length + min(request.sampling.max_tokens, 1) <= self._max_model_len:
+            raise ValueError(f"a prompt of {length} tokens does not fit {self._max_model_len} tokens of context")
+        if not length:
+            raise ValueError("the prompt is empty; it must have at least one token")
+        if request.request_id in self._sequences:
+            raise ValueError(f"request id {request.request_id!r} is in use")
+        sampling = request.sampling
+        sequence = Sequence(
+            request_id=request.request_id,
+            prompt=request.prompt_token_ids,
+            sampling=sampling,
+            adapters=_merge_parts(request.adapters),
+            salt=request.salt,
+            seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
+            eos_token_ids=frozenset(self.info.eos_token_ids),
+            arrival=next(self._arrivals),
+        )
+        if len(sequence.adapters) > self._config.max_loras:
+            raise ValueError(f"a mixture of {len(sequence.adapters)} adapters needs --max-loras of at least as many")
+        self._sequences[request.request_id] = sequence
+        self._scheduler.add(sequence)
+
+    def abort(self, request_id: str) -> None:
+        """Forget a sequence and free its pages. Unknown ids are ignored: it may just have ended."""
+        sequence = self._sequences.pop(request_id, None)
+        if sequence is not None:
+            self._scheduler.remove(sequence)
+
+    def has_work(self) -> bool:
+        return bool(self._sequences)
+
+    # Steps
+
+    def step(self) -> list[SequenceOutput]:
+        """Run one step. Empty while everything waits for adapters."""
+        failures = self._fail_unloadable()
+        batch = self._scheduler.schedule()
+        if not batch:
+            time.sleep(IDLE_SECONDS if self.has_work() else 0)
+            return failures
+        logits = self._run(batch)
+        outputs = self._fail(batch) if logits is None else self._outputs.update(batch, logits)
+        for output in outputs:
+            if output.finish_reason is not None or output.error is not None:
+                self.abort(output.request_id)
+        self._steps += 1
+        return failures + outputs
+
+    def _run(self, batch: Batch) -> StepLogits | None:
+        try:
+            return self._runner.run(batch)
+        except Exception:
+            logger.exception("a step of %d sequences failed", len(batch.spans))
+            return None
+
+    def _fail(self, batch: Batch) -> list[SequenceOutput]:
+        """The step broke: its sequences end, and no page that it may have left half-written is found again."""
+        self._scheduler.pool.forget_all()
+        message = "the engine could not run this request's step; the server's log has the cause"
+        return [_failed(span.sequence, message) for span in batch.spans]
+
+    def _fail_unloadable(self) -> list[SequenceOutput]:
+        self.adapters.poll(self._uses)
+        outputs = []
+        for digest, error in self.adapters.take_failures().items():
+            message = error.message if isinstance(error, AdapterError) else "its files could not be read"
+            hit = [s for s in self._sequences.values() if any(part.digest == digest for part in s.adapters)]
+            outputs += [_failed(sequence, f"the adapter could not be loaded: {message}") for sequence in hit]
+        for output in outputs:
+            self.abort(output.request_id)
+        return outputs
+
+    # Adapters
+
+    def inspect_adapter(self, digest: str, folder: Path) -> AdapterCard:
+        """Compile a checkpoint and keep it at hand under `digest`. Raises AdapterError."""
+        return self.start_inspection(digest, folder).result()
+
+    def start_inspection(self, digest: str, folder: Path) -> Future[AdapterCard]:
+        return self.adapters.inspect(digest, folder)
+
+    def release_adapter(self, digest: str) -> None:
+        """Give back an adapter's memory. Raises ValueError while a request uses it."""
+        if self._uses(digest):
+            raise ValueError("a request uses this adapter")
+        release = self.start_release(digest)
+        while not release.done():
+            self.adapters.poll(self._uses)
+            time.sleep(IDLE_SECONDS)
+
+    def start_release(self, digest: str) -> Future[None]:
+        """The same, done as soon as no request uses it: call `poll` or `step` until then."""
+        return self.adapters.release(digest)
+
+    def poll(self) -> None:
+        """What an idle engine does instead of steps: take in loads and releases that have finished."""
+        self.adapters.poll(self._uses)
+
+    def _uses(self, digest: str) -> bool:
+        return any(part.digest == digest for sequence in self._sequences.values() for part in sequence.adapters)
+
+    # Accounts
+
+    def stats(self) -> EngineStats:
+        scheduler = self._scheduler
+        waiting = [*scheduler.waiting, *scheduler.preempted]
+        return EngineStats(
+            num_running=len(scheduler.running),
+            num_waiting=len(waiting),
+            kv_pages_used=scheduler.pool.num_used,
+            kv_pages_total=scheduler.pool.num_pages,
+            prefix_query_tokens=scheduler.prefix_query_tokens,
+            prefix_hit_tokens=scheduler.prefix_hit_tokens,
+            preemptions=scheduler.num_preemptions,
+            steps=self._steps,
+            running_adapters=_count_adapters(scheduler.running),
+            waiting_adapters=_count_adapters(waiting),
+            **self.adapters.stats(),
+        )
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError where the books of pages, slots and ranges do not agree."""
+        self._scheduler.check_integrity()
+        self.adapters.check_integrity()
+
+    def close(self) -> None:
+        self.adapters.close()
+
+
+def _merge_parts(parts: list[AdapterPart]) -> tuple[AdapterPart, ...]:
+    """The same files under two names of a mixture are one adapter with the sum of the weights."""
+    weights: dict[str, float] = {}
+    for part in parts:
+        weights[part.digest] = weights.get(part.digest, 0.0) + part.weight
+    return tuple(AdapterPart(digest, weight) for digest, weight in weights.items())
+
+
+def _count_adapters(sequences: list[Sequence]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for sequence in sequences:
+        for part in sequence.adapters:
+            counts[part.digest] = counts.get(part.digest, 0) + 1
+    return counts
+
+
+def _failed(sequence: Sequence, message: str) -> SequenceOutput:
+    return SequenceOutput(request_id=sequence.request_id, token_ids=[], error=message)

@@ -1,0 +1,44 @@
+"""How much memory there is, and how much of it pages and adapters get when the operator does not say."""
+
+from pathlib import Path
+
+import torch
+
+from .model.kv_cache import KVShape
+
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_ADAPTER_SHARE, _ADAPTER_MOST = 0.1, 4 << 30
+_KV_SHARE = {"cuda": 0.9, "cpu": 0.3}
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that can be allocated now: the GPU's, or the machine's within its container's limit."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    available = int(fields["MemAvailable"].split()[0]) * 1024
+    limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.exists() else "max"
+    return available if limit == "max" else min(available, int(limit))
+
+
+def adapter_elements(asked_bytes: int | None, dtype: torch.dtype, device: torch.device) -> int:
+    """Elements of the arena."""
+    size = asked_bytes if asked_bytes is not None else min(int(free_bytes(device) * _ADAPTER_SHARE), _ADAPTER_MOST)
+    return size // dtype.itemsize
+
+
+def kv_pages(
+    asked_tokens: int | None,
+    shapes: dict[int, KVShape],
+    *,
+    page_size: int,
+    max_tokens: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> int:
+    """Pages of the cache: as asked, else what fits the free memory, at most enough for `max_tokens`."""
+    if asked_tokens is not None:
+        return max(asked_tokens // page_size, 1)
+    page_bytes = page_size * dtype.itemsize * sum(shape.elements_per_token for shape in shapes.values())
+    fitting = int(free_bytes(device) * _KV_SHARE[device.type]) // page_bytes
+    return max(min(fitting, -(-max_tokens // page_size)), 1)

@@ -1,0 +1,186 @@
+"""Loads the base with transformers, and says no to what paged attention would serve wrongly.
+
+Structure is checked first, with a reason a person can act on; then one traced pass must give the logits that
+transformers' own eager attention gives, whatever the architecture.
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from ...config import EngineConfig
+from .attention import PagedAttention
+from .errors import UnservableModel
+from .sites import SiteTracer, TracedSites
+
+logger = logging.getLogger(__name__)
+
+TRACE_TOKENS = 24
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
+
+
+@dataclass(frozen=True)
+class Trace:
+    """token_ids: (tokens,) of the traced pass. logits: (tokens, vocabulary) that eager attention gave, float32."""
+
+    token_ids: torch.Tensor
+    logits: torch.Tensor
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """max_model_len: tokens that the positions allow. sites: where adapters attach."""
+
+    model: PreTrainedModel
+    attention: PagedAttention
+    sites: TracedSites
+    max_model_len: int
+    trace: Trace
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+
+def load_model(config: EngineConfig) -> LoadedModel:
+    """Raises UnservableModel with the reason, or what transformers raises for a folder that is no model."""
+    hf_config = AutoConfig.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
+    _check_structure(hf_config)
+    device = _device(config.device)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        config.model,
+        dtype=_dtype(config.dtype, hf_config, device),
+        trust_remote_code=config.trust_remote_code,
+        attn_implementation="eager",
+    )
+    torch.nn.Module.to(model, device)
+    model.eval().requires_grad_(False)
+    limit = _max_model_len(hf_config.get_text_config(), config.max_model_len)
+    with torch.inference_mode():
+        attention, sites, trace = _trace(model, min(TRACE_TOKENS, limit))
+    return LoadedModel(model, attention, sites, limit, trace)
+
+
+def _check_structure(config: PreTrainedConfig) -> None:
+    text = config.get_text_config()
+    if config.is_encoder_decoder:
+        raise UnservableModel("it is an encoder-decoder; only decoder-only language models are served")
+    if unknown := set(getattr(text, "layer_types", None) or ()) - _LAYER_TYPES:
+        raise UnservableModel(f"its layers of type {', '.join(sorted(unknown))} keep state outside the paged KV cache")
+    if not getattr(text, "is_causal", True) or getattr(text, "use_bidirectional_attention", False):
+        raise UnservableModel("its attention is bidirectional")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UnservableModel("--device cuda was asked for, but torch sees no GPU; use --device cpu")
+    return torch.device(name, 0) if name == "cuda" else torch.device(name)
+
+
+def _dtype(name: str, config: PreTrainedConfig, device: torch.device) -> torch.dtype:
+    """`auto` is the checkpoint's type; float16, which CPUs compute slowly and no better, becomes float32 there."""
+    dtype: torch.dtype
+    if name != "auto":
+        dtype = getattr(torch, name)
+        return dtype
+    stored = config.get_text_config().dtype or config.dtype or torch.float32
+    dtype = getattr(torch, stored) if isinstance(stored, str) else stored
+    return torch.float32 if device.type == "cpu" and dtype == torch.float16 else dtype
+
+
+def _max_model_len(config: PreTrainedConfig, asked: int | None) -> int:
+    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
+    limits.append(_longrope_limit(config))
+    limit = min((int(n) for n in limits if n), default=asked or 2048)
+    if asked is not None and asked > limit:
+        raise UnservableModel(f"--max-model-len {asked} is more than the {limit} positions that it was made for")
+    return asked or limit
+
+
+def _longrope_limit(config: PreTrainedConfig) -> int | None:
+    """LongRoPE changes all frequencies once a text outgrows the original length; a batch has only one set of them."""
+    parameters: Any = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if parameters.get("rope_type", parameters.get("type")) != "longrope":
+        return None
+    original: int | None = parameters.get("original_max_position_embeddings") or getattr(
+        config, "original_max_position_embeddings", None
+    )
+    return original
+
+
+def _trace(model: PreTrainedModel, num_tokens: int) -> tuple[PagedAttention, TracedSites, Trace]:
+    """Find the sites and the shapes of keys and values, and compare our attention with transformers' own."""
+    vocabulary = vocabulary_size(model)
+    ids = torch.arange(3, 3 + 7 * num_tokens, 7, device=model.device)[None] % vocabulary
+    positions = torch.arange(num_tokens, device=model.device)[None]
+    expected = _logits(model, ids, positions)
+    attention = PagedAttention()
+    model.set_attn_implementation(attention.name)
+    with SiteTracer(model, num_tokens) as tracer:
+        logits = _logits(model, ids, positions)
+    if not attention.shapes:
+        raise UnservableModel(f"{type(model).__name__} does not call transformers' attention interface")
+    check_close(logits, expected, "attention behind transformers' interface")
+    return attention, tracer.result(), Trace(ids[0], expected)
+
+
+def vocabulary_size(model: PreTrainedModel) -> int:
+    """Rows of the embedding: token ids that a prompt may use."""
+    embedding: torch.nn.Embedding = model.get_input_embeddings()
+    return embedding.weight.shape[0]
+
+
+def _logits(model: PreTrainedModel, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """(tokens, vocabulary) in float32."""
+    try:
+        output = model(input_ids=ids, position_ids=positions, use_cache=False)
+    except TypeError as error:
+        raise UnservableModel(f"its forward pass does not take input_ids and position_ids: {error}") from error
+    logits: torch.Tensor = output.logits[0].float()
+    return logits
+
+
+def check_close(logits: torch.Tensor, expected: torch.Tensor, what: str) -> None:
+    """Raises UnservableModel if the two differ by more than the rounding of the model's type explains."""
+    difference = (logits.log_softmax(-1) - expected.log_softmax(-1)).abs().max().item()
+    scale = expected.std(-1).mean().item()
+    if not difference <= 0.1 * max(scale, 1.0):
+        raise UnservableModel(f"its logits with {what} are off by {difference:.3g}: it uses attention unknown here")
+
+
+def tokenizer_facts(model: str, trust_remote_code: bool) -> tuple[str | None, str | None, dict[str, str], int | None]:
+    """tokenizer.json's text as transformers resolves it, chat template, special tokens, end of sequence id.
+
+    All None or empty for a model without a (fast) tokenizer: it serves token ids only.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+        backend = tokenizer.backend_tokenizer
+    except (OSError, ValueError, AttributeError, ImportError) as error:
+        logger.warning("no usable tokenizer in %s (%s): only token ids can be sent", model, error)
+        return None, None, {}, None
+    backend.no_truncation()
+    backend.no_padding()
+    special = {name: str(text) for name, text in tokenizer.special_tokens_map.items() if isinstance(text, str)}
+    template = tokenizer.chat_template
+    return backend.to_str(), template if isinstance(template, str) else None, special, tokenizer.eos_token_id
+
+
+def eos_token_ids(model: PreTrainedModel, tokenizer_eos: int | None) -> frozenset[int]:
+    """Ends of sequence: the generation configuration's, else the model's, else the tokenizer's."""
+    for source in (model.generation_config, model.config.get_text_config()):
+        ids = getattr(source, "eos_token_id", None)
+        if ids is not None:
+            return frozenset(ids if isinstance(ids, list) else [ids])
+    return frozenset() if tokenizer_eos is None else frozenset([tokenizer_eos])

@@ -1,0 +1,132 @@
+"""Runs a batch of spans through the model: fills the step's metadata, returns the logits of the rows that need them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from transformers import PreTrainedModel
+
+from peftserve.kernels.layout import BypassBackend, Segment
+
+from ..scheduling.batch import Batch, Span
+from .attention import AttentionStep, DecodeRows, PagedAttention, PrefillRows
+from .kv_cache import KVCache
+from .sites import BypassHooks
+
+
+@dataclass(frozen=True)
+class StepLogits:
+    """logits: (rows, vocabulary), the rows of all spans in order; offsets[i] is the first row of span i."""
+
+    logits: torch.Tensor
+    offsets: list[int]
+
+
+class ModelRunner:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        attention: PagedAttention,
+        cache: KVCache,
+        hooks: BypassHooks,
+        backend: BypassBackend,
+    ) -> None:
+        attention.cache = cache
+        self._model = model
+        self._attention = attention
+        self._page_size = cache.page_size
+        self._hooks = hooks
+        self._backend = backend
+
+    @torch.inference_mode()
+    def run(self, batch: Batch) -> StepLogits:
+        offsets = list(accumulate((span.num_tokens for span in batch.spans), initial=0))
+        row_offsets = list(accumulate((span.num_logit_rows for span in batch.spans), initial=0))
+        ids = [token for span in batch.spans for token in span.sequence.tokens[span.start : span.end]]
+        positions = [position for span in batch.spans for position in range(span.start, span.end)]
+        rows = [row for span, end in zip(batch.spans, offsets[1:], strict=True) for row in _logit_rows(span, end)]
+        self._attention.step = self._attention_step(batch.spans, offsets)
+        self._begin_bypass(batch.spans, offsets, row_offsets)
+        try:
+            output = self._model(
+                input_ids=self._tensor(ids)[None],
+                position_ids=self._tensor(positions)[None],
+                use_cache=False,
+                logits_to_keep=self._tensor(rows),
+            )
+        finally:
+            self._attention.step = None
+            self._hooks.forget_inputs()
+        return StepLogits(output.logits[0], row_offsets)
+
+    def _tensor(self, values: Sequence[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int64).to(self._model.device, non_blocking=True)
+
+    # Bypasses
+
+    def _begin_bypass(self, spans: list[Span], offsets: list[int], row_offsets: list[int]) -> None:
+        tokens = _segments(spans, offsets)
+        self._hooks.active = bool(tokens)
+        if tokens:
+            self._backend.begin(tokens, _segments(spans, row_offsets))
+
+    # Attention
+
+    def _attention_step(self, spans: list[Span], offsets: list[int]) -> AttentionStep:
+        write = [row for span in spans for row in self._cache_rows(span)]
+        singles = [i for i, span in enumerate(spans) if span.num_tokens == 1]
+        prefills = [
+            PrefillRows(offsets[i], offsets[i + 1], span.start, self._pages([span]))
+            for i, span in enumerate(spans)
+            if span.num_tokens > 1
+        ]
+        whole = not prefills
+        decodes = [self._decode_rows(spans, offsets, group, whole) for group in self._by_length(spans, singles)]
+        return AttentionStep(self._tensor(write), decodes, prefills)
+
+    def _cache_rows(self, span: Span) -> Iterable[int]:
+        pages, size = span.sequence.pages, self._page_size
+        return (pages[i // size] * size + i % size for i in range(span.start, span.end))
+
+    def _by_length(self, spans: list[Span], singles: list[int]) -> list[list[int]]:
+        """Decodes of similar length together: padding at most quadruples what a short one reads."""
+        groups: dict[int, list[int]] = {}
+        for i in singles:
+            groups.setdefault((spans[i].end // self._page_size).bit_length() // 2, []).append(i)
+        return list(groups.values())
+
+    def _decode_rows(self, spans: list[Span], offsets: list[int], group: list[int], whole: bool) -> DecodeRows:
+        rows = None if whole and len(group) == len(spans) else self._tensor([offsets[i] for i in group])
+        members = [spans[i] for i in group]
+        return DecodeRows(rows, self._pages(members), self._tensor([span.end for span in members]))
+
+    def _pages(self, spans: list[Span]) -> torch.Tensor:
+        """(spans, pages): those that hold each span's tokens so far, padded with page 0."""
+        counts = [-(-span.end // self._page_size) for span in spans]
+        width = max(counts)
+        padded = [
+            span.sequence.pages[:count] + [0] * (width - count) for span, count in zip(spans, counts, strict=True)
+        ]
+        return torch.tensor(padded, dtype=torch.int64).to(self._model.device, non_blocking=True)
+
+
+def _logit_rows(span: Span, end: int) -> range:
+    return range(end - span.num_logit_rows, end)
+
+
+def _segments(spans: list[Span], offsets: list[int]) -> list[Segment]:
+    """One segment for each run of neighbouring spans with the same slots; several where a run is a mixture."""
+    segments: list[Segment] = []
+    runs: list[tuple[tuple[int, ...], tuple[float, ...], int, int]] = []
+    for span, begin, end in zip(spans, offsets, offsets[1:], strict=False):
+        lease = span.sequence.lease
+        if lease is None or not lease.slots or begin == end:
+            continue
+        if runs and runs[-1][:2] == (lease.slots, lease.weights) and runs[-1][3] == begin:
+            runs[-1] = (*runs[-1][:3], end)
+        else:
+            runs.append((lease.slots, lease.weights, begin, end))
+    for slots, weights, begin, end in runs:
+        segments += [Segment(slot, weight, begin, end) for slot, weight in zip(slots, weights, strict=True)]
+    return segments

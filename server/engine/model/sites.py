@@ -1,0 +1,164 @@
+"""Finds the modules that adapters may change, and hooks the bypass onto them.
+
+One traced forward pass says which modules see every token, and which of them read the same input tensor: those form
+a group, and share one shrink. A hook compares the tensor itself, so a group that was traced wrongly costs time and
+never a wrong result.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from peftserve.adapters.sites import Site, SiteKind, SiteTable
+from peftserve.kernels.layout import BypassBackend, Group, Rows, Shrunk
+
+from ..adapters.packing import SiteGroups
+
+
+@dataclass(frozen=True)
+class TracedSites:
+    table: SiteTable
+    groups: SiteGroups
+
+
+@dataclass
+class _Call:
+    """One call of a candidate module in the traced pass. The input is kept so that its identity stays its own."""
+
+    name: str
+    module: nn.Module
+    input: torch.Tensor
+
+
+class SiteTracer:
+    """Records calls of candidate modules in one forward pass of `num_tokens` tokens; used as a context."""
+
+    def __init__(self, model: PreTrainedModel, num_tokens: int) -> None:
+        self._model = model
+        self._num_tokens = num_tokens
+        self._calls: dict[str, _Call] = {}
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> "SiteTracer":
+        for name, module in self._model.named_modules():
+            if isinstance(module, nn.Embedding) or _widths(module) is not None:
+                hook = self._recorder(name)
+                self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _recorder(self, name: str) -> Callable[..., None]:
+        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if len(args) != 1 or kwargs or not isinstance(output, torch.Tensor):
+                return
+            if output.shape[:-1].numel() == self._num_tokens and args[0].dtype in (torch.int64, output.dtype):
+                self._calls[name] = _Call(name, module, args[0])
+
+        return record
+
+    def result(self) -> TracedSites:
+        head_module = self._model.get_output_embeddings()
+        embedding = self._model.get_input_embeddings()
+        sites = {name: _site(call, head_module) for name, call in self._calls.items()}
+        names = {module: name for name, module in self._model.named_modules()}
+        tied = head_module is not None and getattr(embedding, "weight", None) is head_module.weight
+        table = SiteTable(
+            sites=sites,
+            head=names.get(head_module) if head_module is not None else None,
+            tied_head=names.get(embedding) if tied else None,
+            other_modules=frozenset(name for name in names.values() if name and name not in sites),
+        )
+        return TracedSites(table, self._group(sites))
+
+    def _group(self, sites: dict[str, Site]) -> SiteGroups:
+        members: dict[tuple[int, SiteKind], list[Site]] = {}
+        for name, call in self._calls.items():
+            members.setdefault((id(call.input), sites[name].kind), []).append(sites[name])
+        groups: list[Group] = []
+        places: dict[str, tuple[int, int]] = {}
+        for (_, kind), group in members.items():
+            for shared in [[site] for site in group] if kind is SiteKind.EMBEDDING else [group]:
+                places |= {site.name: (len(groups), i) for i, site in enumerate(shared)}
+                groups.append(_as_group(shared))
+        return SiteGroups(tuple(groups), places)
+
+
+def _widths(module: nn.Module) -> tuple[int, int] | None:
+    """(in, out) of anything that is a linear: nn.Linear and quantised ones, transformers' Conv1D."""
+    if isinstance(module, Conv1D):
+        return int(module.nx), int(module.nf)
+    width_in, width_out = getattr(module, "in_features", None), getattr(module, "out_features", None)
+    return (width_in, width_out) if isinstance(width_in, int) and isinstance(width_out, int) else None
+
+
+def _site(call: _Call, head: nn.Module | None) -> Site:
+    if isinstance(call.module, nn.Embedding):
+        scale = float(getattr(call.module, "embed_scale", 1.0))
+        return Site(call.name, SiteKind.EMBEDDING, call.module.num_embeddings, call.module.embedding_dim, scale)
+    widths = _widths(call.module)
+    assert widths is not None, "only linears and embeddings are recorded"
+    return Site(call.name, SiteKind.HEAD if call.module is head else SiteKind.LINEAR, *widths)
+
+
+def _as_group(sites: list[Site]) -> Group:
+    kind = sites[0].kind
+    return Group(
+        in_features=sites[0].in_features,
+        out_features=tuple(site.out_features for site in sites),
+        rows=Rows.LOGITS if kind is SiteKind.HEAD else Rows.TOKENS,
+        gather=kind is SiteKind.EMBEDDING,
+    )
+
+
+class BypassHooks:
+    """Adds the step's bypasses to the outputs of the sites. The runner sets `active` for steps with adapters."""
+
+    def __init__(self, model: PreTrainedModel, sites: SiteGroups, backend: BypassBackend) -> None:
+        self.active = False
+        self._groups = [_GroupInput(backend, index) for index in range(len(sites.groups))]
+        modules = dict(model.named_modules())
+        for name, (group, position) in sites.places.items():
+            modules[name].register_forward_hook(self._hook(backend, self._groups[group], position))
+
+    def forget_inputs(self) -> None:
+        """After a step: keep none of its tensors alive."""
+        for group in self._groups:
+            group.forget()
+
+    def _hook(self, backend: BypassBackend, group: "_GroupInput", position: int) -> Callable[..., None]:
+        def add_bypass(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            if self.active and (shrunk := group.shrink(args[0])) is not None:
+                backend.expand_(shrunk, position, output.view(-1, output.shape[-1]))
+
+        return add_bypass
+
+
+class _GroupInput:
+    """The last input of a group, and its shrink."""
+
+    def __init__(self, backend: BypassBackend, index: int) -> None:
+        self._backend = backend
+        self._index = index
+        self._input: torch.Tensor | None = None
+        self._shrunk: Shrunk | None = None
+
+    def shrink(self, x: torch.Tensor) -> Shrunk | None:
+        if x is not self._input:
+            self._input = x
+            self._shrunk = self._backend.shrink(self._index, x.flatten() if _is_ids(x) else x.flatten(0, -2))
+        return self._shrunk
+
+    def forget(self) -> None:
+        self._input = self._shrunk = None
+
+
+def _is_ids(x: torch.Tensor) -> bool:
+    return not x.is_floating_point()

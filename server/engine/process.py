@@ -1,0 +1,151 @@
+"""The engine's process: commands in, steps, events out.
+
+Started by the API process; `wire/launch.py` says with what.
+"""
+
+import logging
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
+
+from peftserve.adapters.errors import AdapterError
+
+from ..wire.launch import exit_with_parent, parse_engine_arguments
+from ..wire.messages import (
+    AbortRequest,
+    AdapterCard,
+    AddRequest,
+    Command,
+    EngineFailed,
+    InspectAdapter,
+    Outputs,
+    ReleaseAdapter,
+    Reply,
+    SequenceOutput,
+    Shutdown,
+)
+from ..wire.transport import EngineSocket
+from .engine import Engine
+
+logger = logging.getLogger(__name__)
+
+STATS_SECONDS = 0.25
+BUSY_POLL_SECONDS = 0.002  # while only a load or an inspection is awaited
+IDLE_POLL_SECONDS = 0.5
+
+
+class EngineLoop:
+    def __init__(self, engine: Engine, socket: EngineSocket) -> None:
+        self._engine = engine
+        self._socket = socket
+        self._running = True
+        self._inspections: dict[int, Future[AdapterCard]] = {}
+        self._releases: dict[int, Future[None]] = {}
+        self._stats_due = 0.0
+        self._stats_are_final = False
+
+    def run(self) -> None:
+        """Until `Shutdown`."""
+        while self._running:
+            for command in self._socket.poll(self._patience()):
+                self._handle(command)
+            if self._engine.has_work():
+                self._send_outputs(self._engine.step())
+            else:
+                self._engine.poll()
+            self._reply_to_finished()
+            self._send_stats()
+
+    def _patience(self) -> float:
+        if self._engine.has_work():
+            return 0.0
+        busy = self._inspections or self._releases or self._engine.adapters.is_busy()
+        return BUSY_POLL_SECONDS if busy else IDLE_POLL_SECONDS
+
+    def _handle(self, command: Command) -> None:
+        match command:
+            case AddRequest():
+                self._add(command)
+            case AbortRequest(request_id):
+                self._engine.abort(request_id)
+            case InspectAdapter(call_id, digest, path):
+                self._inspections[call_id] = self._engine.start_inspection(digest, Path(path))
+            case ReleaseAdapter(call_id, digest):
+                self._releases[call_id] = self._engine.start_release(digest)
+            case Shutdown():
+                self._running = False
+
+    def _add(self, request: AddRequest) -> None:
+        try:
+            self._engine.add_request(request)
+        except ValueError as error:
+            self._send_outputs([SequenceOutput(request_id=request.request_id, token_ids=[], error=str(error))])
+
+    def _send_outputs(self, outputs: list[SequenceOutput]) -> None:
+        if outputs:
+            self._socket.send(Outputs(outputs))
+
+    def _reply_to_finished(self) -> None:
+        for call_id in [i for i, inspection in self._inspections.items() if inspection.done()]:
+            self._socket.send(_inspection_reply(call_id, self._inspections.pop(call_id)))
+        for call_id in [i for i, release in self._releases.items() if release.done()]:
+            del self._releases[call_id]
+            self._send_stats(now=True)
+            self._socket.send(Reply(call_id))
+
+    def _send_stats(self, now: bool = False) -> None:
+        """A few times a second while there is work, and once more when it ends."""
+        working = self._engine.has_work()
+        due = time.monotonic() >= self._stats_due if working else not self._stats_are_final
+        if due or now:
+            self._socket.send(self._engine.stats())
+            self._stats_due = time.monotonic() + STATS_SECONDS
+            self._stats_are_final = not (working or self._engine.adapters.is_busy())
+            if self._stats_are_final:
+                self._check_integrity()
+        elif working:
+            self._stats_are_final = False
+
+    def _check_integrity(self) -> None:
+        try:
+            self._engine.check_integrity()
+        except AssertionError:
+            logger.exception("the engine's books do not agree")
+
+
+def _inspection_reply(call_id: int, inspection: Future[AdapterCard]) -> Reply:
+    error = inspection.exception()
+    if error is None:
+        return Reply(call_id, card=inspection.result())
+    if isinstance(error, AdapterError):
+        return Reply(call_id, error_kind=type(error).__name__, error=error.message, error_param=error.param)
+    logger.error("an adapter's inspection failed", exc_info=error)
+    return Reply(call_id, error_kind="InvalidAdapter", error="the adapter could not be read", error_param="files")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit status 0 after `Shutdown`, 1 if the engine failed or the parent has gone."""
+    address, config = parse_engine_arguments(arguments)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is for the API process, which drains and then says Shutdown
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    exit_with_parent()
+    socket = EngineSocket(address)
+    try:
+        engine = Engine(config)
+        socket.send(engine.info)
+        EngineLoop(engine, socket).run()
+        engine.close()
+    except Exception as error:
+        logger.exception("the engine failed")
+        socket.send(EngineFailed(f"{type(error).__name__}: {error}"))
+        return 1
+    finally:
+        socket.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

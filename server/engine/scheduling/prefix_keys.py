@@ -1,0 +1,22 @@
+"""Keys of the prefix cache: a SHA-256 chain over tenant salt, adapter digests with weights, and tokens.
+
+Two sequences share a page only if everything that its keys and values depend on is equal; a renamed, reloaded or
+new version of an adapter has another digest and so other keys.
+"""
+
+import hashlib
+from array import array
+from collections.abc import Sequence as Seq
+
+from ...wire.messages import AdapterPart
+
+
+def root_key(salt: str, adapters: Seq[AdapterPart]) -> bytes:
+    """The key before the first page."""
+    parts = [f"{len(salt)}:{salt}", *(f"{part.digest}*{part.weight!r}" for part in adapters)]
+    return hashlib.sha256("\n".join(parts).encode()).digest()
+
+
+def next_key(previous: bytes, tokens: Seq[int]) -> bytes:
+    """The key of the page that holds `tokens` and follows the page with key `previous`."""
+    return hashlib.sha256(previous + array("q", tokens).tobytes()).digest()

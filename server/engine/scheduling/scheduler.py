@@ -1,0 +1,254 @@
+"""Which tokens the next step runs: continuous batching with chunked prefill under a token budget.
+
+Running sequences go first, decodes before prefills; then waiting ones whose adapters are on the device, fairly
+between adapters. When pages run out, the newest sequence is preempted and recomputed later (Kwon et al. 2023,
+"Efficient Memory Management for Large Language Model Serving with PagedAttention", arXiv:2309.06180). Knows no
+tensors.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
+from typing import Protocol
+
+from ...wire.messages import AdapterPart
+from .batch import Batch, Span
+from .fair_queue import FairQueue
+from .page_pool import PagePool
+from .prefix_keys import next_key, root_key
+from .sequence import Lease, Sequence
+
+PROMPT_LOGPROBS_CHUNK = 256  # rows of the vocabulary's width that one sequence may need at once
+STARVATION_STEPS = 32  # steps that a sequence waits for a slot before resident adapters take no new sequences
+PREFETCH = 4  # sequences behind the last one admitted whose adapters are loaded ahead of time
+
+
+class Residency(Protocol):
+    """The adapters on the device, as the scheduler sees them."""
+
+    def prepare(self, parts: Seq[AdapterPart]) -> bool:
+        """Whether all parts are at hand to be reserved; starts to fetch those that are not."""
+
+    def reserve(self, parts: Seq[AdapterPart]) -> Lease | None:
+        """Slots for all prepared parts or for none; starts to load them. None: no room until someone releases."""
+
+    def is_ready(self, lease: Lease) -> bool: ...
+
+    def release(self, lease: Lease) -> None: ...
+
+
+class Scheduler:
+    """pool: the KV pages, of `page_size` tokens each. max_batch_tokens: token budget of a step."""
+
+    def __init__(
+        self,
+        pool: PagePool,
+        residency: Residency,
+        *,
+        page_size: int,
+        max_batch_tokens: int,
+        max_running: int,
+        prefix_caching: bool,
+    ) -> None:
+        self.pool = pool
+        self.waiting = FairQueue()
+        self.preempted: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.num_preemptions = 0
+        self.prefix_query_tokens = 0
+        self.prefix_hit_tokens = 0
+        self._residency = residency
+        self._page_size = page_size
+        self._max_batch_tokens = max_batch_tokens
+        self._max_running = max_running
+        self._prefix_caching = prefix_caching
+        self._step = 0
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self.waiting) + len(self.preempted)
+
+    def has_work(self) -> bool:
+        return bool(self.running or self.num_waiting)
+
+    def add(self, sequence: Sequence) -> None:
+        self.waiting.add(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forget a sequence wherever it is, and give back its pages and slots."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+        elif sequence in self.preempted:
+            self.preempted.remove(sequence)
+        else:
+            self.waiting.remove(sequence)
+        self._give_up_pages(sequence)
+        if sequence.lease is not None:
+            self._residency.release(sequence.lease)
+            sequence.lease = None
+
+    def schedule(self) -> Batch:
+        """Spans for the next step; empty when everything waits for adapters."""
+        self._step += 1
+        preemptions = self.num_preemptions
+        spans = self._schedule_running()
+        if preemptions == self.num_preemptions:
+            self._admit(spans)
+        return Batch.by_adapter(list(spans.values()))
+
+    def complete(self, span: Span) -> None:
+        """The span has run: its keys and values are in the pages."""
+        span.sequence.num_computed = span.end
+        self.waiting.charge(span.sequence.tenant, span.num_tokens)
+
+    # Running sequences
+
+    def _schedule_running(self) -> dict[Sequence, Span]:
+        decodes = [sequence for sequence in self.running if sequence.num_remaining == 1]
+        if len(decodes) > self._max_batch_tokens:
+            decodes.sort(key=lambda sequence: sequence.last_step)
+        prefills = [sequence for sequence in self.running if sequence.num_remaining > 1]
+        spans: dict[Sequence, Span] = {}
+        budget = self._max_batch_tokens
+        for sequence in decodes + prefills:
+            if budget == 0:
+                break
+            count = self._chunk(sequence, sequence.num_computed, budget)
+            if sequence in self.running and self._grow(sequence, sequence.num_computed + count, spans):
+                spans[sequence] = self._span(sequence, count)
+                budget -= count
+        return spans
+
+    def _chunk(self, sequence: Sequence, start: int, budget: int) -> int:
+        count = min(len(sequence.tokens) - start, budget)
+        return min(count, PROMPT_LOGPROBS_CHUNK) if sequence.wants_prompt_logprobs else count
+
+    def _grow(self, sequence: Sequence, end: int, scheduled: dict[Sequence, Span]) -> bool:
+        """Pages for tokens [0, end), preempting newer sequences if need be. False: preempted itself."""
+        needed = self._num_pages(end) - len(sequence.pages)
+        while needed > self.pool.num_free:
+            victim = max((s for s in self.running if s not in scheduled), key=lambda s: s.arrival)
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        if needed > 0:
+            sequence.pages += self.pool.take(needed)
+        return True
+
+    def _preempt(self, victim: Sequence) -> None:
+        self.running.remove(victim)
+        self._give_up_pages(victim)
+        self.preempted.appendleft(victim)
+        self.num_preemptions += 1
+
+    def _give_up_pages(self, sequence: Sequence) -> None:
+        self.pool.release(sequence.pages)
+        sequence.pages.clear()
+        sequence.num_computed = 0
+
+    # Waiting sequences
+
+    def _admit(self, spans: dict[Sequence, Span]) -> None:
+        budget = self._max_batch_tokens - sum(span.num_tokens for span in spans.values())
+        prefetch = PREFETCH
+        room, starving = True, False
+        started: list[Sequence] = []
+        for sequence in self._candidates():
+            room = room and budget > 0 and len(self.running) < self._max_running
+            if not room:
+                prefetch -= 1
+                if prefetch < 0:
+                    break
+            if sequence.lease is None and not (starving and sequence.adapters):
+                starving = self._reserve(sequence)
+            if not room or sequence.lease is None or not self._residency.is_ready(sequence.lease):
+                continue
+            span = self._start(sequence, budget)
+            if span is None:
+                room = False
+                continue
+            spans[sequence] = span
+            budget -= span.num_tokens
+            started.append(sequence)
+        for sequence in started:
+            self._leave_queue(sequence)
+
+    def _candidates(self) -> Iterator[Sequence]:
+        yield from self.preempted
+        yield from self.waiting.in_order()
+
+    def _reserve(self, sequence: Sequence) -> bool:
+        """Ask for slots. True: it has waited so long that no other adapter may take slots before it."""
+        if not self._residency.prepare(sequence.adapters):
+            return False
+        sequence.lease = self._residency.reserve(sequence.adapters)
+        sequence.blocked_steps = 0 if sequence.lease else sequence.blocked_steps + 1
+        return sequence.blocked_steps > STARVATION_STEPS
+
+    def _start(self, sequence: Sequence, budget: int) -> Span | None:
+        """Give it pages for its first chunk, known prefixes among them. None: not enough pages now."""
+        hits = self._find_prefix(sequence)
+        start = len(hits) * self._page_size
+        count = self._chunk(sequence, start, budget)
+        needed = self._num_pages(start + count) - len(hits)
+        if self.pool.num_free_without(hits) < needed:
+            return None
+        self.pool.hold(hits)
+        sequence.pages = hits + self.pool.take(needed)
+        sequence.num_computed = start
+        self._count_prefix(sequence, start)
+        self.running.append(sequence)
+        return self._span(sequence, count)
+
+    def _leave_queue(self, sequence: Sequence) -> None:
+        if sequence in self.preempted:
+            self.preempted.remove(sequence)
+        else:
+            self.waiting.remove(sequence)
+
+    # Prefixes
+
+    def _find_prefix(self, sequence: Sequence) -> list[int]:
+        """Held or free pages with the sequence's beginning; at least one token is left to run."""
+        if not self._prefix_caching or sequence.wants_prompt_logprobs:
+            return []
+        full = (len(sequence.tokens) - 1) // self._page_size
+        self._extend_keys(sequence, full)
+        return self.pool.lookup(sequence.page_keys[:full])
+
+    def _count_prefix(self, sequence: Sequence, cached: int) -> None:
+        if sequence.num_cached is None:
+            sequence.num_cached = cached
+            self.prefix_query_tokens += sequence.num_prompt
+            self.prefix_hit_tokens += cached
+
+    def _extend_keys(self, sequence: Sequence, count: int) -> None:
+        keys = sequence.page_keys
+        while len(keys) < count:
+            begin = len(keys) * self._page_size
+            previous = keys[-1] if keys else root_key(sequence.salt, sequence.adapters)
+            keys.append(next_key(previous, sequence.tokens[begin : begin + self._page_size]))
+
+    def _span(self, sequence: Sequence, count: int) -> Span:
+        """The span to run. Pages that it fills can be shared from this step on: every layer writes before it reads."""
+        end = sequence.num_computed + count
+        if self._prefix_caching:
+            first, last = sequence.num_computed // self._page_size, end // self._page_size
+            self._extend_keys(sequence, last)
+            for i in range(first, last):
+                self.pool.publish(sequence.pages[i], sequence.page_keys[i])
+        sequence.last_step = self._step
+        samples = end == len(sequence.tokens) and sequence.sampling.max_tokens > 0
+        return Span(sequence, sequence.num_computed, count, samples)
+
+    def _num_pages(self, num_tokens: int) -> int:
+        return -(-num_tokens // self._page_size)
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError where pages and sequences do not agree."""
+        self.pool.check_integrity()
+        holders = [0] * self.pool.num_pages
+        for sequence in [*self.running, *self.preempted, *self.waiting]:
+            for page in sequence.pages:
+                holders[page] += 1
+        assert holders == self.pool.holders(), "a page's holders are not the sequences that list it"

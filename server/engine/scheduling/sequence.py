@@ -1,0 +1,79 @@
+"""One sequence: what was asked, what has come out, and how much of it lies in the KV cache."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+from ...wire.messages import AdapterPart, SamplingParams, TokenLogprobs
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """Tokens [0, num_computed) have keys and values in `pages`; the rest is still to be run.
+
+    tokens: the prompt, then the output; `prompt` and `output` are the two by themselves.
+    seed: the request's, or one that the engine drew.
+    lease: the adapters' slots; set by the scheduler when it reserves them, None before and after.
+    pages, page_keys: pages held, in order, and the prefix-cache keys of the full ones; set by the scheduler.
+    prompt_logprobs: of the prompt's tokens so far, if the request wants them; the first token has none.
+    num_cached: prompt tokens found in the prefix cache at the first admission.
+    last_step: the last step that ran it, so that decodes beyond the token budget take turns.
+    """
+
+    request_id: str
+    prompt: list[int]
+    sampling: SamplingParams
+    adapters: tuple[AdapterPart, ...]
+    salt: str
+    seed: int
+    eos_token_ids: frozenset[int]
+    arrival: int = 0
+    tokens: list[int] = field(init=False)
+    output: list[int] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=lambda: [None])
+    num_computed: int = 0
+    num_cached: int | None = None
+    pages: list[int] = field(default_factory=list)
+    page_keys: list[bytes] = field(default_factory=list)
+    lease: "Lease | None" = None
+    last_step: int = -1
+    blocked_steps: int = 0
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.prompt)
+
+    @property
+    def num_prompt(self) -> int:
+        return len(self.prompt)
+
+    def append(self, token: int) -> None:
+        self.output.append(token)
+        self.tokens.append(token)
+
+    @property
+    def num_remaining(self) -> int:
+        """Tokens that are known but have no keys and values yet: 1 in decode."""
+        return len(self.tokens) - self.num_computed
+
+    @property
+    def tenant(self) -> Hashable:
+        """Whom the scheduler is fair between: the adapter, or the mixture."""
+        return tuple(part.digest for part in self.adapters)
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        return self.sampling.prompt_logprobs is not None
+
+    @property
+    def end_token_ids(self) -> frozenset[int]:
+        """Tokens that end it: its stop ids, and the model's ends of sequence unless it ignores them."""
+        ends = frozenset(self.sampling.stop_token_ids)
+        return ends if self.sampling.ignore_eos else ends | self.eos_token_ids
+
+
+@dataclass(eq=False, slots=True)
+class Lease:
+    """Slots reserved for a sequence's adapters, one for each part."""
+
+    digests: tuple[str, ...]
+    slots: tuple[int, ...]
+    weights: tuple[float, ...]
