@@ -1,5 +1,6 @@
 """One slot's factors of one group, as views of the arena, made when the slot is attached so that no step makes them."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -7,25 +8,29 @@ import torch
 from .layout import Group, GroupLayout
 
 
-class SiteFactors(NamedTuple):
-    """Columns [start, end) of h belong to the site, whose b is (rank, out_features)."""
-
-    start: int
-    end: int
-    b: torch.Tensor
-    a_offset: int
-    b_offset: int
-
-
 class Factors(NamedTuple):
-    """a: (in_features, sum of ranks), a transposed view unless `gather`. sites: None where the adapter has none.
+    """a: (in_features, sum of ranks), a transposed view unless `gather`. b: (rank, out_features) per site.
 
-    Offsets are in elements from the start of the arena.
+    columns: of h, one slice per site. a_offsets, b_offsets: of each site's part, in elements from the arena's start.
+    At a site that the adapter leaves alone, the rank is 0, the views are empty and the offsets 0.
     """
 
-    a: torch.Tensor
     gather: bool
-    sites: tuple[SiteFactors | None, ...]
+    a: torch.Tensor
+    b: tuple[torch.Tensor, ...]
+    ranks: tuple[int, ...]
+    columns: tuple[slice, ...]
+    a_offsets: tuple[int, ...]
+    b_offsets: tuple[int, ...]
+
+    @property
+    def num_elements(self) -> int:
+        return self.a.numel() + sum(b.numel() for b in self.b)
+
+    @property
+    def grain(self) -> int:
+        """The longest run of elements of which all rows of b are whole multiples, wherever they start."""
+        return math.gcd(*self.b_offsets, *(b.shape[1] for b, rank in zip(self.b, self.ranks, strict=True) if rank))
 
 
 class Slice(NamedTuple):
@@ -38,14 +43,18 @@ class Slice(NamedTuple):
 
 
 def view_factors(arena: torch.Tensor, base: int, group: Group, layout: GroupLayout) -> Factors:
-    rank, width = sum(layout.ranks), group.in_features
+    rank, width = layout.rank, group.in_features
     a = arena[base + layout.a :][: rank * width]
-    sites: list[SiteFactors | None] = []
-    start = 0
-    for r, b, out in zip(layout.ranks, layout.b, group.out_features, strict=True):
-        offset = base + b
-        view = arena[offset : offset + r * out].view(r, out)
-        a_offset = base + layout.a + start * width
-        sites.append(SiteFactors(start, start + r, view, a_offset, offset) if r else None)
-        start += r
-    return Factors(a.view(width, rank) if group.gather else a.view(rank, width).t(), group.gather, tuple(sites))
+    ends = [sum(layout.ranks[: i + 1]) for i in range(len(layout.ranks))]
+    starts = [end - r for end, r in zip(ends, layout.ranks, strict=True)]
+    b_offsets = [base + b if r else 0 for b, r in zip(layout.b, layout.ranks, strict=True)]
+    shapes = zip(b_offsets, layout.ranks, group.out_features, strict=True)
+    return Factors(
+        gather=group.gather,
+        a=a.view(width, rank) if group.gather else a.view(rank, width).t(),
+        b=tuple(arena[offset : offset + r * out].view(r, out) for offset, r, out in shapes),
+        ranks=layout.ranks,
+        columns=tuple(slice(start, end) for start, end in zip(starts, ends, strict=True)),
+        a_offsets=tuple(base + layout.a + s * width if r else 0 for s, r in zip(starts, layout.ranks, strict=True)),
+        b_offsets=tuple(b_offsets),
+    )

@@ -11,9 +11,6 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-ALIGNMENT = 64
-"""Bases, and offsets in a blob, are best multiples of so many elements. Others are served too, more slowly."""
-
 
 class Rows(StrEnum):
     TOKENS = "tokens"  # every token of the step
