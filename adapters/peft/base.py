@@ -1,0 +1,94 @@
+"""What an adapter is compiled against, and the checks that every compiler makes of a checkpoint's tensors."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from ..errors import InvalidAdapter, UnsupportedAdapter
+from ..sites import SiteTable
+
+_ROWS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class Base:
+    """dtype: of the compiled tensors. max_rank: the largest rank that is served.
+
+    parameter: gives a parameter of the base by its name (`lm_head.weight`), or None if there is none; without it,
+        checkpoints that carry a copy of the embedding cannot be checked and are refused.
+    """
+
+    table: SiteTable
+    dtype: torch.dtype
+    max_rank: int = 512
+    parameter: Callable[[str], torch.Tensor | None] | None = None
+
+
+class Named(NamedTuple):
+    """A tensor with its key in the checkpoint."""
+
+    key: str
+    tensor: torch.Tensor
+
+    def transposed(self) -> "Named":
+        return Named(self.key, self.tensor.T)
+
+    def require_shape(self, shape: tuple[int, ...], why: str) -> "Named":
+        """Raises InvalidAdapter, saying `why` the shape must be this one."""
+        if self.tensor.shape != shape:
+            got = tuple(self.tensor.shape)
+            raise InvalidAdapter(f"{self.key} has the shape {got}; {why}: {shape}", param="files")
+        return self
+
+    def converted(self, dtype: torch.dtype, scaling: float = 1.0) -> torch.Tensor:
+        """Multiplied in float32, rounded once, contiguous. Raises InvalidAdapter for what is not finite then."""
+        scaled = self.tensor if scaling == 1.0 else self.tensor.float() * scaling
+        result = scaled.to(dtype).contiguous()
+        if not result.isfinite().all():
+            self._refuse(dtype)
+        return result
+
+    def _refuse(self, dtype: torch.dtype) -> None:
+        if not self.tensor.isfinite().all():
+            raise InvalidAdapter(f"{self.key} holds NaN or infinity", param="files")
+        name = str(dtype).removeprefix("torch.")
+        raise InvalidAdapter(f"{self.key} is too large for {name}, in which this base is served", param="files")
+
+
+def check_copy(base: Base, parameter: str, copy: Named) -> None:
+    """A copy of a parameter of the base may come along with an adapter only if it is the base's own.
+
+    PEFT writes it beside an adapter on the embedding and would load it over the base's, which nobody may change.
+    Raises UnsupportedAdapter, InvalidAdapter.
+    """
+    own = None if base.parameter is None else base.parameter(parameter)
+    if own is None:
+        raise UnsupportedAdapter(
+            f"{copy.key} is not supported yet: this base has no {parameter} to compare it with; "
+            "save the adapter with save_embedding_layers=False",
+            param="files",
+        )
+    if own.shape != copy.tensor.shape:
+        raise UnsupportedAdapter(
+            f"{copy.key} is not supported yet: it resizes the vocabulary, {tuple(copy.tensor.shape)} against the "
+            f"base's {tuple(own.shape)}",
+            param="files",
+        )
+    if not _same(own, copy.tensor):
+        raise UnsupportedAdapter(
+            f"{copy.key} is not supported yet: it replaces the base's {parameter} by other values; "
+            "train with the embedding frozen",
+            param="files",
+        )
+
+
+def _same(own: torch.Tensor, copy: torch.Tensor) -> bool:
+    """Equal up to the rounding of the coarser of the two types."""
+    coarse = max((own.dtype, copy.dtype), key=lambda dtype: torch.finfo(dtype).eps)
+    tolerance = torch.finfo(coarse).eps
+    return all(
+        torch.allclose(x.to(coarse).float(), y.to(device=x.device, dtype=coarse).float(), rtol=tolerance, atol=1e-7)
+        for x, y in zip(own.detach().split(_ROWS_AT_ONCE), copy.split(_ROWS_AT_ONCE), strict=True)
+    )

@@ -1,0 +1,116 @@
+"""Our own reading of adapter_config.json, as every PEFT up to 0.21 writes it.
+
+Every field is known, refused by name, or without meaning for the result; a field that nobody here has heard of is
+refused as soon as it is set. Knows no tensors and no torch. To serve a new method is to add its parser and one row.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import AdapterTooLarge, InvalidAdapter
+from ..staging import CONFIG, MAX_CONFIG_BYTES
+from ..strict_json import parse_object
+from .fields import Fields
+from .unsupported import LORA, LORA_IGNORED, refuse_fields, refuse_lora_values, refuse_type
+
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Which modules an adapter is on, as all tuners of PEFT say it.
+
+    modules: names or ends of names; a string is a regular expression on the whole name, or `all-linear`.
+    exclude: the same, taken out. layers: indices of layers; empty is all. layers_pattern: what comes before the
+    index, as regular expressions; empty is anything.
+    """
+
+    modules: tuple[str, ...] | str
+    exclude: tuple[str, ...] | str = ()
+    layers: tuple[int, ...] = ()
+    layers_pattern: tuple[str, ...] = ()
+
+    @property
+    def all_linear(self) -> bool:
+        return isinstance(self.modules, str) and self.modules.lower() == ALL_LINEAR
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """ranks, alphas: regular expression on the end of a module's name, to what replaces r and alpha there.
+
+    tie: an adapter on the embedding is on a tied head too (`ensure_weight_tying`).
+    """
+
+    targets: Targets
+    r: int
+    alpha: float
+    ranks: Mapping[str, int]
+    alphas: Mapping[str, float]
+    use_rslora: bool = False
+    tie: bool = False
+    peft_type: str = "LORA"
+
+    def scaling(self, rank: int, alpha: float) -> float:
+        return alpha / (rank**0.5 if self.use_rslora else rank)
+
+
+def read_config(folder: Path) -> LoraConfig:
+    """Raises AdapterError."""
+    with (folder / CONFIG).open("rb") as file:
+        text = file.read(MAX_CONFIG_BYTES + 1)
+    if len(text) > MAX_CONFIG_BYTES:
+        raise AdapterTooLarge(f"{CONFIG} is over {MAX_CONFIG_BYTES} bytes", param="files")
+    return parse_config(parse_object(text, CONFIG))
+
+
+def parse_config(raw: Mapping[str, Any]) -> LoraConfig:
+    """Raises InvalidAdapter, UnsupportedAdapter."""
+    if "peft_type" not in raw:
+        raise InvalidAdapter(
+            f"{CONFIG} has no peft_type; is it the configuration of a PEFT adapter?", param="peft_type"
+        )
+    refuse_type(raw["peft_type"], frozenset(PARSERS))
+    return PARSERS[raw["peft_type"]](raw)
+
+
+def parse_targets(fields: Fields) -> Targets:
+    """The fields that all tuners share."""
+    modules = fields.names_or_pattern("target_modules")
+    if not modules:
+        raise InvalidAdapter("target_modules is missing or empty: the adapter is on no module", param="target_modules")
+    if isinstance(modules, str):
+        for name in ("layers_to_transform", "layers_pattern"):
+            if fields.value(name) is not None:
+                raise InvalidAdapter(f"{name} does not go together with a string as target_modules", param=name)
+    return Targets(
+        modules,
+        fields.names_or_pattern("exclude_modules"),
+        fields.integers("layers_to_transform"),
+        tuple(pattern for pattern in fields.strings("layers_pattern") if pattern),
+    )
+
+
+def parse_lora(raw: Mapping[str, Any]) -> LoraConfig:
+    refuse_fields(raw, LORA, LORA_IGNORED | _LORA_READ)
+    refuse_lora_values(raw)
+    fields = Fields(raw)
+    return LoraConfig(
+        targets=parse_targets(fields),
+        r=fields.integer("r", 8, 1),
+        alpha=fields.number("lora_alpha", 8),
+        ranks=fields.integer_map("rank_pattern", 1),
+        alphas=fields.number_map("alpha_pattern"),
+        use_rslora=fields.boolean("use_rslora"),
+        tie=fields.boolean("ensure_weight_tying"),
+    )
+
+
+_LORA_READ = frozenset(
+    {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"}
+    | {"r", "lora_alpha", "use_rslora", "ensure_weight_tying"}
+)
+
+PARSERS: Mapping[str, Callable[[Mapping[str, Any]], LoraConfig]] = {"LORA": parse_lora}

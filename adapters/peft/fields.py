@@ -1,0 +1,87 @@
+"""Typed access to the fields of adapter_config.json, with messages that name the field."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import InvalidAdapter
+
+MAX_NAMES = 1 << 16
+MAX_NUMBER = 1e30
+
+
+class Fields:
+    """A missing field and one that is null read the same: as the default."""
+
+    def __init__(self, raw: Mapping[str, Any]) -> None:
+        self._raw = raw
+
+    def value(self, name: str) -> Any:
+        return self._raw.get(name)
+
+    def boolean(self, name: str) -> bool:
+        value = self._get(name, False)
+        if not isinstance(value, bool):
+            raise _wrong(name, "true or false", value)
+        return value
+
+    def integer(self, name: str, default: int, minimum: int) -> int:
+        return _integer(name, self._get(name, default), minimum)
+
+    def number(self, name: str, default: float) -> float:
+        return _number(name, self._get(name, default))
+
+    def integers(self, name: str) -> tuple[int, ...]:
+        """A list of integers, or one; empty if missing."""
+        value = self._get(name, [])
+        items = value if isinstance(value, list) else [value]
+        return tuple(_integer(name, item, 0) for item in items)
+
+    def strings(self, name: str) -> tuple[str, ...]:
+        """A list of strings, or one; empty if missing."""
+        value = self._get(name, [])
+        return _strings(name, [value] if isinstance(value, str) else value)
+
+    def names_or_pattern(self, name: str) -> tuple[str, ...] | str:
+        """A list of names, or a string that the caller reads as an expression; empty if missing."""
+        value = self._get(name, [])
+        return value if isinstance(value, str) else _strings(name, value)
+
+    def integer_map(self, name: str, minimum: int) -> dict[str, int]:
+        return {key: _integer(f"{name}[{key!r}]", value, minimum) for key, value in self._map(name).items()}
+
+    def number_map(self, name: str) -> dict[str, float]:
+        return {key: _number(f"{name}[{key!r}]", value) for key, value in self._map(name).items()}
+
+    def _map(self, name: str) -> dict[str, Any]:
+        value = self._get(name, {})
+        if not isinstance(value, dict):
+            raise _wrong(name, "an object", value)
+        return value
+
+    def _get(self, name: str, default: object) -> Any:
+        value = self._raw.get(name)
+        return default if value is None else value
+
+
+def _integer(name: str, value: object, minimum: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise _wrong(name, f"an integer of at least {minimum}", value)
+    return value
+
+
+def _number(name: str, value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or abs(value) > MAX_NUMBER:
+        raise _wrong(name, "a number", value)
+    return float(value)
+
+
+def _strings(name: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise _wrong(name, "a string or a list of strings", value)
+    if len(value) > MAX_NAMES:
+        raise InvalidAdapter(f"{name} has {len(value)} entries; the limit is {MAX_NAMES}", param=name)
+    return tuple(value)
+
+
+def _wrong(name: str, wanted: str, value: object) -> InvalidAdapter:
+    return InvalidAdapter(f"{name[:200]} must be {wanted}, not {repr(value)[:80]}", param=name.partition("[")[0])

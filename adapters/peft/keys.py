@@ -1,0 +1,100 @@
+"""What the names of a LoRA checkpoint's tensors say: which module, which factor. Knows no shapes and no torch."""
+
+import re
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from ..errors import InvalidAdapter
+from ..sites import Site, SiteKind, SiteTable
+from .listing import listed
+
+PREFIX = "base_model.model."
+
+# The adapter's name is in a key only where the checkpoint was not written by PEFT's own save.
+_FACTOR = re.compile(
+    r"(?P<module>.+)\.(?:"
+    r"(?P<linear>lora_[AB])(?:\.(?P<adapter>[^.]+))?\.weight|"
+    r"(?P<embedding>lora_embedding_[AB])(?:\.(?P<adapter_>[^.]+))?)"
+)
+_COPY = re.compile(r"(?P<module>.+?)(?:\.base_layer)?\.(?P<parameter>weight|bias)")
+
+
+@dataclass
+class Keys:
+    """factors: module to factor (`lora_A`) to key. copies: parameter of the base (`lm_head.weight`) to the key of a
+    full copy, which PEFT saves beside an adapter on the embedding. unknown: all other keys.
+    """
+
+    factors: dict[str, dict[str, str]] = field(default_factory=dict)
+    copies: dict[str, str] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+
+
+def sort_keys(names: Iterable[str], table: SiteTable) -> Keys:
+    """Raises InvalidAdapter if two keys mean the same tensor."""
+    keys = Keys()
+    adapters: set[str | None] = set()
+    for key in names:
+        name = key.removeprefix(PREFIX)
+        if match := _FACTOR.fullmatch(name):
+            factor = match["linear"] or match["embedding"]
+            adapters.add(match["adapter"] or match["adapter_"])
+            _put(keys.factors.setdefault(match["module"], {}), factor, key)
+        elif (parameter := _copied_parameter(name, table)) is not None:
+            _put(keys.copies, parameter, key)
+        else:
+            keys.unknown.append(key)
+    if len(adapters) > 1:
+        raise InvalidAdapter(
+            f"the checkpoint holds several adapters: {listed(sorted(map(str, adapters)))}", param="files"
+        )
+    return keys
+
+
+def factors_of(site: Site) -> tuple[str, str]:
+    """What PEFT calls the two factors at a site of this kind."""
+    if site.kind is SiteKind.EMBEDDING:
+        return "lora_embedding_A", "lora_embedding_B"
+    return "lora_A", "lora_B"
+
+
+def written_key(module: str, factor: str) -> str:
+    """The key under which PEFT saves a factor."""
+    return f"{PREFIX}{module}.{factor}" + ("" if "embedding" in factor else ".weight")
+
+
+def _copied_parameter(name: str, table: SiteTable) -> str | None:
+    match = _COPY.fullmatch(name)
+    site = table.sites.get(match["module"]) if match else None
+    if match is None or site is None or not (site.kind is SiteKind.EMBEDDING or site.name == table.head):
+        return None
+    return f"{site.name}.{match['parameter']}"
+
+
+def _put(known: dict[str, str], name: str, key: str) -> None:
+    if name in known:
+        raise InvalidAdapter(f"{known[name]} and {key} are the same tensor", param="files")
+    known[name] = key
+
+
+def check_complete(keys: Keys, wanted: Mapping[str, tuple[str, str]], optional: Container[str | None] = ()) -> None:
+    """wanted: module to its two factors; `optional` modules may be missing as a whole.
+
+    Raises InvalidAdapter naming what is missing or left over.
+    """
+    left = keys.unknown + [
+        key
+        for module, found in keys.factors.items()
+        for name, key in found.items()
+        if name not in wanted.get(module, ())
+    ]
+    if left:
+        raise InvalidAdapter(f"tensors that the configuration does not put on this base: {listed(left)}", param="files")
+    missing = [
+        written_key(module, factor)
+        for module, factors in wanted.items()
+        for factor in factors
+        if not (module in optional and module not in keys.factors) and factor not in keys.factors.get(module, {})
+    ]
+    if missing:
+        raise InvalidAdapter(f"the configuration wants tensors that are missing: {listed(missing)}", param="files")

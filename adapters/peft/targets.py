@@ -1,0 +1,126 @@
+"""Which modules of the base a configuration means, exactly as PEFT 0.21 finds them.
+
+PEFT walks over all modules and asks of each name; so do we, over the table of sites and the names beside it.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+from ..errors import InvalidAdapter
+from ..sites import SiteKind, SiteTable
+from .config import Targets
+from .listing import listed
+from .patterns import Deadline, Pattern, pattern_keys
+
+_T = TypeVar("_T")
+
+# PEFT takes the first number of a name for the layer's index.
+_ANY_LAYER = r".*?\.[^.]*\.(?P<idx>\d+)\."
+_NAMED_LAYER = r"(?:^|.*?\.){}\.(?P<idx>\d+)\."
+
+
+_EMBEDDING_NAMES = ("embed_tokens", "lm_head")
+
+
+class Matcher:
+    """Says of a module's name whether an adapter targets it. Expressions are compiled once, with one deadline."""
+
+    def __init__(self, targets: Targets, deadline: Deadline) -> None:
+        self._names = frozenset(targets.modules if isinstance(targets.modules, tuple) else ())
+        self._pattern = _pattern(targets.modules, "target_modules", deadline)
+        self._excluded = frozenset(targets.exclude if isinstance(targets.exclude, tuple) else ())
+        self._exclude_pattern = _pattern(targets.exclude, "exclude_modules", deadline)
+        self._layers = frozenset(targets.layers)
+        patterns = targets.layers_pattern
+        self._layer_patterns = [Pattern(p, "layers_pattern", deadline, template=_NAMED_LAYER) for p in patterns]
+        if not patterns:
+            self._layer_patterns = [Pattern(_ANY_LAYER, "layers_to_transform", deadline)]
+
+    def __call__(self, name: str) -> bool:
+        if self.excludes(name):
+            return False
+        if self._pattern is not None:
+            return self._pattern.fullmatch(name)
+        # A name in full stands for itself, whatever layers are chosen.
+        return name in self._names or (_ends_with_any(name, self._names) and self._in_chosen_layer(name))
+
+    def excludes(self, name: str) -> bool:
+        if self._exclude_pattern is not None:
+            return self._exclude_pattern.fullmatch(name)
+        return name in self._excluded or _ends_with_any(name, self._excluded)
+
+    def _in_chosen_layer(self, name: str) -> bool:
+        if not self._layers:
+            return True
+        for pattern in self._layer_patterns:
+            if match := pattern.match(name):
+                return int(match["idx"]) in self._layers
+        return False
+
+
+def targeted_sites(targets: Targets, table: SiteTable, deadline: Deadline, *, tie: bool = False) -> list[str]:
+    """Names of the targeted sites in the table's order.
+
+    tie: an adapter on one of a tied pair of embedding and head is on both.
+    Raises InvalidAdapter if there is none, or if a module is targeted that is no site.
+    """
+    matches = Matcher(targets, deadline)
+    if targets.all_linear:
+        return _found([name for name in _all_linear(table) if not matches.excludes(name)], targets)
+    others = sorted(name for name in table.other_modules if name and matches(name))
+    if others:
+        raise InvalidAdapter(
+            f"target_modules takes in modules that are neither linear layers nor embeddings: {listed(others)}",
+            param="target_modules",
+        )
+    pair = _tied_pair(targets, table, deadline) if tie else frozenset()
+    return _found([name for name in table.sites if name in pair or matches(name)], targets)
+
+
+def values_at(
+    patterns: Mapping[str, _T], default: _T, names: Iterable[str], field: str, deadline: Deadline
+) -> dict[str, _T]:
+    """For each name, the value of the first pattern that matches its end, else the default."""
+    keys = pattern_keys(patterns, field, deadline)
+    return {name: next((patterns[key] for key, p in keys if p.match(name)), default) for name in names}
+
+
+def _all_linear(table: SiteTable) -> list[str]:
+    """PEFT leaves out the output head."""
+    return [name for name, site in table.sites.items() if site.kind is SiteKind.LINEAR and name != table.head]
+
+
+def _tied_pair(targets: Targets, table: SiteTable, deadline: Deadline) -> frozenset[str]:
+    """Embedding and head, if they are tied and PEFT sees one of them in the configuration: it knows two names only."""
+    if table.tied_head is None or table.head is None:
+        return frozenset()
+    if isinstance(targets.modules, str):
+        pattern = Pattern(targets.modules, "target_modules", deadline)
+        named = any(pattern.fullmatch(name) for name in _EMBEDDING_NAMES)
+    else:
+        named = any(name.rpartition(".")[2] in _EMBEDDING_NAMES for name in targets.modules)
+    return frozenset((table.tied_head, table.head)) if named else frozenset()
+
+
+def _found(names: list[str], targets: Targets) -> list[str]:
+    if not names:
+        raise InvalidAdapter(f"target_modules {_shown(targets)} matches no module of this base", param="target_modules")
+    return names
+
+
+def _pattern(value: tuple[str, ...] | str, field: str, deadline: Deadline) -> Pattern | None:
+    return Pattern(value, field, deadline) if isinstance(value, str) and value else None
+
+
+def _ends_with_any(name: str, ends: frozenset[str]) -> bool:
+    """Whether one of `ends` is `name` without its first components."""
+    position = name.find(".")
+    while position >= 0:
+        if name[position + 1 :] in ends:
+            return True
+        position = name.find(".", position + 1)
+    return False
+
+
+def _shown(targets: Targets) -> str:
+    return repr(targets.modules[:200]) if isinstance(targets.modules, str) else listed(targets.modules)

@@ -1,0 +1,91 @@
+"""What PEFT knows and this server does not serve yet, by the field that asks for it.
+
+To serve a row is to delete it here and to read the field in `config`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import InvalidAdapter, UnsupportedAdapter
+
+# Fields that change the result whenever they are set.
+LORA: Mapping[str, str] = {
+    "use_dora": "it rescales the base's own output; train with use_dora=False",
+    "lora_bias": "it adds a bias to each module; train with lora_bias=False",
+    "modules_to_save": "it replaces whole modules of the base; train with modules_to_save=None",
+    "trainable_token_indices": "it replaces rows of the embedding; train without it",
+    "target_parameters": "it adapts parameters of experts; train with target_modules",
+    "layer_replication": "it changes the number of layers of the base",
+    "alora_invocation_tokens": "it switches the adapter on in the middle of a prompt; train without it",
+    "arrow_config": "it routes tokens between several adapters; upload those one by one",
+    "kasa_config": "it takes singular values from the base; train without it",
+    "velora_config": "its checkpoint carries tensors of the training; train without it",
+    "monteclora_config": "its checkpoint carries tensors of the training; train without it",
+    "use_qalora": "it pools the input in groups; train with use_qalora=False",
+    "use_bdlora": "it makes the factors block-diagonal; train without it",
+}
+
+# Initialisations that leave the base changed, so that the adapter belongs to another base than ours.
+BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica")
+
+# Fields that matter to training only, or that describe the checkpoint.
+_LORA_IGNORED = """
+peft_type base_model_name_or_path revision task_type inference_mode auto_mapping peft_version runtime_config
+lora_dropout fan_in_fan_out megatron_config megatron_core loftq_config eva_config corda_config lora_ga_config
+qalora_group_size merge_weights bias init_lora_weights
+"""
+LORA_IGNORED = frozenset(_LORA_IGNORED.split())
+
+_PEFT_TYPES = """
+ADALORA ADAMSS ADAPTION_PROMPT BEFT BOFT BONE C3A CARTRIDGE CPT DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA
+HRA IA3 LILY LN_TUNING LOHA LOKR LORA MISS MULTITASK_PROMPT_TUNING OFT OSF PEANUT POLY PREFIX_TUNING PROMPT_TUNING
+PSOFT PVERA P_TUNING RANDLORA ROAD SHADOW SHIRA SUPERTUNING TINYLORA TRAINABLE_TOKENS UNILORA VBLORA VERA WAVEFT XLORA
+"""
+PEFT_TYPES = frozenset(_PEFT_TYPES.split())
+
+
+def refuse_type(peft_type: Any, served: frozenset[str]) -> None:
+    """Raise UnsupportedAdapter for a method of PEFT that is not in `served`, InvalidAdapter for what is none."""
+    if not isinstance(peft_type, str) or peft_type not in PEFT_TYPES:
+        raise InvalidAdapter(
+            f"peft_type must name a method of PEFT, such as LORA, not {repr(peft_type)[:80]}", param="peft_type"
+        )
+    if peft_type not in served:
+        raise unsupported(peft_type, f"served are {', '.join(sorted(served))}", param="peft_type")
+
+
+def refuse_fields(raw: Mapping[str, Any], table: Mapping[str, str], known: frozenset[str]) -> None:
+    """Raise UnsupportedAdapter for the first field that is set and is in `table`, or is not `known` at all."""
+    for name, why in table.items():
+        if raw.get(name):
+            raise unsupported(name, why, param=name)
+    for name, value in raw.items():
+        if value and name not in known and name not in table:
+            raise unsupported(
+                name[:80], "no such field of PEFT is known here; it may change the result", param=name[:80]
+            )
+
+
+def refuse_lora_values(raw: Mapping[str, Any]) -> None:
+    """Raise UnsupportedAdapter for a bias or an initialisation that changes more than the adapter's own factors."""
+    bias = raw.get("bias") or "none"
+    if bias != "none":
+        raise unsupported(
+            f"bias={str(bias)[:20]!r}", "it replaces biases of the base; train with bias='none'", param="bias"
+        )
+    init = raw.get("init_lora_weights")
+    if init is None or isinstance(init, bool) or (isinstance(init, str) and init.lower() in PLAIN_INITS):
+        return
+    name = f"init_lora_weights={str(init)[:40]!r}"
+    if isinstance(init, str) and init.lower().startswith(BASE_CHANGING_INITS):
+        why = (
+            "it leaves the base changed; save the adapter with path_initial_model_for_weight_conversion, "
+            "which makes it one for the original base"
+        )
+        raise unsupported(name, why, param="init_lora_weights")
+    raise unsupported(name, "no such initialisation of PEFT is known here", param="init_lora_weights")
+
+
+def unsupported(what: str, why: str, *, param: str) -> UnsupportedAdapter:
+    return UnsupportedAdapter(f"{what} is not supported yet: {why}", param=param)

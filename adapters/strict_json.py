@@ -1,0 +1,33 @@
+"""JSON from strangers: one object, no duplicate keys, no NaN, no bottomless nesting."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from .errors import InvalidAdapter
+
+
+def parse_object(text: bytes, what: str) -> Mapping[str, Any]:
+    """what: how to call the text in a message. The caller has limited its length. Raises InvalidAdapter."""
+    try:
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise InvalidAdapter(f"{what} is nested too deeply", param=what) from None
+    except ValueError as error:  # of the syntax, of UTF-8, of a number with thousands of digits, or of ours
+        raise InvalidAdapter(f"{what} is not valid JSON: {error}", param=what) from None
+    if not isinstance(value, dict):
+        raise InvalidAdapter(f"{what} must be a JSON object", param=what)
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        ((duplicate, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {duplicate[:200]!r} occurs twice")
+    return result
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON value")
