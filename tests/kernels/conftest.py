@@ -1,0 +1,117 @@
+"""Cases for the bypass backends: adapters of any shape in one arena, work lists of any popularity."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+
+import pytest
+import torch
+
+from peftserve.kernels.layout import BlobLayout, BypassBackend, Group, GroupLayout, Rows, Segment
+from peftserve.kernels.naive import naive_delta
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@dataclass
+class Case:
+    """An arena with adapters in it, and NaN wherever no factor lies."""
+
+    groups: tuple[Group, ...]
+    dtype: torch.dtype = torch.float32
+    device: str = DEVICE
+    alignment: int = 32
+    slots: dict[int, tuple[int, BlobLayout]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(0)
+        self.arena = torch.full((1 << 21,), float("nan"), dtype=self.dtype, device=self.device)
+        self.used = self.alignment
+
+    def add(self, slot: int, ranks: Mapping[int, tuple[int, ...]]) -> None:
+        """ranks: group index to the rank of each site. A slot that is added again gets other factors elsewhere."""
+        base, layout = self.used, {}
+        for index, per_site in ranks.items():
+            group = self.groups[index]
+            a = self._write(sum(per_site) * group.in_features, group.in_features)
+            b = tuple(self._write(r * n, r) for r, n in zip(per_site, group.out_features, strict=True))
+            layout[index] = GroupLayout(a - base, per_site, tuple(offset - base for offset in b))
+        self.slots[slot] = (base, layout)
+
+    def attach_all(self, backend: BypassBackend) -> None:
+        for slot, (base, layout) in self.slots.items():
+            backend.attach(slot, base, layout)
+
+    def input(self, group: int, rows: int) -> torch.Tensor:
+        spec = self.groups[group]
+        if spec.gather:
+            return torch.randint(spec.in_features, (rows,), generator=self.generator).to(self.device)
+        return self._randn(rows, spec.in_features)
+
+    def output(self, group: int, position: int, rows: int) -> torch.Tensor:
+        return self._randn(rows, self.groups[group].out_features[position])
+
+    def reference(
+        self, segments: Sequence[Segment], group: int, position: int, x: torch.Tensor, y: torch.Tensor
+    ) -> torch.Tensor:
+        return y.double() + naive_delta(self.arena, self.groups, self.slots, segments, group, position, x)
+
+    def _randn(self, *shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=self.generator).to(self.device, self.dtype)
+
+    def _write(self, size: int, fan_in: int) -> int:
+        start = self.used
+        self.arena[start : start + size] = self._randn(size) / max(fan_in, 1) ** 0.5
+        self.used = start + -(-size // self.alignment) * self.alignment
+        return start
+
+
+def check_step(
+    case: Case, backend: BypassBackend, tokens: Sequence[Segment], logits: Sequence[Segment], rows: int, tol: float
+) -> None:
+    """One step over every group and site against the reference; rows of no segment must come back bit for bit."""
+    backend.begin(tokens, logits)
+    for index, group in enumerate(case.groups):
+        segments = tokens if group.rows is Rows.TOKENS else logits
+        touched = any(s.start < s.end and index in case.slots[s.slot][1] for s in segments)
+        x = case.input(index, rows)
+        shrunk = backend.shrink(index, x)
+        assert (shrunk is not None) == touched
+        for position in range(len(group.out_features)):
+            y = case.output(index, position, rows)
+            got = y.clone()
+            if shrunk is not None:
+                backend.expand_(shrunk, position, got)
+            assert_close(f"group {index} site {position}", case.reference(segments, index, position, x, y), got, tol)
+            bare = [all(not s.start <= row < s.end for s in segments) for row in range(rows)]
+            assert torch.equal(got[bare], y[bare])
+
+
+def assert_close(name: str, ref: torch.Tensor, got: torch.Tensor, tol: float) -> None:
+    """The error's root mean square is under `tol` of the reference's, and no element is missing."""
+    assert got.isfinite().all(), f"{name}: not finite"
+    error = (ref - got.double()).square().mean().sqrt() / ref.double().square().mean().sqrt().clamp_min(1e-12)
+    assert error <= tol, f"{name}: relative error {error:.2e} over {tol:.0e}"
+
+
+POPULARITIES: Mapping[str, Sequence[int]] = {
+    "identical": (0,) * 12,
+    "distinct": (3, 1, 4, 0, 2),
+    "uniform": (4, 0, 0, 2, 1, 3, 4, 1, 2, 3, 1, 0),
+    "zipf": (0, 1, 0, 2, 0, 0, 1, 3, 0, 0, 4, 1),
+    "skewed": (2, 2, 2, 2, 2, 2, 2, 0, 2, 2, 2, 2),
+}
+"""Which slot each segment runs: the axis along which batches of adapters differ (Punica)."""
+
+
+@pytest.fixture(scope="session")
+def kit() -> ModuleType:
+    """This module, for tests: nothing here is on sys.path."""
+    return sys.modules[__name__]
+
+
+@pytest.fixture(params=POPULARITIES.values(), ids=POPULARITIES.keys())
+def popularity(request: pytest.FixtureRequest) -> Sequence[int]:
+    slots: Sequence[int] = request.param
+    return slots

@@ -1,0 +1,147 @@
+"""What every backend owes its callers, on each backend that this machine can run."""
+
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from peftserve.kernels.bypass import make_bypass_backend
+from peftserve.kernels.layout import BypassBackend, Group, Rows, Segment
+from peftserve.kernels.torch_bypass import TorchBypass
+
+GROUPS = (
+    Group(60, (60, 20, 20)),
+    Group(60, (64,)),
+    Group(61, (17,)),
+    Group(33, (60,), gather=True),
+    Group(60, (49,), rows=Rows.LOGITS),
+)
+ALL = {index: (8,) * len(group.out_features) for index, group in enumerate(GROUPS)}
+ROWS = 63
+TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 6e-3}
+
+
+@pytest.fixture(params=["torch"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def make(
+    kind: str, kit: ModuleType, dtype: torch.dtype = torch.float32, alignment: int = 32
+) -> tuple[Any, BypassBackend]:
+    """Five adapters: one on everything, one on parts of groups, one of ranks 2 and 7, one site only, and rank 512."""
+    case = kit.Case(GROUPS, dtype, alignment=alignment)
+    case.add(0, ALL)
+    case.add(1, {0: (1, 0, 3), 1: (64,), 4: (5,)})
+    case.add(2, {1: (2,), 2: (2,), 3: (7,)})
+    case.add(3, {0: (0, 16, 0)})
+    case.add(4, {1: (512,)})
+    backend = TorchBypass(case.arena, GROUPS)
+    case.attach_all(backend)
+    return case, backend
+
+
+def in_a_row(slots: Sequence[int], length: int) -> list[Segment]:
+    """One segment after the other, as many as fit in the rows."""
+    return [Segment(slot, 1.0, i * length, (i + 1) * length) for i, slot in enumerate(slots[: ROWS // length])]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("length", [1, 3, 21])
+def test_every_popularity(
+    kind: str, kit: ModuleType, popularity: Sequence[int], dtype: torch.dtype, length: int
+) -> None:
+    case, backend = make(kind, kit, dtype)
+    segments = in_a_row(popularity, length)
+    kit.check_step(case, backend, segments, segments[1:3], ROWS, TOLERANCE[dtype])
+
+
+def test_factors_at_odd_offsets(kind: str, kit: ModuleType) -> None:
+    case, backend = make(kind, kit, alignment=1)
+    segments = in_a_row((0, 1, 2, 3, 4), 2)
+    kit.check_step(case, backend, segments, segments, ROWS, 1e-6)
+
+
+def test_mixtures_add_up_on_the_rows_they_share(kind: str, kit: ModuleType) -> None:
+    case, backend = make(kind, kit)
+    segments = [
+        Segment(0, 0.7, 2, 5),
+        Segment(1, 0.3, 2, 5),
+        Segment(2, -1.5, 4, 40),
+        Segment(4, 0.25, 3, 63),
+        Segment(0, 0.5, 4, 40),
+    ]
+    kit.check_step(case, backend, segments, segments, ROWS, 1e-6)
+
+
+def test_empty_segments_and_rows_without_an_adapter(kind: str, kit: ModuleType) -> None:
+    case, backend = make(kind, kit)
+    segments = [Segment(0, 1.0, 0, 0), Segment(1, 1.0, 7, 9), Segment(2, 1.0, 9, 9), Segment(0, 1.0, 50, 51)]
+    kit.check_step(case, backend, segments, [], ROWS, 1e-6)
+
+
+def test_nothing_to_do(kind: str, kit: ModuleType) -> None:
+    _, backend = make(kind, kit)
+    for segments in ([], [Segment(0, 1.0, 5, 5)]):
+        backend.begin(segments, segments)
+        assert backend.shrink(1, torch.ones(ROWS, 60)) is None
+
+
+def test_logits_rows_are_not_token_rows(kind: str, kit: ModuleType) -> None:
+    case, backend = make(kind, kit)
+    kit.check_step(case, backend, [Segment(0, 1.0, 0, 60)], [Segment(1, 1.0, 3, 4), Segment(0, 1.0, 4, 6)], ROWS, 1e-6)
+
+
+def test_steps_of_different_sizes_follow_each_other(kind: str, kit: ModuleType) -> None:
+    case, backend = make(kind, kit)
+    for rows, segments in [(63, in_a_row((0, 1), 31)), (4, in_a_row((2, 0), 2)), (4, in_a_row((2, 0), 2)), (1, [])]:
+        kit.check_step(case, backend, segments, segments[:1], rows, 1e-6)
+
+
+def test_a_slot_is_detached_and_attached_again(kind: str, kit: ModuleType) -> None:
+    case, backend = make(kind, kit)
+    segments = in_a_row((0, 1, 0), 4)
+    kit.check_step(case, backend, segments, segments, ROWS, 1e-6)
+    backend.detach(1)
+    case.add(1, {0: (0, 0, 33), 2: (3,)})
+    backend.attach(1, *case.slots[1])
+    kit.check_step(case, backend, segments, segments, ROWS, 1e-6)
+    backend.detach(0)
+    backend.detach(1)
+    backend.begin([], [])
+    assert backend.shrink(0, case.input(0, ROWS)) is None
+
+
+def test_a_row_does_not_depend_on_its_neighbours(kind: str, kit: ModuleType) -> None:
+    case, backend = make(kind, kit)
+    x, y = case.input(1, ROWS), case.output(1, 0, ROWS)
+    found = []
+    for others in ([], [Segment(4, 1.0, 0, 3), Segment(1, 1.0, 5, 9)]):
+        got = y.clone()
+        backend.begin([Segment(0, 1.0, 3, 5), *others], [])
+        shrunk = backend.shrink(1, x)
+        assert shrunk is not None
+        backend.expand_(shrunk, 0, got)
+        found.append(got[3:5])
+    assert torch.equal(*found)
+
+
+def test_the_same_step_twice_gives_the_same_bits(kind: str, kit: ModuleType) -> None:
+    case, backend = make(kind, kit)
+    x, y = case.input(0, ROWS), case.output(0, 1, ROWS)
+    found = []
+    for _ in range(2):
+        got = y.clone()
+        backend.begin([Segment(0, 0.5, 0, 9), Segment(3, 0.5, 0, 9), Segment(3, 1.0, 20, 60)], [])
+        shrunk = backend.shrink(0, x)
+        assert shrunk is not None
+        backend.expand_(shrunk, 1, got)
+        found.append(got)
+    assert torch.equal(*found)
+
+
+def test_the_arena_decides_the_backend(kit: ModuleType) -> None:
+    case = kit.Case(GROUPS, device="cpu")
+    assert isinstance(make_bypass_backend(case.arena, GROUPS), TorchBypass)
