@@ -1,1 +1,1 @@
-""
+"""The command line. `peftserve --help` imports neither torch nor the server."""

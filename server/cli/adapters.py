@@ -1,0 +1,146 @@
+"""`peftserve adapters`: list, add, show and remove the adapters of a running server, and set its default."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from tqdm import tqdm
+
+from .client import Server, add_arguments
+from .errors import CommandError
+
+FILES = ("adapter_config.json", "adapter_model.safetensors")
+COLUMNS = ("name", "version", "method", "rank", "size", "state", "running", "created")
+Card = Mapping[str, Any]
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("adapters", help="list, add, show, remove adapters of a running server")
+    actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
+
+    _action(actions, "list", "all adapters", _list)
+
+    add = _action(actions, "add", "upload an adapter, or a new version of one", _add)
+    add.add_argument("name", metavar="NAME")
+    add.add_argument("folder", metavar="FOLDER", type=Path, help=f"holds {' and '.join(FILES)}")
+
+    show = _action(actions, "show", "one adapter's card", _show)
+    show.add_argument("name", metavar="NAME")
+
+    remove = _action(actions, "remove", "take adapters away; requests that run on them finish", _remove)
+    remove.add_argument("names", metavar="NAME", nargs="+")
+
+    default = _action(actions, "default", "show the server's default adapter, or set it", _default)
+    choice = default.add_mutually_exclusive_group()
+    choice.add_argument("name", metavar="NAME", nargs="?")
+    choice.add_argument("--none", action="store_true", help="the bare base")
+
+
+def _action(
+    actions: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, about: str, run: Any
+) -> argparse.ArgumentParser:
+    parser = actions.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".")
+    add_arguments(parser)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    with Server(arguments.url, arguments.api_key) as server:
+        cards = server.call("GET", "/v1/adapters")["data"]
+    print(table([_row(card) for card in cards]) if cards else "no adapters")
+    return 0
+
+
+def _add(arguments: argparse.Namespace) -> int:
+    paths = [_file(arguments.folder, name) for name in FILES]
+    total = sum(path.stat().st_size for path in paths)
+    with (
+        Server(arguments.url, arguments.api_key) as server,
+        ExitStack() as stack,
+        tqdm(total=total, unit="B", unit_scale=True, desc=arguments.name, disable=None) as progress,
+    ):
+        files = [("files", (path.name, _Counted(stack.enter_context(path.open("rb")), progress))) for path in paths]
+        card = server.call("POST", "/v1/adapters", data={"name": arguments.name}, files=files)
+    print(f"{card['name']}@{card['version']}: {card['method']}, rank {card['rank']}, {_size(card)}")
+    return 0
+
+
+class _Counted:
+    """A file that tells a progress bar how far it has been read. httpx asks it for its length by seeking."""
+
+    def __init__(self, file: Any, progress: "tqdm[Any]") -> None:
+        self._file = file
+        self._progress = progress
+
+    def read(self, size: int = -1) -> bytes:
+        chunk: bytes = self._file.read(size)
+        self._progress.update(len(chunk))
+        return chunk
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def _file(folder: Path, name: str) -> Path:
+    path = folder / name
+    if path.is_file():
+        return path
+    if path.suffix == ".safetensors" and path.with_suffix(".bin").is_file():
+        raise CommandError(f"{folder} holds pickled weights (adapter_model.bin); only safetensors are served")
+    raise CommandError(f"{folder} holds no {name}")
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    with Server(arguments.url, arguments.api_key) as server:
+        card = server.call("GET", _path(arguments.name))
+    width = max(len(key) for key in card)
+    for key, value in card.items():
+        print(f"{key:<{width}}  {_created(value) if key == 'created' else value}")
+    return 0
+
+
+def _remove(arguments: argparse.Namespace) -> int:
+    with Server(arguments.url, arguments.api_key) as server:
+        for name in arguments.names:
+            server.call("DELETE", _path(name))
+            print(f"removed {name}")
+    return 0
+
+
+def _default(arguments: argparse.Namespace) -> int:
+    with Server(arguments.url, arguments.api_key) as server:
+        if arguments.none or arguments.name:
+            body = server.call("PUT", "/v1/default-adapter", json={"adapter": arguments.name})
+        else:
+            body = server.call("GET", "/v1/default-adapter")
+    print(body["adapter"] or "none: the bare base")
+    return 0
+
+
+def _path(name: str) -> str:
+    return f"/v1/adapters/{quote(name, safe='@')}"
+
+
+def _row(card: Card) -> Sequence[str]:
+    shown = {**card, "size": _size(card), "running": card["requests_running"], "created": _created(card["created"])}
+    return [str(shown[column]) for column in COLUMNS]
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Left-aligned columns under their headings."""
+    lines = [[column.upper() for column in COLUMNS], *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
+    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def _size(card: Card) -> str:
+    return str(tqdm.format_sizeof(card["size"], suffix="B", divisor=1024))
+
+
+def _created(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")

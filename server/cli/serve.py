@@ -1,0 +1,108 @@
+"""`peftserve serve`: from settings to the one configuration object, and then to the server."""
+
+import argparse
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from ..config import EngineConfig, ServerConfig
+from ..demo import DEMO_ADAPTERS, DEMO_MODEL, DEMO_NAME
+from . import settings
+from .errors import CommandError
+
+Named = tuple[str, Path]
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "serve",
+        help="serve a base model and its adapters over HTTP",
+        description="Serve MODEL, or the built-in demo, and any number of adapters on it. Each flag is also an "
+        "environment variable (--max-loras: PEFTSERVE_MAX_LORAS) and a key of the --config file.",
+    )
+    settings.add_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    config = make_config(settings.resolve(vars(arguments), os.environ), os.environ)
+    from ..api.serve import run as run_server  # late: `--help` and a mistake in a flag need no server
+
+    return run_server(config)
+
+
+def make_config(chosen: Mapping[str, Any], environ: Mapping[str, str]) -> ServerConfig:
+    """chosen: every setting's value by key. Raises CommandError for what only shows in combination or on disk."""
+    name = chosen["served_model_name"] or _model_name(chosen["model"])
+    demo = [] if chosen["model"] else list(DEMO_ADAPTERS.items())
+    state_dir = chosen["state_dir"] or default_state_dir(name, environ)
+    return ServerConfig(
+        engine=_engine_config(chosen, state_dir),
+        state_dir=state_dir,
+        host=chosen["host"],
+        port=chosen["port"],
+        served_model_name=name,
+        preload=_checked([*demo, *chosen["adapter"], *chosen["lora_modules"]]),
+        allow_adapter_paths=tuple(_existing(folder, "--allow-adapter-path") for folder in chosen["allow_adapter_path"]),
+        allow_adapter_sources=frozenset(chosen["allow_adapter_source"]),
+        api_keys=_read_keys(chosen["api_key_file"]),
+        max_queue=chosen["max_queue"],
+        upload_limit=chosen["upload_limit"],
+        body_limit=chosen["body_limit"],
+        grace_seconds=chosen["grace_period"],
+        log_level=chosen["log_level"],
+    )
+
+
+def _engine_config(chosen: Mapping[str, Any], state_dir: Path) -> EngineConfig:
+    if not chosen["enable_lora"]:
+        raise CommandError("--no-enable-lora: adapters are always on; the base's id answers without one")
+    same_named = {field.name for field in fields(EngineConfig)} & chosen.keys() - {"model"}
+    return EngineConfig(
+        model=chosen["model"] or str(DEMO_MODEL),
+        store=state_dir / "adapters",
+        **{field: chosen[field] for field in same_named},
+    )
+
+
+def default_state_dir(name: str, environ: Mapping[str, str]) -> Path:
+    """Adapters fit one base only, so each base has a folder of its own in the user's state folder."""
+    home = environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(home).expanduser() / "peftserve" / name.replace("/", "--")
+
+
+def _model_name(model: str | None) -> str:
+    if model is None:
+        return DEMO_NAME
+    return Path(model).resolve().name if Path(model).is_dir() else model
+
+
+def _checked(named: Iterable[Named]) -> tuple[Named, ...]:
+    """The same adapters, none missing and no name twice."""
+    checked: dict[str, Path] = {}
+    for name, folder in named:
+        if name in checked:
+            raise CommandError(f"--adapter: two adapters are named {name!r}")
+        checked[name] = _existing(folder, f"--adapter {name}")
+    return tuple(checked.items())
+
+
+def _existing(folder: Path, where: str) -> Path:
+    if not folder.is_dir():
+        raise CommandError(f"{where}: there is no folder {str(folder)!r}")
+    return folder.resolve()
+
+
+def _read_keys(file: Path | None) -> tuple[str, ...]:
+    if file is None:
+        return ()
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"--api-key-file: cannot read {str(file)!r}: {error}") from None
+    keys = tuple(line for line in lines if line and not line.startswith("#"))
+    if not keys:
+        raise CommandError(f"--api-key-file: {str(file)!r} has no key in it")
+    return keys

@@ -1,0 +1,98 @@
+"""From text to values: what a flag, an environment variable or a key of the configuration file may say.
+
+Every parser takes text and returns its value, or raises ValueError with the end of the sentence "'x' is not ...".
+"""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+_BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+
+
+def text(value: str) -> str:
+    if not value.strip():
+        raise ValueError("is empty")
+    return value
+
+
+def path(value: str) -> Path:
+    return Path(text(value)).expanduser()
+
+
+def boolean(value: str) -> bool:
+    try:
+        return _BOOLEANS[value.lower()]
+    except KeyError:
+        raise ValueError("is neither true nor false") from None
+
+
+def whole(low: int, high: int | None = None) -> Callable[[str], int]:
+    """Whole numbers of low to high, both included; without high, no upper limit."""
+    span = f"of {low} or more" if high is None else f"from {low} to {high}"
+
+    def parse(value: str) -> int:
+        if not re.fullmatch(r"[+-]?\d[\d_]*", value):
+            raise ValueError(f"is not a whole number {span}")
+        number = int(value)
+        if number < low or (high is not None and number > high):
+            raise ValueError(f"is not a whole number {span}")
+        return number
+
+    return parse
+
+
+def seconds(value: str) -> float:
+    try:
+        number = float(value.removesuffix("s"))
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < 1e9:
+        raise ValueError("is not a number of seconds")
+    return number
+
+
+def size(value: str) -> int:
+    """Bytes: `2GiB` and `512KiB` in powers of 1024, `512MB` and `2G` in powers of 1000, a bare number as it is."""
+    match = _SIZE.fullmatch(value.strip())
+    if match is None:
+        raise ValueError("is not a size such as 2GiB, 512MB or 1073741824")
+    number, unit, binary = match.groups()
+    num_bytes = int(float(number) * (1024 if binary else 1000) ** _POWERS[unit.upper()])
+    if num_bytes < 1:
+        raise ValueError("is not a size of one byte or more")
+    return num_bytes
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if value not in choices:
+            raise ValueError(f"is not one of {', '.join(choices)}")
+        return value
+
+    return parse
+
+
+def named_folder(value: str) -> tuple[str, Path]:
+    """`NAME=PATH`, or vLLM's JSON object with `name` and `path`."""
+    if value.lstrip().startswith("{"):
+        name, folder = _from_json(value)
+    else:
+        name, separator, folder = value.partition("=")
+        if not (name and separator and folder):
+            raise ValueError("is not NAME=PATH")
+    return name, Path(folder).expanduser()
+
+
+def _from_json(value: str) -> tuple[str, str]:
+    try:
+        module = json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is not JSON: {error.msg} at character {error.pos}") from None
+    match module:
+        case {"name": str(name), "path": str(folder)} if name and folder:
+            return name, folder
+    raise ValueError('is not an object with "name" and "path"')

@@ -1,0 +1,69 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peftserve.server.cli import serve, settings
+from peftserve.server.cli.errors import CommandError
+from peftserve.server.config import ServerConfig
+from peftserve.server.demo import DEMO_ADAPTERS, DEMO_MODEL
+
+
+def config_of(environ: dict[str, str] | None = None, **flags: Any) -> ServerConfig:
+    return serve.make_config(settings.resolve(flags, {}), environ or {})
+
+
+def test_without_a_model_the_demo_is_served() -> None:
+    config = config_of({"XDG_STATE_HOME": "/state"})
+    assert (config.served_model_name, config.engine.model) == ("demo", str(DEMO_MODEL))
+    assert dict(config.preload) == DEMO_ADAPTERS
+    assert config.state_dir == Path("/state/peftserve/demo")
+    assert config.engine.store == config.state_dir / "adapters"
+
+
+def test_a_folder_and_a_hub_id_name_themselves(tmp_path: Path) -> None:
+    (tmp_path / "tiny").mkdir()
+    assert config_of(model=str(tmp_path / "tiny")).served_model_name == "tiny"
+    by_id = config_of({"XDG_STATE_HOME": "/state"}, model="org/tiny")
+    assert (by_id.served_model_name, by_id.state_dir) == ("org/tiny", Path("/state/peftserve/org--tiny"))
+    assert by_id.preload == ()
+    assert config_of(model="org/tiny", served_model_name="mine").served_model_name == "mine"
+
+
+def test_every_setting_arrives(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("# ours\nk1\n\n k2 \n")
+    numbers = ["max_model_len", "max_batch_tokens", "max_running", "kv_cache_tokens", "page_size", "adapter_memory"]
+    numbers += ["max_loras", "max_lora_rank", "host_adapter_memory", "max_cpu_loras", "num_threads"]
+    config = config_of(
+        **{field: str(i) for i, field in enumerate(numbers, 1)},
+        model="m",
+        api_key_file=str(tmp_path / "keys"),
+        lora_modules=[f"a={tmp_path}"],
+        adapter=[f"b={tmp_path}"],
+        allow_adapter_path=[str(tmp_path)],
+        allow_adapter_source=["hub", "s3"],
+        upload_limit="1MiB",
+        grace_period="1.5",
+        trust_remote_code="true",
+    )
+    assert [getattr(config.engine, field) for field in numbers] == list(range(1, len(numbers) + 1))
+    assert config.api_keys == ("k1", "k2")
+    assert config.preload == (("b", tmp_path), ("a", tmp_path))
+    assert (config.allow_adapter_paths, config.allow_adapter_sources) == ((tmp_path,), {"hub", "s3"})
+    assert (config.upload_limit, config.grace_seconds, config.engine.trust_remote_code) == (1 << 20, 1.5, True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"adapter": ["a=/nowhere"]}, "--adapter a: there is no folder '/nowhere'"),
+        ({"adapter": ["a=/", "a=/"]}, "two adapters are named 'a'"),
+        ({"adapter": ["a=/"], "lora_modules": ["a=/"]}, "two adapters are named 'a'"),
+        ({"allow_adapter_path": ["/nowhere"]}, "--allow-adapter-path: there is no folder"),
+        ({"api_key_file": "/nowhere"}, "--api-key-file: cannot read '/nowhere'"),
+        ({"api_key_file": "/dev/null"}, "has no key in it"),
+        ({"enable_lora": False}, "adapters are always on"),
+    ],
+)
+def test_mistakes_are_named(flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(CommandError, match=message):
+        config_of(model="m", **flags)
