@@ -16,14 +16,14 @@ _ROWS_AT_ONCE = 4096
 class Base:
     """dtype: of the compiled tensors. max_rank: the largest rank that is served.
 
-    parameter: gives a parameter of the base by its name (`lm_head.weight`), or None if there is none; without it,
-        checkpoints that carry a copy of the embedding cannot be checked and are refused.
+    weight: gives the base's own weight at a site; without it, checkpoints that carry a copy of the embedding cannot be
+        checked and are refused.
     """
 
     table: SiteTable
     dtype: torch.dtype
     max_rank: int = 512
-    parameter: Callable[[str], torch.Tensor | None] | None = None
+    weight: Callable[[str], torch.Tensor | None] | None = None
 
 
 class Named(NamedTuple):
@@ -57,16 +57,16 @@ class Named(NamedTuple):
         raise InvalidAdapter(f"{self.key} is too large for {name}, in which this base is served", param="files")
 
 
-def check_copy(base: Base, parameter: str, copy: Named) -> None:
-    """A copy of a parameter of the base may come along with an adapter only if it is the base's own.
+def check_copy(base: Base, site: str, copy: Named) -> None:
+    """A copy of the base's weight at a site may come along with an adapter only if it is the base's own.
 
     PEFT writes it beside an adapter on the embedding and would load it over the base's, which nobody may change.
     Raises UnsupportedAdapter, InvalidAdapter.
     """
-    own = None if base.parameter is None else base.parameter(parameter)
+    own = None if base.weight is None else base.weight(site)
     if own is None:
         raise UnsupportedAdapter(
-            f"{copy.key} is not supported yet: this base has no {parameter} to compare it with; "
+            f"{copy.key} is not supported yet: there is no weight of the base to compare it with; "
             "save the adapter with save_embedding_layers=False",
             param="files",
         )
@@ -78,7 +78,7 @@ def check_copy(base: Base, parameter: str, copy: Named) -> None:
         )
     if not _same(own, copy.tensor):
         raise UnsupportedAdapter(
-            f"{copy.key} is not supported yet: it replaces the base's {parameter} by other values; "
+            f"{copy.key} is not supported yet: it replaces the base's own weight by another; "
             "train with the embedding frozen",
             param="files",
         )

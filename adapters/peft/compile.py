@@ -39,12 +39,12 @@ def compile_adapter(
     dtype: torch.dtype,
     *,
     max_rank: int = 512,
-    base_parameter: Callable[[str], torch.Tensor | None] | None = None,
+    base_weight: Callable[[str], torch.Tensor | None] | None = None,
 ) -> CompiledAdapter:
     """Compile the adapter in `folder` against a base. See `Base` for the arguments. Raises AdapterError."""
     config = read_config(folder)
     header = read_header(folder / WEIGHTS)
-    base = Base(table, dtype, max_rank, base_parameter)
+    base = Base(table, dtype, max_rank, base_weight)
     try:
         with safe_open(folder / WEIGHTS, framework="pt", device="cpu") as file:
             bypass = METHODS[config.peft_type](config, _LazyTensors(header, file), base)

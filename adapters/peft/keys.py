@@ -16,13 +16,13 @@ _FACTOR = re.compile(
     r"(?P<linear>lora_[AB])(?:\.(?P<adapter>[^.]+))?\.weight|"
     r"(?P<embedding>lora_embedding_[AB])(?:\.(?P<adapter_>[^.]+))?)"
 )
-_COPY = re.compile(r"(?P<module>.+?)(?:\.base_layer)?\.(?P<parameter>weight|bias)")
+_COPY = re.compile(r"(?P<module>.+?)(?:\.base_layer)?\.weight")
 
 
 @dataclass
 class Keys:
-    """factors: module to factor (`lora_A`) to key. copies: parameter of the base (`lm_head.weight`) to the key of a
-    full copy, which PEFT saves beside an adapter on the embedding. unknown: all other keys.
+    """factors: module to factor (`lora_A`) to key. copies: embedding or head to the key of a full copy of its weight,
+    which PEFT saves beside an adapter on it. unknown: all other keys.
     """
 
     factors: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -40,8 +40,8 @@ def sort_keys(names: Iterable[str], table: SiteTable) -> Keys:
             factor = match["linear"] or match["embedding"]
             adapters.add(match["adapter"] or match["adapter_"])
             _put(keys.factors.setdefault(match["module"], {}), factor, key)
-        elif (parameter := _copied_parameter(name, table)) is not None:
-            _put(keys.copies, parameter, key)
+        elif (site := _copied_site(name, table)) is not None:
+            _put(keys.copies, site.name, key)
         else:
             keys.unknown.append(key)
     if len(adapters) > 1:
@@ -63,12 +63,10 @@ def written_key(module: str, factor: str) -> str:
     return f"{PREFIX}{module}.{factor}" + ("" if "embedding" in factor else ".weight")
 
 
-def _copied_parameter(name: str, table: SiteTable) -> str | None:
+def _copied_site(name: str, table: SiteTable) -> Site | None:
     match = _COPY.fullmatch(name)
     site = table.sites.get(match["module"]) if match else None
-    if match is None or site is None or not (site.kind is SiteKind.EMBEDDING or site.name == table.head):
-        return None
-    return f"{site.name}.{match['parameter']}"
+    return site if site is not None and (site.kind is SiteKind.EMBEDDING or site.name == table.head) else None
 
 
 def _put(known: dict[str, str], name: str, key: str) -> None:

@@ -41,8 +41,8 @@ class _Checkpoint:
         return a.require_shape((rank, site.in_features), why), b.require_shape((site.out_features, rank), why)
 
     def check_copies(self, base: Base) -> None:
-        for parameter, key in self.keys.copies.items():
-            check_copy(base, parameter, self._named(key))
+        for site, key in self.keys.copies.items():
+            check_copy(base, site, self._named(key))
 
     def _named(self, key: str) -> Named:
         return Named(key, self.tensors[key])
