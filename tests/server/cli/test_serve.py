@@ -2,6 +2,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from peftserve.server.cli import serve, settings
 from peftserve.server.cli.errors import CommandError
 from peftserve.server.config import ServerConfig

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from peftserve.server.cli import settings
 from peftserve.server.cli.errors import CommandError
 

@@ -1,0 +1,67 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from peftserve.server.cli.main import main
+
+STREAM = b"""data: {"choices": [{"text": "a"}]}
+
+data: {"choices": [{"text": "b"}]}
+
+data: {"choices": [], "usage": {"completion_tokens": 5}}
+
+data: [DONE]
+
+"""
+
+
+def run(stub: Any, *more: str) -> int:
+    sizes = ["--num-requests", "6", "--concurrency", "2", "--prompt-tokens", "8", "--output-tokens", "5"]
+    return main(["bench", "serve", "--base-url", stub.url, "--models", "m,n", *sizes, *more])
+
+
+def test_a_run_asks_every_model_in_turn(stub: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stub.answers["GET", "/v1/models"] = 200, {"data": []}
+    stub.answers["POST", "/v1/completions"] = 200, STREAM
+    assert run(stub, "--out", str(tmp_path / "out.json")) == 0
+    bodies = [json.loads(asked.body) for asked in stub.asked if asked.method == "POST"]
+    assert sorted(body["model"] for body in bodies) == ["m"] * 3 + ["n"] * 3
+    assert {len(body["prompt"]) for body in bodies} == {8}
+    assert all(body["ignore_eos"] and body["max_tokens"] == 5 for body in bodies)
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert report["all"]["output_tokens"] == 30
+    assert report["models"]["n"]["requests"] == 3
+    assert "6 requests in" in capsys.readouterr().out
+
+
+def test_prompts_are_the_same_for_one_seed(stub: Any) -> None:
+    stub.answers["GET", "/v1/models"] = 200, {"data": []}
+    stub.answers["POST", "/v1/completions"] = 200, STREAM
+    run(stub, "--concurrency", "1")
+    run(stub, "--concurrency", "1")
+    bodies = [asked.body for asked in stub.asked if asked.method == "POST"]
+    assert bodies[:6] == bodies[6:]
+    assert len({*bodies}) == 6
+
+
+@pytest.mark.parametrize(
+    "answer", [(500, {"error": {"message": "broken"}}), (200, b'data: {"error": {"message": "broken"}}\n')]
+)
+def test_failures_are_counted_and_told(stub: Any, answer: tuple[int, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    stub.answers["GET", "/v1/models"] = 200, {"data": []}
+    stub.answers["POST", "/v1/completions"] = answer
+    assert run(stub) == 1
+    assert "broken" in capsys.readouterr().out
+
+
+def test_no_server(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "serve", "--base-url", "http://127.0.0.1:9", "--models", "m"]) == 3
+    assert "no answer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--num-requests", "--concurrency", "--prompt-tokens", "--output-tokens"])
+def test_counts_are_positive(stub: Any, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(stub, flag, "0") == 2
+    assert f"{flag}: 0 is not 1 or more" in capsys.readouterr().err
