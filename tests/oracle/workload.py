@@ -41,16 +41,21 @@ def random_workload(
 ) -> list[Request]:
     """`size` requests of 1 to `longest` tokens for 1 to 24 more, sorted by arrival before one of `last` steps.
 
-    A third of the prompts start with one of three common prefixes.
+    Half of the prompts start with one of three common prefixes, most of them with one and the same adapter, so that
+    pages can be shared, and the rest with any, whose pages must not be.
     """
     chance = random.Random(seed)
-    prefixes = [_tokens(chance, chance.randint(longest // 6, longest * 2 // 3)) for _ in range(3)]
+    prefixes = [_tokens(chance, chance.randint(longest // 4, longest * 2 // 3)) for _ in range(3)]
     mixtures = _mixtures(chance, adapters)
     requests = []
     for i in range(size):
-        prefix = chance.choice(prefixes) if chance.random() < 0.33 else []
+        mixture, prefix = chance.choice(mixtures), []
+        if chance.random() < 0.5:
+            common = chance.randrange(len(prefixes))
+            prefix = prefixes[common]
+            mixture = mixture if chance.random() < 0.3 else mixtures[common * 4]
         prompt = prefix + _tokens(chance, chance.randint(1, longest - len(prefix)))
-        requests.append(_request(oracle, chance, f"request-{i}", prompt, chance.choice(mixtures), last))
+        requests.append(_request(oracle, chance, f"request-{i}", prompt, mixture, last))
     return sorted(requests, key=lambda request: request.arrival)
 
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from peftserve.server.engine.sampling import logprobs, prompt_logprobs
 from peftserve.server.engine.sampling.logprobs import LOWEST, sampled_logprobs
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import RepetitionPenaltyLogitsProcessor
+
 from peftserve.server.engine.sampling import SampleRow
 from peftserve.server.engine.sampling.penalties import edit
 from peftserve.server.wire.messages import SamplingParams
-from transformers import RepetitionPenaltyLogitsProcessor
 
 VOCAB = 23
 TOKENS = st.lists(st.integers(0, VOCAB - 1), max_size=30)

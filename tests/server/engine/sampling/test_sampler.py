@@ -8,9 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+
 from peftserve.server.engine.sampling import Sampler, SampleRow, sampler
 from peftserve.server.wire.messages import SamplingParams
-from torch import Tensor
 
 VOCAB = 40
 CPU = torch.device("cpu")

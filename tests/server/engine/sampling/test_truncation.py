@@ -4,11 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
 from peftserve.server.engine.sampling import truncation
 from peftserve.server.engine.sampling.truncation import truncated_probabilities
 from peftserve.server.wire.messages import SamplingParams
-from torch import Tensor
-from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 VOCAB = 700
 IDS = torch.zeros(1, 0, dtype=torch.int64)

@@ -1,0 +1,182 @@
+"""Every request of a mixed batch gets PEFT's own tokens, whatever the engine does with it on the way."""
+
+import hashlib
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from peftserve.server.config import EngineConfig
+from peftserve.server.engine import Engine
+from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingParams, SequenceOutput
+
+ARCHITECTURES = ["llama", "llama_biased", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "gpt2", "opt"]
+MOST_STEPS = 20_000
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "whole prompts": {"max_batch_tokens": 512, "prefix_caching": False},
+    "chunks and shared prefixes": {"max_batch_tokens": 16, "prefix_caching": True, "page_size": 8},
+    "preemption": {"max_batch_tokens": 512, "prefix_caching": False, "kv_cache_tokens": 256},
+    "preemption, chunks, shared prefixes and few slots": {
+        "max_batch_tokens": 16,
+        "prefix_caching": True,
+        "page_size": 8,
+        "kv_cache_tokens": 160,
+        "max_loras": 3,
+    },
+}
+
+
+@dataclass
+class Scenario:
+    """A model, its adapters by digest, and the requests with PEFT's answers."""
+
+    model: Path
+    digests: dict[Path, str]
+    reference: Any
+    requests: list[Any]
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def scenario(request: pytest.FixtureRequest, oracle: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Scenario:
+    folder = tmp_path_factory.mktemp(request.param)
+    model = oracle.tiny_model(request.param, 0, folder / "model")
+    adapters = oracle.varied_adapters(model, folder / "adapters")
+    reference = oracle.PeftOracle(model)
+    requests = oracle.random_workload(reference, adapters)
+    return Scenario(model, {adapter: _digest(adapter) for adapter in adapters}, reference, requests)
+
+
+def _digest(adapter: Path) -> str:
+    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(adapter.iterdir()))).hexdigest()
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_greedy_tokens_are_those_of_peft(scenario: Scenario, setting: str) -> None:
+    with _engine(scenario, setting) as engine:
+        base = _checksum(engine)
+        outputs = _serve(engine, scenario, greedy=True)
+        for request in scenario.requests:
+            _check(request, outputs[request.request_id])
+        stats = engine.stats()
+        assert (stats.preemptions > 0) == setting.startswith("preemption")
+        assert stats.prefix_hit_tokens == 0 or SETTINGS[setting]["prefix_caching"]
+        assert stats.prefix_hit_tokens > 0 or setting != "chunks and shared prefixes"
+        assert (stats.kv_pages_used, stats.num_running, stats.num_waiting) == (0, 0, 0)
+        _release_all(engine, scenario)
+        assert _checksum(engine) == base
+
+
+@pytest.mark.parametrize("scenario", ["llama"], indirect=True)
+def test_seeded_text_does_not_depend_on_what_the_engine_does(scenario: Scenario) -> None:
+    texts = []
+    for setting in SETTINGS:
+        with _engine(scenario, setting) as engine:
+            outputs = _serve(engine, scenario, greedy=False)
+            texts.append({name: [t for o in given for t in o.token_ids] for name, given in outputs.items()})
+    assert all(text == texts[0] for text in texts)
+    assert texts[0] != {request.request_id: request.token_ids for request in scenario.requests}
+
+
+@pytest.mark.parametrize("scenario", ["llama", "gpt2"], indirect=True)
+def test_prompt_logprobs_are_those_of_peft(scenario: Scenario) -> None:
+    """With no token to generate and with some, in chunks, beside other requests."""
+    scored = [request for request in scenario.requests if len(request.prompt) > 20][:8]
+    messages = [
+        _message(request, scenario.digests, SamplingParams(temperature=0.0, max_tokens=i % 2, prompt_logprobs=0))
+        for i, request in enumerate(scored)
+    ]
+    with _engine(scenario, "chunks and shared prefixes") as engine:
+        outputs = _run(engine, [(0, message) for message in messages])
+    for request in scored:
+        (output,) = outputs[request.request_id]
+        assert output.error is None
+        assert output.prompt_logprobs
+        assert output.prompt_logprobs[0] is None
+        reports = [report for report in output.prompt_logprobs if report is not None]
+        assert [report.chosen.token_id for report in reports] == request.prompt[1:]
+        expected = scenario.reference.prompt_logprobs(request.prompt, request.mixture)
+        assert [report.chosen.logprob for report in reports] == pytest.approx(expected, abs=1e-3)
+
+
+@contextmanager
+def _engine(scenario: Scenario, setting: str) -> Iterator[Engine]:
+    """An engine that knows the scenario's adapters."""
+    engine = Engine(EngineConfig(model=str(scenario.model), device="cpu", dtype="float32", **SETTINGS[setting]))
+    try:
+        for adapter, digest in scenario.digests.items():
+            engine.inspect_adapter(digest, adapter)
+        yield engine
+    finally:
+        engine.close()
+
+
+def _serve(engine: Engine, scenario: Scenario, greedy: bool) -> dict[str, list[SequenceOutput]]:
+    """Every request, added before the step at which it arrives."""
+    arrivals = [
+        (request.arrival, _message(request, scenario.digests, _sampling(request, greedy, seed)))
+        for seed, request in enumerate(scenario.requests)
+    ]
+    return _run(engine, arrivals)
+
+
+def _run(engine: Engine, arrivals: list[tuple[int, AddRequest]]) -> dict[str, list[SequenceOutput]]:
+    """Step until all is done; returns the outputs of each request. arrivals: (step, request), by step."""
+    outputs: dict[str, list[SequenceOutput]] = {message.request_id: [] for _, message in arrivals}
+    waiting = deque(arrivals)
+    for step in range(MOST_STEPS):
+        while waiting and waiting[0][0] <= step:
+            engine.add_request(waiting.popleft()[1])
+        if not waiting and not engine.has_work():
+            return outputs
+        for output in engine.step():
+            outputs[output.request_id].append(output)
+        engine.check_integrity()
+    raise AssertionError(f"work is left after {MOST_STEPS} steps: {engine.stats()}")
+
+
+def _message(request: Any, digests: dict[Path, str], sampling: SamplingParams) -> AddRequest:
+    return AddRequest(
+        request_id=request.request_id,
+        prompt_token_ids=request.prompt,
+        adapters=[AdapterPart(digests[adapter], weight) for adapter, weight in request.mixture],
+        sampling=sampling,
+    )
+
+
+def _sampling(request: Any, greedy: bool, seed: int) -> SamplingParams:
+    if greedy:
+        return SamplingParams(temperature=0.0, max_tokens=request.max_tokens, ignore_eos=request.ignore_eos, logprobs=0)
+    return SamplingParams(
+        temperature=0.8, top_p=0.95, presence_penalty=0.3, max_tokens=request.max_tokens, ignore_eos=True, seed=seed
+    )
+
+
+def _check(request: Any, outputs: list[SequenceOutput]) -> None:
+    assert [output.error for output in outputs] == [None] * len(outputs)
+    assert [token for output in outputs for token in output.token_ids] == request.token_ids, request
+    logprobs = [report.chosen.logprob for output in outputs for report in output.logprobs or []]
+    assert logprobs == pytest.approx(request.logprobs, abs=1e-3)
+    assert [output.finish_reason for output in outputs] == [None] * (len(outputs) - 1) + [request.finish_reason]
+
+
+def _release_all(engine: Engine, scenario: Scenario) -> None:
+    for digest in scenario.digests.values():
+        engine.release_adapter(digest)
+    engine.check_integrity()
+    stats = engine.stats()
+    assert (stats.device_adapter_bytes, stats.host_adapter_bytes) == (0, 0)
+
+
+def _checksum(engine: Engine) -> str:
+    """Of every parameter and buffer of the base, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(engine._model.state_dict(keep_vars=True).items()):
+        digest.update(name.encode() + tensor.detach().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
