@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
+from .checkpoint import read_header
 from .facts import AdapterFacts, FactsLike
 from .leases import Leases
 from .names import VersionRef, check_name
+from .peft.config import read_config
 from .registry import AdapterRecord, AdapterRegistry
-from .staging import StagedUpload
+from .staging import WEIGHTS, StagedUpload
 from .store import AdapterStore
 
 logger = logging.getLogger(__name__)
@@ -74,6 +76,7 @@ class AdapterLibrary:
         with staged:
             check_name(name, self._reserved)
             digest = staged.digest
+            await asyncio.to_thread(_check_files, staged.path)
             facts = AdapterFacts.of(await self._inspect(digest, staged.path))
             # Shielded: a client that leaves now must not separate the files from their row.
             return await asyncio.shield(self._spawn(self._register(staged, name, facts, only_if_new)))
@@ -145,3 +148,9 @@ class AdapterLibrary:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _check_files(folder: Path) -> None:
+    """What can be seen without the model and without torch, before the engine is asked. Raises AdapterError."""
+    read_header(folder / WEIGHTS)
+    read_config(folder)
