@@ -1,6 +1,7 @@
 """What the HTTP side needs of an engine. `EngineClient` is the real one; tests bring their own."""
 
 from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
 from typing import Protocol
 
 from ..wire.messages import AdapterCard, AddRequest, EngineStats, ModelInfo, SequenceOutput
@@ -27,10 +28,6 @@ class Engine(Protocol):
     def stats(self) -> EngineStats:
         """The newest that the engine has sent."""
 
-    @property
-    def num_sequences(self) -> int:
-        """Sequences added and not yet ended."""
-
     def add_stats_listener(self, listener: StatsListener) -> None:
         """Calls `listener` with every `EngineStats` from now on."""
 
@@ -40,7 +37,7 @@ class Engine(Protocol):
         Raises EngineDead, at once also where it waits. Closing it early aborts the sequence.
         """
 
-    async def inspect_adapter(self, digest: str, path: str) -> AdapterCard:
+    async def inspect_adapter(self, digest: str, path: Path) -> AdapterCard:
         """Raises one of adapters/errors.py, or EngineDead."""
 
     async def release_adapter(self, digest: str) -> None:

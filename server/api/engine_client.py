@@ -7,6 +7,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import AsyncGenerator
+from pathlib import Path
 
 import msgspec
 
@@ -105,8 +106,8 @@ class EngineClient:
             if not ended and self.alive:
                 self._send(AbortRequest(request.request_id))
 
-    async def inspect_adapter(self, digest: str, path: str) -> AdapterCard:
-        reply = await self._call(InspectAdapter(next(self._call_ids), digest, path))
+    async def inspect_adapter(self, digest: str, path: Path) -> AdapterCard:
+        reply = await self._call(InspectAdapter(next(self._call_ids), digest, str(path)))
         if reply.card is None:
             raise _adapter_error(reply)
         return reply.card

@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from peftserve.adapters import errors as adapter_errors
 from peftserve.adapters.errors import AdapterError
@@ -86,6 +87,8 @@ def translate(error: Exception) -> ApiError:
         return unavailable(ENGINE_DEAD_MESSAGE, "engine_dead", RETRY_AFTER_DEATH_SECONDS)
     if isinstance(error, RequestValidationError | ValidationError):
         return from_validation(error)
+    if isinstance(error, ClientDisconnect):
+        return bad_request("The request's body ends too early.")
     if isinstance(error, HTTPException):
         headers = dict(error.headers) if error.headers else None
         return ApiError(400 if error.status_code == 422 else error.status_code, str(error.detail), headers=headers)
@@ -110,7 +113,10 @@ def install_error_handlers(app: FastAPI) -> None:
     async def answer(request: Request, error: Exception) -> Response:
         return error_response(error)
 
-    for kind in (HTTPException, RequestValidationError, ValidationError, AdapterError, EngineDead, Exception):
+    for kind in (
+        *(HTTPException, RequestValidationError, ValidationError, ClientDisconnect),
+        *(AdapterError, EngineDead, Exception),
+    ):
         app.add_exception_handler(kind, answer)
 
 

@@ -69,6 +69,7 @@ class GenerationRequest(Body):
     cache_salt: str | None = Field(default=None, max_length=256)
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
+    return_token_ids: bool = False
 
     @model_validator(mode="before")
     @classmethod

@@ -144,6 +144,7 @@ class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True):
     stop_token_id: the end-of-sequence or stop token that ended it, which is the last of token_ids.
     prompt_logprobs: once, with the first output: one entry per prompt token, the first is None.
     cached_tokens: prompt tokens taken from the prefix cache; with the first output.
+    queue_seconds: from arrival in the engine to its first step; with the first output.
     error: the sequence could not be served after all; what went wrong, for the client.
     """
 
@@ -154,6 +155,7 @@ class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
     cached_tokens: int | None = None
+    queue_seconds: float | None = None
     error: str | None = None
 
 

@@ -1,0 +1,73 @@
+"""Reading a request's body: never more than the limit, and as the type that the route wants."""
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .errors import ApiError, error_response
+
+FRAMING = 1 << 20  # what multipart boundaries, headers and small fields may take beside the files
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class BodyLimit:
+    """limit: bytes of any body. upload_limit: of an uploaded adapter's files."""
+
+    def __init__(self, app: ASGIApp, *, limit: int, upload_limit: int) -> None:
+        self._app = app
+        self._limit = limit
+        self._upload_limit = upload_limit + FRAMING
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        limit = self._upload_limit if _is_upload(scope) else self._limit
+        if _declared_length(scope) > limit:
+            await error_response(_too_large(limit))(scope, receive, send)
+            return
+        await self._app(scope, _counting(receive, limit), send)
+
+
+def json_body(model: type[M]) -> Callable[[Request], Awaitable[M]]:
+    """A dependency that reads JSON, whatever the content type says. Raises pydantic's ValidationError, ApiError 413."""
+
+    async def read(request: Request) -> M:
+        return model.model_validate_json(await request.body())
+
+    return read
+
+
+def _is_upload(scope: Scope) -> bool:
+    return bool(scope["path"] == "/v1/adapters") and "multipart/form-data" in Headers(scope=scope).get(
+        "content-type", ""
+    )
+
+
+def _declared_length(scope: Scope) -> int:
+    """0 where there is no usable Content-Length; the counting then decides."""
+    length = Headers(scope=scope).get("content-length", "")
+    return int(length) if length.isascii() and length.isdigit() and len(length) < 20 else 0
+
+
+def _counting(receive: Receive, limit: int) -> Receive:
+    received = 0
+
+    async def counted() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > limit:
+            raise _too_large(limit)
+        return message
+
+    return counted
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(413, f"The request's body is over the limit of {limit} bytes.", code="body_too_large")

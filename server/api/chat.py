@@ -1,0 +1,135 @@
+"""POST /v1/chat/completions, as OpenAI has it, with vLLM's extra fields."""
+
+from collections.abc import AsyncGenerator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from msgspec import UNSET, UnsetType
+
+from .answers import UsageCounter, answer, new_id, usage_of
+from .body import json_body
+from .generation import Generation, Plan, Prompt
+from .logprobs import chat_logprobs, prompt_logprobs
+from .planning import check_ids, check_min_tokens, fit_length, salt_of
+from .responses import (
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatDelta,
+    ChatLogprobs,
+    ChatMessage,
+    Usage,
+)
+from .schema import ChatRequest, Message
+from .sequence import Delta
+from .services import Services, ServicesOf
+from .tokenizer import Tokenizer
+
+router = APIRouter()
+
+
+@router.post("/v1/chat/completions")
+async def create_chat_completion(
+    request: Request, services: ServicesOf, body: Annotated[ChatRequest, Depends(json_body(ChatRequest))]
+) -> Response:
+    tokenizer = services.tokenizer()
+    plan = await _plan(services, tokenizer, request, body)
+    form = _Form(body, tokenizer)
+    return await answer(services, request, plan, form.whole, form.stream)
+
+
+def render(tokenizer: Tokenizer, messages: list[Message], body: Any) -> str:
+    """The prompt's text. body: any request with the chat template's arguments. Raises ApiError."""
+    return tokenizer.render_chat(
+        [_as_template_sees_it(message) for message in messages],
+        add_generation_prompt=body.add_generation_prompt,
+        continue_final_message=body.continue_final_message,
+        arguments=body.chat_template_kwargs or {},
+    )
+
+
+def _as_template_sees_it(message: Message) -> dict[str, Any]:
+    """`developer` is what OpenAI calls the system's role since its o1; templates know the older name."""
+    fields = message.model_dump(exclude_none=True)
+    return {**fields, "role": "system"} if message.role == "developer" else fields
+
+
+async def _plan(services: Services, tokenizer: Tokenizer, request: Request, body: ChatRequest) -> Plan:
+    info = services.model()
+    text = render(tokenizer, body.messages, body)
+    # The template has written the special tokens itself.
+    prompt = Prompt(await tokenizer.encode(text, body.add_special_tokens), text)
+    check_ids(info, body, [prompt])
+    sampling = body.sampling(
+        max_tokens=fit_length(info, prompt, body.limit, None),
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        prompt_logprobs=body.prompt_logprobs,
+    )
+    check_min_tokens(body, [sampling])
+    return Plan(body, [prompt], [sampling], body.choices, salt_of(request, body))
+
+
+class _Form:
+    """One request's answer, whole or as a stream."""
+
+    def __init__(self, body: ChatRequest, tokenizer: Tokenizer) -> None:
+        self._body = body
+        self._tokenizer = tokenizer
+        self._id, self._created = new_id("chatcmpl")
+
+    async def whole(self, generation: Generation) -> ChatCompletion:
+        wholes = await generation.collect()
+        chat = ChatCompletion(
+            id=self._id,
+            created=self._created,
+            model=generation.resolved.model,
+            choices=[self._choice(index, whole) for index, whole in enumerate(wholes)],
+            usage=usage_of(generation.plan, wholes),
+        )
+        if self._body.prompt_logprobs is not None:
+            chat.prompt_logprobs = prompt_logprobs(wholes[0].prompt_logprobs or [], self._tokenizer.token_bytes)
+        if self._body.return_token_ids:
+            chat.prompt_token_ids = generation.plan.prompts[0].token_ids
+        return chat
+
+    async def stream(self, generation: Generation) -> AsyncGenerator[ChatChunk]:
+        counter = UsageCounter(generation.plan)
+        usage = None if self._body.include_usage else UNSET
+        for index in range(generation.plan.num_sequences):
+            role = ChatChunkChoice(index, ChatDelta(role="assistant", content=""))
+            yield self._chunk(generation, [role], usage)
+        async for index, delta in generation.deltas():
+            counter.add(index, delta)
+            if self._says_something(delta):
+                yield self._chunk(generation, [self._chunk_choice(index, delta)], usage)
+        if self._body.include_usage:
+            yield self._chunk(generation, [], counter.usage())
+
+    def _chunk(
+        self, generation: Generation, choices: list[ChatChunkChoice], usage: Usage | UnsetType | None
+    ) -> ChatChunk:
+        model = generation.resolved.model
+        return ChatChunk(id=self._id, created=self._created, model=model, choices=choices, usage=usage)
+
+    def _choice(self, index: int, whole: Delta) -> ChatChoice:
+        message = ChatMessage(whole.text)
+        choice = ChatChoice(index, message, self._logprobs(whole), whole.finish_reason, whole.stop_reason)
+        choice.token_ids = whole.token_ids if self._body.return_token_ids else UNSET
+        return choice
+
+    def _chunk_choice(self, index: int, delta: Delta) -> ChatChunkChoice:
+        said = ChatDelta(content=delta.text) if delta.text else ChatDelta()
+        choice = ChatChunkChoice(index, said, self._logprobs(delta), delta.finish_reason, delta.stop_reason)
+        choice.token_ids = delta.token_ids if self._body.return_token_ids else UNSET
+        return choice
+
+    def _logprobs(self, delta: Delta) -> ChatLogprobs | None:
+        if not self._body.logprobs:
+            return None
+        return chat_logprobs(delta.shown, self._tokenizer.token_bytes, self._body.top_logprobs or 0)
+
+    def _says_something(self, delta: Delta) -> bool:
+        """Steps whose text is held back for now are not worth a chunk."""
+        scored = delta.shown and self._body.logprobs
+        return bool(delta.text or scored or delta.finish_reason or self._body.return_token_ids)

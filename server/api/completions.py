@@ -1,0 +1,126 @@
+"""POST /v1/completions, as OpenAI has it, with vLLM's extra fields."""
+
+from collections.abc import AsyncGenerator
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Request, Response
+from msgspec import UNSET, UnsetType
+
+from .answers import UsageCounter, answer, new_id, usage_of
+from .body import json_body
+from .echo import Echo
+from .generation import Generation, Plan, Prompt
+from .logprobs import completion_logprobs, prompt_logprobs
+from .planning import check_ids, check_min_tokens, fit_length, salt_of
+from .responses import Completion, CompletionChoice, Usage
+from .schema import COMPLETION_MAX_TOKENS, CompletionRequest
+from .sequence import Delta
+from .services import Services, ServicesOf
+from .tokenizer import Tokenizer
+
+router = APIRouter()
+
+
+@router.post("/v1/completions")
+async def create_completion(
+    request: Request, services: ServicesOf, body: Annotated[CompletionRequest, Depends(json_body(CompletionRequest))]
+) -> Response:
+    tokenizer = services.tokenizer()
+    plan = await _plan(services, tokenizer, request, body)
+    form = _Form(body, tokenizer)
+    return await answer(services, request, plan, form.whole, form.stream)
+
+
+async def _plan(services: Services, tokenizer: Tokenizer, request: Request, body: CompletionRequest) -> Plan:
+    info = services.model()
+    prompts = [await _tokenize(tokenizer, prompt, body) for prompt in body.prompt]
+    check_ids(info, body, prompts)
+    rerank = body.samples > body.choices  # the best are chosen by their logprobs
+    scored = _most(body.prompt_logprobs, body.logprobs if body.echo else None, 0 if body.max_tokens == 0 else None)
+    sampling = [
+        body.sampling(
+            max_tokens=fit_length(info, prompt, body.max_tokens, COMPLETION_MAX_TOKENS),
+            logprobs=_most(body.logprobs, 0 if rerank else None),
+            prompt_logprobs=scored,
+        )
+        for prompt in prompts
+    ]
+    check_min_tokens(body, sampling)
+    return Plan(body, prompts, sampling, body.samples, salt_of(request, body))
+
+
+async def _tokenize(tokenizer: Tokenizer, prompt: str | list[int], body: CompletionRequest) -> Prompt:
+    if isinstance(prompt, str):
+        return Prompt(await tokenizer.encode(prompt, body.add_special_tokens), prompt)
+    return Prompt(prompt)
+
+
+def _most(*numbers: int | None) -> int | None:
+    return max((number for number in numbers if number is not None), default=None)
+
+
+class _Form:
+    """One request's answer, whole or as a stream."""
+
+    def __init__(self, body: CompletionRequest, tokenizer: Tokenizer) -> None:
+        self._body = body
+        self._tokenizer = tokenizer
+        self._echo = Echo(tokenizer, body.skip_special_tokens) if body.echo else None
+        self._id, self._created = new_id("cmpl")
+
+    async def whole(self, generation: Generation) -> Completion:
+        wholes = await generation.collect()
+        usage = usage_of(generation.plan, wholes)
+        choices: list[CompletionChoice] = []
+        for prompt, sample in self._best(generation.plan, wholes):
+            choices.append(self._choice(len(choices), prompt, sample, first=True))
+        return self._completion(generation, choices, usage)
+
+    async def stream(self, generation: Generation) -> AsyncGenerator[Completion]:
+        counter = UsageCounter(generation.plan)
+        begun: set[int] = set()
+        usage = None if self._body.include_usage else UNSET
+        async for index, delta in generation.deltas():
+            counter.add(index, delta)
+            first = index not in begun
+            if first or self._says_something(delta):
+                begun.add(index)
+                prompt = generation.plan.prompts[index // generation.plan.samples]
+                yield self._completion(generation, [self._choice(index, prompt, delta, first)], usage)
+        if self._body.include_usage:
+            yield self._completion(generation, [], counter.usage())
+
+    def _best(self, plan: Plan, wholes: list[Delta]) -> list[tuple[Prompt, Delta]]:
+        """The n answers of each prompt; of best_of, those that the model finds most likely as a whole."""
+        chosen = []
+        for number, prompt in enumerate(plan.prompts):
+            samples = wholes[number * plan.samples : (number + 1) * plan.samples]
+            if plan.samples > self._body.choices:
+                samples.sort(key=lambda sample: sample.cumulative_logprob, reverse=True)
+            chosen += [(prompt, sample) for sample in samples[: self._body.choices]]
+        return chosen
+
+    def _completion(
+        self, generation: Generation, choices: list[CompletionChoice], usage: Usage | UnsetType | None
+    ) -> Completion:
+        return Completion(
+            id=self._id, created=self._created, model=generation.resolved.model, choices=choices, usage=usage
+        )
+
+    def _choice(self, index: int, prompt: Prompt, delta: Delta, first: bool) -> CompletionChoice:
+        body, token_bytes = self._body, self._tokenizer.token_bytes
+        shown = delta if self._echo is None else self._echo.apply(prompt, delta, first)
+        choice = CompletionChoice(index, shown.text, None, delta.finish_reason, delta.stop_reason)
+        if body.logprobs is not None:
+            choice.logprobs = completion_logprobs(shown.shown, token_bytes, body.logprobs)
+        if body.prompt_logprobs is not None and delta.prompt_logprobs is not None:
+            choice.prompt_logprobs = prompt_logprobs(delta.prompt_logprobs, token_bytes)
+        if body.return_token_ids:
+            choice.token_ids = delta.token_ids
+            choice.prompt_token_ids = prompt.token_ids if first else UNSET
+        return choice
+
+    def _says_something(self, delta: Delta) -> bool:
+        """Steps whose text is held back for now are not worth a chunk."""
+        scored = delta.shown and self._body.logprobs is not None
+        return bool(delta.text or scored or delta.finish_reason or self._body.return_token_ids)
