@@ -53,6 +53,7 @@ class OutputMaker:
             finish_reason=reason,
             stop_token_id=stop,
             cached_tokens=sequence.num_cached if first else None,
+            queue_seconds=sequence.queue_seconds if first else None,
         )
 
     def _finish(self, sequence: Sequence, token: int) -> tuple[FinishReason | None, int | None]:
@@ -82,6 +83,7 @@ def _scored(sequence: Sequence) -> SequenceOutput:
         prompt_logprobs=_prompt_logprobs(sequence),
         finish_reason="length",
         cached_tokens=sequence.num_cached,
+        queue_seconds=sequence.queue_seconds,
     )
 
 

@@ -13,8 +13,8 @@ from ...wire.messages import AdapterPart
 
 def root_key(salt: str, adapters: Seq[AdapterPart]) -> bytes:
     """The key before the first page."""
-    parts = [f"{len(salt)}:{salt}", *(f"{part.digest}*{part.weight!r}" for part in adapters)]
-    return hashlib.sha256("\n".join(parts).encode()).digest()
+    fields = (salt, [(part.digest, part.weight) for part in adapters])
+    return hashlib.sha256(repr(fields).encode()).digest()
 
 
 def next_key(previous: bytes, tokens: Seq[int]) -> bytes:

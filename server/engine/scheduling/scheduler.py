@@ -6,6 +6,7 @@ between adapters. When pages run out, the newest sequence is preempted and recom
 tensors.
 """
 
+import time
 from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
@@ -20,6 +21,7 @@ from .sequence import Lease, Sequence
 
 PROMPT_LOGPROBS_CHUNK = 256  # rows of the vocabulary's width that one sequence may need at once
 STARVATION_STEPS = 32  # steps that a sequence waits for a slot before resident adapters take no new sequences
+FORGET_STEPS = 1024  # steps between clearances of the counters of tenants that have gone
 PREFETCH = 4  # sequences behind the last one admitted whose adapters are loaded ahead of time
 
 
@@ -90,6 +92,8 @@ class Scheduler:
     def schedule(self) -> Batch:
         """Spans for the next step; empty when everything waits for adapters."""
         self._step += 1
+        if self._step % FORGET_STEPS == 0:
+            self.waiting.forget_idle({sequence.tenant for sequence in [*self.running, *self.preempted]})
         preemptions = self.num_preemptions
         spans = self._schedule_running()
         if preemptions == self.num_preemptions:
@@ -105,8 +109,6 @@ class Scheduler:
 
     def _schedule_running(self) -> dict[Sequence, Span]:
         decodes = [sequence for sequence in self.running if sequence.num_remaining == 1]
-        if len(decodes) > self._max_batch_tokens:
-            decodes.sort(key=lambda sequence: sequence.last_step)
         prefills = [sequence for sequence in self.running if sequence.num_remaining > 1]
         spans: dict[Sequence, Span] = {}
         budget = self._max_batch_tokens
@@ -160,7 +162,7 @@ class Scheduler:
                 if prefetch < 0:
                     break
             if sequence.lease is None and not (starving and sequence.adapters):
-                starving = self._reserve(sequence)
+                starving = self._reserve(sequence) or starving
             if not room or sequence.lease is None or not self._residency.is_ready(sequence.lease):
                 continue
             span = self._start(sequence, budget)
@@ -196,7 +198,7 @@ class Scheduler:
         self.pool.hold(hits)
         sequence.pages = hits + self.pool.take(needed)
         sequence.num_computed = start
-        self._count_prefix(sequence, start)
+        self._note_start(sequence, start)
         self.running.append(sequence)
         return self._span(sequence, count)
 
@@ -216,9 +218,11 @@ class Scheduler:
         self._extend_keys(sequence, full)
         return self.pool.lookup(sequence.page_keys[:full])
 
-    def _count_prefix(self, sequence: Sequence, cached: int) -> None:
+    def _note_start(self, sequence: Sequence, cached: int) -> None:
+        """Of the first start only: what comes after a preemption is neither waiting nor a hit."""
         if sequence.num_cached is None:
             sequence.num_cached = cached
+            sequence.queue_seconds = time.monotonic() - sequence.arrived
             self.prefix_query_tokens += sequence.num_prompt
             self.prefix_hit_tokens += cached
 
@@ -237,7 +241,6 @@ class Scheduler:
             self._extend_keys(sequence, last)
             for i in range(first, last):
                 self.pool.publish(sequence.pages[i], sequence.page_keys[i])
-        sequence.last_step = self._step
         samples = end == len(sequence.tokens) and sequence.sampling.max_tokens > 0
         return Span(sequence, sequence.num_computed, count, samples)
 

@@ -1,5 +1,6 @@
 """One sequence: what was asked, what has come out, and how much of it lies in the KV cache."""
 
+import time
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
@@ -16,7 +17,8 @@ class Sequence:
     pages, page_keys: pages held, in order, and the prefix-cache keys of the full ones; set by the scheduler.
     prompt_logprobs: of the prompt's tokens so far, if the request wants them; the first token has none.
     num_cached: prompt tokens found in the prefix cache at the first admission.
-    last_step: the last step that ran it, so that decodes beyond the token budget take turns.
+    arrived: when it was made, of time.monotonic(). queue_seconds: from then to its first step; set by the scheduler.
+    blocked_steps: steps in which the device had no room for its adapters; counted by the scheduler.
     """
 
     request_id: str
@@ -35,7 +37,8 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     page_keys: list[bytes] = field(default_factory=list)
     lease: "Lease | None" = None
-    last_step: int = -1
+    arrived: float = field(default_factory=time.monotonic)
+    queue_seconds: float | None = None
     blocked_steps: int = 0
 
     def __post_init__(self) -> None:

@@ -1,0 +1,398 @@
+"""The scheduler without a model: a simulated one writes what each position depends on, and reads it back."""
+
+import hashlib
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from peftserve.server.engine.scheduling.batch import Batch
+from peftserve.server.engine.scheduling.page_pool import PagePool
+from peftserve.server.engine.scheduling.scheduler import (
+    PREFETCH,
+    PROMPT_LOGPROBS_CHUNK,
+    STARVATION_STEPS,
+    Scheduler,
+)
+from peftserve.server.engine.scheduling.sequence import Lease
+from peftserve.server.engine.scheduling.sequence import Sequence as EngineSequence
+from peftserve.server.wire.messages import AdapterPart
+
+MakeSequence = Callable[..., EngineSequence]
+MOST_STEPS = 5000
+
+
+@dataclass
+class FakeResidency:
+    """Slots by count. An adapter is at hand `fetch_steps` questions after the first, and ready `copy_steps` after.
+
+    prepared: digests ever asked for, in order.
+    """
+
+    slots: int = 8
+    fetch_steps: int = 0
+    copy_steps: int = 0
+    holders: Counter[str] = field(default_factory=Counter)
+    resident: dict[str, int] = field(default_factory=dict)
+    prepared: dict[str, int] = field(default_factory=dict)
+
+    def prepare(self, parts: Sequence[AdapterPart]) -> bool:
+        for part in parts:
+            self.prepared[part.digest] = self.prepared.get(part.digest, -1) + 1
+        return all(self.prepared[part.digest] >= self.fetch_steps for part in parts)
+
+    def reserve(self, parts: Sequence[AdapterPart]) -> Lease | None:
+        digests = [part.digest for part in parts]
+        missing = [digest for digest in digests if digest not in self.resident]
+        idle = [digest for digest in self.resident if not self.holders[digest] and digest not in digests]
+        if len(missing) > self.slots - len(self.resident) + len(idle):
+            return None
+        for digest in missing:
+            if len(self.resident) == self.slots:
+                del self.resident[idle.pop()]
+            self.resident[digest] = 0
+        self.holders.update(digests)
+        return Lease(tuple(digests), tuple(range(len(digests))), tuple(part.weight for part in parts))
+
+    def is_ready(self, lease: Lease) -> bool:
+        for digest in lease.digests:
+            assert self.holders[digest] > 0, "a lease's adapter is held by nobody"
+            self.resident[digest] += 1
+        return all(self.resident[digest] > self.copy_steps for digest in lease.digests)
+
+    def release(self, lease: Lease) -> None:
+        self.holders.subtract(lease.digests)
+        assert all(count >= 0 for count in self.holders.values()), "released more often than reserved"
+
+
+@dataclass
+class Simulation:
+    """Runs the batches of a scheduler on a cache that holds, for each position, the prefix that it belongs to."""
+
+    scheduler: Scheduler
+    page_size: int
+    cache: dict[int, tuple[Any, ...]] = field(default_factory=dict)
+    done: dict[str, list[int]] = field(default_factory=dict)
+    computed: int = 0
+
+    def step(self) -> Batch:
+        batch = self.scheduler.schedule()
+        self.scheduler.check_integrity()
+        self._write(batch)
+        for span in batch.spans:
+            self._check_context(span.sequence, span.end)
+            self.scheduler.complete(span)
+            self.computed += span.num_tokens
+            if span.samples:
+                self._advance(span.sequence)
+        self.scheduler.check_integrity()
+        return batch
+
+    def run(self, sequences: Sequence[EngineSequence] = ()) -> None:
+        for sequence in sequences:
+            self.scheduler.add(sequence)
+        for _ in range(MOST_STEPS):
+            if not self.scheduler.has_work():
+                return
+            self.step()
+        raise AssertionError(f"{self.scheduler.num_waiting} sequences wait for ever")
+
+    def _positions(self, sequence: EngineSequence, end: int) -> list[int]:
+        return [sequence.pages[i // self.page_size] * self.page_size + i % self.page_size for i in range(end)]
+
+    def _write(self, batch: Batch) -> None:
+        written: set[int] = set()
+        for span in batch.spans:
+            assert span.start == span.sequence.num_computed
+            assert span.num_tokens > 0
+            positions = self._positions(span.sequence, span.end)
+            for i in range(span.start, span.end):
+                assert positions[i] not in written, "two sequences write one position"
+                written.add(positions[i])
+                self.cache[positions[i]] = depends_on(span.sequence, i)
+
+    def _check_context(self, sequence: EngineSequence, end: int) -> None:
+        for i, position in enumerate(self._positions(sequence, end)):
+            assert self.cache[position] == depends_on(sequence, i), f"token {i} of {sequence.request_id}"
+
+    def _advance(self, sequence: EngineSequence) -> None:
+        sequence.append(model(sequence, sequence.tokens))
+        if len(sequence.output) == sequence.sampling.max_tokens:
+            self.scheduler.remove(sequence)
+            self.done[sequence.request_id] = sequence.output
+            assert not sequence.pages
+            assert sequence.lease is None
+
+
+def depends_on(sequence: EngineSequence, i: int) -> tuple[Any, ...]:
+    return (sequence.salt, sequence.adapters, *sequence.tokens[: i + 1])
+
+
+def model(sequence: EngineSequence, tokens: list[int]) -> int:
+    """The next token: 0 or 1, by all that it depends on."""
+    return hashlib.sha256(repr((sequence.salt, sequence.adapters, tokens)).encode()).digest()[0] % 2
+
+
+def answer(sequence: EngineSequence) -> list[int]:
+    tokens = list(sequence.prompt)
+    for _ in range(sequence.sampling.max_tokens):
+        tokens.append(model(sequence, tokens))
+    return tokens[sequence.num_prompt :]
+
+
+def simulation(
+    num_pages: int = 64,
+    page_size: int = 4,
+    residency: FakeResidency | None = None,
+    budget: int = 64,
+    max_running: int = 8,
+    prefix_caching: bool = True,
+) -> Simulation:
+    scheduler = Scheduler(
+        PagePool(num_pages),
+        residency or FakeResidency(),
+        page_size=page_size,
+        max_batch_tokens=budget,
+        max_running=max_running,
+        prefix_caching=prefix_caching,
+    )
+    return Simulation(scheduler, page_size)
+
+
+@st.composite
+def workloads(draw: st.DrawFn) -> list[tuple[int, dict[str, Any]]]:
+    """(step of arrival, what `make_sequence` takes); few different tokens, so that prefixes coincide."""
+    requests = draw(
+        st.lists(
+            st.fixed_dictionaries(
+                {
+                    "prompt": st.lists(st.integers(0, 1), min_size=1, max_size=14),
+                    "adapters": st.sampled_from([(), ("a",), ("b",), ("a", "b"), ("c", "a"), ("d",)]),
+                    "salt": st.sampled_from(["", "tenant"]),
+                    "max_tokens": st.integers(1, 6),
+                    "prompt_logprobs": st.sampled_from([None, None, 0]),
+                }
+            ),
+            min_size=1,
+            max_size=10,
+        )
+    )
+    return [(draw(st.integers(0, 8)), request) for request in requests]
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    requests=workloads(),
+    page_size=st.integers(1, 4),
+    spare_pages=st.integers(0, 12),
+    budget=st.integers(1, 20),
+    max_running=st.integers(1, 6),
+    prefix_caching=st.booleans(),
+    residency=st.builds(
+        FakeResidency, slots=st.integers(2, 4), fetch_steps=st.integers(0, 3), copy_steps=st.integers(0, 3)
+    ),
+)
+def test_every_sequence_gets_its_answer_within_the_limits(
+    make_sequence: MakeSequence,
+    requests: list[tuple[int, dict[str, Any]]],
+    page_size: int,
+    spare_pages: int,
+    budget: int,
+    max_running: int,
+    prefix_caching: bool,
+    residency: FakeResidency,
+) -> None:
+    needs = [-(-(len(r["prompt"]) + r["max_tokens"]) // page_size) for _, r in requests]
+    num_pages = max(needs) + spare_pages
+    run = simulation(num_pages, page_size, residency, budget, max_running, prefix_caching)
+    arriving = deque((step, make_sequence(**r)) for step, r in sorted(requests, key=lambda pair: pair[0]))
+    sequences = [sequence for _, sequence in arriving]
+    for step in range(MOST_STEPS):
+        while arriving and arriving[0][0] <= step:
+            run.scheduler.add(arriving.popleft()[1])
+        check_step(run, budget, max_running)
+        if not arriving and not run.scheduler.has_work():
+            break
+    assert run.done == {sequence.request_id: answer(sequence) for sequence in sequences}
+    assert run.scheduler.pool.num_used == 0
+    assert not any(residency.holders.values())
+    if sum(needs) <= num_pages:
+        assert run.scheduler.num_preemptions == 0
+    check_prefix_counts(run, sequences, prefix_caching)
+
+
+def check_step(run: Simulation, budget: int, max_running: int) -> None:
+    """Neither limit is exceeded, and no decode waits for a prefill."""
+    decodes = {s.request_id for s in run.scheduler.running if s.num_remaining == 1}
+    preemptions = run.scheduler.num_preemptions
+    batch = run.step()
+    assert batch.num_tokens <= budget
+    assert len(batch.spans) <= max_running
+    assert len(run.scheduler.running) <= max_running
+    if preemptions == run.scheduler.num_preemptions:
+        ran = {span.sequence.request_id for span in batch.spans}
+        assert decodes <= ran or len(decodes & ran) == budget
+
+
+def check_prefix_counts(run: Simulation, sequences: list[EngineSequence], prefix_caching: bool) -> None:
+    for sequence in sequences:
+        assert sequence.num_cached is not None
+        assert sequence.num_cached < sequence.num_prompt, "the last token's logits come from nowhere"
+        assert sequence.num_cached % run.page_size == 0
+        assert sequence.num_cached == 0 or (prefix_caching and not sequence.wants_prompt_logprobs)
+    assert run.scheduler.prefix_hit_tokens == sum(sequence.num_cached or 0 for sequence in sequences)
+    assert run.scheduler.prefix_query_tokens == sum(sequence.num_prompt for sequence in sequences)
+
+
+def test_a_repeated_prompt_is_found_but_for_its_last_token(make_sequence: MakeSequence) -> None:
+    prompts = [list(range(8)), list(range(8)), list(range(9)), list(range(7))]
+    run = simulation(page_size=4)
+    cached = []
+    for prompt in prompts:
+        sequence = make_sequence(prompt=prompt, max_tokens=1)
+        run.run([sequence])
+        cached.append(sequence.num_cached)
+    assert cached == [0, 4, 8, 4]
+
+
+@pytest.mark.parametrize("change", [{"salt": "tenant"}, {"adapters": ["a"]}, {"prompt_logprobs": 0}])
+def test_prefixes_of_other_tenants_and_adapters_are_not_found(
+    make_sequence: MakeSequence, change: dict[str, Any]
+) -> None:
+    run = simulation()
+    run.run([make_sequence(prompt=range(9), max_tokens=1)])
+    other = make_sequence(prompt=range(9), max_tokens=1, **change)
+    run.run([other])
+    assert other.num_cached == 0
+
+
+def test_sequences_of_one_step_share_a_prefix_that_is_computed_in_it(make_sequence: MakeSequence) -> None:
+    run = simulation()
+    run.run([make_sequence(prompt=range(9), max_tokens=1) for _ in range(3)])
+    assert run.computed == 9 + 1 + 1
+
+
+def test_a_prefix_survives_until_its_pages_are_needed(make_sequence: MakeSequence) -> None:
+    run = simulation(num_pages=4)
+    for prompt in ([0] * 9, [1] * 9, [0] * 9):
+        sequence = make_sequence(prompt=prompt, max_tokens=1)
+        run.run([sequence])
+    assert sequence.num_cached == 4
+
+
+def test_decodes_run_beside_a_long_prefill(make_sequence: MakeSequence) -> None:
+    run = simulation(num_pages=600, budget=8)
+    short = make_sequence(prompt=[1], max_tokens=50)
+    run.scheduler.add(short)
+    run.step()
+    run.scheduler.add(make_sequence(prompt=[2] * 1000, max_tokens=1))
+    for _ in range(49):
+        batch = run.step()
+        assert [span.num_tokens for span in batch.spans] == [1, 7]
+    assert short.request_id in run.done
+
+
+def test_no_more_run_than_the_budget_has_tokens_for(make_sequence: MakeSequence) -> None:
+    """So each that runs advances in every step."""
+    run = simulation(budget=3)
+    for _ in range(7):
+        run.scheduler.add(make_sequence(prompt=[1, 2], max_tokens=30))
+    while run.scheduler.has_work():
+        running = list(run.scheduler.running)
+        assert len(running) <= 3
+        assert {span.sequence for span in run.step().spans} >= set(running)
+
+
+def test_the_newest_is_preempted_when_pages_run_out(make_sequence: MakeSequence) -> None:
+    run = simulation(num_pages=4, prefix_caching=False)
+    sequences = [make_sequence(prompt=[i] * 7, max_tokens=6) for i in range(2)]
+    for sequence in sequences:
+        run.scheduler.add(sequence)
+    while not run.scheduler.num_preemptions:
+        run.step()
+    assert list(run.scheduler.preempted) == [sequences[1]]
+    assert run.scheduler.pool.num_free < 2
+    assert sequences[1].lease is not None
+    run.run()
+    assert run.done == {sequence.request_id: answer(sequence) for sequence in sequences}
+
+
+def test_preempted_sequences_go_before_waiting_ones(make_sequence: MakeSequence) -> None:
+    run = simulation(num_pages=4, prefix_caching=False)
+    first, second = (make_sequence(prompt=[i] * 7, max_tokens=6) for i in range(2))
+    third = make_sequence(prompt=[2] * 8, max_tokens=1)
+    run.run([first, second, third])
+    assert run.scheduler.num_preemptions
+    assert list(run.done) == [s.request_id for s in (first, second, third)]
+
+
+def test_prompt_logprobs_are_computed_in_bounded_chunks(make_sequence: MakeSequence) -> None:
+    run = simulation(num_pages=200, budget=4 * PROMPT_LOGPROBS_CHUNK)
+    run.scheduler.add(make_sequence(prompt=[1] * 600, max_tokens=1, prompt_logprobs=0))
+    spans = [span for _ in range(3) for span in run.step().spans]
+    assert [span.num_logit_rows for span in spans] == [256, 256, 88]
+
+
+@pytest.mark.parametrize("beside", [(), ("x",)])
+def test_a_sequence_that_waits_for_a_slot_is_not_starved(make_sequence: MakeSequence, beside: tuple[str, ...]) -> None:
+    """Requests of resident adapters, and of the base, keep coming and must not hold the slots for ever."""
+    run = simulation(num_pages=1000, residency=FakeResidency(slots=1 + len(beside)), max_running=50)
+    starved = make_sequence(adapters=["b"] if not beside else ["b", "c"], max_tokens=1)
+    for step in range(4 * STARVATION_STEPS):
+        run.scheduler.add(make_sequence(adapters=["a"], max_tokens=8))
+        run.scheduler.add(make_sequence(adapters=beside, max_tokens=8 if beside else 1))
+        if step == 4:
+            run.scheduler.add(starved)
+        run.step()
+        if starved.request_id in run.done:
+            return
+    raise AssertionError("it still waits for a slot")
+
+
+def test_others_run_while_adapters_load(make_sequence: MakeSequence) -> None:
+    run = simulation(residency=FakeResidency(fetch_steps=10, copy_steps=10))
+    run.scheduler.add(make_sequence(adapters=["a"], max_tokens=1))
+    base = make_sequence(max_tokens=12)
+    run.scheduler.add(base)
+    for _ in range(12):
+        assert [span.sequence for span in run.step().spans] == [base]
+    run.run()
+
+
+def test_adapters_are_fetched_for_only_a_few_behind_those_that_run(make_sequence: MakeSequence) -> None:
+    residency = FakeResidency(slots=20)
+    run = simulation(residency=residency, max_running=2)
+    for i in range(12):
+        run.scheduler.add(make_sequence(adapters=[f"adapter-{i}"], max_tokens=4))
+    run.step()
+    assert len(residency.prepared) == 2 + PREFETCH
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_any_sequence_can_be_removed_at_any_time(make_sequence: MakeSequence, data: st.DataObject) -> None:
+    residency = FakeResidency(slots=2, copy_steps=1)
+    run = simulation(num_pages=8, residency=residency, budget=6, max_running=3)
+    sequences = [make_sequence([1] * (3 + i), [["a"], [], ["b", "c"]][i % 3], max_tokens=5) for i in range(8)]
+    for sequence in sequences:
+        run.scheduler.add(sequence)
+    for sequence in data.draw(st.permutations(sequences)):
+        for _ in range(data.draw(st.integers(0, 4))):
+            run.step()
+        if sequence.request_id not in run.done:
+            run.scheduler.remove(sequence)
+        run.scheduler.check_integrity()
+    assert not run.scheduler.has_work()
+    assert run.scheduler.pool.num_used == 0
+    assert not any(residency.holders.values())
+
+
+def test_tenants_that_are_gone_are_forgotten(make_sequence: MakeSequence) -> None:
+    run = simulation(num_pages=4)
+    for i in range(3000):
+        run.run([make_sequence(adapters=[f"adapter-{i}"], max_tokens=1)])
+    assert len(run.scheduler.waiting._served) < 1500
