@@ -55,5 +55,5 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     """Half precision and no path of this machine: the configuration names the base as `demo`."""
     model.to(torch.float16)
     model.peft_config["default"].base_model_name_or_path = "demo"
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)

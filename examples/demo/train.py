@@ -59,6 +59,7 @@ def make_base(folder: Path, steps: int) -> None:
     train(model, lines, pad_id=pad, steps=steps, rate=1.5e-3, label="base: language")
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)
 
 
 def load_base(folder: Path) -> LlamaForCausalLM:

@@ -1,0 +1,38 @@
+# syntax=docker/dockerfile:1
+# With a GPU:    docker build -t peftserve .
+#                docker run --gpus all -p 8000:8000 -v peftserve:/state peftserve
+# Without one:   docker build -t peftserve:cpu --build-arg TORCH=cpu .
+#                docker run -p 8000:8000 -v peftserve:/state peftserve:cpu
+# Arguments after the image's name go to `peftserve serve`. torch's CUDA wheels bring CUDA's libraries with them; the
+# host needs only the driver.
+FROM python:3.12-slim
+
+# cu130, cu128 ...: a CUDA build of torch; cpu: the build without CUDA.
+ARG TORCH=cu130
+
+# Triton compiles its launchers with a C compiler at run time.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+
+WORKDIR /src
+COPY constraints.txt ./
+RUN pip install --no-cache-dir -c constraints.txt torch \
+        --index-url "URL"
+COPY pyproject.toml README.md LICENSE ./
+COPY kernels kernels
+COPY adapters adapters
+COPY server server
+RUN pip install --no-cache-dir -c constraints.txt . && rm -rf /src
+
+RUN useradd --create-home --uid 1000 peftserve && install --directory --owner=peftserve /state
+USER peftserve
+WORKDIR /home/peftserve
+VOLUME /state
+EXPOSE 8000
+ENV PEFTSERVE_HOST=0.0.0.0 PEFTSERVE_STATE_DIR=/state PYTHONUNBUFFERED=1
+
+HEALTHCHECK --interval=10s --timeout=3s --start-period=120s --retries=3 \
+    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health/live', timeout=2)"]
+
+ENTRYPOINT ["peftserve", "serve"]
