@@ -1,10 +1,14 @@
-"""The test kit: tiny models, random adapters, and what PEFT answers with them. Tests get it as the fixture `oracle`."""
+"""The test kit: tiny models, random adapters, what PEFT answers with them, and a real
+server with its clients. Tests get it as the fixture `oracle`.
+"""
 
 from transformers.utils.logging import disable_progress_bar
 
 from .adapters import random_adapter, varied_adapters
+from .client import Answer, Client
 from .models import ARCHITECTURES, BOS, EOS, PAD, VOCAB_SIZE, tiny_model, tiny_tokenizer
 from .reference import Greedy, Mixture, PeftOracle
+from .running_server import RunningServer, adapter_files, free_port
 from .workload import Request, random_workload
 
 disable_progress_bar()
@@ -15,10 +19,15 @@ __all__ = [
     "EOS",
     "PAD",
     "VOCAB_SIZE",
+    "Answer",
+    "Client",
     "Greedy",
     "Mixture",
     "PeftOracle",
     "Request",
+    "RunningServer",
+    "adapter_files",
+    "free_port",
     "random_adapter",
     "random_workload",
     "tiny_model",

@@ -14,6 +14,9 @@ from transformers import AutoModelForCausalLM
 Mixture = tuple[tuple[Path, float], ...]
 """Folders of adapters with their weights; empty for the bare base."""
 
+CLEAR = 1e-3
+"""Smallest margin between the best two logits at which every correct implementation must agree."""
+
 
 @dataclass(frozen=True)
 class Greedy:
@@ -42,6 +45,12 @@ class PeftOracle:
         if key not in self._answers:
             self._answers[key] = _continue(self._model(mixture), list(prompt), max_tokens)
         return self._answers[key]
+
+    def sure(self, prompt: Sequence[int], max_tokens: int, mixture: Mixture = ()) -> list[int]:
+        """The greedy tokens before the first one that was nearly another."""
+        answer = self.greedy(prompt, max_tokens, mixture)
+        close = next((i for i, margin in enumerate(answer.margins) if margin < CLEAR), max_tokens)
+        return answer.token_ids[:close]
 
     def prompt_logprobs(self, prompt: Sequence[int], mixture: Mixture = ()) -> list[float]:
         """The log-probability of each token of the prompt but the first."""

@@ -6,10 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .models import EOS, VOCAB_SIZE
-from .reference import Greedy, Mixture, PeftOracle
-
-_CLEAR = 1e-3
-"""Smallest margin between the best two logits at which every correct implementation must agree."""
+from .reference import Mixture, PeftOracle
 
 _MOST_TOKENS = 24
 
@@ -62,14 +59,12 @@ def random_workload(
 def _request(
     oracle: PeftOracle, chance: random.Random, request_id: str, prompt: list[int], mixture: Mixture, last: int
 ) -> Request:
-    answer = oracle.greedy(prompt, _MOST_TOKENS, mixture)
-    while answer.margins[0] < _CLEAR:
+    while not (sure := oracle.sure(prompt, _MOST_TOKENS, mixture)):
         prompt = prompt[:-1] + _tokens(chance, 1)
-        answer = oracle.greedy(prompt, _MOST_TOKENS, mixture)
-    max_tokens = _clear_length(answer, chance.randint(1, _MOST_TOKENS))
+    max_tokens = min(chance.randint(1, _MOST_TOKENS), len(sure))
     ignore_eos = chance.random() < 0.5
-    token_ids = _until_eos(answer.token_ids[:max_tokens], ignore_eos)
-    logprobs = answer.logprobs[: len(token_ids)]
+    token_ids = _until_eos(sure[:max_tokens], ignore_eos)
+    logprobs = oracle.greedy(prompt, _MOST_TOKENS, mixture).logprobs[: len(token_ids)]
     return Request(request_id, prompt, mixture, chance.randrange(last), max_tokens, ignore_eos, token_ids, logprobs)
 
 
@@ -85,12 +80,6 @@ def _mixtures(chance: random.Random, adapters: Sequence[Path]) -> list[Mixture]:
 
 def _tokens(chance: random.Random, count: int) -> list[int]:
     return [chance.randrange(5, VOCAB_SIZE) for _ in range(count)]
-
-
-def _clear_length(answer: Greedy, max_tokens: int) -> int:
-    """`max_tokens`, or fewer so that the text ends before its first near tie."""
-    close = (i for i, margin in enumerate(answer.margins[:max_tokens]) if margin < _CLEAR)
-    return next(close, max_tokens)
 
 
 def _until_eos(token_ids: list[int], ignore_eos: bool) -> list[int]:

@@ -1,0 +1,115 @@
+"""A real `peftserve serve` on a free port: two processes, one state folder, one log."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+PATIENCE = 60.0
+"""Seconds after which what takes a moment on a machine that does nothing else has failed."""
+
+
+@dataclass
+class RunningServer:
+    """The processes, the URL, the state folder and the log, and a client for the test's own questions."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    state: Path
+    log: Path
+    client: httpx.Client = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.client = httpx.Client(base_url=self.url, timeout=PATIENCE)
+
+    @classmethod
+    def start(cls, model: Path, state: Path, log: Path, *flags: str) -> "RunningServer":
+        """Returns when it is ready."""
+        port = free_port()
+        command = [sys.executable, "-m", "peftserve.server.cli.main", "serve", str(model), "--port", str(port)]
+        command += ["--state-dir", str(state), "--device", "cpu", "--dtype", "float32", "--num-threads", "1"]
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [*command, "--adapter-memory", "64MiB", *flags], stdout=out, stderr=subprocess.STDOUT
+            )
+        server = cls(process, f"http://127.0.0.1:{port}", state, log)
+        try:
+            server.wait_until(server._is_ready, "be ready")
+        except BaseException:
+            process.kill()
+            raise
+        return server
+
+    def wait_until(self, condition: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            in_time = time.monotonic() < deadline
+            assert in_time, f"waited {PATIENCE:.0f} s in vain for the server to {what}:\n{self.log.read_text()}"
+            time.sleep(0.02)
+
+    def _is_ready(self) -> bool:
+        assert self.process.poll() is None, f"the server has exited:\n{self.log.read_text()}"
+        try:
+            return self.client.get("/health/ready").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def upload(self, name: str, adapter: Path) -> httpx.Response:
+        return self.client.post("/v1/adapters", data={"name": name}, files=adapter_files(adapter))
+
+    def metric(self, name: str) -> float:
+        """Sum over the metric's series."""
+        lines = re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", self.client.get("/metrics").text, re.MULTILINE)
+        assert lines, f"there is no metric {name}"
+        return sum(map(float, lines))
+
+    def wait_for_metric(self, name: str, value: float) -> None:
+        self.wait_until(lambda: self.metric(name) == value, f"bring {name} to {value}")
+
+    def engine_pid(self) -> int:
+        """Of the server's child that runs the engine's module."""
+        tasks = Path(f"/proc/{self.process.pid}/task").iterdir()
+        children = [child for task in tasks for child in (task / "children").read_text().split()]
+        return next(int(c) for c in children if b"server.engine" in Path(f"/proc/{c}/cmdline").read_bytes())
+
+    def kill_engine(self) -> None:
+        os.kill(self.engine_pid(), signal.SIGKILL)
+
+    def kill(self) -> None:
+        """kill -9 of both processes at once."""
+        engine = self.engine_pid()
+        self.process.kill()
+        os.kill(engine, signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self) -> int:
+        """SIGTERM, as an operator does; returns the exit status."""
+        self.client.close()
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            return self.process.wait(PATIENCE)
+        finally:
+            self.process.kill()  # the engine ends with its parent
+
+
+def adapter_files(adapter: Path, suffix: bytes = b"") -> list[tuple[str, tuple[str, bytes]]]:
+    """A checkpoint as parts of an upload. suffix: white space after the configuration, for a new digest."""
+    return [
+        ("files", ("adapter_config.json", (adapter / "adapter_config.json").read_bytes() + suffix)),
+        ("files", ("adapter_model.safetensors", (adapter / "adapter_model.safetensors").read_bytes())),
+    ]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
