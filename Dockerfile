@@ -1,14 +1,15 @@
 # syntax=docker/dockerfile:1
 # With a GPU:    docker build -t peftserve .
 #                docker run --gpus all -p 8000:8000 -v peftserve:/state peftserve
-# Without one:   docker build -t peftserve:cpu --build-arg TORCH=cpu .
+# Without one:   docker build -t peftserve:cpu --build-arg TORCH_INDEX=URL .
 #                docker run -p 8000:8000 -v peftserve:/state peftserve:cpu
-# Arguments after the image's name go to `peftserve serve`. torch's CUDA wheels bring CUDA's libraries with them; the
-# host needs only the driver.
+# where URL is PyTorch's own index of CPU wheels, as its installation page gives it. pip's usual index has the wheels
+# with CUDA, which bring CUDA's libraries with them: the host needs only the driver.
+# Arguments after the image's name go to `peftserve serve`.
 FROM python:3.12-slim
 
-# cu130, cu128 ...: a CUDA build of torch; cpu: the build without CUDA.
-ARG TORCH=cu130
+# Empty: pip's usual index, and so torch with CUDA.
+ARG TORCH_INDEX=""
 
 # Triton compiles its launchers with a C compiler at run time.
 RUN apt-get update \
@@ -17,8 +18,7 @@ RUN apt-get update \
 
 WORKDIR /src
 COPY constraints.txt ./
-RUN pip install --no-cache-dir -c constraints.txt torch \
-        --index-url "URL"
+RUN pip install --no-cache-dir -c constraints.txt ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} torch
 COPY pyproject.toml README.md LICENSE ./
 COPY kernels kernels
 COPY adapters adapters
