@@ -78,8 +78,8 @@ class AdapterLibrary:
             digest = staged.digest
             await asyncio.to_thread(_check_files, staged.path)
             facts = AdapterFacts.of(await self._inspect(digest, staged.path))
-            # Shielded: a client that leaves now must not separate the files from their row.
-            return await asyncio.shield(self._spawn(self._register(staged, name, facts, only_if_new)))
+            # From here on a client that leaves must neither stop the work nor delete the files under it.
+            return await asyncio.shield(self._spawn(self._register(staged.hand_over(), name, facts, only_if_new)))
 
     async def delete(self, name: str, version: int | None = None) -> list[VersionRef]:
         """Remove a name, or one version of it; returns what was removed once no new request can get it.
@@ -117,7 +117,8 @@ class AdapterLibrary:
                     self._spawn(self._collect(staged.digest))
 
     def _commit(self, staged: StagedUpload, name: str, facts: AdapterFacts, only_if_new: bool) -> AdapterRecord:
-        digest = self._store.commit(staged)
+        with staged:
+            digest = self._store.commit(staged)
         newest = self._registry.find(name) if only_if_new else None
         if newest is not None and newest.digest == digest:
             return self._registry.get(name, newest.version)

@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Self
 
@@ -94,6 +95,7 @@ class StagedUpload:
         self._limit = limit
         self._size = 0
         self._hashes: dict[str, str] = {}
+        self._owned = True
 
     def open(self, name: str) -> StagedFile:
         """Begin one of FILES, in any order, each once. Raises InvalidAdapter, StoreFull."""
@@ -128,8 +130,15 @@ class StagedUpload:
         return self._size
 
     def discard(self) -> None:
-        """Delete what was written. Nothing happens after a commit or a second time."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Delete what was written. Nothing happens after a commit, after `hand_over`, or a second time."""
+        if self._owned:
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    def hand_over(self) -> "StagedUpload":
+        """The same upload for a new owner, who discards it; this object does not any more."""
+        taken = copy(self)
+        self._owned = False
+        return taken
 
     def __enter__(self) -> Self:
         return self

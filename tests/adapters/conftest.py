@@ -1,0 +1,62 @@
+"""Fixtures of the adapters' tests: well-formed files without a model, and a store with its registry."""
+
+import json
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from peftserve.adapters.facts import AdapterFacts
+from peftserve.adapters.registry import AdapterRegistry
+from peftserve.adapters.staging import CONFIG, WEIGHTS, StagedUpload
+from peftserve.adapters.store import AdapterStore
+
+SafetensorsBytes = Callable[..., bytes]
+
+
+@pytest.fixture(scope="session")
+def safetensors_bytes() -> SafetensorsBytes:
+    """A file from a header and data; header: an object, or its text."""
+
+    def build(header: Mapping[str, Any] | bytes, data: bytes = b"") -> bytes:
+        text = header if isinstance(header, bytes) else json.dumps(header).encode()
+        return struct.pack("<Q", len(text)) + text + data
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def facts() -> AdapterFacts:
+    return AdapterFacts("LORA", rank=8, num_bytes=100, primitives={"low_rank": 2}, sites=2, consumed=4)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[AdapterStore]:
+    store = AdapterStore(tmp_path / "state")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[AdapterRegistry]:
+    registry = AdapterRegistry(tmp_path / "registry.sqlite")
+    yield registry
+    registry.close()
+
+
+@pytest.fixture
+def upload(store: AdapterStore, safetensors_bytes: SafetensorsBytes) -> Callable[..., StagedUpload]:
+    """A complete, well-formed upload; `content` makes its digest."""
+
+    def stage(content: str = "", limit: int = 1 << 20) -> StagedUpload:
+        staged = store.stage(limit)
+        with staged.open(CONFIG) as file:
+            config = {"peft_type": "LORA", "target_modules": ["q_proj"], "base_model_name_or_path": content}
+            file.write(json.dumps(config).encode())
+        with staged.open(WEIGHTS) as file:
+            file.write(safetensors_bytes({}))
+        return staged
+
+    return stage

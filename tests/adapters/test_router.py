@@ -1,0 +1,100 @@
+import math
+from collections.abc import Sequence
+
+import pytest
+
+from peftserve.adapters.errors import AdapterNotFound, InvalidAdapter
+from peftserve.adapters.facts import AdapterFacts
+from peftserve.adapters.names import VersionRef
+from peftserve.adapters.registry import AdapterRegistry
+from peftserve.adapters.router import Part, Resolved, Router
+
+A1, A2, B1 = VersionRef("a", 1, "1" * 64), VersionRef("a", 2, "2" * 64), VersionRef("b", 1, "1" * 64)
+BASE = Resolved((), "org/demo", "org/demo")
+
+
+@pytest.fixture
+def router(registry: AdapterRegistry, facts: AdapterFacts) -> Router:
+    for ref in (A1, A2, B1):
+        registry.add(ref.name, ref.digest, facts)
+    return Router(registry, "org/demo")
+
+
+def test_the_base(router: Router) -> None:
+    assert router.resolve("org/demo") == router.resolve(None) == router.resolve("default") == BASE
+
+
+@pytest.mark.parametrize(("model", "ref"), [("a", A2), ("a@1", A1), ("a@2", A2), ("b", B1)])
+def test_one_adapter(router: Router, model: str, ref: VersionRef) -> None:
+    assert router.resolve(model) == Resolved((Part(ref, 1.0),), str(ref), model)
+
+
+@pytest.mark.parametrize(
+    "model", ["", "c", "a@3", "a@0", "A", "demo", "org/demo@1", "default@1", "a b", "a@1@2", "x" * 999]
+)
+def test_anything_else_is_not_found_and_never_the_base(router: Router, model: str) -> None:
+    with pytest.raises(AdapterNotFound, match="there is no model or adapter") as error:
+        router.resolve(model)
+    assert error.value.param == "model"
+    assert len(error.value.message) < 200
+
+
+def test_the_default_follows_its_setting(router: Router, registry: AdapterRegistry, facts: AdapterFacts) -> None:
+    registry.set_default("a")
+    assert router.resolve(None) == router.resolve("default") == Resolved((Part(A2, 1.0),), "a@2", "a@2")
+    assert router.resolve("org/demo") == BASE
+    registry.add("a", "3" * 64, facts)
+    assert router.resolve(None).label == "a@3"
+    registry.set_default("a@1")
+    assert router.resolve(None).label == "a@1"
+    registry.set_default(None)
+    assert router.resolve(None) == BASE
+
+
+@pytest.mark.parametrize("model", [None, "default", "org/demo"])
+def test_a_mixture(router: Router, registry: AdapterRegistry, model: str | None) -> None:
+    registry.set_default("b")  # a mixture is on the base, whatever the default
+    resolved = router.resolve(model, [("a", 0.7), ("b", -0.3)])
+    assert resolved.parts == (Part(A2, 0.7), Part(B1, -0.3))
+    assert resolved.label == resolved.model == "a@2*0.7+b@1*-0.3"
+    assert resolved.weights() == {A2.digest: 0.7, B1.digest: -0.3}
+
+
+def test_two_names_of_one_content_add_up(router: Router) -> None:
+    assert router.resolve(None, [("a@1", 0.5), ("b", 0.25)]).weights() == {A1.digest: 0.75}
+
+
+@pytest.mark.parametrize(
+    ("model", "adapters", "message"),
+    [
+        ("a", [("b", 1.0)], "beside a mixture, model is 'org/demo'"),
+        (None, [], "1 to 8 adapters, this one 0"),
+        (None, [(f"a{i}", 1.0) for i in range(9)], "1 to 8 adapters, this one 9"),
+        (None, [("a", 1.0), ("a@2", 1.0)], "only once"),
+        (None, [("a", math.nan)], "weight of 'a' must be a number between"),
+        (None, [("a", -math.inf)], "weight of 'a'"),
+        (None, [("a", 1e5)], "weight of 'a'"),
+    ],
+)
+def test_malformed_mixtures(
+    router: Router, model: str | None, adapters: Sequence[tuple[str, float]], message: str
+) -> None:
+    with pytest.raises(InvalidAdapter, match=message):
+        router.resolve(model, adapters)
+
+
+@pytest.mark.parametrize("name", ["c", "org/demo", "default", "a@9"])
+def test_parts_of_a_mixture_must_be_adapters(router: Router, name: str) -> None:
+    with pytest.raises(AdapterNotFound) as error:
+        router.resolve(None, [("a", 1.0), (name, 1.0)])
+    assert error.value.param == "adapters"
+
+
+def test_a_route_asks_its_policy(registry: AdapterRegistry, router: Router) -> None:
+    class ByPrompt:
+        def choose(self, prompt_token_ids: Sequence[int] | None, user: str | None) -> Sequence[tuple[str, float]]:
+            return [("a@1", 1.0)] if prompt_token_ids == [7] else []
+
+    router = Router(registry, "org/demo", {"by-prompt": ByPrompt()})
+    assert router.resolve("by-prompt", prompt_token_ids=[7]).parts == (Part(A1, 1.0),)
+    assert router.resolve("by-prompt", prompt_token_ids=[8]) == BASE

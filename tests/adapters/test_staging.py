@@ -1,0 +1,134 @@
+import errno
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from peftserve.adapters import staging
+from peftserve.adapters.errors import AdapterTooLarge, InvalidAdapter, StoreFull
+from peftserve.adapters.staging import CONFIG, WEIGHTS, StagedUpload
+
+
+@pytest.fixture
+def staged(tmp_path: Path) -> StagedUpload:
+    folder = tmp_path / "staged"
+    folder.mkdir()
+    return StagedUpload(folder, limit=1000)
+
+
+def write(staged: StagedUpload, name: str, content: bytes) -> None:
+    with staged.open(name) as file:
+        for i in range(0, len(content), 7):
+            file.write(content[i : i + 7])
+
+
+def test_digest_is_that_of_both_files_hashes_in_either_order(staged: StagedUpload) -> None:
+    write(staged, WEIGHTS, b"weights" * 50)
+    write(staged, CONFIG, b"config")
+    lines = f"{CONFIG} {hashlib.sha256(b'config').hexdigest()}\n"
+    lines += f"{WEIGHTS} {hashlib.sha256(b'weights' * 50).hexdigest()}\n"
+    assert staged.digest == hashlib.sha256(lines.encode()).hexdigest()
+    assert staged.num_bytes == 356
+    assert (staged.path / WEIGHTS).read_bytes() == b"weights" * 50
+    assert (staged.path / CONFIG).stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("missing", [CONFIG, WEIGHTS])
+def test_a_missing_or_unfinished_file_has_no_digest(staged: StagedUpload, missing: str) -> None:
+    for name in {CONFIG, WEIGHTS} - {missing}:
+        write(staged, name, b"x")
+    unfinished = staged.open(missing)
+    unfinished.write(b"half")
+    with pytest.raises(InvalidAdapter, match=f"{missing} is missing"):
+        _ = staged.digest
+    unfinished.abandon()
+    with pytest.raises(InvalidAdapter, match=f"{missing} is missing"):
+        _ = staged.digest
+
+
+def test_a_file_whose_sender_failed_is_not_finished(staged: StagedUpload) -> None:
+    write(staged, CONFIG, b"x")
+
+    def send() -> None:
+        with staged.open(WEIGHTS) as file:
+            file.write(b"half")
+            raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        send()
+    with pytest.raises(InvalidAdapter, match="missing"):
+        _ = staged.digest
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "x.pt", "x.pkl"])
+def test_pickles_are_refused_by_name(staged: StagedUpload, name: str) -> None:
+    with pytest.raises(InvalidAdapter, match="pickle"):
+        staged.open(name)
+
+
+@pytest.mark.parametrize("name", ["README.md", "../adapter_config.json", "/etc/passwd", "", "a\0b"])
+def test_other_files_are_refused(staged: StagedUpload, name: str) -> None:
+    with pytest.raises(InvalidAdapter, match="not part of an adapter"):
+        staged.open(name)
+    assert os.listdir(staged.path) == []
+
+
+def test_a_file_sent_twice(staged: StagedUpload) -> None:
+    write(staged, CONFIG, b"x")
+    with pytest.raises(InvalidAdapter, match="sent twice"):
+        staged.open(CONFIG)
+
+
+def test_size_caps(staged: StagedUpload, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(AdapterTooLarge, match="limit of 1000 bytes"):
+        write(staged, WEIGHTS, b"x" * 1001)
+    assert (staged.path / WEIGHTS).stat().st_size <= 1000
+    monkeypatch.setattr(staging, "MAX_CONFIG_BYTES", 10)
+    with pytest.raises(AdapterTooLarge, match=r"adapter_config\.json is over 10 bytes"):
+        write(StagedUpload(staged.path, 1000), CONFIG, b"x" * 11)
+
+
+@pytest.mark.parametrize("failing", ["write", "fsync"])
+def test_a_full_disk_is_named(staged: StagedUpload, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(staging.os, failing, fail)
+    with pytest.raises(StoreFull, match="no room"):
+        write(staged, WEIGHTS, b"x")
+    monkeypatch.undo()
+    with pytest.raises(InvalidAdapter, match="missing"):
+        _ = staged.digest
+
+
+def test_short_writes_are_completed(staged: StagedUpload, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.write
+    monkeypatch.setattr(staging.os, "write", lambda fd, data: real(fd, data[:3]))
+    write(staged, WEIGHTS, b"0123456789")
+    assert (staged.path / WEIGHTS).read_bytes() == b"0123456789"
+
+
+def test_copies_a_folder_with_links_as_a_hub_cache_has_them(staged: StagedUpload, tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
+    blobs.mkdir()
+    snapshot.mkdir()
+    for name in (CONFIG, WEIGHTS):
+        (blobs / name).write_bytes(name.encode())
+        (snapshot / name).symlink_to(blobs / name)
+    (snapshot / "README.md").write_text("ignored")
+    staged.copy_folder(snapshot)
+    assert staged.digest
+    other = tmp_path / "other"
+    other.mkdir()
+    with pytest.raises(InvalidAdapter, match="outside of the folders"):
+        StagedUpload(other, 1000).copy_folder(snapshot, inside=[snapshot])
+    StagedUpload(other, 1000).copy_folder(snapshot, inside=[tmp_path / "elsewhere", tmp_path])
+
+
+def test_copying_what_is_no_file(staged: StagedUpload, tmp_path: Path) -> None:
+    with pytest.raises(InvalidAdapter, match=f"no readable {CONFIG}"):
+        staged.copy_folder(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / CONFIG)
+    with pytest.raises(InvalidAdapter, match=f"no readable {CONFIG}"):
+        staged.copy_folder(tmp_path)
