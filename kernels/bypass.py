@@ -8,6 +8,10 @@ from .layout import BypassBackend, Group
 from .torch_bypass import TorchBypass
 
 
-def make_bypass_backend(arena: torch.Tensor, groups: Sequence[Group]) -> BypassBackend:
-    """arena: one-dimensional; every adapter's factors lie in it."""
+def make_bypass_backend(arena: torch.Tensor, groups: Sequence[Group], *, max_slots: int = 256) -> BypassBackend:
+    """arena: one-dimensional; every adapter's factors lie in it. Slots are 0 to max_slots - 1."""
+    if arena.is_cuda:
+        from .triton_bypass import TritonBypass  # not on machines without a GPU, which need no triton
+
+        return TritonBypass(arena, groups, max_slots=max_slots)
     return TorchBypass(arena, groups)
