@@ -116,7 +116,7 @@ class GenerationRequest(Body):
 
 _SAMPLED = (
     *("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
-    *("logit_bias", "stop_token_ids", "min_tokens"),
+    *("logit_bias", "seed", "stop_token_ids", "min_tokens"),
 )
 
 

@@ -1,6 +1,154 @@
-import pytest
+"""A server over HTTP without a model: real uvicorn, real adapters on disk, and an engine that is a few lines."""
 
-from peftserve.server.wire.messages import ModelInfo
+import asyncio
+import contextlib
+import json
+import socket
+
+import httpx
+import openai
+import pytest
+import uvicorn
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from peftserve.adapters.errors import InvalidAdapter
+from peftserve.server.api.app import create_app
+from peftserve.server.api.engine import EngineDead
+from peftserve.server.api.services import open_adapters
+from peftserve.server.config import EngineConfig, ServerConfig
+from peftserve.server.wire.messages import (
+    AdapterCard,
+    EngineStats,
+    Logprob,
+    ModelInfo,
+    SequenceOutput,
+    TokenLogprobs,
+)
+
+EOS = 1
+TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
+    "{{ bos_token }}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if shout %}LOUD {% endif %}{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+class FakeEngine:
+    """Answers with the prompt's tokens in turn, beginning behind the seed; ends at the end-of-sequence token.
+
+    delay: seconds before each token. error: what every sequence fails with. Logprobs: -0.5 for the chosen token,
+    lower for the ids behind it; the k-th sequence of a seeded request is less likely by k.
+    """
+
+    def __init__(self, info):
+        self.info = info
+        self.alive = True
+        self.stats = EngineStats()
+        self.delay = 0.0
+        self.error = None
+        self.requests = []  # every AddRequest
+        self.running = {}  # request id to the future that ends it when the engine dies
+        self.aborted = []
+        self.released = []
+        self._listeners = []
+
+    def add_stats_listener(self, listener):
+        self._listeners.append(listener)
+
+    def publish(self, stats):
+        self.stats = stats
+        for listener in self._listeners:
+            listener(stats)
+
+    def die(self):
+        self.alive = False
+        for death in self.running.values():
+            if not death.done():
+                death.set_exception(EngineDead("killed at /secret/path"))
+
+    async def generate(self, request):
+        if not self.alive:
+            raise EngineDead("dead at /secret/path")
+        self.requests.append(request)
+        death = self.running[request.request_id] = asyncio.get_running_loop().create_future()
+        death.add_done_callback(lambda future: future.cancelled() or future.exception())
+        ended = False
+        try:
+            for output in self._outputs(request):
+                await asyncio.wait([death], timeout=self.delay)
+                if death.done():
+                    death.result()
+                ended = output.finish_reason is not None or output.error is not None
+                yield output
+                if ended:
+                    return
+        finally:
+            self.running.pop(request.request_id)
+            if not ended:
+                self.aborted.append(request.request_id)
+
+    async def inspect_adapter(self, digest, path):
+        config = json.loads((path / "adapter_config.json").read_text())
+        if "bad" in config:
+            raise InvalidAdapter(config["bad"], param="adapter_config.json")
+        return AdapterCard(
+            method="LORA", rank=config.get("r", 8), num_bytes=640, primitives={"LowRank": 2}, sites=2, consumed=4
+        )
+
+    async def release_adapter(self, digest):
+        self.released.append(digest)
+
+    def _outputs(self, request):
+        if self.error is not None:
+            yield SequenceOutput(request_id=request.request_id, token_ids=[], error=self.error)
+            return
+        sampling, prompt = request.sampling, request.prompt_token_ids
+        first = {"cached_tokens": 16 if len(prompt) > 16 else 0, "queue_seconds": 0.001}
+        if sampling.prompt_logprobs is not None:
+            first["prompt_logprobs"] = [None, *(self._logprobs(t, sampling.prompt_logprobs, 0) for t in prompt[1:])]
+        if sampling.max_tokens == 0:
+            yield SequenceOutput(request_id=request.request_id, token_ids=[], finish_reason="length", **first)
+        for i in range(sampling.max_tokens):
+            token = prompt[((sampling.seed or 0) + i) % len(prompt)]
+            stop = (token == EOS and not sampling.ignore_eos) or token in sampling.stop_token_ids
+            stop = stop and i + 1 >= sampling.min_tokens
+            last = "stop" if stop else "length" if i + 1 == sampling.max_tokens else None
+            logprobs = None if sampling.logprobs is None else [self._logprobs(token, sampling.logprobs, sampling.seed)]
+            yield SequenceOutput(
+                request_id=request.request_id,
+                token_ids=[token],
+                logprobs=logprobs,
+                finish_reason=last,
+                stop_token_id=token if stop else None,
+                **first,
+            )
+            first = {}
+            if last:
+                return
+
+    def _logprobs(self, token, num_top, seed):
+        size = self.info.vocab_size
+        top = [Logprob((token + k) % size, -0.5 - k, k + 1) for k in range(num_top)]
+        return TokenLogprobs(Logprob(token, -0.5 - (seed or 0), 1), top)
+
+
+def _make_tokenizer():
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["the quick brown fox", "user: assistant: system:"], trainer)
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return _make_tokenizer()
 
 
 @pytest.fixture(scope="session")
@@ -15,7 +163,7 @@ def model_info():
             "device": "cpu",
             "vocab_size": 400,
             "max_model_len": 128,
-            "eos_token_ids": [1],
+            "eos_token_ids": [EOS],
             "num_kv_pages": 64,
             "page_size": 16,
             "max_running": 4,
@@ -29,3 +177,105 @@ def model_info():
         return ModelInfo(**{**defaults, **fields})
 
     return make
+
+
+@pytest.fixture
+def engine(model_info, tokenizer):
+    special = {"bos_token": "<s>", "eos_token": "</s>"}
+    return FakeEngine(model_info(tokenizer=tokenizer.to_str(), chat_template=TEMPLATE, special_tokens=special))
+
+
+@pytest.fixture
+def make_server(engine, tmp_path):
+    """`async with make_server(**fields of ServerConfig) as server`: server.http, server.openai, server.services."""
+
+    @contextlib.asynccontextmanager
+    async def make(engine=engine, **fields):
+        config = ServerConfig(
+            engine=EngineConfig(model="unused", max_running=4),
+            state_dir=tmp_path / "state",
+            served_model_name="base",
+            **{"max_queue": 12, **fields},
+        )
+        async with open_adapters(config.state_dir, engine, "base") as adapters:
+            app = create_app(engine, config, adapters)
+            async with _uvicorn(app) as url, _Clients(url) as clients:
+                clients.engine = engine
+                clients.services = app.state.services
+                clients.config = config
+                yield clients
+
+    return make
+
+
+@pytest.fixture
+async def server(make_server):
+    async with make_server() as server:
+        yield server
+
+
+@contextlib.asynccontextmanager
+async def _uvicorn(app):
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", access_log=False))
+    server.capture_signals = contextlib.nullcontext
+    task = asyncio.create_task(server.serve([listener]))
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = server.force_exit = True
+        await task
+        listener.close()
+
+
+class _Clients:
+    def __init__(self, url):
+        self.url = url
+        self.http = httpx.AsyncClient(base_url=url, timeout=10)
+        self.openai = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="key", max_retries=0, timeout=10)
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *_):
+        await self.http.aclose()
+        await self.openai.close()
+
+    async def upload(self, name="sql", rank=8, *, weights=b"weights", config=None):
+        """POST /v1/adapters with both files."""
+        content = json.dumps(config if config is not None else {"r": rank}).encode()
+        files = [
+            ("files", ("adapter_config.json", content)),
+            ("files", ("adapter_model.safetensors", weights)),
+        ]
+        return await self.http.post("/v1/adapters", data={"name": name}, files=files)
+
+
+@pytest.fixture
+def until():
+    """Waits for a condition, 5 s at most."""
+
+    async def wait(condition):
+        async with asyncio.timeout(5):
+            while not condition():
+                await asyncio.sleep(0.005)
+
+    return wait
+
+
+@pytest.fixture
+def check_envelope():
+    """Asserts that an answer is OpenAI's error envelope with this status and code; returns the error."""
+
+    def check(response, status, code=None):
+        assert response.status_code == status, response.text
+        assert response.headers["content-type"] == "application/json"
+        error = response.json()["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        assert error["message"]
+        assert "Traceback" not in response.text
+        assert "/secret" not in response.text
+        assert error["code"] == code or code is None
+        return error
+
+    return check

@@ -85,10 +85,10 @@ async def test_cancelling_a_reader_aborts_its_sequence():
 
 async def test_adapter_calls_return_cards_and_raise_the_errors_of_adapters():
     async with _client() as client:
-        assert (await client.inspect_adapter("good", "/x")).rank == 8
+        assert (await client.inspect_adapter("good", Path("/x"))).rank == 8
         await client.release_adapter("good")
         with pytest.raises(InvalidAdapter, match="rank is 0") as caught:
-            await client.inspect_adapter("bad", "/x")
+            await client.inspect_adapter("bad", Path("/x"))
         assert caught.value.param == "adapter_config.json"
 
 
@@ -96,7 +96,7 @@ async def test_kill_of_the_engine_fails_every_open_stream_and_call():
     async with _client("slow") as client:
         streams = [asyncio.create_task(_tokens(client, _request(str(i), 10_000))) for i in range(5)]
         await _until(lambda: client.stats.num_running == 5)
-        call = asyncio.create_task(client.inspect_adapter("never", "/x"))
+        call = asyncio.create_task(client.inspect_adapter("never", Path("/x")))
         await asyncio.sleep(0.2)
         os.kill(client._process._process.pid, signal.SIGKILL)
         async with asyncio.timeout(2):
