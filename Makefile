@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: serve test check links clean
+.PHONY: serve test check links readme clean
 
 $(VENV)/.serve: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -30,6 +30,9 @@ check: $(VENV)/.dev links  ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p peftserve.kernels -p peftserve.adapters -p peftserve.server
+
+readme: $(VENV)/.dev  ## the README's table of settings and its tree
+	$(BIN)/python docs/readme.py
 
 clean:
 	rm -rf $(VENV) .links build dist *.egg-info
