@@ -169,12 +169,11 @@ class Engine:
     def _fail_unloadable(self) -> list[SequenceOutput]:
         self.adapters.poll(self._uses)
         outputs = []
-        for digest, error in self.adapters.take_failures().items():
+        for digests, error in self.adapters.take_failures().items():
             message = error.message if isinstance(error, AdapterError) else "its files could not be read"
-            hit = [s for s in self._sequences.values() if any(part.digest == digest for part in s.adapters)]
-            outputs += [_failed(sequence, f"the adapter could not be loaded: {message}") for sequence in hit]
-        for output in outputs:
-            self.abort(output.request_id)
+            for sequence in [s for s in self._sequences.values() if {p.digest for p in s.adapters}.issuperset(digests)]:
+                outputs.append(_failed(sequence, f"the adapter could not be loaded: {message}"))
+                self.abort(sequence.request_id)
         return outputs
 
     # Adapters

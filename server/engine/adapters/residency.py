@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+from peftserve.adapters.errors import AdapterTooLarge
 from peftserve.kernels.layout import BlobLayout, BypassBackend
 
 from ...wire.messages import AdapterPart
@@ -23,10 +24,11 @@ from .ranges import RangeAllocator
 
 @dataclass(slots=True)
 class _Resident:
-    """copy: the copy into the arena while it runs; None once the slot is attached."""
+    """size: elements of the range. copy: the copy into the arena while it runs; None once the slot is attached."""
 
     slot: int
     start: int
+    size: int
     layout: BlobLayout
     holders: int
     copy: Future[None] | None
@@ -49,6 +51,7 @@ class AdapterResidency:
         self._residents: OrderedDict[str, _Resident] = OrderedDict()
         self._fetches: dict[str, Future[Blob]] = {}
         self._asked: dict[str, float] = {}
+        self._failures: dict[tuple[str, ...], BaseException] = {}
 
     # What the scheduler asks
 
@@ -70,6 +73,7 @@ class AdapterResidency:
         for digest in digests:
             if digest not in self._residents and not self._load(digest):
                 self._unpin(digests)
+                self._check_possible(digests)
                 return None
         slots = tuple(self._residents[digest].slot for digest in digests)
         return Lease(slots=slots, weights=tuple(part.weight for part in parts), digests=tuple(digests))
@@ -82,13 +86,15 @@ class AdapterResidency:
 
     # What the engine asks
 
-    def poll(self) -> dict[str, BaseException]:
-        """Take in what the loader has finished. Returns the digests that could not be fetched, and why."""
-        failed: dict[str, BaseException] = {}
+    def poll(self) -> dict[tuple[str, ...], BaseException]:
+        """Take in what the loader has finished. Returns what cannot be served since the last call, and why.
+
+        One digest that could not be fetched, or several that do not fit the device together.
+        """
         for digest in [d for d, fetch in self._fetches.items() if fetch.done()]:
             fetch = self._fetches.pop(digest)
             if (error := fetch.exception()) is not None:
-                failed[digest] = error
+                self._failures[(digest,)] = error
                 self._asked.pop(digest, None)
             else:
                 self.host.put(digest, fetch.result(), keep=self._asked)
@@ -97,7 +103,8 @@ class AdapterResidency:
                 resident.copy.result()
                 self._attach(digest, resident)
         self._asked = {d: t for d, t in self._asked.items() if d in self._fetches}
-        return failed
+        failures, self._failures = self._failures, {}
+        return failures
 
     def is_loading(self) -> bool:
         return bool(self._fetches) or any(r.copy is not None for r in self._residents.values())
@@ -105,9 +112,6 @@ class AdapterResidency:
     def keep(self, digest: str, blob: Blob) -> None:
         """A blob that was compiled for another reason (an upload's inspection) is worth keeping on the host."""
         self.host.put(digest, blob, keep=self._asked)
-
-    def fits(self, blob: Blob) -> bool:
-        return self._ranges.rounded(blob.data.numel()) <= self._ranges.capacity
 
     def drop(self, digest: str) -> bool:
         """Forget an adapter that no lease holds. False: a load of it is still running, ask again."""
@@ -148,8 +152,23 @@ class AdapterResidency:
         slot = self._free_slots.pop()
         copy = self._loader.copy(blob, start)
         requested = self._asked.get(digest, time.monotonic())
-        self._residents[digest] = _Resident(slot, start, blob.layout, holders=1, copy=copy, requested=requested)
+        size = self._ranges.rounded(blob.data.numel())
+        self._residents[digest] = _Resident(slot, start, size, blob.layout, holders=1, copy=copy, requested=requested)
         return True
+
+    def _check_possible(self, digests: Sequence[str]) -> None:
+        """Waiting helps only those that an empty device would have room for."""
+        if sum(map(self._size, digests)) > self._ranges.capacity:
+            self._failures[tuple(digests)] = AdapterTooLarge(
+                "together, the adapters of this mixture need more memory on the device than --adapter-memory allows"
+            )
+
+    def _size(self, digest: str) -> int:
+        if (resident := self._residents.get(digest)) is not None:
+            return resident.size
+        blob = self.host.get(digest)
+        assert blob is not None, "reserved an adapter that was not prepared"
+        return self._ranges.rounded(blob.data.numel())
 
     def _make_room(self, size: int) -> int | None:
         """A free slot and a range of `size`, evicting what nobody holds, or None."""

@@ -40,7 +40,7 @@ class AdapterService:
         self.residency = AdapterResidency(self._loader, self.backend, host, ranges, config.max_loras)
         self._compiled: deque[tuple[str, Blob]] = deque()  # by the loader's thread, for `poll` to take in
         self._releases: dict[str, list[Future[None]]] = {}
-        self._failures: dict[str, BaseException] = {}
+        self._failures: dict[tuple[str, ...], BaseException] = {}
 
     def inspect(self, digest: str, folder: Path) -> Future[AdapterCard]:
         """Compile on the loader's thread; the blob goes to the host tier. The future raises AdapterError."""
@@ -63,8 +63,8 @@ class AdapterService:
                 for release in self._releases.pop(digest):
                     release.set_result(None)
 
-    def take_failures(self) -> dict[str, BaseException]:
-        """Digests that could not be loaded since the last call, and why."""
+    def take_failures(self) -> dict[tuple[str, ...], BaseException]:
+        """Digests that could not be loaded since the last call, alone or together, and why."""
         failures, self._failures = self._failures, {}
         return failures
 

@@ -135,8 +135,9 @@ def _trace(model: PreTrainedModel, num_tokens: int) -> tuple[PagedAttention, Tra
 
 def vocabulary_size(model: PreTrainedModel) -> int:
     """Rows of the embedding: token ids that a prompt may use."""
-    embedding: torch.nn.Embedding = model.get_input_embeddings()
-    return embedding.weight.shape[0]
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, torch.Tensor)
+    return weight.shape[0]
 
 
 def _logits(model: PreTrainedModel, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,80 @@
+"""A packed bypass, read back by the kernels' own oracle, does what its factors say."""
+
+import pytest
+import torch
+
+from peftserve.adapters.bypass import Bypass, LowRank
+from peftserve.kernels.layout import Group, Rows, Segment
+from peftserve.kernels.naive import naive_delta
+from peftserve.server.engine.adapters.packing import ALIGNMENT, SiteGroups, pack
+
+SITES = SiteGroups(
+    groups=(
+        Group(in_features=7, out_features=(5, 3, 3)),
+        Group(in_features=6, out_features=(9,)),
+        Group(in_features=11, out_features=(7,), gather=True),
+        Group(in_features=7, out_features=(11,), rows=Rows.LOGITS),
+    ),
+    places={"q": (0, 0), "k": (0, 1), "v": (0, 2), "down": (1, 0), "embed": (2, 0), "head": (3, 0)},
+)
+
+
+def low_rank(site: str, rank: int, seed: int = 0) -> LowRank:
+    group, position = SITES.places[site]
+    spec, generator = SITES.groups[group], torch.Generator().manual_seed(seed + rank)
+    a = torch.randn(rank, spec.in_features, generator=generator)
+    return LowRank(a, torch.randn(spec.out_features[position], rank, generator=generator))
+
+
+def delta_of(bypass: Bypass, site: str, x: torch.Tensor) -> torch.Tensor:
+    """By the bypass's own formula, in float64."""
+    group, position = SITES.places[site]
+    total = torch.zeros(len(x), SITES.groups[group].out_features[position], dtype=torch.float64)
+    for part in bypass.sites.get(site, ()):
+        h = part.a.double().t()[x] if SITES.groups[group].gather else x.double() @ part.a.double().t()
+        total += h @ part.b.double().t()
+    return total
+
+
+BYPASSES = {
+    "every site": {site: (low_rank(site, rank),) for rank, site in enumerate(SITES.places, 1)},
+    "middle of a group": {"k": (low_rank("k", 2),)},
+    "ends of a group": {"v": (low_rank("v", 4),), "q": (low_rank("q", 1),)},
+    "embedding": {"embed": (low_rank("embed", 3),)},
+    "several at a site": {
+        "q": (low_rank("q", 2), low_rank("q", 3)),
+        "embed": (low_rank("embed", 2), low_rank("embed", 1)),
+    },
+}
+
+
+@pytest.mark.parametrize("name", BYPASSES)
+def test_what_is_packed_does_what_the_bypass_says(name: str) -> None:
+    bypass = Bypass("LORA", BYPASSES[name])
+    blob = pack(bypass, SITES, torch.float32)
+    base = 64
+    arena = torch.full((base + blob.data.numel() + 64,), float("nan"))
+    arena[base : base + blob.data.numel()] = blob.data
+    slots = {2: (base, blob.layout)}
+    for site, (group, position) in SITES.places.items():
+        spec = SITES.groups[group]
+        x = torch.arange(4) * 3 % spec.in_features if spec.gather else torch.randn(4, spec.in_features)
+        delta = naive_delta(arena, SITES.groups, slots, [Segment(2, 1.0, 0, 4)], group, position, x)
+        torch.testing.assert_close(delta, delta_of(bypass, site, x))
+
+
+@pytest.mark.parametrize("name", BYPASSES)
+def test_every_factor_is_aligned_and_untouched_groups_are_absent(name: str) -> None:
+    bypass = Bypass("LORA", BYPASSES[name])
+    blob = pack(bypass, SITES, torch.bfloat16)
+    assert blob.data.dtype == torch.bfloat16
+    assert blob.num_bytes == 2 * blob.data.numel()
+    assert set(blob.layout) == {SITES.places[site][0] for site in bypass.sites}
+    for layout in blob.layout.values():
+        assert layout.a % ALIGNMENT == 0
+        assert all(offset % ALIGNMENT == 0 for offset in layout.b)
+
+
+def test_the_blob_has_no_padding_but_the_alignment() -> None:
+    bypass = Bypass("LORA", {"q": (low_rank("q", 1),)})
+    assert pack(bypass, SITES, torch.float32).data.numel() == 2 * ALIGNMENT

@@ -1,0 +1,346 @@
+"""Leases of adapters, with loads that finish when the test says so and a backend that only keeps books."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import Any, cast
+
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+
+from peftserve.adapters.errors import AdapterTooLarge, InvalidAdapter
+from peftserve.kernels.layout import BlobLayout, BypassBackend
+from peftserve.server.engine.adapters.host_tier import HostTier
+from peftserve.server.engine.adapters.loader import AdapterLoader
+from peftserve.server.engine.adapters.packing import Blob
+from peftserve.server.engine.adapters.ranges import RangeAllocator
+from peftserve.server.engine.adapters.residency import AdapterResidency
+from peftserve.server.engine.scheduling.sequence import Lease
+from peftserve.server.wire.messages import AdapterPart
+
+FLOAT, ALIGNMENT = 4, 4
+SIZES = {"a": 8, "b": 8, "c": 12, "d": 16, "e": 4, "f": 24}
+MIXTURES = [("a",), ("b",), ("c",), ("d",), ("e",), ("a", "b"), ("b", "a"), ("c", "d"), ("e", "a"), ("a", "b", "c")]
+
+
+class FakeLoader:
+    """fetches, copies: what was asked for and has not been finished, oldest first."""
+
+    def __init__(self) -> None:
+        self.fetches: list[tuple[str, Future[Blob]]] = []
+        self.copies: list[tuple[Blob, int, Future[None]]] = []
+
+    def fetch(self, digest: str) -> Future[Blob]:
+        assert digest not in dict(self.fetches), "fetched twice at once"
+        self.fetches.append((digest, Future()))
+        return self.fetches[-1][1]
+
+    def copy(self, blob: Blob, start: int) -> Future[None]:
+        self.copies.append((blob, start, Future()))
+        return self.copies[-1][2]
+
+
+class FakeBackend:
+    """attached: slot to (start in the arena, layout)."""
+
+    def __init__(self) -> None:
+        self.attached: dict[int, tuple[int, BlobLayout]] = {}
+
+    def attach(self, slot: int, base: int, layout: BlobLayout) -> None:
+        assert slot not in self.attached
+        self.attached[slot] = (base, layout)
+
+    def detach(self, slot: int) -> None:
+        del self.attached[slot]
+
+
+class Device:
+    """A residency with its fakes, and blobs of the sizes given, whose layouts are their own."""
+
+    def __init__(
+        self, make_blob: Callable[[int], Blob], capacity: int = 32, slots: int = 3, host_bytes: int = 1 << 20
+    ) -> None:
+        self.blobs: Mapping[str, Blob] = {digest: make_blob(size) for digest, size in SIZES.items()}
+        self.loader, self.backend = FakeLoader(), FakeBackend()
+        self.host = HostTier(host_bytes)
+        self.residency = AdapterResidency(
+            cast(AdapterLoader, self.loader),
+            cast(BypassBackend, self.backend),
+            self.host,
+            RangeAllocator(capacity, ALIGNMENT),
+            slots,
+        )
+
+    def finish_fetches(self, error: BaseException | None = None) -> dict[tuple[str, ...], BaseException]:
+        for digest, future in self.loader.fetches:
+            future.set_exception(error) if error else future.set_result(self.blobs[digest])
+        self.loader.fetches.clear()
+        return self.residency.poll()
+
+    def finish_copies(self) -> None:
+        for _, _, future in self.loader.copies:
+            future.set_result(None)
+        self.loader.copies.clear()
+        self.residency.poll()
+
+    def load(self, *digests: str) -> Lease | None:
+        """A lease whose adapters are on the device, or None."""
+        if not self.residency.prepare(parts(*digests)):
+            self.finish_fetches()
+        assert self.residency.prepare(parts(*digests))
+        lease = self.residency.reserve(parts(*digests))
+        self.finish_copies()
+        return lease
+
+
+def parts(*digests: str) -> list[AdapterPart]:
+    return [AdapterPart(digest, 0.5) for digest in digests]
+
+
+@pytest.fixture
+def device(make_blob: Callable[[int], Blob]) -> Device:
+    return Device(make_blob)
+
+
+def test_an_adapter_goes_from_disk_to_host_to_device(device: Device) -> None:
+    residency = device.residency
+    assert not residency.prepare(parts("a"))
+    assert not residency.prepare(parts("a"))
+    assert [digest for digest, _ in device.loader.fetches] == ["a"]
+    assert residency.is_loading()
+    device.finish_fetches()
+    assert residency.prepare(parts("a"))
+    lease = residency.reserve(parts("a"))
+    assert lease is not None
+    assert not residency.is_ready(lease)
+    assert not device.backend.attached
+    assert residency.is_loading()
+    [(blob, start, _)] = device.loader.copies
+    device.finish_copies()
+    assert residency.is_ready(lease)
+    assert device.backend.attached == {lease.slots[0]: (start, blob.layout)}
+    assert (lease.digests, lease.weights) == (("a",), (0.5,))
+    assert (residency.digests(), residency.num_elements(), residency.num_loads) == (["a"], 8, 1)
+    assert len(residency.load_seconds) == 1
+    assert not residency.is_loading()
+
+
+def test_the_base_needs_nothing(device: Device) -> None:
+    assert device.residency.prepare([])
+    lease = device.residency.reserve([])
+    assert lease is not None
+    assert device.residency.is_ready(lease)
+    device.residency.release(lease)
+
+
+def test_a_second_lease_shares_slot_and_copy(device: Device) -> None:
+    first, second = device.load("a"), device.residency.reserve(parts("a"))
+    assert first is not None
+    assert second is not None
+    assert first.slots == second.slots
+    assert not device.loader.copies
+
+
+def test_the_least_recently_used_goes_and_what_is_leased_stays(make_blob: Callable[[int], Blob]) -> None:
+    device = Device(make_blob, capacity=100)
+    leases = {digest: device.load(digest) for digest in "abc"}
+    for digest in "bca":
+        lease = leases[digest]
+        assert lease is not None
+        device.residency.release(lease)
+    held = device.load("b")
+    assert held is not None
+    assert device.load("d") is not None
+    assert device.residency.digests() == ["a", "b", "d"]  # by use: c, held longest ago, made room
+    assert device.residency.num_evictions == 1
+
+
+def test_nothing_is_taken_when_one_part_has_no_room(device: Device) -> None:
+    held = device.load("d")
+    assert held is not None
+    assert device.load("a") is not None
+    assert device.load("e", "c") is None
+    device.residency.check_integrity()
+    assert device.load("a", "e") is not None, "what was begun for the lease that failed must hold no slot"
+    device.residency.release(held)
+    assert device.load("c") is not None
+
+
+def test_two_mixtures_never_wait_for_each_other(make_blob: Callable[[int], Blob]) -> None:
+    """Each could hold half of the slots; instead one runs, then the other."""
+    device = Device(make_blob, capacity=100, slots=2)
+    for digests in (("a", "b"), ("c", "d")):
+        assert not device.residency.prepare(parts(*digests))
+    device.finish_fetches()
+    first = device.load("a", "b")
+    assert first is not None
+    assert device.load("c", "d") is None
+    assert device.load("b", "c") is None
+    device.residency.release(first)
+    assert device.load("c", "d") is not None
+
+
+def test_a_copy_that_runs_is_not_evicted(make_blob: Callable[[int], Blob]) -> None:
+    device = Device(make_blob, slots=1)
+    assert not device.residency.prepare(parts("a"))
+    device.finish_fetches()
+    lease = device.residency.reserve(parts("a"))
+    assert lease is not None
+    device.residency.release(lease)
+    assert device.load("b") is None
+    assert device.load("b") is not None
+
+
+def test_a_mixture_that_can_never_fit_is_said_to_fail(device: Device) -> None:
+    """It would wait for ever, and others behind it."""
+    device.residency.prepare(parts("d", "f"))
+    device.finish_fetches()
+    assert device.residency.reserve(parts("d", "f")) is None
+    failures = device.residency.poll()
+    assert list(failures) == [("d", "f")]
+    assert isinstance(failures["d", "f"], AdapterTooLarge)
+    assert not device.residency.poll()
+
+
+def test_a_mixture_that_only_has_to_wait_does_not_fail(device: Device) -> None:
+    held = device.load("d")
+    assert held is not None
+    assert not device.residency.prepare(parts("f"))
+    device.finish_fetches()
+    assert device.residency.reserve(parts("f")) is None
+    assert not device.residency.poll()
+
+
+def test_a_failed_fetch_is_told_once_and_tried_again_when_asked(device: Device) -> None:
+    device.residency.prepare(parts("a", "b"))
+    error = InvalidAdapter("truncated")
+    assert device.finish_fetches(error) == {("a",): error, ("b",): error}
+    assert not device.residency.poll()
+    assert not device.residency.is_loading()
+    assert device.load("a") is not None
+
+
+def test_dropping_waits_for_leases_and_loads_and_gives_all_back(device: Device) -> None:
+    residency = device.residency
+    residency.prepare(parts("a"))
+    assert not residency.drop("a"), "its fetch runs"
+    device.finish_fetches()
+    residency.prepare(parts("a"))
+    lease = residency.reserve(parts("a"))
+    assert lease is not None
+    assert not residency.drop("a"), "its copy runs"
+    device.finish_copies()
+    assert not residency.drop("a"), "it is leased"
+    residency.release(lease)
+    assert residency.drop("a")
+    assert residency.drop("a")
+    assert (residency.num_elements(), device.host.num_bytes, device.backend.attached) == (0, 0, {})
+    assert not residency.prepare(parts("a"))
+
+
+def test_what_a_waiting_mixture_needs_stays_on_the_host(make_blob: Callable[[int], Blob]) -> None:
+    """Or fetching one part would drop the other, for ever."""
+    device = Device(make_blob, host_bytes=10 * FLOAT)
+    assert not device.residency.prepare(parts("a", "b"))
+    (_, first), (_, second) = device.loader.fetches
+    first.set_result(device.blobs["a"])
+    device.residency.poll()
+    assert not device.residency.prepare(parts("a", "b"))
+    second.set_result(device.blobs["b"])
+    device.residency.poll()
+    assert device.residency.prepare(parts("a", "b"))
+    assert device.residency.reserve(parts("a", "b")) is not None
+
+
+class ResidencyMachine(RuleBasedStateMachine):
+    """Any order of what the scheduler, the loader and the engine do."""
+
+    leases = Bundle("leases")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.device = Device(lambda size: Blob(torch.zeros(size), {}), host_bytes=30 * FLOAT)
+        self.residency = self.device.residency
+        self.held: list[Lease] = []
+
+    @rule(target=leases, digests=st.sampled_from(MIXTURES))
+    def reserve(self, digests: tuple[str, ...]) -> Any:
+        if not self.residency.prepare(parts(*digests)):
+            return multiple()
+        free = self.room()
+        lease = self.residency.reserve(parts(*digests))
+        if lease is None:
+            needed = sum(SIZES[digest] for digest in digests)
+            assert free is None or needed > free[1] or len(digests) > free[0], "there was room"
+            return multiple()
+        assert lease.digests == digests
+        assert len(set(lease.slots)) == len(digests)
+        self.held.append(lease)
+        return lease
+
+    def room(self) -> tuple[int, int] | None:
+        """Slots and elements of an empty device; None while leases or copies may be in the way."""
+        loading = any(resident.copy is not None for resident in self.residency._residents.values())
+        return None if self.held or loading else (3, 32)
+
+    @rule(lease=consumes(leases))
+    def release(self, lease: Lease) -> None:
+        self.residency.release(lease)
+        self.held.remove(lease)
+
+    @rule(fails=st.booleans())
+    def finish_a_fetch(self, fails: bool) -> None:
+        if self.device.loader.fetches:
+            digest, future = self.device.loader.fetches.pop(0)
+            future.set_exception(OSError()) if fails else future.set_result(self.device.blobs[digest])
+
+    @rule()
+    def finish_a_copy(self) -> None:
+        if self.device.loader.copies:
+            self.device.loader.copies.pop(0)[2].set_result(None)
+
+    @rule()
+    def poll(self) -> None:
+        for failed in self.residency.poll():
+            assert len(failed) == 1 or sum(SIZES[digest] for digest in failed) > 32
+
+    @rule(digest=st.sampled_from(list(SIZES)))
+    def drop(self, digest: str) -> None:
+        if self.residency.drop(digest):
+            assert all(digest not in lease.digests for lease in self.held)
+            assert digest not in self.residency.digests()
+            assert digest not in self.device.host
+
+    @rule(digest=st.sampled_from(list(SIZES)))
+    def keep(self, digest: str) -> None:
+        self.residency.keep(digest, self.device.blobs[digest])
+
+    @invariant()
+    def books_agree(self) -> None:
+        residents = self.residency._residents
+        self.residency.check_integrity()
+        holders = Counter(digest for lease in self.held for digest in lease.digests)
+        assert {d: r.holders for d, r in residents.items() if r.holders} == holders
+        attached = {residents[digest].slot: residents[digest].start for digest in self.residency.digests()}
+        assert {slot: start for slot, (start, _) in self.device.backend.attached.items()} == attached
+        for lease in self.held:
+            assert lease.slots == tuple(residents[digest].slot for digest in lease.digests)
+            ready = all(slot in attached for slot in lease.slots)
+            assert self.residency.is_ready(lease) == ready
+
+    def teardown(self) -> None:
+        for lease in self.held:
+            self.residency.release(lease)
+        self.device.finish_fetches()
+        self.device.finish_copies()
+        assert all(self.residency.drop(digest) for digest in SIZES)
+        assert (self.residency.num_elements(), self.device.host.num_bytes) == (0, 0)
+        assert not self.device.backend.attached
+        self.residency.check_integrity()
+
+
+TestResidency = ResidencyMachine.TestCase
+TestResidency.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
