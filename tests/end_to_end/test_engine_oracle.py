@@ -22,7 +22,7 @@ MOST_STEPS = 20_000
 SETTINGS: dict[str, dict[str, Any]] = {
     "whole prompts": {"max_batch_tokens": 512, "prefix_caching": False},
     "chunks and shared prefixes": {"max_batch_tokens": 16, "prefix_caching": True, "page_size": 8},
-    "preemption": {"max_batch_tokens": 512, "prefix_caching": False, "kv_cache_tokens": 256},
+    "preemption": {"max_batch_tokens": 512, "prefix_caching": True, "kv_cache_tokens": 256},
     "preemption, chunks, shared prefixes and few slots": {
         "max_batch_tokens": 16,
         "prefix_caching": True,

@@ -48,3 +48,31 @@ def _body(world: Any, request: Any) -> dict[str, Any]:
         case (_, *_):
             body["adapters"] = [{"name": adapter.name, "weight": weight} for adapter, weight in request.mixture]
     return body
+
+
+async def test_clients_that_leave_free_what_they_held(world: Any, serve: Callable[..., Any]) -> None:
+    """In the middle of a stream and while they wait for a whole answer; those that stay get theirs."""
+    server = serve("--max-loras", "2")
+    for adapter in world.adapters[:3]:
+        assert server.upload(adapter.name, adapter).status_code == 201
+    prompt, adapter = [20, 30, 40], world.adapters[0]
+    long = {"prompt": prompt, "max_tokens": 240, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
+    async with world.connect(server) as client:
+        models = [adapter.name for adapter in world.adapters[:3]]
+        asking = [
+            asyncio.create_task((client.stream if i % 2 else client.complete)({**long, "model": models[i % 3]}))
+            for i in range(30)
+        ]
+        await asyncio.to_thread(server.wait_until, lambda: server.metric("peftserve_steps_total") > 20, "get going")
+        for task in asking[1:]:
+            task.cancel()
+        await asyncio.wait(asking[1:])
+        answer = await asking[0]
+    sure = world.reference.sure(prompt, 240, ((adapter, 1.0),))
+    assert answer.token_ids[: len(sure)] == sure
+    server.wait_for_metric("peftserve_sequences_running", 0)
+    assert server.metric("peftserve_sequences_waiting") == 0
+    assert server.metric("peftserve_kv_cache_usage_ratio") == 0
+    for adapter in world.adapters[:3]:
+        assert server.client.delete(f"/v1/adapters/{adapter.name}").status_code == 200
+    server.wait_for_metric("peftserve_adapter_bytes", 0)

@@ -1,0 +1,106 @@
+"""kill -9: of the engine under load, and of the whole server in the middle of uploads."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+STREAMS = 64
+UPLOADERS = 4
+SOON = 15.0
+"""Seconds for what takes less than 2 on a machine that does nothing else."""
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_killed_engine_is_an_error_at_once(world: Any, serve: Callable[..., Any], stream: bool) -> None:
+    """To every open request, to new ones, and to the liveness probe; a restart has what was acknowledged."""
+    server = serve()
+    adapter = world.adapters[0]
+    assert server.upload(adapter.name, adapter).status_code == 201
+    assert server.client.put("/v1/default-adapter", json={"adapter": adapter.name}).status_code == 200
+    body = {"model": "default", "prompt": [20, 30, 40], "max_tokens": 240, "ignore_eos": True, "stream": stream}
+    async with world.connect(server) as client:
+        asking = [asyncio.create_task(client.http.post("/v1/completions", json=body)) for _ in range(STREAMS)]
+        await asyncio.to_thread(server.wait_for_metric, "peftserve_sequences_running", STREAMS)
+        server.kill_engine()
+        answers = await asyncio.wait_for(asyncio.gather(*asking), SOON)
+        late = await client.http.post("/v1/completions", json=body)
+        live = await client.http.get("/health/live")
+    assert {answer.status_code for answer in answers} == {200 if stream else 503}
+    assert all(_error_message(answer.text) for answer in answers)
+    assert (late.status_code, live.status_code) == (503, 503)
+    server.stop()
+    await _check_adapters(world, serve(), {"default": adapter})
+
+
+def _error_message(text: str) -> str:
+    """Of an answer, or of the one event in a stream that is an error."""
+    lines = [line.removeprefix("data: ") for line in text.splitlines()]
+    (error,) = [json.loads(line)["error"] for line in lines if line.startswith('{"error"')]
+    return str(error["message"])
+
+
+async def test_a_kill_in_the_middle_of_uploads_loses_nothing_acknowledged(
+    world: Any, serve: Callable[..., Any]
+) -> None:
+    """Twice on one state folder: what was acknowledged is there, and all that is there is whole."""
+    tried: dict[str, Path] = {}
+    for generation in range(2):
+        acknowledged, default = await _upload_until_killed(world, serve(), tried, generation)
+        again = serve()
+        cards = again.client.get("/v1/adapters").json()["data"]
+        names = {card["name"] for card in cards}
+        assert acknowledged <= names <= tried.keys()
+        assert again.client.get("/v1/default-adapter").json()["adapter"] >= default
+        assert {folder.name for folder in (again.state / "adapters").iterdir()} == {card["digest"] for card in cards}
+        assert list((again.state / "staging").iterdir()) == []
+        await _check_adapters(world, again, {name: tried[name] for name in names})
+        again.stop()
+
+
+async def _upload_until_killed(
+    world: Any, server: Any, tried: dict[str, Path], generation: int
+) -> tuple[set[str], str]:
+    """Four uploaders, the first of which makes each of its adapters the default, until some are acknowledged.
+
+    Returns the acknowledged names, and the newest acknowledged default. Notes each name and its adapter in `tried`.
+    """
+    acknowledged: set[str] = set()
+    defaults: list[str] = []
+
+    async def upload(seed: int) -> None:
+        for i in range(1000):
+            name, adapter = f"{generation}-{i:03}-{seed}", world.adapters[(i + seed) % len(world.adapters)]
+            tried[name] = adapter
+            files = world.oracle.adapter_files(adapter, b" " * (4 * (1000 * generation + i) + seed))
+            response = await client.http.post("/v1/adapters", data={"name": name}, files=files)
+            assert response.status_code == 201, response.text
+            acknowledged.add(name)
+            if seed == 0:
+                switched = await client.http.put("/v1/default-adapter", json={"adapter": name})
+                assert switched.status_code == 200
+                defaults.append(name)
+
+    async with world.connect(server) as client:
+        uploads = [asyncio.create_task(upload(seed)) for seed in range(UPLOADERS)]
+        while len(acknowledged) < 12 + generation or not defaults:
+            await asyncio.sleep(0.001)
+        server.kill()
+        results = await asyncio.gather(*uploads, return_exceptions=True)
+    assert all(isinstance(result, httpx.TransportError) for result in results), results
+    return acknowledged, defaults[-1]
+
+
+async def _check_adapters(world: Any, server: Any, adapters: dict[str, Path]) -> None:
+    """Each name answers with the tokens of its adapter."""
+    options = {"prompt": [20, 30, 40], "max_tokens": 4, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
+    async with world.connect(server) as client:
+        answers = await asyncio.gather(*(client.complete({"model": name, **options}) for name in adapters))
+    for adapter, answer in zip(adapters.values(), answers, strict=True):
+        sure = world.reference.sure(options["prompt"], 4, ((adapter, 1.0),))
+        assert answer.token_ids[: len(sure)] == sure
+        assert len(answer.token_ids) == 4
