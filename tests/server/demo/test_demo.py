@@ -1,0 +1,66 @@
+"""The demo's files as they ship. That its answers are right is tested through the server."""
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from peftserve.server.demo import DEMO_ADAPTERS, DEMO_HELD_OUT, DEMO_MODEL, DEMO_NAME
+
+MOST_BYTES = 15 << 20
+HELD_OUT = [json.loads(line) for line in DEMO_HELD_OUT.read_text(encoding="utf-8").splitlines()]
+
+
+def config_of(adapter: Path) -> dict[str, object]:
+    return json.loads((adapter / "adapter_config.json").read_text())
+
+
+def test_names() -> None:
+    assert DEMO_NAME == "demo"
+    assert DEMO_NAME not in DEMO_ADAPTERS
+    assert len(DEMO_ADAPTERS) >= 5
+
+
+def test_all_weights_together_are_small() -> None:
+    assert sum(file.stat().st_size for file in DEMO_MODEL.parent.rglob("*.safetensors")) < MOST_BYTES
+
+
+def test_the_base_is_a_small_llama_with_a_chat_template() -> None:
+    config = json.loads((DEMO_MODEL / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    with safe_open(DEMO_MODEL / "model.safetensors", "np") as weights:
+        sizes = [weights.get_slice(key).get_shape() for key in weights.keys()]  # noqa: SIM118
+    assert 2e6 < sum(shape[0] * (shape[1] if len(shape) > 1 else 1) for shape in sizes) < 3.5e6
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"):
+        assert (DEMO_MODEL / name).is_file()
+
+
+@pytest.mark.parametrize("name", DEMO_ADAPTERS)
+def test_an_adapter_is_peft_lora_and_names_no_place(name: str) -> None:
+    config = config_of(DEMO_ADAPTERS[name])
+    assert config["peft_type"] == "LORA"
+    assert config["base_model_name_or_path"] == DEMO_NAME
+    assert sorted(file.name for file in DEMO_ADAPTERS[name].iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+
+
+def test_adapters_are_of_different_kinds() -> None:
+    configs = [config_of(folder) for folder in DEMO_ADAPTERS.values()]
+    assert len({config["r"] for config in configs}) >= 3
+    assert len({tuple(sorted(config["target_modules"])) for config in configs}) >= 3
+    assert any(config["use_rslora"] for config in configs)
+
+
+@pytest.mark.parametrize("name", DEMO_ADAPTERS)
+def test_held_out_prompts_are_not_their_own_answers(name: str) -> None:
+    """The base repeats its prompt, so it can be right on none of them."""
+    examples = [example for example in HELD_OUT if example["adapter"] == name]
+    assert len({example["prompt"] for example in examples}) == len(examples) >= 40
+    assert all(example["prompt"] != example["answer"] for example in examples)
+
+
+def test_every_held_out_prompt_has_its_adapter() -> None:
+    assert {example["adapter"] for example in HELD_OUT} == DEMO_ADAPTERS.keys()
