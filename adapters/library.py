@@ -87,10 +87,7 @@ class AdapterLibrary:
         Running requests keep it; files and memory are given back in the background when the last of them ends.
         Raises AdapterNotFound; AdapterConflict if it is the server's default.
         """
-        removed = await asyncio.to_thread(self._registry.delete, name, version)
-        for digest in {ref.digest for ref in removed}:
-            self._spawn(self._collect(digest))
-        return removed
+        return await asyncio.shield(self._spawn(self._delete(name, version)))
 
     async def set_default(self, name: str | None) -> None:
         """Raises AdapterNotFound. Requests admitted before keep what they have."""
@@ -107,12 +104,18 @@ class AdapterLibrary:
             task.cancel()
         await self.settled()
 
+    async def _delete(self, name: str, version: int | None) -> list[VersionRef]:
+        removed = await asyncio.to_thread(self._registry.delete, name, version)
+        for digest in {ref.digest for ref in removed}:
+            self._spawn(self._collect(digest))
+        return removed
+
     async def _register(self, staged: StagedUpload, name: str, facts: AdapterFacts, only_if_new: bool) -> AdapterRecord:
         async with self._alone(staged.digest):
             try:
                 return await asyncio.to_thread(self._commit, staged, name, facts, only_if_new)
             finally:
-                # Not even the row was written, or another version of the digest has one: the collector finds out.
+                # Files without a row, if that is what is left, must not wait for the next start.
                 if not self._registry.in_use(staged.digest):
                     self._spawn(self._collect(staged.digest))
 
