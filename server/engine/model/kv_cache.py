@@ -20,7 +20,7 @@ class KVShape:
 
 
 class KVCache:
-    """keys[layer]: (pages, page_size, heads, key_dim); values likewise. Zeroed, so that padding is never NaN."""
+    """keys[layer]: (pages, page_size, heads, key_dim); values likewise."""
 
     def __init__(
         self, shapes: Mapping[int, KVShape], num_pages: int, page_size: int, dtype: torch.dtype, device: torch.device
@@ -35,6 +35,15 @@ class KVCache:
             layer: torch.zeros(num_pages, page_size, s.num_heads, s.value_dim, dtype=dtype, device=device)
             for layer, s in shapes.items()
         }
+
+    def clear(self, pages: torch.Tensor) -> None:
+        """Zero the pages (count,) in every layer.
+
+        What a masked position holds still counts: 0 · NaN is NaN, and one that overflowed may lie in a reused page.
+        """
+        if pages.numel():
+            for tensor in (*self.keys.values(), *self.values.values()):
+                tensor.index_fill_(0, pages, 0)
 
     def write(self, layer: int, rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store keys and values (tokens, heads, dim) at flat positions `rows`: page · page_size + offset."""

@@ -33,6 +33,7 @@ class ModelRunner:
         backend: BypassBackend,
     ) -> None:
         attention.cache = cache
+        self._cache = cache
         self._model = model
         self._attention = attention
         self._page_size = cache.page_size
@@ -46,6 +47,7 @@ class ModelRunner:
         ids = [token for span in batch.spans for token in span.sequence.tokens[span.start : span.end]]
         positions = [position for span in batch.spans for position in range(span.start, span.end)]
         rows = [row for span, end in zip(batch.spans, offsets[1:], strict=True) for row in _logit_rows(span, end)]
+        self._cache.clear(self._tensor(self._begun_pages(batch.spans)))
         self._attention.step = self._attention_step(batch.spans, offsets)
         self._begin_bypass(batch.spans, offsets, row_offsets)
         try:
@@ -85,6 +87,12 @@ class ModelRunner:
         decodes = [self._decode_rows(spans, offsets, group, whole) for group in self._by_length(spans, singles)]
         return AttentionStep(self._tensor(write), decodes, prefills)
 
+    def _begun_pages(self, spans: list[Span]) -> list[int]:
+        """Pages that the step begins and does not fill. Decodes read their rest as well, masked."""
+        size = self._page_size
+        ends = ((span, (span.end - 1) // size) for span in spans if span.end % size)
+        return [span.sequence.pages[i] for span, i in ends if i * size >= span.start]
+
     def _cache_rows(self, span: Span) -> Iterable[int]:
         pages, size = span.sequence.pages, self._page_size
         return (pages[i // size] * size + i % size for i in range(span.start, span.end))
@@ -102,11 +110,12 @@ class ModelRunner:
         return DecodeRows(rows, self._pages(members), self._tensor([span.end for span in members]))
 
     def _pages(self, spans: list[Span]) -> torch.Tensor:
-        """(spans, pages): those that hold each span's tokens so far, padded with page 0."""
+        """(spans, pages): those that hold each span's tokens so far, padded with its own first one."""
         counts = [-(-span.end // self._page_size) for span in spans]
         width = max(counts)
         padded = [
-            span.sequence.pages[:count] + [0] * (width - count) for span, count in zip(spans, counts, strict=True)
+            span.sequence.pages[:count] + span.sequence.pages[:1] * (width - count)
+            for span, count in zip(spans, counts, strict=True)
         ]
         return torch.tensor(padded, dtype=torch.int64).to(self._model.device, non_blocking=True)
 

@@ -1,0 +1,94 @@
+"""A model that is nothing but one layer of attention, and sequences on pages of one's choice."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from peftserve.kernels.layout import Segment
+from peftserve.server.engine.model.attention import PagedAttention
+from peftserve.server.engine.scheduling.sequence import Sequence
+from peftserve.server.wire.messages import SamplingParams
+
+VOCAB = 50
+VALUE_DIM = 6
+
+
+class ToyModel(nn.Module):
+    """logits_to_keep picks rows of the attention's output, (tokens, heads · value dim).
+
+    Queries, keys and values are drawn for each pair of token and position.
+    """
+
+    def __init__(self, heads: int = 4, kv_heads: int = 2, dim: int = 8, positions: int = 80) -> None:
+        super().__init__()
+        self.device = torch.device("cpu")
+        self.config = SimpleNamespace()
+        generator = torch.Generator().manual_seed(0)
+        self.q, self.k, self.v = (
+            torch.randn(VOCAB, positions, count, width, generator=generator)
+            for count, width in ((heads, dim), (kv_heads, dim), (kv_heads, VALUE_DIM))
+        )
+        self.attention = PagedAttention()
+        self.layer = nn.Module()
+        self.layer.layer_idx = 0
+        self.options: dict[str, float | int | None] = {}
+
+    def forward(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, use_cache: bool, logits_to_keep: torch.Tensor
+    ) -> SimpleNamespace:
+        heads = [table[input_ids[0], position_ids[0]].transpose(0, 1)[None] for table in (self.q, self.k, self.v)]
+        out, _ = self.attention(self.layer, *heads, None, **self.options)
+        return SimpleNamespace(logits=out.flatten(2)[:, logits_to_keep])
+
+    def expected(self, tokens: list[int]) -> torch.Tensor:
+        """(tokens, heads · value dim) by the textbook, in float64, one query at a time."""
+        ids, positions = torch.tensor(tokens), torch.arange(len(tokens))
+        q, k, v = (table[ids, positions].double() for table in (self.q, self.k, self.v))
+        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
+        window, softcap = self.options.get("sliding_window"), self.options.get("softcap")
+        rows = []
+        for i in range(len(tokens)):
+            first = 0 if window is None else max(0, i - int(window) + 1)
+            scores = torch.einsum("hd,khd->hk", q[i], k[first : i + 1]) * (
+                self.options.get("scaling") or k.shape[-1] ** -0.5
+            )
+            if softcap is not None:
+                scores = softcap * torch.tanh(scores / softcap)
+            rows.append(torch.einsum("hk,khd->hd", scores.softmax(-1), v[first : i + 1]).flatten())
+        return torch.stack(rows)
+
+
+class NoBackend:
+    """Notes the segments of each step."""
+
+    def __init__(self) -> None:
+        self.begun: list[tuple[list[Segment], list[Segment]]] = []
+
+    def begin(self, tokens: list[Segment], logits: list[Segment]) -> None:
+        self.begun.append((tokens, logits))
+
+
+class NoHooks:
+    active = False
+
+    def forget_inputs(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def toy() -> SimpleNamespace:
+    return SimpleNamespace(Model=ToyModel, NoBackend=NoBackend, NoHooks=NoHooks, VOCAB=VOCAB, VALUE_DIM=VALUE_DIM)
+
+
+@pytest.fixture(scope="session")
+def make_sequence() -> Callable[..., Sequence]:
+    def make(tokens: list[int], pages: list[int], **sampling: object) -> Sequence:
+        params = SamplingParams(**sampling)  # type: ignore[arg-type]
+        sequence = Sequence("id", tokens, params, adapters=(), salt="", seed=0, eos_token_ids=frozenset())
+        sequence.pages = pages
+        return sequence
+
+    return make
