@@ -50,6 +50,7 @@ class EngineLoop:
     def run(self) -> None:
         """Until `Shutdown`."""
         while self._running:
+            self._stats_are_final &= not self._is_awaited()
             for command in self._socket.poll(self._patience()):
                 self._handle(command)
             if self._engine.has_work():
@@ -62,8 +63,11 @@ class EngineLoop:
     def _patience(self) -> float:
         if self._engine.has_work():
             return 0.0
-        busy = self._inspections or self._releases or self._engine.adapters.is_busy()
-        return BUSY_POLL_SECONDS if busy else IDLE_POLL_SECONDS
+        return BUSY_POLL_SECONDS if self._is_awaited() else IDLE_POLL_SECONDS
+
+    def _is_awaited(self) -> bool:
+        """Whether a load, an inspection or a release will change something without a step."""
+        return bool(self._inspections or self._releases or self._engine.adapters.is_busy())
 
     def _handle(self, command: Command) -> None:
         match command:
@@ -103,7 +107,7 @@ class EngineLoop:
         if due or now:
             self._socket.send(self._engine.stats())
             self._stats_due = time.monotonic() + STATS_SECONDS
-            self._stats_are_final = not (working or self._engine.adapters.is_busy())
+            self._stats_are_final = not (working or self._is_awaited())
             if self._stats_are_final:
                 self._check_integrity()
         elif working:

@@ -33,7 +33,7 @@ class AdapterService:
         self._folders: dict[str, Path] = {}
         elements = adapter_elements(config.adapter_memory, loaded.dtype, loaded.device)
         self._arena = torch.empty(elements, dtype=loaded.dtype, device=loaded.device)
-        self.backend = make_bypass_backend(self._arena, loaded.sites.groups.groups)
+        self.backend = make_bypass_backend(self._arena, loaded.sites.groups.groups, max_slots=config.max_loras)
         self._loader = AdapterLoader(self._compile_blob, self._folder_of, self._arena)
         host = HostTier(config.host_adapter_memory, config.max_cpu_loras)
         ranges = RangeAllocator(elements, ALIGNMENT)
