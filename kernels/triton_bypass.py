@@ -14,10 +14,17 @@ import triton
 
 from .layout import BlobLayout, Group, GroupLayout, Rows, Segment, Shrunk
 from .tiles import Tiles, cut
-from .triton_kernels import expand_kernel, gather_kernel, shrink_kernel
+from .triton_kernels import (
+    BLOCK_K_BYTES,
+    BLOCK_N,
+    EXPAND_STAGES,
+    SHRINK_STAGES,
+    expand_kernel,
+    gather_kernel,
+    options,
+    shrink_kernel,
+)
 
-_BLOCK_K = 128
-_BLOCK_N = 128
 _MAX_SPLIT = 8
 
 
@@ -60,6 +67,7 @@ class TritonBypass:
     ) -> None:
         self._arena = arena
         self._groups = tuple(groups)
+        self._block_k = BLOCK_K_BYTES // arena.element_size()
         self._num_programs = num_programs or 2 * _multiprocessors(arena.device)
         sites = max((len(g.out_features) for g in groups), default=0)
         shape = (max_slots, len(self._groups), 2 + 3 * sites)
@@ -107,11 +115,11 @@ class TritonBypass:
         split = 1 if spec.gather else self._split(grid[0] * grid[1], spec.in_features)
         h = torch.empty(split, work.cut.num_rows, reach.total, dtype=torch.float32, device=x.device)
         shrunk = TritonShrunk(group, work, reach, h)
-        blocks = {"BLOCK_M": work.cut.block, "BLOCK_R": block_r}
+        blocks = {"BLOCK_M": work.cut.block, "BLOCK_R": block_r, **options(work.cut.block, SHRINK_STAGES)}
         if spec.gather:
             gather_kernel[grid](x, *self._common(shrunk), **blocks)
         else:
-            blocks |= {"SPLIT": split, "BLOCK_K": _BLOCK_K, "ALIGN": self._align}
+            blocks |= {"SPLIT": split, "BLOCK_K": self._block_k, "ALIGN": self._align}
             shrink_kernel[(*grid, split)](x, *self._common(shrunk), x.stride(0), spec.in_features, **blocks)
         return shrunk
 
@@ -121,7 +129,7 @@ class TritonBypass:
         if not rank:
             return
         cut, out = shrunk.work.cut, self._groups[shrunk.group].out_features[position]
-        expand_kernel[(len(cut.tiles), triton.cdiv(out, _BLOCK_N))](
+        expand_kernel[(len(cut.tiles), triton.cdiv(out, BLOCK_N))](
             y,
             *self._common(shrunk),
             shrunk.work.tiles,
@@ -130,9 +138,10 @@ class TritonBypass:
             out,
             SPLIT=shrunk.h.shape[0],
             BLOCK_M=cut.block,
-            BLOCK_R=_power_of_two(rank, 16, 64 if cut.block > 1 else 32),
-            BLOCK_N=_BLOCK_N,
+            BLOCK_R=_power_of_two(rank, 16, 32),
+            BLOCK_N=BLOCK_N,
             ALIGN=self._align,
+            **options(cut.block, EXPAND_STAGES),
         )
 
     def _common(self, shrunk: TritonShrunk) -> tuple[Any, ...]:
@@ -146,7 +155,11 @@ class TritonBypass:
 
     def _split(self, num_programs: int, in_features: int) -> int:
         split = 1
-        while split < _MAX_SPLIT and num_programs * split < self._num_programs and 2 * split * _BLOCK_K <= in_features:
+        while (
+            split < _MAX_SPLIT
+            and num_programs * split < self._num_programs
+            and 2 * split * self._block_k <= in_features
+        ):
             split *= 2
         return split
 

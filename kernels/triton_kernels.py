@@ -14,13 +14,26 @@ is cut into two halves of 16 bits, so that nothing of it is lost but its last 8 
 multiples of so many elements.
 """
 
+from typing import Any
+
 import triton
 import triton.language as tl
+
+BLOCK_K_BYTES = 256
+BLOCK_N = 128
+SHRINK_STAGES = 3
+EXPAND_STAGES = 1  # a rank is one block or two: there is nothing to pipeline
+
 
 TABLE_FIELDS = tl.constexpr(2)
 SITE_FIELDS = tl.constexpr(3)
 ENTRY_FIELDS = tl.constexpr(8)
 TILE_FIELDS = tl.constexpr(4)
+
+
+def options(block_m: int, num_stages: int) -> dict[str, Any]:
+    """How a kernel is compiled. Four warps would spill the sums of 64 rows."""
+    return {"num_warps": 8 if block_m == 64 else 4, "num_stages": num_stages, "enable_fp_fusion": True}
 
 
 @triton.jit(do_not_specialize=["group"])
