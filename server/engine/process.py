@@ -50,7 +50,6 @@ class EngineLoop:
     def run(self) -> None:
         """Until `Shutdown`."""
         while self._running:
-            self._stats_are_final &= not self._is_awaited()
             for command in self._socket.poll(self._patience()):
                 self._handle(command)
             if self._engine.has_work():
@@ -101,17 +100,15 @@ class EngineLoop:
             self._socket.send(Reply(call_id))
 
     def _send_stats(self, now: bool = False) -> None:
-        """A few times a second while there is work, and once more when it ends."""
-        working = self._engine.has_work()
-        due = time.monotonic() >= self._stats_due if working else not self._stats_are_final
+        """A few times a second while something goes on, and once more when it has ended."""
+        active = self._engine.has_work() or self._is_awaited()
+        due = time.monotonic() >= self._stats_due if active else not self._stats_are_final
         if due or now:
             self._socket.send(self._engine.stats())
             self._stats_due = time.monotonic() + STATS_SECONDS
-            self._stats_are_final = not (working or self._is_awaited())
-            if self._stats_are_final:
-                self._check_integrity()
-        elif working:
-            self._stats_are_final = False
+        if due and not active:
+            self._check_integrity()
+        self._stats_are_final = not active
 
     def _check_integrity(self) -> None:
         try:
