@@ -6,9 +6,11 @@ import json
 import socket
 
 import httpx
+import numpy
 import openai
 import pytest
 import uvicorn
+from safetensors.numpy import save
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from peftserve.adapters.errors import InvalidAdapter
@@ -89,10 +91,10 @@ class FakeEngine:
 
     async def inspect_adapter(self, digest, path):
         config = json.loads((path / "adapter_config.json").read_text())
-        if "bad" in config:
-            raise InvalidAdapter(config["bad"], param="adapter_config.json")
+        if config["target_modules"] == ["nowhere"]:
+            raise InvalidAdapter("target_modules matches no module", param="target_modules")
         return AdapterCard(
-            method="LORA", rank=config.get("r", 8), num_bytes=640, primitives={"LowRank": 2}, sites=2, consumed=4
+            method="LORA", rank=config["r"], num_bytes=640, primitives={"LowRank": 2}, sites=2, consumed=4
         )
 
     async def release_adapter(self, digest):
@@ -241,14 +243,23 @@ class _Clients:
         await self.http.aclose()
         await self.openai.close()
 
-    async def upload(self, name="sql", rank=8, *, weights=b"weights", config=None):
+    async def upload(self, name="sql", rank=8, **fields):
         """POST /v1/adapters with both files."""
-        content = json.dumps(config if config is not None else {"r": rank}).encode()
-        files = [
-            ("files", ("adapter_config.json", content)),
-            ("files", ("adapter_model.safetensors", weights)),
-        ]
+        files = [("files", file) for file in adapter_bytes(rank, **fields).items()]
         return await self.http.post("/v1/adapters", data={"name": name}, files=files)
+
+
+def adapter_bytes(rank=8, *, width=4, target="q_proj"):
+    """File name to content: an adapter that passes every check but the engine's."""
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": [target]}
+    shapes = {"lora_A": (rank, width), "lora_B": (width, rank)}
+    tensors = {f"base_model.model.{target}.{n}.weight": numpy.ones(s, numpy.float32) for n, s in shapes.items()}
+    return {"adapter_config.json": json.dumps(config).encode(), "adapter_model.safetensors": save(tensors)}
+
+
+@pytest.fixture(name="adapter_bytes")
+def adapter_bytes_fixture():
+    return adapter_bytes
 
 
 @pytest.fixture

@@ -1,0 +1,35 @@
+"""The whole server around the fake engine process. Run as `python fake_server_process.py OPTIONS-IN-JSON`."""
+
+import functools
+import json
+import sys
+from pathlib import Path
+
+from peftserve.server.api import serve
+from peftserve.server.api.engine_client import EngineClient
+from peftserve.server.config import EngineConfig, ServerConfig
+from peftserve.server.wire.launch import encode_config
+
+ENGINE = Path(__file__).with_name("fake_engine_process.py")
+
+
+def engine_command(address: str, config: EngineConfig) -> list[str]:
+    return [sys.executable, str(ENGINE), address, encode_config(config)]
+
+
+def main() -> int:
+    options = json.loads(sys.argv[1])
+    config = ServerConfig(
+        engine=EngineConfig(model=options["model"]),
+        state_dir=Path(options["state"]),
+        port=options["port"],
+        served_model_name="base",
+        preload=tuple((name, Path(folder)) for name, folder in options["preload"]),
+        grace_seconds=options["grace"],
+    )
+    serve.EngineClient = functools.partial(EngineClient, make_command=engine_command)
+    return serve.run(config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

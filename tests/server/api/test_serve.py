@@ -1,0 +1,184 @@
+"""The server's life in real processes: start, signals, and the death of either process."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+SCRIPT = Path(__file__).with_name("fake_server_process.py")
+LONG = {"prompt": [5, 6], "max_tokens": 60, "stream": True}  # 3 s on the slow engine
+
+
+class _Server:
+    def __init__(self, process, port):
+        self.process = process
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20)
+
+    def wait_for(self, path="/health/ready", status=200):
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            with contextlib.suppress(httpx.TransportError):
+                if self.http.get(path).status_code == status:
+                    return
+            time.sleep(0.02)
+        raise TimeoutError(path)
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(20)
+
+    @property
+    def engine_pid(self):
+        pid = self.process.pid
+        (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return int(child)
+
+    @contextlib.contextmanager
+    def stream(self):
+        """A long stream in a thread: a list that holds its lines, and the thread."""
+        lines, begun = [], threading.Event()
+
+        def read():
+            with (
+                contextlib.suppress(httpx.TransportError),
+                self.http.stream("POST", "/v1/completions", json=LONG) as response,
+            ):
+                for line in filter(None, response.iter_lines()):
+                    lines.append(line)
+                    begun.set()
+
+        thread = threading.Thread(target=read)
+        thread.start()
+        assert begun.wait(20)
+        yield lines, thread
+        thread.join(20)
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts servers on one state folder, one after the other, and ends what is left of them."""
+    with contextlib.ExitStack() as stack:
+
+        def start(model="fake", grace=10.0, preload=()):
+            with socket.create_server(("127.0.0.1", 0)) as probe:
+                port = probe.getsockname()[1]
+            options = {"model": model, "state": str(tmp_path / "state"), "port": port, "preload": preload}
+            command = [sys.executable, str(SCRIPT), json.dumps({**options, "grace": grace})]
+            process = stack.enter_context(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+            stack.callback(process.kill)
+            server = _Server(process, port)
+            stack.callback(server.http.close)
+            return server
+
+        yield start
+
+
+@pytest.fixture
+def folder(tmp_path, adapter_bytes):
+    folder = tmp_path / "sql"
+    folder.mkdir()
+    for name, content in adapter_bytes().items():
+        (folder / name).write_bytes(content)
+    return str(folder)
+
+
+def test_adapters_of_the_command_line_are_there_and_survive_restarts_once(start, folder):
+    for _ in range(2):
+        server = start(preload=[("sql", folder)])
+        server.wait_for()
+        assert server.http.get("/v1/adapters/sql").json()["version"] == 1
+        answer = server.http.post("/v1/completions", json={"model": "sql", "prompt": [5], "return_token_ids": True})
+        assert answer.json()["choices"][0]["token_ids"] == [5] * 16
+        server.http.put("/v1/default-adapter", json={"adapter": "sql"})
+        assert server.stop() == 0
+    server = start()
+    server.wait_for()
+    assert server.http.get("/v1/default-adapter").json() == {"adapter": "sql"}
+    assert server.stop() == 0
+
+
+def test_sigterm_lets_streams_finish_and_takes_no_new_requests(start):
+    server = start("slow")
+    server.wait_for()
+    with server.stream() as (lines, thread):
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_for("/health/ready", 503)
+        refused = server.http.post("/v1/completions", json={"prompt": [5]})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+        thread.join(20)
+    assert server.process.wait(20) == 0
+    assert lines[-1] == "data: [DONE]"
+    assert '"finish_reason":"length"' in lines[-2]
+
+
+@pytest.mark.parametrize("ended_by", ["grace", "second signal"])
+def test_after_the_grace_time_streams_end_with_an_error_and_the_exit_is_clean(start, ended_by):
+    server = start("slow", grace=0.2 if ended_by == "grace" else 60.0)
+    server.wait_for()
+    with server.stream() as (lines, _):
+        server.process.send_signal(signal.SIGTERM)
+        if ended_by == "second signal":
+            server.wait_for("/health/ready", 503)
+            server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(20) == 0
+    assert lines[-1] == "data: [DONE]"
+    assert '"error"' in lines[-2]
+
+
+def test_kill_of_the_engine_is_an_error_at_once_and_fails_liveness(start):
+    server = start("slow")
+    server.wait_for()
+    with server.stream() as (lines, thread):
+        killed = time.monotonic()
+        os.kill(server.engine_pid, signal.SIGKILL)
+        thread.join(20)
+        assert time.monotonic() - killed < 2
+    assert '"engine_dead"' in lines[-2]
+    assert server.http.get("/health/live").status_code == 503
+    assert server.http.post("/v1/completions", json={"prompt": [5]}).status_code == 503
+    assert server.stop() == 0
+
+
+def test_kill_of_the_server_takes_the_engine_with_it(start):
+    server = start("slow")
+    server.wait_for()
+    engine = server.engine_pid
+    server.process.kill()
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{engine}").exists() and "Z" not in Path(f"/proc/{engine}/stat").read_text().split()[2]:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("model", ["fails", "crashes"])
+def test_an_engine_that_cannot_start_ends_the_server_with_its_reason(start, model):
+    server = start(model)
+    assert server.process.wait(20) == 1
+    said = server.process.stderr.read()
+    assert {"fails": "no such model", "crashes": "exit code 3"}[model] in said
+    assert "Traceback" not in said
+
+
+def test_a_port_or_a_state_folder_in_use_is_said(start, tmp_path):
+    first = start()
+    first.wait_for()
+    second = start()
+    assert second.process.wait(20) == 1
+    assert "another server uses this state folder" in second.process.stderr.read()
+    assert first.stop() == 0
+
+
+def test_a_faulty_adapter_on_the_command_line_is_named(start, folder):
+    Path(folder, "adapter_config.json").write_text("{}")
+    server = start(preload=[("sql", folder)])
+    assert server.process.wait(20) == 1
+    assert "adapter 'sql'" in server.process.stderr.read()
