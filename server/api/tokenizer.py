@@ -6,12 +6,11 @@ is an `ApiError`.
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jinja2
 from tokenizers import Tokenizer as FastTokenizer
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from ..wire.messages import ModelInfo
 from .detokenizer import ByteLevelDetokenizer, Detokenizer, TokenBytes, WindowDetokenizer, detokenize
@@ -30,6 +29,7 @@ class Tokenizer:
     def __init__(self, info: ModelInfo) -> None:
         self.vocab_size = info.vocab_size
         self.chat_template = info.chat_template
+        self._render = _template_renderer() if info.chat_template is not None else None
         self.special_tokens: Mapping[str, str] = info.special_tokens
         self._fast = FastTokenizer.from_str(info.tokenizer) if info.tokenizer is not None else None
         self._byte_level = info.tokenizer is not None and _is_byte_level(info.tokenizer)
@@ -76,12 +76,11 @@ class Tokenizer:
         arguments: Mapping[str, Any],
     ) -> str:
         """The prompt's text. Runs in transformers' Jinja sandbox. Raises ApiError where the template refuses."""
-        template = self._require_template(arguments)
+        render = self._require_template(arguments)
         try:
-            # Annotated as text, it returns (texts, indices).
-            result: Any = render_jinja_template(
+            rendered = render(
                 [[dict(message) for message in messages]],
-                chat_template=template,
+                chat_template=self.chat_template,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
                 **{**self.special_tokens, **arguments},
@@ -90,18 +89,18 @@ class Tokenizer:
             raise bad_request(f"The model's chat template refuses these messages: {error}", "messages") from None
         except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError):
             raise bad_request("The model's chat template cannot render these messages.", "messages") from None
-        text: str = result[0][0]
+        text: str = rendered[0][0]
         return text
 
-    def _require_template(self, arguments: Mapping[str, Any]) -> str:
-        if self.chat_template is None:
+    def _require_template(self, arguments: Mapping[str, Any]) -> Callable[..., Any]:
+        if self._render is None:
             raise bad_request(
                 "This model has no chat template; use /v1/completions with a prompt.", code="no_chat_template"
             )
         taken = TEMPLATE_ARGUMENTS.intersection(arguments)
         if taken:
             raise bad_request(f"chat_template_kwargs may not set {sorted(taken)[0]!r}.", "chat_template_kwargs")
-        return self.chat_template
+        return self._render
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         if self._fast is None:
@@ -111,6 +110,16 @@ class Tokenizer:
         except (TypeError, UnicodeError):  # half a surrogate pair, through a template's argument
             raise bad_request("The text is not valid Unicode.", "prompt") from None
         return ids
+
+
+def _template_renderer() -> Callable[..., Any]:
+    """transformers' own, imported here: it takes a second, which the start spends while the model loads.
+
+    It leaves torch alone. Its result is (texts, indices).
+    """
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    return render_jinja_template
 
 
 def _special_ids(fast: FastTokenizer | None) -> frozenset[int]:
