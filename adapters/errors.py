@@ -11,12 +11,12 @@ AdapterError            any of these; `message` is safe to show to a client
 
 
 class AdapterError(Exception):
-    """param: the request's field or the file at fault, if one is."""
+    """param: the request's field or the file at fault, if one is. Both are text that can be encoded as UTF-8."""
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
-        self.message = message
-        self.param = param
+        self.message = _encodable(message)
+        self.param = None if param is None else _encodable(param)
 
 
 class InvalidAdapter(AdapterError):
@@ -41,3 +41,8 @@ class AdapterTooLarge(AdapterError):
 
 class StoreFull(AdapterError):
     pass
+
+
+def _encodable(text: str) -> str:
+    """JSON can spell lone surrogates, and messages quote what clients sent."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -42,12 +42,14 @@ def compile_adapter(
     base_weight: Callable[[str], torch.Tensor | None] | None = None,
 ) -> CompiledAdapter:
     """Compile the adapter in `folder` against a base. See `Base` for the arguments. Raises AdapterError."""
-    config = read_config(folder)
-    header = read_header(folder / WEIGHTS)
     base = Base(table, dtype, max_rank, base_weight)
     try:
+        config = read_config(folder)
+        header = read_header(folder / WEIGHTS)
         with safe_open(folder / WEIGHTS, framework="pt", device="cpu") as file:
             bypass = METHODS[config.peft_type](config, _LazyTensors(header, file), base)
+    except OSError as error:
+        raise InvalidAdapter(f"the adapter's files cannot be read: {error.strerror}", param="files") from None
     except SafetensorError as error:
         raise InvalidAdapter(f"{WEIGHTS} cannot be read: {error}", param="files") from None
     return CompiledAdapter(bypass, _facts(bypass, len(header)))

@@ -6,7 +6,8 @@ in counted repetitions, and all matching of one adapter shares one deadline. Mat
 
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from math import prod
 
 import regex
@@ -24,13 +25,17 @@ _MAX_GROUPS = 100
 
 
 class Deadline:
-    """The time that all matching of one adapter may take together."""
+    """The time that all compiling and matching of one adapter may take together."""
 
     def __init__(self, seconds: float = MATCH_SECONDS) -> None:
         self._end = time.monotonic() + seconds
 
     def left(self) -> float:
-        return max(self._end - time.monotonic(), 1e-4)
+        """Seconds. Raises TimeoutError if none are left."""
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        return left
 
 
 class Pattern:
@@ -40,18 +45,23 @@ class Pattern:
         """template: the expression that PEFT builds around the client's. Raises InvalidAdapter."""
         self._field = field
         self._deadline = deadline
-        self._compiled = _compile(text, field, template)
+        with self._in_time():
+            deadline.left()
+            self._compiled = _compile(text, field, template)
 
     def fullmatch(self, name: str) -> bool:
-        return self._run(self._compiled.fullmatch, name) is not None
+        with self._in_time():
+            return self._compiled.fullmatch(name, timeout=self._deadline.left(), concurrent=True) is not None
 
     def match(self, name: str) -> "regex.Match[str] | None":
         """At the beginning of name."""
-        return self._run(self._compiled.match, name)
+        with self._in_time():
+            return self._compiled.match(name, timeout=self._deadline.left(), concurrent=True)
 
-    def _run(self, search: "regex.Pattern[str]", name: str) -> "regex.Match[str] | None":
+    @contextmanager
+    def _in_time(self) -> Iterator[None]:
         try:
-            return search(name, timeout=self._deadline.left(), concurrent=True)
+            yield
         except TimeoutError:
             raise _invalid(self._field, "takes too long to match; use simpler expressions") from None
 

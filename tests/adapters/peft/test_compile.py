@@ -310,5 +310,11 @@ def test_the_config_may_not_be_huge(folder: Path, refused: Refused) -> None:
     refused(folder, AdapterTooLarge, "adapter_config.json is over")
 
 
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_files_that_are_gone(folder: Path, refused: Refused, name: str) -> None:
+    (folder / name).unlink()
+    refused(folder, InvalidAdapter, "^the adapter's files cannot be read: No such file or directory$")
+
+
 def test_every_method_has_a_parser_and_a_compiler() -> None:
     assert METHODS.keys() == PARSERS.keys()
