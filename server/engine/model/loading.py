@@ -19,15 +19,28 @@ from .sites import SiteTracer, TracedSites
 logger = logging.getLogger(__name__)
 
 TRACE_TOKENS = 24
+_TOLERANCE = {torch.float32: 0.01}  # of a log-probability, in standard deviations of the logits
+_TOLERANCE_OF_16_BITS = 0.1
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
 @dataclass(frozen=True)
 class Trace:
-    """token_ids: (tokens,) of the traced pass. logits: (tokens, vocabulary) that eager attention gave, float32."""
+    """token_ids: (tokens,) of the traced pass. logits: (tokens, vocabulary) that eager attention gave, float32.
+
+    dtype: the model's.
+    """
 
     token_ids: torch.Tensor
     logits: torch.Tensor
+    dtype: torch.dtype
+
+    def check(self, logits: torch.Tensor, what: str) -> None:
+        """Raises UnservableModel if they differ by more than the rounding of the model's type explains."""
+        difference = (logits.float().log_softmax(-1) - self.logits.log_softmax(-1)).abs().max().item()
+        scale = max(self.logits.std(-1).mean().item(), 1.0)
+        if not difference <= scale * _TOLERANCE.get(self.dtype, _TOLERANCE_OF_16_BITS):
+            raise UnservableModel(f"its logits with {what} are off by {difference:.3g}: it uses attention unknown here")
 
 
 @dataclass(frozen=True)
@@ -122,15 +135,15 @@ def _trace(model: PreTrainedModel, num_tokens: int) -> tuple[PagedAttention, Tra
     vocabulary = vocabulary_size(model)
     ids = torch.arange(3, 3 + 7 * num_tokens, 7, device=model.device)[None] % vocabulary
     positions = torch.arange(num_tokens, device=model.device)[None]
-    expected = _logits(model, ids, positions)
+    trace = Trace(ids[0], _logits(model, ids, positions), model.dtype)
     attention = PagedAttention()
     model.set_attn_implementation(attention.name)
     with SiteTracer(model, num_tokens) as tracer:
         logits = _logits(model, ids, positions)
     if not attention.shapes:
         raise UnservableModel(f"{type(model).__name__} does not call transformers' attention interface")
-    check_close(logits, expected, "attention behind transformers' interface")
-    return attention, tracer.result(), Trace(ids[0], expected)
+    trace.check(logits, "attention behind transformers' interface")
+    return attention, tracer.result(), trace
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:
@@ -148,14 +161,6 @@ def _logits(model: PreTrainedModel, ids: torch.Tensor, positions: torch.Tensor) 
         raise UnservableModel(f"its forward pass does not take input_ids and position_ids: {error}") from error
     logits: torch.Tensor = output.logits[0].float()
     return logits
-
-
-def check_close(logits: torch.Tensor, expected: torch.Tensor, what: str) -> None:
-    """Raises UnservableModel if the two differ by more than the rounding of the model's type explains."""
-    difference = (logits.log_softmax(-1) - expected.log_softmax(-1)).abs().max().item()
-    scale = expected.std(-1).mean().item()
-    if not difference <= 0.1 * max(scale, 1.0):
-        raise UnservableModel(f"its logits with {what} are off by {difference:.3g}: it uses attention unknown here")
 
 
 def tokenizer_facts(model: str, trust_remote_code: bool) -> tuple[str | None, str | None, dict[str, str], int | None]:

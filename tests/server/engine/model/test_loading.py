@@ -1,0 +1,260 @@
+"""Which models are refused, why, and what is read of those that are served."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from peftserve.server.config import EngineConfig
+from peftserve.server.engine.model import attention as attention_module
+from peftserve.server.engine.model import loading
+from peftserve.server.engine.model.errors import UnservableModel
+from peftserve.server.engine.model.loading import (
+    LoadedModel,
+    eos_token_ids,
+    load_model,
+    tokenizer_facts,
+    vocabulary_size,
+)
+
+Tiny = Callable[..., Path]
+
+SMALL = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "bos_token_id": 0, "eos_token_id": 1}
+WIDTHS = {"num_attention_heads": 4, "intermediate_size": 48}
+KV = {"num_key_value_heads": 2, "pad_token_id": 2}
+
+
+@pytest.fixture
+def tiny(oracle: ModuleType, tmp_path: Path) -> Tiny:
+    """Writes one of the oracle's tiny models, with changes to its configuration."""
+
+    def make(architecture: str = "llama", **overrides: Any) -> Path:
+        folder: Path = oracle.tiny_model(architecture, 0, tmp_path / "model", **overrides)
+        return folder
+
+    return make
+
+
+def load(folder: Path, **options: Any) -> LoadedModel:
+    return load_model(EngineConfig(**{"model": str(folder), "device": "cpu", **options}))
+
+
+def save(config: PretrainedConfig, folder: Path) -> Path:
+    """A model with weights large enough for its attention to matter."""
+    model = AutoModelForCausalLM.from_config(config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3, generator=generator)
+    model.save_pretrained(folder)
+    return folder
+
+
+# What is refused
+
+REFUSED: dict[str, tuple[Callable[[], PretrainedConfig], str]] = {
+    "bloom": (
+        lambda: transformers.BloomConfig(vocab_size=60, hidden_size=32, n_layer=2, n_head=4),
+        "does not call transformers' attention interface",
+    ),
+    "gpt_neo": (
+        lambda: transformers.GPTNeoConfig(
+            vocab_size=60,
+            hidden_size=32,
+            bos_token_id=0,
+            eos_token_id=1,
+            num_layers=2,
+            num_heads=4,
+            attention_types=[[["global", "local"], 1]],
+        ),
+        "does not call transformers' attention interface",
+    ),
+    "mamba": (
+        lambda: transformers.MambaConfig(**SMALL, state_size=4),
+        "layers of type linear_attention keep state outside the paged KV cache",
+    ),
+    "gpt_oss": (
+        lambda: transformers.GptOssConfig(
+            **SMALL, **WIDTHS, **KV, num_local_experts=2, num_experts_per_tok=1, head_dim=8
+        ),
+        "its attention uses `s_aux`",
+    ),
+    "bert": (
+        lambda: transformers.BertConfig(**SMALL, **WIDTHS),
+        "off by .*: it uses attention unknown here",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", REFUSED)
+def test_models_that_would_be_served_wrongly_are_refused(name: str, tmp_path: Path) -> None:
+    config, reason = REFUSED[name]
+    folder = save(config(), tmp_path)
+    with pytest.raises(UnservableModel, match=reason):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (lambda: transformers.T5Config(num_layers=2), "it is an encoder-decoder"),
+        (
+            lambda: transformers.LlamaConfig(layer_types=["full_attention", "chunked_attention"], num_hidden_layers=2),
+            "layers of type chunked_attention",
+        ),
+        (
+            lambda: transformers.Gemma3TextConfig(num_hidden_layers=2, use_bidirectional_attention=True),
+            "its attention is bidirectional",
+        ),
+    ],
+)
+def test_the_configuration_alone_may_say_no(
+    config: Callable[[], PretrainedConfig], reason: str, tmp_path: Path
+) -> None:
+    """Before any weights are read: there are none."""
+    config().save_pretrained(tmp_path)
+    with pytest.raises(UnservableModel, match=reason):
+        load(tmp_path)
+
+
+def test_attention_that_computes_something_else_is_refused(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it would where a model hands over what our attention overlooks."""
+    plain = attention_module._prefill
+    monkeypatch.setattr(attention_module, "_prefill", lambda *a: plain(*a[:4], a[4] * 1.1, *a[5:]))
+    with pytest.raises(UnservableModel, match="attention behind transformers' interface are off by"):
+        load(tiny())
+
+
+def test_a_folder_without_a_model_is_what_transformers_says(tmp_path: Path) -> None:
+    with pytest.raises((OSError, ValueError)):
+        load(tmp_path)
+
+
+# Device and type
+
+
+def test_cuda_without_a_gpu_is_refused(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UnservableModel, match="--device cuda was asked for, but torch sees no GPU"):
+        load(tiny(), device="cuda")
+    assert loading._device("auto") == torch.device("cpu")
+
+
+def test_auto_is_cuda_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert loading._device("auto") == torch.device("cuda", 0)
+    assert loading._device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked", "used"),
+    [
+        ("float32", "auto", torch.float32),
+        ("bfloat16", "auto", torch.bfloat16),
+        ("float16", "auto", torch.float32),
+        ("float16", "float16", torch.float16),
+        ("float32", "bfloat16", torch.bfloat16),
+        ("bfloat16", "float32", torch.float32),
+    ],
+)
+def test_the_type_on_a_cpu(tiny: Tiny, stored: str, asked: str, used: torch.dtype) -> None:
+    folder = tiny()
+    AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, stored)).save_pretrained(folder)
+    loaded = load(folder, dtype=asked)
+    assert loaded.dtype == used
+    assert {parameter.dtype for parameter in loaded.model.parameters()} == {used}
+
+
+def test_float16_stays_on_a_gpu() -> None:
+    config = transformers.LlamaConfig(dtype="float16")
+    assert loading._dtype("auto", config, torch.device("cuda")) == torch.float16
+
+
+def test_the_model_is_frozen_and_in_evaluation(tiny: Tiny) -> None:
+    model = load(tiny(attention_dropout=0.5)).model
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+# Length
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(None, 256), (100, 100), (256, 256), (8, 8)])
+def test_the_length_is_the_positions_or_what_is_asked(tiny: Tiny, asked: int | None, expected: int) -> None:
+    assert load(tiny(), max_model_len=asked).max_model_len == expected
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_more_than_the_positions_is_refused(tiny: Tiny, architecture: str) -> None:
+    with pytest.raises(UnservableModel, match="--max-model-len 257 is more than the 256 positions"):
+        load(tiny(architecture), max_model_len=257)
+
+
+def longrope(original: int) -> dict[str, Any]:
+    return {
+        "max_position_embeddings": 256,
+        "original_max_position_embeddings": original,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "short_factor": [1.0] * 8,
+            "long_factor": [4.0] * 8,
+            "original_max_position_embeddings": original,
+        },
+    }
+
+
+def test_longrope_is_served_up_to_its_original_length(tiny: Tiny) -> None:
+    folder = tiny("phi3", **longrope(64))
+    assert load(folder).max_model_len == 64
+    with pytest.raises(UnservableModel, match="--max-model-len 128 is more than the 64 positions"):
+        load(folder, max_model_len=128)
+
+
+# What is read of the model
+
+
+def test_the_trace_is_what_transformers_gives(tiny: Tiny) -> None:
+    folder = tiny()
+    loaded = load(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    with torch.inference_mode():
+        expected = model(loaded.trace.token_ids[None]).logits[0]
+    torch.testing.assert_close(loaded.trace.logits, expected)
+    assert sorted(loaded.attention.shapes) == [0, 1]
+    assert vocabulary_size(loaded.model) == 300
+
+
+def test_the_tokenizer_is_read_as_transformers_resolves_it(tiny: Tiny) -> None:
+    text, template, special, eos = tokenizer_facts(str(tiny()), False)
+    assert text is not None
+    assert '"</s>"' in text
+    assert template is not None
+    assert special["bos_token"] == "<s>"
+    assert eos == 1
+
+
+def test_a_model_without_a_tokenizer_has_no_facts_of_one(tiny: Tiny) -> None:
+    folder = tiny()
+    for file in folder.glob("*token*"):
+        file.unlink()
+    assert tokenizer_facts(str(folder), False) == (None, None, {}, None)
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "tokenizer", "expected"),
+    [([4, 5], 6, 7, {4, 5}), (3, 6, 7, {3}), (None, 6, 7, {6}), (None, None, 7, {7}), (None, None, None, set())],
+)
+def test_ends_of_sequence(
+    tiny: Tiny, generation: Any, config: int | None, tokenizer: int | None, expected: set[int]
+) -> None:
+    model = load(tiny()).model
+    model.generation_config.eos_token_id = generation
+    model.config.eos_token_id = config
+    assert eos_token_ids(model, tokenizer) == expected

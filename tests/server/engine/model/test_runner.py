@@ -1,0 +1,91 @@
+"""What the runner makes of a batch: rows, logits and segments."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from peftserve.kernels.layout import Segment
+from peftserve.server.engine.model.kv_cache import KVCache, KVShape
+from peftserve.server.engine.model.runner import ModelRunner
+from peftserve.server.engine.scheduling.batch import Batch, Span
+from peftserve.server.engine.scheduling.sequence import Lease, Sequence
+
+MakeSequence = Callable[..., Sequence]
+
+
+class Harness:
+    def __init__(self, toy: SimpleNamespace) -> None:
+        self.model = toy.Model()
+        self.backend, self.hooks = toy.NoBackend(), toy.NoHooks()
+        cache = KVCache({0: KVShape(2, 8, toy.VALUE_DIM)}, 32, 4, torch.float32, torch.device("cpu"))
+        self.runner = ModelRunner(self.model, self.model.attention, cache, self.hooks, self.backend)
+
+
+@pytest.fixture
+def harness(toy: SimpleNamespace) -> Any:
+    return Harness(toy)
+
+
+def leased(sequence: Sequence, *parts: tuple[int, float]) -> Sequence:
+    slots, weights = zip(*parts, strict=True) if parts else ((), ())
+    sequence.lease = Lease(tuple(map(str, slots)), tuple(slots), tuple(weights))
+    return sequence
+
+
+def test_logits_are_of_the_rows_that_need_them(harness: Harness, make_sequence: MakeSequence) -> None:
+    """The last token of what is sampled, every token of a scored prompt, none of a chunk in between."""
+    chunk = make_sequence([1] * 8, [0, 1])
+    scored = make_sequence([2, 3, 4], [2], prompt_logprobs=0)
+    last = make_sequence([5, 6], [3])
+    spans = [Span(chunk, 0, 5, False), Span(scored, 0, 3, True), Span(last, 0, 2, True)]
+    result = harness.runner.run(Batch(spans))
+    assert result.offsets == [0, 0, 3, 4]
+    expected = torch.cat([harness.model.expected([2, 3, 4]), harness.model.expected([5, 6])[-1:]])
+    torch.testing.assert_close(result.logits, expected.float(), atol=1e-5, rtol=1e-5)
+
+
+def test_output_tokens_of_a_scored_prompt_need_one_row(make_sequence: MakeSequence) -> None:
+    scored = make_sequence([1, 2], [0], prompt_logprobs=0)
+    scored.append(3)
+    assert Span(scored, 2, 1, True).num_logit_rows == 1
+    assert Span(scored, 0, 3, True).num_logit_rows == 3
+
+
+def test_a_step_without_logits_runs(harness: Harness, make_sequence: MakeSequence) -> None:
+    result = harness.runner.run(Batch([Span(make_sequence([1] * 8, [0, 1]), 0, 5, False)]))
+    assert result.logits.shape[0] == 0
+
+
+def test_neighbours_with_equal_adapters_are_one_segment(harness: Harness, make_sequence: MakeSequence) -> None:
+    parts: list[list[tuple[int, float]]] = [[], [(1, 1.0)], [(1, 1.0)], [(1, 0.5)], [(0, 0.2), (2, 0.8)]]
+    sequences = [leased(make_sequence([1] * 4, [i]), *part) for i, part in enumerate(parts)]
+    spans = [Span(s, 0, n, n == 4) for s, n in zip(sequences, (4, 3, 4, 4, 2), strict=True)]
+    harness.runner.run(Batch(spans))
+    [(tokens, logits)] = harness.backend.begun
+    assert tokens == [
+        Segment(1, 1.0, 4, 11),
+        Segment(1, 0.5, 11, 15),
+        Segment(0, 0.2, 15, 17),
+        Segment(2, 0.8, 15, 17),
+    ]
+    assert logits == [Segment(1, 1.0, 1, 2), Segment(1, 0.5, 2, 3)]
+    assert harness.hooks.active
+
+
+def test_a_step_of_the_base_alone_begins_no_bypass(harness: Harness, make_sequence: MakeSequence) -> None:
+    harness.hooks.active = True
+    harness.runner.run(Batch([Span(leased(make_sequence([1], [0])), 0, 1, True)]))
+    assert not harness.backend.begun
+    assert not harness.hooks.active
+
+
+def test_a_step_that_fails_leaves_nothing_behind(harness: Harness, make_sequence: MakeSequence) -> None:
+    forgotten = []
+    harness.hooks.forget_inputs = lambda: forgotten.append(True)
+    with pytest.raises(IndexError):
+        harness.runner.run(Batch([Span(make_sequence([10_000], [0]), 0, 1, True)]))
+    assert forgotten
+    assert harness.model.attention.step is None

@@ -1,0 +1,182 @@
+"""Which modules of transformers' models are sites, which share an input, and what the hooks do there."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from peftserve.adapters.sites import Site, SiteKind
+from peftserve.kernels.layout import Group, Rows
+from peftserve.server.config import EngineConfig
+from peftserve.server.engine.model.loading import LoadedModel, load_model
+from peftserve.server.engine.model.sites import BypassHooks
+
+Load = Callable[..., LoadedModel]
+
+
+@pytest.fixture(scope="module")
+def load(oracle: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Load:
+    """Loads a tiny model, once each."""
+    loaded: dict[str, LoadedModel] = {}
+
+    def get(architecture: str) -> LoadedModel:
+        if architecture not in loaded:
+            folder = oracle.tiny_model(architecture, 0, tmp_path_factory.mktemp(architecture))
+            loaded[architecture] = load_model(EngineConfig(model=str(folder), device="cpu"))
+        return loaded[architecture]
+
+    return get
+
+
+def groups_of(loaded: LoadedModel, layer: str) -> set[tuple[str, ...]]:
+    """The groups of one layer, as names below it in the order of their positions."""
+    members: dict[int, dict[int, str]] = {}
+    for name, (group, position) in loaded.sites.groups.places.items():
+        if name.startswith(layer):
+            members.setdefault(group, {})[position] = name.removeprefix(layer)
+    return {tuple(names[i] for i in range(len(names))) for names in members.values()}
+
+
+LLAMA = {
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
+}
+LAYERS: dict[str, tuple[str, set[tuple[str, ...]]]] = {
+    **dict.fromkeys(
+        ["llama", "llama_biased", "mistral", "qwen2", "qwen3", "gemma2", "gemma3"], ("model.layers.1.", LLAMA)
+    ),
+    "phi3": (
+        "model.layers.1.",
+        {("self_attn.qkv_proj",), ("self_attn.o_proj",), ("mlp.gate_up_proj",), ("mlp.down_proj",)},
+    ),
+    "gpt2": ("transformer.h.1.", {("attn.c_attn",), ("attn.c_proj",), ("mlp.c_fc",), ("mlp.c_proj",)}),
+    "opt": (
+        "model.decoder.layers.1.",
+        {("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_attn.out_proj",), ("fc1",), ("fc2",)},
+    ),
+}
+
+
+@pytest.mark.parametrize("architecture", LAYERS)
+def test_modules_that_read_the_same_tensor_are_one_group(load: Load, architecture: str) -> None:
+    layer, expected = LAYERS[architecture]
+    loaded = load(architecture)
+    assert groups_of(loaded, layer) == expected
+    assert set(loaded.sites.table.sites) == set(loaded.sites.groups.places)
+    for name, (group, position) in loaded.sites.groups.places.items():
+        site, spec = loaded.sites.table.sites[name], loaded.sites.groups.groups[group]
+        assert (site.in_features, site.out_features) == (spec.in_features, spec.out_features[position])
+        assert spec.gather == (site.kind is SiteKind.EMBEDDING)
+        assert (spec.rows is Rows.LOGITS) == (site.kind is SiteKind.HEAD)
+
+
+def test_shapes_of_grouped_heads_and_of_the_head(load: Load) -> None:
+    loaded = load("llama")
+    table, groups = loaded.sites.table, loaded.sites.groups
+    assert groups.groups[groups.places["model.layers.0.self_attn.q_proj"][0]] == Group(64, (64, 32, 32))
+    assert table.sites["lm_head"] == Site("lm_head", SiteKind.HEAD, 64, 300)
+    assert table.sites["model.embed_tokens"] == Site("model.embed_tokens", SiteKind.EMBEDDING, 300, 64)
+    assert "model.layers.0.mlp" in table.other_modules
+    assert "model.norm" in table.other_modules
+
+
+def test_conv1d_is_a_linear_with_its_widths_the_right_way_round(load: Load) -> None:
+    site = load("gpt2").sites.table.sites["transformer.h.0.attn.c_attn"]
+    assert (site.kind, site.in_features, site.out_features) == (SiteKind.LINEAR, 64, 192)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "head", "tied"),
+    [
+        ("llama", "lm_head", None),
+        ("qwen2", "lm_head", "model.embed_tokens"),
+        ("gpt2", "lm_head", "transformer.wte"),
+        ("opt", "lm_head", "model.decoder.embed_tokens"),
+    ],
+)
+def test_tied_heads_are_told_apart(load: Load, architecture: str, head: str, tied: str | None) -> None:
+    table = load(architecture).sites.table
+    assert (table.head, table.tied_head) == (head, tied)
+    assert table.sites[head].kind is SiteKind.HEAD
+
+
+def test_the_embedding_of_gemma_has_its_scale(load: Load) -> None:
+    assert load("gemma3").sites.table.sites["model.embed_tokens"].embed_scale == 8.0
+    assert load("qwen2").sites.table.sites["model.embed_tokens"].embed_scale == 1.0
+
+
+def test_the_positions_of_opt_are_no_site(load: Load) -> None:
+    """What they are called with is not the text's token ids."""
+    table = load("opt").sites.table
+    assert "model.decoder.embed_positions" not in table.sites
+    assert "model.decoder.embed_positions" in table.other_modules
+
+
+class CountingBackend:
+    """Adds 1 to each output; counts the shrinks of each group."""
+
+    def __init__(self) -> None:
+        self.shrinks: list[tuple[int, tuple[int, ...]]] = []
+        self.expanded: list[tuple[int, int]] = []
+
+    def shrink(self, group: int, x: torch.Tensor) -> Any:
+        self.shrinks.append((group, tuple(x.shape)))
+        return None if group == 0 else group
+
+    def expand_(self, shrunk: int, position: int, y: torch.Tensor) -> None:
+        assert y.dim() == 2
+        self.expanded.append((shrunk, position))
+        y += 1
+
+
+@pytest.fixture
+def hooked(oracle: ModuleType, tmp_path: Path) -> tuple[LoadedModel, CountingBackend, BypassHooks]:
+    loaded = load_model(EngineConfig(model=str(oracle.tiny_model("qwen2", 0, tmp_path)), device="cpu"))
+    backend = CountingBackend()
+    return loaded, backend, BypassHooks(loaded.model, loaded.sites.groups, backend)  # type: ignore[arg-type]
+
+
+def run(loaded: LoadedModel) -> torch.Tensor:
+    with torch.inference_mode():
+        loaded.attention.shapes.clear()
+        ids = torch.arange(5)[None]
+        logits: torch.Tensor = loaded.model(input_ids=ids, position_ids=ids, use_cache=False, logits_to_keep=2).logits
+    return logits
+
+
+def test_hooks_do_nothing_unless_the_step_has_adapters(hooked: Any) -> None:
+    loaded, backend, hooks = hooked
+    plain = run(loaded)
+    assert not backend.shrinks
+    hooks.active = True
+    assert not torch.allclose(run(loaded), plain)
+    hooks.active = False
+    assert torch.equal(run(loaded), plain)
+
+
+def test_one_shrink_serves_a_group_and_each_site_its_own_expand(hooked: Any) -> None:
+    loaded, backend, hooks = hooked
+    hooks.active = True
+    run(loaded)
+    groups, places = loaded.sites.groups.groups, loaded.sites.groups.places
+    assert sorted(group for group, _ in backend.shrinks) == list(range(len(groups)))
+    assert sorted(backend.expanded) == sorted(place for place in places.values() if place[0] != 0)
+    for group, shape in backend.shrinks:
+        rows = 2 if groups[group].rows is Rows.LOGITS else 5
+        assert shape == ((rows,) if groups[group].gather else (rows, groups[group].in_features))
+
+
+def test_every_step_shrinks_anew_and_keeps_no_input(hooked: Any) -> None:
+    loaded, backend, hooks = hooked
+    hooks.active = True
+    run(loaded)
+    first = len(backend.shrinks)
+    run(loaded)
+    assert len(backend.shrinks) == 2 * first
+    hooks.forget_inputs()
+    assert all(group._input is None for group in hooks._groups)
