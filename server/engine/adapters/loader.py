@@ -23,7 +23,7 @@ class AdapterLoader:
         self._folder_of = folder_of
         self._arena = arena
         self._stream = torch.cuda.Stream(arena.device) if arena.is_cuda else None
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="adapter-loader")
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="adapter-loader", initializer=_use_one_core)
 
     def fetch(self, digest: str) -> Future[Blob]:
         """Compile an adapter of the store."""
@@ -48,3 +48,8 @@ class AdapterLoader:
         with torch.cuda.stream(self._stream):
             target.copy_(blob.data, non_blocking=True)
         self._stream.synchronize()
+
+
+def _use_one_core() -> None:
+    """For this thread only: a second team of torch's threads would take the cores from the steps."""
+    torch.set_num_threads(1)
