@@ -1,4 +1,4 @@
-"""Fixtures of every test: the kit in tests/oracle."""
+"""What every test may use: the kit in tests/oracle, and the option `--device cuda` for a machine with a GPU."""
 
 import importlib.util
 import os
@@ -12,6 +12,16 @@ import pytest
 # transformers does too, so no later place would do. Nothing but those tests runs a Triton kernel there.
 if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd")):
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", choices=["cpu", "cuda"], default="cpu", help="where engines and samplers run")
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> str:
+    name: str = request.config.getoption("--device")
+    return name
 
 
 @pytest.fixture(scope="session")

@@ -32,15 +32,16 @@ def world(oracle: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> World
 
 
 @pytest.fixture
-def serve(world: World, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+def serve(world: World, device: str, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Starts servers, one after the other, on one state folder, with the flags given; stops them in the end."""
     servers: list[Any] = []
 
-    def start(*flags: str) -> Any:
+    def start_one(*flags: str) -> Any:
         log = tmp_path / f"server-{len(servers)}.log"
-        servers.append(world.oracle.RunningServer.start(world.model, tmp_path / "state", log, *flags))
+        start = world.oracle.RunningServer.start
+        servers.append(start(world.model, tmp_path / "state", log, "--device", device, *flags))
         return servers[-1]
 
-    yield start
+    yield start_one
     for server in servers:
         server.stop()

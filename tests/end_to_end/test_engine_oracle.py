@@ -37,6 +37,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 class Scenario:
     """A model, its adapters by digest, and the requests with PEFT's answers."""
 
+    device: str
     model: Path
     digests: dict[Path, str]
     reference: Any
@@ -44,13 +45,15 @@ class Scenario:
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
-def scenario(request: pytest.FixtureRequest, oracle: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Scenario:
+def scenario(
+    request: pytest.FixtureRequest, device: str, oracle: ModuleType, tmp_path_factory: pytest.TempPathFactory
+) -> Scenario:
     folder = tmp_path_factory.mktemp(request.param)
     model = oracle.tiny_model(request.param, 0, folder / "model")
     adapters = oracle.varied_adapters(model, folder / "adapters")
     reference = oracle.PeftOracle(model)
     requests = oracle.random_workload(reference, adapters)
-    return Scenario(model, {adapter: _digest(adapter) for adapter in adapters}, reference, requests)
+    return Scenario(device, model, {adapter: _digest(adapter) for adapter in adapters}, reference, requests)
 
 
 def _digest(adapter: Path) -> str:
@@ -108,7 +111,8 @@ def test_prompt_logprobs_are_those_of_peft(scenario: Scenario) -> None:
 @contextmanager
 def _engine(scenario: Scenario, setting: str) -> Iterator[Engine]:
     """An engine that knows the scenario's adapters."""
-    engine = Engine(EngineConfig(model=str(scenario.model), device="cpu", dtype="float32", **SETTINGS[setting]))
+    options = {"device": scenario.device, "dtype": "float32", **SETTINGS[setting]}
+    engine = Engine(EngineConfig(model=str(scenario.model), **options))
     try:
         for adapter, digest in scenario.digests.items():
             engine.inspect_adapter(digest, adapter)
@@ -178,5 +182,5 @@ def _checksum(engine: Engine) -> str:
     """Of every parameter and buffer of the base, by name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(engine._model.state_dict(keep_vars=True).items()):
-        digest.update(name.encode() + tensor.detach().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

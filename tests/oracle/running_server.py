@@ -35,7 +35,7 @@ class RunningServer:
         """Returns when it is ready."""
         port = free_port()
         command = [sys.executable, "-m", "peftserve.server.cli.main", "serve", str(model), "--port", str(port)]
-        command += ["--state-dir", str(state), "--device", "cpu", "--dtype", "float32", "--num-threads", "1"]
+        command += ["--state-dir", str(state), "--dtype", "float32", "--num-threads", "1"]
         with log.open("wb") as out:
             process = subprocess.Popen(
                 [*command, "--adapter-memory", "64MiB", *flags], stdout=out, stderr=subprocess.STDOUT

@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,26 +11,41 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from peftserve.server.engine.sampling import Sampler, SampleRow, sampler
+from peftserve.server.engine.sampling import SampledToken, Sampler, SampleRow, sampler
 from peftserve.server.wire.messages import SamplingParams
 
 VOCAB = 40
-CPU = torch.device("cpu")
 GREEDY = SamplingParams(temperature=0.0)
 
 
-def sampled(logits: Tensor, rows: list[SampleRow]) -> list[int]:
-    return [token.token_id for token in Sampler(logits.shape[1], CPU).sample(logits, rows)]
+Sample = Callable[[Tensor, list[SampleRow]], list[SampledToken]]
+
+
+@pytest.fixture(scope="session")
+def sample(device: str) -> Sample:
+    """Samples from logits on the CPU with a sampler on the device; checks that the logits stay as they are."""
+
+    def sample_there(logits: Tensor, rows: list[SampleRow]) -> list[SampledToken]:
+        there = logits.to(device, copy=True)
+        tokens = Sampler(logits.shape[1], there.device).sample(there, rows)
+        assert torch.equal(there.cpu().nan_to_num(7.0), logits.nan_to_num(7.0))
+        return tokens
+
+    return sample_there
+
+
+def ids(tokens: list[SampledToken]) -> list[int]:
+    return [token.token_id for token in tokens]
 
 
 def row(params: SamplingParams, seed: int = 0, position: int = 0, banned: list[int] | None = None) -> SampleRow:
     return SampleRow(params, [1, 2, 3], [4] * position, seed, banned or [])
 
 
-def draws(logits: Tensor, params: SamplingParams, n: int) -> Tensor:
+def draws(sample: Sample, logits: Tensor, params: SamplingParams, n: int) -> Tensor:
     """How often each token comes out over n rows of seeds 0 to n - 1."""
-    ids = sampled(logits.expand(n, -1), [row(params, seed) for seed in range(n)])
-    return torch.bincount(torch.tensor(ids), minlength=logits.shape[0]).double()
+    tokens = sample(logits.expand(n, -1), [row(params, seed) for seed in range(n)])
+    return torch.bincount(torch.tensor(ids(tokens)), minlength=logits.shape[0]).double()
 
 
 PARAMS = st.builds(
@@ -48,22 +64,22 @@ ROWS = st.builds(row, PARAMS, st.integers(0, 2**64), st.integers(0, 9), st.lists
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(ROWS, min_size=1, max_size=8), st.sampled_from([torch.float32, torch.bfloat16]), st.randoms())
-def test_a_row_depends_on_nothing_else(rows: list[SampleRow], dtype: torch.dtype, shuffler: random.Random) -> None:
+def test_a_row_depends_on_nothing_else(
+    sample: Sample, rows: list[SampleRow], dtype: torch.dtype, shuffler: random.Random
+) -> None:
     logits = (torch.randn(len(rows), VOCAB, generator=torch.Generator().manual_seed(len(rows))) * 3).to(dtype)
-    before, sampler = logits.clone(), Sampler(VOCAB, CPU)
-    together = sampler.sample(logits, rows)
-    assert torch.equal(logits, before)
-    assert together == [sampler.sample(logits[i : i + 1], [rows[i]])[0] for i in range(len(rows))]
+    together = sample(logits, rows)
+    assert together == [sample(logits[i : i + 1], [rows[i]])[0] for i in range(len(rows))]
     order = list(range(len(rows)))
     shuffler.shuffle(order)
-    assert sampler.sample(logits[order], [rows[i] for i in order]) == [together[i] for i in order]
+    assert sample(logits[order], [rows[i] for i in order]) == [together[i] for i in order]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_greedy_is_argmax_with_the_lowest_id_of_equals(dtype: torch.dtype) -> None:
+def test_greedy_is_argmax_with_the_lowest_id_of_equals(sample: Sample, dtype: torch.dtype) -> None:
     logits = torch.randn(5, 70_000).to(dtype)  # more ids than 16 bits hold
     logits[2, [300, 66_000, 123]] = 50.0
-    tokens = sampled(logits, [row(GREEDY)] * 5)
+    tokens = ids(sample(logits, [row(GREEDY)] * 5))
     assert tokens == logits.argmax(-1).tolist()
     assert tokens[2] == 123
 
@@ -79,9 +95,9 @@ def test_greedy_is_argmax_with_the_lowest_id_of_equals(dtype: torch.dtype) -> No
         SamplingParams(temperature=1.4, top_k=12, top_p=0.7, min_p=0.02),
     ],
 )
-def test_draws_follow_the_distribution(params: SamplingParams) -> None:
+def test_draws_follow_the_distribution(sample: Sample, params: SamplingParams) -> None:
     n, logits = 4000, torch.randn(VOCAB, generator=torch.Generator().manual_seed(1)) * 1.5
-    counts, expected = draws(logits, params, n), expected_by_hand(logits, params) * n
+    counts, expected = draws(sample, logits, params, n), expected_by_hand(logits, params) * n
     assert counts[expected == 0].sum() == 0
     alive = expected > 0
     chi_square = ((counts - expected)[alive] ** 2 / expected[alive]).sum().item()
@@ -102,50 +118,52 @@ def expected_by_hand(logits: Tensor, params: SamplingParams) -> Tensor:
     return torch.tensor([weights[t] / mass if t in nucleus else 0.0 for t in range(len(logits))], dtype=torch.float64)
 
 
-def test_positions_of_one_seed_are_independent_draws() -> None:
+def test_positions_of_one_seed_are_independent_draws(sample: Sample) -> None:
     logits = torch.zeros(1, 4).expand(2000, -1)
-    ids = sampled(logits, [row(SamplingParams(), seed=11, position=i) for i in range(2000)])
-    pairs = torch.bincount(torch.tensor(ids[:-1]) * 4 + torch.tensor(ids[1:]), minlength=16).double()
+    drawn = torch.tensor(ids(sample(logits, [row(SamplingParams(), seed=11, position=i) for i in range(2000)])))
+    pairs = torch.bincount(drawn[:-1] * 4 + drawn[1:], minlength=16).double()
     assert ((pairs - 125) ** 2 / 125).sum() < 45  # 15 degrees of freedom, 5 sigma
 
 
-def test_a_token_without_probability_never_comes_out() -> None:
+def test_a_token_without_probability_never_comes_out(sample: Sample) -> None:
     logits = torch.full((3000, 9), -math.inf)
     logits[:, [2, 6]] = 0.0
-    ids = sampled(logits, [row(SamplingParams(), seed) for seed in range(3000)])
-    assert set(ids) == {2, 6}
+    tokens = sample(logits, [row(SamplingParams(), seed) for seed in range(3000)])
+    assert set(ids(tokens)) == {2, 6}
 
 
 @pytest.mark.parametrize("largest", [True, False])
-def test_extreme_uniforms_stay_in_the_distribution(monkeypatch: pytest.MonkeyPatch, largest: bool) -> None:
+def test_extreme_uniforms_stay_in_the_distribution(
+    sample: Sample, monkeypatch: pytest.MonkeyPatch, largest: bool
+) -> None:
     uniform = 1 - 2.0**-53 if largest else 0.0
     monkeypatch.setattr(sampler, "uniforms", lambda seeds, _: np.full(len(seeds), uniform))
     logits = torch.randn(200, 333) * 5
     logits[:, 0] = logits[:, -1] = -math.inf
-    assert set(sampled(logits, [row(SamplingParams())] * 200)) == {331 if largest else 1}
+    assert set(ids(sample(logits, [row(SamplingParams())] * 200))) == {331 if largest else 1}
 
 
 @pytest.mark.parametrize("params", [GREEDY, SamplingParams(), SamplingParams(top_k=3, top_p=0.5, min_p=0.1)])
-def test_everything_banned_gives_the_most_likely_raw_token(params: SamplingParams) -> None:
+def test_everything_banned_gives_the_most_likely_raw_token(sample: Sample, params: SamplingParams) -> None:
     logits = torch.randn(2, VOCAB)
-    tokens = sampled(logits, [row(params, banned=list(range(VOCAB))), row(GREEDY)])
-    assert tokens == logits.argmax(-1).tolist()
+    tokens = sample(logits, [row(params, banned=list(range(VOCAB))), row(GREEDY)])
+    assert ids(tokens) == logits.argmax(-1).tolist()
 
 
 @pytest.mark.parametrize("params", [GREEDY, SamplingParams(), SamplingParams(top_k=3, top_p=0.5, min_p=0.1)])
-def test_nonsense_in_one_row_touches_no_other(params: SamplingParams) -> None:
+def test_nonsense_in_one_row_touches_no_other(sample: Sample, params: SamplingParams) -> None:
     logits = torch.randn(5, VOCAB)
     rows = [row(params, seed) for seed in range(5)]
-    sound = sampled(logits, rows)
+    sound = ids(sample(logits, rows))
     logits[1, 5], logits[1, 9] = math.nan, 100.0
     logits[2], logits[3, 7] = math.nan, math.inf
-    assert sampled(logits, rows) == [sound[0], 9, 0, 7, sound[4]]
+    assert ids(sample(logits, rows)) == [sound[0], 9, 0, 7, sound[4]]
 
 
-def test_logprobs_are_of_the_raw_distribution() -> None:
+def test_logprobs_are_of_the_raw_distribution(sample: Sample) -> None:
     logits = torch.randn(2, VOCAB, dtype=torch.bfloat16)
     params = SamplingParams(temperature=3.0, logit_bias={8: 100.0}, logprobs=2)
-    first, second = Sampler(VOCAB, CPU).sample(logits, [row(params), row(GREEDY)])
+    first, second = sample(logits, [row(params), row(GREEDY)])
     raw = torch.log_softmax(logits[0].float(), -1)
     assert first.token_id == 8
     assert first.logprobs is not None
@@ -155,5 +173,5 @@ def test_logprobs_are_of_the_raw_distribution() -> None:
     assert second.logprobs is None
 
 
-def test_an_empty_step() -> None:
-    assert Sampler(VOCAB, CPU).sample(torch.zeros(0, VOCAB), []) == []
+def test_an_empty_step(sample: Sample) -> None:
+    assert sample(torch.zeros(0, VOCAB), []) == []
