@@ -40,8 +40,7 @@ class Engine:
     """Loads the model of `config`. Raises UnservableModel if it cannot be served right."""
 
     def __init__(self, config: EngineConfig) -> None:
-        if config.num_threads is not None:
-            torch.set_num_threads(config.num_threads)
+        torch.set_num_threads(config.num_threads or torch.get_num_threads())  # this thread's, whatever others set
         self._config = config
         loaded = load_model(config)
         self._model = loaded.model
