@@ -63,14 +63,8 @@ async def list_adapters(
     services: ServicesOf, after: str = "", limit: Annotated[int | None, Query(ge=1, le=100_000)] = None
 ) -> Response:
     """The newest version of each, by name; all of them, or `limit` of them behind the name `after`."""
-    records: list[AdapterRecord] = []
-    more = True
-    while more and (limit is None or len(records) < limit):
-        wanted = PAGE if limit is None else min(PAGE, limit - len(records))
-        page = services.adapters.registry.page(after=records[-1].name if records else after, limit=wanted)
-        more = len(page) == wanted
-        records += page
-    has_more = bool(more and records and services.adapters.registry.page(after=records[-1].name, limit=1))
+    records = await asyncio.to_thread(_read, services, after, limit)
+    has_more = len(records) == limit and bool(services.adapters.registry.page(after=records[-1].name, limit=1))
     return json_response(CardList(data=_cards(services, records), has_more=has_more))
 
 
@@ -98,6 +92,18 @@ async def get_default(services: ServicesOf) -> Response:
 async def set_default(services: ServicesOf, body: Annotated[SetDefault, Depends(json_body(SetDefault))]) -> Response:
     await services.adapters.library.set_default(body.adapter)
     return json_response(DefaultAdapter(body.adapter))
+
+
+def _read(services: Services, after: str, limit: int | None) -> list[AdapterRecord]:
+    """In pages, so that look-ups for requests come in between."""
+    records: list[AdapterRecord] = []
+    while limit is None or len(records) < limit:
+        wanted = PAGE if limit is None else min(PAGE, limit - len(records))
+        page = services.adapters.registry.page(after=records[-1].name if records else after, limit=wanted)
+        records += page
+        if len(page) < wanted:
+            break
+    return records
 
 
 def _default_name(services: Services) -> str | None:

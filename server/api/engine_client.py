@@ -122,7 +122,8 @@ class EngineClient:
         process, self._process = self._process, None
         if process is None:
             return
-        asked = self._dead is None
+        # An engine that still loads its model hears nothing; one that is dead has nothing left to do.
+        asked = self._dead is None and self.info is not None
         if asked:
             process.socket.send(Shutdown())
         self._die("the server is shutting down")

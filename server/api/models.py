@@ -1,5 +1,7 @@
 """GET /v1/models: the base, and each adapter with the base as its parent."""
 
+import asyncio
+
 from fastapi import APIRouter, Response
 
 from peftserve.adapters.names import DEFAULT
@@ -18,7 +20,7 @@ PAGE = 1000
 async def list_models(services: ServicesOf) -> Response:
     models = [_base(services)]
     after = ""
-    while records := services.adapters.registry.page(after=after, limit=PAGE):
+    while records := await asyncio.to_thread(services.adapters.registry.page, after=after, limit=PAGE):
         models += [_adapter(services, record.name, record) for record in records]
         after = records[-1].name
     return json_response(ModelList(data=models))

@@ -13,7 +13,7 @@ from .body import json_body
 from .errors import ApiError, bad_request
 from .schema import Body
 from .services import ServicesOf
-from .sources import fetch
+from .sources import allowed_folder, fetch
 
 router = APIRouter()
 
@@ -44,6 +44,8 @@ async def load_lora_adapter(
             "set 'load_inplace' to True.",
             "lora_name",
         )
+    if not allowed_folder(services.config.allow_adapter_paths, body.lora_path).is_dir():
+        raise ApiError(404, f"No adapter found for {body.lora_path}", param="lora_path", code="adapter_not_found")
     staged = await asyncio.to_thread(services.adapters.store.stage, services.config.upload_limit)
     with staged:
         await fetch(services, "path", body.lora_path, staged)

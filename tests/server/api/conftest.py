@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import socket
 
@@ -233,15 +234,19 @@ async def _uvicorn(app):
 class _Clients:
     def __init__(self, url):
         self.url = url
-        self.http = httpx.AsyncClient(base_url=url, timeout=10)
-        self.openai = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="key", max_retries=0, timeout=10)
+        self.http = httpx.AsyncClient(base_url=url, timeout=10, verify=False)
+
+    @functools.cached_property
+    def openai(self):
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="key", max_retries=0, timeout=10)
 
     async def __aenter__(self):
         return self
 
     async def __aexit__(self, *_):
         await self.http.aclose()
-        await self.openai.close()
+        if "openai" in vars(self):
+            await self.openai.close()
 
     async def upload(self, name="sql", rank=8, **fields):
         """POST /v1/adapters with both files."""

@@ -1,7 +1,8 @@
 """An engine process without a model: speaks the real transport, answers with the prompt's tokens in turn.
 
-Run as `python fake_engine_process.py ADDRESS CONFIG`; the model's name chooses what goes wrong:
-`fails` says EngineFailed, `crashes` exits, `garbage` sends what is no message, `slow` gives a token each 50 ms.
+Run as `python fake_engine_process.py ADDRESS CONFIG`; the model's name chooses what goes wrong: `fails` says
+EngineFailed, `crashes` exits, `loads` never ends loading, `garbage` sends what is no message, `slow` gives a token
+each 50 ms.
 """
 
 import sys
@@ -54,6 +55,8 @@ def main() -> None:
         sys.exit(1)
     if config.model == "crashes":
         sys.exit(3)
+    if config.model == "loads":
+        time.sleep(3600)
     socket.send(INFO)
     if config.model == "garbage":
         socket.socket.send(b"\xc1")

@@ -4,6 +4,7 @@ import os
 import openai
 import pytest
 
+from peftserve.server.api.engine import EngineDead
 from peftserve.server.wire.messages import EngineStats
 
 
@@ -231,6 +232,16 @@ async def test_a_client_that_leaves_in_the_middle_of_an_upload_leaves_nothing(se
     assert (await server.upload()).status_code == 201
 
 
+async def test_an_engine_that_dies_during_an_upload_leaves_nothing(server, engine, check_envelope, monkeypatch):
+    async def die(digest, path):
+        raise EngineDead("killed")
+
+    monkeypatch.setattr(server.services.adapters.library, "_inspect", die)
+    check_envelope(await server.upload(), 503, "engine_dead")
+    assert _state_files(server, "adapters") == _state_files(server, "staging") == []
+    check_envelope(await server.http.get("/v1/adapters/sql"), 404)
+
+
 @pytest.fixture
 def folder(tmp_path, adapter_bytes):
     folder = tmp_path / "allowed" / "sql"
@@ -283,6 +294,8 @@ async def test_vllms_routes_speak_as_vllm_does(make_server, folder, check_envelo
         replaced = await server.http.post("/v1/load_lora_adapter", json={**body, "load_inplace": True})
         assert replaced.status_code == 200
         check_envelope(await server.http.post("/v1/load_lora_adapter", json={"lora_name": "x"}), 400)
+        absent = {"lora_name": "x", "lora_path": f"{folder}/absent"}
+        check_envelope(await server.http.post("/v1/load_lora_adapter", json=absent), 404, "adapter_not_found")
         response = await server.http.post("/v1/unload_lora_adapter", json={"lora_name": "sql"})
         assert (response.status_code, response.text) == (200, "Success: LoRA adapter 'sql' removed successfully.")
         gone = await server.http.post("/v1/unload_lora_adapter", json={"lora_name": "sql"})

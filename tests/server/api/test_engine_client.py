@@ -138,6 +138,15 @@ async def test_shutdown_ends_open_streams_and_the_process_and_can_be_repeated():
     assert not client.alive
 
 
+async def test_shutdown_does_not_wait_for_an_engine_that_still_loads():
+    client = EngineClient(EngineConfig(model="loads"), _command)
+    await client.launch()
+    async with asyncio.timeout(5):
+        await client.shutdown()
+    with pytest.raises(EngineDead, match="shutting down"):
+        await client.start()
+
+
 async def test_socket_is_private_and_its_path_is_gone_once_connected(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     modes = []

@@ -15,13 +15,14 @@ import httpx
 import pytest
 
 SCRIPT = Path(__file__).with_name("fake_server_process.py")
-LONG = {"prompt": [5, 6], "max_tokens": 60, "stream": True}  # 3 s on the slow engine
+LONG = {"prompt": [5, 6], "max_tokens": 60, "stream": True}  # 3 s and more on the slow engine
+SHORT = {**LONG, "max_tokens": 20}
 
 
 class _Server:
     def __init__(self, process, port):
         self.process = process
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20)
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20, verify=False)
 
     def wait_for(self, path="/health/ready", status=200):
         deadline = time.monotonic() + 20
@@ -43,14 +44,14 @@ class _Server:
         return int(child)
 
     @contextlib.contextmanager
-    def stream(self):
-        """A long stream in a thread: a list that holds its lines, and the thread."""
+    def stream(self, body=LONG):
+        """A stream in a thread: a list that holds its lines, and the thread."""
         lines, begun = [], threading.Event()
 
         def read():
             with (
                 contextlib.suppress(httpx.TransportError),
-                self.http.stream("POST", "/v1/completions", json=LONG) as response,
+                self.http.stream("POST", "/v1/completions", json=body) as response,
             ):
                 for line in filter(None, response.iter_lines()):
                     lines.append(line)
@@ -109,7 +110,7 @@ def test_adapters_of_the_command_line_are_there_and_survive_restarts_once(start,
 def test_sigterm_lets_streams_finish_and_takes_no_new_requests(start):
     server = start("slow")
     server.wait_for()
-    with server.stream() as (lines, thread):
+    with server.stream(SHORT) as (lines, thread):
         server.process.send_signal(signal.SIGTERM)
         server.wait_for("/health/ready", 503)
         refused = server.http.post("/v1/completions", json={"prompt": [5]})
