@@ -56,6 +56,8 @@ def _rows(tokenizer: PreTrainedTokenizerFast, task: Task, seed: int) -> Iterator
 def save_adapter(model: PeftModel, folder: Path) -> None:
     """Half precision and no path of this machine: the configuration names the base as `demo`."""
     model.to(torch.float16)
-    model.peft_config["default"].base_model_name_or_path = "demo"
+    config = model.peft_config["default"]
+    config.base_model_name_or_path = "demo"
+    config.target_modules = sorted(config.target_modules)  # PEFT makes a set of it, whose order changes with each run
     model.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)

@@ -53,8 +53,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = commands.add_parser("bench", help="measure a running server")
     kinds = parser.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
     serve = kinds.add_parser("serve", help="closed loop over HTTP", description=__doc__.splitlines()[0])
-    serve.add_argument("--base-url", default=client.DEFAULT_URL, help=f"the server (default: {client.DEFAULT_URL})")
-    serve.add_argument("--api-key", help="Bearer key")
+    client.add_arguments(serve, "--base-url")
     serve.add_argument("--models", required=True, metavar="A,B,C", help="model names, asked in turn")
     serve.add_argument("--num-requests", type=int, default=64, metavar="N")
     serve.add_argument("--concurrency", type=int, default=16, metavar="N", help="clients (default: 16)")
@@ -67,8 +66,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(arguments: argparse.Namespace) -> int:
     workload = _workload(arguments)
-    measured, seconds = asyncio.run(_measure(workload, arguments.base_url.rstrip("/"), arguments.api_key))
-    report = {"url": arguments.base_url, "workload": vars(workload), **summarize(measured, seconds)}
+    measured, seconds = asyncio.run(_measure(workload, arguments.url.rstrip("/"), arguments.api_key))
+    report = {"url": arguments.url, "workload": vars(workload), **summarize(measured, seconds)}
     print(_readable(report))
     if arguments.out:
         arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -12,9 +12,11 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 _TIMEOUT = httpx.Timeout(300.0, connect=10.0)  # the answer to an upload comes when the adapter has been checked
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser, url_flag: str = "--url") -> None:
+    """Sets `url` and `api_key`."""
     parser.add_argument(
-        "--url",
+        url_flag,
+        dest="url",
         default=os.environ.get("PEFTSERVE_URL", DEFAULT_URL),
         help=f"the server (default: PEFTSERVE_URL or {DEFAULT_URL})",
     )
