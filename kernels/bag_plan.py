@@ -1,28 +1,31 @@
 """Lays out the samples of the short segments (see `bags.py`). Layers of one shape are planned together."""
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from .bags import Bags, SiteBags
 from .factors import Slice
 from .layout import Group
 
+Ints = npt.NDArray[np.int64]
+
 
 class _Samples(NamedTuple):
     """The samples of one site, by row, then segment, then rank: so a row that several segments cover is one bag.
 
-    segment, row, rank: (samples,) int64. rows: (distinct rows,), ascending; first: each one's first sample.
+    segment, row, rank: (samples,). rows: (distinct rows,), ascending; counts: the samples of each.
     """
 
-    segment: torch.Tensor
-    row: torch.Tensor
-    rank: torch.Tensor
-    rows: torch.Tensor
-    first: torch.Tensor
+    segment: Ints
+    row: Ints
+    rank: Ints
+    rows: Ints
+    counts: Ints
 
 
 def plan_bags(arena: torch.Tensor, groups: Sequence[Group], work: Mapping[int, Sequence[Slice]]) -> dict[int, Bags]:
@@ -41,16 +44,19 @@ def plan_bags(arena: torch.Tensor, groups: Sequence[Group], work: Mapping[int, S
 def _plan_alike(arena: torch.Tensor, group: Group, work: Sequence[Sequence[Slice]]) -> list[Bags]:
     """work: (groups, segments), whose members differ only in where their factors lie."""
     sites = [_enumerate(work[0], position) for position in range(len(group.out_features))]
-    a = torch.cat([_a_offsets(group, work, p, s) for p, s in enumerate(sites)], dim=1)
-    rows = torch.cat([s.row for s in sites])
-    weights = torch.tensor([s.weight for s in work[0]])
-    sampled = None if bool((weights == 1).all()) else weights[torch.cat([s.segment for s in sites])]
-    start, per_site = 0, []
-    for position, samples in enumerate(sites):
-        per_site.append(_plan_site(arena, group.out_features[position], work, position, samples, start))
-        start += len(samples.row)
+    a = np.array([[s.factors.a_offsets for s in slices] for slices in work])
+    b = np.array([[s.factors.b_offsets for s in slices] for slices in work])
+    a_rows = [a[:, s.segment, p] + s.rank * group.in_features for p, s in enumerate(sites)]
+    weights = np.array([s.weight for s in work[0]], dtype=np.float32)
+    sampled = None if (weights == 1).all() else _tensor(weights[np.concatenate([s.segment for s in sites])])
+    starts = np.cumsum([0, *(len(s.row) for s in sites)]).tolist()
+    site_bags = [
+        _plan_site(arena, group.out_features[p], b[:, :, p], samples, start)
+        for p, (samples, start) in enumerate(zip(sites, starts, strict=False))
+    ]
     windows = arena.unfold(0, group.in_features, 1)
-    by_group = zip(a.unbind(), zip(*per_site, strict=True), strict=True)
+    rows = _tensor(np.concatenate([s.row for s in sites]))
+    by_group = zip(_tensor(np.concatenate(a_rows, axis=1)).unbind(), zip(*site_bags, strict=True), strict=True)
     return [Bags(windows, offsets, rows, sampled, bags) for offsets, bags in by_group]
 
 
@@ -61,39 +67,43 @@ def _enumerate(slices: Sequence[Slice], position: int) -> _Samples:
         if s.factors.ranks[position]
         for row in range(s.start, s.end)
     )
-    row, segment, rank = torch.tensor(pairs, dtype=torch.int64).view(-1, 3).unbind(1)
-    first = rank.cumsum(0) - rank
-    pair = torch.repeat_interleave(rank)
-    is_new = torch.ones_like(row, dtype=torch.bool)
-    is_new[1:] = row[1:] != row[:-1]
-    return _Samples(segment[pair], row[pair], torch.arange(len(pair)) - first[pair], row[is_new], first[is_new])
-
-
-def _a_offsets(group: Group, work: Sequence[Sequence[Slice]], position: int, samples: _Samples) -> torch.Tensor:
-    """(groups, samples) int64."""
-    base = torch.tensor([[s.factors.a_offsets[position] for s in slices] for slices in work])
-    return base.index_select(1, samples.segment).add_(samples.rank * group.in_features)
+    row, segment, rank = np.array(pairs, dtype=np.int64).reshape(-1, 3).T
+    rows, first = np.unique(row, return_index=True)
+    counts = np.add.reduceat(rank, first) if len(rows) else rank
+    return _Samples(np.repeat(segment, rank), np.repeat(row, rank), _ranges(rank), rows, counts)
 
 
 def _plan_site(
-    arena: torch.Tensor, out: int, work: Sequence[Sequence[Slice]], position: int, samples: _Samples, start: int
+    arena: torch.Tensor, out: int, offsets: Ints, samples: _Samples, start: int
 ) -> Sequence[SiteBags | None]:
-    """One entry per group, or None for each if no segment touches the site."""
-    if not len(samples.row):
-        return [None] * len(work)
-    offsets = [[s.factors.b_offsets[position] for s in slices] for slices in work]
-    width = math.gcd(out, *itertools.chain.from_iterable(offsets))
+    """offsets: (groups, segments) of B. start: the site's first sample. One per group, None where there is no row."""
+    if not len(samples.rows):
+        return [None] * len(offsets)
+    width = math.gcd(out, int(np.gcd.reduce(offsets, axis=None)))
+    pieces = out // width
     table = arena[: len(arena) // width * width].view(-1, width)
-    dtype = torch.int32 if len(table) < 2**31 else torch.int64
-    piece = torch.arange(out // width, dtype=dtype)[:, None]
-    base = torch.tensor(offsets).div_(width, rounding_mode="floor").to(dtype)
-    index = base.index_select(1, samples.segment) + (samples.rank * len(piece)).to(dtype)
-    index = (index[:, None] + piece).flatten(1)
-    bags = (samples.first.to(dtype) + piece * len(samples.row)).flatten()
-    rows, end = _as_slice(samples.rows), start + len(samples.row)
-    return [SiteBags(start, end, table, row, bags, len(piece), rows) for row in index.unbind()]
+    dtype = np.dtype(np.int32 if len(table) < 2**31 else np.int64)
+    sizes = np.repeat(samples.counts, pieces)
+    piece = np.repeat(np.tile(np.arange(pieces), len(samples.rows)), sizes)
+    first = np.repeat(np.repeat(np.cumsum(samples.counts) - samples.counts, pieces), sizes)
+    sample = first + _ranges(sizes)
+    entries: Ints = (offsets // width).astype(dtype)[:, samples.segment[sample]]
+    entries += (samples.rank[sample] * pieces + piece).astype(dtype)
+    bags = _tensor((np.cumsum(sizes) - sizes).astype(dtype))
+    rows, weights = _as_slice(samples.rows), _tensor(sample + start)
+    return [SiteBags(rows, table, row, bags, weights) for row in _tensor(entries).unbind()]
 
 
-def _as_slice(rows: torch.Tensor) -> slice | torch.Tensor:
+def _ranges(sizes: Ints) -> Ints:
+    """0 to size - 1 for each size, one after the other."""
+    total = int(sizes.sum())
+    return np.arange(total) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+
+
+def _as_slice(rows: Ints) -> slice | torch.Tensor:
     low, high = int(rows[0]), int(rows[-1]) + 1
-    return slice(low, high) if high - low == len(rows) else rows
+    return slice(low, high) if high - low == len(rows) else _tensor(rows)
+
+
+def _tensor(array: npt.NDArray[np.generic]) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))

@@ -5,7 +5,7 @@ adapters makes thousands. Read as embedding bags, the factors need no copy, no p
 entry to take the dot product with, a row of B an entry to add up, and every (row of x, row of A) pair is a sample.
 
     h[i] = x[row[i]] · arena[a[i] : a[i] + in_features]                        one call for all sites of the group
-    y[m] += sum over samples i of row m: h[i] · arena[b[i] : b[i] + width]      one call per site
+    y[m] += sum over samples i of row m: h[i] · arena[b[i] : b[i] + out_features]           one call for each site
 
 A row's sums do not depend on which other rows run beside it.
 """
@@ -18,19 +18,18 @@ _NO_OFFSETS = torch.tensor([0])
 
 
 class SiteBags(NamedTuple):
-    """The samples [start, end) of the group belong to the site; `rows` of y change, a slice where they adjoin.
+    """One site's rows of y that change, a slice where they adjoin; each is as many bags as it has pieces.
 
-    entries: (pieces · samples,) int32 rows of `table`, the arena cut into (n, width); a row of B is `pieces` of them.
-    bags: (pieces · rows,) int32, where each bag starts in `entries`.
+    table: the arena cut into pieces, (n, width), of which a row of B is out_features / width.
+    entries: (samples · pieces,) rows of `table`, by row of y, then piece. bags: where each bag starts in `entries`.
+    samples: (samples · pieces,) int64, which sample weights each entry.
     """
 
-    start: int
-    end: int
+    rows: slice | torch.Tensor
     table: torch.Tensor
     entries: torch.Tensor
     bags: torch.Tensor
-    pieces: int
-    rows: slice | torch.Tensor
+    samples: torch.Tensor
 
 
 class Bags(NamedTuple):
@@ -54,15 +53,11 @@ class Bags(NamedTuple):
         """Add the site's delta to y, (rows, out_features)."""
         if (site := self.sites[position]) is None:
             return
-        h = h[site.start : site.end]
-        if site.pieces > 1:
-            h = h.repeat(site.pieces)
-        delta = _sums(site.table, site.entries, site.bags, h).view(site.pieces, -1, site.table.shape[1])
+        delta = _sums(site.table, site.entries, site.bags, h.index_select(0, site.samples)).view(-1, y.shape[1])
         if isinstance(site.rows, slice):
-            # Piece by piece, y is (pieces, rows, width) with strides of its own: no transposed copy of delta.
-            y[site.rows].view(-1, site.pieces, delta.shape[2]).transpose(0, 1).add_(delta)
+            y[site.rows].add_(delta)
         else:
-            y.index_add_(0, site.rows, delta.transpose(0, 1).flatten(1))
+            y.index_add_(0, site.rows, delta)
 
 
 def _dots(x: torch.Tensor, windows: torch.Tensor, entries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
