@@ -1,7 +1,11 @@
 """The demo's files as they ship. That its answers are right is tested through the server."""
 
+import importlib.util
 import json
+import sys
+from itertools import islice
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from safetensors import safe_open
@@ -10,6 +14,18 @@ from peftserve.server.demo import DEMO_ADAPTERS, DEMO_HELD_OUT, DEMO_MODEL, DEMO
 
 MOST_BYTES = 15 << 20
 HELD_OUT = [json.loads(line) for line in DEMO_HELD_OUT.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def tasks() -> ModuleType:
+    """The trainer's tasks, which need no torch."""
+    file = Path(__file__).parents[3] / "examples" / "demo" / "tasks.py"
+    spec = importlib.util.spec_from_file_location("demo_tasks", file)
+    assert spec
+    assert spec.loader
+    module = sys.modules["demo_tasks"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def config_of(adapter: Path) -> dict[str, object]:
@@ -64,3 +80,26 @@ def test_held_out_prompts_are_not_their_own_answers(name: str) -> None:
 
 def test_every_held_out_prompt_has_its_adapter() -> None:
     assert {example["adapter"] for example in HELD_OUT} == DEMO_ADAPTERS.keys()
+
+
+def test_held_out_prompts_were_never_trained_on(tasks: ModuleType) -> None:
+    """By the trainer's own rule, which keeps a prompt in one part whatever the seed."""
+    assert all(tasks.is_held_out(example["prompt"]) for example in HELD_OUT)
+    for task in tasks.TASKS:
+        trained = {example.prompt for example in islice(task.examples(0, held_out=False), 300)}
+        assert not trained & {example["prompt"] for example in HELD_OUT}
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (0, "zero"),
+        (15, "fifteen"),
+        (40, "forty"),
+        (99, "ninety nine"),
+        (107, "one hundred seven"),
+        (4000, "four thousand"),
+    ],
+)
+def test_numbers_are_spelled(tasks: ModuleType, number: int, words: str) -> None:
+    assert tasks.spell(number) == words
