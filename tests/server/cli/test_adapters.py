@@ -27,9 +27,10 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PEFTSERVE_URL", "PEFTSERVE_API_KEY"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "*")
 
 
 def test_list_is_a_table(stub: Any, capsys: pytest.CaptureFixture[str]) -> None:
