@@ -58,7 +58,7 @@ class Engine:
         cache = KVCache(shapes, num_pages, config.page_size, loaded.dtype, loaded.device)
         hooks = BypassHooks(loaded.model, loaded.sites.groups, self.adapters.backend)
         self._runner = ModelRunner(loaded.model, loaded.attention, cache, hooks, self.adapters.backend)
-        check_paged_attention(self._runner, loaded.trace, config.page_size)
+        check_paged_attention(self._runner, loaded.trace.first(self._max_model_len), config.page_size)
         self._scheduler = Scheduler(
             PagePool(num_pages),
             self.adapters.residency,
@@ -102,12 +102,8 @@ class Engine:
     # Requests
 
     def add_request(self, request: AddRequest) -> None:
-        """Raises ValueError if it could never be served: no prompt, too long, too many adapters."""
-        length = len(request.prompt_token_ids)
-        if not 0 < length + min(request.sampling.max_tokens, 1) <= self._max_model_len:
-            raise ValueError(f"a prompt of {length} tokens does not fit {self._max_model_len} tokens of context")
-        if not length:
-            raise ValueError("the prompt is empty; it must have at least one token")
+        """Raises ValueError if it could never be served: no prompt, too long, unknown tokens, too many adapters."""
+        self._check_prompt(request.prompt_token_ids, request.sampling.max_tokens)
         if request.request_id in self._sequences:
             raise ValueError(f"request id {request.request_id!r} is in use")
         sampling = request.sampling
@@ -125,6 +121,14 @@ class Engine:
             raise ValueError(f"a mixture of {len(sequence.adapters)} adapters needs --max-loras of at least as many")
         self._sequences[request.request_id] = sequence
         self._scheduler.add(sequence)
+
+    def _check_prompt(self, token_ids: list[int], max_tokens: int) -> None:
+        if not token_ids:
+            raise ValueError("the prompt is empty; it must have at least one token")
+        if len(token_ids) + min(max_tokens, 1) > self._max_model_len:
+            raise ValueError(f"a prompt of {len(token_ids)} tokens does not fit the context of {self._max_model_len}")
+        if min(token_ids) < 0 or max(token_ids) >= self.info.vocab_size:
+            raise ValueError(f"the prompt holds a token id outside of the vocabulary of {self.info.vocab_size}")
 
     def abort(self, request_id: str) -> None:
         """Forget a sequence and free its pages. Unknown ids are ignored: it may just have ended."""

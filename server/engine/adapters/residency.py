@@ -74,6 +74,7 @@ class AdapterResidency:
             if digest not in self._residents and not self._load(digest):
                 self._unpin(digests)
                 self._check_possible(digests)
+                self._make_way()
                 return None
         slots = tuple(self._residents[digest].slot for digest in digests)
         return Lease(slots=slots, weights=tuple(part.weight for part in parts), digests=tuple(digests))
@@ -163,6 +164,12 @@ class AdapterResidency:
                 "together, the adapters of this mixture need more memory on the device than --adapter-memory allows"
             )
 
+    def _make_way(self) -> None:
+        """Where nobody holds anything, what is still there lies in the way of its own mixture: start it afresh."""
+        if all(resident.holders == 0 and resident.copy is None for resident in self._residents.values()):
+            for digest in list(self._residents):
+                self._evict(digest)
+
     def _size(self, digest: str) -> int:
         if (resident := self._residents.get(digest)) is not None:
             return resident.size
@@ -176,9 +183,12 @@ class AdapterResidency:
             victim = next((d for d, r in self._residents.items() if r.holders == 0 and r.copy is None), None)
             if victim is None:
                 return None
-            self._remove(victim)
-            self.num_evictions += 1
+            self._evict(victim)
         return start
+
+    def _evict(self, digest: str) -> None:
+        self._remove(digest)
+        self.num_evictions += 1
 
     def _attach(self, digest: str, resident: _Resident) -> None:
         self._backend.attach(resident.slot, resident.start, resident.layout)

@@ -35,6 +35,10 @@ class Trace:
     logits: torch.Tensor
     dtype: torch.dtype
 
+    def first(self, num_tokens: int) -> "Trace":
+        """The pass over the first tokens alone: nothing after them has changed their logits."""
+        return Trace(self.token_ids[:num_tokens], self.logits[:num_tokens], self.dtype)
+
     def check(self, logits: torch.Tensor, what: str) -> None:
         """Raises UnservableModel if they differ by more than the rounding of the model's type explains."""
         difference = (logits.float().log_softmax(-1) - self.logits.log_softmax(-1)).abs().max().item()

@@ -1,0 +1,217 @@
+"""Adapters in the engine: their answers, their comings and goings, and what is given back."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from peftserve.adapters.errors import AdapterTooLarge, InvalidAdapter
+
+MakeBench = Callable[..., Any]
+PROMPT = [7, 250, 31, 90, 44, 44, 120, 9, 10, 200, 201]
+PATIENCE = 30.0
+
+
+def mixture_of(adapters: dict[str, Path], *parts: tuple[str, float]) -> tuple[tuple[Path, float], ...]:
+    return tuple((adapters[digest], weight) for digest, weight in parts)
+
+
+def poll_until(bench: Any, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        bench.engine.poll()
+
+
+def test_each_request_gets_its_own_adapters(make_bench: MakeBench, adapters: dict[str, Path], peft: Any) -> None:
+    bench = make_bench(adapters.items())
+    mixtures: list[list[tuple[str, float]]] = [
+        [],
+        [("a", 1.0)],
+        [("b", 1.0)],
+        [("c", 1.0)],
+        [("c", 0.5)],
+        [("a", 0.7), ("b", -0.3)],
+        [("b", 0.2), ("c", 0.3), ("a", 0.5)],
+    ]
+    for i, parts in enumerate(mixtures):
+        bench.add(str(i), PROMPT, parts, max_tokens=8)
+    answers = bench.run()
+    for i, parts in enumerate(mixtures):
+        assert answers[str(i)].token_ids == peft.greedy(PROMPT, 8, mixture_of(adapters, *parts)).token_ids
+    bench.assert_idle()
+
+
+def test_an_inspection_says_what_the_adapter_is(make_bench: MakeBench, adapters: dict[str, Path]) -> None:
+    bench = make_bench()
+    card = bench.engine.inspect_adapter("a", adapters["a"])
+    assert (card.method, card.rank, card.sites, card.consumed) == ("LORA", 4, 4, 8)
+    assert card.primitives == {"low_rank": 4}
+    poll_until(bench, lambda: bool(bench.engine.stats().host_adapters))
+    stats = bench.engine.stats()
+    assert (stats.host_adapters, stats.host_adapter_bytes) == (["a"], card.num_bytes)
+    assert (stats.device_adapters, stats.device_adapter_bytes) == ([], 0)
+
+
+def test_a_checkpoint_that_is_wrong_is_refused_and_nothing_kept(
+    make_bench: MakeBench, adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    bench = make_bench()
+    for file in adapters["a"].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(InvalidAdapter):
+        bench.engine.inspect_adapter("a", tmp_path)
+    bench.engine.poll()
+    assert bench.engine.stats().host_adapters == []
+    assert len(bench.ask(PROMPT, max_tokens=2).token_ids) == 2
+
+
+def test_an_adapter_larger_than_the_arena_is_refused(make_bench: MakeBench, adapters: dict[str, Path]) -> None:
+    with pytest.raises(AdapterTooLarge, match="--adapter-memory allows 4096"):
+        make_bench(adapter_memory=4096).engine.inspect_adapter("a", adapters["a"])
+
+
+def test_a_mixture_larger_than_the_arena_ends_in_an_error(make_bench: MakeBench, adapters: dict[str, Path]) -> None:
+    """Rather than in waiting, for itself and for those behind it."""
+    sizes = {d: make_bench().engine.inspect_adapter(d, f).num_bytes for d, f in adapters.items()}
+    bench = make_bench(adapters.items(), adapter_memory=sizes["b"] + sizes["c"])
+    bench.add("all", PROMPT, "abc")
+    bench.add("two", PROMPT, "bc", max_tokens=3)
+    bench.add("base", PROMPT, max_tokens=3)
+    answers = bench.run()
+    assert [output.error is None for output in answers["all"].outputs] == [False]
+    assert "need more memory on the device than --adapter-memory allows" in answers["all"].last.error
+    assert len(answers["two"].token_ids) == len(answers["base"].token_ids) == 3
+    bench.assert_idle()
+
+
+def test_the_same_adapter_twice_is_one_with_the_sum_of_weights(
+    make_bench: MakeBench, adapters: dict[str, Path], peft: Any
+) -> None:
+    bench = make_bench(adapters.items(), max_loras=1)
+    answer = bench.ask(PROMPT, [("a", 0.25), ("a", 0.75)], max_tokens=8)
+    assert answer.token_ids == peft.greedy(PROMPT, 8, mixture_of(adapters, ("a", 1.0))).token_ids
+
+
+def test_adapters_take_turns_in_few_slots_and_come_back_from_disk(
+    make_bench: MakeBench, adapters: dict[str, Path], peft: Any
+) -> None:
+    bench = make_bench(adapters.items(), max_loras=1, host_adapter_memory=0)
+    for i in range(9):
+        bench.add(str(i), PROMPT, "abc"[i % 3], max_tokens=4)
+    answers = bench.run()
+    for i in range(9):
+        assert answers[str(i)].token_ids == peft.greedy(PROMPT, 4, mixture_of(adapters, ("abc"[i % 3], 1.0))).token_ids
+    stats = bench.engine.stats()
+    assert stats.adapter_loads >= 3
+    assert stats.adapter_evictions >= 2
+    assert len(stats.device_adapters) == 1
+    assert len(stats.adapter_load_seconds) == stats.adapter_loads
+    assert bench.engine.stats().adapter_load_seconds == []
+
+
+def test_adapters_of_the_store_need_no_inspection(make_bench: MakeBench, adapters: dict[str, Path], peft: Any) -> None:
+    bench = make_bench(store=adapters["a"].parent)
+    answer = bench.ask(PROMPT, "b", max_tokens=4)
+    assert answer.token_ids == peft.greedy(PROMPT, 4, mixture_of(adapters, ("b", 1.0))).token_ids
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_an_adapter_that_is_missing_fails_its_requests_alone(
+    make_bench: MakeBench, adapters: dict[str, Path], peft: Any, stored: bool
+) -> None:
+    bench = make_bench(store=adapters["a"].parent) if stored else make_bench(adapters.items())
+    bench.add("lost", PROMPT, ["gone"])
+    bench.add("mixed", PROMPT, ["a", "gone", "gone too"])
+    bench.add("a", PROMPT, "a", max_tokens=4)
+    bench.add("base", PROMPT, max_tokens=4)
+    answers = bench.run()
+    for name in ("lost", "mixed"):
+        assert [output.error is None for output in answers[name].outputs] == [False]
+        assert "the adapter could not be loaded" in answers[name].last.error
+        assert str(adapters["a"].parent) not in answers[name].last.error
+    assert answers["a"].token_ids == peft.greedy(PROMPT, 4, mixture_of(adapters, ("a", 1.0))).token_ids
+    assert answers["base"].token_ids == peft.greedy(PROMPT, 4).token_ids
+    bench.assert_idle()
+
+
+def test_releasing_an_adapter_gives_all_of_it_back(make_bench: MakeBench, adapters: dict[str, Path]) -> None:
+    bench = make_bench(adapters.items())
+    for digest in adapters:
+        bench.ask(PROMPT, digest, max_tokens=2)
+    stats = bench.engine.stats()
+    assert (stats.device_adapters, stats.host_adapters) == (["a", "b", "c"], ["a", "b", "c"])
+    before = (stats.device_adapter_bytes, stats.host_adapter_bytes)
+    assert before[0] == before[1] > 0
+    bench.engine.release_adapter("b")
+    assert bench.engine.stats().device_adapters == ["a", "c"]
+    for digest in "abc":
+        bench.engine.release_adapter(digest)
+    stats = bench.engine.stats()
+    assert (stats.device_adapter_bytes, stats.host_adapter_bytes) == (0, 0)
+    assert (stats.device_adapters, stats.host_adapters) == ([], [])
+    bench.assert_idle()
+
+
+def test_an_adapter_is_released_when_its_last_request_ends(
+    make_bench: MakeBench, adapters: dict[str, Path], peft: Any
+) -> None:
+    bench = make_bench(adapters.items())
+    bench.add("one", PROMPT, "a", max_tokens=8)
+    outputs = [output for _ in range(3) for output in bench.step()]
+    with pytest.raises(ValueError, match="a request uses this adapter"):
+        bench.engine.release_adapter("a")
+    release = bench.engine.start_release("a")
+    for answer in bench.run().values():
+        outputs += answer.outputs
+    assert [t for o in outputs for t in o.token_ids] == peft.greedy(
+        PROMPT, 8, mixture_of(adapters, ("a", 1.0))
+    ).token_ids
+    bench.engine.poll()
+    assert release.done()
+    assert bench.engine.stats().device_adapter_bytes == 0
+
+
+def test_a_released_adapter_may_come_back(make_bench: MakeBench, adapters: dict[str, Path]) -> None:
+    bench = make_bench(adapters.items())
+    first = bench.ask(PROMPT, "a", max_tokens=6).token_ids
+    bench.engine.release_adapter("a")
+    failed = bench.ask(PROMPT, "a", max_tokens=6)
+    assert failed.last.error is not None
+    bench.engine.inspect_adapter("a", adapters["a"])
+    assert bench.ask(PROMPT, "a", max_tokens=6).token_ids == first
+
+
+def test_stats_count_sequences_by_adapter(make_bench: MakeBench, adapters: dict[str, Path]) -> None:
+    bench = make_bench(adapters.items(), max_running=2)
+    bench.ask(PROMPT, "ab", max_tokens=1)
+    for i, digests in enumerate(["", "ab", "b", "b"]):
+        bench.add(str(i), PROMPT, digests, max_tokens=4)
+    bench.step()
+    stats = bench.engine.stats()
+    assert (stats.num_running, stats.num_waiting) == (2, 2)
+    totals = {d: stats.running_adapters.get(d, 0) + stats.waiting_adapters.get(d, 0) for d in "ab"}
+    assert totals == {"a": 1, "b": 3}
+
+
+def test_an_adapter_that_overflows_spoils_nobody_elses_text(
+    make_bench: MakeBench, adapters: dict[str, Path], peft: Any, tmp_path: Path
+) -> None:
+    """Its keys and values are NaN, on pages that others use next."""
+    for file in adapters["a"].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = tmp_path / "adapter_model.safetensors"
+    save_file({name: tensor * 1e20 for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    bench = make_bench([*adapters.items(), ("huge", tmp_path)], kv_cache_tokens=64)
+    expected = peft.greedy(PROMPT, 12).token_ids
+    for _ in range(3):
+        assert len(bench.ask([*PROMPT, *PROMPT], ["huge"], max_tokens=20).token_ids) == 20
+        bench.add("huge", PROMPT[:5], ["huge"], max_tokens=12)
+        bench.add("base", PROMPT, max_tokens=12)
+        bench.add("short", PROMPT[:1], max_tokens=12)
+        answers = bench.run()
+        assert answers["base"].token_ids == expected
+        assert answers["short"].token_ids == peft.greedy(PROMPT[:1], 12).token_ids
