@@ -41,7 +41,8 @@ def _is_guarded(path: str) -> bool:
 
 def _bearer(header: str) -> bytes:
     scheme, _, key = header.partition(" ")
-    return key.strip().encode() if scheme.lower() == "bearer" else b""
+    # Header values come decoded as Latin-1, whatever the client meant by the bytes.
+    return key.strip().encode("latin-1") if scheme.lower() == "bearer" else b""
 
 
 def _refusal() -> ASGIApp:

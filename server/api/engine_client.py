@@ -153,6 +153,10 @@ class EngineClient:
                 self._dispatch(await process.socket.receive())
         except msgspec.MsgspecError as error:
             self._die(f"the engine does not speak this server's language: {error}")
+        except Exception as error:
+            # Nobody would hear of later outputs: an error for all is better than silence.
+            logger.exception("An engine's message could not be handled")
+            self._die(f"an engine's message could not be handled: {error!r}")
 
     def _dispatch(self, event: Event) -> None:
         match event:

@@ -17,6 +17,7 @@ MAX_PROMPTS = 1024
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 1024
 MAX_LOGPROBS = 20
+MAX_BIASES = 1024
 MAX_MIXTURE = 16
 MAX_MESSAGES = 4096
 INT64 = 1 << 63
@@ -55,7 +56,7 @@ class GenerationRequest(Body):
     repetition_penalty: float | None = Field(default=None, gt=0, le=100)
     presence_penalty: float | None = Field(default=None, ge=-2, le=2)
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
-    logit_bias: dict[TokenId, Bias] | None = Field(default=None, max_length=1024)
+    logit_bias: dict[TokenId, Bias] | None = None
     seed: int | None = Field(default=None, ge=-INT64, lt=INT64)
     stop: Stops = []
     stop_token_ids: list[TokenId] | None = Field(default=None, max_length=64)
@@ -84,6 +85,14 @@ class GenerationRequest(Body):
         if stop is None:
             return []
         return [stop] if isinstance(stop, str) else stop
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _limit_biases(cls, biases: Any) -> Any:
+        """Before the entries are looked at: a million faulty ones would make a million errors."""
+        if isinstance(biases, dict) and len(biases) > MAX_BIASES:
+            raise ValueError(f"at most {MAX_BIASES} entries")
+        return biases
 
     @model_validator(mode="after")
     def _fields_agree(self) -> "GenerationRequest":

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import uvicorn
 import uvloop
+from fastapi import FastAPI
 
 from peftserve.adapters.errors import AdapterError
 
@@ -28,6 +29,7 @@ from .services import Services, base_id, open_adapters
 logger = logging.getLogger(__name__)
 
 FAILED = 1
+KEEP_ALIVE_SECONDS = 75  # longer than load balancers keep an idle connection, so that they close it and not we
 CLOSING_SECONDS = 5  # for answers on their way out after the engine has stopped
 
 
@@ -51,7 +53,7 @@ async def serve(config: ServerConfig) -> int:
             app = create_app(engine, config, adapters)
             services: Services = app.state.services
             services.preloaded = False
-            server = _Server(uvicorn.Config(app, log_config=None, lifespan="off", access_log=False))
+            server = _Server(_uvicorn_config(app))
             with _signals() as stopping:
                 try:
                     await engine.launch()
@@ -121,6 +123,17 @@ async def _close(server: "_Server", http: "asyncio.Task[None]", engine: EngineCl
     await asyncio.wait({http}, timeout=CLOSING_SECONDS)
     server.force_exit = True
     await http
+
+
+def _uvicorn_config(app: FastAPI) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+    )
 
 
 class _Server(uvicorn.Server):

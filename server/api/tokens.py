@@ -16,6 +16,8 @@ from .tokenizer import Tokenizer
 
 router = APIRouter()
 
+MAX_TOKENS = 1 << 20
+
 
 class TokenizeRequest(Body):
     """Either a prompt or messages. Special tokens are added to a prompt; a chat template writes its own."""
@@ -38,7 +40,7 @@ class TokenizeRequest(Body):
 
 class DetokenizeRequest(Body):
     model: str | None = Field(default=None, max_length=512)
-    tokens: list[TokenId]
+    tokens: list[TokenId] = Field(max_length=MAX_TOKENS, fail_fast=True)
 
 
 class Tokenized(msgspec.Struct):

@@ -3,6 +3,8 @@ import os
 
 import openai
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from peftserve.server.api.engine import EngineDead
 from peftserve.server.wire.messages import EngineStats
@@ -104,6 +106,9 @@ async def test_a_mixture_carries_its_weights(server):
     mixture = [{"name": "a", "weight": 0.75}, {"name": "b", "weight": 0.25}]
     response = await server.http.post("/v1/completions", json={"prompt": "ab", "adapters": mixture})
     assert response.headers["x-peftserve-adapter"] == response.json()["model"] == "a@1*0.75+b@1*0.25"
+    stream = await server.http.post("/v1/completions", json={"prompt": "ab", "adapters": mixture, "stream": True})
+    assert stream.headers["x-peftserve-adapter"] == response.headers["x-peftserve-adapter"]
+    assert stream.headers["content-type"].startswith("text/event-stream")
     parts = {part.digest: part.weight for part in server.engine.requests[0].adapters}
     assert parts == {a["digest"]: 0.75, b["digest"]: 0.25}
 
@@ -200,6 +205,23 @@ async def test_a_malformed_body_is_a_400(server, check_envelope):
         response = await server.http.post("/v1/adapters", content=body, headers={"content-type": content_type})
         check_envelope(response, 400)
         assert _state_files(server, "staging") == []
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+async def test_no_damage_to_an_upload_makes_a_5xx_or_leaves_files(server, adapter_bytes, data):
+    body = NAME + b"x\r\n"
+    for name, content in adapter_bytes().items():
+        disposition = f'Content-Disposition: form-data; name="files"; filename="{name}"'
+        body += b"--x\r\n" + disposition.encode() + b"\r\n\r\n" + content + b"\r\n"
+    body += b"--x--\r\n"
+    for _ in range(data.draw(st.integers(1, 3))):
+        start = data.draw(st.integers(0, len(body)))
+        end = min(len(body), start + data.draw(st.integers(0, 40)))
+        body = body[:start] + data.draw(st.binary(max_size=20)) + body[end:]
+    response = await server.http.post("/v1/adapters", content=body, headers={"content-type": FORM})
+    assert response.status_code in (201, 400), response.text
+    assert _state_files(server, "staging") == []
 
 
 async def test_an_upload_over_the_limit_is_stopped(make_server, check_envelope):

@@ -88,6 +88,14 @@ async def test_too_long_a_prompt_has_openais_code_and_the_numbers(server, check_
     assert "129 tokens (120 in the prompt, 9 in the completion)" in message
 
 
+async def test_a_million_faults_are_one_error(server, check_envelope):
+    tokens = b'{"tokens": [' + b",".join([b'"a"'] * 1_000_000) + b"]}"
+    assert len((await server.http.post("/detokenize", content=tokens)).text) < 500
+    biases = b",".join(b'"%d": "x"' % i for i in range(100_000))
+    response = await server.http.post("/v1/completions", content=b'{"prompt": "a", "logit_bias": {' + biases + b"}}")
+    assert "at most 1024 entries" in check_envelope(response, 400)["message"]
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
@@ -165,7 +173,7 @@ async def test_bodies_are_limited_whether_or_not_they_say_their_length(make_serv
 
 
 async def test_keys_guard_everything_but_health_and_metrics(make_server, engine, check_envelope):
-    async with make_server(api_keys=("alpha", "beta")) as server:
+    async with make_server(api_keys=("alpha", "bêta")) as server:
         for headers in ({}, {"authorization": "Bearer gamma"}, {"authorization": "Basic alpha"}):
             for path in ("/v1/models", "/v1/nowhere", "/v1/adapters", "/tokenizer_info"):
                 response = await server.http.get(path, headers=headers)
@@ -175,9 +183,9 @@ async def test_keys_guard_everything_but_health_and_metrics(make_server, engine,
                 check_envelope(await server.http.post(path, json={}, headers=headers), 401)
         for path in ("/health", "/health/live", "/health/ready", "/metrics"):
             assert (await server.http.get(path)).status_code == 200
-        for key in ("alpha", "beta"):
+        for key in ("alpha", "bêta"):
             body = {"prompt": "abc"}
-            headers = {"authorization": f"Bearer {key}"}
+            headers = {"authorization": f"Bearer {key}".encode()}
             assert (await server.http.post("/v1/completions", json=body, headers=headers)).status_code == 200
         first, second = engine.requests
         assert first.salt

@@ -124,6 +124,13 @@ async def test_what_is_no_message_ends_the_engine_not_the_server():
             await _tokens(client, _request())
 
 
+async def test_a_listener_that_fails_is_an_error_and_no_silence():
+    async with _client("slow") as client:
+        client.add_stats_listener(lambda stats: 1 / 0)
+        with pytest.raises(EngineDead, match="ZeroDivisionError"):
+            await _tokens(client, _request())
+
+
 async def test_shutdown_ends_open_streams_and_the_process_and_can_be_repeated():
     client = EngineClient(EngineConfig(model="slow"), _command)
     await client.start()

@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from peftserve.server.config import EngineConfig
 from peftserve.server.wire.launch import decode_config, encode_config, engine_command, parse_engine_arguments
 

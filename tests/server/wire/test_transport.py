@@ -5,6 +5,7 @@ import time
 
 import pytest
 import zmq
+
 from peftserve.server.wire.messages import (
     AbortRequest,
     AddRequest,
