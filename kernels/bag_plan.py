@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .bags import Bags, SiteBags
+from .bags import Bags, Dots, SiteBags
 from .factors import Slice
 from .layout import Group
 
@@ -18,12 +18,12 @@ Ints = npt.NDArray[np.int64]
 class _Samples(NamedTuple):
     """The samples of one site, by row, then segment, then rank: so a row that several segments cover is one bag.
 
-    segment, row, rank: (samples,). rows: (distinct rows,), ascending; counts: the samples of each.
+    segment, rank: (samples,). place: (samples,) where in h. rows: (distinct rows,), ascending; counts: samples of each.
     """
 
     segment: Ints
-    row: Ints
     rank: Ints
+    place: Ints
     rows: Ints
     counts: Ints
 
@@ -32,7 +32,7 @@ def plan_bags(arena: torch.Tensor, groups: Sequence[Group], work: Mapping[int, S
     """work: the short segments of each group that has any."""
     alike: dict[tuple[Group, object], list[int]] = {}
     for index, slices in work.items():
-        shape = tuple((s.start, s.end, s.weight, s.factors.ranks) for s in slices)
+        shape = tuple((s.start, s.end, s.weight, s.dots, s.factors.ranks) for s in slices)
         alike.setdefault((groups[index], shape), []).append(index)
     plans: dict[int, Bags] = {}
     for (group, _), members in alike.items():
@@ -43,40 +43,60 @@ def plan_bags(arena: torch.Tensor, groups: Sequence[Group], work: Mapping[int, S
 
 def _plan_alike(arena: torch.Tensor, group: Group, work: Sequence[Sequence[Slice]]) -> list[Bags]:
     """work: (groups, segments), whose members differ only in where their factors lie."""
-    sites = [_enumerate(work[0], position) for position in range(len(group.out_features))]
-    a = np.array([[s.factors.a_offsets for s in slices] for slices in work])
+    dots = _plan_dots(arena, group, work)
+    places = _places(work[0])
     b = np.array([[s.factors.b_offsets for s in slices] for slices in work])
-    a_rows = [a[:, s.segment, p] + s.rank * group.in_features for p, s in enumerate(sites)]
-    weights = np.array([s.weight for s in work[0]], dtype=np.float32)
-    sampled = None if (weights == 1).all() else _tensor(weights[np.concatenate([s.segment for s in sites])])
-    starts = np.cumsum([0, *(len(s.row) for s in sites)]).tolist()
-    site_bags = [
-        _plan_site(arena, group.out_features[p], b[:, :, p], samples, start)
-        for p, (samples, start) in enumerate(zip(sites, starts, strict=False))
+    sites = [
+        _plan_site(arena, out, b[:, :, position], _enumerate(work[0], position, places))
+        for position, out in enumerate(group.out_features)
     ]
+    products = [tuple(s for s in slices if not s.dots) for slices in work]
+    return [Bags(*parts) for parts in zip(dots, products, zip(*sites, strict=True), strict=True)]
+
+
+def _plan_dots(arena: torch.Tensor, group: Group, work: Sequence[Sequence[Slice]]) -> Sequence[Dots | None]:
+    """One per group, None where all segments make h by products."""
+    chosen = [i for i, s in enumerate(work[0]) if s.dots]
+    if not chosen:
+        return [None] * len(work)
+    row = np.concatenate([np.arange(work[0][i].start, work[0][i].end) for i in chosen])
+    segment = np.repeat(chosen, [work[0][i].end - work[0][i].start for i in chosen])
+    sizes = np.array([sum(s.factors.ranks) for s in work[0]])[segment]
+    row, segment, rank = np.repeat(row, sizes), np.repeat(segment, sizes), _ranges(sizes)
+    base = np.array([[s.factors.a_offset for s in slices] for slices in work])
+    a = _tensor(base[:, segment] + rank * group.in_features)
+    weights = np.array([s.weight for s in work[0]], dtype=np.float32)[segment]
     windows = arena.unfold(0, group.in_features, 1)
-    rows = _tensor(np.concatenate([s.row for s in sites]))
-    by_group = zip(_tensor(np.concatenate(a_rows, axis=1)).unbind(), zip(*site_bags, strict=True), strict=True)
-    return [Bags(windows, offsets, rows, sampled, bags) for offsets, bags in by_group]
+    same = _tensor(row), None if (weights == 1).all() else _tensor(weights)
+    return [Dots(windows, offsets, *same) for offsets in a.unbind()]
 
 
-def _enumerate(slices: Sequence[Slice], position: int) -> _Samples:
+def _places(slices: Sequence[Slice]) -> list[int]:
+    """Where each segment's h begins: those of dots come first."""
+    places, total = [0] * len(slices), 0
+    for index in sorted(range(len(slices)), key=lambda i: not slices[i].dots):
+        places[index] = total
+        total += (slices[index].end - slices[index].start) * sum(slices[index].factors.ranks)
+    return places
+
+
+def _enumerate(slices: Sequence[Slice], position: int, places: Sequence[int]) -> _Samples:
     pairs = sorted(
-        (row, segment, s.factors.ranks[position])
-        for segment, s in enumerate(slices)
+        (row, segment, s.factors.ranks[position], place + (row - s.start) * sum(s.factors.ranks))
+        for segment, (s, place) in enumerate(zip(slices, places, strict=True))
         if s.factors.ranks[position]
         for row in range(s.start, s.end)
     )
-    row, segment, rank = np.array(pairs, dtype=np.int64).reshape(-1, 3).T
+    row, segment, ranks, place = np.array(pairs, dtype=np.int64).reshape(-1, 4).T
+    place = place + np.array([s.factors.columns[position].start for s in slices])[segment]
     rows, first = np.unique(row, return_index=True)
-    counts = np.add.reduceat(rank, first) if len(rows) else rank
-    return _Samples(np.repeat(segment, rank), np.repeat(row, rank), _ranges(rank), rows, counts)
+    counts = np.add.reduceat(ranks, first) if len(rows) else ranks
+    rank = _ranges(ranks)
+    return _Samples(np.repeat(segment, ranks), rank, np.repeat(place, ranks) + rank, rows, counts)
 
 
-def _plan_site(
-    arena: torch.Tensor, out: int, offsets: Ints, samples: _Samples, start: int
-) -> Sequence[SiteBags | None]:
-    """offsets: (groups, segments) of B. start: the site's first sample. One per group, None where there is no row."""
+def _plan_site(arena: torch.Tensor, out: int, offsets: Ints, samples: _Samples) -> Sequence[SiteBags | None]:
+    """offsets: (groups, segments) of B. One per group, None where no segment touches the site."""
     if not len(samples.rows):
         return [None] * len(offsets)
     width = math.gcd(out, int(np.gcd.reduce(offsets, axis=None)))
@@ -90,7 +110,7 @@ def _plan_site(
     entries: Ints = (offsets // width).astype(dtype)[:, samples.segment[sample]]
     entries += (samples.rank[sample] * pieces + piece).astype(dtype)
     bags = _tensor((np.cumsum(sizes) - sizes).astype(dtype))
-    rows, weights = _as_slice(samples.rows), _tensor(sample + start)
+    rows, weights = _as_slice(samples.rows), _tensor(samples.place[sample])
     return [SiteBags(rows, table, row, bags, weights) for row in _tensor(entries).unbind()]
 
 

@@ -11,8 +11,8 @@ from .layout import Group, GroupLayout
 class Factors(NamedTuple):
     """a: (in_features, sum of ranks), a transposed view unless `gather`. b: (rank, out_features) per site.
 
-    columns: of h, one slice per site. a_offsets, b_offsets: of each site's part, in elements from the arena's start.
-    At a site that the adapter leaves alone, the rank is 0, the views are empty and the offsets 0.
+    columns: of h, one slice per site. a_offset, b_offsets: in elements from the arena's start.
+    At a site that the adapter leaves alone, the rank is 0, the views are empty and the offset is 0.
     """
 
     gather: bool
@@ -20,12 +20,8 @@ class Factors(NamedTuple):
     b: tuple[torch.Tensor, ...]
     ranks: tuple[int, ...]
     columns: tuple[slice, ...]
-    a_offsets: tuple[int, ...]
+    a_offset: int
     b_offsets: tuple[int, ...]
-
-    @property
-    def num_elements(self) -> int:
-        return self.a.numel() + sum(b.numel() for b in self.b)
 
     @property
     def grain(self) -> int:
@@ -34,12 +30,22 @@ class Factors(NamedTuple):
 
 
 class Slice(NamedTuple):
-    """Rows [start, end) of the step go through `factors`, and their delta is multiplied by `weight`."""
+    """Rows [start, end) of the step go through `factors`, and their delta is multiplied by `weight`.
+
+    dots: h is made in the bags, and not by a product of its own.
+    """
 
     factors: Factors
     weight: float
     start: int
     end: int
+    dots: bool
+
+    def shrink(self, x: torch.Tensor) -> torch.Tensor:
+        """(end - start, sum of ranks), weighted."""
+        rows, a = x[self.start : self.end], self.factors.a
+        h = a.index_select(0, rows) if self.factors.gather else torch.mm(rows, a)
+        return h if self.weight == 1 else h.mul_(self.weight)
 
 
 def view_factors(arena: torch.Tensor, base: int, group: Group, layout: GroupLayout) -> Factors:
@@ -55,6 +61,6 @@ def view_factors(arena: torch.Tensor, base: int, group: Group, layout: GroupLayo
         b=tuple(arena[offset : offset + r * out].view(r, out) for offset, r, out in shapes),
         ranks=layout.ranks,
         columns=tuple(slice(start, end) for start, end in zip(starts, ends, strict=True)),
-        a_offsets=tuple(base + layout.a + s * width if r else 0 for s, r in zip(starts, layout.ranks, strict=True)),
+        a_offset=base + layout.a,
         b_offsets=tuple(b_offsets),
     )

@@ -1,7 +1,7 @@
 """The bypasses in plain torch: what a CPU runs, and a reference on any other device.
 
-A segment is a slice of the step and takes one product per group and one per site. Where it has so few rows that the
-call would cost more than the product, it is served together with all other such segments (see `bags.py`).
+A segment is a slice of the step and takes one product per group and one per site. Where it has so few rows that a call
+costs more than its product, it is served together with all other such segments (see `bags.py`).
 
 The step's plan is made once per change of the work list: decode, where the same sequences run step after step,
 plans nothing.
@@ -13,16 +13,17 @@ from typing import NamedTuple
 import torch
 
 from .bag_plan import plan_bags
-from .bags import Bags
+from .bags import Bags, most_dots, most_sums
 from .factors import Factors, Slice, view_factors
 from .layout import BlobLayout, Group, Rows, Segment, Shrunk
 
 
 class Attached(NamedTuple):
-    """short: segments of at most so many rows are cheaper in bags."""
+    """dots, sums: segments of at most so many rows are cheaper in bags, for the first and for the second product."""
 
     factors: Factors
-    short: int
+    dots: int
+    sums: int
 
 
 class Plan(NamedTuple):
@@ -62,7 +63,7 @@ class TorchBypass:
         for index, entry in layout.items():
             if entry.rank:
                 factors = view_factors(self._arena, base, self._groups[index], entry)
-                self._slots[slot][index] = Attached(factors, short_rows(factors))
+                self._slots[slot][index] = Attached(factors, most_dots(factors), most_sums(factors))
         self._work = None
 
     def detach(self, slot: int) -> None:
@@ -87,12 +88,12 @@ class TorchBypass:
         plan = self._plans.get(group)
         if plan is None:
             return None
-        h = [_shrink_slice(s, x) for s in plan.slices]
+        h = [s.shrink(x) for s in plan.slices]
         return TorchShrunk(plan, h, plan.bags.shrink(x) if plan.bags else None)
 
     def expand_(self, shrunk: Shrunk, position: int, y: torch.Tensor) -> None:
         assert isinstance(shrunk, TorchShrunk)
-        for (factors, _, start, end), h in zip(shrunk.plan.slices, shrunk.h, strict=True):
+        for (factors, _, start, end, _), h in zip(shrunk.plan.slices, shrunk.h, strict=True):
             if factors.ranks[position]:
                 y[start:end].addmm_(h[:, factors.columns[position]], factors.b[position])
         if shrunk.bag_h is not None and shrunk.plan.bags is not None:
@@ -102,26 +103,7 @@ class TorchBypass:
         length = s.end - s.start
         if length == 0:
             return
-        for index, (factors, limit) in self._slots[s.slot].items():
+        for index, (factors, dots, sums) in self._slots[s.slot].items():
             if self._groups[index].rows is rows:
-                side = short if length <= limit else long
-                side.setdefault(index, []).append(Slice(factors, s.weight, s.start, s.end))
-
-
-def short_rows(factors: Factors) -> int:
-    """How many rows a segment may have before a product of its own is cheaper than samples in the bags.
-
-    The bags' cost grows with every row, a product's hardly for the first ten; but in 16 bit each call costs about as
-    much as 400,000 multiply-adds in the bags. Measured on an AVX-512 core with 16-bit dot products, torch 2.13.
-    """
-    if factors.a.device.type != "cpu" or factors.gather or factors.grain < 16:
-        return 0
-    free, call = (2, 400_000) if factors.a.element_size() == 2 else (5, 20_000)
-    calls = 1 + sum(rank > 0 for rank in factors.ranks)
-    return free + calls * call // factors.num_elements
-
-
-def _shrink_slice(s: Slice, x: torch.Tensor) -> torch.Tensor:
-    rows, a = x[s.start : s.end], s.factors.a
-    h = a.index_select(0, rows) if s.factors.gather else torch.mm(rows, a)
-    return h if s.weight == 1 else h.mul_(s.weight)
+                side = short if length <= sums else long
+                side.setdefault(index, []).append(Slice(factors, s.weight, s.start, s.end, length <= dots))

@@ -1,12 +1,10 @@
 from types import ModuleType
 
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peftserve.kernels.factors import Factors, view_factors
-from peftserve.kernels.layout import Group, GroupLayout, Rows, Segment
-from peftserve.kernels.torch_bypass import TorchBypass, short_rows
+from peftserve.kernels.layout import Group, Rows, Segment
+from peftserve.kernels.torch_bypass import TorchBypass
 
 GROUPS = (Group(48, (32, 96)), Group(7, (64,), gather=True), Group(32, (21,), rows=Rows.LOGITS))
 ROWS = 40
@@ -17,7 +15,7 @@ segments = st.lists(
         st.integers(0, 3),
         st.sampled_from([1.0, 0.5, -2.0]),
         st.integers(0, ROWS - 1),
-        st.sampled_from([0, 1, 2, 3, 7, 40]),
+        st.sampled_from([0, 1, 2, 7, 14, 40]),
     ),
     max_size=8,
 )
@@ -33,21 +31,6 @@ def test_any_work_list(kit: ModuleType, tokens: list[Segment], logits: list[Segm
     backend = TorchBypass(case.arena, GROUPS)
     case.attach_all(backend)
     kit.check_step(case, backend, tokens, logits, ROWS, 1e-6)
-
-
-def factors(rank: int, dtype: torch.dtype, *, gather: bool = False, base: int = 0) -> Factors:
-    group = Group(64, (32,), gather=gather)
-    return view_factors(torch.zeros(1 << 17, dtype=dtype), base, group, GroupLayout(0, (rank,), (rank * 64,)))
-
-
-def test_small_factors_stay_in_the_bags_for_longer() -> None:
-    assert short_rows(factors(8, torch.bfloat16)) > short_rows(factors(512, torch.bfloat16)) >= 2
-    assert short_rows(factors(8, torch.bfloat16)) > short_rows(factors(8, torch.float32)) >= 5
-
-
-def test_what_bags_cannot_read_well_is_never_short() -> None:
-    assert short_rows(factors(8, torch.float32, gather=True)) == 0
-    assert short_rows(factors(8, torch.float32, base=8)) == 0
 
 
 def test_the_same_work_list_is_planned_once(kit: ModuleType) -> None:
