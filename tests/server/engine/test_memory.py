@@ -1,0 +1,59 @@
+"""What pages and adapters get when the operator does not say."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from peftserve.server.engine import memory
+from peftserve.server.engine.memory import adapter_elements, free_bytes, kv_pages
+from peftserve.server.engine.model.kv_cache import KVShape
+
+CPU = torch.device("cpu")
+GIB = 1 << 30
+SHAPES = {0: KVShape(2, 8, 8), 1: KVShape(1, 8, 4)}  # 44 elements a token
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with 10 GiB."""
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 10 * GIB)
+
+
+def pages(asked: int | None = None, max_tokens: int = 1 << 60) -> int:
+    return kv_pages(asked, SHAPES, page_size=16, max_tokens=max_tokens, dtype=torch.bfloat16, device=CPU)
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(160, 10), (175, 10), (16, 1), (1, 1)])
+def test_the_cache_is_as_asked(asked: int, expected: int) -> None:
+    assert pages(asked) == expected
+
+
+def test_the_cache_fits_the_free_memory(free: None) -> None:
+    assert pages() == int(10 * GIB * 0.3) // (16 * 2 * 44)
+
+
+def test_the_cache_is_no_larger_than_all_sequences_need(free: None) -> None:
+    assert pages(max_tokens=33) == 3
+
+
+def test_a_cache_has_at_least_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 0)
+    assert pages() == 1
+
+
+def test_the_arena_is_as_asked_or_a_share_with_a_limit(free: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert adapter_elements(4096, torch.float32, CPU) == 1024
+    assert adapter_elements(None, torch.bfloat16, CPU) == GIB // 2
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1000 * GIB)
+    assert adapter_elements(None, torch.float32, CPU) == GIB
+
+
+@pytest.mark.parametrize(("limit", "within"), [("max\n", False), ("1048576\n", True)])
+def test_a_container_counts(limit: str, within: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "memory.max"
+    file.write_text(limit)
+    monkeypatch.setattr(memory, "_CGROUP_LIMIT", file)
+    assert (free_bytes(CPU) == 1 << 20) == within
+    monkeypatch.setattr(memory, "_CGROUP_LIMIT", tmp_path / "absent")
+    assert free_bytes(CPU) > 1 << 20
