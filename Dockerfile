@@ -12,6 +12,7 @@ FROM python:3.12-slim
 ARG TORCH_INDEX=""
 
 # Triton compiles its launchers with a C compiler at run time.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/*

@@ -17,7 +17,7 @@ Run = Callable[[list[list[int]]], int]  # takes prompts; returns the number of t
 
 
 def engine(base: Path, store: Path, digests: Sequence[str], device: str) -> Engine:
-    """With these adapters compiled and ready; each has been used once, so that it lies on the device."""
+    """With these adapters compiled; the first run on them, which is not counted, brings them to the device."""
     made = Engine(EngineConfig(model=str(base), dtype="bfloat16", device=device, store=store, kv_cache_tokens=16384))
     for digest in digests:
         made.inspect_adapter(digest, store / digest)
