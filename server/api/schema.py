@@ -41,7 +41,7 @@ class MixturePart(Body):
     """One adapter of a mixture with its weight."""
 
     name: str = Field(min_length=1, max_length=256)
-    weight: float = Field(default=1.0, ge=-1000, le=1000)
+    weight: float = 1.0
 
 
 class GenerationRequest(Body):

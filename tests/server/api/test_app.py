@@ -227,5 +227,11 @@ async def test_tokenizer_routes(server, tokenizer, check_envelope):
 
 
 def test_the_http_side_leaves_torch_alone():
-    program = "import peftserve.server.api.serve, sys; sys.exit('torch' in sys.modules)"
+    program = """
+import sys
+import peftserve.server.api.serve
+from peftserve.server.api.tokenizer import _template_renderer
+_template_renderer()
+sys.exit("torch" in sys.modules)
+"""
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
