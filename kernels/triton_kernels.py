@@ -10,8 +10,8 @@ h is fp32, (SPLIT, rows, h_stride): SPLIT partial sums over the input's features
 that a few rows still fill the device without floating-point atomics.
 
 BLOCK_M is 1 or at least 16. With 1, products are summed elementwise; else they run on tensor cores, for which fp32 h
-is cut into two halves of 16 bits, so that nothing of it is lost but its last 8 bits. ALIGN: all offsets of factors are
-multiples of so many elements.
+is cut into two halves of 16 bits: in bf16 it loses its last 8 bits, in fp16 the last 2 (and must fit, as y must).
+ALIGN: all offsets of factors are multiples of so many elements.
 """
 
 from typing import Any
@@ -23,7 +23,6 @@ BLOCK_K_BYTES = 256
 BLOCK_N = 128
 SHRINK_STAGES = 3
 EXPAND_STAGES = 1  # a rank is one block or two: there is nothing to pipeline
-
 
 TABLE_FIELDS = tl.constexpr(2)
 SITE_FIELDS = tl.constexpr(3)
