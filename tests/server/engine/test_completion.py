@@ -116,6 +116,13 @@ def test_no_end_comes_before_min_tokens(maker: OutputMaker) -> None:
     assert (tokens[2], output.finish_reason) == (EOS, "stop")
 
 
+def test_where_every_token_would_end_it_min_tokens_still_holds(maker: OutputMaker) -> None:
+    """Some token has to come out, and it is one that may not end the sequence yet."""
+    one = sequence([1], min_tokens=2, stop_token_ids=list(range(VOCAB)))
+    reasons = [update(maker, [Span(one, i, 1, samples=True)], EOS)["one"].finish_reason for i in range(3)]
+    assert reasons == [None, None, "stop"]
+
+
 def test_prompt_logprobs_are_put_together_over_chunks_and_a_preemption(maker: OutputMaker) -> None:
     prompt = [1, 2, 3, 4, 5]
     one = sequence(prompt, prompt_logprobs=1)

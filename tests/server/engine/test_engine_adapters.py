@@ -156,12 +156,14 @@ def test_releasing_an_adapter_gives_all_of_it_back(make_bench: MakeBench, adapte
     bench.assert_idle()
 
 
+@pytest.mark.parametrize("steps", [0, 3])
 def test_an_adapter_is_released_when_its_last_request_ends(
-    make_bench: MakeBench, adapters: dict[str, Path], peft: Any
+    make_bench: MakeBench, adapters: dict[str, Path], peft: Any, steps: int
 ) -> None:
+    """One that runs, and one that has not begun."""
     bench = make_bench(adapters.items())
     bench.add("one", PROMPT, "a", max_tokens=8)
-    outputs = [output for _ in range(3) for output in bench.step()]
+    outputs = [output for _ in range(steps) for output in bench.step()]
     with pytest.raises(ValueError, match="a request uses this adapter"):
         bench.engine.release_adapter("a")
     release = bench.engine.start_release("a")

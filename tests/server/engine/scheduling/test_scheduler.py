@@ -330,6 +330,18 @@ def test_preempted_sequences_go_before_waiting_ones(make_sequence: MakeSequence)
     assert list(run.done) == [s.request_id for s in (first, second, third)]
 
 
+def test_the_oldest_of_those_preempted_comes_back_first(make_sequence: MakeSequence) -> None:
+    run = simulation(num_pages=12, prefix_caching=False)
+    sequences = [make_sequence(prompt=[i] * 15, max_tokens=20) for i in range(3)]
+    for sequence in sequences:
+        run.scheduler.add(sequence)
+    while len(run.scheduler.preempted) < 2:
+        run.step()
+    assert list(run.scheduler.preempted) == sequences[1:]
+    run.run()
+    assert list(run.done) == [sequence.request_id for sequence in sequences]
+
+
 def test_prompt_logprobs_are_computed_in_bounded_chunks(make_sequence: MakeSequence) -> None:
     run = simulation(num_pages=200, budget=4 * PROMPT_LOGPROBS_CHUNK)
     run.scheduler.add(make_sequence(prompt=[1] * 600, max_tokens=1, prompt_logprobs=0))
