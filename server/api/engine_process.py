@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..config import EngineConfig
-from ..wire.launch import engine_command
+from ..wire.launch import engine_command, engine_environment
 from ..wire.transport import ApiSocket
 
 CommandMaker = Callable[[str, EngineConfig], list[str]]
@@ -37,7 +37,10 @@ class EngineProcess:
         try:
             # A session of its own: Ctrl-C on the terminal is for the API, which drains before it stops the engine.
             process = await asyncio.create_subprocess_exec(
-                *make_command(address, config), stdin=asyncio.subprocess.PIPE, start_new_session=True
+                *make_command(address, config),
+                stdin=asyncio.subprocess.PIPE,
+                env=engine_environment(),
+                start_new_session=True,
             )
         except BaseException:
             socket.close()

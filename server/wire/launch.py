@@ -23,6 +23,15 @@ def engine_command(address: str, config: EngineConfig, *, module: str = ENGINE_M
     return [sys.executable, "-m", module, address, encode_config(config)]
 
 
+def engine_environment() -> dict[str, str]:
+    """The engine process's environment.
+
+    Threads that wait for each other in a product soon go to sleep: those that spin take the cores from whatever else
+    runs on the machine, the API process first, and then wait for the very threads that they keep from running.
+    """
+    return {"GOMP_SPINCOUNT": "3000", **os.environ}
+
+
 def parse_engine_arguments(arguments: Sequence[str]) -> tuple[str, EngineConfig]:
     """(address, config) of `sys.argv[1:]`. Raises ValueError if they are not what `engine_command` made."""
     address, config = arguments
