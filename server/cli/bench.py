@@ -46,6 +46,7 @@ class Workload:
                 "ignore_eos": True,
                 "stream": True,
                 "stream_options": {"include_usage": True},
+                "return_token_ids": True,  # a chunk for each token, also where its text is held back
             }
 
 

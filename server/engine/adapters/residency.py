@@ -92,6 +92,7 @@ class AdapterResidency:
 
         One digest that could not be fetched, or several that do not fit the device together.
         """
+        awaited = set(self._fetches)
         for digest in [d for d, fetch in self._fetches.items() if fetch.done()]:
             fetch = self._fetches.pop(digest)
             if (error := fetch.exception()) is not None:
@@ -103,7 +104,8 @@ class AdapterResidency:
             if resident.copy is not None and resident.copy.done():
                 resident.copy.result()
                 self._attach(digest, resident)
-        self._asked = {d: t for d, t in self._asked.items() if d in self._fetches}
+        # What was just fetched is about to be reserved: its load counts from when it was asked for.
+        self._asked = {digest: asked for digest, asked in self._asked.items() if digest in awaited}
         failures, self._failures = self._failures, {}
         return failures
 

@@ -1,0 +1,53 @@
+"""The demo's adapters do their tasks through the server, in one mixed batch, and the bare base does none."""
+
+import asyncio
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from peftserve.server.demo import DEMO_ADAPTERS, DEMO_HELD_OUT, DEMO_MODEL, DEMO_NAME
+
+RIGHT = 0.95
+BASE_PROMPTS = 10  # of each task
+CLIENTS = 64
+
+
+async def test_each_adapter_is_right_and_the_base_is_not(oracle: ModuleType, device: str, tmp_path: Path) -> None:
+    questions = questions_of_the_demo()
+    flags = [flag for name, folder in DEMO_ADAPTERS.items() for flag in ("--adapter", f"{name}={folder}")]
+    flags += ["--served-model-name", DEMO_NAME, "--device", device]
+    server = oracle.RunningServer.start(DEMO_MODEL, tmp_path / "state", tmp_path / "server.log", *flags)
+    try:
+        async with oracle.Client.connect(server.url) as client:
+            free = asyncio.Semaphore(CLIENTS)
+            answers = await asyncio.gather(*(ask(client, free, model, prompt) for model, prompt, _ in questions))
+    finally:
+        server.stop()
+    right: Counter[str] = Counter()
+    asked: defaultdict[str, int] = defaultdict(int)
+    for (model, _, wanted), got in zip(questions, answers, strict=True):
+        asked[model] += 1
+        right[model] += got == wanted
+    assert right[DEMO_NAME] == 0
+    assert {name: right[name] for name in DEMO_ADAPTERS if right[name] < RIGHT * asked[name]} == {}
+
+
+def questions_of_the_demo() -> list[tuple[str, str, str]]:
+    """(model, prompt, right answer) with the models taking turns; some of the prompts go to the base too."""
+    lines = [json.loads(line) for line in DEMO_HELD_OUT.read_text(encoding="utf-8").splitlines()]
+    by_adapter = {name: [line for line in lines if line["adapter"] == name] for name in DEMO_ADAPTERS}
+    ranked = [(i, name, line) for name, of_name in by_adapter.items() for i, line in enumerate(of_name)]
+    questions = [(i, name, line["prompt"], line["answer"]) for i, name, line in ranked]
+    questions += [(i, DEMO_NAME, line["prompt"], line["answer"]) for i, _, line in ranked if i < BASE_PROMPTS]
+    return [question for _, *question in sorted(questions)]  # type: ignore[misc]
+
+
+async def ask(client: Any, free: asyncio.Semaphore, model: str, prompt: str) -> str:
+    async with free:
+        chat = await client.official.chat.completions.create(
+            model=model, messages=[{"role": "user", "content": prompt}], temperature=0, max_completion_tokens=128
+        )
+    assert chat.model == model
+    return str(chat.choices[0].message.content)
