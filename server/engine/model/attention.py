@@ -21,6 +21,18 @@ _names = itertools.count()
 _UNSERVED = ("s_aux", "position_bias", "head_mask")  # attention inputs that would change the result
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """How one layer turns products into weights. scale: of the scores. window: keys that a query sees, itself included.
+
+    softcap: scores are bent to within plus and minus it (Gemma 2, arXiv:2408.00118).
+    """
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+
+
 @dataclass
 class DecodeRows:
     """Rows of one query token each.
@@ -107,24 +119,17 @@ class PagedAttention:
     ) -> tuple[torch.Tensor, None]:
         """query: (1, heads, tokens, dim); key, value: (1, kv heads, tokens, dim). Returns (1, tokens, heads, dim)."""
         layer = _layer_of(module)
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        scoring = Scoring(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap)
         if self.cache is None or self.step is None:
             self._note_shapes(layer, key, value, kwargs)
             rows = PrefillRows(0, query.shape[2], 0, torch.empty(0))
-            out = _prefill(rows, query[0], key, value, scale, sliding_window, softcap)
+            out = _prefill(rows, query[0], key, value, scoring)
             return out.transpose(0, 1)[None], None
-        out = self._paged(layer, query[0], key[0], value[0], scale, sliding_window, softcap)
+        out = self._paged(layer, query[0], key[0], value[0], scoring)
         return out[None], None
 
     def _paged(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scoring: Scoring
     ) -> torch.Tensor:
         assert self.cache is not None
         assert self.step is not None
@@ -134,7 +139,7 @@ class PagedAttention:
         for decode in self.step.decodes:
             keys, values = self.cache.read(layer, decode.pages)
             rows = query.transpose(0, 1) if decode.rows is None else query[:, decode.rows].transpose(0, 1)
-            result = _decode(decode, rows, keys, values, scale, window, softcap)
+            result = _decode(decode, rows, keys, values, scoring)
             if decode.rows is None:
                 return result
             out[decode.rows] = result
@@ -143,7 +148,7 @@ class PagedAttention:
             if span.context:
                 keys, values = self.cache.read(layer, span.pages)
             rows = query[:, span.begin : span.end]
-            out[span.begin : span.end] = _prefill(span, rows, keys, values, scale, window, softcap).transpose(0, 1)
+            out[span.begin : span.end] = _prefill(span, rows, keys, values, scoring).transpose(0, 1)
         return out
 
     def _note_shapes(self, layer: int, key: torch.Tensor, value: torch.Tensor, kwargs: Mapping[str, Any]) -> None:
@@ -163,13 +168,7 @@ def _layer_of(module: torch.nn.Module) -> int:
 
 
 def _decode(
-    decode: DecodeRows,
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
+    decode: DecodeRows, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scoring: Scoring
 ) -> torch.Tensor:
     """query: (batch, heads, dim); keys, values: (batch, kv heads, keys, dim). Returns (batch, heads, value dim).
 
@@ -178,45 +177,36 @@ def _decode(
     batch, heads, dim = query.shape
     kv_heads = keys.shape[1]
     grouped = query.reshape(batch, kv_heads, heads // kv_heads, dim)
-    out = _attend(grouped, keys, values, decode.mask(window, keys.shape[2]), scale, softcap)
+    out = _attend(grouped, keys, values, decode.mask(scoring.window, keys.shape[2]), scoring)
     return out.reshape(batch, heads, values.shape[-1])
 
 
 def _prefill(
-    span: PrefillRows,
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
+    span: PrefillRows, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scoring: Scoring
 ) -> torch.Tensor:
     """query: (heads, rows, dim); keys, values: (1, kv heads, keys, dim), padded at the end. Returns query's shape."""
     total = span.context + span.end - span.begin
     keys, values = keys[:, :, :total], values[:, :, :total]
-    if span.context == 0 and softcap is None and (window is None or window >= total):
+    sees_all = scoring.window is None or scoring.window >= total
+    if span.context == 0 and scoring.softcap is None and sees_all:
+        grouped_heads = keys.shape[1] != query.shape[0]
         out = F.scaled_dot_product_attention(
-            query[None], keys, values, is_causal=True, scale=scale, enable_gqa=keys.shape[1] != query.shape[0]
+            query[None], keys, values, is_causal=True, scale=scoring.scale, enable_gqa=grouped_heads
         )
         return out[0]
     heads, rows, dim = query.shape
     grouped = query.reshape(1, keys.shape[1], -1, dim)
-    mask = span.mask(window, query.device).repeat(heads // keys.shape[1], 1)[None, None]
-    return _attend(grouped, keys, values, mask, scale, softcap).reshape(heads, rows, values.shape[-1])
+    mask = span.mask(scoring.window, query.device).repeat(heads // keys.shape[1], 1)[None, None]
+    return _attend(grouped, keys, values, mask, scoring).reshape(heads, rows, values.shape[-1])
 
 
 def _attend(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    mask: torch.Tensor,
-    scale: float,
-    softcap: float | None,
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scoring: Scoring
 ) -> torch.Tensor:
-    """Masked attention over (batch, kv heads, rows, dim); with a soft cap (Gemma 2, arXiv:2408.00118) in float32."""
-    if softcap is None:
-        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale)
-    scores = torch.matmul(query, keys.transpose(-1, -2)) * scale
-    scores = torch.tanh(scores / softcap) * softcap
+    """Masked attention over (batch, kv heads, rows, dim); with a soft cap in plain operators, softmax in float32."""
+    if scoring.softcap is None:
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scoring.scale)
+    scores = torch.matmul(query, keys.transpose(-1, -2)) * scoring.scale
+    scores = torch.tanh(scores / scoring.softcap) * scoring.softcap
     scores = scores.float().masked_fill(~mask, float("-inf"))
     return torch.matmul(scores.softmax(-1).to(values.dtype), values)

@@ -1,6 +1,7 @@
 """Which models are refused, why, and what is read of those that are served."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -126,7 +127,7 @@ def test_the_configuration_alone_may_say_no(
 def test_attention_that_computes_something_else_is_refused(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it would where a model hands over what our attention overlooks."""
     plain = attention_module._prefill
-    monkeypatch.setattr(attention_module, "_prefill", lambda *a: plain(*a[:4], a[4] * 1.1, *a[5:]))
+    monkeypatch.setattr(attention_module, "_prefill", lambda *a: plain(*a[:4], replace(a[4], scale=a[4].scale * 1.1)))
     with pytest.raises(UnservableModel, match="attention behind transformers' interface are off by"):
         load(tiny())
 
