@@ -61,7 +61,7 @@ class DecodeRows:
 class PrefillRows:
     """Rows [begin, end) are consecutive tokens of one sequence, after `context` earlier ones.
 
-    pages: (1, pages) of the context and the rows.
+    pages: (1, pages) that begin with those of the context and the rows.
     """
 
     begin: int
@@ -70,10 +70,15 @@ class PrefillRows:
     pages: torch.Tensor
     masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
 
+    @property
+    def total(self) -> int:
+        """Keys that the last row sees."""
+        return self.context + self.end - self.begin
+
     def mask(self, window: int | None, device: torch.device) -> torch.Tensor:
-        """(rows, context + rows) booleans: causal, within the window."""
+        """(rows, total) booleans: causal, within the window."""
         if window not in self.masks:
-            keys = torch.arange(self.context + self.end - self.begin, device=device)
+            keys = torch.arange(self.total, device=device)
             queries = keys[self.context :, None]
             seen = keys <= queries
             if window is not None:
@@ -146,7 +151,7 @@ class PagedAttention:
         for span in self.step.prefills:
             keys, values = key[None, :, span.begin : span.end], value[None, :, span.begin : span.end]
             if span.context:
-                keys, values = self.cache.read(layer, span.pages)
+                keys, values = self.cache.read(layer, span.pages[:, : self.cache.num_pages_of(span.total)])
             rows = query[:, span.begin : span.end]
             out[span.begin : span.end] = _prefill(span, rows, keys, values, scoring).transpose(0, 1)
         return out
@@ -185,7 +190,7 @@ def _prefill(
     span: PrefillRows, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scoring: Scoring
 ) -> torch.Tensor:
     """query: (heads, rows, dim); keys, values: (1, kv heads, keys, dim), padded at the end. Returns query's shape."""
-    total = span.context + span.end - span.begin
+    total = span.total
     keys, values = keys[:, :, :total], values[:, :, :total]
     sees_all = scoring.window is None or scoring.window >= total
     if span.context == 0 and scoring.softcap is None and sees_all:

@@ -36,6 +36,9 @@ class KVCache:
             for layer, s in shapes.items()
         }
 
+    def num_pages_of(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.page_size)
+
     def clear(self, pages: torch.Tensor) -> None:
         """Zero the pages (count,) in every layer.
 

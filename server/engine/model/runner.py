@@ -14,6 +14,8 @@ from .attention import AttentionStep, DecodeRows, PagedAttention, PrefillRows
 from .kv_cache import KVCache
 from .sites import BypassHooks
 
+MASKED_ROWS = 256  # rows of a masked product at a time: bounds the mask, and skips keys that no row of a block sees
+
 
 @dataclass(frozen=True)
 class StepLogits:
@@ -79,13 +81,24 @@ class ModelRunner:
         write = [row for span in spans for row in self._cache_rows(span)]
         singles = [i for i, span in enumerate(spans) if span.num_tokens == 1]
         prefills = [
-            PrefillRows(offsets[i], offsets[i + 1], span.start, self._pages([span]))
-            for i, span in enumerate(spans)
+            rows
+            for span, offset in zip(spans, offsets, strict=False)
             if span.num_tokens > 1
+            for rows in self._prefill_rows(span, offset)
         ]
         whole = not prefills
         decodes = [self._decode_rows(spans, offsets, group, whole) for group in self._by_length(spans, singles)]
         return AttentionStep(self._tensor(write), decodes, prefills)
+
+    def _prefill_rows(self, span: Span, offset: int) -> list[PrefillRows]:
+        """The whole span at once, or in blocks where it needs a mask over all that comes before it."""
+        pages = self._pages([span])
+        block = MASKED_ROWS if span.start else span.num_tokens
+        begins = range(0, span.num_tokens, block)
+        return [
+            PrefillRows(offset + begin, offset + min(begin + block, span.num_tokens), span.start + begin, pages)
+            for begin in begins
+        ]
 
     def _begun_pages(self, spans: list[Span]) -> list[int]:
         """Pages that the step begins and does not fill. Decodes read their rest as well, masked."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from peftserve.kernels.layout import Segment
+from peftserve.server.engine.model import runner as runner_module
 from peftserve.server.engine.model.kv_cache import KVCache, KVShape
 from peftserve.server.engine.model.runner import ModelRunner
 from peftserve.server.engine.scheduling.batch import Batch, Span
@@ -89,3 +90,15 @@ def test_a_step_that_fails_leaves_nothing_behind(harness: Harness, make_sequence
         harness.runner.run(Batch([Span(make_sequence([10_000], [0]), 0, 1, True)]))
     assert forgotten
     assert harness.model.attention.step is None
+
+
+@pytest.mark.parametrize("block", [1, 3, 4, 100])
+def test_a_long_chunk_after_a_context_runs_in_blocks(
+    harness: Harness, make_sequence: MakeSequence, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr(runner_module, "MASKED_ROWS", block)
+    tokens = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8]
+    sequence = make_sequence(tokens, [4, 0, 2, 5, 1], prompt_logprobs=0)
+    harness.runner.run(Batch([Span(sequence, 0, 6, False)]))
+    result = harness.runner.run(Batch([Span(sequence, 6, 13, True)]))
+    torch.testing.assert_close(result.logits, harness.model.expected(tokens)[6:].float(), atol=1e-5, rtol=1e-5)
