@@ -84,8 +84,8 @@ class AdapterLibrary:
     async def delete(self, name: str, version: int | None = None) -> list[VersionRef]:
         """Remove a name, or one version of it; returns what was removed once no new request can get it.
 
-        Running requests keep it; files and memory are given back in the background when the last of them ends.
-        Raises AdapterNotFound; AdapterConflict if it is the server's default.
+        Running requests keep it; files and memory are given back in the background when the last of them ends. If it
+        was the server's default, the bare base is from now on. Raises AdapterNotFound.
         """
         return await asyncio.shield(self._spawn(self._delete(name, version)))
 
@@ -105,7 +105,10 @@ class AdapterLibrary:
         await self.settled()
 
     async def _delete(self, name: str, version: int | None) -> list[VersionRef]:
+        had_default = self._registry.get_default() is not None
         removed = await asyncio.to_thread(self._registry.delete, name, version)
+        if had_default and self._registry.get_default() is None:
+            logger.warning("The default adapter, %s, was deleted: the bare base answers for it now", name)
         for digest in {ref.digest for ref in removed}:
             self._spawn(self._collect(digest))
         return removed

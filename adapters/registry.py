@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .errors import AdapterConflict, AdapterNotFound, StoreFull
+from .errors import AdapterNotFound, StoreFull
 from .facts import AdapterFacts
 from .names import Reference, VersionRef, parse_reference
 
@@ -91,10 +91,9 @@ class AdapterRegistry:
         return _record(row)
 
     def delete(self, name: str, version: int | None = None) -> list[VersionRef]:
-        """Remove all versions of a name, or one; returns them.
+        """Remove all versions of a name, or one; returns them. Raises AdapterNotFound.
 
-        Raises AdapterNotFound; AdapterConflict if the server's default would be left without a version: to answer
-        requests for the default from the bare base all at once would be a surprise, so the operator chooses first.
+        Where the server's default is left without a version, in the same transaction there is no default any more.
         """
         with self._transaction() as db:
             removed = [
@@ -109,7 +108,7 @@ class AdapterRegistry:
             db.execute("DELETE FROM versions WHERE name = ?1 AND version = ifnull(?2, version)", (name, version))
             default = _default(db)
             if default is not None and default.name == name and _find(db, default) is None:
-                raise AdapterConflict(f"{name!r} is the server's default adapter; set another default first")
+                db.execute("DELETE FROM default_adapter")
         return removed
 
     def find(self, name: str, version: int | None = None) -> VersionRef | None:

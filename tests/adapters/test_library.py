@@ -259,10 +259,9 @@ async def test_the_default(library: AdapterLibrary, router: Router, upload: Uplo
     await library.add(upload("x"), "a")
     await library.set_default("a")
     assert router.resolve(None).label == "a@1"
-    with pytest.raises(AdapterConflict):
-        await library.delete("a")
-    await library.set_default(None)
     await library.delete("a")
+    assert router.resolve(None).weights() == {}
+    assert router.resolve("default").weights() == {}
 
 
 async def test_recovery(

@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from peftserve.adapters import registry as registry_module
-from peftserve.adapters.errors import AdapterConflict, AdapterNotFound, StoreFull
+from peftserve.adapters.errors import AdapterNotFound, StoreFull
 from peftserve.adapters.facts import AdapterFacts
 from peftserve.adapters.names import Reference, VersionRef
 from peftserve.adapters.registry import AdapterRegistry
@@ -57,22 +57,26 @@ def test_what_is_not_there(registry: AdapterRegistry) -> None:
             registry.set_default(text)
 
 
-def test_the_default_cannot_be_deleted(registry: AdapterRegistry) -> None:
+@pytest.mark.parametrize("version", [None, 2])
+def test_a_deleted_default_leaves_none(registry: AdapterRegistry, version: int | None) -> None:
     for digest in DIGESTS:
         registry.add("a", digest, FACTS)
     registry.set_default("a@2")
-    for version in (None, 2):
-        with pytest.raises(AdapterConflict, match="set another default first"):
-            registry.delete("a", version)
-    assert len(registry.versions("a")) == 3
     registry.delete("a", 3)
+    assert registry.find_default() == VersionRef("a", 2, DIGESTS[1])
+    registry.delete("a", version)
+    assert registry.get_default() is None
+    registry.check_integrity()
+
+
+def test_a_default_by_name_lasts_as_long_as_a_version_does(registry: AdapterRegistry) -> None:
+    for digest in DIGESTS[:2]:
+        registry.add("a", digest, FACTS)
     registry.set_default("a")
     registry.delete("a", 2)
     assert registry.find_default() == VersionRef("a", 1, DIGESTS[0])
-    with pytest.raises(AdapterConflict):
-        registry.delete("a", 1)
-    registry.set_default(None)
-    registry.delete("a")
+    registry.delete("a", 1)
+    assert registry.get_default() is None
 
 
 def test_pages(registry: AdapterRegistry) -> None:
@@ -199,12 +203,12 @@ class RegistryMachine(RuleBasedStateMachine):
         if not gone:
             with pytest.raises(AdapterNotFound):
                 self.registry.delete(name, version)
-        elif self.default and self.default.name == name and not (left & {self.default.version or max(left, default=0)}):
-            with pytest.raises(AdapterConflict):
-                self.registry.delete(name, version)
         else:
             assert {ref.version for ref in self.registry.delete(name, version)} == gone
             self.versions[name] = {v: d for v, d in have.items() if v in left}
+            default = self.default
+            if default and default.name == name and not (left & {default.version or max(left, default=0)}):
+                self.default = None
 
     @rule(name=st.sampled_from(NAMES), version=st.none() | st.integers(1, 5))
     def set_default(self, name: str, version: int | None) -> None:

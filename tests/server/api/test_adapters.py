@@ -94,11 +94,19 @@ async def test_the_default_answers_requests_that_name_no_model(server, check_env
         assert response.json()["model"] == "sql@1"
     response = await server.http.post("/v1/completions", json={"prompt": "ab", "model": "base"})
     assert response.headers["x-peftserve-adapter"] == "base"
-    check_envelope(await server.http.delete("/v1/adapters/sql"), 409, "adapter_conflict")
     check_envelope(await server.http.put("/v1/default-adapter", json={"adapter": "nobody"}), 404)
     check_envelope(await server.http.put("/v1/default-adapter", json={}), 400)
     assert (await server.http.put("/v1/default-adapter", json={"adapter": None})).json() == {"adapter": None}
     assert (await server.http.get("/v1/default-adapter")).json() == {"adapter": None}
+
+
+async def test_a_deleted_default_leaves_the_base(server):
+    await server.upload("sql")
+    await server.http.put("/v1/default-adapter", json={"adapter": "sql"})
+    assert (await server.http.delete("/v1/adapters/sql")).json()["deleted"] is True
+    assert (await server.http.get("/v1/default-adapter")).json() == {"adapter": None}
+    response = await server.http.post("/v1/completions", json={"prompt": "ab"})
+    assert response.headers["x-peftserve-adapter"] == "base"
 
 
 async def test_a_mixture_carries_its_weights(server):
