@@ -19,8 +19,9 @@ from .sites import SiteTracer, TracedSites
 logger = logging.getLogger(__name__)
 
 TRACE_TOKENS = 24
-_TOLERANCE = {torch.float32: 0.01}  # of a log-probability, in standard deviations of the logits
-_TOLERANCE_OF_16_BITS = 0.1
+# What log-probabilities may differ by, in standard deviations of the logits.
+_TOLERANCE = 0.01  # in float32, of any token
+_TOLERANCE_OF_16_BITS = 0.2  # root mean square of a token's, for half of the tokens: rounding can flip an expert
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
@@ -41,9 +42,13 @@ class Trace:
 
     def check(self, logits: torch.Tensor, what: str) -> None:
         """Raises UnservableModel if they differ by more than the rounding of the model's type explains."""
-        difference = (logits.float().log_softmax(-1) - self.logits.log_softmax(-1)).abs().max().item()
+        differences = logits.float().log_softmax(-1) - self.logits.log_softmax(-1)
         scale = max(self.logits.std(-1).mean().item(), 1.0)
-        if not difference <= scale * _TOLERANCE.get(self.dtype, _TOLERANCE_OF_16_BITS):
+        if self.dtype == torch.float32:
+            difference, tolerance = differences.abs().max().item(), _TOLERANCE
+        else:
+            difference, tolerance = differences.square().mean(-1).sqrt().median().item(), _TOLERANCE_OF_16_BITS
+        if not difference <= scale * tolerance:
             raise UnservableModel(f"its logits with {what} are off by {difference:.3g}: it uses attention unknown here")
 
 

@@ -132,6 +132,29 @@ def test_attention_that_computes_something_else_is_refused(tiny: Tiny, monkeypat
         load(tiny())
 
 
+NOISY: dict[str, PretrainedConfig] = {
+    "deep": transformers.LlamaConfig(**{**SMALL, "hidden_size": 128, "num_hidden_layers": 24}, **WIDTHS, **KV),
+    "experts": transformers.MixtralConfig(
+        **{**SMALL, "hidden_size": 128, "num_hidden_layers": 8}, **WIDTHS, **KV, num_local_experts=8
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NOISY)
+def test_the_rounding_of_bfloat16_is_no_reason_to_refuse(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It adds up over layers and sends tokens to other experts; wrong attention still shows."""
+    torch.manual_seed(0)
+    NOISY[kind].initializer_range = 0.1
+    AutoModelForCausalLM.from_config(NOISY[kind], dtype=torch.bfloat16).save_pretrained(tmp_path)
+    load(tmp_path, dtype="bfloat16")
+    plain = attention_module._prefill
+    monkeypatch.setattr(attention_module, "_prefill", lambda *a: plain(*a[:4], replace(a[4], scale=a[4].scale * 2)))
+    with pytest.raises(UnservableModel, match="are off by"):
+        load(tmp_path, dtype="bfloat16")
+
+
 def test_a_folder_without_a_model_is_what_transformers_says(tmp_path: Path) -> None:
     with pytest.raises((OSError, ValueError)):
         load(tmp_path)
