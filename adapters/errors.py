@@ -4,7 +4,7 @@ AdapterError            any of these; `message` is safe to show to a client
 ├── InvalidAdapter      the checkpoint or its configuration is malformed or does not fit this base (400)
 ├── UnsupportedAdapter  well-formed, but of a kind that is not served (400)
 ├── AdapterNotFound     no adapter, version or route has this name (404)
-├── AdapterConflict     the name is reserved, or two operations on it collide (409 or 400)
+├── AdapterConflict     the name is reserved, or two operations on it collide (409)
 ├── AdapterTooLarge     over a size limit (413)
 └── StoreFull           the disk has no room for it (503)
 """

@@ -82,7 +82,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
         trust_remote_code=config.trust_remote_code,
         attn_implementation="eager",
     )
-    torch.nn.Module.to(model, device)
+    model.to(device)  # type: ignore[arg-type]  # transformers' decorator hides that this is a method
     model.eval().requires_grad_(False)
     limit = _max_model_len(hf_config.get_text_config(), config.max_model_len)
     with torch.inference_mode():
