@@ -12,6 +12,7 @@ class SiteKind(StrEnum):
     LINEAR = "linear"  # nn.Linear, Conv1D or a quantised linear: y = x Wᵀ + b
     EMBEDDING = "embedding"  # nn.Embedding: y = W[id] · embed_scale
     HEAD = "head"  # the output embedding: a linear that sees only the rows that are sampled
+    NORM = "norm"  # any other module with a one-dimensional weight: its parameters can be replaced
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Site:
 
     in_features: width of the input; the vocabulary for an embedding.
     embed_scale: what an embedding multiplies its rows by (Gemma); 1 elsewhere.
+    transposed: the weight is stored as (in_features, out_features), as transformers' Conv1D does.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Site:
     in_features: int
     out_features: int
     embed_scale: float = 1.0
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class SiteTable:
     """All sites of a base, keyed by module name, in the model's own order.
 
     tied_head: name of the embedding whose weight the head shares, or None when they are separate.
-    other_modules: names of modules that exist in the base but are not sites (norms, containers), so that a
+    other_modules: names of modules that exist in the base but are not sites (containers, activations), so that a
         configuration that targets one is told apart from one that targets nothing.
     """
 

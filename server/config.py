@@ -21,6 +21,7 @@ class EngineConfig:
     kv_cache_tokens: capacity of the KV cache; None fits it to the free memory.
     adapter_memory: bytes of the device's arena. max_loras: adapters resident at once.
     host_adapter_memory: bytes of compiled adapters kept in host memory. max_cpu_loras: the same, as a number.
+    max_dense_delta: most bytes that the full-rank deltas of one adapter may take.
     store: folder whose sub-folders, named by digest, hold the adapters' files.
     """
 
@@ -38,6 +39,7 @@ class EngineConfig:
     max_lora_rank: int = 512
     host_adapter_memory: int = 1 << 30
     max_cpu_loras: int | None = None
+    max_dense_delta: int = 1 << 30
     store: Path | None = None
     num_threads: int | None = None
     trust_remote_code: bool = False

@@ -1,29 +1,71 @@
 """What an adapter is compiled against, and the checks that every compiler makes of a checkpoint's tensors."""
 
-from collections.abc import Callable
+import copy
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
+from torch import nn
 
 from ..errors import InvalidAdapter, UnsupportedAdapter
 from ..sites import SiteTable
 
 _ROWS_AT_ONCE = 4096
+_Model = TypeVar("_Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class Base:
     """dtype: of the compiled tensors. max_rank: the largest rank that is served.
 
-    weight: gives the base's own weight at a site; without it, checkpoints that carry a copy of the embedding cannot be
-        checked and are refused.
+    model: the base as transformers defines it, of its own modules but with the base's own weights, for methods that
+        need either. Whoever changes it changes a copy: call `fresh_model`.
+    max_dense_delta: most bytes that one adapter's dense deltas may take together.
+    task: which task of a method that has several (multitask prompt tuning, Poly).
     """
 
     table: SiteTable
     dtype: torch.dtype
     max_rank: int = 512
-    weight: Callable[[str], torch.Tensor | None] | None = None
+    model: nn.Module | None = None
+    max_dense_delta: int = 1 << 30
+    task: int = 0
+
+    def parameter(self, site: str, name: str) -> torch.Tensor | None:
+        """The base's own `weight` or `bias` at a module, as it is stored; None if it has none."""
+        if self.model is None:
+            return None
+        value = getattr(self.model.get_submodule(site), name, None)
+        return value.detach() if isinstance(value, torch.Tensor) else None
+
+    def weight(self, site: str) -> torch.Tensor | None:
+        return self.parameter(site, "weight")
+
+    def matrix(self, site: str) -> torch.Tensor:
+        """The weight of a linear as (out_features, in_features) in float32. Raises UnsupportedAdapter without one."""
+        weight = self.weight(site)
+        if weight is None or not weight.is_floating_point() or weight.dim() != 2:
+            raise UnsupportedAdapter(
+                f"this method needs the base's weight at {site}, which is quantised or not at hand", param="peft_type"
+            )
+        return (weight.T if self.table.sites[site].transposed else weight).float()
+
+    def fresh_model(self) -> nn.Module:
+        """Modules to change at will, over the base's own weights. Raises UnsupportedAdapter if there is no model."""
+        if self.model is None:
+            raise UnsupportedAdapter("this method needs the base's model, which is not at hand", param="peft_type")
+        return twin(self.model)
+
+
+def twin(model: _Model) -> _Model:
+    """The same modules once more, without hooks, over the very same parameters and buffers."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    copied = copy.deepcopy(model, shared)
+    for module in copied.modules():
+        module.__dict__.pop("forward", None)  # another layout of the weights, bound to the original
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    return copied
 
 
 class Named(NamedTuple):
@@ -63,7 +105,7 @@ def check_copy(base: Base, site: str, copy: Named) -> None:
     PEFT writes it beside an adapter on the embedding and would load it over the base's, which nobody may change.
     Raises UnsupportedAdapter, InvalidAdapter.
     """
-    own = None if base.weight is None else base.weight(site)
+    own = base.weight(site)
     if own is None:
         raise UnsupportedAdapter(
             f"{copy.key} is not supported yet: there is no weight of the base to compare it with; "

@@ -1,6 +1,7 @@
 """A checkpoint's folder to a Bypass: the full check of an adapter, and the only way to serve it.
 
-To serve a new PEFT method is to add its parser to `config` and its compiler here.
+Each group of methods is one module with a table of its compilers, a pure function each; `METHODS` puts them together.
+What any method can have beside its own tensors (whole modules, biases, rows of the vocabulary) is `auxiliary`'s.
 """
 
 from collections import Counter
@@ -11,20 +12,21 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
-from ..bypass import Bypass, LowRank, Primitive
+from ..bypass import Bypass, Dense
 from ..checkpoint import TensorInfo, read_header
-from ..errors import InvalidAdapter
+from ..errors import AdapterTooLarge, InvalidAdapter
 from ..facts import AdapterFacts
 from ..sites import SiteTable
 from ..staging import WEIGHTS
 from .base import Base
-from .config import LoraConfig, read_config
+from .config import AnyConfig, read_config
+from .listing import listed
 from .lora import compile_lora
+from .tensors import Checkpoint
 
-METHODS: Mapping[str, Callable[[LoraConfig, Mapping[str, torch.Tensor], Base], Bypass]] = {"LORA": compile_lora}
-
-PRIMITIVE_NAMES: Mapping[type[Primitive], str] = {LowRank: "low_rank"}
+METHODS: Mapping[str, Callable[[Any, Checkpoint, Base], Bypass]] = {"LORA": compile_lora}
 
 
 @dataclass(frozen=True)
@@ -39,20 +41,36 @@ def compile_adapter(
     dtype: torch.dtype,
     *,
     max_rank: int = 512,
-    base_weight: Callable[[str], torch.Tensor | None] | None = None,
+    model: nn.Module | None = None,
+    max_dense_delta: int = 1 << 30,
+    task: int = 0,
 ) -> CompiledAdapter:
     """Compile the adapter in `folder` against a base. See `Base` for the arguments. Raises AdapterError."""
-    base = Base(table, dtype, max_rank, base_weight)
+    base = Base(table, dtype, max_rank, model, max_dense_delta, task)
     try:
         config = read_config(folder)
         header = read_header(folder / WEIGHTS)
         with safe_open(folder / WEIGHTS, framework="pt", device="cpu") as file:
-            bypass = METHODS[config.peft_type](config, _LazyTensors(header, file), base)
+            bypass = _compile(config, Checkpoint(_LazyTensors(header, file)), base)
     except OSError as error:
         raise InvalidAdapter(f"the adapter's files cannot be read: {error.strerror}", param="files") from None
     except SafetensorError as error:
         raise InvalidAdapter(f"{WEIGHTS} cannot be read: {error}", param="files") from None
     return CompiledAdapter(bypass, _facts(bypass, len(header)))
+
+
+def _compile(config: AnyConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
+    bypass = METHODS[config.peft_type](config, checkpoint, base)
+    if left := checkpoint.left():
+        raise InvalidAdapter(f"tensors that the configuration does not put on this base: {listed(left)}", param="files")
+    dense = sum(p.num_bytes for ps in bypass.sites.values() for p in ps if isinstance(p, Dense))
+    if dense > base.max_dense_delta:
+        raise AdapterTooLarge(
+            f"its deltas have full rank and take {dense} bytes, as weights of their own; the server's "
+            f"--max-dense-delta is {base.max_dense_delta}",
+            param="files",
+        )
+    return bypass
 
 
 class _LazyTensors(Mapping[str, torch.Tensor]):
@@ -74,12 +92,24 @@ class _LazyTensors(Mapping[str, torch.Tensor]):
 
 
 def _facts(bypass: Bypass, num_tensors: int) -> AdapterFacts:
-    names = (PRIMITIVE_NAMES[type(primitive)] for primitives in bypass.sites.values() for primitive in primitives)
     return AdapterFacts(
         method=bypass.method,
         rank=bypass.rank,
         num_bytes=bypass.num_bytes,
-        primitives=dict(Counter(names)),
+        primitives=_count_primitives(bypass),
         sites=len(bypass.sites),
         consumed=num_tensors,
+        exclusive=bypass.exclusive,
+        num_tasks=bypass.num_tasks,
+        virtual_tokens=0 if bypass.prefix is None else bypass.prefix.length,
     )
+
+
+def _count_primitives(bypass: Bypass) -> dict[str, int]:
+    counts = Counter(primitive.kind for primitives in bypass.sites.values() for primitive in primitives)
+    beside = {
+        "kv_prefix": int(bypass.prefix is not None),
+        "side_attention": len(bypass.side_attention or {}),
+        "gate": int(bool(bypass.invocation)),
+    }
+    return {**counts, **{kind: count for kind, count in beside.items() if count}}

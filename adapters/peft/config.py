@@ -13,6 +13,7 @@ from ..errors import AdapterTooLarge, InvalidAdapter
 from ..staging import CONFIG, MAX_CONFIG_BYTES
 from ..strict_json import parse_object
 from .fields import Fields
+from .method_fields import METHOD_FIELDS
 from .unsupported import LORA, LORA_IGNORED, refuse_fields, refuse_lora_values, refuse_type
 
 ALL_LINEAR = "all-linear"
@@ -57,7 +58,22 @@ class LoraConfig:
         return alpha / (rank**0.5 if self.use_rslora else rank)
 
 
-def read_config(folder: Path) -> LoraConfig:
+@dataclass(frozen=True)
+class MethodConfig:
+    """Any other method's configuration. targets: None for methods that are on no module.
+
+    fields: for the compiler to read what it needs; `METHOD_FIELDS` says which fields those are.
+    """
+
+    peft_type: str
+    targets: Targets | None
+    fields: Fields
+
+
+AnyConfig = LoraConfig | MethodConfig
+
+
+def read_config(folder: Path) -> AnyConfig:
     """Raises AdapterError."""
     with (folder / CONFIG).open("rb") as file:
         text = file.read(MAX_CONFIG_BYTES + 1)
@@ -66,14 +82,22 @@ def read_config(folder: Path) -> LoraConfig:
     return parse_config(parse_object(text, CONFIG))
 
 
-def parse_config(raw: Mapping[str, Any]) -> LoraConfig:
+def parse_config(raw: Mapping[str, Any]) -> AnyConfig:
     """Raises InvalidAdapter, UnsupportedAdapter."""
     if "peft_type" not in raw:
         raise InvalidAdapter(
             f"{CONFIG} has no peft_type; is it the configuration of a PEFT adapter?", param="peft_type"
         )
-    refuse_type(raw["peft_type"], frozenset(PARSERS))
-    return PARSERS[raw["peft_type"]](raw)
+    peft_type = raw["peft_type"]
+    refuse_type(peft_type, frozenset(PARSERS) | METHOD_FIELDS.keys())
+    return PARSERS[peft_type](raw) if peft_type in PARSERS else _parse_method(peft_type, raw)
+
+
+def _parse_method(peft_type: str, raw: Mapping[str, Any]) -> MethodConfig:
+    known = METHOD_FIELDS[peft_type]
+    refuse_fields(raw, known.refused, known.known)
+    fields = Fields(raw)
+    return MethodConfig(peft_type, parse_targets(fields) if known.has_targets else None, fields)
 
 
 def parse_targets(fields: Fields) -> Targets:

@@ -19,6 +19,7 @@ from .config import LoraConfig
 from .keys import Keys, check_complete, factors_of, sort_keys
 from .patterns import Deadline
 from .targets import targeted_sites, values_at
+from .tensors import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class _Module:
 
 
 @dataclass(frozen=True)
-class _Checkpoint:
+class _Factors:
     keys: Keys
     tensors: Mapping[str, torch.Tensor]
 
@@ -48,18 +49,19 @@ class _Checkpoint:
         return Named(key, self.tensors[key])
 
 
-def compile_lora(config: LoraConfig, tensors: Mapping[str, torch.Tensor], base: Base) -> Bypass:
-    """tensors: the checkpoint, which may be read lazily; every one is served or found to be the base's own.
+def compile_lora(config: LoraConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
+    """Every tensor of the checkpoint is served or found to be the base's own.
 
     Raises InvalidAdapter, UnsupportedAdapter, AdapterTooLarge.
     """
     modules = _modules(config, base)
-    checkpoint = _Checkpoint(sort_keys(tensors, base.table), tensors)
+    tensors = checkpoint.take_all()
+    found = _Factors(sort_keys(tensors, base.table), tensors)
     embedding = _tied_embedding(config, modules, base)
     optional = {base.table.head} if embedding is not None else set()
-    check_complete(checkpoint.keys, {name: factors_of(module.site) for name, module in modules.items()}, optional)
-    checkpoint.check_copies(base)
-    factors = {name: checkpoint.factors(module) for name, module in modules.items() if name in checkpoint.keys.factors}
+    check_complete(found.keys, {name: factors_of(module.site) for name, module in modules.items()}, optional)
+    found.check_copies(base)
+    factors = {name: found.factors(module) for name, module in modules.items() if name in found.keys.factors}
     if embedding is not None and base.table.head is not None:
         factors[base.table.head] = _tied_factors(*factors[embedding], factors.get(base.table.head))
     return Bypass(

@@ -58,16 +58,27 @@ class Matcher:
         return False
 
 
-def targeted_sites(targets: Targets, table: SiteTable, deadline: Deadline, *, tie: bool = False) -> list[str]:
+_MATRICES = frozenset({SiteKind.LINEAR, SiteKind.EMBEDDING, SiteKind.HEAD})
+
+
+def targeted_sites(
+    targets: Targets,
+    table: SiteTable,
+    deadline: Deadline,
+    *,
+    tie: bool = False,
+    kinds: frozenset[SiteKind] = _MATRICES,
+) -> list[str]:
     """Names of the targeted sites in the table's order.
 
-    tie: an adapter on one of a tied pair of embedding and head is on both.
+    kinds: that the method can be on. tie: an adapter on one of a tied pair of embedding and head is on both.
     Raises InvalidAdapter if there is none, or if a module is targeted that is no site.
     """
     matches = Matcher(targets, deadline)
     if targets.all_linear:
         return _found([name for name in _all_linear(table) if not matches.excludes(name)], targets)
-    others = sorted(name for name in table.other_modules if name and matches(name))
+    unfit = {name for name, site in table.sites.items() if site.kind not in kinds}
+    others = sorted(name for name in table.other_modules | unfit if name and matches(name))
     if others:
         raise InvalidAdapter(
             f"target_modules takes in modules that are neither linear layers nor embeddings: {listed(others)}",

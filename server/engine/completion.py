@@ -33,13 +33,13 @@ class OutputMaker:
     def _score_prompt(self, span: Span, logits: StepLogits, index: int) -> None:
         """Logprobs of the prompt's tokens that follow the span's tokens. After a preemption, only of those missing."""
         sequence = span.sequence
-        first = max(len(sequence.prompt_logprobs), span.start + 1)
+        first = max(sequence.num_virtual + len(sequence.prompt_logprobs), span.start + 1)
         last = min(span.end, sequence.num_prompt - 1)
         if first <= last:
             offset = logits.offsets[index] - span.start - 1
             scored = logits.logits[offset + first : offset + last + 1]
             top = sequence.sampling.prompt_logprobs or 0
-            sequence.prompt_logprobs += prompt_logprobs(scored, sequence.prompt[first : last + 1], top)
+            sequence.prompt_logprobs += prompt_logprobs(scored, sequence.tokens[first : last + 1], top)
 
     def _advance(self, sequence: Sequence, token: SampledToken) -> SequenceOutput:
         first = not sequence.output

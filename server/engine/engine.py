@@ -20,12 +20,12 @@ from ..wire.messages import AdapterCard, AdapterPart, AddRequest, EngineStats, M
 from .adapters.service import AdapterService
 from .completion import OutputMaker
 from .memory import free_bytes, kv_pages
+from .model.hooks import BypassHooks
 from .model.kv_cache import KVCache
 from .model.loading import eos_token_ids, load_model, tokenizer_facts, vocabulary_size
 from .model.packed_linear import pack_linears
 from .model.runner import ModelRunner
 from .model.self_check import check_paged_attention
-from .model.sites import BypassHooks
 from .sampling import Sampler
 from .scheduling.batch import Batch
 from .scheduling.page_pool import PagePool
@@ -59,8 +59,10 @@ class Engine:
         )
         self._max_model_len = min(loaded.max_model_len, num_pages * config.page_size)
         cache = KVCache(shapes, num_pages, config.page_size, loaded.dtype, loaded.device)
-        hooks = BypassHooks(loaded.model, loaded.sites.groups, self.adapters.backend)
-        self._runner = ModelRunner(loaded.model, loaded.attention, cache, hooks, self.adapters.backend)
+        attachments = self.adapters.attachments
+        modules = dict(loaded.model.named_modules())
+        hooks = BypassHooks(modules, loaded.sites.groups, attachments.backend, attachments.side)
+        self._runner = ModelRunner(loaded.model, loaded.attention, cache, hooks, attachments)
         check_paged_attention(self._runner, loaded.trace.first(self._max_model_len), config.page_size)
         self._scheduler = Scheduler(
             PagePool(num_pages),

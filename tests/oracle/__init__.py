@@ -6,6 +6,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from .adapters import random_adapter, varied_adapters
 from .client import Answer, Client
+from .methods import method_adapter, naive_logits, peft_logits, peft_model, plain_model, shaken
 from .models import ARCHITECTURES, BOS, EOS, PAD, VOCAB_SIZE, tiny_model, tiny_tokenizer
 from .reference import Greedy, Mixture, PeftOracle
 from .running_server import RunningServer, adapter_files, free_port
@@ -28,8 +29,14 @@ __all__ = [
     "RunningServer",
     "adapter_files",
     "free_port",
+    "method_adapter",
+    "naive_logits",
+    "peft_logits",
+    "peft_model",
+    "plain_model",
     "random_adapter",
     "random_workload",
+    "shaken",
     "tiny_model",
     "tiny_tokenizer",
     "varied_adapters",

@@ -1,14 +1,15 @@
 """A Bypass as one contiguous blob, in the layout that the kernels read.
 
-Every factor starts at a multiple of `ALIGNMENT` elements. A's of sites that share an input are stacked.
+Every tensor starts at a multiple of `ALIGNMENT` elements. A's of sites that share an input are stacked.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
 
 import torch
 
-from peftserve.adapters.bypass import Bypass, LowRank
+from peftserve.adapters.bypass import Bypass, LowRank, Primitive
 from peftserve.kernels.layout import BlobLayout, Group, GroupLayout
 
 ALIGNMENT = 32  # elements: 64 bytes in bfloat16, for vector loads
@@ -22,12 +23,60 @@ class SiteGroups:
     places: Mapping[str, tuple[int, int]]
 
 
+class Place(NamedTuple):
+    """One tensor in the blob. offset: in elements of the arena's dtype. dtype: int32, or None for the arena's own."""
+
+    offset: int
+    shape: torch.Size
+    dtype: torch.dtype | None = None
+
+    def view(self, arena: torch.Tensor, base: int) -> torch.Tensor:
+        """Of the blob that begins at element `base` of the arena."""
+        start, count = base + self.offset, self.shape.numel()
+        if self.dtype is None:
+            return arena[start : start + count].view(self.shape)
+        taken = -(-count * self.dtype.itemsize // arena.element_size())
+        return arena[start : start + taken].view(self.dtype)[:count].view(self.shape)
+
+
+class OpLayout(NamedTuple):
+    """One primitive of one site. values: its fields that are no tensors."""
+
+    kind: str
+    places: Mapping[str, Place]
+    values: Mapping[str, Any]
+
+
+class SideLayout(NamedTuple):
+    """Attention beside one layer's own. scale: of its scores."""
+
+    keys: Place
+    values: Place
+    scale: float
+
+
+@dataclass(frozen=True)
+class AdapterLayout:
+    """Where an adapter's tensors lie in its blob, and what the engine must know of it beside.
+
+    groups: the low-rank bypasses. ops: the other primitives, by site. prefix: layer to places of keys and values.
+    side_attention: by layer. prefix_length: tokens of the prefix; 0 without one. invocation: as in `Bypass`.
+    """
+
+    groups: BlobLayout = field(default_factory=dict)
+    ops: Mapping[str, tuple[OpLayout, ...]] = field(default_factory=dict)
+    prefix: Mapping[int, tuple[Place, Place]] = field(default_factory=dict)
+    side_attention: Mapping[int, SideLayout] = field(default_factory=dict)
+    prefix_length: int = 0
+    invocation: tuple[int, ...] = ()
+
+
 @dataclass(frozen=True)
 class Blob:
     """data: (elements,) in the arena's dtype, on the host, pinned when the device is a GPU."""
 
     data: torch.Tensor
-    layout: BlobLayout
+    layout: AdapterLayout
 
     @property
     def num_bytes(self) -> int:
@@ -35,37 +84,67 @@ class Blob:
 
 
 class _Writer:
-    """Collects tensors at aligned offsets."""
+    """Collects tensors at aligned offsets. dtype: the arena's, to which all but integers are converted."""
 
-    def __init__(self) -> None:
-        self.pieces: list[tuple[int, torch.Tensor]] = []
-        self.size = 0
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._pieces: list[tuple[Place, torch.Tensor]] = []
+        self._size = 0
 
-    def add(self, tensor: torch.Tensor) -> int:
-        offset = self.size
-        self.pieces.append((offset, tensor))
-        self.size += -(-tensor.numel() // ALIGNMENT) * ALIGNMENT
-        return offset
+    def add(self, tensor: torch.Tensor) -> Place:
+        dtype = None if tensor.is_floating_point() else torch.int32
+        place = Place(self._size, tensor.shape, dtype)
+        self._pieces.append((place, tensor))
+        num_elements = -(-tensor.numel() * (dtype or self._dtype).itemsize // self._dtype.itemsize)
+        self._size += -(-num_elements // ALIGNMENT) * ALIGNMENT
+        return place
 
-    def write(self, dtype: torch.dtype, pin: bool) -> torch.Tensor:
-        data = torch.zeros(self.size, dtype=dtype, pin_memory=pin)
-        for offset, tensor in self.pieces:
-            data[offset : offset + tensor.numel()].view(tensor.shape).copy_(tensor)
+    def write(self, pin: bool) -> torch.Tensor:
+        data = torch.zeros(self._size, dtype=self._dtype, pin_memory=pin)
+        for place, tensor in self._pieces:
+            place.view(data, 0).copy_(tensor)
         return data
 
 
 def pack(bypass: Bypass, sites: SiteGroups, dtype: torch.dtype, *, pin: bool = False) -> Blob:
-    """Lay the bypass out for the arena. Every site of the bypass must be in `sites`."""
+    """Lay the bypass out for the arena. Every site with a low-rank bypass must be in `sites`."""
+    writer = _Writer(dtype)
+    groups = _pack_groups(writer, bypass, sites)
+    ops = {name: tuple(_pack_op(writer, p) for p in _others(primitives)) for name, primitives in bypass.sites.items()}
+    prefix = {} if bypass.prefix is None else bypass.prefix.layers
+    side = bypass.side_attention or {}
+    layout = AdapterLayout(
+        groups=groups,
+        ops={name: layouts for name, layouts in ops.items() if layouts},
+        prefix={layer: (writer.add(keys), writer.add(values)) for layer, (keys, values) in prefix.items()},
+        side_attention={i: SideLayout(writer.add(s.keys), writer.add(s.values), s.scale) for i, s in side.items()},
+        prefix_length=0 if bypass.prefix is None else bypass.prefix.length,
+        invocation=bypass.invocation,
+    )
+    return Blob(writer.write(pin), layout)
+
+
+def _others(primitives: tuple[Primitive, ...]) -> list[Primitive]:
+    return [primitive for primitive in primitives if not isinstance(primitive, LowRank)]
+
+
+def _pack_op(writer: _Writer, primitive: Primitive) -> OpLayout:
+    tensors = primitive.tensors()
+    values = {f.name: getattr(primitive, f.name) for f in fields(primitive) if f.name not in tensors}
+    return OpLayout(primitive.kind, {name: writer.add(tensor) for name, tensor in tensors.items()}, values)
+
+
+def _pack_groups(writer: _Writer, bypass: Bypass, sites: SiteGroups) -> dict[int, GroupLayout]:
     by_group: dict[int, dict[int, LowRank]] = {}
     for name, primitives in bypass.sites.items():
-        group, position = sites.places[name]
-        by_group.setdefault(group, {})[position] = _merge(primitives)
-    writer = _Writer()
-    layout = {index: _pack_group(writer, sites.groups[index], by_group[index]) for index in sorted(by_group)}
-    return Blob(writer.write(dtype, pin), layout)
+        parts = [primitive for primitive in primitives if isinstance(primitive, LowRank)]
+        if parts:
+            group, position = sites.places[name]
+            by_group.setdefault(group, {})[position] = _merge(parts)
+    return {index: _pack_group(writer, sites.groups[index], by_group[index]) for index in sorted(by_group)}
 
 
-def _merge(primitives: tuple[LowRank, ...]) -> LowRank:
+def _merge(primitives: list[LowRank]) -> LowRank:
     """Several low-rank bypasses of one site as one: their ranks add up."""
     if len(primitives) == 1:
         return primitives[0]
@@ -75,7 +154,7 @@ def _merge(primitives: tuple[LowRank, ...]) -> LowRank:
 def _pack_group(writer: _Writer, group: Group, parts: Mapping[int, LowRank]) -> GroupLayout:
     positions = range(len(group.out_features))
     stacked = torch.cat([parts[i].a for i in positions if i in parts])
-    a = writer.add(stacked.t() if group.gather else stacked)
+    a = writer.add(stacked.t() if group.gather else stacked).offset
     ranks = tuple(parts[i].rank if i in parts else 0 for i in positions)
-    b = tuple(writer.add(parts[i].b.t()) if i in parts else 0 for i in positions)
+    b = tuple(writer.add(parts[i].b.t()).offset if i in parts else 0 for i in positions)
     return GroupLayout(a=a, ranks=ranks, b=b)

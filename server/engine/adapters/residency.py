@@ -10,15 +10,15 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Protocol
 
 from peftserve.adapters.errors import AdapterTooLarge
-from peftserve.kernels.layout import BlobLayout, BypassBackend
 
 from ...wire.messages import AdapterPart
 from ..scheduling.sequence import Lease
 from .host_tier import HostTier
 from .loader import AdapterLoader
-from .packing import Blob
+from .packing import AdapterLayout, Blob
 from .ranges import RangeAllocator
 
 
@@ -29,22 +29,30 @@ class _Resident:
     slot: int
     start: int
     size: int
-    layout: BlobLayout
+    layout: AdapterLayout
     holders: int
     copy: Future[None] | None
     requested: float
 
 
+class Slots(Protocol):
+    """Where adapters are attached, by slot."""
+
+    def attach(self, slot: int, base: int, layout: AdapterLayout) -> None: ...
+
+    def detach(self, slot: int) -> None: ...
+
+
 class AdapterResidency:
     def __init__(
-        self, loader: AdapterLoader, backend: BypassBackend, host: HostTier, ranges: RangeAllocator, max_loras: int
+        self, loader: AdapterLoader, slots: Slots, host: HostTier, ranges: RangeAllocator, max_loras: int
     ) -> None:
         self.host = host
         self.num_loads = 0
         self.num_evictions = 0
         self.load_seconds: list[float] = []
         self._loader = loader
-        self._backend = backend
+        self._slots = slots
         self._ranges = ranges
         self._max_loras = max_loras
         self._free_slots = list(range(max_loras - 1, -1, -1))
@@ -76,8 +84,14 @@ class AdapterResidency:
                 self._check_possible(digests)
                 self._make_way()
                 return None
-        slots = tuple(self._residents[digest].slot for digest in digests)
-        return Lease(slots=slots, weights=tuple(part.weight for part in parts), digests=tuple(digests))
+        residents = [self._residents[digest] for digest in digests]
+        return Lease(
+            slots=tuple(resident.slot for resident in residents),
+            weights=tuple(part.weight for part in parts),
+            digests=tuple(digests),
+            prefix_length=sum(resident.layout.prefix_length for resident in residents),
+            invocation=residents[0].layout.invocation if len(residents) == 1 else (),
+        )
 
     def is_ready(self, lease: Lease) -> bool:
         return all(self._residents[digest].copy is None for digest in lease.digests)
@@ -193,14 +207,14 @@ class AdapterResidency:
         self.num_evictions += 1
 
     def _attach(self, digest: str, resident: _Resident) -> None:
-        self._backend.attach(resident.slot, resident.start, resident.layout)
+        self._slots.attach(resident.slot, resident.start, resident.layout)
         resident.copy = None
         self.num_loads += 1
         self.load_seconds.append(time.monotonic() - resident.requested)
 
     def _remove(self, digest: str) -> None:
         resident = self._residents.pop(digest)
-        self._backend.detach(resident.slot)
+        self._slots.detach(resident.slot)
         self._ranges.free(resident.start)
         self._free_slots.append(resident.slot)
 

@@ -12,11 +12,13 @@ import torch
 from peftserve.adapters.errors import AdapterTooLarge, InvalidAdapter
 from peftserve.adapters.peft.compile import CompiledAdapter, compile_adapter
 from peftserve.kernels.bypass import make_bypass_backend
+from peftserve.kernels.side import SideOps
 
 from ...config import EngineConfig
 from ...wire.messages import AdapterCard
 from ..memory import adapter_elements
 from ..model.loading import LoadedModel
+from .attachments import Attachments
 from .host_tier import HostTier
 from .loader import AdapterLoader
 from .packing import ALIGNMENT, Blob, pack
@@ -33,11 +35,15 @@ class AdapterService:
         self._folders: dict[str, Path] = {}
         elements = adapter_elements(config.adapter_memory, loaded.dtype, loaded.device)
         self._arena = torch.empty(elements, dtype=loaded.dtype, device=loaded.device)
-        self.backend = make_bypass_backend(self._arena, loaded.sites.groups.groups, max_slots=config.max_loras)
+        backend = make_bypass_backend(self._arena, loaded.sites.groups.groups, max_slots=config.max_loras)
+        modules = dict(loaded.model.named_modules())
+        self.attachments = Attachments(
+            self._arena, backend, SideOps(loaded.sites.rows()), modules, loaded.sites.table.head
+        )
         self._loader = AdapterLoader(self._compile_blob, self._folder_of, self._arena)
         host = HostTier(config.host_adapter_memory, config.max_cpu_loras)
         ranges = RangeAllocator(elements, ALIGNMENT)
-        self.residency = AdapterResidency(self._loader, self.backend, host, ranges, config.max_loras)
+        self.residency = AdapterResidency(self._loader, self.attachments, host, ranges, config.max_loras)
         self._compiled: deque[tuple[str, Blob]] = deque()  # by the loader's thread, for `poll` to take in
         self._releases: dict[str, list[Future[None]]] = {}
         self._failures: dict[tuple[str, ...], BaseException] = {}
@@ -108,6 +114,9 @@ class AdapterService:
             primitives=dict(facts.primitives),
             sites=facts.sites,
             consumed=facts.consumed,
+            exclusive=list(facts.exclusive),
+            num_tasks=facts.num_tasks,
+            virtual_tokens=facts.virtual_tokens,
         )
 
     def _compile_blob(self, folder: Path) -> Blob:
@@ -119,7 +128,8 @@ class AdapterService:
             self._loaded.sites.table,
             self._loaded.dtype,
             max_rank=self._config.max_lora_rank,
-            base_weight=self._base_weight,
+            model=self._loaded.twin,
+            max_dense_delta=self._config.max_dense_delta,
         )
 
     def _pack(self, compiled: CompiledAdapter) -> Blob:
@@ -131,10 +141,6 @@ class AdapterService:
                 f"{self._arena.numel() * self._arena.element_size()}"
             )
         return blob
-
-    def _base_weight(self, site: str) -> torch.Tensor | None:
-        weight = getattr(self._loaded.model.get_submodule(site), "weight", None)
-        return weight if isinstance(weight, torch.Tensor) else None
 
     def _folder_of(self, digest: str) -> Path:
         if self._config.store is not None:

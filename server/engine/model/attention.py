@@ -8,7 +8,7 @@ written before any are read, so sequences of one step may share pages.
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -87,6 +87,37 @@ class PrefillRows:
         return self.masks[window]
 
 
+class SideKeys(Protocol):
+    """keys, values: (length, kv heads, dim), beside the cache and seen by every row. scale: of the scores."""
+
+    @property
+    def keys(self) -> torch.Tensor: ...
+    @property
+    def values(self) -> torch.Tensor: ...
+    @property
+    def scale(self) -> float: ...
+
+
+class SideRows(NamedTuple):
+    """Rows [begin, end) attend to `layers[layer]` as well, by a softmax of its own."""
+
+    begin: int
+    end: int
+    weight: float
+    layers: Mapping[int, SideKeys]
+
+    def add_(self, layer: int, query: torch.Tensor, out: torch.Tensor) -> None:
+        """query: (heads, tokens, dim) of the whole step. out: (tokens, heads, value dim), changed in place."""
+        if (side := self.layers.get(layer)) is None:
+            return
+        heads, kv_heads = query.shape[0], side.keys.shape[1]
+        rows = query[:, self.begin : self.end].unflatten(0, (kv_heads, heads // kv_heads)).flatten(1, 2)
+        scores = rows @ side.keys.permute(1, 2, 0) * side.scale
+        result = scores.softmax(-1, dtype=torch.float32).to(rows.dtype) @ side.values.transpose(0, 1)
+        result = result.view(heads, self.end - self.begin, -1).transpose(0, 1)
+        out[self.begin : self.end].add_(result, alpha=self.weight)
+
+
 @dataclass
 class AttentionStep:
     """write: (tokens,) flat cache positions of the step's tokens. Every row is in one decode or one prefill."""
@@ -94,6 +125,7 @@ class AttentionStep:
     write: torch.Tensor
     decodes: list[DecodeRows]
     prefills: list[PrefillRows]
+    side: list[SideRows] = field(default_factory=list)
 
 
 class PagedAttention:
@@ -131,6 +163,8 @@ class PagedAttention:
             out = _prefill(rows, query[0], key, value, scoring)
             return out.transpose(0, 1)[None], None
         out = self._paged(layer, query[0], key[0], value[0], scoring)
+        for rows_beside in self.step.side:
+            rows_beside.add_(layer, query[0], out)
         return out[None], None
 
     def _paged(

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from peftserve.adapters.peft.base import twin
+
 from ...config import EngineConfig
 from .attention import PagedAttention
 from .errors import UnservableModel
@@ -54,9 +56,13 @@ class Trace:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """max_model_len: tokens that the positions allow. sites: where adapters attach."""
+    """max_model_len: tokens that the positions allow. sites: where adapters attach.
+
+    twin: the model once more, with transformers' own attention over the same weights, for the compilers of adapters.
+    """
 
     model: PreTrainedModel
+    twin: PreTrainedModel
     attention: PagedAttention
     sites: TracedSites
     max_model_len: int
@@ -85,9 +91,10 @@ def load_model(config: EngineConfig) -> LoadedModel:
     model.to(device)  # type: ignore[arg-type]  # transformers' decorator hides that this is a method
     model.eval().requires_grad_(False)
     limit = _max_model_len(hf_config.get_text_config(), config.max_model_len)
+    copied = twin(model)  # before the model's own attention is replaced
     with torch.inference_mode():
         attention, sites, trace = _trace(model, min(TRACE_TOKENS, limit))
-    return LoadedModel(model, attention, sites, limit, trace)
+    return LoadedModel(model, copied, attention, sites, limit, trace)
 
 
 def _check_structure(config: PreTrainedConfig) -> None:

@@ -7,12 +7,13 @@ from itertools import accumulate
 import torch
 from transformers import PreTrainedModel
 
-from peftserve.kernels.layout import BypassBackend, Segment
+from peftserve.kernels.layout import Segment
 
+from ..adapters.attachments import Attachments
 from ..scheduling.batch import Batch, Span
-from .attention import AttentionStep, DecodeRows, PagedAttention, PrefillRows
+from .attention import AttentionStep, DecodeRows, PagedAttention, PrefillRows, SideRows
+from .hooks import BypassHooks
 from .kv_cache import KVCache
-from .sites import BypassHooks
 
 MASKED_ROWS = 256  # rows of a masked product at a time: bounds the mask, and skips keys that no row of a block sees
 
@@ -32,7 +33,7 @@ class ModelRunner:
         attention: PagedAttention,
         cache: KVCache,
         hooks: BypassHooks,
-        backend: BypassBackend,
+        attachments: Attachments,
     ) -> None:
         attention.cache = cache
         self._cache = cache
@@ -40,7 +41,7 @@ class ModelRunner:
         self._attention = attention
         self._page_size = cache.page_size
         self._hooks = hooks
-        self._backend = backend
+        self._attachments = attachments
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> StepLogits:
@@ -50,8 +51,10 @@ class ModelRunner:
         positions = [position for span in batch.spans for position in range(span.start, span.end)]
         rows = [row for span, end in zip(batch.spans, offsets[1:], strict=True) for row in _logit_rows(span, end)]
         self._cache.clear(self._tensor(self._begun_pages(batch.spans)))
-        self._attention.step = self._attention_step(batch.spans, offsets)
-        self._begin_bypass(batch.spans, offsets, row_offsets)
+        self._fill_prefixes(batch.spans)
+        tokens = _segments(batch.spans, offsets)
+        self._attention.step = self._attention_step(batch.spans, offsets, tokens)
+        self._begin_bypass(tokens, _segments(batch.spans, row_offsets))
         try:
             output = self._model(
                 input_ids=self._tensor(ids)[None],
@@ -61,7 +64,7 @@ class ModelRunner:
             )
         finally:
             self._attention.step = None
-            self._hooks.forget_inputs()
+            self._hooks.end()
         return StepLogits(output.logits[0], row_offsets)
 
     def _tensor(self, values: Sequence[int]) -> torch.Tensor:
@@ -69,16 +72,24 @@ class ModelRunner:
 
     # Bypasses
 
-    def _begin_bypass(self, spans: list[Span], offsets: list[int], row_offsets: list[int]) -> None:
-        tokens = _segments(spans, offsets)
-        self._hooks.active = bool(tokens)
+    def _begin_bypass(self, tokens: list[Segment], logits: list[Segment]) -> None:
         if tokens:
-            self._backend.begin(tokens, _segments(spans, row_offsets))
+            self._attachments.begin(tokens, logits)
+        self._hooks.begin(bool(tokens))
+
+    def _fill_prefixes(self, spans: list[Span]) -> None:
+        """Copy the keys and values that adapters bring to the pages of sequences that begin with them."""
+        for span in spans:
+            if span.fill is not None and span.sequence.lease is not None:
+                rows = self._tensor(list(self._cache_rows(span, span.fill, span.start)))
+                for slot in span.sequence.lease.slots:
+                    for layer, (keys, values) in self._attachments.prefix(slot).items():
+                        self._cache.write(layer, rows, keys[span.fill : span.start], values[span.fill : span.start])
 
     # Attention
 
-    def _attention_step(self, spans: list[Span], offsets: list[int]) -> AttentionStep:
-        write = [row for span in spans for row in self._cache_rows(span)]
+    def _attention_step(self, spans: list[Span], offsets: list[int], segments: list[Segment]) -> AttentionStep:
+        write = [row for span in spans for row in self._cache_rows(span, span.start, span.end)]
         singles = [i for i, span in enumerate(spans) if span.num_tokens == 1]
         prefills = [
             rows
@@ -88,7 +99,11 @@ class ModelRunner:
         ]
         whole = not prefills
         decodes = [self._decode_rows(spans, offsets, group, whole) for group in self._by_length(spans, singles)]
-        return AttentionStep(self._tensor(write), decodes, prefills)
+        side = [
+            SideRows(segment.start, segment.end, segment.weight, layers)
+            for segment, layers in self._attachments.side_attention(segments)
+        ]
+        return AttentionStep(self._tensor(write), decodes, prefills, side)
 
     def _prefill_rows(self, span: Span, offset: int) -> list[PrefillRows]:
         """The whole span at once, or in blocks where it needs a mask over all that comes before it."""
@@ -104,11 +119,14 @@ class ModelRunner:
         """Pages that the step begins and does not fill. Decodes read their rest as well, masked."""
         size = self._page_size
         ends = ((span, (span.end - 1) // size) for span in spans if span.end % size)
-        return [span.sequence.pages[i] for span, i in ends if i * size >= span.start]
+        return [
+            span.sequence.pages[i] for span, i in ends if i * size >= (span.start if span.fill is None else span.fill)
+        ]
 
-    def _cache_rows(self, span: Span) -> Iterable[int]:
+    def _cache_rows(self, span: Span, start: int, end: int) -> Iterable[int]:
+        """Flat positions of tokens [start, end) of the span's sequence."""
         pages, size = span.sequence.pages, self._page_size
-        return (pages[i // size] * size + i % size for i in range(span.start, span.end))
+        return (pages[i // size] * size + i % size for i in range(start, end))
 
     def _by_length(self, spans: list[Span], singles: list[int]) -> list[list[int]]:
         """Decodes of similar length together: padding at most quadruples what a short one reads."""
@@ -138,11 +156,15 @@ def _logit_rows(span: Span, end: int) -> range:
 
 
 def _segments(spans: list[Span], offsets: list[int]) -> list[Segment]:
-    """One segment for each run of neighbouring spans with the same slots; several where a run is a mixture."""
+    """One segment for each run of neighbouring spans with the same slots; several where a run is a mixture.
+
+    offsets: where each span's rows begin, which are its last tokens.
+    """
     segments: list[Segment] = []
     runs: list[tuple[tuple[int, ...], tuple[float, ...], int, int]] = []
-    for span, begin, end in zip(spans, offsets, offsets[1:], strict=False):
+    for span, first, end in zip(spans, offsets, offsets[1:], strict=False):
         lease = span.sequence.lease
+        begin = max(first, end - max(span.end - span.sequence.active_from, 0))
         if lease is None or not lease.slots or begin == end:
             continue
         if runs and runs[-1][:2] == (lease.slots, lease.weights) and runs[-1][3] == begin:

@@ -1,7 +1,7 @@
-"""Finds the modules that adapters may change, and hooks the bypass onto them.
+"""Finds the modules that adapters may change.
 
 One traced forward pass says which modules see every token, and which of them read the same input tensor: those form
-a group, and share one shrink. A hook compares the tensor itself, so a group that was traced wrongly costs time and
+a group, and share one shrink. The hooks compare the tensor itself, so a group that was traced wrongly costs time and
 never a wrong result.
 """
 
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from peftserve.adapters.sites import Site, SiteKind, SiteTable
-from peftserve.kernels.layout import BypassBackend, Group, Rows, Shrunk
+from peftserve.kernels.layout import Group, Rows
 
 from ..adapters.packing import SiteGroups
 
@@ -24,6 +24,12 @@ from ..adapters.packing import SiteGroups
 class TracedSites:
     table: SiteTable
     groups: SiteGroups
+
+    def rows(self) -> dict[str, Rows]:
+        """Which rows of a step reach each site."""
+        return {
+            name: Rows.LOGITS if site.kind is SiteKind.HEAD else Rows.TOKENS for name, site in self.table.sites.items()
+        }
 
 
 @dataclass
@@ -46,7 +52,7 @@ class SiteTracer:
 
     def __enter__(self) -> "SiteTracer":
         for name, module in self._model.named_modules():
-            if isinstance(module, nn.Embedding) or _widths(module) is not None:
+            if isinstance(module, nn.Embedding) or _widths(module) is not None or _norm_width(module) is not None:
                 hook = self._recorder(name)
                 self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
         return self
@@ -59,7 +65,9 @@ class SiteTracer:
         def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             if len(args) != 1 or kwargs or not isinstance(output, torch.Tensor):
                 return
-            if output.shape[:-1].numel() == self._num_tokens and args[0].dtype in (torch.int64, output.dtype):
+            rows = output.shape[1] if output.dim() > 2 else output.shape[0]
+            whole = rows == self._num_tokens and (_norm_width(module) is not None or output.shape[:-1].numel() == rows)
+            if whole and args[0].dtype in (torch.int64, output.dtype):
                 self._calls[name] = _Call(name, module, args[0])
 
         return record
@@ -81,6 +89,8 @@ class SiteTracer:
     def _group(self, sites: dict[str, Site]) -> SiteGroups:
         members: dict[tuple[int, SiteKind], list[Site]] = {}
         for name, call in self._calls.items():
+            if sites[name].kind is SiteKind.NORM:
+                continue
             members.setdefault((id(call.input), sites[name].kind), []).append(sites[name])
         groups: list[Group] = []
         places: dict[str, tuple[int, int]] = {}
@@ -99,13 +109,24 @@ def _widths(module: nn.Module) -> tuple[int, int] | None:
     return (width_in, width_out) if isinstance(width_in, int) and isinstance(width_out, int) else None
 
 
+def _norm_width(module: nn.Module) -> int | None:
+    """Of a module with a vector of weights, such as LayerNorm and every RMSNorm; None for any other."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, torch.Tensor) or weight.dim() != 1 or _widths(module) is not None:
+        return None
+    return len(weight)
+
+
 def _site(call: _Call, head: nn.Module | None) -> Site:
+    if (width := _norm_width(call.module)) is not None:
+        return Site(call.name, SiteKind.NORM, width, width)
     if isinstance(call.module, nn.Embedding):
         scale = float(getattr(call.module, "embed_scale", 1.0))
         return Site(call.name, SiteKind.EMBEDDING, call.module.num_embeddings, call.module.embedding_dim, scale)
     widths = _widths(call.module)
     assert widths is not None, "only linears and embeddings are recorded"
-    return Site(call.name, SiteKind.HEAD if call.module is head else SiteKind.LINEAR, *widths)
+    kind = SiteKind.HEAD if call.module is head else SiteKind.LINEAR
+    return Site(call.name, kind, *widths, transposed=isinstance(call.module, Conv1D))
 
 
 def _as_group(sites: list[Site]) -> Group:
@@ -116,49 +137,3 @@ def _as_group(sites: list[Site]) -> Group:
         rows=Rows.LOGITS if kind is SiteKind.HEAD else Rows.TOKENS,
         gather=kind is SiteKind.EMBEDDING,
     )
-
-
-class BypassHooks:
-    """Adds the step's bypasses to the outputs of the sites. The runner sets `active` for steps with adapters."""
-
-    def __init__(self, model: PreTrainedModel, sites: SiteGroups, backend: BypassBackend) -> None:
-        self.active = False
-        self._groups = [_GroupInput(backend, index) for index in range(len(sites.groups))]
-        modules = dict(model.named_modules())
-        for name, (group, position) in sites.places.items():
-            modules[name].register_forward_hook(self._hook(backend, self._groups[group], position))
-
-    def forget_inputs(self) -> None:
-        """After a step: keep none of its tensors alive."""
-        for group in self._groups:
-            group.forget()
-
-    def _hook(self, backend: BypassBackend, group: "_GroupInput", position: int) -> Callable[..., None]:
-        def add_bypass(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            if self.active and (shrunk := group.shrink(args[0])) is not None:
-                backend.expand_(shrunk, position, output.view(-1, output.shape[-1]))
-
-        return add_bypass
-
-
-class _GroupInput:
-    """The last input of a group, and its shrink."""
-
-    def __init__(self, backend: BypassBackend, index: int) -> None:
-        self._backend = backend
-        self._index = index
-        self._input: torch.Tensor | None = None
-        self._shrunk: Shrunk | None = None
-
-    def shrink(self, x: torch.Tensor) -> Shrunk | None:
-        if x is not self._input:
-            self._input = x
-            self._shrunk = self._backend.shrink(self._index, x.flatten() if _is_ids(x) else x.flatten(0, -2))
-        return self._shrunk
-
-    def forget(self) -> None:
-        self._input = self._shrunk = None
-
-
-def _is_ids(x: torch.Tensor) -> bool:
-    return not x.is_floating_point()

@@ -7,12 +7,17 @@ from .sequence import Sequence
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Tokens [start, start + num_tokens) of a sequence. `samples`: its last token's logits give the next token."""
+    """Tokens [start, start + num_tokens) of a sequence. `samples`: its last token's logits give the next token.
+
+    fill: tokens of the adapter's prefix, from the first of these to `start`, whose keys and values are to be copied
+        to the sequence's pages first; None if they lie there.
+    """
 
     sequence: Sequence
     start: int
     num_tokens: int
     samples: bool
+    fill: int | None = None
 
     @property
     def end(self) -> int:

@@ -20,3 +20,8 @@ def root_key(salt: str, adapters: Seq[AdapterPart]) -> bytes:
 def next_key(previous: bytes, tokens: Seq[int]) -> bytes:
     """The key of the page that holds `tokens` and follows the page with key `previous`."""
     return hashlib.sha256(previous + array("q", tokens).tobytes()).digest()
+
+
+def joined_key(previous: bytes, root: bytes) -> bytes:
+    """The key that takes the place of `previous` where adapters with `root` begin to work in the middle of a text."""
+    return hashlib.sha256(previous + root).digest()

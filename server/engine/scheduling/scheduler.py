@@ -16,7 +16,7 @@ from ...wire.messages import AdapterPart
 from .batch import Batch, Span
 from .fair_queue import FairQueue
 from .page_pool import PagePool
-from .prefix_keys import next_key, root_key
+from .prefix_keys import joined_key, next_key, root_key
 from .sequence import Lease, Sequence
 
 PROMPT_LOGPROBS_CHUNK = 256  # rows of the vocabulary's width that one sequence may need at once
@@ -189,8 +189,11 @@ class Scheduler:
 
     def _start(self, sequence: Sequence, budget: int) -> Span | None:
         """Give it pages for its first chunk, known prefixes among them. None: not enough pages now."""
+        assert sequence.lease is not None
+        sequence.begin(sequence.lease)
         hits = self._find_prefix(sequence)
-        start = len(hits) * self._page_size
+        found = len(hits) * self._page_size
+        start = max(found, sequence.num_virtual)
         count = self._chunk(sequence, start, budget)
         needed = self._num_pages(start + count) - len(hits)
         if self.pool.num_free_without(hits) < needed:
@@ -198,9 +201,9 @@ class Scheduler:
         self.pool.hold(hits)
         sequence.pages = hits + self.pool.take(needed)
         sequence.num_computed = start
-        self._note_start(sequence, start)
+        self._note_start(sequence, max(found - sequence.num_virtual, 0))
         self.running.append(sequence)
-        return self._span(sequence, count)
+        return self._span(sequence, count, fill=found if found < start else None)
 
     def _leave_queue(self, sequence: Sequence) -> None:
         if sequence in self.preempted:
@@ -223,26 +226,30 @@ class Scheduler:
         if sequence.num_cached is None:
             sequence.num_cached = cached
             sequence.queue_seconds = time.monotonic() - sequence.arrived
-            self.prefix_query_tokens += sequence.num_prompt
+            self.prefix_query_tokens += len(sequence.prompt)
             self.prefix_hit_tokens += cached
 
     def _extend_keys(self, sequence: Sequence, count: int) -> None:
+        """What comes before the adapters begin to work is the base's own, and found by all who share it."""
         keys = sequence.page_keys
         while len(keys) < count:
-            begin = len(keys) * self._page_size
-            previous = keys[-1] if keys else root_key(sequence.salt, sequence.adapters)
-            keys.append(next_key(previous, sequence.tokens[begin : begin + self._page_size]))
+            begin, end = len(keys) * self._page_size, (len(keys) + 1) * self._page_size
+            adapters = sequence.adapters if end > sequence.active_from else ()
+            previous = keys[-1] if keys else root_key(sequence.salt, adapters)
+            if keys and adapters and begin <= sequence.active_from:
+                previous = joined_key(previous, root_key(sequence.salt, adapters))
+            keys.append(next_key(previous, sequence.tokens[begin:end]))
 
-    def _span(self, sequence: Sequence, count: int) -> Span:
+    def _span(self, sequence: Sequence, count: int, fill: int | None = None) -> Span:
         """The span to run. Pages that it fills can be shared from this step on: every layer writes before it reads."""
-        end = sequence.num_computed + count
+        begin, end = sequence.num_computed, sequence.num_computed + count
         if self._prefix_caching:
-            first, last = sequence.num_computed // self._page_size, end // self._page_size
+            first, last = (begin if fill is None else fill) // self._page_size, end // self._page_size
             self._extend_keys(sequence, last)
             for i in range(first, last):
                 self.pool.publish(sequence.pages[i], sequence.page_keys[i])
         samples = end == len(sequence.tokens) and sequence.sampling.max_tokens > 0
-        return Span(sequence, sequence.num_computed, count, samples)
+        return Span(sequence, begin, count, samples, fill)
 
     def _num_pages(self, num_tokens: int) -> int:
         return -(-num_tokens // self._page_size)

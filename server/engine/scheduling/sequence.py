@@ -6,18 +6,23 @@ from dataclasses import dataclass, field
 
 from ...wire.messages import AdapterPart, SamplingParams, TokenLogprobs
 
+VIRTUAL = -1  # stands for a token of a prefix, which has keys and values and no id
+NEVER = 1 << 62
+
 
 @dataclass(eq=False, slots=True)
 class Sequence:
     """Tokens [0, num_computed) have keys and values in `pages`; the rest is still to be run.
 
-    tokens: the prompt, then the output; `prompt` and `output` are the two by themselves.
+    tokens: the adapter's virtual tokens, the prompt, then the output; `prompt` and `output` are the two by themselves.
     seed: the request's, or one that the engine drew.
     lease: the adapters' slots; set by the scheduler when it reserves them, None before and after.
     pages, page_keys: pages held, in order, and the prefix-cache keys of the full ones; set by the scheduler.
     prompt_logprobs: of the prompt's tokens so far, if the request wants them; the first token has none.
     num_cached: prompt tokens found in the prefix cache at the first admission.
     arrived: when it was made, of time.monotonic(). queue_seconds: from then to its first step; set by the scheduler.
+    num_virtual: tokens before the prompt whose keys and values the adapter brings. active_from: the first of `tokens`
+        that the adapters work on; past all tokens if none. Both are set by `begin`.
     blocked_steps: steps in which the device had no room for its adapters; counted by the scheduler.
     """
 
@@ -39,14 +44,25 @@ class Sequence:
     lease: "Lease | None" = None
     arrived: float = field(default_factory=time.monotonic)
     queue_seconds: float | None = None
+    num_virtual: int = 0
+    active_from: int = 0
     blocked_steps: int = 0
 
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt)
 
+    def begin(self, lease: "Lease") -> None:
+        """Take in what the adapters want of the text, before its first step. Again after a preemption: no change."""
+        if lease.prefix_length and not self.num_virtual:
+            self.num_virtual = lease.prefix_length
+            self.tokens[:0] = [VIRTUAL] * lease.prefix_length
+        if lease.invocation and not self.active_from:
+            self.active_from = self.num_virtual + _last_occurrence(lease.invocation, self.prompt)
+
     @property
     def num_prompt(self) -> int:
-        return len(self.prompt)
+        """Virtual tokens and prompt."""
+        return self.num_virtual + len(self.prompt)
 
     def append(self, token: int) -> None:
         self.output.append(token)
@@ -75,8 +91,20 @@ class Sequence:
 
 @dataclass(eq=False, slots=True)
 class Lease:
-    """Slots reserved for a sequence's adapters, one for each part."""
+    """Slots reserved for a sequence's adapters, one for each part.
+
+    prefix_length: tokens whose keys and values the adapter brings. invocation: token ids, from whose last occurrence
+    in the prompt on the adapter works; empty: everywhere.
+    """
 
     digests: tuple[str, ...]
     slots: tuple[int, ...]
     weights: tuple[float, ...]
+    prefix_length: int = 0
+    invocation: tuple[int, ...] = ()
+
+
+def _last_occurrence(wanted: tuple[int, ...], tokens: list[int]) -> int:
+    """Where `wanted` last begins in `tokens`; NEVER if it does not."""
+    starts = range(len(tokens) - len(wanted), -1, -1)
+    return next((i for i in starts if tuple(tokens[i : i + len(wanted)]) == wanted), NEVER)

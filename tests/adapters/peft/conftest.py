@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from peftserve.adapters.bypass import Bypass
+from peftserve.adapters.peft.compile import compile_adapter
 from peftserve.adapters.sites import Site, SiteKind, SiteTable
 
 
@@ -24,11 +25,6 @@ class TinyBase:
     folder: Path
     model: PreTrainedModel
     table: SiteTable
-
-    def weight(self, site: str) -> torch.Tensor:
-        weight = self.model.get_submodule(site).weight
-        assert isinstance(weight, torch.Tensor)
-        return weight
 
 
 @pytest.fixture(scope="session")
@@ -122,8 +118,31 @@ def _site(name: str, module: nn.Module, head: nn.Module) -> Site | None:
         scale = float(getattr(module, "embed_scale", 1.0))
         return Site(name, SiteKind.EMBEDDING, module.num_embeddings, module.embedding_dim, scale)
     if isinstance(module, Conv1D):
-        return Site(name, SiteKind.LINEAR, module.nx, module.nf)
+        return Site(name, SiteKind.LINEAR, module.nx, module.nf, transposed=True)
     if isinstance(module, nn.Linear):
         kind = SiteKind.HEAD if module is head else SiteKind.LINEAR
         return Site(name, kind, module.in_features, module.out_features)
+    weight = getattr(module, "weight", None)
+    if isinstance(weight, torch.Tensor) and weight.dim() == 1:
+        return Site(name, SiteKind.NORM, len(weight), len(weight))
     return None
+
+
+@pytest.fixture(scope="session")
+def as_peft(oracle: ModuleType) -> Callable[..., Bypass]:
+    """Has PEFT write an adapter of `config` on the base, compiles it, compares logits; returns what it compiled to."""
+
+    def check(base: TinyBase, folder: Path, config: Any, *, task: int | None = None, **options: Any) -> Bypass:
+        adapter = oracle.method_adapter(base.folder, folder, config, **options)
+        model = oracle.plain_model(base.folder)
+        bypass = compile_adapter(adapter, base.table, torch.float32, model=model, task=task or 0).bypass
+        ids = [5, 17, 42, 99, 7, 250, 31, 8]
+        inputs = {} if task is None else {"task_ids": torch.tensor([task])}
+        wanted = oracle.peft_logits(base.folder, adapter, ids, **inputs)
+        with torch.inference_mode():
+            bare = model(torch.tensor([ids])).logits[0]
+        assert (wanted - bare).abs().max() > 0.02, "the adapter changes nothing: this test could not fail"
+        torch.testing.assert_close(oracle.naive_logits(model, bypass, ids), wanted, rtol=1e-4, atol=2e-4)
+        return bypass
+
+    return check

@@ -25,7 +25,7 @@ def same(deltas_of_peft: Deltas, deltas_of_bypass: Deltas) -> Callable[[Any, Pat
     """Compiles and compares, module by module."""
 
     def check(base: Any, folder: Path) -> None:
-        compiled = compile_adapter(folder, base.table, torch.float32, base_weight=base.weight)
+        compiled = compile_adapter(folder, base.table, torch.float32, model=base.model)
         wanted, got = deltas_of_peft(base, folder), deltas_of_bypass(base, compiled.bypass)
         assert got.keys() == wanted.keys()
         assert list(got) == [name for name in base.table.sites if name in got]
@@ -112,9 +112,9 @@ def test_tied_factors_may_be_saved_once_and_must_agree(
     assert "base_model.model.lm_head.lora_A.weight" in load_file(folder / "adapter_model.safetensors")
     edit(folder, lambda t: t["base_model.model.lm_head.lora_A.weight"].mul_(2))
     with pytest.raises(InvalidAdapter, match="is not the transpose of"):
-        compile_adapter(folder, base.table, torch.float32, base_weight=base.weight)
+        compile_adapter(folder, base.table, torch.float32, model=base.model)
     edit(folder, lambda t: [t.pop(key) for key in list(t) if "lm_head" in key])
-    bypass = compile_adapter(folder, base.table, torch.float32, base_weight=base.weight).bypass
+    bypass = compile_adapter(folder, base.table, torch.float32, model=base.model).bypass
     assert bypass.sites.keys() == {"model.embed_tokens", "lm_head"}
 
 
@@ -154,7 +154,7 @@ def embedding_folder(saved_embedding: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def refused(llama: Any) -> Callable[..., None]:
     def check(folder: Path, kind: type[AdapterError], message: str, **options: Any) -> None:
-        options = {"dtype": torch.float32, "base_weight": llama.weight, **options}
+        options = {"dtype": torch.float32, "model": llama.model, **options}
         with pytest.raises(kind, match=message) as error:
             compile_adapter(folder, llama.table, **options)
         assert type(error.value) is kind
@@ -189,7 +189,7 @@ def test_embedding_keys_with_an_adapter_s_name(embedding_folder: Path, llama: An
     edit(embedding_folder, lambda t: [t.update({f"{k}.x": t.pop(k)}) for k in list(t) if "embedding" in k])
     edit(embedding_folder, lambda t: [t.update({k.replace(".w", ".x.w"): t.pop(k)}) for k in list(t) if "lora_A" in k])
     edit(embedding_folder, lambda t: [t.update({k.replace(".w", ".x.w"): t.pop(k)}) for k in list(t) if "lora_B" in k])
-    compiled = compile_adapter(embedding_folder, llama.table, torch.float32, base_weight=llama.weight)
+    compiled = compile_adapter(embedding_folder, llama.table, torch.float32, model=llama.model)
     assert compiled.bypass.sites.keys() == {"model.embed_tokens", "lm_head"}
     assert compiled.facts.consumed == 6
 
@@ -294,15 +294,15 @@ def test_a_module_that_is_no_site_is_named(folder: Path, refused: Refused) -> No
 def test_copies_of_the_embedding(embedding_folder: Path, llama: Any, refused: Refused) -> None:
     key = "base_model.model.model.embed_tokens.base_layer.weight"
     assert key in load_file(embedding_folder / "adapter_model.safetensors")
-    refused(embedding_folder, UnsupportedAdapter, "is not supported yet: there is no weight", base_weight=None)
+    refused(embedding_folder, UnsupportedAdapter, "is not supported yet: there is no weight", model=None)
     edit(embedding_folder, lambda t: t.update({key: t[key].bfloat16()}))
-    compile_adapter(embedding_folder, llama.table, torch.float32, base_weight=llama.weight)
+    compile_adapter(embedding_folder, llama.table, torch.float32, model=llama.model)
     edit(embedding_folder, lambda t: t[key][7].add_(0.1))
     refused(embedding_folder, UnsupportedAdapter, f"{key} is not supported yet: it replaces the base's own weight")
     edit(embedding_folder, lambda t: t.update({key: torch.zeros(301, 64)}))
     refused(embedding_folder, UnsupportedAdapter, r"resizes the vocabulary, \(301, 64\) against the base's \(300, 64\)")
     edit(embedding_folder, lambda t: t.pop(key))
-    compile_adapter(embedding_folder, llama.table, torch.float32, base_weight=llama.weight)
+    compile_adapter(embedding_folder, llama.table, torch.float32, model=llama.model)
 
 
 def test_the_config_may_not_be_huge(folder: Path, refused: Refused) -> None:

@@ -9,6 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from torch import nn
 
 from peftserve.adapters.errors import AdapterError
 from peftserve.adapters.peft.compile import compile_adapter
@@ -21,6 +22,7 @@ SITES = [
 ]
 TABLE = SiteTable({site.name: site for site in SITES}, "lm_head", "model.embed_tokens", frozenset({"model.norm"}))
 
+MODEL = nn.ModuleDict({"model": nn.ModuleDict({"embed_tokens": nn.Embedding(6, 4)}), "lm_head": nn.Linear(4, 6)})
 NAMES = st.sampled_from(["q_proj", "embed_tokens", "lm_head", "norm", "0.q_proj", "\ud800", "x" * 300])
 NUMBERS = st.sampled_from([0, 1, 2, 3, -1, 1e9, 0.5, None, True, "2"])
 CONFIGS = st.fixed_dictionaries(
@@ -78,7 +80,7 @@ def test_fuzzed_checkpoints(tmp_path: Path, config: Mapping[str, Any], tensors: 
     write(tmp_path, config, tensors)
     message = ""
     try:
-        compiled = compile_adapter(tmp_path, TABLE, torch.float16, max_rank=4, base_weight=lambda _: torch.ones(6, 4))
+        compiled = compile_adapter(tmp_path, TABLE, torch.float16, max_rank=4, model=MODEL)
         assert compiled.facts.consumed == len(tensors)
         assert compiled.facts.sites >= 1
     except AdapterError as error:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from peftserve.kernels.layout import GroupLayout
-from peftserve.server.engine.adapters.packing import Blob
+from peftserve.server.engine.adapters.packing import AdapterLayout, Blob
 
 
 @pytest.fixture(scope="session")
@@ -14,6 +14,8 @@ def make_blob() -> Callable[[int], Blob]:
     """Makes a blob of so many float32 elements."""
 
     def make(elements: int, value: float = 0.0) -> Blob:
-        return Blob(torch.full((elements,), value), {0: GroupLayout(a=0, ranks=(1,), b=(elements // 2,))})
+        return Blob(
+            torch.full((elements,), value), AdapterLayout({0: GroupLayout(a=0, ranks=(1,), b=(elements // 2,))})
+        )
 
     return make

@@ -55,7 +55,7 @@ def test_what_is_packed_does_what_the_bypass_says(name: str) -> None:
     base = 64
     arena = torch.full((base + blob.data.numel() + 64,), float("nan"))
     arena[base : base + blob.data.numel()] = blob.data
-    slots = {2: (base, blob.layout)}
+    slots = {2: (base, blob.layout.groups)}
     for site, (group, position) in SITES.places.items():
         spec = SITES.groups[group]
         x = torch.arange(4) * 3 % spec.in_features if spec.gather else torch.randn(4, spec.in_features)
@@ -69,8 +69,8 @@ def test_every_factor_is_aligned_and_untouched_groups_are_absent(name: str) -> N
     blob = pack(bypass, SITES, torch.bfloat16)
     assert blob.data.dtype == torch.bfloat16
     assert blob.num_bytes == 2 * blob.data.numel()
-    assert set(blob.layout) == {SITES.places[site][0] for site in bypass.sites}
-    for layout in blob.layout.values():
+    assert set(blob.layout.groups) == {SITES.places[site][0] for site in bypass.sites}
+    for layout in blob.layout.groups.values():
         assert layout.a % ALIGNMENT == 0
         assert all(offset % ALIGNMENT == 0 for offset in layout.b)
 

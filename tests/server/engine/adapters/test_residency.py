@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
 from peftserve.adapters.errors import AdapterTooLarge, InvalidAdapter
-from peftserve.kernels.layout import BlobLayout, BypassBackend
 from peftserve.server.engine.adapters.host_tier import HostTier
 from peftserve.server.engine.adapters.loader import AdapterLoader
-from peftserve.server.engine.adapters.packing import Blob
+from peftserve.server.engine.adapters.packing import AdapterLayout, Blob
 from peftserve.server.engine.adapters.ranges import RangeAllocator
 from peftserve.server.engine.adapters.residency import AdapterResidency
 from peftserve.server.engine.scheduling.sequence import Lease
@@ -48,9 +47,9 @@ class FakeBackend:
     """attached: slot to (start in the arena, layout)."""
 
     def __init__(self) -> None:
-        self.attached: dict[int, tuple[int, BlobLayout]] = {}
+        self.attached: dict[int, tuple[int, AdapterLayout]] = {}
 
-    def attach(self, slot: int, base: int, layout: BlobLayout) -> None:
+    def attach(self, slot: int, base: int, layout: AdapterLayout) -> None:
         assert slot not in self.attached
         self.attached[slot] = (base, layout)
 
@@ -69,7 +68,7 @@ class Device:
         self.host = HostTier(host_bytes)
         self.residency = AdapterResidency(
             cast(AdapterLoader, self.loader),
-            cast(BypassBackend, self.backend),
+            self.backend,
             self.host,
             RangeAllocator(capacity, ALIGNMENT),
             slots,
@@ -274,7 +273,7 @@ class ResidencyMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.device = Device(lambda size: Blob(torch.zeros(size), {}), host_bytes=30 * FLOAT)
+        self.device = Device(lambda size: Blob(torch.zeros(size), AdapterLayout()), host_bytes=30 * FLOAT)
         self.residency = self.device.residency
         self.held: list[Lease] = []
 

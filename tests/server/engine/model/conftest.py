@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -70,11 +71,17 @@ class NoBackend:
     def begin(self, tokens: list[Segment], logits: list[Segment]) -> None:
         self.begun.append((tokens, logits))
 
+    def side_attention(self, tokens: list[Segment]) -> list[Any]:
+        return []
+
 
 class NoHooks:
     active = False
 
-    def forget_inputs(self) -> None:
+    def begin(self, active: bool) -> None:
+        self.active = active
+
+    def end(self) -> None:
         pass
 
 

@@ -85,7 +85,7 @@ def test_a_step_of_the_base_alone_begins_no_bypass(harness: Harness, make_sequen
 
 def test_a_step_that_fails_leaves_nothing_behind(harness: Harness, make_sequence: MakeSequence) -> None:
     forgotten = []
-    harness.hooks.forget_inputs = lambda: forgotten.append(True)
+    harness.hooks.end = lambda: forgotten.append(True)
     with pytest.raises(IndexError):
         harness.runner.run(Batch([Span(make_sequence([10_000], [0]), 0, 1, True)]))
     assert forgotten

@@ -1,18 +1,14 @@
 """Which modules of transformers' models are sites, which share an input, and what the hooks do there."""
 
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
-import torch
 
 from peftserve.adapters.sites import Site, SiteKind
 from peftserve.kernels.layout import Group, Rows
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine.model.loading import LoadedModel, load_model
-from peftserve.server.engine.model.sites import BypassHooks
 
 Load = Callable[..., LoadedModel]
 
@@ -67,7 +63,8 @@ def test_modules_that_read_the_same_tensor_are_one_group(load: Load, architectur
     layer, expected = LAYERS[architecture]
     loaded = load(architecture)
     assert groups_of(loaded, layer) == expected
-    assert set(loaded.sites.table.sites) == set(loaded.sites.groups.places)
+    matrices = {name for name, site in loaded.sites.table.sites.items() if site.kind is not SiteKind.NORM}
+    assert matrices == set(loaded.sites.groups.places)
     for name, (group, position) in loaded.sites.groups.places.items():
         site, spec = loaded.sites.table.sites[name], loaded.sites.groups.groups[group]
         assert (site.in_features, site.out_features) == (spec.in_features, spec.out_features[position])
@@ -82,12 +79,17 @@ def test_shapes_of_grouped_heads_and_of_the_head(load: Load) -> None:
     assert table.sites["lm_head"] == Site("lm_head", SiteKind.HEAD, 64, 300)
     assert table.sites["model.embed_tokens"] == Site("model.embed_tokens", SiteKind.EMBEDDING, 300, 64)
     assert "model.layers.0.mlp" in table.other_modules
-    assert "model.norm" in table.other_modules
+    assert table.sites["model.norm"] == Site("model.norm", SiteKind.NORM, 64, 64)
+
+
+def test_norms_over_heads_are_sites_too(load: Load) -> None:
+    sites = load("qwen3").sites.table.sites
+    assert sites["model.layers.0.self_attn.q_norm"] == Site("model.layers.0.self_attn.q_norm", SiteKind.NORM, 32, 32)
 
 
 def test_conv1d_is_a_linear_with_its_widths_the_right_way_round(load: Load) -> None:
     site = load("gpt2").sites.table.sites["transformer.h.0.attn.c_attn"]
-    assert (site.kind, site.in_features, site.out_features) == (SiteKind.LINEAR, 64, 192)
+    assert site == Site(site.name, SiteKind.LINEAR, 64, 192, transposed=True)
 
 
 @pytest.mark.parametrize(
@@ -115,68 +117,3 @@ def test_the_positions_of_opt_are_no_site(load: Load) -> None:
     table = load("opt").sites.table
     assert "model.decoder.embed_positions" not in table.sites
     assert "model.decoder.embed_positions" in table.other_modules
-
-
-class CountingBackend:
-    """Adds 1 to each output; counts the shrinks of each group."""
-
-    def __init__(self) -> None:
-        self.shrinks: list[tuple[int, tuple[int, ...]]] = []
-        self.expanded: list[tuple[int, int]] = []
-
-    def shrink(self, group: int, x: torch.Tensor) -> Any:
-        self.shrinks.append((group, tuple(x.shape)))
-        return None if group == 0 else group
-
-    def expand_(self, shrunk: int, position: int, y: torch.Tensor) -> None:
-        assert y.dim() == 2
-        self.expanded.append((shrunk, position))
-        y += 1
-
-
-@pytest.fixture
-def hooked(oracle: ModuleType, tmp_path: Path) -> tuple[LoadedModel, CountingBackend, BypassHooks]:
-    loaded = load_model(EngineConfig(model=str(oracle.tiny_model("qwen2", 0, tmp_path)), device="cpu"))
-    backend = CountingBackend()
-    return loaded, backend, BypassHooks(loaded.model, loaded.sites.groups, backend)  # type: ignore[arg-type]
-
-
-def run(loaded: LoadedModel) -> torch.Tensor:
-    with torch.inference_mode():
-        loaded.attention.shapes.clear()
-        ids = torch.arange(5)[None]
-        logits: torch.Tensor = loaded.model(input_ids=ids, position_ids=ids, use_cache=False, logits_to_keep=2).logits
-    return logits
-
-
-def test_hooks_do_nothing_unless_the_step_has_adapters(hooked: Any) -> None:
-    loaded, backend, hooks = hooked
-    plain = run(loaded)
-    assert not backend.shrinks
-    hooks.active = True
-    assert not torch.allclose(run(loaded), plain)
-    hooks.active = False
-    assert torch.equal(run(loaded), plain)
-
-
-def test_one_shrink_serves_a_group_and_each_site_its_own_expand(hooked: Any) -> None:
-    loaded, backend, hooks = hooked
-    hooks.active = True
-    run(loaded)
-    groups, places = loaded.sites.groups.groups, loaded.sites.groups.places
-    assert sorted(group for group, _ in backend.shrinks) == list(range(len(groups)))
-    assert sorted(backend.expanded) == sorted(place for place in places.values() if place[0] != 0)
-    for group, shape in backend.shrinks:
-        rows = 2 if groups[group].rows is Rows.LOGITS else 5
-        assert shape == ((rows,) if groups[group].gather else (rows, groups[group].in_features))
-
-
-def test_every_step_shrinks_anew_and_keeps_no_input(hooked: Any) -> None:
-    loaded, backend, hooks = hooked
-    hooks.active = True
-    run(loaded)
-    first = len(backend.shrinks)
-    run(loaded)
-    assert len(backend.shrinks) == 2 * first
-    hooks.forget_inputs()
-    assert all(group._input is None for group in hooks._groups)

@@ -1,0 +1,56 @@
+"""A checkpoint's tensors by name, and which of them a compiler has taken: none may be left over."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+
+from ..errors import InvalidAdapter
+from .base import Named
+from .keys import PREFIX
+
+_OWN = "base_model."  # what belongs to no module of the base, such as shared projections
+
+
+class Checkpoint:
+    """Names are the module's in the base and the tensor's (`model.layers.0.self_attn.q_proj.lora_A.weight`).
+
+    PEFT's `base_model.model.` is taken off, and `base_model.` where a tensor belongs to no module (`vera_A`); the
+    names of prompt embeddings have no prefix. tensors: by key, which may be read lazily.
+    """
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self._tensors = tensors
+        self._keys = {key.removeprefix(PREFIX).removeprefix(_OWN): key for key in tensors}
+        self._left = dict.fromkeys(tensors)
+        if len(self._keys) < len(tensors):
+            doubled = next(key for key in tensors if key not in self._keys.values())
+            raise InvalidAdapter(f"{doubled} is there twice, with and without {PREFIX}", param="files")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._keys
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def take(self, name: str) -> Named:
+        """Raises InvalidAdapter if it is missing."""
+        if name not in self._keys:
+            raise InvalidAdapter(
+                f"the configuration wants tensors that are missing: {PREFIX}{name}"[:500], param="files"
+            )
+        key = self._keys[name]
+        self._left.pop(key, None)
+        return Named(key, self._tensors[key])
+
+    def find(self, name: str) -> Named | None:
+        """The same, or None if it is missing."""
+        return self.take(name) if name in self._keys else None
+
+    def take_all(self) -> Mapping[str, torch.Tensor]:
+        """By their keys, for a compiler that accounts for all of them itself."""
+        self._left.clear()
+        return self._tensors
+
+    def left(self) -> list[str]:
+        """Keys that nobody has taken."""
+        return list(self._left)

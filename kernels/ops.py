@@ -1,0 +1,135 @@
+"""The primitives beside the low-rank bypass, as their formulas read, over rows of tokens.
+
+`FORMULAS` has one row for each kind of primitive. A formula takes the module's input and output for some rows, and
+the primitive's own tensors, which are views of the arena. Knows no slots, no steps and no modules.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import torch
+
+SPARSE_ELEMENTS = 1 << 24  # of gathered inputs at a time: bounds the memory of long segments
+
+
+class Phase(IntEnum):
+    """When a primitive applies at its site, and what its formula returns."""
+
+    INPUT = 0  # what is added to the module's input; depends on that input
+    REPLACE = 1  # the output that takes the place of the base's
+    OUTPUT = 2  # what is added to the output; depends on that output
+    ADD = 3  # what is added to the output; depends on the module's own input
+
+
+class Formula(NamedTuple):
+    """function(x, y, **fields): x, y: (rows, ..., width) or x: (rows,) ids at an embedding; y is None before the call.
+
+    row: name of the field that is one row to multiply by or to add, if the formula is no more than that.
+    """
+
+    phase: Phase
+    function: Callable[..., torch.Tensor]
+    row: str | None = None
+
+
+@dataclass(frozen=True)
+class Op:
+    """One primitive of one adapter at one site. fields: tensors on the device, and plain values."""
+
+    kind: str
+    fields: Mapping[str, Any]
+
+    @property
+    def formula(self) -> Formula:
+        return FORMULAS[self.kind]
+
+    def __call__(self, x: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
+        result: torch.Tensor = self.formula.function(x, y, **self.fields)
+        return result
+
+
+def input_scale(x: torch.Tensor, _: None, *, d: torch.Tensor) -> torch.Tensor:
+    return x * d
+
+
+def output_scale(_: torch.Tensor, y: torch.Tensor, *, d: torch.Tensor) -> torch.Tensor:
+    return y * d
+
+
+def bias(_: torch.Tensor, y: torch.Tensor, *, d: torch.Tensor) -> torch.Tensor:
+    return d.expand_as(y)
+
+
+def input_rotation(x: torch.Tensor, _: None, *, blocks: torch.Tensor) -> torch.Tensor:
+    size = blocks.shape[-1]
+    parts = x.unflatten(-1, (-1, size))
+    turned: torch.Tensor
+    turned = parts @ blocks[0].T if blocks.shape[0] == 1 else torch.einsum("nbj,bij->nbi", parts, blocks)
+    return turned.flatten(-2)
+
+
+def pair_rotation(_: torch.Tensor, y: torch.Tensor, *, d: torch.Tensor, c: torch.Tensor, group: int) -> torch.Tensor:
+    u, v = y.unflatten(-1, (-1, 2, group // 2)).unbind(-2)
+    turned = torch.stack((-v, u), dim=-2).flatten(-3)
+    return torch.addcmul(y * d, turned, c)
+
+
+def sparse(
+    x: torch.Tensor, y: torch.Tensor, *, rows: torch.Tensor, columns: torch.Tensor, values: torch.Tensor
+) -> torch.Tensor:
+    """Sums run in fp32, entry by entry in their order."""
+    delta = torch.zeros(y.shape[-1], y.shape[0], dtype=torch.float32, device=y.device)
+    at_once = max(SPARSE_ELEMENTS // max(rows.numel(), 1), 1)
+    for start in range(0, x.shape[0], at_once):
+        terms = x[start : start + at_once].t().index_select(0, columns).float() * values.float()[:, None]
+        delta[:, start : start + at_once].index_add_(0, rows, terms)
+    return delta.t().to(y.dtype)
+
+
+def kronecker(x: torch.Tensor, _: torch.Tensor, *, w1: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:
+    parts = x.unflatten(-1, (w1.shape[1], w2.shape[1]))
+    return (w1 @ (parts @ w2.T)).flatten(-2)
+
+
+def dense(x: torch.Tensor, _: torch.Tensor, *, w: torch.Tensor) -> torch.Tensor:
+    return x @ w.T
+
+
+def low_rank(x: torch.Tensor, _: torch.Tensor, *, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """For reference: what runs is a `BypassBackend`."""
+    h = x @ a.T if x.is_floating_point() else a.T[x]
+    return h @ b.T
+
+
+def rows(x: torch.Tensor, y: torch.Tensor, *, ids: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    if x.is_floating_point():  # a head
+        return y.index_copy(-1, ids.long(), x @ values.T)
+    places = torch.searchsorted(ids, x.to(ids.dtype)).clamp_(max=ids.numel() - 1)
+    return torch.where((ids[places] == x)[..., None], values[places], y)
+
+
+def replacement(
+    x: torch.Tensor, _: torch.Tensor, *, module: Callable[[torch.Tensor], torch.Tensor], width: int = 0
+) -> torch.Tensor:
+    """module: the base's, with the adapter's parameters. Whoever knows the base's modules makes it.
+
+    width: of a head's output, for whoever makes room for it.
+    """
+    return module(x)
+
+
+FORMULAS: Mapping[str, Formula] = {
+    "input_scale": Formula(Phase.INPUT, input_scale, row="d"),
+    "input_rotation": Formula(Phase.INPUT, input_rotation),
+    "replacement": Formula(Phase.REPLACE, replacement),
+    "rows": Formula(Phase.REPLACE, rows),
+    "output_scale": Formula(Phase.OUTPUT, output_scale, row="d"),
+    "pair_rotation": Formula(Phase.OUTPUT, pair_rotation),
+    "low_rank": Formula(Phase.ADD, low_rank),
+    "kronecker": Formula(Phase.ADD, kronecker),
+    "sparse": Formula(Phase.ADD, sparse),
+    "dense": Formula(Phase.ADD, dense),
+    "bias": Formula(Phase.ADD, bias, row="d"),
+}

@@ -1,0 +1,114 @@
+"""Adapters of every PEFT method, written by PEFT with random weights, and what our compilers make of them.
+
+`naive_logits` serves one adapter by the primitives' formulas alone, through hooks on a plain model: no engine, no
+pages, no batch.
+"""
+
+import copy
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+
+from peftserve.adapters.bypass import Bypass, Primitive, Replacement
+from peftserve.kernels.ops import Op, Phase
+
+Randomize = Callable[[str, torch.Tensor, torch.Generator], torch.Tensor]
+
+
+def plain_model(folder: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
+
+
+def shaken(name: str, parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Its value with noise: as large as its own spread, or 0.2 where it has none."""
+    noise = torch.randn(parameter.shape, generator=generator)
+    spread = parameter.float().std().item() if parameter.numel() > 1 else 0.0
+    return parameter + noise * (spread if spread > 1e-3 else 0.2)
+
+
+def method_adapter(
+    model_folder: Path, folder: Path, config: PeftConfig, seed: int = 0, randomize: Randomize = shaken, **save: Any
+) -> Path:
+    """A checkpoint of `config`, each trainable parameter drawn by `randomize`, saved by PEFT."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(seed)
+        model = get_peft_model(plain_model(model_folder), config)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad and parameter.is_floating_point():
+                    parameter.copy_(randomize(name, parameter, generator))
+        model.save_pretrained(folder, **save)
+    return folder
+
+
+def peft_model(model_folder: Path, adapter: Path) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return PeftModel.from_pretrained(plain_model(model_folder), adapter).eval()
+
+
+@torch.inference_mode()
+def peft_logits(model_folder: Path, adapter: Path, ids: list[int], **inputs: Any) -> torch.Tensor:
+    """(tokens, vocabulary), without rows of virtual tokens. inputs: what the method wants beside (`task_ids`)."""
+    logits = peft_model(model_folder, adapter)(torch.tensor([ids]), **inputs).logits[0]
+    return logits[-len(ids) :]
+
+
+@torch.inference_mode()
+def naive_logits(model: PreTrainedModel, bypass: Bypass, ids: list[int]) -> torch.Tensor:
+    """(tokens, vocabulary) of a copy of `model` with the bypass."""
+    served = copy.deepcopy(model)
+    for name, primitives in bypass.sites.items():
+        _attach(served.get_submodule(name), primitives)
+    options: dict[str, Any] = {}
+    if bypass.prefix is not None:
+        length = bypass.prefix.length
+        cache = DynamicCache()
+        for layer, (keys, values) in sorted(bypass.prefix.layers.items()):
+            cache.update(keys.transpose(0, 1)[None], values.transpose(0, 1)[None], layer)
+        options = {
+            "past_key_values": cache,
+            "position_ids": torch.arange(length, length + len(ids))[None],
+            "attention_mask": torch.ones(1, length + len(ids), dtype=torch.int64),
+        }
+    return served(torch.tensor([ids]), **options).logits[0]
+
+
+def _attach(module: nn.Module, primitives: tuple[Primitive, ...]) -> None:
+    ops = [_op(module, primitive) for primitive in primitives]
+    raw: list[torch.Tensor] = []
+
+    def before(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        raw[:] = [args[0]]
+        x = args[0][0]
+        terms = [op(x, None) for op in ops if op.formula.phase is Phase.INPUT]
+        return ((x + sum(terms))[None],) if terms else args
+
+    def after(_: nn.Module, __: object, output: torch.Tensor) -> torch.Tensor:
+        x, y = raw[0][0], output[0]
+        for phase in (Phase.REPLACE, Phase.OUTPUT, Phase.ADD):
+            terms = [op(x, y) for op in ops if op.formula.phase is phase]
+            if terms:
+                y = terms[0] if phase is Phase.REPLACE else y + sum(terms)
+        return y[None]
+
+    module.register_forward_pre_hook(before)
+    module.register_forward_hook(after)
+
+
+def _op(module: nn.Module, primitive: Primitive) -> Op:
+    if isinstance(primitive, Replacement):
+        shell = copy.deepcopy(module)
+        for name, tensor in primitive.tensors().items():
+            setattr(shell, name, nn.Parameter(tensor, requires_grad=False))
+        return Op(primitive.kind, {"module": shell})
+    fields = {name: getattr(primitive, name) for name in primitive.__dataclass_fields__}
+    return Op(primitive.kind, fields)
