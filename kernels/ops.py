@@ -63,15 +63,15 @@ def bias(_: torch.Tensor, y: torch.Tensor, *, d: torch.Tensor) -> torch.Tensor:
 
 
 def input_rotation(x: torch.Tensor, _: None, *, blocks: torch.Tensor) -> torch.Tensor:
-    size = blocks.shape[-1]
-    parts = x.unflatten(-1, (-1, size))
-    turned: torch.Tensor
-    turned = parts @ blocks[0].T if blocks.shape[0] == 1 else torch.einsum("nbj,bij->nbi", parts, blocks)
+    parts = _unflatten(x, (-1, blocks.shape[-1]))
+    if blocks.shape[0] == 1:
+        return (parts @ blocks[0].T).flatten(-2)
+    turned: torch.Tensor = torch.einsum("nbj,bij->nbi", parts, blocks)
     return turned.flatten(-2)
 
 
 def pair_rotation(_: torch.Tensor, y: torch.Tensor, *, d: torch.Tensor, c: torch.Tensor, group: int) -> torch.Tensor:
-    u, v = y.unflatten(-1, (-1, 2, group // 2)).unbind(-2)
+    u, v = _unflatten(y, (-1, 2, group // 2)).unbind(-2)
     turned = torch.stack((-v, u), dim=-2).flatten(-3)
     return torch.addcmul(y * d, turned, c)
 
@@ -89,7 +89,7 @@ def sparse(
 
 
 def kronecker(x: torch.Tensor, _: torch.Tensor, *, w1: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:
-    parts = x.unflatten(-1, (w1.shape[1], w2.shape[1]))
+    parts = _unflatten(x, (w1.shape[1], w2.shape[1]))
     return (w1 @ (parts @ w2.T)).flatten(-2)
 
 
@@ -118,6 +118,11 @@ def replacement(
     width: of a head's output, for whoever makes room for it.
     """
     return module(x)
+
+
+def _unflatten(tensor: torch.Tensor, sizes: tuple[int, ...]) -> torch.Tensor:
+    """The last dimension as several."""
+    return tensor.reshape(*tensor.shape[:-1], *sizes)
 
 
 FORMULAS: Mapping[str, Formula] = {

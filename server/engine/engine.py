@@ -179,7 +179,7 @@ class Engine:
         outputs = []
         for digests, error in self.adapters.take_failures().items():
             message = error.message if isinstance(error, AdapterError) else "its files could not be read"
-            for sequence in [s for s in self._sequences.values() if {p.digest for p in s.adapters}.issuperset(digests)]:
+            for sequence in [s for s in self._sequences.values() if {p.key for p in s.adapters}.issuperset(digests)]:
                 outputs.append(_failed(sequence, f"the adapter could not be loaded: {message}"))
                 self.abort(sequence.request_id)
         return outputs
@@ -243,10 +243,11 @@ class Engine:
 
 def _merge_parts(parts: list[AdapterPart]) -> tuple[AdapterPart, ...]:
     """The same files under two names of a mixture are one adapter with the sum of the weights."""
-    weights: dict[str, float] = {}
+    merged: dict[str, AdapterPart] = {}
     for part in parts:
-        weights[part.digest] = weights.get(part.digest, 0.0) + part.weight
-    return tuple(AdapterPart(digest, weight) for digest, weight in weights.items())
+        weight = merged[part.key].weight if part.key in merged else 0.0
+        merged[part.key] = AdapterPart(part.digest, weight + part.weight, part.task)
+    return tuple(merged.values())
 
 
 def _count_adapters(sequences: list[Sequence]) -> dict[str, int]:

@@ -91,7 +91,7 @@ class Attachments:
 def shell(module: nn.Module, parameters: Mapping[str, torch.Tensor]) -> nn.Module:
     """`module` with other parameters and without hooks; it shares everything else."""
     other = copy.copy(module)
-    other._parameters = {**module._parameters, **parameters}  # type: ignore[assignment]
+    other._parameters = {**module._parameters, **parameters}  # type: ignore[dict-item]
     for hooks in ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs"):
         setattr(other, hooks, type(getattr(module, hooks))())
     other.__dict__.pop("forward", None)  # another layout of the base's own weight

@@ -5,7 +5,6 @@ One worker: loads are bound by the disk and by copies, and a second one would on
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -16,18 +15,17 @@ T = TypeVar("T")
 
 
 class AdapterLoader:
-    """compile: folder to blob; raises AdapterError. folder_of: digest to folder. arena: (elements,) on the device."""
+    """compile: an adapter's key to its blob; raises AdapterError. arena: (elements,) on the device."""
 
-    def __init__(self, compile: Callable[[Path], Blob], folder_of: Callable[[str], Path], arena: torch.Tensor) -> None:
+    def __init__(self, compile: Callable[[str], Blob], arena: torch.Tensor) -> None:
         self._compile = compile
-        self._folder_of = folder_of
         self._arena = arena
         self._stream = torch.cuda.Stream(arena.device) if arena.is_cuda else None
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="adapter-loader", initializer=_use_one_core)
 
-    def fetch(self, digest: str) -> Future[Blob]:
+    def fetch(self, key: str) -> Future[Blob]:
         """Compile an adapter of the store."""
-        return self._worker.submit(lambda: self._compile(self._folder_of(digest)))
+        return self._worker.submit(self._compile, key)
 
     def submit(self, task: Callable[[], T]) -> Future[T]:
         """Any other work for this thread."""

@@ -1,8 +1,9 @@
 """Which adapters are on the device, in which slot and range of the arena, and for whom.
 
 A lease pins the adapters of one sequence: all of them or none, so that two mixtures never wait for each other.
-Unpinned adapters stay until their slot or range is needed, least recently used first out. Everything here runs on
-the step loop's thread; only the loads that it starts run elsewhere.
+A key is an adapter's digest, with the task behind it where a method has several (`AdapterPart.key`): each is an adapter
+of its own here. Unpinned adapters stay until their slot or range is needed, least recently used first out. All of this
+runs on the step loop's thread; only the loads that it starts run elsewhere.
 """
 
 import time
@@ -65,9 +66,9 @@ class AdapterResidency:
 
     def prepare(self, parts: Sequence[AdapterPart]) -> bool:
         """Whether all parts are in host memory or on the device; what is not is fetched from disk."""
-        missing = [p.digest for p in parts if p.digest not in self._residents and self.host.get(p.digest) is None]
+        missing = [p.key for p in parts if p.key not in self._residents and self.host.get(p.key) is None]
         for part in parts:
-            self._asked.setdefault(part.digest, time.monotonic())
+            self._asked.setdefault(part.key, time.monotonic())
         for digest in missing:
             if digest not in self._fetches:
                 self._fetches[digest] = self._loader.fetch(digest)
@@ -75,7 +76,7 @@ class AdapterResidency:
 
     def reserve(self, parts: Sequence[AdapterPart]) -> Lease | None:
         """Slots for prepared parts, or None if the device has no room until somebody releases some."""
-        digests = [part.digest for part in parts]
+        digests = [part.key for part in parts]
         for digest in digests:
             self._pin(digest, 1)
         for digest in digests:
@@ -131,13 +132,18 @@ class AdapterResidency:
         self.host.put(digest, blob, keep=self._asked)
 
     def drop(self, digest: str) -> bool:
-        """Forget an adapter that no lease holds. False: a load of it is still running, ask again."""
-        resident = self._residents.get(digest)
-        if digest in self._fetches or (resident is not None and (resident.copy is not None or resident.holders)):
+        """Forget an adapter that no lease holds, all its tasks. False: a load of it is still running, ask again."""
+        keys = {*self._residents, *self._fetches, *self.host.digests()}
+        held = [key for key in keys if key.partition(":")[0] == digest and not self._drop(key)]
+        return not held
+
+    def _drop(self, key: str) -> bool:
+        resident = self._residents.get(key)
+        if key in self._fetches or (resident is not None and (resident.copy is not None or resident.holders)):
             return False
         if resident is not None:
-            self._remove(digest)
-        self.host.drop(digest)
+            self._remove(key)
+        self.host.drop(key)
         return True
 
     def digests(self) -> list[str]:

@@ -40,7 +40,7 @@ class AdapterService:
         self.attachments = Attachments(
             self._arena, backend, SideOps(loaded.sites.rows()), modules, loaded.sites.table.head
         )
-        self._loader = AdapterLoader(self._compile_blob, self._folder_of, self._arena)
+        self._loader = AdapterLoader(self._compile_key, self._arena)
         host = HostTier(config.host_adapter_memory, config.max_cpu_loras)
         ranges = RangeAllocator(elements, ALIGNMENT)
         self.residency = AdapterResidency(self._loader, self.attachments, host, ranges, config.max_loras)
@@ -82,8 +82,8 @@ class AdapterService:
             "adapter_loads": residency.num_loads,
             "adapter_evictions": residency.num_evictions,
             "adapter_load_seconds": seconds,
-            "device_adapters": residency.digests(),
-            "host_adapters": residency.host.digests(),
+            "device_adapters": _digests(residency.digests()),
+            "host_adapters": _digests(residency.host.digests()),
             "device_adapter_bytes": residency.num_elements() * self._arena.element_size(),
             "host_adapter_bytes": residency.host.num_bytes,
         }
@@ -119,10 +119,11 @@ class AdapterService:
             virtual_tokens=facts.virtual_tokens,
         )
 
-    def _compile_blob(self, folder: Path) -> Blob:
-        return self._pack(self._compile(folder))
+    def _compile_key(self, key: str) -> Blob:
+        digest, _, task = key.partition(":")
+        return self._pack(self._compile(self._folder_of(digest), int(task or 0)))
 
-    def _compile(self, folder: Path) -> CompiledAdapter:
+    def _compile(self, folder: Path, task: int = 0) -> CompiledAdapter:
         return compile_adapter(
             folder,
             self._loaded.sites.table,
@@ -130,6 +131,7 @@ class AdapterService:
             max_rank=self._config.max_lora_rank,
             model=self._loaded.twin,
             max_dense_delta=self._config.max_dense_delta,
+            task=task,
         )
 
     def _pack(self, compiled: CompiledAdapter) -> Blob:
@@ -148,3 +150,8 @@ class AdapterService:
         if digest not in self._folders:
             raise InvalidAdapter(f"no adapter with digest {digest} was inspected")
         return self._folders[digest]
+
+
+def _digests(keys: list[str]) -> list[str]:
+    """Each once, whatever tasks of it there are."""
+    return list(dict.fromkeys(key.partition(":")[0] for key in keys))

@@ -72,10 +72,12 @@ class BypassHooks:
         return add_bypass
 
     def _before(self, name: str, plan: SitePlan) -> Callable[..., tuple[torch.Tensor, ...]]:
+        ids = getattr(self._modules[name], "num_embeddings", 0)
+
         def change_input(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
             x = self._inputs[name] = args[0]
             if not x.is_floating_point():
-                return (x.clamp(max=module.weight.shape[0] - 1), *args[1:])  # a larger vocabulary's ids are replaced
+                return (x.clamp(max=ids - 1), *args[1:])  # those of a larger vocabulary are replaced behind the base
             return (plan.before(_rows(x)).view_as(x), *args[1:])
 
         return change_input

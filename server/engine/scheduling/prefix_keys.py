@@ -13,7 +13,7 @@ from ...wire.messages import AdapterPart
 
 def root_key(salt: str, adapters: Seq[AdapterPart]) -> bytes:
     """The key before the first page."""
-    fields = (salt, [(part.digest, part.weight) for part in adapters])
+    fields = (salt, [(part.key, part.weight) for part in adapters])
     return hashlib.sha256(repr(fields).encode()).digest()
 
 

@@ -76,7 +76,7 @@ class Sequence:
     @property
     def tenant(self) -> Hashable:
         """Whom the scheduler is fair between: the adapter, or the mixture."""
-        return tuple(part.digest for part in self.adapters)
+        return tuple(part.key for part in self.adapters)
 
     @property
     def wants_prompt_logprobs(self) -> bool:

@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,19 +15,19 @@ PATIENCE = 30
 
 
 class Compiler:
-    """Waits for `go`, then makes a blob of the folder's number, or says that it is invalid."""
+    """Waits for `go`, then makes a blob of the key's number, or says that it is invalid."""
 
     def __init__(self, make_blob: MakeBlob) -> None:
         self.make_blob = make_blob
         self.go = threading.Event()
         self.threads: list[str] = []
 
-    def __call__(self, folder: Path) -> Blob:
+    def __call__(self, key: str) -> Blob:
         assert self.go.wait(PATIENCE)
         self.threads.append(threading.current_thread().name)
-        if folder.name == "broken":
+        if key == "broken":
             raise InvalidAdapter("no tensor in it")
-        return self.make_blob(4, float(folder.name))
+        return self.make_blob(4, float(key))
 
 
 @pytest.fixture
@@ -43,7 +42,7 @@ def arena() -> torch.Tensor:
 
 @pytest.fixture
 def loader(compiler: Compiler, arena: torch.Tensor) -> Iterator[AdapterLoader]:
-    loader = AdapterLoader(compiler, Path, arena)
+    loader = AdapterLoader(compiler, arena)
     yield loader
     compiler.go.set()
     loader.close()
