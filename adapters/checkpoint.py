@@ -23,7 +23,8 @@ MAX_NAME_CHARS = 512
 MAX_DIMENSIONS = 8
 MAX_ELEMENTS = 1 << 40
 
-ITEM_BYTES: Mapping[str, int] = {"F32": 4, "F16": 2, "BF16": 2}
+# Integers are indices of sparse methods; compilers refuse them where weights should be.
+ITEM_BYTES: Mapping[str, int] = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
 
 # What people upload by mistake, by its first bytes.
 _PICKLE = "a pickle file, which can run code when it is read; save the adapter as safetensors"

@@ -86,6 +86,9 @@ class Named(NamedTuple):
 
     def converted(self, dtype: torch.dtype, scaling: float = 1.0) -> torch.Tensor:
         """Multiplied in float32, rounded once, contiguous. Raises InvalidAdapter for what is not finite then."""
+        if not self.tensor.is_floating_point():
+            kind = str(self.tensor.dtype).removeprefix("torch.")
+            raise InvalidAdapter(f"{self.key} holds {kind}, where weights should be", param="files")
         scaled = self.tensor if scaling == 1.0 else self.tensor.float() * scaling
         result = scaled.to(dtype).contiguous()
         if not result.isfinite().all():
@@ -99,11 +102,10 @@ class Named(NamedTuple):
         raise InvalidAdapter(f"{self.key} is too large for {name}, in which this base is served", param="files")
 
 
-def check_copy(base: Base, site: str, copy: Named) -> None:
-    """A copy of the base's weight at a site may come along with an adapter only if it is the base's own.
+def is_same(base: Base, site: str, copy: Named) -> bool:
+    """Whether a copy of the weight at a site, which may come along with an adapter, is the base's own.
 
-    PEFT writes it beside an adapter on the embedding and would load it over the base's, which nobody may change.
-    Raises UnsupportedAdapter, InvalidAdapter.
+    Raises UnsupportedAdapter where there is nothing to compare it with.
     """
     own = base.weight(site)
     if own is None:
@@ -112,18 +114,9 @@ def check_copy(base: Base, site: str, copy: Named) -> None:
             "save the adapter with save_embedding_layers=False",
             param="files",
         )
-    if own.shape != copy.tensor.shape:
-        raise UnsupportedAdapter(
-            f"{copy.key} is not supported yet: it resizes the vocabulary, {tuple(copy.tensor.shape)} against the "
-            f"base's {tuple(own.shape)}",
-            param="files",
-        )
-    if not _same(own, copy.tensor):
-        raise UnsupportedAdapter(
-            f"{copy.key} is not supported yet: it replaces the base's own weight by another; "
-            "train with the embedding frozen",
-            param="files",
-        )
+    if own.shape != copy.tensor.shape or not copy.tensor.is_floating_point() or not own.is_floating_point():
+        return False
+    return _same(own, copy.tensor)
 
 
 def _same(own: torch.Tensor, copy: torch.Tensor) -> bool:
