@@ -1,10 +1,11 @@
 """What is known of an adapter once it compiled against the base: the part of its card that does not change.
 
-Compilers make it, the registry keeps it, the API shows it. Knows no names, no torch.
+Compilers make it, the registry keeps it, the router judges mixtures by it, the API shows it. Knows no names, no torch.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
 
@@ -23,14 +24,27 @@ class FactsLike(Protocol):
     def sites(self) -> int: ...
     @property
     def consumed(self) -> int: ...
+    @property
+    def exclusive(self) -> Sequence[str]: ...
+    @property
+    def num_tasks(self) -> int: ...
+    @property
+    def virtual_tokens(self) -> int: ...
+    @property
+    def inputs(self) -> Sequence[str]: ...
+    @property
+    def outputs(self) -> Sequence[str]: ...
 
 
 @dataclass(frozen=True)
 class AdapterFacts:
     """method: PEFT's name (`LORA`). rank: the largest over all sites. num_bytes: of the compiled tensors.
 
-    primitives: primitive to number of sites. sites: number of modules that it changes.
-    consumed: number of tensors of the checkpoint, each of which is served.
+    primitives: primitive to number of sites; beside those of modules `kv_prefix`, `side_attention` and `gate`.
+    sites: number of modules that it changes. consumed: number of tensors of the checkpoint, each of which is served.
+    exclusive: see `Bypass`. num_tasks: 0 for a method without tasks. virtual_tokens: positions before the prompt's.
+    inputs: modules whose input it changes. outputs: those whose output it multiplies or replaces. Of both the names,
+        `*` for the number of a layer.
     """
 
     method: str
@@ -39,7 +53,32 @@ class AdapterFacts:
     primitives: Mapping[str, int]
     sites: int
     consumed: int
+    # Rows of the registry may be older than the fields from here on.
+    exclusive: tuple[str, ...] = ()
+    num_tasks: int = 0
+    virtual_tokens: int = 0
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, facts: FactsLike) -> "AdapterFacts":
-        return cls(facts.method, facts.rank, facts.num_bytes, dict(facts.primitives), facts.sites, facts.consumed)
+        return cls(
+            method=facts.method,
+            rank=facts.rank,
+            num_bytes=facts.num_bytes,
+            primitives=dict(facts.primitives),
+            sites=facts.sites,
+            consumed=facts.consumed,
+            exclusive=tuple(facts.exclusive),
+            num_tasks=facts.num_tasks,
+            virtual_tokens=facts.virtual_tokens,
+            inputs=tuple(facts.inputs),
+            outputs=tuple(facts.outputs),
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> "AdapterFacts":
+        return cls.of(cls(**json.loads(text)))
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))

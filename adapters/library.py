@@ -127,7 +127,7 @@ class AdapterLibrary:
             digest = self._store.commit(staged)
         newest = self._registry.find(name) if only_if_new else None
         if newest is not None and newest.digest == digest:
-            return self._registry.get(name, newest.version)
+            return newest
         return self._registry.add(name, digest, facts)
 
     async def _collect(self, digest: str) -> None:

@@ -4,13 +4,12 @@ A row is there if and only if the client was, or may have been, told so. Resolvi
 file; nothing here grows with adapters that nobody asks for. Knows no files and no requests.
 """
 
-import json
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import AdapterNotFound, StoreFull
@@ -29,7 +28,7 @@ CREATE INDEX versions_by_digest ON versions (digest);
 CREATE TABLE default_adapter (id INTEGER PRIMARY KEY CHECK (id = 1), name TEXT NOT NULL, version INTEGER);
 """
 _FIND_DEFAULT = """
-SELECT v.name, v.version, v.digest FROM default_adapter d
+SELECT v.name, v.version, v.digest, v.created, v.facts FROM default_adapter d
 JOIN versions v ON v.name = d.name AND v.version = ifnull(d.version, v.version)
 ORDER BY v.version DESC LIMIT 1
 """
@@ -86,7 +85,7 @@ class AdapterRegistry:
                 "ON CONFLICT (name) DO UPDATE SET last_version = last_version + 1 RETURNING last_version",
                 (name,),
             ).fetchone()
-            row = (name, version, digest, created, json.dumps(asdict(facts)))
+            row = (name, version, digest, created, facts.to_json())
             db.execute(f"INSERT INTO versions ({_COLUMNS}) VALUES (?, ?, ?, ?, ?)", row)
         return _record(row)
 
@@ -111,19 +110,18 @@ class AdapterRegistry:
                 db.execute("DELETE FROM default_adapter")
         return removed
 
-    def find(self, name: str, version: int | None = None) -> VersionRef | None:
+    def find(self, name: str, version: int | None = None) -> AdapterRecord | None:
         """The newest version of a name, or the given one."""
         with self._reading:
             row = _find(self._reader, Reference(name, version))
-        return None if row is None else VersionRef(*row[:3])
+        return None if row is None else _record(row)
 
     def get(self, name: str, version: int | None = None) -> AdapterRecord:
-        """The same with all that is known. Raises AdapterNotFound."""
-        with self._reading:
-            row = _find(self._reader, Reference(name, version))
-        if row is None:
+        """The same. Raises AdapterNotFound."""
+        record = self.find(name, version)
+        if record is None:
             raise _not_found(Reference(name, version))
-        return _record(row)
+        return record
 
     def page(self, *, after: str = "", limit: int = 1000) -> list[AdapterRecord]:
         """The newest version of each name, by name, beginning behind the name `after`."""
@@ -160,11 +158,11 @@ class AdapterRegistry:
         with self._reading:
             return _default(self._reader)
 
-    def find_default(self) -> VersionRef | None:
+    def find_default(self) -> AdapterRecord | None:
         """The version that answers for the default now, in one look-up: no switch or deletion comes in between."""
         with self._reading:
             row = self._reader.execute(_FIND_DEFAULT).fetchone()
-        return None if row is None else VersionRef(*row)
+        return None if row is None else _record(row)
 
     def set_default(self, default: str | None) -> None:
         """`name` follows its newest version, `name@2` does not; None is the bare base. Raises AdapterNotFound."""
@@ -253,7 +251,7 @@ def _default(db: sqlite3.Connection) -> Reference | None:
 
 def _record(row: _Row) -> AdapterRecord:
     name, version, digest, created, facts = row
-    return AdapterRecord(VersionRef(name, version, digest), created, AdapterFacts(**json.loads(facts)))
+    return AdapterRecord(VersionRef(name, version, digest), created, AdapterFacts.from_json(facts))
 
 
 def _not_found(reference: Reference) -> AdapterNotFound:

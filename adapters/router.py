@@ -1,16 +1,19 @@
 """Which adapter answers a request: by name, version, the server's default, a weighted mixture, or a route's policy.
 
-The answer is immutable: what a request was admitted with, it is answered by. Knows names and versions; knows no
-files, no HTTP and no model.
+The answer is immutable: what a request was admitted with, it is answered by. Knows names, versions and what the
+registry says of them; knows no files, no HTTP and no model.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from .errors import AdapterNotFound, InvalidAdapter
+from .facts import AdapterFacts
+from .mixing import Ingredient, check_mixture
 from .names import DEFAULT, VersionRef, parse_reference
+from .registry import AdapterRecord
 
 MAX_PARTS = 8
 MAX_WEIGHT = 1e4
@@ -30,11 +33,18 @@ class Resolved:
     parts: empty for the bare base; their weighted sum otherwise.
     label: for the header `x-peftserve-adapter`: the base's id, `sql@3`, or `a@1*0.7+b@2*0.3`.
     model: for the response's `model` field: the name that was asked for; for the default and for a mixture, the label.
+    facts: of each part, by digest.
     """
 
     parts: tuple[Part, ...]
     label: str
     model: str
+    facts: Mapping[str, AdapterFacts] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Positions that the adapter takes before the prompt's."""
+        return sum(facts.virtual_tokens for facts in self.facts.values())
 
     def weights(self) -> dict[str, float]:
         """Digest to weight. Two names of one digest are added up."""
@@ -43,13 +53,23 @@ class Resolved:
             total[ref.digest] = total.get(ref.digest, 0.0) + weight
         return total
 
+    def tasks(self, task_id: int | None) -> dict[str, int]:
+        """Digest to task, of those with tasks. Raises InvalidAdapter where one has no such task, or none has any."""
+        counts = {ref: self.facts[ref.digest].num_tasks for ref, _ in self.parts if self.facts[ref.digest].num_tasks}
+        if task_id is not None and not counts:
+            raise InvalidAdapter(f"{self.label} has no tasks: leave task_id out", param="task_id")
+        for ref, count in counts.items():
+            if task_id is None or not 0 <= task_id < count:
+                raise InvalidAdapter(f"{ref} has {count} tasks: give one of 0 to {count - 1}", param="task_id")
+        return {} if task_id is None else {ref.digest: task_id for ref in counts}
+
 
 class Names(Protocol):
     """What the router asks of the registry."""
 
-    def find(self, name: str, version: int | None = None) -> VersionRef | None: ...
+    def find(self, name: str, version: int | None = None) -> AdapterRecord | None: ...
 
-    def find_default(self) -> VersionRef | None: ...
+    def find_default(self) -> AdapterRecord | None: ...
 
 
 class Policy(Protocol):
@@ -92,8 +112,8 @@ class Router:
         return Resolved((), self._base_id, self._base_id)
 
     def _default(self) -> Resolved:
-        ref = self._names.find_default()
-        return self._base() if ref is None else _alone(ref, str(ref))
+        record = self._names.find_default()
+        return self._base() if record is None else _alone(record, str(record.ref))
 
     def _single(self, model: str) -> Resolved:
         return _alone(self._find(model, "model"), model)
@@ -111,22 +131,32 @@ class Router:
     def _parts(self, chosen: Sequence[tuple[str, float]], model: str | None) -> Resolved:
         if not chosen:
             return self._base()
-        parts = tuple(Part(self._find(name, "adapters"), _checked(name, weight)) for name, weight in chosen)
+        records = [self._find(name, "adapters") for name, _ in chosen]
+        parts = tuple(Part(record.ref, _checked(*pair)) for record, pair in zip(records, chosen, strict=True))
         if len({(part.ref.name, part.ref.version) for part in parts}) < len(parts):
             raise InvalidAdapter("an adapter may be in a mixture only once", param="adapters")
         label = "+".join(f"{part.ref}*{part.weight:g}" for part in parts)
-        return Resolved(parts, label, label if model is None else model)
+        facts = {record.digest: record.facts for record in records}
+        resolved = Resolved(parts, label, label if model is None else model, facts)
+        check_mixture(_ingredients(resolved))
+        return resolved
 
-    def _find(self, text: str, param: str) -> VersionRef:
+    def _find(self, text: str, param: str) -> AdapterRecord:
         reference = parse_reference(text)
-        ref = None if reference is None else self._names.find(*reference)
-        if ref is None:
+        record = None if reference is None else self._names.find(*reference)
+        if record is None:
             raise AdapterNotFound(f"there is no model or adapter {text[:140]!r}", param=param)
-        return ref
+        return record
 
 
-def _alone(ref: VersionRef, model: str) -> Resolved:
-    return Resolved((Part(ref, 1.0),), str(ref), model)
+def _alone(record: AdapterRecord, model: str) -> Resolved:
+    return Resolved((Part(record.ref, 1.0),), str(record.ref), model, {record.digest: record.facts})
+
+
+def _ingredients(resolved: Resolved) -> list[Ingredient]:
+    """Two names of one digest are one adapter, called by the last."""
+    names = {ref.digest: str(ref) for ref, _ in resolved.parts}
+    return [Ingredient(names[digest], weight, resolved.facts[digest]) for digest, weight in resolved.weights().items()]
 
 
 def _checked(name: str, weight: float) -> float:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
+from msgspec import UNSET
 from pydantic import Field
 
 from peftserve.adapters.errors import AdapterNotFound
@@ -132,6 +133,11 @@ def _cards(services: Services, records: Sequence[AdapterRecord]) -> list[Card]:
             method=record.facts.method,
             rank=record.facts.rank,
             size=record.facts.num_bytes,
+            primitives=dict(record.facts.primitives),
+            modules=record.facts.sites,
+            tensors=record.facts.consumed,
+            virtual_tokens=record.facts.virtual_tokens or UNSET,
+            num_tasks=record.facts.num_tasks or UNSET,
             state="device" if record.digest in device else "host" if record.digest in host else "disk",
             requests_running=services.adapters.leases.count(record.digest),
             created=int(record.created),

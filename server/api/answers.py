@@ -25,7 +25,7 @@ def new_id(prefix: str) -> tuple[str, int]:
 
 
 async def answer(services: Services, request: Request, plan: Plan, whole: Whole, stream: Stream) -> Response:
-    """Run a plan and send it the way the client asked for. Raises AdapterError, ApiError, EngineDead."""
+    """Run a plan of this turn of the event loop, sent the way the client asked for. Raises ApiError, EngineDead."""
     with ExitStack() as held:
         generation = begin(services, plan, held)
         headers = answer_headers(generation)

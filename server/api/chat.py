@@ -10,7 +10,7 @@ from .answers import UsageCounter, answer, new_id, usage_of
 from .body import json_body
 from .generation import Generation, Plan, Prompt
 from .logprobs import chat_logprobs, prompt_logprobs
-from .planning import check_ids, check_min_tokens, fit_length, salt_of
+from .planning import adapter_parts, check_ids, check_min_tokens, fit_length, salt_of, who_answers
 from .responses import (
     ChatChoice,
     ChatChunk,
@@ -61,13 +61,15 @@ async def _plan(services: Services, tokenizer: Tokenizer, request: Request, body
     # The template has written the special tokens itself.
     prompt = Prompt(await tokenizer.encode(text, body.add_special_tokens), text)
     check_ids(info, body, [prompt])
+    resolved = who_answers(services, body, [prompt])
     sampling = body.sampling(
-        max_tokens=fit_length(info, prompt, body.limit, None),
+        max_tokens=fit_length(info, prompt, body.limit, None, resolved.virtual_tokens),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         prompt_logprobs=body.prompt_logprobs,
     )
     check_min_tokens(body, [sampling])
-    return Plan(body, [prompt], [sampling], body.choices, salt_of(request, body))
+    adapters = adapter_parts(resolved, body.task_id)
+    return Plan(body, resolved, adapters, [prompt], [sampling], body.choices, salt_of(request, body))
 
 
 class _Form:

@@ -11,7 +11,7 @@ from .body import json_body
 from .echo import Echo
 from .generation import Generation, Plan, Prompt
 from .logprobs import completion_logprobs, prompt_logprobs
-from .planning import check_ids, check_min_tokens, fit_length, salt_of
+from .planning import adapter_parts, check_ids, check_min_tokens, fit_length, salt_of, who_answers
 from .responses import Completion, CompletionChoice, Usage
 from .schema import COMPLETION_MAX_TOKENS, CompletionRequest
 from .sequence import Delta
@@ -35,18 +35,20 @@ async def _plan(services: Services, tokenizer: Tokenizer, request: Request, body
     info = services.model()
     prompts = [await _tokenize(tokenizer, prompt, body) for prompt in body.prompt]
     check_ids(info, body, prompts)
+    resolved = who_answers(services, body, prompts)
     rerank = body.samples > body.choices  # the best are chosen by their logprobs
     scored = _most(body.prompt_logprobs, body.logprobs if body.echo else None, 0 if body.max_tokens == 0 else None)
     sampling = [
         body.sampling(
-            max_tokens=fit_length(info, prompt, body.max_tokens, COMPLETION_MAX_TOKENS),
+            max_tokens=fit_length(info, prompt, body.max_tokens, COMPLETION_MAX_TOKENS, resolved.virtual_tokens),
             logprobs=_most(body.logprobs, 0 if rerank else None),
             prompt_logprobs=scored,
         )
         for prompt in prompts
     ]
     check_min_tokens(body, sampling)
-    return Plan(body, prompts, sampling, body.samples, salt_of(request, body))
+    adapters = adapter_parts(resolved, body.task_id)
+    return Plan(body, resolved, adapters, prompts, sampling, body.samples, salt_of(request, body))
 
 
 async def _tokenize(tokenizer: Tokenizer, prompt: str | list[int], body: CompletionRequest) -> Prompt:

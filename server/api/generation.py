@@ -38,9 +38,14 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Plan:
-    """What one request asks of the engine: `samples` sequences for each prompt, each prompt with its own parameters."""
+    """What one request asks of the engine: `samples` sequences for each prompt, each prompt with its own parameters.
+
+    resolved: who answers, as looked up in this turn of the event loop. adapters: the same for the engine.
+    """
 
     body: GenerationRequest
+    resolved: Resolved
+    adapters: list[AdapterPart]
     prompts: list[Prompt]
     sampling: list[SamplingParams]
     samples: int
@@ -58,13 +63,12 @@ class Plan:
 class Generation:
     """Held by `Services.hold` while it runs. Sequence i answers prompt i // samples."""
 
-    def __init__(self, services: Services, plan: Plan, resolved: Resolved) -> None:
+    def __init__(self, services: Services, plan: Plan) -> None:
         self.plan = plan
-        self.resolved = resolved
+        self.resolved = plan.resolved
         self._services = services
-        self._labels = services.metrics.adapter_labels(resolved)
+        self._labels = services.metrics.adapter_labels(plan.resolved)
         self._id = uuid.uuid4().hex
-        self._parts = [AdapterPart(digest, weight) for digest, weight in resolved.weights().items()]
 
     async def deltas(self) -> AsyncGenerator[tuple[int, Delta]]:
         """(sequence, delta) as they come. Raises EngineDead, ApiError."""
@@ -108,7 +112,7 @@ class Generation:
             request_id=f"{self._id}-{index}",
             prompt_token_ids=self.plan.prompts[prompt].token_ids,
             sampling=sampling,
-            adapters=self._parts,
+            adapters=self.plan.adapters,
             salt=self.plan.salt,
         )
 

@@ -1,4 +1,4 @@
-"""GET /v1/models: the base, and each adapter with the base as its parent."""
+"""GET /v1/models: the base, and each adapter with the base as its parent, its own prefix off the context length."""
 
 import asyncio
 
@@ -53,5 +53,5 @@ def _adapter(services: Services, name: str, record: AdapterRecord) -> Model:
         created=int(record.created),
         root=record.digest,
         parent=services.base_id,
-        max_model_len=services.model().max_model_len,
+        max_model_len=max(services.model().max_model_len - record.facts.virtual_tokens, 0),
     )

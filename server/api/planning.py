@@ -1,11 +1,13 @@
-"""From a checked body to a plan: prompts as tokens, lengths that fit, sampling parameters. The same for all routes."""
+"""From a checked body to a plan: who answers, lengths that fit, sampling parameters. The same for all routes."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
 
 from fastapi import Request
 
-from ..wire.messages import ModelInfo, SamplingParams
+from peftserve.adapters.router import Resolved
+
+from ..wire.messages import AdapterPart, ModelInfo, SamplingParams
 from .auth import TENANT
 from .errors import bad_request
 from .generation import Generation, Plan, Prompt
@@ -23,14 +25,33 @@ def check_ids(info: ModelInfo, body: GenerationRequest, prompts: Sequence[Prompt
     _check_vocabulary(info, tuple(body.logit_bias or ()), "logit_bias")
 
 
-def fit_length(info: ModelInfo, prompt: Prompt, wanted: int | None, default: int | None) -> int:
-    """Tokens to generate: what was asked for, else what fits, at most the default. Raises ApiError where none fits."""
-    length, room = len(prompt.token_ids), info.max_model_len - len(prompt.token_ids)
+def who_answers(services: Services, body: GenerationRequest, prompts: Sequence[Prompt]) -> Resolved:
+    """To be called behind the last await before `begin`: see `Services.hold`. Raises AdapterError."""
+    mixture = None if body.adapters is None else [(part.name, part.weight) for part in body.adapters]
+    return services.adapters.router.resolve(body.model, mixture, prompts[0].token_ids, body.user)
+
+
+def adapter_parts(resolved: Resolved, task_id: int | None) -> list[AdapterPart]:
+    """Raises InvalidAdapter for a task that is missing or that there is not."""
+    tasks = resolved.tasks(task_id)
+    return [AdapterPart(digest, weight, tasks.get(digest, 0)) for digest, weight in resolved.weights().items()]
+
+
+def fit_length(
+    info: ModelInfo, prompt: Prompt, wanted: int | None, default: int | None, virtual_tokens: int = 0
+) -> int:
+    """Tokens to generate: what was asked for, else what fits, at most the default. Raises ApiError where none fits.
+
+    virtual_tokens: positions that the adapter takes.
+    """
+    length = len(prompt.token_ids) + virtual_tokens
+    room = info.max_model_len - length
     if room < (1 if wanted is None else wanted):
+        virtual = f"{virtual_tokens} of the adapter's own, " if virtual_tokens else ""
         raise bad_request(
             f"This model's maximum context length is {info.max_model_len} tokens. However, you requested "
-            f"{length + (wanted or 1)} tokens ({length} in the prompt, {wanted or 1} in the completion). "
-            "Please reduce the length of the prompt or of the completion.",
+            f"{length + (wanted or 1)} tokens ({len(prompt.token_ids)} in the prompt, {virtual}{wanted or 1} in the "
+            "completion). Please reduce the length of the prompt or of the completion.",
             "prompt",
             "context_length_exceeded",
         )
@@ -51,15 +72,9 @@ def salt_of(request: Request, body: GenerationRequest) -> str:
 
 
 def begin(services: Services, plan: Plan, held: ExitStack) -> Generation:
-    """Find who answers, take room and leases into `held`. No await here: see `Services.hold`.
-
-    Raises AdapterError, ApiError 429 or 503.
-    """
-    body = plan.body
-    mixture = None if body.adapters is None else [(part.name, part.weight) for part in body.adapters]
-    resolved = services.adapters.router.resolve(body.model, mixture, plan.prompts[0].token_ids, body.user)
-    held.enter_context(services.hold(resolved, plan.num_sequences))
-    return Generation(services, plan, resolved)
+    """Take room and leases into `held`. No await between `who_answers` and here. Raises ApiError 429 or 503."""
+    held.enter_context(services.hold(plan.resolved, plan.num_sequences))
+    return Generation(services, plan)
 
 
 def answer_headers(generation: Generation) -> dict[str, str]:

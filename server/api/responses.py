@@ -143,7 +143,11 @@ class ModelList(msgspec.Struct, kw_only=True):
 
 
 class Card(msgspec.Struct, kw_only=True):
-    """One adapter. size: bytes in the device's memory. state: the fastest place that holds it. created: Unix time."""
+    """One adapter. size: bytes in the device's memory. state: the fastest place that holds it. created: Unix time.
+
+    primitives: primitive to number of places. modules: how many it changes. tensors: of the files, all of them served.
+    virtual_tokens, num_tasks: where they are not zero.
+    """
 
     id: str
     object: Literal["adapter"] = "adapter"
@@ -153,6 +157,11 @@ class Card(msgspec.Struct, kw_only=True):
     method: str
     rank: int
     size: int
+    primitives: dict[str, int]
+    modules: int
+    tensors: int
+    virtual_tokens: int | UnsetType = UNSET
+    num_tasks: int | UnsetType = UNSET
     state: Literal["disk", "host", "device"]
     requests_running: int
     created: int

@@ -49,6 +49,7 @@ class GenerationRequest(Body):
 
     model: str | None = Field(default=None, max_length=512)
     adapters: list[MixturePart] | None = Field(default=None, min_length=1, max_length=MAX_MIXTURE)
+    task_id: int | None = Field(default=None, ge=0, lt=1 << 31)
     temperature: float | None = Field(default=None, ge=0, le=100)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=-1, lt=INT64)

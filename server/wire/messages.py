@@ -39,10 +39,19 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AdapterPart(msgspec.Struct, frozen=True):
-    """One adapter of a request, by the digest of its files, with its weight in the mixture (1 when alone)."""
+    """One adapter of a request, by the digest of its files, with its weight in the mixture (1 when alone).
+
+    task: which of its tasks, for the methods that have several; 0 for all others.
+    """
 
     digest: str
     weight: float = 1.0
+    task: int = 0
+
+    @property
+    def key(self) -> str:
+        """What it compiles to: tasks of one adapter differ like adapters do."""
+        return f"{self.digest}:{self.task}" if self.task else self.digest
 
 
 # Commands: API to engine
@@ -168,8 +177,7 @@ class Outputs(msgspec.Struct, frozen=True, tag=True):
 class AdapterCard(msgspec.Struct, frozen=True, kw_only=True):
     """What an adapter turned out to be. num_bytes: its size in the device's arena.
 
-    primitives: primitive to number of sites. sites: number of modules that it changes.
-    consumed: number of tensors of the checkpoint, each of which is served.
+    The other fields are those of `AdapterFacts`.
     """
 
     method: str
@@ -178,6 +186,11 @@ class AdapterCard(msgspec.Struct, frozen=True, kw_only=True):
     primitives: dict[str, int]
     sites: int
     consumed: int
+    exclusive: list[str] = []
+    num_tasks: int = 0
+    virtual_tokens: int = 0
+    inputs: list[str] = []
+    outputs: list[str] = []
 
 
 class Reply(msgspec.Struct, frozen=True, tag=True):

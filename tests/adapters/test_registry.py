@@ -1,3 +1,4 @@
+import dataclasses
 import sqlite3
 import tempfile
 import threading
@@ -14,7 +15,7 @@ from peftserve.adapters import registry as registry_module
 from peftserve.adapters.errors import AdapterNotFound, StoreFull
 from peftserve.adapters.facts import AdapterFacts
 from peftserve.adapters.names import Reference, VersionRef
-from peftserve.adapters.registry import AdapterRegistry
+from peftserve.adapters.registry import AdapterRecord, AdapterRegistry
 
 FACTS = AdapterFacts("LORA", rank=8, num_bytes=100, primitives={"low_rank": 2}, sites=2, consumed=4)
 DIGESTS = [character * 64 for character in "abc"]
@@ -33,9 +34,28 @@ def test_versions_count_up_and_a_reopened_registry_knows_them(tmp_path: Path) ->
     assert again.get("a") == record
     assert record.facts == FACTS
     assert before <= record.created <= time.time()
-    assert again.find("a", 1) == VersionRef("a", 1, DIGESTS[0])
-    assert again.find_default() == VersionRef("a", 2, DIGESTS[1])
+    assert again.find("a") == again.find_default() == record
+    assert _ref(again.find("a", 1)) == VersionRef("a", 1, DIGESTS[0])
     again.close()
+
+
+def _ref(record: AdapterRecord | None) -> VersionRef | None:
+    return record and record.ref
+
+
+def test_facts_survive_and_older_rows_have_fewer(tmp_path: Path) -> None:
+    path = tmp_path / "r.sqlite"
+    registry = AdapterRegistry(path)
+    facts = dataclasses.replace(FACTS, exclusive=("DoRA",), num_tasks=3, virtual_tokens=20)
+    registry.add("a", DIGESTS[0], facts)
+    registry.add("b", DIGESTS[1], FACTS)
+    old = '{"method":"LORA","rank":8,"num_bytes":100,"primitives":{"low_rank":2},"sites":2,"consumed":4}'
+    with registry._transaction() as db:
+        db.execute("UPDATE versions SET facts = ? WHERE name = 'b'", (old,))
+    registry.close()
+    registry = AdapterRegistry(path)
+    assert [record.facts for record in registry.page()] == [facts, FACTS]
+    registry.close()
 
 
 def test_a_version_is_never_two_things(registry: AdapterRegistry) -> None:
@@ -63,7 +83,7 @@ def test_a_deleted_default_leaves_none(registry: AdapterRegistry, version: int |
         registry.add("a", digest, FACTS)
     registry.set_default("a@2")
     registry.delete("a", 3)
-    assert registry.find_default() == VersionRef("a", 2, DIGESTS[1])
+    assert _ref(registry.find_default()) == VersionRef("a", 2, DIGESTS[1])
     registry.delete("a", version)
     assert registry.get_default() is None
     registry.check_integrity()
@@ -74,7 +94,7 @@ def test_a_default_by_name_lasts_as_long_as_a_version_does(registry: AdapterRegi
         registry.add("a", digest, FACTS)
     registry.set_default("a")
     registry.delete("a", 2)
-    assert registry.find_default() == VersionRef("a", 1, DIGESTS[0])
+    assert _ref(registry.find_default()) == VersionRef("a", 1, DIGESTS[0])
     registry.delete("a", 1)
     assert registry.get_default() is None
 
@@ -90,7 +110,7 @@ def test_pages(registry: AdapterRegistry) -> None:
 
 
 def test_a_failed_transaction_changes_nothing(registry: AdapterRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry_module, "asdict", lambda _: 1 / 0)
+    monkeypatch.setattr(AdapterFacts, "to_json", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         registry.add("a", DIGESTS[0], FACTS)
     monkeypatch.undo()
@@ -143,7 +163,7 @@ def test_threads_get_different_versions_and_readers_never_wait_for_them(registry
         thread.join()
     assert [record.version for record in registry.versions("a")] == list(range(1, 41))
     with registry._transaction():
-        assert registry.find("a") == VersionRef("a", 40, DIGESTS[0])
+        assert _ref(registry.find("a")) == VersionRef("a", 40, DIGESTS[0])
 
 
 def test_ten_thousand_adapters(tmp_path: Path) -> None:
@@ -165,7 +185,7 @@ def test_ten_thousand_adapters(tmp_path: Path) -> None:
     ):
         plan = registry._reader.execute(f"EXPLAIN QUERY PLAN {query}", parameters).fetchall()
         assert not any("SCAN v" in step[3] for step in plan), plan
-    assert registry.find("n9999") == VersionRef("n9999", 1, f"{9999:064x}")
+    assert _ref(registry.find("n9999")) == VersionRef("n9999", 1, f"{9999:064x}")
     assert registry.count() == 10_000
     assert sum(1 for _ in registry.refs()) == 10_000
     registry.close()
@@ -240,7 +260,7 @@ class RegistryMachine(RuleBasedStateMachine):
         newest = {name: max(have) for name, have in self.versions.items() if have}
         assert {record.name: record.version for record in self.registry.page()} == newest
         assert self.registry.get_default() == self.default
-        ref = self.registry.find_default()
+        ref = _ref(self.registry.find_default())
         wanted = self.default and (self.default.name, self.default.version or newest[self.default.name])
         assert (ref and ref[:2]) == wanted
         used = {digest for have in self.versions.values() for digest in have.values()}

@@ -1,5 +1,7 @@
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
@@ -98,3 +100,76 @@ def test_a_route_asks_its_policy(registry: AdapterRegistry, router: Router) -> N
     router = Router(registry, "org/demo", {"by-prompt": ByPrompt()})
     assert router.resolve("by-prompt", prompt_token_ids=[7]).parts == (Part(A1, 1.0),)
     assert router.resolve("by-prompt", prompt_token_ids=[8]) == BASE
+
+
+@pytest.fixture
+def add(registry: AdapterRegistry, facts: AdapterFacts) -> Callable[..., VersionRef]:
+    """Registers an adapter with other facts."""
+
+    def register(name: str, digest: str, **fields: Any) -> VersionRef:
+        return registry.add(name, digest * 64, dataclasses.replace(facts, **fields)).ref
+
+    return register
+
+
+Add = Callable[..., VersionRef]
+
+
+def test_a_mixture_that_would_depend_on_its_order_is_refused(router: Router, add: Add) -> None:
+    for name in "cd":
+        add(name, name, exclusive=("DoRA",))
+    for name in "ef":
+        add(name, name, primitives={"kv_prefix": 1}, virtual_tokens=5)
+    assert router.resolve(None, [("a", 1.0), ("c", 0.5)]).label == "a@2*1+c@1*0.5"
+    with pytest.raises(InvalidAdapter, match="two DoRA adapters, c@1 and d@1, cannot be mixed"):
+        router.resolve(None, [("c", 0.5), ("a", 1.0), ("d", 0.5)])
+    with pytest.raises(InvalidAdapter, match="two KV prefixes, of e@1 and f@1, cannot be mixed"):
+        router.resolve(None, [("e", 0.5), ("f", 0.5)])
+    with pytest.raises(InvalidAdapter, match="e@1 has a KV prefix, which no weight scales") as error:
+        router.resolve(None, [("e", 0.5)])
+    assert error.value.param == "adapters"
+
+
+def test_one_content_under_two_names_is_one_adapter_in_a_mixture(router: Router, add: Add) -> None:
+    for name in "cd":
+        add(name, "c", exclusive=("DoRA",), primitives={"kv_prefix": 1})
+    assert router.resolve(None, [("c", 0.25), ("d", 0.75)]).weights() == {"c" * 64: 1.0}
+    with pytest.raises(InvalidAdapter, match="d@1 has a KV prefix, which no weight scales"):
+        router.resolve(None, [("c", 0.25), ("d", 0.25)])
+
+
+def test_virtual_tokens_are_the_adapter_s(router: Router, registry: AdapterRegistry, add: Add) -> None:
+    add("c", "c", primitives={"kv_prefix": 1}, virtual_tokens=5)
+    assert router.resolve("c").virtual_tokens == router.resolve(None, [("c", 1.0)]).virtual_tokens == 5
+    assert router.resolve("a").virtual_tokens == router.resolve(None).virtual_tokens == 0
+    registry.set_default("c")
+    assert router.resolve(None).virtual_tokens == 5
+
+
+def test_tasks_go_to_the_adapters_that_have_them(router: Router, add: Add) -> None:
+    poly = add("poly", "c", num_tasks=3)
+    assert router.resolve("poly").tasks(0) == {poly.digest: 0}
+    assert router.resolve("poly").tasks(2) == {poly.digest: 2}
+    assert router.resolve(None, [("a", 1.0), ("poly", 0.5)]).tasks(1) == {poly.digest: 1}
+    assert router.resolve("a").tasks(None) == router.resolve(None).tasks(None) == {}
+
+
+@pytest.mark.parametrize(
+    ("model", "task_id", "message"),
+    [
+        ("poly", None, r"poly@1 has 3 tasks: give one of 0 to 2"),
+        ("poly", 3, r"poly@1 has 3 tasks: give one of 0 to 2"),
+        ("poly", -1, r"poly@1 has 3 tasks: give one of 0 to 2"),
+        ("a", 0, r"a@2 has no tasks: leave task_id out"),
+        ("org/demo", 0, r"org/demo has no tasks: leave task_id out"),
+        (None, 1, r"org/demo has no tasks: leave task_id out"),
+    ],
+)
+def test_tasks_that_are_missing_or_not_there(
+    router: Router, add: Add, model: str | None, task_id: int | None, message: str
+) -> None:
+    add("poly", "c", num_tasks=3)
+    resolved = router.resolve(model)
+    with pytest.raises(InvalidAdapter, match=message) as error:
+        resolved.tasks(task_id)
+    assert error.value.param == "task_id"

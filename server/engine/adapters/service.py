@@ -117,6 +117,8 @@ class AdapterService:
             exclusive=list(facts.exclusive),
             num_tasks=facts.num_tasks,
             virtual_tokens=facts.virtual_tokens,
+            inputs=list(facts.inputs),
+            outputs=list(facts.outputs),
         )
 
     def _compile_key(self, key: str) -> Blob:

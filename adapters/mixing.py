@@ -1,0 +1,95 @@
+"""Which adapters a mixture may hold: those whose weighted sum is one thing, whatever their order.
+
+Judged by facts alone: what kinds of primitives an adapter has, and at which modules those that depend on an order
+are, all layers taken together. Knows no registry and no model.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+from .errors import InvalidAdapter
+from .facts import AdapterFacts
+
+# What compilers name in `Bypass.exclusive`, to why.
+_EXCLUSIVE: Mapping[str, str] = {"DoRA": "each rescales what the other changed"}
+
+
+class Ingredient(NamedTuple):
+    """One adapter of a mixture. name: as messages call it. weight: of all its mentions together."""
+
+    name: str
+    weight: float
+    facts: AdapterFacts
+
+
+class _Whole(NamedTuple):
+    """What an adapter has beside or around its deltas, so that it is no sum of them. why: not two of it."""
+
+    one: str
+    two: str
+    why: str
+    has_weight: bool
+
+
+_WHOLES: Mapping[str, _Whole] = {
+    "kv_prefix": _Whole("a KV prefix", "two KV prefixes", "both want the first positions", False),
+    "side_attention": _Whole("a side attention", "two side attentions", "each is a softmax of its own", False),
+    "gate": _Whole("an invocation gate", "two invocation gates", "each waits for tokens of its own", True),
+}
+
+
+def check_mixture(ingredients: Sequence[Ingredient]) -> None:
+    """Of one or more different adapters. Raises InvalidAdapter with the first thing that stands against it."""
+    why = next(_objections(ingredients), None)
+    if why is not None:
+        raise InvalidAdapter(why, param="adapters")
+
+
+def _objections(ingredients: Sequence[Ingredient]) -> Iterator[str]:
+    if len(ingredients) == 1:
+        yield from _without_weight(ingredients[0])
+        return
+    for rule in (_two_wholes, _exclusive, _order):
+        for a, b in combinations(ingredients, 2):
+            yield from rule(a, b)
+    for one in ingredients:
+        yield from _whole(one)
+
+
+def _without_weight(only: Ingredient) -> Iterator[str]:
+    for kind, whole in _WHOLES.items():
+        if kind in only.facts.primitives and not whole.has_weight and only.weight != 1:
+            yield f"{only.name} has {whole.one}, which no weight scales: its weight can only be 1"
+
+
+def _whole(one: Ingredient) -> Iterator[str]:
+    for kind, whole in _WHOLES.items():
+        if kind in one.facts.primitives:
+            yield f"{one.name} has {whole.one} and cannot be mixed: it is no sum of deltas, so weights have no meaning"
+
+
+def _two_wholes(a: Ingredient, b: Ingredient) -> Iterator[str]:
+    for kind, whole in _WHOLES.items():
+        if kind in a.facts.primitives and kind in b.facts.primitives:
+            yield f"{whole.two}, of {a.name} and {b.name}, cannot be mixed: {whole.why}"
+
+
+def _exclusive(a: Ingredient, b: Ingredient) -> Iterator[str]:
+    for entry in a.facts.exclusive:
+        if entry in b.facts.exclusive:
+            why = _EXCLUSIVE.get(entry, "each is made for the base as it is")
+            yield (
+                f"two {entry} adapters, {a.name} and {b.name}, cannot be mixed: {why}, so the result depends on "
+                "their order"
+            )
+
+
+def _order(a: Ingredient, b: Ingredient) -> Iterator[str]:
+    for first, second in ((a, b), (b, a)):
+        for module in first.facts.inputs:
+            if module in second.facts.outputs:
+                yield (
+                    f"{first.name} and {second.name} cannot be mixed: the one changes the input of {module} and the "
+                    "other multiplies or replaces its output, and these do not commute"
+                )
