@@ -4,7 +4,6 @@ Each group of methods is one module with a table of its compilers, a pure functi
 What any method can have beside its own tensors (whole modules, biases, rows of the vocabulary) is `auxiliary`'s.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from .base import Base
 from .config import AnyConfig, read_config
 from .listing import listed
 from .lora import compile_lora
+from .summary import facts_of
 from .tensors import Checkpoint
 
 METHODS: Mapping[str, Callable[[Any, Checkpoint, Base], Bypass]] = {"LORA": compile_lora}
@@ -56,7 +56,7 @@ def compile_adapter(
         raise InvalidAdapter(f"the adapter's files cannot be read: {error.strerror}", param="files") from None
     except SafetensorError as error:
         raise InvalidAdapter(f"{WEIGHTS} cannot be read: {error}", param="files") from None
-    return CompiledAdapter(bypass, _facts(bypass, len(header)))
+    return CompiledAdapter(bypass, facts_of(bypass, len(header)))
 
 
 def _compile(config: AnyConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
@@ -89,27 +89,3 @@ class _LazyTensors(Mapping[str, torch.Tensor]):
 
     def __len__(self) -> int:
         return len(self._header)
-
-
-def _facts(bypass: Bypass, num_tensors: int) -> AdapterFacts:
-    return AdapterFacts(
-        method=bypass.method,
-        rank=bypass.rank,
-        num_bytes=bypass.num_bytes,
-        primitives=_count_primitives(bypass),
-        sites=len(bypass.sites),
-        consumed=num_tensors,
-        exclusive=bypass.exclusive,
-        num_tasks=bypass.num_tasks,
-        virtual_tokens=0 if bypass.prefix is None else bypass.prefix.length,
-    )
-
-
-def _count_primitives(bypass: Bypass) -> dict[str, int]:
-    counts = Counter(primitive.kind for primitives in bypass.sites.values() for primitive in primitives)
-    beside = {
-        "kv_prefix": int(bypass.prefix is not None),
-        "side_attention": len(bypass.side_attention or {}),
-        "gate": int(bool(bypass.invocation)),
-    }
-    return {**counts, **{kind: count for kind, count in beside.items() if count}}

@@ -40,7 +40,8 @@ class FakeEngine:
     """Answers with the prompt's tokens in turn, beginning behind the seed; ends at the end-of-sequence token.
 
     delay: seconds before each token. error: what every sequence fails with. Logprobs: -0.5 for the chosen token,
-    lower for the ids behind it; the k-th sequence of a seeded request is less likely by k.
+    lower for the ids behind it; the k-th sequence of a seeded request is less likely by k. facts: fields of the cards
+    of adapters that are inspected from now on.
     """
 
     def __init__(self, info):
@@ -49,6 +50,7 @@ class FakeEngine:
         self.stats = EngineStats()
         self.delay = 0.0
         self.error = None
+        self.facts = {}
         self.requests = []  # every AddRequest
         self.running = {}  # request id to the future that ends it when the engine dies
         self.aborted = []
@@ -94,9 +96,8 @@ class FakeEngine:
         config = json.loads((path / "adapter_config.json").read_text())
         if config["target_modules"] == ["nowhere"]:
             raise InvalidAdapter("target_modules matches no module", param="target_modules")
-        return AdapterCard(
-            method="LORA", rank=config["r"], num_bytes=640, primitives={"LowRank": 2}, sites=2, consumed=4
-        )
+        facts = {"method": "LORA", "rank": config["r"], "num_bytes": 640, "primitives": {"low_rank": 2}}
+        return AdapterCard(**{**facts, "sites": 2, "consumed": 4, **self.facts})
 
     async def release_adapter(self, digest):
         self.released.append(digest)

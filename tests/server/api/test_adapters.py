@@ -18,13 +18,17 @@ async def test_an_upload_is_served_listed_and_on_disk(server):
     response = await server.upload("sql", rank=16)
     assert response.status_code == 201
     card = response.json()
-    assert {k: card[k] for k in ("id", "name", "version", "method", "rank", "size", "state", "requests_running")} == {
+    assert {key: value for key, value in card.items() if key not in ("digest", "created")} == {
         "id": "sql",
+        "object": "adapter",
         "name": "sql",
         "version": 1,
         "method": "LORA",
         "rank": 16,
         "size": 640,
+        "primitives": {"low_rank": 2},
+        "modules": 2,
+        "tensors": 4,
         "state": "disk",
         "requests_running": 0,
     }
@@ -35,6 +39,16 @@ async def test_an_upload_is_served_listed_and_on_disk(server):
     answer = await server.openai.completions.create(model="sql", prompt="ab", max_tokens=2)
     assert answer.model == "sql"
     assert server.engine.requests[0].adapters[0].digest == card["digest"]
+
+
+async def test_a_card_has_tasks_and_virtual_tokens_where_there_are_some(server, engine):
+    engine.facts = {"primitives": {"kv_prefix": 1}, "sites": 0, "rank": 0, "virtual_tokens": 20, "num_tasks": 3}
+    card = (await server.upload("tuned")).json()
+    assert (card["primitives"], card["modules"], card["rank"]) == ({"kv_prefix": 1}, 0, 0)
+    assert (card["virtual_tokens"], card["num_tasks"]) == (20, 3)
+    assert (await server.http.get("/v1/adapters")).json()["data"] == [card]
+    models = {model.id: model.max_model_len async for model in await server.openai.models.list()}
+    assert models == {"base": 128, "tuned": 108}
 
 
 async def test_the_fields_may_come_in_any_order_and_in_small_pieces(server, adapter_bytes):
