@@ -19,14 +19,19 @@ from ..errors import AdapterTooLarge, InvalidAdapter
 from ..facts import AdapterFacts
 from ..sites import SiteTable
 from ..staging import WEIGHTS
+from .auxiliary import compile_auxiliary
 from .base import Base
 from .config import AnyConfig, read_config
 from .listing import listed
 from .lora import compile_lora
 from .summary import facts_of
 from .tensors import Checkpoint
+from .token_rows import compile_trainable_tokens
 
-METHODS: Mapping[str, Callable[[Any, Checkpoint, Base], Bypass]] = {"LORA": compile_lora}
+METHODS: Mapping[str, Callable[[Any, Checkpoint, Base], Bypass]] = {
+    "LORA": compile_lora,
+    "TRAINABLE_TOKENS": compile_trainable_tokens,
+}
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,8 @@ def compile_adapter(
 
 
 def _compile(config: AnyConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    bypass = METHODS[config.peft_type](config, checkpoint, base)
+    auxiliary = compile_auxiliary(config.auxiliary, checkpoint, base)
+    bypass = auxiliary.joined(METHODS[config.peft_type](config, checkpoint, base), base)
     if left := checkpoint.left():
         raise InvalidAdapter(f"tensors that the configuration does not put on this base: {listed(left)}", param="files")
     dense = sum(p.num_bytes for ps in bypass.sites.values() for p in ps if isinstance(p, Dense))

@@ -5,7 +5,7 @@ refused as soon as it is set. Knows no tensors and no torch. To serve a new meth
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from .method_fields import METHOD_FIELDS
 from .unsupported import LORA, LORA_IGNORED, refuse_fields, refuse_lora_values, refuse_type
 
 ALL_LINEAR = "all-linear"
+MAX_SAVED_MODULES = 1024
 
 
 @dataclass(frozen=True)
@@ -25,17 +26,33 @@ class Targets:
 
     modules: names or ends of names; a string is a regular expression on the whole name, or `all-linear`.
     exclude: the same, taken out. layers: indices of layers; empty is all. layers_pattern: what comes before the
-    index, as regular expressions; empty is anything.
+    index, as regular expressions; empty is anything. saved: `modules_to_save`, on which no method is.
     """
 
     modules: tuple[str, ...] | str
     exclude: tuple[str, ...] | str = ()
     layers: tuple[int, ...] = ()
     layers_pattern: tuple[str, ...] = ()
+    saved: tuple[str, ...] = ()
 
     @property
     def all_linear(self) -> bool:
         return isinstance(self.modules, str) and self.modules.lower() == ALL_LINEAR
+
+
+@dataclass(frozen=True)
+class AuxiliaryConfig:
+    """What any method may train beside its own tensors.
+
+    modules: ends of names of modules that are saved whole. tokens: end of a module's name to the ids whose rows are
+    replaced; the empty name is the input embedding. bias: which of the base's biases were trained, `none`, `all` or
+    `<method>_only`. tie: what is said of the embedding holds for a tied head too.
+    """
+
+    modules: tuple[str, ...] = ()
+    tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    bias: str = "none"
+    tie: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,6 +69,7 @@ class LoraConfig:
     alphas: Mapping[str, float]
     use_rslora: bool = False
     tie: bool = False
+    auxiliary: AuxiliaryConfig = AuxiliaryConfig()
     peft_type: str = "LORA"
 
     def scaling(self, rank: int, alpha: float) -> float:
@@ -68,6 +86,7 @@ class MethodConfig:
     peft_type: str
     targets: Targets | None
     fields: Fields
+    auxiliary: AuxiliaryConfig = AuxiliaryConfig()
 
 
 AnyConfig = LoraConfig | MethodConfig
@@ -97,7 +116,9 @@ def _parse_method(peft_type: str, raw: Mapping[str, Any]) -> MethodConfig:
     known = METHOD_FIELDS[peft_type]
     refuse_fields(raw, known.refused, known.known)
     fields = Fields(raw)
-    return MethodConfig(peft_type, parse_targets(fields) if known.has_targets else None, fields)
+    if not known.has_targets:
+        return MethodConfig(peft_type, None, fields)
+    return MethodConfig(peft_type, parse_targets(fields), fields, parse_auxiliary(fields))
 
 
 def parse_targets(fields: Fields) -> Targets:
@@ -114,7 +135,28 @@ def parse_targets(fields: Fields) -> Targets:
         fields.names_or_pattern("exclude_modules"),
         fields.integers("layers_to_transform"),
         tuple(pattern for pattern in fields.strings("layers_pattern") if pattern),
+        _saved_modules(fields),
     )
+
+
+def parse_auxiliary(fields: Fields) -> AuxiliaryConfig:
+    """Raises InvalidAdapter."""
+    bias = fields.value("bias") or "none"
+    if bias not in ("none", "all") and not (isinstance(bias, str) and bias.endswith("_only")):
+        raise InvalidAdapter(f"bias must be none, all or ..._only, not {repr(bias)[:40]}", param="bias")
+    tokens = fields.ids_by_name("trainable_token_indices")
+    return AuxiliaryConfig(_saved_modules(fields), tokens, bias, fields.boolean("ensure_weight_tying"))
+
+
+def _saved_modules(fields: Fields) -> tuple[str, ...]:
+    names = fields.value("modules_to_save") or []
+    named = isinstance(names, list) and all(isinstance(name, str) and name for name in names)
+    if not named or len(names) > MAX_SAVED_MODULES:
+        raise InvalidAdapter(
+            f"modules_to_save must be a list of at most {MAX_SAVED_MODULES} names, not {repr(names)[:80]}",
+            param="modules_to_save",
+        )
+    return fields.strings("modules_to_save")
 
 
 def parse_lora(raw: Mapping[str, Any]) -> LoraConfig:
@@ -129,12 +171,13 @@ def parse_lora(raw: Mapping[str, Any]) -> LoraConfig:
         alphas=fields.number_map("alpha_pattern"),
         use_rslora=fields.boolean("use_rslora"),
         tie=fields.boolean("ensure_weight_tying"),
+        auxiliary=parse_auxiliary(fields),
     )
 
 
 _LORA_READ = frozenset(
     {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"}
-    | {"r", "lora_alpha", "use_rslora", "ensure_weight_tying"}
+    | {"r", "lora_alpha", "use_rslora", "ensure_weight_tying", "modules_to_save", "trainable_token_indices", "bias"}
 )
 
 PARSERS: Mapping[str, Callable[[Mapping[str, Any]], LoraConfig]] = {"LORA": parse_lora}

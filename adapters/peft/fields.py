@@ -52,6 +52,12 @@ class Fields:
     def number_map(self, name: str) -> dict[str, float]:
         return {key: _number(f"{name}[{key!r}]", value) for key, value in self._map(name).items()}
 
+    def ids_by_name(self, name: str) -> dict[str, tuple[int, ...]]:
+        """Of an object of names to lists of integers; a list alone has the empty name. Empty if missing."""
+        value = self._get(name, {})
+        lists = {"": value} if isinstance(value, list) else self._map(name)
+        return {key: _ids(name if key == "" else f"{name}[{key!r}]", ids) for key, ids in lists.items() if ids != []}
+
     def _map(self, name: str) -> dict[str, Any]:
         value = self._get(name, {})
         if not isinstance(value, dict):
@@ -67,6 +73,12 @@ def _integer(name: str, value: object, minimum: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
         raise _wrong(name, f"an integer of at least {minimum}", value)
     return value
+
+
+def _ids(name: str, value: object) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        raise _wrong(name, "a list of integers", value)
+    return tuple(_integer(name, item, 0) for item in value)
 
 
 def _number(name: str, value: object) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ..errors import InvalidAdapter
-from ..sites import Site, SiteKind, SiteTable
+from ..sites import Site, SiteKind
 from .listing import listed
 
 PREFIX = "base_model.model."
@@ -16,21 +16,17 @@ _FACTOR = re.compile(
     r"(?P<linear>lora_[AB])(?:\.(?P<adapter>[^.]+))?\.weight|"
     r"(?P<embedding>lora_embedding_[AB])(?:\.(?P<adapter_>[^.]+))?)"
 )
-_COPY = re.compile(r"(?P<module>.+?)(?:\.base_layer)?\.weight")
 
 
 @dataclass
 class Keys:
-    """factors: module to factor (`lora_A`) to key. copies: embedding or head to the key of a full copy of its weight,
-    which PEFT saves beside an adapter on it. unknown: all other keys.
-    """
+    """factors: module to factor (`lora_A`) to key. unknown: all other keys."""
 
     factors: dict[str, dict[str, str]] = field(default_factory=dict)
-    copies: dict[str, str] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
 
 
-def sort_keys(names: Iterable[str], table: SiteTable) -> Keys:
+def sort_keys(names: Iterable[str]) -> Keys:
     """Raises InvalidAdapter if two keys mean the same tensor."""
     keys = Keys()
     adapters: set[str | None] = set()
@@ -40,8 +36,6 @@ def sort_keys(names: Iterable[str], table: SiteTable) -> Keys:
             factor = match["linear"] or match["embedding"]
             adapters.add(match["adapter"] or match["adapter_"])
             _put(keys.factors.setdefault(match["module"], {}), factor, key)
-        elif (site := _copied_site(name, table)) is not None:
-            _put(keys.copies, site.name, key)
         else:
             keys.unknown.append(key)
     if len(adapters) > 1:
@@ -61,12 +55,6 @@ def factors_of(site: Site) -> tuple[str, str]:
 def written_key(module: str, factor: str) -> str:
     """The key under which PEFT saves a factor."""
     return f"{PREFIX}{module}.{factor}" + ("" if "embedding" in factor else ".weight")
-
-
-def _copied_site(name: str, table: SiteTable) -> Site | None:
-    match = _COPY.fullmatch(name)
-    site = table.sites.get(match["module"]) if match else None
-    return site if site is not None and (site.kind is SiteKind.EMBEDDING or site.name == table.head) else None
 
 
 def _put(known: dict[str, str], name: str, key: str) -> None:

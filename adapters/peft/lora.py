@@ -14,7 +14,7 @@ import torch
 from ..bypass import Bypass, LowRank
 from ..errors import AdapterTooLarge, InvalidAdapter
 from ..sites import Site, SiteKind
-from .base import Base, Named, check_copy
+from .base import Base, Named
 from .config import LoraConfig
 from .keys import Keys, check_complete, factors_of, sort_keys
 from .patterns import Deadline
@@ -41,10 +41,6 @@ class _Factors:
         why = f"rank {rank} at {site.name} of this base takes"
         return a.require_shape((rank, site.in_features), why), b.require_shape((site.out_features, rank), why)
 
-    def check_copies(self, base: Base) -> None:
-        for site, key in self.keys.copies.items():
-            check_copy(base, site, self._named(key))
-
     def _named(self, key: str) -> Named:
         return Named(key, self.tensors[key])
 
@@ -56,11 +52,10 @@ def compile_lora(config: LoraConfig, checkpoint: Checkpoint, base: Base) -> Bypa
     """
     modules = _modules(config, base)
     tensors = checkpoint.take_all()
-    found = _Factors(sort_keys(tensors, base.table), tensors)
+    found = _Factors(sort_keys(tensors), tensors)
     embedding = _tied_embedding(config, modules, base)
     optional = {base.table.head} if embedding is not None else set()
     check_complete(found.keys, {name: factors_of(module.site) for name, module in modules.items()}, optional)
-    found.check_copies(base)
     factors = {name: found.factors(module) for name, module in modules.items() if name in found.keys.factors}
     if embedding is not None and base.table.head is not None:
         factors[base.table.head] = _tied_factors(*factors[embedding], factors.get(base.table.head))

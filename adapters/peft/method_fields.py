@@ -13,7 +13,7 @@ _COMMON = frozenset(
 )
 _TARGETS = frozenset({"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"})
 # Compiled for every method in one place.
-_AUXILIARY = frozenset({"modules_to_save", "trainable_token_indices"})
+_AUXILIARY = frozenset({"modules_to_save", "trainable_token_indices", "bias"})
 
 
 @dataclass(frozen=True)
@@ -34,4 +34,6 @@ class MethodFields:
         return _COMMON | targets | frozenset(self.reads.split()) | frozenset(self.ignored.split())
 
 
-METHOD_FIELDS: Mapping[str, MethodFields] = {}
+METHOD_FIELDS: Mapping[str, MethodFields] = {
+    "TRAINABLE_TOKENS": MethodFields("token_indices target_modules", "init_weights", has_targets=False),
+}

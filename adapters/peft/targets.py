@@ -17,6 +17,8 @@ _T = TypeVar("_T")
 # PEFT takes the first number of a name for the layer's index.
 _ANY_LAYER = r".*?\.[^.]*\.(?P<idx>\d+)\."
 _NAMED_LAYER = r"(?:^|.*?\.){}\.(?P<idx>\d+)\."
+# No method is on a module that is saved whole, nor below one.
+_SAVED = r"(^|.*\.){}($|\..*)"
 
 
 _EMBEDDING_NAMES = ("embed_tokens", "lm_head")
@@ -30,6 +32,7 @@ class Matcher:
         self._pattern = _pattern(targets.modules, "target_modules", deadline)
         self._excluded = frozenset(targets.exclude if isinstance(targets.exclude, tuple) else ())
         self._exclude_pattern = _pattern(targets.exclude, "exclude_modules", deadline)
+        self._saved = [Pattern(p, "modules_to_save", deadline, template=_SAVED) for p in targets.saved]
         self._layers = frozenset(targets.layers)
         patterns = targets.layers_pattern
         self._layer_patterns = [Pattern(p, "layers_pattern", deadline, template=_NAMED_LAYER) for p in patterns]
@@ -45,6 +48,8 @@ class Matcher:
         return name in self._names or (_ends_with_any(name, self._names) and self._in_chosen_layer(name))
 
     def excludes(self, name: str) -> bool:
+        if any(pattern.match(name) for pattern in self._saved):
+            return True
         if self._exclude_pattern is not None:
             return self._exclude_pattern.fullmatch(name)
         return name in self._excluded or _ends_with_any(name, self._excluded)

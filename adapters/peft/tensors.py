@@ -47,9 +47,10 @@ class Checkpoint:
         return self.take(name) if name in self._keys else None
 
     def take_all(self) -> Mapping[str, torch.Tensor]:
-        """By their keys, for a compiler that accounts for all of them itself."""
+        """All that nobody has taken, by their keys, for a compiler that accounts for all of them itself."""
+        taken = {key: self._tensors[key] for key in self._left}
         self._left.clear()
-        return self._tensors
+        return taken
 
     def left(self) -> list[str]:
         """Keys that nobody has taken."""

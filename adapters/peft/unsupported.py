@@ -12,8 +12,6 @@ from ..errors import InvalidAdapter, UnsupportedAdapter
 LORA: Mapping[str, str] = {
     "use_dora": "it rescales the base's own output; train with use_dora=False",
     "lora_bias": "it adds a bias to each module; train with lora_bias=False",
-    "modules_to_save": "it replaces whole modules of the base; train with modules_to_save=None",
-    "trainable_token_indices": "it replaces rows of the embedding; train without it",
     "target_parameters": "it adapts parameters of experts; train with target_modules",
     "layer_replication": "it changes the number of layers of the base",
     "alora_invocation_tokens": "it switches the adapter on in the middle of a prompt; train without it",
@@ -33,7 +31,7 @@ PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica")
 _LORA_IGNORED = """
 peft_type base_model_name_or_path revision task_type inference_mode auto_mapping peft_version runtime_config
 lora_dropout fan_in_fan_out megatron_config megatron_core loftq_config eva_config corda_config lora_ga_config
-qalora_group_size merge_weights bias init_lora_weights
+qalora_group_size merge_weights init_lora_weights
 """
 LORA_IGNORED = frozenset(_LORA_IGNORED.split())
 
@@ -68,12 +66,7 @@ def refuse_fields(raw: Mapping[str, Any], table: Mapping[str, str], known: froze
 
 
 def refuse_lora_values(raw: Mapping[str, Any]) -> None:
-    """Raise UnsupportedAdapter for a bias or an initialisation that changes more than the adapter's own factors."""
-    bias = raw.get("bias") or "none"
-    if bias != "none":
-        raise unsupported(
-            f"bias={str(bias)[:20]!r}", "it replaces biases of the base; train with bias='none'", param="bias"
-        )
+    """Raise UnsupportedAdapter for an initialisation that changes more than the adapter's own factors."""
     init = raw.get("init_lora_weights")
     if init is None or isinstance(init, bool) or (isinstance(init, str) and init.lower() in PLAIN_INITS):
         return

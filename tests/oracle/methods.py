@@ -5,6 +5,7 @@ pages, no batch.
 """
 
 import copy
+import dataclasses
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from peftserve.adapters.bypass import Bypass, Primitive, Replacement
 from peftserve.kernels.ops import Op, Phase
+
+from .reference import Greedy
 
 Randomize = Callable[[str, torch.Tensor, torch.Generator], torch.Tensor]
 
@@ -63,6 +66,27 @@ def peft_logits(model_folder: Path, adapter: Path, ids: list[int], **inputs: Any
 
 
 @torch.inference_mode()
+def peft_generate(model: Any, prompt: list[int], max_tokens: int, task: int | None = None) -> Greedy:
+    """What `generate` of a PeftModel answers, greedily; an end of sequence does not end it."""
+    model.generation_config.eos_token_id = None
+    ids = torch.tensor([prompt])
+    inputs = {} if task is None else {"task_ids": torch.tensor([task])}
+    out = model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=max_tokens,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
+        **inputs,
+    )
+    logits = torch.cat(out.logits).float()
+    best, tokens = logits.topk(2, dim=-1)
+    logprobs = logits.log_softmax(-1).gather(1, tokens[:, :1])[:, 0]
+    return Greedy(tokens[:, 0].tolist(), logprobs.tolist(), (best[:, 0] - best[:, 1]).tolist())
+
+
+@torch.inference_mode()
 def naive_logits(model: PreTrainedModel, bypass: Bypass, ids: list[int]) -> torch.Tensor:
     """(tokens, vocabulary) of a copy of `model` with the bypass."""
     served = copy.deepcopy(model)
@@ -89,6 +113,8 @@ def _attach(module: nn.Module, primitives: tuple[Primitive, ...]) -> None:
     def before(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         raw[:] = [args[0]]
         x = args[0][0]
+        if isinstance(module, nn.Embedding):
+            return (args[0].clamp(max=module.num_embeddings - 1),)  # a larger vocabulary is the replacement's
         terms = [op(x, None) for op in ops if op.formula.phase is Phase.INPUT]
         return ((x + sum(terms))[None],) if terms else args
 
@@ -110,5 +136,5 @@ def _op(module: nn.Module, primitive: Primitive) -> Op:
         for name, tensor in primitive.tensors().items():
             setattr(shell, name, nn.Parameter(tensor, requires_grad=False))
         return Op(primitive.kind, {"module": shell})
-    fields = {name: getattr(primitive, name) for name in primitive.__dataclass_fields__}
+    fields = {field.name: getattr(primitive, field.name) for field in dataclasses.fields(primitive)}
     return Op(primitive.kind, fields)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from peftserve.adapters.errors import AdapterError, AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
 from peftserve.adapters.peft.compile import METHODS, compile_adapter
 from peftserve.adapters.peft.config import PARSERS
+from peftserve.adapters.peft.method_fields import METHOD_FIELDS
 
 Tensors = dict[str, torch.Tensor]
 Deltas = Callable[[Any, Any], Tensors]
@@ -297,10 +298,6 @@ def test_copies_of_the_embedding(embedding_folder: Path, llama: Any, refused: Re
     refused(embedding_folder, UnsupportedAdapter, "is not supported yet: there is no weight", model=None)
     edit(embedding_folder, lambda t: t.update({key: t[key].bfloat16()}))
     compile_adapter(embedding_folder, llama.table, torch.float32, model=llama.model)
-    edit(embedding_folder, lambda t: t[key][7].add_(0.1))
-    refused(embedding_folder, UnsupportedAdapter, f"{key} is not supported yet: it replaces the base's own weight")
-    edit(embedding_folder, lambda t: t.update({key: torch.zeros(301, 64)}))
-    refused(embedding_folder, UnsupportedAdapter, r"resizes the vocabulary, \(301, 64\) against the base's \(300, 64\)")
     edit(embedding_folder, lambda t: t.pop(key))
     compile_adapter(embedding_folder, llama.table, torch.float32, model=llama.model)
 
@@ -317,4 +314,4 @@ def test_files_that_are_gone(folder: Path, refused: Refused, name: str) -> None:
 
 
 def test_every_method_has_a_parser_and_a_compiler() -> None:
-    assert METHODS.keys() == PARSERS.keys()
+    assert METHODS.keys() == PARSERS.keys() | METHOD_FIELDS.keys()

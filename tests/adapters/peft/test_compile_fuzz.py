@@ -22,7 +22,13 @@ SITES = [
 ]
 TABLE = SiteTable({site.name: site for site in SITES}, "lm_head", "model.embed_tokens", frozenset({"model.norm"}))
 
-MODEL = nn.ModuleDict({"model": nn.ModuleDict({"embed_tokens": nn.Embedding(6, 4)}), "lm_head": nn.Linear(4, 6)})
+LAYERS = nn.ModuleList([nn.ModuleDict({"q_proj": nn.Linear(4, 3)})])
+MODEL = nn.ModuleDict(
+    {
+        "model": nn.ModuleDict({"embed_tokens": nn.Embedding(6, 4), "layers": LAYERS}),
+        "lm_head": nn.Linear(4, 6, bias=False),
+    }
+)
 NAMES = st.sampled_from(["q_proj", "embed_tokens", "lm_head", "norm", "0.q_proj", "\ud800", "x" * 300])
 NUMBERS = st.sampled_from([0, 1, 2, 3, -1, 1e9, 0.5, None, True, "2"])
 CONFIGS = st.fixed_dictionaries(
@@ -40,6 +46,9 @@ CONFIGS = st.fixed_dictionaries(
         "alpha_pattern": st.dictionaries(NAMES, NUMBERS, max_size=2),
         "ensure_weight_tying": st.booleans(),
         "use_rslora": st.booleans(),
+        "modules_to_save": st.lists(NAMES, max_size=2),
+        "trainable_token_indices": st.lists(NUMBERS, max_size=3) | st.dictionaries(NAMES, st.just([0, 3])),
+        "bias": st.sampled_from(["none", "all", "lora_only", "x"]),
         "\udfff": NUMBERS,
     },
 )
@@ -50,11 +59,13 @@ SUFFIXES = [
     "lora_embedding_A",
     "lora_embedding_B",
     "base_layer.weight",
+    "base_layer.bias",
     "weight",
+    "token_adapter.trainable_tokens_delta",
     "x",
 ]
 KEYS = st.builds("{}{}.{}".format, st.sampled_from(["", "base_model.model."]), MODULES, st.sampled_from(SUFFIXES))
-SHAPES = st.sampled_from([(2, 4), (3, 2), (2, 6), (6, 2), (4, 2), (6, 4), (), (0, 4), (2, 4, 1)])
+SHAPES = st.sampled_from([(2, 4), (3, 2), (2, 6), (6, 2), (4, 2), (6, 4), (3,), (), (0, 4), (2, 4, 1)])
 TENSORS = st.dictionaries(KEYS, st.tuples(SHAPES, st.sampled_from([0.0, 1.0, float("nan"), 1e30])), max_size=6)
 
 

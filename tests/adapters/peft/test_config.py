@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from peft.utils import PeftType
 
 from peftserve.adapters.errors import AdapterError, AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
-from peftserve.adapters.peft.config import LoraConfig, Targets, parse_config, read_config
+from peftserve.adapters.peft.config import PARSERS, AuxiliaryConfig, LoraConfig, Targets, parse_config, read_config
+from peftserve.adapters.peft.method_fields import METHOD_FIELDS
 from peftserve.adapters.peft.unsupported import LORA, LORA_IGNORED, PEFT_TYPES
 
+METHODS = PARSERS.keys() | METHOD_FIELDS.keys()
 MINIMAL = {"peft_type": "LORA", "target_modules": ["q_proj"]}
 
 
@@ -44,16 +46,28 @@ def test_what_peft_writes(tmp_path: Path) -> None:
         ensure_weight_tying=True,
     ).save_pretrained(str(tmp_path))
     targets = Targets(("v_proj",), ("k_proj",), (1, 2), ("layers",))
-    assert read_config(tmp_path) == LoraConfig(targets, 16, 32.0, {"v_proj": 4}, {"v_proj": 3.0}, True, True)
+    wanted = LoraConfig(
+        targets, 16, 32.0, {"v_proj": 4}, {"v_proj": 3.0}, True, True, auxiliary=AuxiliaryConfig(tie=True)
+    )
+    assert read_config(tmp_path) == wanted
 
 
 def test_every_field_of_peft_is_known() -> None:
     """A field that the next PEFT adds shows up here, and is refused by name until somebody looks at it."""
     read = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern"}
-    read |= {"alpha_pattern", "r", "lora_alpha", "use_rslora", "ensure_weight_tying"}
+    read |= {"alpha_pattern", "r", "lora_alpha", "use_rslora", "ensure_weight_tying", "bias"}
+    read |= {"modules_to_save", "trainable_token_indices"}
     fields = {field.name for field in dataclasses.fields(peft.LoraConfig)}
     assert fields - read - LORA_IGNORED == LORA.keys()
     assert {kind.value for kind in PeftType} | {"BONE"} == PEFT_TYPES
+
+
+def test_what_is_trained_beside_the_method() -> None:
+    """A module that is saved whole is not adapted."""
+    config = parse(modules_to_save=["norm"], trainable_token_indices={"lm_head": [3]}, bias="lora_only")
+    assert config.targets == Targets(("q_proj",), saved=("norm",))
+    assert config.auxiliary == AuxiliaryConfig(("norm",), {"lm_head": (3,)}, "lora_only", False)
+    assert parse(trainable_token_indices=[3, 4]).auxiliary.tokens == {"": (3, 4)}
 
 
 def test_scaling() -> None:
@@ -75,13 +89,6 @@ def test_what_is_not_served_may_be_off(field: str, value: Any) -> None:
     assert parse(**{field: value}) == parse()
 
 
-@pytest.mark.parametrize("bias", ["all", "lora_only", True])
-def test_biases_are_refused(bias: Any) -> None:
-    with pytest.raises(UnsupportedAdapter, match=r"^bias='.*' is not supported yet") as error:
-        parse(bias=bias)
-    assert error.value.param == "bias"
-
-
 @pytest.mark.parametrize("init", ["pissa", "pissa_niter_16", "PiSSA", "olora", "corda", "loftq", "lora_ga"])
 def test_initialisations_that_change_the_base(init: str) -> None:
     with pytest.raises(
@@ -101,9 +108,9 @@ def test_initialisations_that_leave_no_trace(init: Any) -> None:
     assert parse(init_lora_weights=init, eva_config={"rho": 2.0}, bias="none") == parse()
 
 
-@pytest.mark.parametrize("kind", sorted(PEFT_TYPES - {"LORA"}))
+@pytest.mark.parametrize("kind", sorted(PEFT_TYPES - METHODS))
 def test_other_methods_are_refused_by_name(kind: str) -> None:
-    with pytest.raises(UnsupportedAdapter, match=f"^{kind} is not supported yet: served are LORA") as error:
+    with pytest.raises(UnsupportedAdapter, match=f"^{kind} is not supported yet: served are .*LORA") as error:
         parse(peft_type=kind)
     assert error.value.param == "peft_type"
 

@@ -1,0 +1,142 @@
+"""What an adapter of any method may bring beside its own tensors: modules saved whole, copies of the embedding, biases.
+
+    modules_to_save                 the module with the saved parameters        Replacement
+    a full embedding or head        the base's own, or what takes its place     Replacement
+    bias="all", bias="..._only"     y += saved bias - base's                    Bias, or Replacement of a norm's
+    trainable_token_indices         see `token_rows`                            Rows
+
+PEFT saves these as `<module>.weight`, or `<module>.base_layer.weight` where a method wraps the module.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from ..bypass import Bias, Bypass, LowRank, Primitive, Replacement, Rows
+from ..errors import InvalidAdapter, UnsupportedAdapter
+from ..sites import Site, SiteKind
+from .base import Base, is_same
+from .config import AuxiliaryConfig
+from .saved_modules import replacement, saved_modules
+from .tensors import Checkpoint
+from .token_rows import replaced_rows
+
+_COPIES = ("base_layer.weight", "weight", "token_adapter.base_layer.weight", "original_module.weight")
+_BIASES = ("base_layer.bias", "bias")
+
+
+@dataclass(frozen=True)
+class Auxiliary:
+    """By site. saved: modules with all their parameters. copies: embeddings and heads that differ from the base's.
+
+    rows: of embeddings and heads. biases: what is added, or the bias of a norm.
+    """
+
+    saved: Mapping[str, Replacement]
+    copies: Mapping[str, Replacement]
+    rows: Mapping[str, Rows]
+    biases: Mapping[str, Primitive]
+
+    def joined(self, bypass: Bypass, base: Base) -> Bypass:
+        """The bypass with these. Raises InvalidAdapter, UnsupportedAdapter for what does not go together."""
+        if not (self.saved or self.copies or self.rows or self.biases):
+            return bypass
+        if bypass.invocation:
+            raise UnsupportedAdapter(
+                "alora_invocation_tokens is not supported yet beside trained modules, biases or tokens of the base: "
+                "those work before the invocation too; train without them",
+                param="alora_invocation_tokens",
+            )
+        sites = {site.name: self._at(site, bypass.sites.get(site.name, ())) for site in base.table.sites.values()}
+        served = {name: primitives for name, primitives in sites.items() if primitives}
+        return Bypass(bypass.method, served, bypass.prefix, bypass.side_attention, bypass.invocation, bypass.exclusive)
+
+    def _at(self, site: Site, own: tuple[Primitive, ...]) -> tuple[Primitive, ...]:
+        name = site.name
+        if own and (name in self.saved or name in self.rows):
+            raise InvalidAdapter(f"{name} is both adapted and replaced, which PEFT does not do", param="files")
+        if name in self.copies:
+            _check_copied(site, self.copies[name], own)
+        whole = self.saved.get(name) or self.copies.get(name)
+        replaced = _with_rows(whole, self.rows.get(name))
+        parts = (*(() if replaced is None else (replaced,)), *own)
+        return (*parts, self.biases[name]) if name in self.biases else parts
+
+
+def compile_auxiliary(config: AuxiliaryConfig, checkpoint: Checkpoint, base: Base) -> Auxiliary:
+    """Takes its tensors, and only those. Raises AdapterError."""
+    saved = saved_modules(config, checkpoint, base)
+    copies = dict(_copies(checkpoint, base, saved))
+    _tie(copies, base)
+    rows = replaced_rows(config, checkpoint, base, copies)
+    return Auxiliary(saved, copies, rows, dict(_biases(config, checkpoint, base, saved)))
+
+
+def _copies(checkpoint: Checkpoint, base: Base, saved: Mapping[str, Replacement]) -> Iterator[tuple[str, Replacement]]:
+    """PEFT saves embedding and head in full when an adapter is on one of them, and when the vocabulary was resized."""
+    for site in base.table.sites.values():
+        if (site.kind is not SiteKind.EMBEDDING and site.name != base.table.head) or site.name in saved:
+            continue
+        for suffix in _COPIES:
+            copy = checkpoint.find(f"{site.name}.{suffix}")
+            if copy is not None and not is_same(base, site.name, copy):
+                yield site.name, replacement(site, copy, None, base)
+
+
+def _tie(copies: dict[str, Replacement], base: Base) -> None:
+    """A tied pair is one parameter, which PEFT loads a copy into. Raises InvalidAdapter if two copies differ."""
+    pair = [name for name in (base.table.tied_head, base.table.head) if base.table.tied_head and name is not None]
+    found = [copies[name] for name in pair if name in copies]
+    weights = [copy.weight for copy in found if copy.weight is not None]
+    if not all(torch.equal(weight, weights[0]) for weight in weights):
+        raise InvalidAdapter(f"the base ties {' and '.join(pair)}, but their copies differ", param="files")
+    if found:
+        copies.update(dict.fromkeys(pair, found[0]))
+
+
+def _check_copied(site: Site, copy: Replacement, own: tuple[Primitive, ...]) -> None:
+    resized = copy.weight is not None and copy.weight.shape[0] not in (site.in_features, site.out_features)
+    if own and (resized or not all(isinstance(primitive, LowRank) for primitive in own)):
+        raise UnsupportedAdapter(
+            f"an adapter on {site.name} beside another weight of it is not supported yet, unless it is a LoRA over the "
+            "same vocabulary; train with modules_to_save or trainable_token_indices",
+            param="files",
+        )
+
+
+def _with_rows(whole: Replacement | None, rows: Rows | None) -> Replacement | Rows | None:
+    if whole is None or whole.weight is None or rows is None:
+        return whole if rows is None else rows
+    return Replacement(whole.weight.index_copy(0, rows.ids.long(), rows.values), whole.bias)
+
+
+def _biases(
+    config: AuxiliaryConfig, checkpoint: Checkpoint, base: Base, saved: Mapping[str, Replacement]
+) -> Iterator[tuple[str, Primitive]]:
+    touched = _parents(checkpoint)
+    for site in base.table.sites.values():
+        wanted = config.bias == "all" or (config.bias != "none" and site.name in touched)
+        own = base.parameter(site.name, "bias")
+        if site.name in saved or own is None or not (wanted or site.name == base.table.head):
+            continue
+        found = next((suffix for suffix in _BIASES if f"{site.name}.{suffix}" in checkpoint), None)
+        if found is None and not wanted:
+            continue
+        bias = checkpoint.take(f"{site.name}.{found or 'bias'}")
+        bias.require_shape(tuple(own.shape), f"the bias of {site.name} takes")
+        if site.kind is SiteKind.NORM:
+            yield site.name, Replacement(bias=bias.converted(base.dtype))
+        elif not torch.equal(bias.tensor.float(), own.float().cpu()):
+            change = bias._replace(tensor=bias.tensor.float() - own.float().cpu())
+            yield site.name, Bias(change.converted(base.dtype))
+
+
+def _parents(checkpoint: Checkpoint) -> set[str]:
+    """Names of all modules at or above a tensor."""
+    parents = set()
+    for name in checkpoint:
+        while "." in name:
+            name = name.rpartition(".")[0]
+            parents.add(name)
+    return parents

@@ -1,0 +1,94 @@
+"""`modules_to_save`: modules of the base that an adapter brings whole, as PEFT 0.21 finds and saves them."""
+
+from ..bypass import Replacement
+from ..errors import InvalidAdapter, UnsupportedAdapter
+from ..sites import Site, SiteKind
+from .base import Base, Named
+from .config import AuxiliaryConfig
+from .listing import listed
+from .tensors import Checkpoint
+
+EMBEDDING_NAMES = ("embed_tokens", "lm_head")  # all that PEFT knows to be tied
+
+
+def saved_modules(config: AuxiliaryConfig, checkpoint: Checkpoint, base: Base) -> dict[str, Replacement]:
+    """Each site at or below a named module, with all its parameters. Raises InvalidAdapter, UnsupportedAdapter."""
+    names = _sites(config.modules, base)
+    pair = _tied_pair(config, base)
+    found = {name: _saved(base.table.sites[name], checkpoint, base) for name in names if name not in pair[1:]}
+    if pair:
+        embedding, head = pair
+        found[embedding] = _saved(base.table.sites[embedding], checkpoint, base)
+        checkpoint.find(f"{head}.weight")  # the same tensor, saved twice
+        found[head] = found[embedding]
+    return found
+
+
+def replacement(site: Site, weight: Named, bias: Named | None, base: Base) -> Replacement:
+    """weight: as the module stores it; an embedding or a head may have more rows than the base's."""
+    shape = stored_shape(site)
+    if site.kind in (SiteKind.EMBEDDING, SiteKind.HEAD) and weight.tensor.dim() == 2:
+        shape = (max(weight.tensor.shape[0], shape[0]), shape[1])
+    weight.require_shape(shape, f"the weight of {site.name} in this base takes")
+    own = base.weight(site.name)
+    if own is not None and (not own.is_floating_point() or tuple(own.shape) != stored_shape(site)):
+        raise UnsupportedAdapter(
+            f"{weight.key} is not supported yet: it replaces a quantised module", param="modules_to_save"
+        )
+    if bias is not None:
+        bias.require_shape((site.out_features,), f"the bias of {site.name} takes")
+    return Replacement(weight.converted(base.dtype), None if bias is None else bias.converted(base.dtype))
+
+
+def stored_shape(site: Site) -> tuple[int, ...]:
+    """Of the module's own weight."""
+    if site.kind is SiteKind.NORM:
+        return (site.out_features,)
+    if site.kind is SiteKind.EMBEDDING or site.transposed:
+        return site.in_features, site.out_features
+    return site.out_features, site.in_features
+
+
+def _sites(modules: tuple[str, ...], base: Base) -> list[str]:
+    """Names end as configured, without regard to dots: `norm` takes in `input_layernorm`."""
+    everything = (*base.table.sites, *base.table.other_modules)
+    roots = {name for name in everything if name.endswith(modules)}
+    chosen = [name for name in base.table.sites if roots.intersection(_with_parents(name))]
+    idle = [end for end in modules if not any(parent.endswith(end) for n in chosen for parent in _with_parents(n))]
+    if idle:
+        raise InvalidAdapter(
+            f"modules_to_save {listed(idle)} matches no module of this base that has parameters",
+            param="modules_to_save",
+        )
+    return chosen
+
+
+def _with_parents(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+
+
+def _tied_pair(config: AuxiliaryConfig, base: Base) -> tuple[str, ...]:
+    """Embedding and head, where the configuration names one of them and ties both."""
+    embedding, head = base.table.tied_head, base.table.head
+    named = any(name.rpartition(".")[2] in EMBEDDING_NAMES for name in config.modules)
+    return (embedding, head) if config.tie and named and embedding is not None and head is not None else ()
+
+
+def _saved(site: Site, checkpoint: Checkpoint, base: Base) -> Replacement:
+    weight = _parameter(checkpoint, site.name, "weight")
+    has_bias = base.model is None or base.parameter(site.name, "bias") is not None
+    optional = base.model is None and not _names(checkpoint, site.name, "bias")
+    bias = _parameter(checkpoint, site.name, "bias") if has_bias and not optional else None
+    return replacement(site, weight, bias, base)
+
+
+def _parameter(checkpoint: Checkpoint, site: str, parameter: str) -> Named:
+    """PEFT saves it twice, and the base's once more, where the vocabulary was resized or biases are saved."""
+    found = [checkpoint.take(name) for name in _names(checkpoint, site, parameter)]
+    checkpoint.find(f"{site}.original_module.{parameter}")
+    return found[0] if found else checkpoint.take(f"{site}.{parameter}")
+
+
+def _names(checkpoint: Checkpoint, site: str, parameter: str) -> list[str]:
+    return [n for n in (f"{site}.{parameter}", f"{site}.modules_to_save.{parameter}") if n in checkpoint]

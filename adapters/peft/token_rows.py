@@ -1,0 +1,119 @@
+"""Trainable tokens: rows of the embedding that an adapter replaces, and the same rows of a head tied to it.
+
+PEFT calls the tensor `trainable_tokens_delta`, but it holds the rows themselves, (k, width), in the order of the
+configured ids, before Gemma's embedding multiplies them.
+"""
+
+from collections.abc import Mapping
+
+import torch
+
+from ..bypass import Bypass, Replacement, Rows
+from ..errors import InvalidAdapter
+from ..sites import Site, SiteKind
+from .base import Base, Named
+from .config import AuxiliaryConfig, MethodConfig, parse_targets
+from .listing import listed
+from .patterns import Deadline
+from .targets import targeted_sites
+from .tensors import Checkpoint
+
+_ROWS = "trainable_tokens_delta"
+_ORIGINAL = "trainable_tokens_original"  # the base's rows, which come along when the vocabulary was resized
+_BESIDE = "token_adapter."
+_KINDS = frozenset({SiteKind.EMBEDDING, SiteKind.HEAD})
+
+Ids = tuple[int, ...]
+
+
+def compile_trainable_tokens(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
+    """The method by itself. Raises InvalidAdapter."""
+    fields = config.fields
+    if fields.value("target_modules"):
+        names = targeted_sites(parse_targets(fields), base.table, Deadline(), kinds=_KINDS)
+    else:
+        names = [_input_embedding(checkpoint, base, "")]
+    ids = fields.integers("token_indices")
+    rows = _taken(dict.fromkeys(names, ids), checkpoint, base, "", {})
+    return Bypass(config.peft_type, {name: (rows[name],) for name in base.table.sites if name in rows})
+
+
+def replaced_rows(
+    config: AuxiliaryConfig, checkpoint: Checkpoint, base: Base, copies: Mapping[str, Replacement]
+) -> dict[str, Rows]:
+    """`trainable_token_indices` beside any method. copies: embeddings with more rows. Raises InvalidAdapter."""
+    sizes = {name: copy.weight.shape[0] for name, copy in copies.items() if copy.weight is not None}
+    return _taken(_ids_by_site(config.tokens, checkpoint, base), checkpoint, base, _BESIDE, sizes)
+
+
+def _ids_by_site(tokens: Mapping[str, Ids], checkpoint: Checkpoint, base: Base) -> dict[str, Ids]:
+    found: dict[str, Ids] = {}
+    for end, ids in tokens.items():
+        named = [site.name for site in base.table.sites.values() if site.kind in _KINDS and site.name.endswith(end)]
+        for name in named if end else [_input_embedding(checkpoint, base, _BESIDE)]:
+            if found.setdefault(name, ids) != ids:
+                raise InvalidAdapter(f"{name} has two lists of ids", param="trainable_token_indices")
+        if end and not named:
+            raise InvalidAdapter(
+                f"trainable_token_indices names {end[:200]!r}, which is no embedding of this base",
+                param="trainable_token_indices",
+            )
+    return found
+
+
+def _input_embedding(checkpoint: Checkpoint, base: Base, beside: str) -> str:
+    """The embedding that has rows in the checkpoint."""
+    embeddings = [site.name for site in base.table.sites.values() if site.kind is SiteKind.EMBEDDING]
+    names = [name for name in embeddings if f"{name}.{beside}{_ROWS}" in checkpoint]
+    if len(names) != 1:
+        raise InvalidAdapter(
+            f"the rows of the trained tokens are missing: one of {listed(embeddings)} must have {beside}{_ROWS}",
+            param="files",
+        )
+    return names[0]
+
+
+def _taken(
+    ids: Mapping[str, Ids], checkpoint: Checkpoint, base: Base, beside: str, sizes: Mapping[str, int]
+) -> dict[str, Rows]:
+    """PEFT ties a head to its embedding's rows, unless it was given other ids for it."""
+    sites, head, tied = base.table.sites, base.table.head, base.table.tied_head
+    together = tied is not None and head is not None and tied in ids and ids.get(head, ids[tied]) == ids[tied]
+    rows = {}
+    for name, own in ids.items():
+        if together and name == head:
+            continue
+        saved = checkpoint.take(f"{name}.{beside}{_ROWS}")
+        checkpoint.find(f"{name}.{beside}{_ORIGINAL}")
+        rows[name] = _rows(sites[name], own, saved, sizes.get(name), base.dtype)
+        if together and head is not None and name == tied:
+            _check_tied(saved, checkpoint.find(f"{head}.{beside}{_ROWS}"))
+            checkpoint.find(f"{head}.{beside}{_ORIGINAL}")
+            rows[head] = _rows(sites[head], own, saved, sizes.get(name), base.dtype)
+    return rows
+
+
+def _check_tied(saved: Named, again: Named | None) -> None:
+    """The method by itself saves a tied pair's rows twice."""
+    if again is not None and not torch.equal(again.tensor, saved.tensor):
+        raise InvalidAdapter(f"{again.key} is not {saved.key}, which ties it", param="files")
+
+
+def _rows(site: Site, ids: Ids, saved: Named, size: int | None, dtype: torch.dtype) -> Rows:
+    """size: of a larger vocabulary."""
+    embeds = site.kind is SiteKind.EMBEDDING
+    vocabulary, width = (site.in_features, site.out_features) if embeds else (site.out_features, site.in_features)
+    _check_ids(ids, size or vocabulary)
+    saved.require_shape((len(ids), width), f"{len(ids)} tokens at {site.name} take")
+    order = torch.tensor(ids).argsort()
+    values = saved.converted(dtype, site.embed_scale if embeds else 1.0)
+    return Rows(torch.tensor(ids, dtype=torch.int32)[order], values[order])
+
+
+def _check_ids(ids: Ids, vocabulary: int) -> None:
+    if not ids or len(set(ids)) < len(ids):
+        raise InvalidAdapter("the ids of the trained tokens are none, or not distinct", param="token_indices")
+    if max(ids) >= vocabulary:
+        raise InvalidAdapter(
+            f"token {max(ids)} is trained, but the vocabulary has {vocabulary} tokens", param="token_indices"
+        )

@@ -1,0 +1,227 @@
+"""What an adapter of any method brings beside its own tensors, as PEFT writes and serves it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from peftserve.adapters.bypass import Bias, LowRank, Replacement
+from peftserve.adapters.errors import InvalidAdapter, UnsupportedAdapter
+from peftserve.adapters.peft.compile import compile_adapter
+
+AsPeft = Callable[..., Any]
+Q = "base_model.model.model.layers.0.self_attn.q_proj"
+EMBEDDING = "base_model.model.model.embed_tokens"
+
+
+def lora(**options: Any) -> peft.LoraConfig:
+    return peft.LoraConfig(**{"r": 4, "target_modules": ["q_proj"], **options})
+
+
+def edit(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    tensors = load_file(folder / "adapter_model.safetensors")
+    change(tensors)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "adapter_model.safetensors")
+
+
+def edit_config(folder: Path, **fields: Any) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "targets", "modules"),
+    [
+        ("llama_biased", ["q_proj"], ["lm_head", "norm", "embed_tokens"]),
+        ("llama_biased", ["q_proj", "o_proj"], ["mlp", "v_proj"]),
+        ("llama", ["q_proj", "lm_head"], ["0.self_attn", "lm_head"]),
+        ("qwen2", ["q_proj"], ["lm_head"]),
+        ("gemma2", ["q_proj"], ["embed_tokens", "layernorm"]),
+        ("gpt2", ["attn.c_proj"], ["c_fc", "ln_1", "ln_f"]),
+    ],
+)
+def test_modules_saved_whole(
+    architecture: str, targets: Any, modules: Any, tiny_base: Callable[[str], Any], tmp_path: Path, as_peft: AsPeft
+) -> None:
+    base = tiny_base(architecture)
+    bypass = as_peft(base, tmp_path, lora(target_modules=targets, modules_to_save=modules))
+    ends = tuple(f"{module}" for module in modules)
+    for name, primitives in bypass.sites.items():
+        whole = any(name[: len(name) - cut].endswith(ends) for cut in range(len(name)))
+        assert [type(primitive) for primitive in primitives] == [Replacement if whole else LowRank], name
+
+
+@pytest.mark.parametrize("modules", [["embed_tokens"], ["lm_head"], ["embed_tokens", "lm_head"]])
+@pytest.mark.parametrize("architecture", ["qwen2", "gemma2"])
+def test_modules_saved_whole_and_tied(
+    architecture: str, modules: Any, tiny_base: Callable[[str], Any], tmp_path: Path, as_peft: AsPeft
+) -> None:
+    config = lora(modules_to_save=modules, ensure_weight_tying=True)
+    sites = as_peft(tiny_base(architecture), tmp_path, config).sites
+    assert torch.equal(sites["model.embed_tokens"][0].weight, sites["lm_head"][0].weight)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2", "gpt2"])
+@pytest.mark.parametrize("target", [None, "name"])
+def test_trainable_tokens(
+    architecture: str, target: str | None, tiny_base: Callable[[str], Any], tmp_path: Path, as_peft: AsPeft
+) -> None:
+    base = tiny_base(architecture)
+    embedding = "wte" if architecture == "gpt2" else "embed_tokens"
+    config = peft.TrainableTokensConfig(token_indices=[42, 7, 5, 200], target_modules=target and [embedding])
+    sites = as_peft(base, tmp_path, config).sites
+    assert ("lm_head" in sites) is (base.table.tied_head is not None)
+    assert sites[next(iter(sites))][0].ids.tolist() == [5, 7, 42, 200]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "tokens"),
+    [
+        ("llama", [7, 5]),
+        ("llama", {"lm_head": [5, 6], "embed_tokens": [42]}),
+        ("qwen2", [7, 5]),
+        ("qwen2", {"embed_tokens": [42, 7]}),
+        ("qwen2", {"lm_head": [42, 7], "embed_tokens": [42, 7]}),
+        ("gemma2", [42]),
+        ("gpt2", {"wte": [17, 250]}),
+    ],
+)
+def test_trained_tokens_beside_a_method(
+    architecture: str, tokens: Any, tiny_base: Callable[[str], Any], tmp_path: Path, as_peft: AsPeft
+) -> None:
+    targets = ["c_attn"] if architecture == "gpt2" else ["q_proj"]
+    as_peft(tiny_base(architecture), tmp_path, lora(trainable_token_indices=tokens, target_modules=targets))
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+@pytest.mark.parametrize("architecture", ["llama_biased", "qwen2", "gpt2"])
+def test_trained_biases(
+    architecture: str, bias: str, tiny_base: Callable[[str], Any], tmp_path: Path, as_peft: AsPeft
+) -> None:
+    targets = ["c_attn"] if architecture == "gpt2" else ["q_proj", "down_proj"]
+    sites = as_peft(tiny_base(architecture), tmp_path, lora(bias=bias, target_modules=targets)).sites
+    biased = [name for name, primitives in sites.items() if any(isinstance(p, Bias) for p in primitives)]
+    assert biased
+    assert all(name.endswith(tuple(targets)) for name in biased) is (bias == "lora_only")
+
+
+def test_biases_of_modules_that_have_none(llama: Any, tmp_path: Path, as_peft: AsPeft) -> None:
+    assert not any(isinstance(p, Bias) for ps in as_peft(llama, tmp_path, lora(bias="all")).sites.values() for p in ps)
+
+
+@pytest.fixture
+def folder(llama: Any, oracle: ModuleType, tmp_path: Path) -> Path:
+    config = lora(target_modules=["embed_tokens"], modules_to_save=["norm"])
+    path: Path = oracle.method_adapter(llama.folder, tmp_path / "adapter", config)
+    return path
+
+
+def compiled(folder: Path, base: Any) -> Any:
+    return compile_adapter(folder, base.table, torch.float32, model=base.model).bypass
+
+
+def test_an_embedding_of_another_base_takes_its_place(folder: Path, llama: Any, oracle: ModuleType) -> None:
+    edit(folder, lambda t: t[f"{EMBEDDING}.base_layer.weight"].add_(0.1))
+    bypass = compiled(folder, llama)
+    assert [p.kind for p in bypass.sites["model.embed_tokens"]] == ["replacement", "low_rank"]
+    ids = [5, 17, 42, 99, 7]
+    wanted = oracle.peft_logits(llama.folder, folder, ids)
+    got = oracle.naive_logits(oracle.plain_model(llama.folder), bypass, ids)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_larger_vocabulary(llama: Any, tmp_path: Path, oracle: ModuleType) -> None:
+    """Tokens beyond the base's, embedded and predicted by what the adapter brings."""
+    model = oracle.plain_model(llama.folder)
+    model.resize_token_embeddings(307, mean_resizing=False)
+    wrapped = peft.get_peft_model(model, lora(modules_to_save=["embed_tokens", "lm_head"]))
+    wrapped.save_pretrained(tmp_path)
+    bypass = compiled(tmp_path, llama)
+    assert bypass.sites["lm_head"][0].weight.shape == (307, 64)
+    ids = [5, 306, 42, 300]
+    with torch.inference_mode():
+        wanted = wrapped.eval()(torch.tensor([ids])).logits[0]
+    got = oracle.naive_logits(oracle.plain_model(llama.folder), bypass, ids)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tokens_beyond_the_base_s(llama: Any, tmp_path: Path, oracle: ModuleType) -> None:
+    model = oracle.plain_model(llama.folder)
+    model.resize_token_embeddings(303, mean_resizing=False)
+    wrapped = peft.get_peft_model(model, lora(trainable_token_indices=[301, 302, 3]))
+    wrapped.save_pretrained(tmp_path, save_embedding_layers=True)
+    bypass = compiled(tmp_path, llama)
+    ids = [5, 301, 42, 302]
+    with torch.inference_mode():
+        wanted = wrapped.eval()(torch.tensor([ids])).logits[0]
+    got = oracle.naive_logits(oracle.plain_model(llama.folder), bypass, ids)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=2e-4)
+
+
+def refused(folder: Path, base: Any, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message) as error:
+        compiled(folder, base)
+    assert type(error.value) is kind
+
+
+def test_what_does_not_fit_is_named(folder: Path, llama: Any) -> None:
+    edit(folder, lambda t: t.update({f"{EMBEDDING}.base_layer.weight": torch.zeros(301, 64)}))
+    refused(folder, llama, UnsupportedAdapter, "adapter on model.embed_tokens beside another weight of it is not")
+    edit(folder, lambda t: t.update({f"{EMBEDDING}.base_layer.weight": torch.zeros(299, 64)}))
+    refused(folder, llama, InvalidAdapter, r"has the shape \(299, 64\); the weight of model.embed_tokens .*\(300, 64\)")
+    edit(folder, lambda t: t.pop(f"{EMBEDDING}.base_layer.weight"))
+    edit(folder, lambda t: t.update({"base_model.model.model.norm.weight": torch.zeros(63)}))
+    refused(folder, llama, InvalidAdapter, r"norm.weight has the shape \(63,\)")
+    edit(folder, lambda t: t.update({"base_model.model.model.norm.weight": torch.full((64,), float("nan"))}))
+    refused(folder, llama, InvalidAdapter, r"model.norm.weight holds NaN or infinity")
+    edit(folder, lambda t: t.pop("base_model.model.model.norm.weight"))
+    refused(folder, llama, InvalidAdapter, r"tensors that are missing: base_model.model.model.norm.weight")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"modules_to_save": ["norm", "classifier"]}, "modules_to_save classifier matches no module of this base"),
+        ({"modules_to_save": "norm"}, "modules_to_save must be a list"),
+        ({"modules_to_save": [""]}, "modules_to_save must be a list"),
+        ({"modules_to_save": [3]}, "modules_to_save must be a list"),
+        ({"modules_to_save": ["act_fn"]}, "matches no module of this base that has parameters"),
+        ({"trainable_token_indices": [3]}, "rows of the trained tokens are missing"),
+        ({"trainable_token_indices": {"q_proj": [3]}}, "names 'q_proj', which is no embedding"),
+        ({"trainable_token_indices": {"lm_head": [3]}}, "missing: .*lm_head.token_adapter.trainable_tokens_delta"),
+        ({"trainable_token_indices": {"lm_head": 3}}, "must be a list of integers"),
+        ({"trainable_token_indices": [-3]}, "must be an integer of at least 0"),
+        ({"bias": "some"}, "bias must be none, all or"),
+        ({"bias": True}, "bias must be none, all or"),
+    ],
+)
+def test_configurations_that_do_not_fit(folder: Path, llama: Any, fields: Any, message: str) -> None:
+    edit_config(folder, **fields)
+    refused(folder, llama, InvalidAdapter, message)
+
+
+def test_rows_that_do_not_fit(llama: Any, tmp_path: Path, oracle: ModuleType) -> None:
+    folder = oracle.method_adapter(llama.folder, tmp_path, peft.TrainableTokensConfig(token_indices=[3, 9]))
+    for ids, message in (
+        ([3, 300], "token 300 is trained, but the vocabulary has 300 tokens"),
+        ([3, 3], "not distinct"),
+        ([], "are none"),
+        ([3], r"has the shape \(2, 64\); 1 tokens at model.embed_tokens take: \(1, 64\)"),
+    ):
+        edit_config(folder, token_indices=ids)
+        refused(folder, llama, InvalidAdapter, message)
+
+
+def test_missing_biases_are_named(tiny_base: Callable[[str], Any], tmp_path: Path, oracle: ModuleType) -> None:
+    base = tiny_base("llama_biased")
+    folder = oracle.method_adapter(base.folder, tmp_path, lora(bias="lora_only"))
+    edit(folder, lambda t: t.pop(f"{Q}.base_layer.bias"))
+    refused(folder, base, InvalidAdapter, f"tensors that are missing: {Q}.bias")
