@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from .layout import Rows, Segment
 from .ops import Op, Phase
 
-STACKED_ROWS = 256  # rows of all segments together up to which scales and biases are gathered
+STACKED_ROWS = 256
 
 
 class Part(NamedTuple):
@@ -101,11 +101,13 @@ class SitePlan(NamedTuple):
 class SideOps:
     """Slots come and go; `plans` is the current step's, by site, set by `begin`.
 
-    rows_of: which rows of the step reach each site.
+    rows_of: which rows of the step reach each site. stacked_rows: rows of all segments together up to which scales
+        and biases are gathered.
     """
 
-    def __init__(self, rows_of: Mapping[str, Rows]) -> None:
+    def __init__(self, rows_of: Mapping[str, Rows], stacked_rows: int = STACKED_ROWS) -> None:
         self._rows_of = rows_of
+        self._stacked_rows = stacked_rows
         self._slots: dict[int, Mapping[str, Sequence[Op]]] = {}
         self._work: object = None
         self.plans: Mapping[str, SitePlan] = {}
@@ -138,14 +140,14 @@ class SideOps:
             for op in self._slots.get(slot, {}).get(site, ()) if end > start else ():
                 phases.setdefault(op.formula.phase, Terms()).parts.append(Part(op, weight, start, end))
         for terms in phases.values():
-            terms.stacked = _stack(terms.parts)
+            terms.stacked = _stack(terms.parts, self._stacked_rows)
         return SitePlan(phases)
 
 
-def _stack(parts: Sequence[Part]) -> Stacked | None:
+def _stack(parts: Sequence[Part], most_rows: int) -> Stacked | None:
     """None where the parts are not all rows, are too long, or where mixtures have several on one row."""
     fields = [part.op.formula.row for part in parts]
-    if None in fields or sum(p.end - p.start for p in parts) > STACKED_ROWS or _overlap(parts):
+    if None in fields or sum(p.end - p.start for p in parts) > most_rows or _overlap(parts):
         return None
     rows = [part.op.fields[name] * part.weight for part, name in zip(parts, fields, strict=True) if name]
     values = torch.cat([row.expand(part.end - part.start, -1) for row, part in zip(rows, parts, strict=True)])

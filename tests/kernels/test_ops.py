@@ -1,0 +1,82 @@
+"""Each formula against the matrix that it stands for, in float64."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from peftserve.kernels.ops import FORMULAS, Op
+
+IN, OUT, TOKENS = 12, 8, 5
+
+
+def draw(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def turned(y: torch.Tensor, group: int) -> torch.Tensor:
+    """rot(y), one feature at a time."""
+    out = torch.empty_like(y)
+    for start in range(0, y.shape[-1], group):
+        half = group // 2
+        for i in range(half):
+            out[:, start + i] = -y[:, start + half + i]
+            out[:, start + half + i] = y[:, start + i]
+    return out
+
+
+X, Y = draw(TOKENS, IN), draw(TOKENS, OUT)
+BLOCKS = draw(3, 4, 4)
+SPARSE_ROWS, SPARSE_COLUMNS = torch.tensor([0, 0, 3, 7], dtype=torch.int32), torch.tensor([1, 11, 1, 5]).int()
+SPARSE = torch.zeros(OUT, IN, dtype=torch.float64)
+SPARSE[SPARSE_ROWS.long(), SPARSE_COLUMNS.long()] = draw(4)
+
+CASES: dict[str, tuple[dict[str, Any], torch.Tensor]] = {
+    "input_scale": ({"d": draw(IN)}, X @ torch.diag(draw(IN))),
+    "output_scale": ({"d": draw(OUT)}, Y @ torch.diag(draw(OUT))),
+    "bias": ({"d": draw(OUT)}, draw(OUT).repeat(TOKENS, 1)),
+    "input_rotation": ({"blocks": BLOCKS}, X @ torch.block_diag(*BLOCKS).T),
+    "pair_rotation": (
+        {"d": draw(OUT), "c": draw(1, OUT)[0], "group": 4},
+        Y * draw(OUT) + turned(Y, 4) * draw(1, OUT)[0],
+    ),
+    "kronecker": ({"w1": draw(2, 3), "w2": draw(4, 4)}, X @ torch.kron(draw(2, 3), draw(4, 4)).T),
+    "dense": ({"w": draw(OUT, IN)}, X @ draw(OUT, IN).T),
+    "low_rank": ({"a": draw(2, IN), "b": draw(OUT, 2)}, X @ (draw(OUT, 2) @ draw(2, IN)).T),
+}
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_formula(kind: str) -> None:
+    fields, wanted = CASES[kind]
+    torch.testing.assert_close(Op(kind, fields)(X, Y), wanted)
+
+
+def test_one_block_for_all() -> None:
+    block = draw(1, 4, 4)
+    got = Op("input_rotation", {"blocks": block})(X, None)
+    torch.testing.assert_close(got, X @ torch.block_diag(*[block[0]] * 3).T)
+
+
+def test_sparse_sums_in_fp32_and_bounds_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    op = Op("sparse", {"rows": SPARSE_ROWS, "columns": SPARSE_COLUMNS, "values": draw(4)})
+    wanted = X @ SPARSE.T
+    torch.testing.assert_close(op(X, Y), wanted, rtol=1e-5, atol=1e-5)
+    monkeypatch.setattr("peftserve.kernels.ops.SPARSE_ELEMENTS", 8)
+    torch.testing.assert_close(op(X, Y), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_rows_of_an_embedding_and_of_a_head() -> None:
+    ids, values = torch.tensor([2, 5, 9], dtype=torch.int32), draw(3, OUT)
+    op = Op("rows", {"ids": ids, "values": values})
+    x = torch.tensor([5, 4, 9, 10, 2])
+    got = op(x, Y)
+    torch.testing.assert_close(got, torch.stack([values[1], Y[1], values[2], Y[3], values[0]]))
+    head = Op("rows", {"ids": torch.tensor([0, 7], dtype=torch.int32), "values": draw(2, IN)})(X, Y)
+    wanted = Y.clone()
+    wanted[:, [0, 7]] = X @ draw(2, IN).T
+    torch.testing.assert_close(head, wanted)
+
+
+def test_every_kind_is_tested() -> None:
+    assert FORMULAS.keys() == CASES.keys() | {"sparse", "rows", "replacement"}
