@@ -24,6 +24,7 @@ from .base import Base
 from .config import AnyConfig, read_config
 from .listing import listed
 from .lora import compile_lora
+from .probe_methods import PROBE_METHODS
 from .summary import facts_of
 from .tensors import Checkpoint
 from .token_rows import compile_trainable_tokens
@@ -31,6 +32,7 @@ from .token_rows import compile_trainable_tokens
 METHODS: Mapping[str, Callable[[Any, Checkpoint, Base], Bypass]] = {
     "LORA": compile_lora,
     "TRAINABLE_TOKENS": compile_trainable_tokens,
+    **PROBE_METHODS,
 }
 
 

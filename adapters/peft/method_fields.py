@@ -36,4 +36,34 @@ class MethodFields:
 
 METHOD_FIELDS: Mapping[str, MethodFields] = {
     "TRAINABLE_TOKENS": MethodFields("token_indices target_modules", "init_weights", has_targets=False),
+    "UNILORA": MethodFields(
+        "r proj_seed theta_d_length save_indices",
+        "fan_in_fan_out unilora_dropout init_theta_d_bound init_weights",
+    ),
+    "TINYLORA": MethodFields(
+        "r u weight_tying projection_seed save_projection",
+        "fan_in_fan_out tinylora_dropout init_v_bound init_weights",
+    ),
+    "PSOFT": MethodFields(
+        "r psoft_alpha ab_svd_init psoft_svd psoft_svd_lowrank_niter random_seed psoft_orth psoft_mag_a psoft_mag_b "
+        "use_cayley_neumann num_cayley_neumann_terms cayley_neumann_eps",
+        "fan_in_fan_out psoft_dropout init_weights",
+    ),
+    "ADAMSS": MethodFields(
+        "r num_subspaces subspace_rank use_dynamic_rank svd_threshold random_seed",
+        "init_weights use_asa asa_target_subspaces init_warmup final_warmup mask_interval asa_importance_beta "
+        "asa_uncertainty_beta asa_schedule_exponent",
+    ),
+    "WAVEFT": MethodFields(
+        "n_frequency scaling wavelet_family use_idwt random_loc_seed n_frequency_pattern proportional_parameters",
+        "fan_in_fan_out init_weights",
+    ),
+    "RANDLORA": MethodFields(
+        "r projection_prng_key save_projection sparse very_sparse randlora_alpha",
+        "fan_in_fan_out randlora_dropout init_weights",
+    ),
+    "FROD": MethodFields(
+        "projection_prng_key save_projection sparse_rate regularization_alpha",
+        "fan_in_fan_out frod_dropout init_weights progressbar runtime_offload_base_weight",
+    ),
 }

@@ -1,0 +1,52 @@
+"""The smallest primitive that holds a dense delta: low-rank factors, its non-zeros, or all of it."""
+
+import torch
+
+from ..bypass import Dense, LowRank, Primitive, Sparse
+from .base import Named
+
+_OVERSAMPLED = 8  # columns of the sketch over the bound, without which its last directions would be inexact
+_EXACT = 1e-5  # relative error of factors, under which what they leave out is the rounding of float32
+_INDEX_BYTES = 8  # row and column of a non-zero
+_GATHERED = 4  # how much smaller than all of it the non-zeros must be: they are gathered one by one
+
+
+def compacted(delta: Named, bound: int | None, dtype: torch.dtype) -> Primitive:
+    """delta: (out_features, in_features) in float32. bound: of its rank, as the method has it; None if it has none.
+
+    Raises InvalidAdapter if it is not finite.
+    """
+    exact = Named(delta.key, delta.tensor).converted(torch.float32)
+    nonzeros = int(exact.count_nonzero())
+    if not nonzeros:
+        return LowRank(exact.new_zeros(1, exact.shape[1], dtype=dtype), exact.new_zeros(exact.shape[0], 1, dtype=dtype))
+    dense, sparse = exact.numel() * dtype.itemsize, _GATHERED * nonzeros * (_INDEX_BYTES + dtype.itemsize)
+    factors = None if bound is None else factored(exact, bound)
+    low_rank = dense if factors is None else sum(factor.numel() for factor in factors) * dtype.itemsize
+    if factors is not None and low_rank < min(dense, sparse):
+        a, b = (Named(delta.key, factor).converted(dtype) for factor in factors)
+        return LowRank(a, b)
+    return _sparse(delta.key, exact, dtype) if sparse < dense else Dense(delta.converted(dtype))
+
+
+def factored(w: torch.Tensor, bound: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """a: (rank, in_features) and b: (out_features, rank) with b a = w; None if w's rank is over `bound`.
+
+    A sketch finds the column space (Halko et al. 2011, arXiv:0909.4061), which takes O(out · in · bound) where a full
+    SVD takes minutes per module; what the sketch leaves out is measured.
+    """
+    w = w.double()
+    columns = min(bound + _OVERSAMPLED, *w.shape)
+    generator = torch.Generator(device=w.device).manual_seed(0)
+    sketch = torch.randn(w.shape[1], columns, generator=generator, dtype=w.dtype, device=w.device)
+    basis = torch.linalg.qr(w @ sketch).Q
+    u, s, vh = torch.linalg.svd(basis.T @ w, full_matrices=False)
+    rank = max(1, min(bound, int((s > s[0] * 1e-7).sum())))
+    root = s[:rank].sqrt()
+    a, b = root[:, None] * vh[:rank], (basis @ u[:, :rank]) * root
+    return (a, b) if (w - b @ a).norm() <= _EXACT * w.norm() else None
+
+
+def _sparse(key: str, w: torch.Tensor, dtype: torch.dtype) -> Sparse:
+    rows, columns = w.nonzero(as_tuple=True)
+    return Sparse(rows.int(), columns.int(), Named(key, w[rows, columns]).converted(dtype))

@@ -1,0 +1,235 @@
+"""PEFT as a compiler, for methods whose result depends on its random draws or its own decompositions of the base.
+
+Whatever the method, PEFT's module is an affine map of each token, y = W' x + b'. So PEFT loads the checkpoint onto
+stand-ins for the targeted modules, and rows of the identity tell what it adds. The stand-ins hold copies, in float32
+on the CPU, and nothing else of the base: PEFT can write to none of its weights. A Conv1D's stand-in is the linear layer
+that it is. peft is an optional extra of this package; this is the only module that imports it.
+"""
+
+import importlib.util
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..bypass import Bias, Bypass, Primitive
+from ..errors import AdapterError, AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
+from ..sites import Site, SiteKind
+from .base import Base, Named
+from .compact import compacted
+from .config import MethodConfig
+from .fields import Fields
+from .keys import PREFIX
+from .listing import listed
+from .patterns import Deadline
+from .targets import targeted_sites
+from .tensors import Checkpoint
+
+Tensors = Mapping[str, torch.Tensor]
+
+_KINDS = frozenset({SiteKind.LINEAR, SiteKind.HEAD})
+_ROWS_AT_ONCE = 1024
+_PEFT = ("peft", "peftserve[peft]")
+# PEFT switches the process's generators and warnings: one adapter at a time.
+_LOCK = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Probed:
+    """How PEFT is asked for one method. What a checkpoint does not set is left to PEFT's defaults.
+
+    config: name of PEFT's class. integers: the fields that are integers, to their greatest value; `r` is held to the
+    server's limit too. numbers, flags, words: the other fields, in one string. options: fields that need more than
+    reading. rank: the bound of every delta's, from PEFT's configuration; None if it can be full. needs_weight: PEFT
+    decomposes the base's weights. replaces: PEFT's module computes W' itself instead of what it adds. conv1d: PEFT has
+    it for GPT-2's Conv1D too. check: that what PEFT will allocate fits the checkpoint. requires: another package that
+    PEFT needs for it, and its name for pip.
+    """
+
+    config: str
+    integers: Mapping[str, int]
+    numbers: str = ""
+    flags: str = ""
+    words: str = ""
+    options: Callable[[Fields, list[str]], Mapping[str, Any]] = lambda fields, names: {}
+    rank: Callable[[Any], int] | None = None
+    needs_weight: bool = False
+    replaces: bool = False
+    conv1d: bool = True
+    check: Callable[[Any, list[str], Tensors], None] = lambda config, names, tensors: None
+    requires: tuple[str, str] = _PEFT
+
+
+def compile_probed(probed: Probed, config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
+    """Raises InvalidAdapter, UnsupportedAdapter, AdapterTooLarge."""
+    _require(config.peft_type, _PEFT, probed.requires)
+    names = _targeted(probed, config, base)
+    options = _options(probed, config.fields, names)
+    tensors = checkpoint.take_all()
+    stand_ins = _stand_ins([base.table.sites[name] for name in names], base, probed.needs_weight)
+    with _alone():
+        peft_config = _peft_config(probed, options, names, tensors, base)
+        model = _loaded(stand_ins, peft_config, tensors)
+        bound = None if probed.rank is None else probed.rank(peft_config)
+        sites = {name: tuple(_primitives(model.get_submodule(name), name, bound, probed, base)) for name in names}
+    return Bypass(config.peft_type, sites)
+
+
+def _require(peft_type: str, *packages: tuple[str, str]) -> None:
+    for package, name in packages:
+        if importlib.util.find_spec(package) is None:
+            raise UnsupportedAdapter(
+                f"{peft_type} is compiled by PEFT itself, which needs a package that this server lacks: "
+                f"pip install '{name}'",
+                param="peft_type",
+            )
+
+
+def _targeted(probed: Probed, config: MethodConfig, base: Base) -> list[str]:
+    assert config.targets is not None
+    names = targeted_sites(config.targets, base.table, Deadline(), kinds=_KINDS)
+    transposed = [name for name in names if base.table.sites[name].transposed]
+    if transposed and not probed.conv1d:
+        raise InvalidAdapter(
+            f"PEFT has {config.peft_type} for linear layers only, not for Conv1D: {listed(transposed)}",
+            param="target_modules",
+        )
+    return names
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """What PEFT does to the process's state is undone, and what it raises becomes our own error."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    try:
+        with _LOCK, torch.random.fork_rng(devices), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except AdapterError:
+        raise
+    except Exception as error:  # PEFT checks with whatever exception is at hand
+        raise InvalidAdapter(f"PEFT cannot load it on this base: {error}"[:500], param="files") from None
+
+
+def _options(probed: Probed, fields: Fields, names: list[str]) -> dict[str, Any]:
+    """The checkpoint's fields, each of its type and within its limit."""
+    options: dict[str, Any] = {}
+    for name, greatest in probed.integers.items():
+        options[name] = fields.integer(name, 0, 0)
+        if options[name] > greatest:
+            raise InvalidAdapter(f"{name} is {options[name]}; at most {greatest} is sensible", param=name)
+    options |= {name: fields.number(name, 0.0) for name in probed.numbers.split()}
+    options |= {name: fields.boolean(name) for name in probed.flags.split()}
+    options |= {name: fields.value(name) for name in probed.words.split()}
+    given = {name: value for name, value in options.items() if fields.value(name) is not None}
+    return {**given, **probed.options(fields, names)}
+
+
+def _peft_config(probed: Probed, options: Mapping[str, Any], names: list[str], tensors: Tensors, base: Base) -> Any:
+    import peft
+
+    config = getattr(peft, probed.config)(target_modules=names, inference_mode=True, **options)
+    rank = getattr(config, "r", 1)
+    if rank > base.max_rank:
+        raise AdapterTooLarge(f"rank {rank} is over the server's limit of {base.max_rank}", param="r")
+    probed.check(config, names, tensors)
+    return config
+
+
+def _stand_ins(sites: list[Site], base: Base, needs_weight: bool) -> nn.Module:
+    """Linear layers under the sites' own names, in the base's order, which PEFT's draws follow."""
+    root = nn.Module()
+    for site in sites:
+        parent: nn.Module = root
+        *path, leaf = site.name.split(".")
+        for part in path:
+            if part not in parent._modules:
+                parent.add_module(part, nn.Module())
+            parent = parent.get_submodule(part)
+        parent.add_module(leaf, _copied(site, base) if needs_weight else _blank(site))
+    return root
+
+
+def _copied(site: Site, base: Base) -> nn.Linear:
+    weight, bias = base.matrix(site.name), base.parameter(site.name, "bias")
+    linear = nn.Linear(site.in_features, site.out_features, bias=bias is not None, device="meta")
+    linear.weight = _frozen(weight.to("cpu", copy=True).contiguous())
+    if bias is not None:
+        linear.bias = _frozen(bias.to("cpu", torch.float32, copy=True))
+    return linear
+
+
+def _blank(site: Site) -> nn.Linear:
+    """Zeros that take no memory, for methods that see of a weight its shape only."""
+    linear = nn.Linear(site.in_features, site.out_features, bias=False, device="meta")
+    linear.weight = _frozen(torch.zeros(1).expand(site.out_features, site.in_features))
+    return linear
+
+
+def _frozen(tensor: torch.Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor, requires_grad=False)
+
+
+def _loaded(stand_ins: nn.Module, config: Any, tensors: Tensors) -> nn.Module:
+    """PEFT's modules in place of the stand-ins, with every tensor of the checkpoint in them."""
+    import peft
+
+    model = peft.get_peft_model(stand_ins, config)
+    _check_tensors(peft.get_peft_model_state_dict(model, save_embedding_layers=False), tensors)
+    peft.set_peft_model_state_dict(model, dict(tensors))
+    saved = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+    for key, tensor in tensors.items():
+        if not torch.equal(saved[key], tensor.to(saved[key].dtype)):
+            raise InvalidAdapter(f"{key} is not what the other tensors say", param="files")
+    wrapped: nn.Module = model.base_model.model
+    return wrapped.eval()
+
+
+def _check_tensors(wanted: Tensors, tensors: Tensors) -> None:
+    """wanted: what PEFT would save. What it saves twice, as one tensor in memory, may be there once."""
+    if left := tensors.keys() - wanted.keys():
+        raise InvalidAdapter(
+            f"tensors that the configuration does not put on this base: {listed(sorted(left))}", param="files"
+        )
+    there = {wanted[key].data_ptr() for key in tensors}
+    if missing := [key for key in wanted if key not in tensors and wanted[key].data_ptr() not in there]:
+        raise InvalidAdapter(f"the configuration wants tensors that are missing: {listed(missing)}", param="files")
+    for key, tensor in tensors.items():
+        named = Named(key, tensor).require_shape(tuple(wanted[key].shape), "on this base it takes")
+        if wanted[key].is_floating_point():
+            named.converted(torch.float32)
+
+
+def _primitives(module: Any, name: str, bound: int | None, probed: Probed, base: Base) -> Iterator[Primitive]:
+    site = base.table.sites[name]
+    _blank_out(module.get_base_layer(), site)
+    weight, bias = _affine(module, site)
+    if probed.replaces:
+        weight = weight - base.matrix(name).cpu()
+    label = f"{PREFIX}{name}, as PEFT computes it,"
+    yield compacted(Named(label, weight), bound, base.dtype)
+    if bias.count_nonzero():
+        yield Bias(Named(label, bias).converted(base.dtype))
+
+
+def _blank_out(linear: nn.Linear, site: Site) -> None:
+    """PEFT has read the weight, and what it adds is exact only beside zeros."""
+    linear.weight = _blank(site).weight
+    if linear.bias is not None:
+        linear.bias = _frozen(torch.zeros(site.out_features))
+
+
+def _affine(module: nn.Module, site: Site) -> tuple[torch.Tensor, torch.Tensor]:
+    """weight: (out_features, in_features) and bias: (out_features,) of the map that a module is."""
+    bias = module(torch.zeros(1, site.in_features))[0]
+    columns = []
+    for start in range(0, site.in_features, _ROWS_AT_ONCE):
+        rows = torch.zeros(min(_ROWS_AT_ONCE, site.in_features - start), site.in_features)
+        rows[:, start:].fill_diagonal_(1.0)
+        columns.append((module(rows) - bias).T)
+    return torch.cat(columns, dim=1), bias

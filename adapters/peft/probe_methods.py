@@ -1,0 +1,111 @@
+"""The methods that PEFT itself compiles. To serve another is to add a row, here and in `METHOD_FIELDS`."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+
+from ..bypass import Bypass
+from ..errors import AdapterTooLarge, InvalidAdapter
+from .base import Base
+from .config import MethodConfig
+from .fields import Fields
+from .patterns import Deadline
+from .probe import Probed, Tensors, compile_probed
+from .targets import values_at
+from .tensors import Checkpoint
+
+Compiler = Callable[[MethodConfig, Checkpoint, Base], Bypass]
+
+_SEED = (1 << 63) - 1
+_COUNT = 1 << 24
+_STEPS = 1000  # of an iteration: beyond, a configuration would only keep the server busy
+_MAX_DRAWN = 1 << 28  # numbers that PEFT draws beside the checkpoint's own
+
+
+def _check_unilora(config: Any, names: list[str], tensors: Tensors) -> None:
+    theta = tensors.get("base_model.unilora_theta_d", torch.empty(0))
+    if theta.shape != (config.theta_d_length,):
+        raise InvalidAdapter(
+            f"theta_d_length is {config.theta_d_length}, and base_model.unilora_theta_d has the shape "
+            f"{tuple(theta.shape)}",
+            param="theta_d_length",
+        )
+
+
+def _check_tinylora(config: Any, names: list[str], tensors: Tensors) -> None:
+    if (drawn := config.u * config.r**2 * len(names)) > _MAX_DRAWN:
+        raise AdapterTooLarge(f"u and r have PEFT draw {drawn} numbers at load; the limit is {_MAX_DRAWN}", param="u")
+
+
+def _frequencies(fields: Fields, names: list[str]) -> Mapping[str, Any]:
+    """`n_frequency_pattern` with the names in full: PEFT would evaluate its expressions without a limit of time."""
+    patterns = fields.integer_map("n_frequency_pattern", 1)
+    found = values_at(patterns, 0, names, "n_frequency_pattern", Deadline())
+    return {"n_frequency_pattern": {name.replace(".", r"\."): n for name, n in found.items() if n}}
+
+
+PROBED: Mapping[str, Probed] = {
+    "UNILORA": Probed(
+        "UniLoraConfig",
+        {"r": _COUNT, "theta_d_length": _COUNT, "proj_seed": _SEED},
+        flags="save_indices",
+        rank=lambda config: int(config.r),
+        check=_check_unilora,
+    ),
+    "TINYLORA": Probed(
+        "TinyLoraConfig",
+        {"r": _COUNT, "u": _COUNT, "projection_seed": _SEED},
+        numbers="weight_tying",
+        flags="save_projection",
+        rank=lambda config: int(config.r),
+        needs_weight=True,
+        check=_check_tinylora,
+    ),
+    "PSOFT": Probed(
+        "PsoftConfig",
+        {"r": _COUNT, "psoft_svd_lowrank_niter": _STEPS, "random_seed": _SEED, "num_cayley_neumann_terms": _STEPS},
+        numbers="psoft_alpha cayley_neumann_eps",
+        flags="psoft_orth psoft_mag_a psoft_mag_b use_cayley_neumann",
+        words="ab_svd_init psoft_svd",
+        rank=lambda config: int(config.r),
+        needs_weight=True,
+        conv1d=False,
+    ),
+    "ADAMSS": Probed(
+        "AdamssConfig",
+        {"r": _COUNT, "num_subspaces": _COUNT, "subspace_rank": _COUNT, "random_seed": (1 << 32) - 1},
+        numbers="svd_threshold",
+        flags="use_dynamic_rank",
+        rank=lambda config: int(min(config.r, config.num_subspaces * config.subspace_rank)),
+        needs_weight=True,
+        conv1d=False,
+        requires=("sklearn", "scikit-learn"),
+    ),
+    "WAVEFT": Probed(
+        "WaveFTConfig",
+        {"n_frequency": _COUNT, "random_loc_seed": _SEED},
+        numbers="scaling",
+        flags="use_idwt proportional_parameters",
+        words="wavelet_family",
+        options=_frequencies,
+    ),
+    "RANDLORA": Probed(
+        "RandLoraConfig",
+        {"r": _COUNT, "projection_prng_key": _SEED},
+        numbers="randlora_alpha",
+        flags="save_projection sparse very_sparse",
+    ),
+    "FROD": Probed(
+        "FrodConfig",
+        {"projection_prng_key": _SEED},
+        numbers="sparse_rate regularization_alpha",
+        flags="save_projection",
+        options=lambda fields, names: {"progressbar": False},
+        needs_weight=True,
+        replaces=True,
+    ),
+}
+
+PROBE_METHODS: Mapping[str, Compiler] = {name: partial(compile_probed, probed) for name, probed in PROBED.items()}
