@@ -9,11 +9,11 @@ PEFT saves these as `<module>.weight`, or `<module>.base_layer.weight` where a m
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from ..bypass import Bias, Bypass, LowRank, Primitive, Replacement, Rows
+from ..bypass import Bias, Bypass, Primitive, Replacement, Rows
 from ..errors import InvalidAdapter, UnsupportedAdapter
 from ..sites import Site, SiteKind
 from .base import Base, is_same
@@ -38,6 +38,11 @@ class Auxiliary:
     rows: Mapping[str, Rows]
     biases: Mapping[str, Primitive]
 
+    def seen_by_method(self, base: Base) -> Base:
+        """The base with the copies in place, which is what PEFT computes with."""
+        weights = {name: copy.weight for name, copy in self.copies.items() if copy.weight is not None}
+        return replace(base, replaced=weights)
+
     def joined(self, bypass: Bypass, base: Base) -> Bypass:
         """The bypass with these. Raises InvalidAdapter, UnsupportedAdapter for what does not go together."""
         if not (self.saved or self.copies or self.rows or self.biases):
@@ -48,16 +53,17 @@ class Auxiliary:
                 "those work before the invocation too; train without them",
                 param="alora_invocation_tokens",
             )
-        sites = {site.name: self._at(site, bypass.sites.get(site.name, ())) for site in base.table.sites.values()}
+        own, method = bypass.sites, bypass.method
+        sites = {name: self._at(site, own.get(name, ()), method) for name, site in base.table.sites.items()}
         served = {name: primitives for name, primitives in sites.items() if primitives}
-        return Bypass(bypass.method, served, bypass.prefix, bypass.side_attention, bypass.invocation, bypass.exclusive)
+        return replace(bypass, sites=served)
 
-    def _at(self, site: Site, own: tuple[Primitive, ...]) -> tuple[Primitive, ...]:
+    def _at(self, site: Site, own: tuple[Primitive, ...], method: str) -> tuple[Primitive, ...]:
         name = site.name
         if own and (name in self.saved or name in self.rows):
             raise InvalidAdapter(f"{name} is both adapted and replaced, which PEFT does not do", param="files")
         if name in self.copies:
-            _check_copied(site, self.copies[name], own)
+            _check_copied(site, self.copies[name], own, method)
         whole = self.saved.get(name) or self.copies.get(name)
         replaced = _with_rows(whole, self.rows.get(name))
         parts = (*(() if replaced is None else (replaced,)), *own)
@@ -95,9 +101,10 @@ def _tie(copies: dict[str, Replacement], base: Base) -> None:
         copies.update(dict.fromkeys(pair, found[0]))
 
 
-def _check_copied(site: Site, copy: Replacement, own: tuple[Primitive, ...]) -> None:
+def _check_copied(site: Site, copy: Replacement, own: tuple[Primitive, ...], method: str) -> None:
+    """Methods other than LoRA work out what they need of the base's weight before PEFT loads the copy."""
     resized = copy.weight is not None and copy.weight.shape[0] not in (site.in_features, site.out_features)
-    if own and (resized or not all(isinstance(primitive, LowRank) for primitive in own)):
+    if own and (resized or method != "LORA"):
         raise UnsupportedAdapter(
             f"an adapter on {site.name} beside another weight of it is not supported yet, unless it is a LoRA over the "
             "same vocabulary; train with modules_to_save or trainable_token_indices",

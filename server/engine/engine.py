@@ -62,7 +62,8 @@ class Engine:
         attachments = self.adapters.attachments
         modules = dict(loaded.model.named_modules())
         hooks = BypassHooks(modules, loaded.sites.groups, attachments.backend, attachments.side)
-        self._runner = ModelRunner(loaded.model, loaded.attention, cache, hooks, attachments)
+        vocab_size = loaded.trace.logits.shape[-1]
+        self._runner = ModelRunner(loaded.model, loaded.attention, cache, hooks, attachments, vocab_size)
         check_paged_attention(self._runner, loaded.trace.first(self._max_model_len), config.page_size)
         self._scheduler = Scheduler(
             PagePool(num_pages),
@@ -71,12 +72,11 @@ class Engine:
             max_batch_tokens=config.max_batch_tokens,
             max_running=config.max_running,
             prefix_caching=config.prefix_caching,
+            max_model_len=self._max_model_len,
         )
         facts = tokenizer_facts(config.model, config.trust_remote_code)
         self.info = self._describe(num_pages, *facts)
-        self._outputs = OutputMaker(
-            Sampler(loaded.trace.logits.shape[-1], loaded.device), self._scheduler, self._max_model_len
-        )
+        self._outputs = OutputMaker(Sampler(vocab_size, loaded.device), self._scheduler, self._max_model_len)
         self._sequences: dict[str, Sequence] = {}
         self._arrivals = count()
         self._steps = 0
@@ -150,6 +150,7 @@ class Engine:
         """Run one step. Empty while everything waits for adapters."""
         failures = self._fail_unloadable()
         batch = self._scheduler.schedule()
+        failures += self._fail_too_long()
         if not batch:
             time.sleep(IDLE_SECONDS if self.has_work() else 0)
             return failures
@@ -182,6 +183,19 @@ class Engine:
             for sequence in [s for s in self._sequences.values() if {p.key for p in s.adapters}.issuperset(digests)]:
                 outputs.append(_failed(sequence, f"the adapter could not be loaded: {message}"))
                 self.abort(sequence.request_id)
+        return outputs
+
+    def _fail_too_long(self) -> list[SequenceOutput]:
+        outputs = []
+        for sequence in self._scheduler.too_long:
+            assert sequence.lease is not None
+            message = (
+                f"a prompt of {len(sequence.prompt)} tokens behind the {sequence.lease.prefix_length} that the adapter "
+                f"brings does not fit the context of {self._max_model_len}"
+            )
+            outputs.append(_failed(sequence, message))
+            self.abort(sequence.request_id)
+        self._scheduler.too_long.clear()
         return outputs
 
     # Adapters

@@ -45,6 +45,7 @@ class Attachments:
         self._head = head
         self._prefixes: dict[int, Mapping[int, KeysAndValues]] = {}
         self._side_attention: dict[int, Mapping[int, SideView]] = {}
+        self._vocabularies: dict[int, int] = {}  # of slots that bring a larger one than the base's
 
     def attach(self, slot: int, base: int, layout: AdapterLayout) -> None:
         """The blob at element `base` of the arena now serves `slot`."""
@@ -61,8 +62,13 @@ class Attachments:
                 for layer, (keys, values, scale) in layout.side_attention.items()
             }
 
+        for op in layout.ops.get(self._head or "", ()):
+            if op.kind == "replacement" and "weight" in op.places:
+                self._vocabularies[slot] = op.places["weight"].shape[0]
+
     def detach(self, slot: int) -> None:
         self.backend.detach(slot)
+        self._vocabularies.pop(slot, None)
         self.side.detach(slot)
         self._prefixes.pop(slot, None)
         self._side_attention.pop(slot, None)
@@ -71,6 +77,10 @@ class Attachments:
         """Set the step's work: segments over token rows, and over the rows that reach the head."""
         self.backend.begin(tokens, logits)
         self.side.begin(tokens, logits)
+
+    def vocabulary(self, slots: Sequence[int], base: int) -> int:
+        """Tokens that the adapters in `slots` know together, of a base that knows `base`."""
+        return max((self._vocabularies.get(slot, base) for slot in slots), default=base)
 
     def prefix(self, slot: int) -> Mapping[int, KeysAndValues]:
         """Layer to keys and values, each (length, kv heads, dim)."""

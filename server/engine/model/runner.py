@@ -34,7 +34,9 @@ class ModelRunner:
         cache: KVCache,
         hooks: BypassHooks,
         attachments: Attachments,
+        vocab_size: int | None = None,
     ) -> None:
+        """vocab_size: width of the base's logits."""
         attention.cache = cache
         self._cache = cache
         self._model = model
@@ -42,6 +44,7 @@ class ModelRunner:
         self._page_size = cache.page_size
         self._hooks = hooks
         self._attachments = attachments
+        self._vocab_size = vocab_size
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> StepLogits:
@@ -65,7 +68,17 @@ class ModelRunner:
         finally:
             self._attention.step = None
             self._hooks.end()
-        return StepLogits(output.logits[0], row_offsets)
+        return StepLogits(self._without_foreign(output.logits[0], batch.spans, row_offsets), row_offsets)
+
+    def _without_foreign(self, logits: torch.Tensor, spans: list[Span], offsets: list[int]) -> torch.Tensor:
+        """Where an adapter brings tokens of its own, nobody else can say them."""
+        base = self._vocab_size
+        if base is None or logits.shape[-1] == base:
+            return logits
+        for span, begin, end in zip(spans, offsets, offsets[1:], strict=False):
+            slots = () if span.sequence.lease is None else span.sequence.lease.slots
+            logits[begin:end, self._attachments.vocabulary(slots, base) :] = float("-inf")
+        return logits
 
     def _tensor(self, values: Sequence[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64).to(self._model.device, non_blocking=True)

@@ -28,12 +28,14 @@ class Sampler:
         self.device = device
 
     def sample(self, logits: Tensor, rows: Sequence[SampleRow]) -> list[SampledToken]:
-        """logits: (rows, vocab) of any floating dtype on the device; left as they are.
+        """logits: (rows, vocab or more, where an adapter brings more tokens) of any floating dtype on the device; left
+        as they are.
 
         A row whose logits hold a NaN or an infinity, or whose every token is banned, gets the most likely token of
         its raw logits, NaNs aside: the step must go on for the others, and a sequence needs some token to end with.
         """
-        assert logits.shape == (len(rows), self.vocab_size), f"logits {tuple(logits.shape)} for {len(rows)} rows"
+        fits = logits.shape[0] == len(rows) and logits.shape[1] >= self.vocab_size
+        assert fits, f"logits {tuple(logits.shape)} for {len(rows)} rows"
         if not rows:
             return []
         token_ids = self._choose(logits, rows)
