@@ -1,7 +1,8 @@
 """What an adapter is compiled against, and the checks that every compiler makes of a checkpoint's tensors."""
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -22,6 +23,7 @@ class Base:
         need either. Whoever changes it changes a copy: call `fresh_model`.
     max_dense_delta: most bytes that one adapter's dense deltas may take together.
     task: which task of a method that has several (multitask prompt tuning, Poly).
+    replaced: site to the weight that the adapter brings in place of the base's, as `parameter` then has it.
     """
 
     table: SiteTable
@@ -30,9 +32,12 @@ class Base:
     model: nn.Module | None = None
     max_dense_delta: int = 1 << 30
     task: int = 0
+    replaced: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def parameter(self, site: str, name: str) -> torch.Tensor | None:
         """The base's own `weight` or `bias` at a module, as it is stored; None if it has none."""
+        if name == "weight" and site in self.replaced:
+            return self.replaced[site]
         if self.model is None:
             return None
         value = getattr(self.model.get_submodule(site), name, None)

@@ -68,7 +68,8 @@ def compile_adapter(
 
 def _compile(config: AnyConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
     auxiliary = compile_auxiliary(config.auxiliary, checkpoint, base)
-    bypass = auxiliary.joined(METHODS[config.peft_type](config, checkpoint, base), base)
+    own = METHODS[config.peft_type](config, checkpoint, auxiliary.seen_by_method(base))
+    bypass = auxiliary.joined(own, base)
     if left := checkpoint.left():
         raise InvalidAdapter(f"tensors that the configuration does not put on this base: {listed(left)}", param="files")
     dense = sum(p.num_bytes for ps in bypass.sites.values() for p in ps if isinstance(p, Dense))

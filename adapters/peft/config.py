@@ -15,6 +15,7 @@ from ..strict_json import parse_object
 from .fields import Fields
 from .method_fields import METHOD_FIELDS
 from .unsupported import LORA, LORA_IGNORED, refuse_fields, refuse_lora_values, refuse_type
+from .variant import LoraVariant, parse_variant
 
 ALL_LINEAR = "all-linear"
 MAX_SAVED_MODULES = 1024
@@ -70,6 +71,7 @@ class LoraConfig:
     use_rslora: bool = False
     tie: bool = False
     auxiliary: AuxiliaryConfig = AuxiliaryConfig()
+    variant: LoraVariant = field(default_factory=LoraVariant)
     peft_type: str = "LORA"
 
     def scaling(self, rank: int, alpha: float) -> float:
@@ -172,12 +174,15 @@ def parse_lora(raw: Mapping[str, Any]) -> LoraConfig:
         use_rslora=fields.boolean("use_rslora"),
         tie=fields.boolean("ensure_weight_tying"),
         auxiliary=parse_auxiliary(fields),
+        variant=parse_variant(fields),
     )
 
 
 _LORA_READ = frozenset(
     {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"}
     | {"r", "lora_alpha", "use_rslora", "ensure_weight_tying", "modules_to_save", "trainable_token_indices", "bias"}
+    | {"use_dora", "lora_bias", "alora_invocation_tokens", "kasa_config", "velora_config", "monteclora_config"}
+    | {"use_qalora", "qalora_group_size", "use_bdlora", "init_lora_weights"}
 )
 
 PARSERS: Mapping[str, Callable[[Mapping[str, Any]], LoraConfig]] = {"LORA": parse_lora}

@@ -13,9 +13,12 @@ PREFIX = "base_model.model."
 # The adapter's name is in a key only where the checkpoint was not written by PEFT's own save.
 _FACTOR = re.compile(
     r"(?P<module>.+)\.(?:"
-    r"(?P<linear>lora_[AB])(?:\.(?P<adapter>[^.]+))?\.weight|"
-    r"(?P<embedding>lora_embedding_[AB])(?:\.(?P<adapter_>[^.]+))?)"
+    r"(?P<weight>lora_[AB])(?:\.(?P<adapter>[^.]+))?\.weight|"
+    r"(?P<bias>lora_B)(?:\.(?P<adapter_of_bias>[^.]+))?\.bias|"
+    r"(?P<plain>lora_embedding_[AB]|lora_diag)(?:\.(?P<adapter_of_plain>[^.]+))?|"
+    r"(?P<magnitude>lora_magnitude_vector)(?:\.(?!weight$)(?P<adapter_of_magnitude>[^.]+))?(?:\.weight)?)"
 )
+_KINDS = ("weight", "bias", "plain", "magnitude")
 
 
 @dataclass
@@ -33,8 +36,9 @@ def sort_keys(names: Iterable[str]) -> Keys:
     for key in names:
         name = key.removeprefix(PREFIX)
         if match := _FACTOR.fullmatch(name):
-            factor = match["linear"] or match["embedding"]
-            adapters.add(match["adapter"] or match["adapter_"])
+            found = {group: text for group, text in match.groupdict().items() if text}
+            factor = next(found[kind] for kind in _KINDS if kind in found) + (".bias" if "bias" in found else "")
+            adapters.add(next((text for group, text in found.items() if group.startswith("adapter")), None))
             _put(keys.factors.setdefault(match["module"], {}), factor, key)
         else:
             keys.unknown.append(key)
@@ -54,7 +58,7 @@ def factors_of(site: Site) -> tuple[str, str]:
 
 def written_key(module: str, factor: str) -> str:
     """The key under which PEFT saves a factor."""
-    return f"{PREFIX}{module}.{factor}" + ("" if "embedding" in factor else ".weight")
+    return f"{PREFIX}{module}.{factor}" + (".weight" if factor in ("lora_A", "lora_B") else "")
 
 
 def _put(known: dict[str, str], name: str, key: str) -> None:
@@ -63,8 +67,8 @@ def _put(known: dict[str, str], name: str, key: str) -> None:
     known[name] = key
 
 
-def check_complete(keys: Keys, wanted: Mapping[str, tuple[str, str]], optional: Container[str | None] = ()) -> None:
-    """wanted: module to its two factors; `optional` modules may be missing as a whole.
+def check_complete(keys: Keys, wanted: Mapping[str, tuple[str, ...]], optional: Container[str | None] = ()) -> None:
+    """wanted: module to its factors; `optional` modules may be missing as a whole.
 
     Raises InvalidAdapter naming what is missing or left over.
     """

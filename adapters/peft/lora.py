@@ -11,15 +11,17 @@ from dataclasses import dataclass
 
 import torch
 
-from ..bypass import Bypass, LowRank
+from ..bypass import Bypass
 from ..errors import AdapterTooLarge, InvalidAdapter
-from ..sites import Site, SiteKind
+from ..sites import Site
 from .base import Base, Named
 from .config import LoraConfig
-from .keys import Keys, check_complete, factors_of, sort_keys
+from .keys import PREFIX, check_complete, factors_of, sort_keys
+from .lora_variants import extra_factors, primitives_of, stored_shapes
 from .patterns import Deadline
 from .targets import targeted_sites, values_at
 from .tensors import Checkpoint
+from .variant import LoraVariant
 
 
 @dataclass(frozen=True)
@@ -29,39 +31,39 @@ class _Module:
     scaling: float
 
 
-@dataclass(frozen=True)
-class _Factors:
-    keys: Keys
-    tensors: Mapping[str, torch.Tensor]
-
-    def factors(self, module: _Module) -> tuple[Named, Named]:
-        """A: (rank, in_features) and B: (out_features, rank)."""
-        site, rank = module.site, module.rank
-        a, b = (self._named(self.keys.factors[site.name][factor]) for factor in factors_of(site))
-        why = f"rank {rank} at {site.name} of this base takes"
-        return a.require_shape((rank, site.in_features), why), b.require_shape((site.out_features, rank), why)
-
-    def _named(self, key: str) -> Named:
-        return Named(key, self.tensors[key])
-
-
 def compile_lora(config: LoraConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """Every tensor of the checkpoint is served or found to be the base's own.
-
-    Raises InvalidAdapter, UnsupportedAdapter, AdapterTooLarge.
-    """
+    """Every tensor of the checkpoint that is left is served. Raises AdapterError."""
+    variant = config.variant
     modules = _modules(config, base)
-    tensors = checkpoint.take_all()
-    found = _Factors(sort_keys(tensors), tensors)
+    tensors = {key: tensor for key, tensor in checkpoint.take_all().items() if not _idle(key, variant, modules)}
+    keys = sort_keys(tensors)
+    wanted = {name: (*factors_of(m.site), *extra_factors(m.site, variant)) for name, m in modules.items()}
     embedding = _tied_embedding(config, modules, base)
-    optional = {base.table.head} if embedding is not None else set()
-    check_complete(found.keys, {name: factors_of(module.site) for name, module in modules.items()}, optional)
-    factors = {name: found.factors(module) for name, module in modules.items() if name in found.keys.factors}
+    check_complete(keys, wanted, {base.table.head} if embedding is not None and not variant.dora else set())
+    named = {name: {f: Named(key, tensors[key]) for f, key in found.items()} for name, found in keys.factors.items()}
+    factors = {name: _factors(module, named[name], variant) for name, module in modules.items() if name in named}
     if embedding is not None and base.table.head is not None:
-        factors[base.table.head] = _tied_factors(*factors[embedding], factors.get(base.table.head))
-    return Bypass(
-        config.peft_type, {name: (_fold(module, *factors[name], base.dtype),) for name, module in modules.items()}
-    )
+        factors[base.table.head] = _tied_factors(factors[embedding], factors.get(base.table.head, {}))
+    sites = {
+        name: primitives_of(module.site, factors[name], module.scaling, variant, base)
+        for name, module in modules.items()
+    }
+    exclusive = ("DoRA",) if variant.dora else ()
+    return Bypass(config.peft_type, sites, invocation=variant.invocation, exclusive=exclusive)
+
+
+def _idle(key: str, variant: LoraVariant, modules: Mapping[str, _Module]) -> bool:
+    """Whether only training uses a tensor."""
+    return bool(variant.idle) and key.removeprefix(PREFIX).partition(f".{variant.idle}")[0] in modules
+
+
+def _factors(module: _Module, factors: Mapping[str, Named], variant: LoraVariant) -> Mapping[str, Named]:
+    """Checks A: (rank, in_features) and B: (out_features, rank), or what the variant stores of them."""
+    site, rank = module.site, module.rank
+    why = f"rank {rank} at {site.name} of this base takes"
+    for name, shape in zip(factors_of(site), stored_shapes(site, rank, variant), strict=True):
+        factors[name].require_shape(shape, why)
+    return factors
 
 
 def _modules(config: LoraConfig, base: Base) -> dict[str, _Module]:
@@ -82,15 +84,11 @@ def _tied_embedding(config: LoraConfig, modules: Mapping[str, _Module], base: Ba
     return embedding if config.tie and embedding in modules and base.table.head in modules else None
 
 
-def _tied_factors(a: Named, b: Named, saved: tuple[Named, Named] | None) -> tuple[Named, Named]:
+def _tied_factors(embedding: Mapping[str, Named], saved: Mapping[str, Named]) -> Mapping[str, Named]:
     """The head's factors are the embedding's, transposed; PEFT shares them in memory and saves them twice."""
-    tied = b.transposed(), a.transposed()
-    for ours, theirs in zip(tied, saved or (), strict=False):
+    tied = {"lora_A": embedding["lora_embedding_B"].transposed(), "lora_B": embedding["lora_embedding_A"].transposed()}
+    for name, ours in tied.items():
+        theirs = saved.get(name, ours)
         if not torch.equal(ours.tensor, theirs.tensor):
             raise InvalidAdapter(f"{theirs.key} is not the transpose of {ours.key}, which ties it", param="files")
-    return tied
-
-
-def _fold(module: _Module, a: Named, b: Named, dtype: torch.dtype) -> LowRank:
-    embed_scale = module.site.embed_scale if module.site.kind is SiteKind.EMBEDDING else 1.0
-    return LowRank(a.converted(dtype), b.converted(dtype, module.scaling * embed_scale))
+    return {**saved, **tied}

@@ -10,28 +10,20 @@ from ..errors import InvalidAdapter, UnsupportedAdapter
 
 # Fields that change the result whenever they are set.
 LORA: Mapping[str, str] = {
-    "use_dora": "it rescales the base's own output; train with use_dora=False",
-    "lora_bias": "it adds a bias to each module; train with lora_bias=False",
     "target_parameters": "it adapts parameters of experts; train with target_modules",
     "layer_replication": "it changes the number of layers of the base",
-    "alora_invocation_tokens": "it switches the adapter on in the middle of a prompt; train without it",
     "arrow_config": "it routes tokens between several adapters; upload those one by one",
-    "kasa_config": "it takes singular values from the base; train without it",
-    "velora_config": "its checkpoint carries tensors of the training; train without it",
-    "monteclora_config": "its checkpoint carries tensors of the training; train without it",
-    "use_qalora": "it pools the input in groups; train with use_qalora=False",
-    "use_bdlora": "it makes the factors block-diagonal; train without it",
 }
 
-# Initialisations that leave the base changed, so that the adapter belongs to another base than ours.
-BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
-PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica")
+# Initialisations that leave the base changed, by what cannot be worked out from the base again.
+BASE_CHANGING_INITS = ("pissa_niter", "corda", "loftq", "lora_ga")
+SERVED_INITS = ("gaussian", "eva", "orthogonal", "mica", "pissa", "olora")
 
 # Fields that matter to training only, or that describe the checkpoint.
 _LORA_IGNORED = """
 peft_type base_model_name_or_path revision task_type inference_mode auto_mapping peft_version runtime_config
 lora_dropout fan_in_fan_out megatron_config megatron_core loftq_config eva_config corda_config lora_ga_config
-qalora_group_size merge_weights init_lora_weights
+merge_weights
 """
 LORA_IGNORED = frozenset(_LORA_IGNORED.split())
 
@@ -68,13 +60,13 @@ def refuse_fields(raw: Mapping[str, Any], table: Mapping[str, str], known: froze
 def refuse_lora_values(raw: Mapping[str, Any]) -> None:
     """Raise UnsupportedAdapter for an initialisation that changes more than the adapter's own factors."""
     init = raw.get("init_lora_weights")
-    if init is None or isinstance(init, bool) or (isinstance(init, str) and init.lower() in PLAIN_INITS):
+    if init is None or isinstance(init, bool) or (isinstance(init, str) and init.lower() in SERVED_INITS):
         return
     name = f"init_lora_weights={str(init)[:40]!r}"
     if isinstance(init, str) and init.lower().startswith(BASE_CHANGING_INITS):
         why = (
-            "it leaves the base changed; save the adapter with path_initial_model_for_weight_conversion, "
-            "which makes it one for the original base"
+            "it leaves the base changed by what is random or depends on data; save the adapter with "
+            "path_initial_model_for_weight_conversion, which makes it one for the original base"
         )
         raise unsupported(name, why, param="init_lora_weights")
     raise unsupported(name, "no such initialisation of PEFT is known here", param="init_lora_weights")

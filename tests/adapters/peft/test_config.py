@@ -13,6 +13,7 @@ from peftserve.adapters.errors import AdapterError, AdapterTooLarge, InvalidAdap
 from peftserve.adapters.peft.config import PARSERS, AuxiliaryConfig, LoraConfig, Targets, parse_config, read_config
 from peftserve.adapters.peft.method_fields import METHOD_FIELDS
 from peftserve.adapters.peft.unsupported import LORA, LORA_IGNORED, PEFT_TYPES
+from peftserve.adapters.peft.variant import LoraVariant
 
 METHODS = PARSERS.keys() | METHOD_FIELDS.keys()
 MINIMAL = {"peft_type": "LORA", "target_modules": ["q_proj"]}
@@ -56,7 +57,9 @@ def test_every_field_of_peft_is_known() -> None:
     """A field that the next PEFT adds shows up here, and is refused by name until somebody looks at it."""
     read = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern"}
     read |= {"alpha_pattern", "r", "lora_alpha", "use_rslora", "ensure_weight_tying", "bias"}
-    read |= {"modules_to_save", "trainable_token_indices"}
+    read |= {"modules_to_save", "trainable_token_indices", "use_dora", "lora_bias", "alora_invocation_tokens"}
+    read |= {"kasa_config", "velora_config", "monteclora_config", "use_qalora", "qalora_group_size", "use_bdlora"}
+    read |= {"init_lora_weights"}
     fields = {field.name for field in dataclasses.fields(peft.LoraConfig)}
     assert fields - read - LORA_IGNORED == LORA.keys()
     assert {kind.value for kind in PeftType} | {"BONE"} == PEFT_TYPES
@@ -89,12 +92,35 @@ def test_what_is_not_served_may_be_off(field: str, value: Any) -> None:
     assert parse(**{field: value}) == parse()
 
 
-@pytest.mark.parametrize("init", ["pissa", "pissa_niter_16", "PiSSA", "olora", "corda", "loftq", "lora_ga"])
+@pytest.mark.parametrize("init", ["pissa_niter_16", "PiSSA_niter_4", "corda", "loftq", "lora_ga"])
 def test_initialisations_that_change_the_base(init: str) -> None:
     with pytest.raises(
         UnsupportedAdapter, match=f"^init_lora_weights='{init}' is not supported yet: it leaves the base"
     ):
         parse(init_lora_weights=init)
+
+
+@pytest.mark.parametrize("init", ["pissa", "PiSSA", "olora"])
+def test_initialisations_that_can_be_worked_out_again(init: str) -> None:
+    assert parse(init_lora_weights=init).variant == LoraVariant(start=init.lower())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"use_dora": True, "lora_bias": True}, "PEFT does not put use_dora and lora_bias together"),
+        ({"use_dora": True, "kasa_config": {"beta": 1}}, "use_dora and kasa_config together"),
+        ({"init_lora_weights": "pissa", "lora_bias": True}, "lora_bias and init_lora_weights together"),
+        ({"use_bdlora": True}, "use_bdlora must be an object"),
+        ({"use_bdlora": {"nblocks": 0}}, "nblocks must be an integer of at least 1"),
+        ({"use_dora": 1}, "use_dora must be true or false"),
+        ({"use_qalora": True, "qalora_group_size": 0}, "qalora_group_size must be an integer of at least 1"),
+        ({"alora_invocation_tokens": ["x"]}, "alora_invocation_tokens must be an integer"),
+    ],
+)
+def test_forms_that_are_none(fields: Any, message: str) -> None:
+    with pytest.raises(InvalidAdapter, match=message):
+        parse(**fields)
 
 
 @pytest.mark.parametrize("init", ["new_init", 3, ["gaussian"], {}])

@@ -1,0 +1,72 @@
+"""LoRA that takes a part out of the base's weight before it trains. We leave the base as it is, so the part comes off.
+
+    PiSSA (Meng et al. 2024, arXiv:2404.02948)       the r largest singular values of W
+    OLoRA (Büyükakyüz 2024, arXiv:2406.01775)        s times the first r columns of Q and rows of R, W = QR
+    KaSA (Wang et al. 2024, arXiv:2412.06071)        the r smallest singular values of W
+
+All can be worked out again from the base alone: W x - B0 A0 x + s B A x is a LoRA of rank 2r, whose A has A0 below it
+and whose B has -B0 beside it.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from ..errors import AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
+from ..sites import Site
+from .base import Base, Named
+
+Part = tuple[torch.Tensor, torch.Tensor]
+
+
+def without_part(name: str, site: Site, a: Named, b: Named, scaling: float, base: Base) -> tuple[Named, Named]:
+    """a: (r, in_features), b: (out_features, r), scaled; returned with 2r.
+
+    name: a key of PARTS. Raises AdapterError.
+    """
+    rank = a.tensor.shape[0]
+    if site.name in base.replaced:
+        return a, b  # what PEFT saved of an embedding or a head is the base's without the part
+    if base.table.tied_head and site.name in (base.table.head, base.table.tied_head):
+        raise UnsupportedAdapter(
+            f"{name} on {site.name} is not supported yet: it changes the embedding that is tied to it; "
+            "train with it left out of target_modules",
+            param="init_lora_weights",
+        )
+    if 2 * rank > base.max_rank:
+        raise AdapterTooLarge(
+            f"{name} of rank {rank} is served with twice the rank; the server's limit is {base.max_rank}", param="r"
+        )
+    a0, b0 = PARTS[name](site, rank, scaling, base.matrix(site.name))
+    return (
+        Named(a.key, torch.cat((a.tensor.float(), a0.cpu()))),
+        Named(b.key, torch.cat((b.tensor, -b0.cpu()), dim=1)),
+    )
+
+
+def _pissa(_: Site, rank: int, __: float, weight: torch.Tensor) -> Part:
+    left, values, right = torch.linalg.svd(weight, full_matrices=False)
+    return right[:rank], left[:, :rank] * values[:rank]
+
+
+def _olora(site: Site, rank: int, scaling: float, weight: torch.Tensor) -> Part:
+    """PEFT decomposes the weight as it is stored, which is transposed in Conv1D."""
+    q, r = torch.linalg.qr(weight.T if site.transposed else weight)
+    a, b = r[:rank], scaling * q[:, :rank]
+    return (b.T, a.T) if site.transposed else (a, b)
+
+
+def _kasa(site: Site, rank: int, _: float, weight: torch.Tensor) -> Part:
+    if rank >= min(weight.shape) or site.transposed:
+        raise InvalidAdapter(
+            f"kasa_config at {site.name} takes a linear layer and a rank below {min(weight.shape)}", param="kasa_config"
+        )
+    left, values, right = torch.linalg.svd(weight, full_matrices=False)
+    return right[-rank:], left[:, -rank:] * values[-rank:]
+
+
+PARTS: Mapping[str, Callable[[Site, int, float, torch.Tensor], Part]] = {
+    "pissa": _pissa,
+    "olora": _olora,
+    "kasa": _kasa,
+}

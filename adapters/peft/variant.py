@@ -1,0 +1,97 @@
+"""Which form of LoRA a configuration asks for, beside the plain one. No torch.
+
+PEFT has one form a configuration, with two exceptions: DoRA and block-diagonal factors may start from the base's
+weight (PiSSA, OLoRA).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import InvalidAdapter
+from .fields import Fields
+
+# Names of the checkpoint's tensors that only training uses, by the field that brings them.
+_TRAINING_ONLY = {"velora_config": "lora_velora_embed", "monteclora_config": "lora_monteclora_sampler"}
+_FORMS = ("use_dora", "use_bdlora", "use_qalora", "kasa_config", "alora_invocation_tokens", *_TRAINING_ONLY)
+
+
+@dataclass(frozen=True)
+class BlockDiagonal:
+    """BD-LoRA. a, b: parts of the names of modules whose factor A or B is block-diagonal, of `blocks` blocks.
+
+    strict: each module must be one of them.
+    """
+
+    blocks: int
+    a: tuple[str, ...]
+    b: tuple[str, ...]
+    strict: bool
+
+    def factor(self, module: str) -> str:
+        """`a`, `b` or nothing. Raises InvalidAdapter."""
+        found = [name for name, parts in (("a", self.a), ("b", self.b)) if any(part in module for part in parts)]
+        if len(found) == 2 or (self.strict and not found):
+            many = "both its factors are" if found else "neither factor is"
+            raise InvalidAdapter(f"use_bdlora says of {module} that {many} block-diagonal", param="use_bdlora")
+        return "".join(found)
+
+
+@dataclass(frozen=True)
+class LoraVariant:
+    """start: `pissa` or `olora`, where the factors were first taken out of the base's weight.
+
+    bias: B has a bias. pool: the group size of QALoRA, 0 for none. invocation: aLoRA's token ids. idle: the name of
+    tensors that only training uses.
+    """
+
+    start: str = ""
+    dora: bool = False
+    bias: bool = False
+    kasa: bool = False
+    blocks: BlockDiagonal | None = None
+    pool: int = 0
+    invocation: tuple[int, ...] = ()
+    idle: str = ""
+
+    @property
+    def linear_only(self) -> bool:
+        """Whether PEFT has it for linear layers alone."""
+        forms = (self.bias, self.kasa, self.blocks, self.pool, self.invocation, self.idle)
+        return any(bool(form) for form in forms)
+
+
+def parse_variant(fields: Fields) -> LoraVariant:
+    """Raises InvalidAdapter."""
+    set_ = [name for name in _FORMS if fields.value(name)]
+    start = str(fields.value("init_lora_weights")).lower()
+    start = start if start in ("pissa", "olora") else ""
+    bias = fields.boolean("lora_bias")
+    forms = [*set_, *(["lora_bias"] if bias else [])]
+    if start and not set(forms) <= {"use_dora", "use_bdlora"}:
+        forms.append("init_lora_weights")
+    if len(forms) > 1:
+        raise InvalidAdapter(f"PEFT does not put {' and '.join(forms)} together", param=forms[0])
+    return LoraVariant(
+        start=start,
+        dora=fields.boolean("use_dora"),
+        bias=bias,
+        kasa=bool(fields.value("kasa_config")),
+        blocks=_blocks(fields.value("use_bdlora")),
+        pool=fields.integer("qalora_group_size", 16, 1) if fields.boolean("use_qalora") else 0,
+        invocation=fields.integers("alora_invocation_tokens"),
+        idle=next((tensors for name, tensors in _TRAINING_ONLY.items() if fields.value(name)), ""),
+    )
+
+
+def _blocks(value: Any) -> BlockDiagonal | None:
+    if not value:
+        return None
+    if not isinstance(value, dict):
+        raise InvalidAdapter(f"use_bdlora must be an object, not {repr(value)[:80]}", param="use_bdlora")
+    fields = Fields({"match_strict": True, **value})
+    return BlockDiagonal(
+        fields.integer("nblocks", 1, 1),
+        fields.strings("target_modules_bd_a"),
+        fields.strings("target_modules_bd_b"),
+        fields.boolean("match_strict"),
+    )
