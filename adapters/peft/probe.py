@@ -1,9 +1,10 @@
 """PEFT as a compiler, for methods whose result depends on its random draws or its own decompositions of the base.
 
 Whatever the method, PEFT's module is an affine map of each token, y = W' x + b'. So PEFT loads the checkpoint onto
-stand-ins for the targeted modules, and rows of the identity tell what it adds. The stand-ins hold copies, in float32
-on the CPU, and nothing else of the base: PEFT can write to none of its weights. A Conv1D's stand-in is the linear layer
-that it is. peft is an optional extra of this package; this is the only module that imports it.
+stand-ins for the targeted modules, and rows of the identity, or all ids of an embedding, tell what it adds. The
+stand-ins hold copies, in float32 on the CPU, and nothing else of the base: PEFT can write to none of its weights. A
+Conv1D's stand-in is the linear layer that it is. peft is an optional extra of this package; this is the only module
+that imports it.
 """
 
 import importlib.util
@@ -32,7 +33,6 @@ from .tensors import Checkpoint
 
 Tensors = Mapping[str, torch.Tensor]
 
-_KINDS = frozenset({SiteKind.LINEAR, SiteKind.HEAD})
 _ROWS_AT_ONCE = 1024
 _PEFT = ("peft", "peftserve[peft]")
 # PEFT switches the process's generators and warnings: one adapter at a time.
@@ -46,9 +46,9 @@ class Probed:
     config: name of PEFT's class. integers: the fields that are integers, to their greatest value; `r` is held to the
     server's limit too. numbers, flags, words: the other fields, in one string. options: fields that need more than
     reading. rank: the bound of every delta's, from PEFT's configuration; None if it can be full. needs_weight: PEFT
-    decomposes the base's weights. replaces: PEFT's module computes W' itself instead of what it adds. conv1d: PEFT has
-    it for GPT-2's Conv1D too. check: that what PEFT will allocate fits the checkpoint. requires: another package that
-    PEFT needs for it, and its name for pip.
+    decomposes the base's weights. replaces: PEFT's module computes W' itself instead of what it adds. conv1d,
+    embeddings: PEFT has it for these too. check: that what PEFT will allocate fits the checkpoint. requires: another
+    package that PEFT needs for it, and its name for pip.
     """
 
     config: str
@@ -61,6 +61,7 @@ class Probed:
     needs_weight: bool = False
     replaces: bool = False
     conv1d: bool = True
+    embeddings: bool = False
     check: Callable[[Any, list[str], Tensors], None] = lambda config, names, tensors: None
     requires: tuple[str, str] = _PEFT
 
@@ -92,7 +93,8 @@ def _require(peft_type: str, *packages: tuple[str, str]) -> None:
 
 def _targeted(probed: Probed, config: MethodConfig, base: Base) -> list[str]:
     assert config.targets is not None
-    names = targeted_sites(config.targets, base.table, Deadline(), kinds=_KINDS)
+    kinds = {SiteKind.LINEAR, SiteKind.HEAD} | ({SiteKind.EMBEDDING} if probed.embeddings else set())
+    names = targeted_sites(config.targets, base.table, Deadline(), kinds=frozenset(kinds))
     transposed = [name for name in names if base.table.sites[name].transposed]
     if transposed and not probed.conv1d:
         raise InvalidAdapter(
@@ -133,6 +135,11 @@ def _options(probed: Probed, fields: Fields, names: list[str]) -> dict[str, Any]
 def _peft_config(probed: Probed, options: Mapping[str, Any], names: list[str], tensors: Tensors, base: Base) -> Any:
     import peft
 
+    if not hasattr(peft, probed.config):
+        raise UnsupportedAdapter(
+            f"PEFT {peft.__version__} on this server has no {probed.config}: pip install 'peftserve[peft]'",
+            param="peft_type",
+        )
     config = getattr(peft, probed.config)(target_modules=names, inference_mode=True, **options)
     rank = getattr(config, "r", 1)
     if rank > base.max_rank:
@@ -155,20 +162,22 @@ def _stand_ins(sites: list[Site], base: Base, needs_weight: bool) -> nn.Module:
     return root
 
 
-def _copied(site: Site, base: Base) -> nn.Linear:
-    weight, bias = base.matrix(site.name), base.parameter(site.name, "bias")
-    linear = nn.Linear(site.in_features, site.out_features, bias=bias is not None, device="meta")
-    linear.weight = _frozen(weight.to("cpu", copy=True).contiguous())
+def _copied(site: Site, base: Base) -> nn.Module:
+    module, bias = _blank(site), base.parameter(site.name, "bias")
+    module.weight = _frozen(base.matrix(site.name).to("cpu", copy=True).contiguous())
     if bias is not None:
-        linear.bias = _frozen(bias.to("cpu", torch.float32, copy=True))
-    return linear
+        module.bias = _frozen(bias.to("cpu", torch.float32, copy=True))
+    return module
 
 
-def _blank(site: Site) -> nn.Linear:
-    """Zeros that take no memory, for methods that see of a weight its shape only."""
-    linear = nn.Linear(site.in_features, site.out_features, bias=False, device="meta")
-    linear.weight = _frozen(torch.zeros(1).expand(site.out_features, site.in_features))
-    return linear
+def _blank(site: Site) -> nn.Module:
+    """Of zeros that take no memory, for methods that see of a weight its shape only."""
+    if site.kind is SiteKind.EMBEDDING:
+        module: nn.Module = nn.Embedding(site.in_features, site.out_features, device="meta")
+    else:
+        module = nn.Linear(site.in_features, site.out_features, bias=False, device="meta")
+    module.weight = _frozen(torch.zeros(1).expand(module.get_parameter("weight").shape))
+    return module
 
 
 def _frozen(tensor: torch.Tensor) -> nn.Parameter:
@@ -217,19 +226,20 @@ def _primitives(module: Any, name: str, bound: int | None, probed: Probed, base:
         yield Bias(Named(label, bias).converted(base.dtype))
 
 
-def _blank_out(linear: nn.Linear, site: Site) -> None:
+def _blank_out(stand_in: nn.Module, site: Site) -> None:
     """PEFT has read the weight, and what it adds is exact only beside zeros."""
-    linear.weight = _blank(site).weight
-    if linear.bias is not None:
-        linear.bias = _frozen(torch.zeros(site.out_features))
+    stand_in.weight = _blank(site).weight
+    if getattr(stand_in, "bias", None) is not None:
+        stand_in.bias = _frozen(torch.zeros(site.out_features))
 
 
 def _affine(module: nn.Module, site: Site) -> tuple[torch.Tensor, torch.Tensor]:
     """weight: (out_features, in_features) and bias: (out_features,) of the map that a module is."""
-    bias = module(torch.zeros(1, site.in_features))[0]
-    columns = []
-    for start in range(0, site.in_features, _ROWS_AT_ONCE):
-        rows = torch.zeros(min(_ROWS_AT_ONCE, site.in_features - start), site.in_features)
-        rows[:, start:].fill_diagonal_(1.0)
-        columns.append((module(rows) - bias).T)
-    return torch.cat(columns, dim=1), bias
+    embeds = site.kind is SiteKind.EMBEDDING
+    bias = torch.zeros(site.out_features) if embeds else module(torch.zeros(1, site.in_features))[0]
+    return torch.cat([(module(rows) - bias).T for rows in _identity(site)], dim=1), bias
+
+
+def _identity(site: Site) -> Iterator[torch.Tensor]:
+    for ids in torch.arange(site.in_features).split(_ROWS_AT_ONCE):
+        yield ids if site.kind is SiteKind.EMBEDDING else nn.functional.one_hot(ids, site.in_features).float()

@@ -61,6 +61,7 @@ PROBED: Mapping[str, Probed] = {
         flags="save_projection",
         rank=lambda config: int(config.r),
         needs_weight=True,
+        embeddings=True,
         check=_check_tinylora,
     ),
     "PSOFT": Probed(

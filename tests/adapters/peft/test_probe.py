@@ -130,6 +130,16 @@ def test_as_peft_computes_it(
         assert bypass.rank == fields["r"]
 
 
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2"])
+def test_tinylora_on_the_vocabulary(
+    architecture: str, tiny_base: Callable[[str], Any], as_peft: Any, tmp_path: Path
+) -> None:
+    made = TinyLoraConfig(target_modules=["embed_tokens", "lm_head", "v_proj"], r=3, u=8, weight_tying=0.5)
+    bypass = as_peft(tiny_base(architecture), tmp_path, made, randomize=louder)
+    assert kinds_of(bypass) == {LowRank}
+    assert {"model.embed_tokens", "lm_head"} < bypass.sites.keys()
+
+
 @needs_sklearn
 @pytest.mark.parametrize(
     "fields",
@@ -351,3 +361,12 @@ def test_fields_that_are_read_are_the_ones_that_are_passed_on(method: str) -> No
     passed = {*probed.integers, *probed.numbers.split(), *probed.flags.split(), *probed.words.split()}
     patterns = {"n_frequency_pattern"} if method == "WAVEFT" else set()
     assert passed | patterns == set(METHOD_FIELDS[method].reads.split())
+
+
+def test_it_may_be_asked_for_in_inference_mode(llama: Any, oracle: ModuleType, tmp_path: Path) -> None:
+    for method, (config, fields) in TINY.items():
+        folder, _, _ = _written(config, llama, oracle, tmp_path / method, **fields)
+        with torch.inference_mode():
+            bypass = compile_adapter(folder, llama.table, torch.float32, model=llama.model).bypass
+            assert torch.is_inference_mode_enabled()
+        assert bypass.method == method
