@@ -24,6 +24,7 @@ from .token_rows import replaced_rows
 
 _COPIES = ("base_layer.weight", "weight", "token_adapter.base_layer.weight", "original_module.weight")
 _BIASES = ("base_layer.bias", "bias")
+_SCALE_BIASES = ("GLORA",)
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,11 @@ class Auxiliary:
                 param="alora_invocation_tokens",
             )
         own, method = bypass.sites, bypass.method
+        if method in _SCALE_BIASES and self.biases.keys() & own.keys():
+            raise UnsupportedAdapter(
+                f"bias is not supported yet with {method}, which multiplies the base's; train with bias='none'",
+                param="bias",
+            )
         sites = {name: self._at(site, own.get(name, ()), method) for name, site in base.table.sites.items()}
         served = {name: primitives for name, primitives in sites.items() if primitives}
         return replace(bypass, sites=served)
@@ -65,7 +71,7 @@ class Auxiliary:
         if name in self.copies:
             _check_copied(site, self.copies[name], own, method)
         whole = self.saved.get(name) or self.copies.get(name)
-        replaced = _with_rows(whole, self.rows.get(name))
+        replaced = _with_rows(site, whole, self.rows.get(name))
         parts = (*(() if replaced is None else (replaced,)), *own)
         return (*parts, self.biases[name]) if name in self.biases else parts
 
@@ -76,6 +82,11 @@ def compile_auxiliary(config: AuxiliaryConfig, checkpoint: Checkpoint, base: Bas
     copies = dict(_copies(checkpoint, base, saved))
     _tie(copies, base)
     rows = replaced_rows(config, checkpoint, base, copies)
+    if both := sorted(rows.keys() & saved.keys()):
+        raise InvalidAdapter(
+            f"{', '.join(both)}: modules_to_save and trainable_token_indices do not go together there",
+            param="trainable_token_indices",
+        )
     return Auxiliary(saved, copies, rows, dict(_biases(config, checkpoint, base, saved)))
 
 
@@ -103,7 +114,8 @@ def _tie(copies: dict[str, Replacement], base: Base) -> None:
 
 def _check_copied(site: Site, copy: Replacement, own: tuple[Primitive, ...], method: str) -> None:
     """Methods other than LoRA work out what they need of the base's weight before PEFT loads the copy."""
-    resized = copy.weight is not None and copy.weight.shape[0] not in (site.in_features, site.out_features)
+    vocabulary = site.in_features if site.kind is SiteKind.EMBEDDING else site.out_features
+    resized = copy.weight is not None and copy.weight.shape[0] != vocabulary
     if own and (resized or method != "LORA"):
         raise UnsupportedAdapter(
             f"an adapter on {site.name} beside another weight of it is not supported yet, unless it is a LoRA over the "
@@ -112,10 +124,12 @@ def _check_copied(site: Site, copy: Replacement, own: tuple[Primitive, ...], met
         )
 
 
-def _with_rows(whole: Replacement | None, rows: Rows | None) -> Replacement | Rows | None:
+def _with_rows(site: Site, whole: Replacement | None, rows: Rows | None) -> Replacement | Rows | None:
+    """In one, as both take the place of the module's output. Its weight does not hold what an embedding scales by."""
     if whole is None or whole.weight is None or rows is None:
         return whole if rows is None else rows
-    return Replacement(whole.weight.index_copy(0, rows.ids.long(), rows.values), whole.bias)
+    values = rows.values if site.kind is SiteKind.HEAD else (rows.values.float() / site.embed_scale)
+    return Replacement(whole.weight.index_copy(0, rows.ids.long(), values.to(whole.weight.dtype)), whole.bias)
 
 
 def _biases(

@@ -153,16 +153,21 @@ def test_a_larger_vocabulary(llama: Any, tmp_path: Path, oracle: ModuleType) -> 
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_tokens_beyond_the_base_s(llama: Any, tmp_path: Path, oracle: ModuleType) -> None:
-    model = oracle.plain_model(llama.folder)
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+def test_tokens_beyond_the_base_s(
+    architecture: str, tiny_base: Callable[[str], Any], tmp_path: Path, oracle: ModuleType
+) -> None:
+    base = tiny_base(architecture)
+    model = oracle.plain_model(base.folder)
     model.resize_token_embeddings(303, mean_resizing=False)
     wrapped = peft.get_peft_model(model, lora(trainable_token_indices=[301, 302, 3]))
+    torch.nn.init.normal_(wrapped.get_input_embeddings().token_adapter.trainable_tokens_delta["default"], std=0.3)
     wrapped.save_pretrained(tmp_path, save_embedding_layers=True)
-    bypass = compiled(tmp_path, llama)
+    bypass = compiled(tmp_path, base)
     ids = [5, 301, 42, 302]
     with torch.inference_mode():
         wanted = wrapped.eval()(torch.tensor([ids])).logits[0]
-    got = oracle.naive_logits(oracle.plain_model(llama.folder), bypass, ids)
+    got = oracle.naive_logits(oracle.plain_model(base.folder), bypass, ids)
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=2e-4)
 
 
@@ -199,12 +204,16 @@ def test_what_does_not_fit_is_named(folder: Path, llama: Any) -> None:
         ({"trainable_token_indices": {"lm_head": [3]}}, "missing: .*lm_head.token_adapter.trainable_tokens_delta"),
         ({"trainable_token_indices": {"lm_head": 3}}, "must be a list of integers"),
         ({"trainable_token_indices": [-3]}, "must be an integer of at least 0"),
+        ({"modules_to_save": ["norm", "lm_head"], "trainable_token_indices": {"lm_head": [3]}}, "do not go together"),
         ({"bias": "some"}, "bias must be none, all or"),
         ({"bias": True}, "bias must be none, all or"),
     ],
 )
 def test_configurations_that_do_not_fit(folder: Path, llama: Any, fields: Any, message: str) -> None:
     edit_config(folder, **fields)
+    if message == "do not go together":
+        head = {"lm_head.weight": (300, 64), "lm_head.token_adapter.trainable_tokens_delta": (1, 64)}
+        edit(folder, lambda t: t.update({f"base_model.model.{key}": torch.ones(shape) for key, shape in head.items()}))
     refused(folder, llama, InvalidAdapter, message)
 
 

@@ -143,13 +143,12 @@ def test_means_of_groups() -> None:
         stored_shapes(site, 2, LoraVariant(pool=5))
 
 
-def test_invocation(llama: Any, tmp_path: Path, oracle: ModuleType) -> None:
-    """From the last occurrence on as a plain LoRA, and not at all without one."""
-    config = lora(alora_invocation_tokens=[5, 17], task_type="CAUSAL_LM")
-    folder = oracle.method_adapter(llama.folder, tmp_path, config)
-    bypass = compile_adapter(folder, llama.table, torch.float32, model=llama.model).bypass
+def test_invocation(llama: Any, tmp_path: Path, as_peft: AsPeft) -> None:
+    """The prompt that `as_peft` compares begins with these tokens: the adapter works from there on."""
+    folder = tmp_path
+    bypass = as_peft(llama, folder, lora(alora_invocation_tokens=[5, 17], task_type="CAUSAL_LM"))
     assert bypass.invocation == (5, 17)
-    edit_config(folder, bias="all", modules_to_save=["lm_head"])
+    edit_config(folder, modules_to_save=["lm_head"])
     edit(folder, lambda t: t.update({"base_model.model.lm_head.weight": torch.zeros(300, 64)}))
     with pytest.raises(UnsupportedAdapter, match="alora_invocation_tokens is not supported yet beside trained modules"):
         compile_adapter(folder, llama.table, torch.float32, model=llama.model)
