@@ -60,8 +60,7 @@ PROBED: Mapping[str, Probed] = {
         numbers="weight_tying",
         flags="save_projection",
         rank=lambda config: int(config.r),
-        needs_weight=True,
-        embeddings=True,
+        embeddings=True,  # its decomposition is in the checkpoint
         check=_check_tinylora,
     ),
     "PSOFT": Probed(

@@ -342,10 +342,15 @@ def test_methods_that_read_the_base_need_it(method: str, llama: Any, oracle: Mod
         compile_adapter(folder, llama.table, torch.float32)
 
 
-def test_methods_that_draw_their_own_do_not(llama: Any, oracle: ModuleType, tmp_path: Path) -> None:
-    config, fields = TINY["WAVEFT"]
+@pytest.mark.parametrize("method", ["UNILORA", "TINYLORA", "WAVEFT", "RANDLORA"])
+def test_the_others_do_not(method: str, llama: Any, oracle: ModuleType, tmp_path: Path) -> None:
+    config, fields = TINY[method]
     folder, _, _ = _written(config, llama, oracle, tmp_path, **fields)
-    assert compile_adapter(folder, llama.table, torch.float32).bypass.method == "WAVEFT"
+    bypass = compile_adapter(folder, llama.table, torch.float32).bypass
+    beside = compile_adapter(folder, llama.table, torch.float32, model=llama.model).bypass
+    for name, (primitive,) in beside.sites.items():
+        (other,) = bypass.sites[name]
+        assert all(torch.equal(tensor, other.tensors()[field]) for field, tensor in primitive.tensors().items())
 
 
 def test_psoft_is_for_linear_layers(tiny_base: Callable[[str], Any], tmp_path: Path) -> None:
