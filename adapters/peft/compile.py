@@ -25,6 +25,7 @@ from .config import AnyConfig, read_config
 from .listing import listed
 from .lora import compile_lora
 from .probe_methods import PROBE_METHODS
+from .prompt import PROMPT_METHODS
 from .summary import facts_of
 from .tensors import Checkpoint
 from .token_rows import compile_trainable_tokens
@@ -33,6 +34,7 @@ METHODS: Mapping[str, Callable[[Any, Checkpoint, Base], Bypass]] = {
     "LORA": compile_lora,
     "TRAINABLE_TOKENS": compile_trainable_tokens,
     **PROBE_METHODS,
+    **PROMPT_METHODS,
 }
 
 

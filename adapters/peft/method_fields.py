@@ -34,6 +34,14 @@ class MethodFields:
         return _COMMON | targets | frozenset(self.reads.split()) | frozenset(self.ignored.split())
 
 
+# Of methods that put virtual tokens before the prompt.
+_VIRTUAL = "num_virtual_tokens token_dim num_layers num_transformer_submodules"
+_TEXT_INIT = "num_attention_heads prompt_tuning_init prompt_tuning_init_text tokenizer_name_or_path tokenizer_kwargs"
+_NO_SAVED = {
+    "modules_to_save": "modules saved whole are not served beside virtual tokens; train with modules_to_save=None"
+}
+
+
 METHOD_FIELDS: Mapping[str, MethodFields] = {
     "TRAINABLE_TOKENS": MethodFields("token_indices target_modules", "init_weights", has_targets=False),
     "UNILORA": MethodFields(
@@ -66,4 +74,32 @@ METHOD_FIELDS: Mapping[str, MethodFields] = {
         "projection_prng_key save_projection sparse_rate regularization_alpha",
         "fan_in_fan_out frod_dropout init_weights progressbar runtime_offload_base_weight",
     ),
+    "PROMPT_TUNING": MethodFields(_VIRTUAL, _TEXT_INIT, _NO_SAVED, has_targets=False),
+    "MULTITASK_PROMPT_TUNING": MethodFields(
+        f"{_VIRTUAL} num_tasks num_ranks",
+        f"{_TEXT_INIT} prompt_tuning_init_state_dict_path prompt_tuning_init_task",
+        _NO_SAVED,
+        has_targets=False,
+    ),
+    "P_TUNING": MethodFields(
+        _VIRTUAL,
+        "num_attention_heads encoder_reparameterization_type encoder_hidden_size encoder_num_layers encoder_dropout",
+        _NO_SAVED,
+        has_targets=False,
+    ),
+    "CPT": MethodFields(
+        f"{_VIRTUAL} cpt_token_ids",
+        "num_attention_heads cpt_mask cpt_tokens_type_mask opt_weighted_loss_type opt_loss_decay_factor "
+        "opt_projection_epsilon opt_projection_format_epsilon tokenizer_name_or_path",
+        _NO_SAVED,
+        has_targets=False,
+    ),
+    "PREFIX_TUNING": MethodFields(
+        f"{_VIRTUAL} num_attention_heads",
+        "init_weights encoder_hidden_size prefix_projection",
+        _NO_SAVED,
+        has_targets=False,
+    ),
+    "CARTRIDGE": MethodFields(f"{_VIRTUAL} num_attention_heads", "num_frozen_tokens", _NO_SAVED, has_targets=False),
+    "ADAPTION_PROMPT": MethodFields("target_modules adapter_len adapter_layers", has_targets=False),
 }

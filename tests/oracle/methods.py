@@ -15,8 +15,9 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from peftserve.adapters.bypass import Bypass, Primitive, Replacement
+from peftserve.adapters.bypass import Bypass, Primitive, Replacement, SideAttention
 from peftserve.kernels.ops import Op, Phase
 
 from .reference import Greedy
@@ -92,6 +93,8 @@ def naive_logits(model: PreTrainedModel, bypass: Bypass, ids: list[int]) -> torc
     served = copy.deepcopy(model)
     for name, primitives in bypass.sites.items():
         _attach(served.get_submodule(name), primitives)
+    for layer, side in (bypass.side_attention or {}).items():
+        _attend_beside(served, layer, side)
     options: dict[str, Any] = {}
     if bypass.prefix is not None:
         length = bypass.prefix.length
@@ -104,6 +107,27 @@ def naive_logits(model: PreTrainedModel, bypass: Bypass, ids: list[int]) -> torc
             "attention_mask": torch.ones(1, length + len(ids), dtype=torch.int64),
         }
     return served(torch.tensor([ids]), **options).logits[0]
+
+
+def _attend_beside(model: PreTrainedModel, layer: int, side: SideAttention) -> None:
+    """Adds the side attention to what a layer's output projection reads. q, with its positions, is the layer's own."""
+    (attention,) = (m for m in model.modules() if getattr(m, "layer_idx", None) == layer and hasattr(m, "o_proj"))
+    terms: list[torch.Tensor] = []
+
+    def before(_: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]) -> None:
+        x = args[0] if args else kwargs["hidden_states"]
+        cos, sin = kwargs["position_embeddings"]
+        q = attention.q_proj(x).view(*x.shape[:-1], -1, side.keys.shape[-1]).transpose(1, 2)
+        q = apply_rotary_pos_emb(q, q, cos, sin)[0]
+        keys, values = (
+            t.repeat_interleave(q.shape[1] // t.shape[1], dim=1).transpose(0, 1) for t in (side.keys, side.values)
+        )
+        mixed = (q @ keys.mT * side.scale).softmax(-1) @ values
+        terms[:] = [mixed.transpose(1, 2).flatten(-2)]
+
+    attention.register_forward_pre_hook(before, with_kwargs=True)
+    # Before the hooks of the primitives there: the module's own input is the sum.
+    attention.o_proj.register_forward_pre_hook(lambda _, args: (args[0] + terms[0],), prepend=True)
 
 
 def _attach(module: nn.Module, primitives: tuple[Primitive, ...]) -> None:

@@ -79,7 +79,8 @@ ARCHITECTURES: dict[str, Callable[..., PretrainedConfig]] = {
             **overrides,
         }
     ),
-    "opt": _decoder(transformers.OPTConfig, ffn_dim=96, word_embed_proj_dim=64),
+    # It has no grouped heads, but keeps the name that it is given, and PEFT reads it.
+    "opt": _decoder(transformers.OPTConfig, ffn_dim=96, word_embed_proj_dim=64, num_key_value_heads=4),
 }
 
 
