@@ -23,7 +23,8 @@ MAX_NAME_CHARS = 512
 MAX_DIMENSIONS = 8
 MAX_ELEMENTS = 1 << 40
 
-# Integers are indices of sparse methods; compilers refuse them where weights should be.
+FLOATING = ("F32", "F16", "BF16")
+# Integers are indices of sparse methods.
 ITEM_BYTES: Mapping[str, int] = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
 
 # What people upload by mistake, by its first bytes.

@@ -5,8 +5,18 @@ server with its clients. Tests get it as the fixture `oracle`.
 from transformers.utils.logging import disable_progress_bar
 
 from .adapters import random_adapter, varied_adapters
+from .catalog import CATALOG, kind_of, supported_by_peft
 from .client import Answer, Client
-from .methods import method_adapter, naive_logits, peft_logits, peft_model, plain_model, shaken
+from .methods import (
+    method_adapter,
+    naive_logits,
+    peft_generate,
+    peft_logits,
+    peft_mixture,
+    peft_model,
+    plain_model,
+    shaken,
+)
 from .models import ARCHITECTURES, BOS, EOS, PAD, VOCAB_SIZE, tiny_model, tiny_tokenizer
 from .reference import Greedy, Mixture, PeftOracle
 from .running_server import RunningServer, adapter_files, free_port
@@ -17,6 +27,7 @@ disable_progress_bar()
 __all__ = [
     "ARCHITECTURES",
     "BOS",
+    "CATALOG",
     "EOS",
     "PAD",
     "VOCAB_SIZE",
@@ -29,14 +40,18 @@ __all__ = [
     "RunningServer",
     "adapter_files",
     "free_port",
+    "kind_of",
     "method_adapter",
     "naive_logits",
+    "peft_generate",
     "peft_logits",
+    "peft_mixture",
     "peft_model",
     "plain_model",
     "random_adapter",
     "random_workload",
     "shaken",
+    "supported_by_peft",
     "tiny_model",
     "tiny_tokenizer",
     "varied_adapters",

@@ -26,6 +26,11 @@ _USUAL = {
 }
 
 
+def modules_of(model_type: str) -> dict[str, Any]:
+    """What the modules of a type of model are called, by what they are for."""
+    return {**_USUAL, **_MODULES.get(model_type, {})}
+
+
 def varied_adapters(model_folder: Path, folder: Path, seed: int = 0) -> list[Path]:
     """Eight adapters in sub-folders of `folder`, no two alike in targets, ranks, scaling or type of file."""
     return [
@@ -36,7 +41,7 @@ def varied_adapters(model_folder: Path, folder: Path, seed: int = 0) -> list[Pat
 
 def _variety(model_folder: Path) -> dict[str, dict[str, Any]]:
     kind = AutoConfig.from_pretrained(model_folder).model_type
-    own = {**_USUAL, **_MODULES.get(kind, {})}
+    own = modules_of(kind)
     attention, mlp = list(own["attention"]), list(own["mlp"])
     last = mlp[-1].rpartition(".")[2]
     return {

@@ -7,7 +7,7 @@ pages, no batch.
 import copy
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,19 +72,38 @@ def peft_generate(model: Any, prompt: list[int], max_tokens: int, task: int | No
     model.generation_config.eos_token_id = None
     ids = torch.tensor([prompt])
     inputs = {} if task is None else {"task_ids": torch.tensor([task])}
-    out = model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=max_tokens,
-        do_sample=False,
-        return_dict_in_generate=True,
-        output_logits=True,
-        **inputs,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_tokens,
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_logits=True,
+            **inputs,
+        )
     logits = torch.cat(out.logits).float()
     best, tokens = logits.topk(2, dim=-1)
     logprobs = logits.log_softmax(-1).gather(1, tokens[:, :1])[:, 0]
     return Greedy(tokens[:, 0].tolist(), logprobs.tolist(), (best[:, 0] - best[:, 1]).tolist())
+
+
+def peft_mixture(model_folder: Path, parts: Sequence[tuple[Path, float]]) -> PreTrainedModel:
+    """The base, whose every module adds the weighted sum of what PEFT's modules differ from it by, on its own input."""
+    model = plain_model(model_folder)
+    for adapter, weight in parts:
+        for name, wrapped in peft_model(model_folder, adapter).base_model.model.named_modules():
+            if hasattr(wrapped, "base_layer") and "base_layer" not in name:
+                _add_difference(model.get_submodule(name), wrapped, weight)
+    return model
+
+
+def _add_difference(module: nn.Module, wrapped: Any, weight: float) -> None:
+    def add(_: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        return output + weight * (wrapped(*args) - wrapped.base_layer(*args))
+
+    module.register_forward_hook(add)
 
 
 @torch.inference_mode()

@@ -75,7 +75,9 @@ class SiteTracer:
     def result(self) -> TracedSites:
         head_module = self._model.get_output_embeddings()
         embedding = self._model.get_input_embeddings()
-        sites = {name: _site(call, head_module) for name, call in self._calls.items()}
+        # In the model's own order, in which PEFT walks over it: some of its methods draw from one generator on the way.
+        called = (name for name, _ in self._model.named_modules() if name in self._calls)
+        sites = {name: _site(self._calls[name], head_module) for name in called}
         names = {module: name for name, module in self._model.named_modules()}
         tied = head_module is not None and getattr(embedding, "weight", None) is head_module.weight
         table = SiteTable(

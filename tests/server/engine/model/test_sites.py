@@ -72,6 +72,13 @@ def test_modules_that_read_the_same_tensor_are_one_group(load: Load, architectur
         assert (spec.rows is Rows.LOGITS) == (site.kind is SiteKind.HEAD)
 
 
+def test_sites_are_in_the_models_own_order(load: Load) -> None:
+    """Phi-3 calls qkv_proj before o_proj and has them the other way round."""
+    loaded = load("phi3")
+    names = [name for name, _ in loaded.model.named_modules() if name in loaded.sites.table.sites]
+    assert list(loaded.sites.table.sites) == names
+
+
 def test_shapes_of_grouped_heads_and_of_the_head(load: Load) -> None:
     loaded = load("llama")
     table, groups = loaded.sites.table, loaded.sites.groups
