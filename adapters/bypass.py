@@ -8,9 +8,9 @@ With several primitives at one site, whatever their order in the list, the modul
     y = R(base(x + Σ in(x)));   y += Σ out(y);   y += Σ add(x)
 
 R: Replacement, Rows. in: InputScale, InputRotation. out: OutputScale, PairRotation, all of the same y. add: LowRank,
-Kronecker, Sparse, Dense, Bias, all of the module's own input x. Each primitive is what it adds to the identity, so a
-mixture is the weighted sum of these terms. What a method multiplies its own delta by (DoRA's scale of s·B) is folded
-into the delta at load.
+Kronecker, Sparse, Dense, Bias, all of the module's own input x. ExpertLowRank is inside of base. Each primitive is what
+it adds to the identity, so a mixture is the weighted sum of these terms. What a method multiplies its own delta by
+(DoRA's scale of s·B) is folded into the delta at load.
 """
 
 from collections.abc import Mapping
@@ -50,6 +50,23 @@ class LowRank(Primitive):
     @property
     def rank(self) -> int:
         return self.a.shape[0]
+
+
+@dataclass(frozen=True)
+class ExpertLowRank(Primitive):
+    """`y += b[e] (a[e] x)` in the product of expert e with one of its parameters, inside a mixture of experts.
+
+    a: (experts, rank, in_features). b: (experts, out_features, rank), every scaling folded in. parameter: its name.
+    """
+
+    kind = "expert_low_rank"
+    a: torch.Tensor
+    b: torch.Tensor
+    parameter: str
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[1]
 
 
 @dataclass(frozen=True)
@@ -209,7 +226,9 @@ class Bypass:
     @property
     def rank(self) -> int:
         """The largest rank over all sites; 0 for an adapter without a low-rank part."""
-        return max((sum(p.rank for p in ps if isinstance(p, LowRank)) for ps in self.sites.values()), default=0)
+        low_rank = (sum(p.rank for p in ps if isinstance(p, LowRank)) for ps in self.sites.values())
+        experts = (p.rank for ps in self.sites.values() for p in ps if isinstance(p, ExpertLowRank))
+        return max((*low_rank, *experts), default=0)
 
     @property
     def num_bytes(self) -> int:

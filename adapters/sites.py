@@ -6,6 +6,7 @@ The engine makes the table from the loaded model; compilers check checkpoints ag
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class SiteKind(StrEnum):
@@ -13,6 +14,16 @@ class SiteKind(StrEnum):
     EMBEDDING = "embedding"  # nn.Embedding: y = W[id] · embed_scale
     HEAD = "head"  # the output embedding: a linear that sees only the rows that are sampled
     NORM = "norm"  # any other module with a one-dimensional weight: its parameters can be replaced
+    EXPERTS = "experts"  # a mixture's experts in stacked parameters, computed by transformers' interface for them
+
+
+class ExpertParameter(NamedTuple):
+    """The weights of all experts, stored as (experts, out, in), or (experts, in, out) where the site is transposed."""
+
+    name: str
+    experts: int
+    in_features: int
+    out_features: int
 
 
 @dataclass(frozen=True)
@@ -22,6 +33,7 @@ class Site:
     in_features: width of the input; the vocabulary for an embedding.
     embed_scale: what an embedding multiplies its rows by (Gemma); 1 elsewhere.
     transposed: the weight is stored as (in_features, out_features), as transformers' Conv1D does.
+    parameters: of experts, in the module's order.
     """
 
     name: str
@@ -30,6 +42,7 @@ class Site:
     out_features: int
     embed_scale: float = 1.0
     transposed: bool = False
+    parameters: tuple[ExpertParameter, ...] = ()
 
 
 @dataclass(frozen=True)

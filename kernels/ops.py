@@ -21,6 +21,7 @@ class Phase(IntEnum):
     REPLACE = 1  # the output that takes the place of the base's
     OUTPUT = 2  # what is added to the output; depends on that output
     ADD = 3  # what is added to the output; depends on the module's own input
+    INSIDE = 4  # what is added to products inside the module, by whoever computes them
 
 
 class Formula(NamedTuple):
@@ -103,6 +104,13 @@ def low_rank(x: torch.Tensor, _: torch.Tensor, *, a: torch.Tensor, b: torch.Tens
     return h @ b.T
 
 
+def expert_low_rank(
+    x: torch.Tensor, _: torch.Tensor, *, a: torch.Tensor, b: torch.Tensor, parameter: str
+) -> torch.Tensor:
+    """For reference, of the rows of each expert; what runs is `add_expert_low_rank_`. x: (experts, rows, in)."""
+    return x @ a.mT @ b.mT
+
+
 def rows(x: torch.Tensor, y: torch.Tensor, *, ids: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     if x.is_floating_point():  # a head
         return y.index_copy(-1, ids.long(), x @ values.T)
@@ -137,4 +145,5 @@ FORMULAS: Mapping[str, Formula] = {
     "sparse": Formula(Phase.ADD, sparse),
     "dense": Formula(Phase.ADD, dense),
     "bias": Formula(Phase.ADD, bias, row="d"),
+    "expert_low_rank": Formula(Phase.INSIDE, expert_low_rank),
 }

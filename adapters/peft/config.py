@@ -61,6 +61,7 @@ class LoraConfig:
     """ranks, alphas: regular expression on the end of a module's name, to what replaces r and alpha there.
 
     tie: an adapter on the embedding is on a tied head too (`ensure_weight_tying`).
+    parameters: ends of names of experts' stacked parameters; with them, `targets` may name no module.
     """
 
     targets: Targets
@@ -73,6 +74,7 @@ class LoraConfig:
     auxiliary: AuxiliaryConfig = AuxiliaryConfig()
     variant: LoraVariant = field(default_factory=LoraVariant)
     peft_type: str = "LORA"
+    parameters: tuple[str, ...] = ()
 
     def scaling(self, rank: int, alpha: float) -> float:
         return alpha / (rank**0.5 if self.use_rslora else rank)
@@ -165,8 +167,9 @@ def parse_lora(raw: Mapping[str, Any]) -> LoraConfig:
     refuse_fields(raw, LORA, LORA_IGNORED | _LORA_READ)
     refuse_lora_values(raw)
     fields = Fields(raw)
+    parameters = tuple(name for name in fields.strings("target_parameters") if name)
     return LoraConfig(
-        targets=parse_targets(fields),
+        targets=Targets(()) if parameters and not raw.get("target_modules") else parse_targets(fields),
         r=fields.integer("r", 8, 1),
         alpha=fields.number("lora_alpha", 8),
         ranks=fields.integer_map("rank_pattern", 1),
@@ -175,6 +178,7 @@ def parse_lora(raw: Mapping[str, Any]) -> LoraConfig:
         tie=fields.boolean("ensure_weight_tying"),
         auxiliary=parse_auxiliary(fields),
         variant=parse_variant(fields),
+        parameters=parameters,
     )
 
 
@@ -182,7 +186,7 @@ _LORA_READ = frozenset(
     {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"}
     | {"r", "lora_alpha", "use_rslora", "ensure_weight_tying", "modules_to_save", "trainable_token_indices", "bias"}
     | {"use_dora", "lora_bias", "alora_invocation_tokens", "kasa_config", "velora_config", "monteclora_config"}
-    | {"use_qalora", "qalora_group_size", "use_bdlora", "init_lora_weights"}
+    | {"target_parameters", "use_qalora", "qalora_group_size", "use_bdlora", "init_lora_weights"}
 )
 
 PARSERS: Mapping[str, Callable[[Mapping[str, Any]], LoraConfig]] = {"LORA": parse_lora}

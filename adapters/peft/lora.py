@@ -16,6 +16,7 @@ from ..errors import AdapterTooLarge, InvalidAdapter
 from ..sites import Site
 from .base import Base, Named
 from .config import LoraConfig
+from .experts import compile_experts
 from .keys import PREFIX, check_complete, factors_of, sort_keys
 from .lora_variants import extra_factors, primitives_of, stored_shapes
 from .patterns import Deadline
@@ -33,6 +34,9 @@ class _Module:
 
 def compile_lora(config: LoraConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
     """Every tensor of the checkpoint that is left is served. Raises AdapterError."""
+    experts = compile_experts(config, checkpoint, base)
+    if not config.targets.modules:
+        return Bypass(config.peft_type, experts)
     variant = config.variant
     modules = _modules(config, base)
     tensors = {key: tensor for key, tensor in checkpoint.take_all().items() if not _idle(key, variant, modules)}
@@ -48,6 +52,7 @@ def compile_lora(config: LoraConfig, checkpoint: Checkpoint, base: Base) -> Bypa
         name: primitives_of(module.site, factors[name], module.scaling, variant, base)
         for name, module in modules.items()
     }
+    sites |= experts
     exclusive = ("DoRA",) if variant.dora else ()
     return Bypass(config.peft_type, sites, invocation=variant.invocation, exclusive=exclusive)
 

@@ -10,7 +10,6 @@ from ..errors import InvalidAdapter, UnsupportedAdapter
 
 # Fields that change the result whenever they are set.
 LORA: Mapping[str, str] = {
-    "target_parameters": "it adapts parameters of experts; train with target_modules",
     "layer_replication": "it changes the number of layers of the base",
     "arrow_config": "it routes tokens between several adapters; upload those one by one",
 }

@@ -61,7 +61,7 @@ class Engine:
         cache = KVCache(shapes, num_pages, config.page_size, loaded.dtype, loaded.device)
         attachments = self.adapters.attachments
         modules = dict(loaded.model.named_modules())
-        hooks = BypassHooks(modules, loaded.sites.groups, attachments.backend, attachments.side)
+        hooks = BypassHooks(modules, loaded.sites.groups, attachments.backend, attachments.side, loaded.experts)
         vocab_size = loaded.trace.logits.shape[-1]
         self._runner = ModelRunner(loaded.model, loaded.attention, cache, hooks, attachments, vocab_size)
         check_paged_attention(self._runner, loaded.trace.first(self._max_model_len), config.page_size)

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from peftserve.kernels.experts import add_expert_low_rank_
 from peftserve.kernels.ops import FORMULAS, Op
 
 IN, OUT, TOKENS = 12, 8, 5
@@ -78,5 +79,16 @@ def test_rows_of_an_embedding_and_of_a_head() -> None:
     torch.testing.assert_close(head, wanted)
 
 
+def test_low_rank_terms_of_experts(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b, experts = draw(3, 2, IN), draw(3, OUT, 2), torch.tensor([2, 0, 2, 1, 0])
+    wanted = Y + 0.5 * torch.stack([b[e] @ a[e] @ x for e, x in zip(experts, X, strict=True)])
+    monkeypatch.setattr("peftserve.kernels.experts.GATHERED_ELEMENTS", 2 * IN * 2)
+    got = Y.clone()
+    add_expert_low_rank_(got, X, experts, a, b, 0.5)
+    torch.testing.assert_close(got, wanted)
+    op = Op("expert_low_rank", {"a": a, "b": b, "parameter": "down_proj"})
+    torch.testing.assert_close(op(X.expand(3, -1, -1), Y)[experts, torch.arange(TOKENS)] * 0.5 + Y, wanted)
+
+
 def test_every_kind_is_tested() -> None:
-    assert FORMULAS.keys() == CASES.keys() | {"sparse", "rows", "replacement"}
+    assert FORMULAS.keys() == CASES.keys() | {"sparse", "rows", "replacement", "expert_low_rank"}

@@ -65,6 +65,17 @@ ARCHITECTURES: dict[str, Callable[..., PretrainedConfig]] = {
         query_pre_attn_scalar=20,
         layer_types=["sliding_attention", "sliding_attention", "full_attention"],
     ),
+    "mixtral": _decoder(
+        transformers.MixtralConfig, num_local_experts=4, num_experts_per_tok=2, tie_word_embeddings=False
+    ),
+    "qwen3_moe": _decoder(
+        transformers.Qwen3MoeConfig,
+        head_dim=32,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=48,
+        tie_word_embeddings=False,
+    ),
     "phi3": _decoder(transformers.Phi3Config, tie_word_embeddings=False, original_max_position_embeddings=256),
     "gpt2": lambda **overrides: transformers.GPT2Config(
         **{
@@ -107,7 +118,7 @@ def _drawn(model: PreTrainedModel, name: str, parameter: torch.Tensor, generator
         return parameter + 0.2 * noise + (7.0 if loud else 0.0)
     if parameter is model.get_input_embeddings().weight:
         return (0.04 if kind.startswith("gemma") else 0.3) * noise  # Gemma multiplies it by 8
-    fan_in = parameter.shape[0] if kind == "gpt2" else parameter.shape[1]
+    fan_in = parameter.shape[0] if kind == "gpt2" else parameter.shape[-1]
     return (3.0 if kind in ("gpt2", "opt") else 1.5) * noise / fan_in**0.5
 
 

@@ -14,6 +14,7 @@ from peftserve.kernels.ops import Phase
 from peftserve.kernels.side import SideOps, SitePlan
 
 from ..adapters.packing import SiteGroups
+from .experts import ExpertsBypass
 
 
 class BypassHooks:
@@ -23,11 +24,17 @@ class BypassHooks:
     """
 
     def __init__(
-        self, modules: Mapping[str, nn.Module], sites: SiteGroups, backend: BypassBackend, side: SideOps
+        self,
+        modules: Mapping[str, nn.Module],
+        sites: SiteGroups,
+        backend: BypassBackend,
+        side: SideOps,
+        experts: ExpertsBypass | None = None,
     ) -> None:
         self.active = False
         self._modules = modules
         self._side = side
+        self._experts = experts
         self._plans: Mapping[str, SitePlan] = {}
         self._inputs: dict[str, torch.Tensor] = {}  # what the base itself would have seen, where it sees another
         self._handles: list[Any] = []
@@ -40,7 +47,14 @@ class BypassHooks:
     def begin(self, active: bool) -> None:
         self.active = active
         self._plans = self._side.plans if active else {}
+        if self._experts is not None:
+            inside = {
+                name: plan.phases[Phase.INSIDE] for name, plan in self._plans.items() if Phase.INSIDE in plan.phases
+            }
+            self._experts.parts = {self._modules[name]: terms.parts for name, terms in inside.items()}
         for name, plan in self._plans.items():
+            if Phase.INSIDE in plan.phases:
+                continue  # nothing else can be at a mixture's experts
             if Phase.INPUT in plan.phases or Phase.REPLACE in plan.phases:
                 self._handles.append(self._modules[name].register_forward_pre_hook(self._before(name, plan)))
             if name not in self._places:
@@ -52,6 +66,8 @@ class BypassHooks:
             handle.remove()
         self._handles.clear()
         self._inputs.clear()
+        if self._experts is not None:
+            self._experts.parts = {}
         for group in self._groups:
             group.forget()
 

@@ -16,6 +16,7 @@ from peftserve.adapters.peft.base import twin
 from ...config import EngineConfig
 from .attention import PagedAttention
 from .errors import UnservableModel
+from .experts import ExpertsBypass
 from .sites import SiteTracer, TracedSites
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class LoadedModel:
     model: PreTrainedModel
     twin: PreTrainedModel
     attention: PagedAttention
+    experts: ExpertsBypass
     sites: TracedSites
     max_model_len: int
     trace: Trace
@@ -92,9 +94,10 @@ def load_model(config: EngineConfig) -> LoadedModel:
     model.eval().requires_grad_(False)
     limit = _max_model_len(hf_config.get_text_config(), config.max_model_len)
     copied = twin(model)  # before the model's own attention is replaced
+    experts = ExpertsBypass(model)
     with torch.inference_mode():
         attention, sites, trace = _trace(model, min(TRACE_TOKENS, limit))
-    return LoadedModel(model, copied, attention, sites, limit, trace)
+    return LoadedModel(model, copied, attention, experts, sites, limit, trace)
 
 
 def _check_structure(config: PreTrainedConfig) -> None:

@@ -18,6 +18,7 @@ from peftserve.adapters.sites import Site, SiteKind, SiteTable
 from peftserve.kernels.layout import Group, Rows
 
 from ..adapters.packing import SiteGroups
+from .experts import expert_parameters, is_dispatched, is_experts
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class SiteTracer:
             if isinstance(module, nn.Embedding) or _widths(module) is not None or _norm_width(module) is not None:
                 hook = self._recorder(name)
                 self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
+            elif is_experts(module):
+                self._handles.append(module.register_forward_hook(self._experts_recorder(name)))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -68,6 +71,16 @@ class SiteTracer:
             rows = output.shape[1] if output.dim() > 2 else output.shape[0]
             whole = rows == self._num_tokens and (_norm_width(module) is not None or output.shape[:-1].numel() == rows)
             if whole and args[0].dtype in (torch.int64, output.dtype):
+                self._calls[name] = _Call(name, module, args[0])
+
+        return record
+
+    def _experts_recorder(self, name: str) -> Callable[..., None]:
+        """Of modules called once with all tokens in order, and with each token's experts."""
+
+        def record(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            whole = len(args) == 3 and args[0].dim() == 2 and len(args[0]) == len(args[1]) == self._num_tokens
+            if whole and is_dispatched(module):
                 self._calls[name] = _Call(name, module, args[0])
 
         return record
@@ -91,7 +104,7 @@ class SiteTracer:
     def _group(self, sites: dict[str, Site]) -> SiteGroups:
         members: dict[tuple[int, SiteKind], list[Site]] = {}
         for name, call in self._calls.items():
-            if sites[name].kind is SiteKind.NORM:
+            if sites[name].kind in (SiteKind.NORM, SiteKind.EXPERTS):
                 continue
             members.setdefault((id(call.input), sites[name].kind), []).append(sites[name])
         groups: list[Group] = []
@@ -125,6 +138,10 @@ def _site(call: _Call, head: nn.Module | None) -> Site:
     if isinstance(call.module, nn.Embedding):
         scale = float(getattr(call.module, "embed_scale", 1.0))
         return Site(call.name, SiteKind.EMBEDDING, call.module.num_embeddings, call.module.embedding_dim, scale)
+    if is_experts(call.module):
+        width, transposed = call.input.shape[-1], bool(call.module.is_transposed)
+        parameters = expert_parameters(call.module)
+        return Site(call.name, SiteKind.EXPERTS, width, width, transposed=transposed, parameters=parameters)
     widths = _widths(call.module)
     assert widths is not None, "only linears and embeddings are recorded"
     kind = SiteKind.HEAD if call.module is head else SiteKind.LINEAR

@@ -1,0 +1,71 @@
+"""LoRA on stacked parameters of experts: each delta is PEFT's, and what cannot be served is refused."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig
+from peft.tuners.lora.layer import ParamWrapper
+
+from peftserve.adapters.bypass import ExpertLowRank, LowRank
+from peftserve.adapters.errors import AdapterError
+from peftserve.adapters.peft.compile import compile_adapter
+from peftserve.adapters.sites import ExpertParameter, Site, SiteKind
+
+UP, DOWN = "experts.gate_up_proj", "experts.down_proj"
+CONFIGS: dict[str, dict[str, Any]] = {
+    "both": {"r": 4, "lora_alpha": 6, "target_parameters": [DOWN, UP]},
+    "one": {"r": 3, "use_rslora": True, "target_parameters": [UP]},
+    "one layer": {"r": 2, "target_parameters": ["layers.1.mlp." + DOWN]},
+    "patterns": {"target_parameters": [UP, DOWN], "rank_pattern": {DOWN: 2}, "alpha_pattern": {"gate_up_proj": 5}},
+    "with attention": {"target_parameters": [UP, DOWN], "target_modules": ["q_proj"]},
+}
+
+
+@pytest.fixture(scope="module")
+def mixtral(tiny_base: Callable[[str], Any]) -> Any:
+    base = tiny_base("mixtral")
+    sites = dict(base.table.sites)
+    for name, module in base.model.named_modules():
+        if hasattr(module, "gate_up_proj"):
+            stacked = [(n, *p.transpose(1, 2).shape) for n, p in module.named_parameters(recurse=False)]
+            parameters = tuple(ExpertParameter(*shape) for shape in stacked)
+            sites[name] = Site(name, SiteKind.EXPERTS, 64, 64, parameters=parameters)
+    return dataclasses.replace(base, table=dataclasses.replace(base.table, sites=sites))
+
+
+def _config(options: dict[str, Any]) -> LoraConfig:
+    return LoraConfig(task_type="CAUSAL_LM", **{"target_modules": [], **options})
+
+
+@pytest.mark.parametrize("options", CONFIGS.values(), ids=CONFIGS)
+def test_each_delta_is_that_of_peft(mixtral: Any, oracle: ModuleType, tmp_path: Path, options: dict[str, Any]) -> None:
+    adapter = oracle.method_adapter(mixtral.folder, tmp_path, _config(options))
+    bypass = compile_adapter(adapter, mixtral.table, torch.float32).bypass
+    found = {(s, p.parameter): p for s, ps in bypass.sites.items() for p in ps if isinstance(p, ExpertLowRank)}
+    compared = 0
+    for name, module in oracle.peft_model(mixtral.folder, adapter).base_model.model.named_modules():
+        if isinstance(module, ParamWrapper):
+            primitive = found[name.replace(".base_layer", ""), module.parameter_name]
+            torch.testing.assert_close(primitive.b @ primitive.a, module.get_delta_weight("default"))
+            compared += 1
+    assert compared == len(found) > 0
+    lows = [p for ps in bypass.sites.values() for p in ps if isinstance(p, LowRank)]
+    assert bool(lows) == ("target_modules" in options)
+    assert bypass.rank == max(p.rank for p in found.values())
+
+
+def test_what_cannot_be_served_is_refused(mixtral: Any, tiny_base: Any, oracle: ModuleType, tmp_path: Path) -> None:
+    adapter = oracle.method_adapter(mixtral.folder, tmp_path, _config({"target_parameters": [UP, DOWN]}))
+    with pytest.raises(AdapterError, match="no such stacked weights of experts"):
+        compile_adapter(adapter, tiny_base("mixtral").table, torch.float32)
+    with pytest.raises(AdapterError, match="rank 8 is over the server's limit of 4"):
+        compile_adapter(adapter, mixtral.table, torch.float32, max_rank=4)
+    config = (adapter / "adapter_config.json").read_text()
+    (adapter / "adapter_config.json").write_text(config.replace('"r": 8', '"r": 7'))
+    with pytest.raises(AdapterError, match=r"rank 7 of 4 experts at .* takes"):
+        compile_adapter(adapter, mixtral.table, torch.float32)
