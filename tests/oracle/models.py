@@ -68,6 +68,14 @@ ARCHITECTURES: dict[str, Callable[..., PretrainedConfig]] = {
     "mixtral": _decoder(
         transformers.MixtralConfig, num_local_experts=4, num_experts_per_tok=2, tie_word_embeddings=False
     ),
+    "qwen2_moe": _decoder(
+        transformers.Qwen2MoeConfig,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=48,
+        shared_expert_intermediate_size=48,
+        tie_word_embeddings=False,
+    ),
     "qwen3_moe": _decoder(
         transformers.Qwen3MoeConfig,
         head_dim=32,

@@ -27,7 +27,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 PROMPTS = [[random.Random(i).randrange(9, 300) for _ in range(length)] for i, length in enumerate((5, 30))]
 
 
-@pytest.mark.parametrize("architecture", ["mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("architecture", ["mixtral", "qwen2_moe", "qwen3_moe"])
 def test_every_adapter_in_one_batch(oracle: ModuleType, tmp_path: Path, architecture: str) -> None:
     model = oracle.tiny_model(architecture, 3, tmp_path / "model")
     adapters = {
@@ -66,7 +66,7 @@ def test_a_mixture_is_the_weighted_sum_of_the_deltas(oracle: ModuleType, tmp_pat
         engine.close()
 
 
-@pytest.mark.parametrize("architecture", ["mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("architecture", ["mixtral", "qwen2_moe", "qwen3_moe"])
 def test_experts_are_found(oracle: ModuleType, tmp_path: Path, architecture: str) -> None:
     model = oracle.tiny_model(architecture, 3, tmp_path)
     loaded = load_model(EngineConfig(model=str(model), device="cpu"))
