@@ -22,10 +22,14 @@ from ..staging import WEIGHTS
 from .auxiliary import compile_auxiliary
 from .base import Base
 from .config import AnyConfig, read_config
+from .dense import DENSE_METHODS
+from .diagonal import DIAGONAL_METHODS
 from .listing import listed
 from .lora import compile_lora
 from .probe_methods import PROBE_METHODS
 from .prompt import PROMPT_METHODS
+from .rotation import ROTATION_METHODS
+from .sparse import SPARSE_METHODS
 from .summary import facts_of
 from .tensors import Checkpoint
 from .token_rows import compile_trainable_tokens
@@ -35,6 +39,10 @@ METHODS: Mapping[str, Callable[[Any, Checkpoint, Base], Bypass]] = {
     "TRAINABLE_TOKENS": compile_trainable_tokens,
     **PROBE_METHODS,
     **PROMPT_METHODS,
+    **DIAGONAL_METHODS,
+    **ROTATION_METHODS,
+    **SPARSE_METHODS,
+    **DENSE_METHODS,
 }
 
 

@@ -18,8 +18,8 @@ class Fields:
     def value(self, name: str) -> Any:
         return self._raw.get(name)
 
-    def boolean(self, name: str) -> bool:
-        value = self._get(name, False)
+    def boolean(self, name: str, default: bool = False) -> bool:
+        value = self._get(name, default)
         if not isinstance(value, bool):
             raise _wrong(name, "true or false", value)
         return value
@@ -29,6 +29,12 @@ class Fields:
 
     def number(self, name: str, default: float) -> float:
         return _number(name, self._get(name, default))
+
+    def choice(self, name: str, default: str, options: tuple[str, ...]) -> str:
+        value = self._get(name, default)
+        if not isinstance(value, str) or value not in options:
+            raise _wrong(name, f"one of {', '.join(options)}", value)
+        return value
 
     def integers(self, name: str) -> tuple[int, ...]:
         """A list of integers, or one; empty if missing."""

@@ -102,4 +102,23 @@ METHOD_FIELDS: Mapping[str, MethodFields] = {
     ),
     "CARTRIDGE": MethodFields(f"{_VIRTUAL} num_attention_heads", "num_frozen_tokens", _NO_SAVED, has_targets=False),
     "ADAPTION_PROMPT": MethodFields("target_modules adapter_len adapter_layers", has_targets=False),
+    "IA3": MethodFields("feedforward_modules", "fan_in_fan_out init_ia3_weights"),
+    "BEFT": MethodFields("", "init_weights"),
+    "LN_TUNING": MethodFields(),
+    "OFT": MethodFields(
+        "r oft_block_size coft eps block_share use_cayley_neumann num_cayley_neumann_terms",
+        "fan_in_fan_out module_dropout init_weights",
+    ),
+    "BOFT": MethodFields(
+        "boft_block_size boft_block_num boft_n_butterfly_factor", "fan_in_fan_out boft_dropout init_weights"
+    ),
+    "ROAD": MethodFields("variant group_size", "init_weights"),
+    "SHIRA": MethodFields("r", "mask_type random_seed fan_in_fan_out init_weights"),
+    "SUPERTUNING": MethodFields(
+        "sparsity select_top r lora_alpha save_precomputed_indices", "lora_dropout init_weights"
+    ),
+    "HIRA": MethodFields("r", "rank_pattern fan_in_fan_out hira_dropout init_weights"),
+    "FOURIERFT": MethodFields("n_frequency n_frequency_pattern scaling random_loc_seed", "fan_in_fan_out init_weights"),
+    "C3A": MethodFields("block_size block_size_pattern", "init_weights"),
+    "GLORA": MethodFields("r config_A_B config_C config_D_E", "init_weights"),
 }

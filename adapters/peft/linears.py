@@ -1,0 +1,54 @@
+"""What the methods on linear layers share: their sites, the base's biases, values by pattern, the room for deltas."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+
+from ..errors import AdapterTooLarge, UnsupportedAdapter
+from ..sites import Site, SiteKind
+from .base import Base
+from .config import MethodConfig
+from .patterns import Deadline, Pattern
+from .targets import targeted_sites
+
+LINEARS = frozenset({SiteKind.LINEAR, SiteKind.HEAD})
+MATRICES = LINEARS | {SiteKind.EMBEDDING}
+ALL_KINDS = frozenset(SiteKind)
+
+_BELOW = r".*\.{}$"
+
+
+def sites_of(config: MethodConfig, base: Base, kinds: frozenset[SiteKind] = LINEARS) -> list[Site]:
+    """Raises InvalidAdapter if the configuration targets none, or another kind."""
+    assert config.targets is not None
+    return [base.table.sites[name] for name in targeted_sites(config.targets, base.table, Deadline(), kinds=kinds)]
+
+
+def own_bias(site: Site, base: Base) -> torch.Tensor | None:
+    """The base's bias, (out_features,) in float32 on the CPU. Raises UnsupportedAdapter if there is no telling."""
+    if base.model is None:
+        raise UnsupportedAdapter(
+            f"this method needs the base's bias at {site.name}, which is not at hand", param="peft_type"
+        )
+    bias = base.parameter(site.name, "bias")
+    return None if bias is None else bias.to("cpu", torch.float32)
+
+
+def values_below(patterns: Mapping[str, int], default: int, names: Iterable[str], field: str) -> dict[str, int]:
+    """As PEFT looks up n_frequency_pattern and block_size_pattern: an expression after a dot, or a name in full."""
+    deadline = Deadline()
+    keys = [(patterns[text], Pattern(text, field, deadline, template=_BELOW)) for text in patterns]
+    return {
+        name: next((value for value, key in keys if key.match(name)), patterns.get(name, default)) for name in names
+    }
+
+
+def require_room(sites: Iterable[Site], base: Base) -> None:
+    """Before any dense delta is made. Raises AdapterTooLarge."""
+    wanted = sum(site.in_features * site.out_features for site in sites) * base.dtype.itemsize
+    if wanted > base.max_dense_delta:
+        raise AdapterTooLarge(
+            f"its deltas have full rank and would take {wanted} bytes, as weights of their own; the server's "
+            f"--max-dense-delta is {base.max_dense_delta}",
+            param="files",
+        )
