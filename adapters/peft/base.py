@@ -89,6 +89,10 @@ class Named(NamedTuple):
             raise InvalidAdapter(f"{self.key} has the shape {got}; {why}: {shape}", param="files")
         return self
 
+    def weights(self) -> torch.Tensor:
+        """In float32, to compute with. Raises InvalidAdapter for what is not finite."""
+        return self.converted(torch.float32)
+
     def converted(self, dtype: torch.dtype, scaling: float = 1.0) -> torch.Tensor:
         """Multiplied in float32, rounded once, contiguous. Raises InvalidAdapter for what is not finite then."""
         if not self.tensor.is_floating_point():

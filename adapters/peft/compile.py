@@ -4,6 +4,7 @@ Each group of methods is one module with a table of its compilers, a pure functi
 What any method can have beside its own tensors (whole modules, biases, rows of the vocabulary) is `auxiliary`'s.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..bypass import Bypass, Dense
-from ..checkpoint import TensorInfo, read_header
+from ..checkpoint import FLOATING, TensorInfo, read_header
 from ..errors import AdapterTooLarge, InvalidAdapter
 from ..facts import AdapterFacts
 from ..sites import SiteTable
@@ -24,11 +25,15 @@ from .base import Base
 from .config import AnyConfig, read_config
 from .dense import DENSE_METHODS
 from .diagonal import DIAGONAL_METHODS
+from .factored import FACTORED_METHODS
 from .listing import listed
 from .lora import compile_lora
+from .on_base import BASE_METHODS
 from .probe_methods import PROBE_METHODS
+from .products import PRODUCT_METHODS
 from .prompt import PROMPT_METHODS
 from .rotation import ROTATION_METHODS
+from .shared import SHARED_METHODS
 from .sparse import SPARSE_METHODS
 from .summary import facts_of
 from .tensors import Checkpoint
@@ -39,11 +44,19 @@ METHODS: Mapping[str, Callable[[Any, Checkpoint, Base], Bypass]] = {
     "TRAINABLE_TOKENS": compile_trainable_tokens,
     **PROBE_METHODS,
     **PROMPT_METHODS,
+    **FACTORED_METHODS,
+    **PRODUCT_METHODS,
+    **SHARED_METHODS,
+    **BASE_METHODS,
     **DIAGONAL_METHODS,
     **ROTATION_METHODS,
     **SPARSE_METHODS,
     **DENSE_METHODS,
 }
+
+
+# What the sparse methods keep as integers: where their values belong, and how many there are.
+_INTEGERS = re.compile(r"_(indices|size)\b")
 
 
 @dataclass(frozen=True)
@@ -67,6 +80,7 @@ def compile_adapter(
     try:
         config = read_config(folder)
         header = read_header(folder / WEIGHTS)
+        _check_types(header)
         with safe_open(folder / WEIGHTS, framework="pt", device="cpu") as file:
             bypass = _compile(config, Checkpoint(_LazyTensors(header, file)), base)
     except OSError as error:
@@ -74,6 +88,12 @@ def compile_adapter(
     except SafetensorError as error:
         raise InvalidAdapter(f"{WEIGHTS} cannot be read: {error}", param="files") from None
     return CompiledAdapter(bypass, facts_of(bypass, len(header)))
+
+
+def _check_types(header: Mapping[str, TensorInfo]) -> None:
+    for key, info in header.items():
+        if info.dtype not in FLOATING and not _INTEGERS.search(key):
+            raise InvalidAdapter(f"{key} holds {info.dtype}, where weights should be", param="files")
 
 
 def _compile(config: AnyConfig, checkpoint: Checkpoint, base: Base) -> Bypass:

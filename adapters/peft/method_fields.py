@@ -42,6 +42,19 @@ _NO_SAVED = {
 }
 
 
+_LYCORIS_UNUSED = "rank_dropout module_dropout use_effective_conv2d init_weights"
+# AdaLoRA's configuration has all fields of LoRA's.
+_LORA_UNUSED = (
+    "r use_rslora lora_dropout fan_in_fan_out init_lora_weights megatron_config megatron_core loftq_config eva_config "
+    "corda_config lora_ga_config qalora_group_size alpha_pattern ensure_weight_tying"
+)
+_VARIANTS = (
+    "use_dora velora_config alora_invocation_tokens use_qalora monteclora_config layer_replication lora_bias "
+    "target_parameters use_bdlora arrow_config kasa_config"
+)
+_NO_LORA_VARIANTS = dict.fromkeys(_VARIANTS.split(), "AdaLoRA does not know it; train with LoRA")
+
+
 METHOD_FIELDS: Mapping[str, MethodFields] = {
     "TRAINABLE_TOKENS": MethodFields("token_indices target_modules", "init_weights", has_targets=False),
     "UNILORA": MethodFields(
@@ -74,6 +87,25 @@ METHOD_FIELDS: Mapping[str, MethodFields] = {
         "projection_prng_key save_projection sparse_rate regularization_alpha",
         "fan_in_fan_out frod_dropout init_weights progressbar runtime_offload_base_weight",
     ),
+    "IA3": MethodFields("feedforward_modules", "fan_in_fan_out init_ia3_weights"),
+    "BEFT": MethodFields("", "init_weights"),
+    "LN_TUNING": MethodFields(),
+    "OFT": MethodFields(
+        "r oft_block_size coft eps block_share use_cayley_neumann num_cayley_neumann_terms",
+        "fan_in_fan_out module_dropout init_weights",
+    ),
+    "BOFT": MethodFields(
+        "boft_block_size boft_block_num boft_n_butterfly_factor", "fan_in_fan_out boft_dropout init_weights"
+    ),
+    "ROAD": MethodFields("variant group_size", "init_weights"),
+    "SHIRA": MethodFields("r", "mask_type random_seed fan_in_fan_out init_weights"),
+    "SUPERTUNING": MethodFields(
+        "sparsity select_top r lora_alpha save_precomputed_indices", "lora_dropout init_weights"
+    ),
+    "HIRA": MethodFields("r", "rank_pattern fan_in_fan_out hira_dropout init_weights"),
+    "FOURIERFT": MethodFields("n_frequency n_frequency_pattern scaling random_loc_seed", "fan_in_fan_out init_weights"),
+    "C3A": MethodFields("block_size block_size_pattern", "init_weights"),
+    "GLORA": MethodFields("r config_A_B config_C config_D_E", "init_weights"),
     "PROMPT_TUNING": MethodFields(_VIRTUAL, _TEXT_INIT, _NO_SAVED, has_targets=False),
     "MULTITASK_PROMPT_TUNING": MethodFields(
         f"{_VIRTUAL} num_tasks num_ranks",
@@ -102,23 +134,31 @@ METHOD_FIELDS: Mapping[str, MethodFields] = {
     ),
     "CARTRIDGE": MethodFields(f"{_VIRTUAL} num_attention_heads", "num_frozen_tokens", _NO_SAVED, has_targets=False),
     "ADAPTION_PROMPT": MethodFields("target_modules adapter_len adapter_layers", has_targets=False),
-    "IA3": MethodFields("feedforward_modules", "fan_in_fan_out init_ia3_weights"),
-    "BEFT": MethodFields("", "init_weights"),
-    "LN_TUNING": MethodFields(),
-    "OFT": MethodFields(
-        "r oft_block_size coft eps block_share use_cayley_neumann num_cayley_neumann_terms",
-        "fan_in_fan_out module_dropout init_weights",
+    "ADALORA": MethodFields(
+        "init_r lora_alpha rank_pattern",
+        f"{_LORA_UNUSED} target_r tinit tfinal deltaT beta1 beta2 orth_reg_weight total_step",
+        _NO_LORA_VARIANTS,
     ),
-    "BOFT": MethodFields(
-        "boft_block_size boft_block_num boft_n_butterfly_factor", "fan_in_fan_out boft_dropout init_weights"
+    "DELORA": MethodFields("r rank_pattern", "delora_lambda lambda_pattern module_dropout init_weights"),
+    "GRALORA": MethodFields("r hybrid_r alpha gralora_k", "gralora_dropout fan_in_fan_out init_weights"),
+    "POLY": MethodFields("r n_tasks n_skills n_splits", "poly_type init_weights"),
+    "LOHA": MethodFields("r alpha rank_pattern alpha_pattern", _LYCORIS_UNUSED),
+    "LOKR": MethodFields(
+        "r alpha rank_pattern alpha_pattern decompose_both", f"{_LYCORIS_UNUSED} decompose_factor rank_dropout_scale"
     ),
-    "ROAD": MethodFields("variant group_size", "init_weights"),
-    "SHIRA": MethodFields("r", "mask_type random_seed fan_in_fan_out init_weights"),
-    "SUPERTUNING": MethodFields(
-        "sparsity select_top r lora_alpha save_precomputed_indices", "lora_dropout init_weights"
+    "VERA": MethodFields("r projection_prng_key save_projection", "vera_dropout d_initial fan_in_fan_out init_weights"),
+    "PVERA": MethodFields(
+        "r projection_prng_key save_projection sample_at_inference",
+        "pvera_dropout d_initial fan_in_fan_out init_weights generator_seed",
     ),
-    "HIRA": MethodFields("r", "rank_pattern fan_in_fan_out hira_dropout init_weights"),
-    "FOURIERFT": MethodFields("n_frequency n_frequency_pattern scaling random_loc_seed", "fan_in_fan_out init_weights"),
-    "C3A": MethodFields("block_size block_size_pattern", "init_weights"),
-    "GLORA": MethodFields("r config_A_B config_C config_D_E", "init_weights"),
+    "VBLORA": MethodFields(
+        "r num_vectors vector_length topk save_only_topk_weights",
+        "vblora_dropout fan_in_fan_out init_vector_bank_bound init_logits_std",
+    ),
+    "HRA": MethodFields("r apply_GS", "init_weights"),
+    "DEFT": MethodFields("r decomposition_method alpha para", "init_scale fan_in_fan_out deft_dropout init_weights"),
+    "PEANUT": MethodFields("r depth act_fn scaling", "init_weights"),
+    "OSF": MethodFields("", "effective_rank rank_pattern init_weights target_svd_config"),
+    "MISS": MethodFields("r mini_r init_weights", "miss_dropout"),
+    "BONE": MethodFields("r init_weights", "bone_dropout"),
 }

@@ -62,7 +62,10 @@ def peft_model(model_folder: Path, adapter: Path) -> Any:
 @torch.inference_mode()
 def peft_logits(model_folder: Path, adapter: Path, ids: list[int], **inputs: Any) -> torch.Tensor:
     """(tokens, vocabulary), without rows of virtual tokens. inputs: what the method wants beside (`task_ids`)."""
-    logits = peft_model(model_folder, adapter)(torch.tensor([ids]), **inputs).logits[0]
+    model = peft_model(model_folder, adapter)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logits = model(torch.tensor([ids]), **inputs).logits[0]
     return logits[-len(ids) :]
 
 

@@ -1,0 +1,104 @@
+"""Methods whose delta is a product of another kind: element by element (LoHa), or of Kronecker (LoKr)."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from ..bypass import Bypass, Dense, Kronecker, Primitive
+from ..errors import InvalidAdapter
+from ..sites import Site
+from .base import Base, Named
+from .config import MethodConfig
+from .factored import low_rank, ranks_of
+from .linears import require_room, sites_of
+from .patterns import Deadline
+from .targets import values_at
+from .tensors import Checkpoint
+
+
+def compile_loha(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
+    """y += s · ((A1 B1) ⊙ (A2 B2)) x, s = alpha / r. Hyeon-Woo et al. 2022, arXiv:2108.06098.
+
+    The product of two matrices of rank r has rank r² at most, with factors that are products of rows.
+    """
+    sites = sites_of(config, base)
+    ranks, scaling = ranks_of(config, sites, 8), _scaling(config, sites)
+    dense = [site for site in sites if _is_smaller_dense(site, ranks[site.name])]
+    require_room(dense, base)
+    return Bypass(
+        config.peft_type,
+        {s.name: (_loha(s, ranks[s.name], scaling[s.name], s in dense, checkpoint, base),) for s in sites},
+    )
+
+
+def _is_smaller_dense(site: Site, rank: int) -> bool:
+    return rank**2 * (site.in_features + site.out_features) > site.in_features * site.out_features
+
+
+def _loha(site: Site, rank: int, scaling: float, dense: bool, checkpoint: Checkpoint, base: Base) -> Primitive:
+    why = f"rank {rank} at {site.name} takes"
+    left, right = [], []
+    for i in (1, 2):
+        stem = f"{site.name}.hada_w{i}"
+        left.append(checkpoint.take(f"{stem}_a").require_shape((site.out_features, rank), why).weights())
+        right.append(checkpoint.take(f"{stem}_b").require_shape((rank, site.in_features), why).weights())
+    if dense:
+        w = scaling * (left[0] @ right[0]) * (left[1] @ right[1])
+        return Dense(Named(site.name, w).converted(base.dtype))
+    a = (right[0][:, None] * right[1][None]).flatten(0, 1)
+    b = (left[0][:, :, None] * left[1][:, None]).flatten(1)
+    return low_rank(site.name, a, scaling * b, base)
+
+
+def compile_lokr(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
+    """y += s · kron(W1, W2) x, s = alpha / r; each of the two may be a product itself. Yeh et al. 2024,
+    arXiv:2309.14859.
+
+    Served as the Kronecker product that it is: as a low-rank one its rank would be that of W1 times that of W2.
+    """
+    sites = sites_of(config, base)
+    ranks, scaling = ranks_of(config, sites, 8), _scaling(config, sites)
+    config.fields.boolean("decompose_both")
+    return Bypass(
+        config.peft_type, {s.name: (_lokr(s, ranks[s.name], scaling[s.name], checkpoint, base),) for s in sites}
+    )
+
+
+def _lokr(site: Site, rank: int, scaling: float, checkpoint: Checkpoint, base: Base) -> Kronecker:
+    w1, w2 = (_whole(f"{site.name}.lokr_w{i}", rank, checkpoint) for i in (1, 2))
+    shape = (w1.shape[0] * w2.shape[0], w1.shape[1] * w2.shape[1])
+    if shape != (site.out_features, site.in_features):
+        raise InvalidAdapter(
+            f"the factors at {site.name} make {shape}; this base takes {(site.out_features, site.in_features)}",
+            param="files",
+        )
+    return Kronecker(
+        Named(f"{site.name}.lokr_w1", w1).converted(base.dtype, scaling),
+        Named(f"{site.name}.lokr_w2", w2).converted(base.dtype),
+    )
+
+
+def _whole(name: str, rank: int, checkpoint: Checkpoint) -> torch.Tensor:
+    """A factor as a matrix, whether it is one in the checkpoint or a product."""
+    if name in checkpoint:
+        whole = checkpoint.take(name)
+        return whole.require_shape((*whole.tensor.shape[:1], *whole.tensor.shape[-1:]), "a matrix is wanted").weights()
+    a, b = checkpoint.take(f"{name}_a"), checkpoint.take(f"{name}_b")
+    a.require_shape((*a.tensor.shape[:1], rank), f"rank {rank} takes")
+    b.require_shape((rank, *b.tensor.shape[-1:]), f"rank {rank} takes")
+    return a.weights() @ b.weights()
+
+
+def _scaling(config: MethodConfig, sites: list[Site]) -> dict[str, float]:
+    names = [site.name for site in sites]
+    alphas = values_at(
+        config.fields.number_map("alpha_pattern"), config.fields.number("alpha", 8), names, "alpha_pattern", Deadline()
+    )
+    ranks = ranks_of(config, sites, 8)
+    return {name: alphas[name] / ranks[name] for name in names}
+
+
+PRODUCT_METHODS: Mapping[str, Callable[[MethodConfig, Checkpoint, Base], Bypass]] = {
+    "LOHA": compile_loha,
+    "LOKR": compile_lokr,
+}

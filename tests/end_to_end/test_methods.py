@@ -1,0 +1,186 @@
+"""Adapters of every method in one batch: each request gets the tokens that PEFT gives it alone."""
+
+import asyncio
+import hashlib
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from peftserve.server.config import EngineConfig
+from peftserve.server.engine import Engine
+from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingParams
+
+ARCHITECTURES = ["llama_biased", "qwen2", "gemma2", "phi3", "gpt2"]
+MAX_TOKENS = 8
+SETTINGS: dict[str, dict[str, Any]] = {
+    "whole prompts": {"max_batch_tokens": 1024, "prefix_caching": False, "max_loras": 128},
+    "chunks and shared prefixes": {"max_batch_tokens": 24, "page_size": 4, "max_loras": 128},
+    "preemption and few slots": {"max_batch_tokens": 64, "page_size": 8, "kv_cache_tokens": 256, "max_loras": 6},
+}
+
+
+@dataclass
+class World:
+    """A model; every adapter that PEFT can make for it, and PEFT's answers: (name, prompt, answer)."""
+
+    oracle: ModuleType
+    model: Path
+    adapters: dict[str, Path] = field(default_factory=dict)
+    requests: list[tuple[str, list[int], Any]] = field(default_factory=list)
+
+    def task(self, name: str) -> int | None:
+        task: int | None = self.oracle.CATALOG[name].task if name else None
+        return task
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def world(request: pytest.FixtureRequest, oracle: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> World:
+    folder = tmp_path_factory.mktemp(request.param)
+    world = World(oracle, oracle.tiny_model(request.param, 3, folder / "model"))
+    plain = oracle.plain_model(world.model)
+    kind = oracle.kind_of(plain.config.model_type)
+    prompts = _prompts()
+    for name, entry in oracle.CATALOG.items():
+        if (config := entry.make(kind)) is None:
+            continue
+        try:
+            made = oracle.method_adapter(world.model, folder / name, config, randomize=entry.randomize)
+        except Exception as error:
+            if oracle.supported_by_peft(error):
+                raise
+            continue
+        world.adapters[name] = made
+        model = oracle.peft_model(world.model, made)
+        for prompt in prompts:
+            answer = oracle.peft_generate(model, prompt, MAX_TOKENS, entry.task)
+            world.requests.append((name, prompt, answer))
+    world.requests += [("", prompt, oracle.peft_generate(plain, prompt, MAX_TOKENS)) for prompt in prompts]
+    return world
+
+
+def _prompts() -> list[list[int]]:
+    """Of different lengths, with a common beginning; the invocation tokens of aLoRA in the middle of some."""
+    chance = random.Random(1)
+    common = [chance.randrange(9, 300) for _ in range(13)]
+    return [[*common, 7, 8, 40, 41], [chance.randrange(9, 300) for _ in range(30)], [*common, 7, 8, 11, 7, 8, 12]]
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_every_method_in_one_batch(world: World, setting: str) -> None:
+    engine = Engine(EngineConfig(model=str(world.model), device="cpu", dtype="float32", **SETTINGS[setting]))
+    try:
+        digests = {name: hashlib.sha256(name.encode()).hexdigest() for name in world.adapters}
+        for name, adapter in world.adapters.items():
+            engine.inspect_adapter(digests[name], adapter)
+        for _ in range(2):  # with a cold prefix cache, and with a warm one
+            wrong = _serve(engine, world, digests)
+            assert not wrong, "\n".join(wrong)
+        for digest in digests.values():
+            engine.release_adapter(digest)
+        engine.check_integrity()
+        stats = engine.stats()
+        assert (stats.device_adapter_bytes, stats.host_adapter_bytes, stats.kv_pages_used) == (0, 0, 0)
+    finally:
+        engine.close()
+
+
+MIXTURES = [
+    {"lora": 0.7, "lora-dora": 0.4},
+    {"ia3": 0.5, "lora-rslora": 1.0, "beft": -0.5},
+    {"oft": 0.6, "loha": 0.5},
+    {"ia3": 0.5, "hira": 0.5, "shira": 0.7},
+    {"road-1": 0.5, "lokr": -0.3},
+]
+
+
+@pytest.mark.parametrize("mixture", MIXTURES, ids="+".join)
+def test_mixtures_of_methods_are_weighted_sums_of_their_deltas(world: World, mixture: dict[str, float]) -> None:
+    if not mixture.keys() <= world.adapters.keys():
+        pytest.skip("PEFT does not support one of them here")
+    model = world.oracle.peft_mixture(world.model, [(world.adapters[name], w) for name, w in mixture.items()])
+    wanted = [(str(mixture), prompt, world.oracle.peft_generate(model, prompt, MAX_TOKENS)) for prompt in _prompts()]
+    engine = Engine(EngineConfig(model=str(world.model), device="cpu", dtype="float32"))
+    try:
+        for name in mixture:
+            engine.inspect_adapter(name, world.adapters[name])
+        parts = [AdapterPart(name, weight) for name, weight in mixture.items()]
+        outputs: list[list[Any]] = [[] for _ in wanted]
+        for i, (_, prompt, _) in enumerate(wanted):
+            engine.add_request(_message(i, prompt, parts))
+        while engine.has_work():
+            for output in engine.step():
+                outputs[int(output.request_id)].append(output)
+        assert not [text for pair in zip(wanted, outputs, strict=True) if (text := _difference(*pair))]
+    finally:
+        engine.close()
+
+
+def _message(i: int, prompt: list[int], parts: list[AdapterPart]) -> AddRequest:
+    sampling = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, ignore_eos=True, logprobs=0)
+    return AddRequest(request_id=str(i), prompt_token_ids=prompt, sampling=sampling, adapters=parts)
+
+
+def _serve(engine: Engine, world: World, digests: dict[str, str]) -> list[str]:
+    """All requests at once; returns what went wrong."""
+    outputs: dict[str, list[Any]] = {}
+    order = random.Random(2).sample(range(len(world.requests)), len(world.requests))
+    for i in order:
+        name, prompt, _ = world.requests[i]
+        parts = [AdapterPart(digests[name], 1.0, world.task(name) or 0)] if name else []
+        engine.add_request(_message(i, prompt, parts))
+        outputs[str(i)] = []
+    while engine.has_work():
+        for output in engine.step():
+            outputs[output.request_id].append(output)
+        engine.check_integrity()
+    return [text for i in order if (text := _difference(world.requests[i], outputs[str(i)]))]
+
+
+def _difference(request: tuple[str, list[int], Any], outputs: list[Any]) -> str:
+    name, prompt, wanted = request
+    if outputs[-1].error:
+        return f"{name or 'base'}: {outputs[-1].error}"
+    reports = [report.chosen for output in outputs for report in output.logprobs or []]
+    rows = zip(reports, wanted.token_ids, wanted.logprobs, wanted.margins, strict=True)
+    for i, (report, token, logprob, margin) in enumerate(rows):
+        where = f"{name or 'base'} after {len(prompt)} tokens: number {i}"
+        if report.token_id != token:
+            return "" if margin < 1e-4 else f"{where} is {report.token_id}, not {token}"
+        if abs(report.logprob - logprob) > 1e-4 * max(1, abs(logprob)):
+            return f"{where} has the logprob {report.logprob:.6f}, not {logprob:.6f}"
+    return ""
+
+
+async def test_every_method_on_a_server(world: World, tmp_path: Path) -> None:
+    """Uploaded over HTTP, asked all at once, streamed and not; then deleted, and all memory is back."""
+    start = world.oracle.RunningServer.start
+    server = start(world.model, tmp_path / "state", tmp_path / "log", "--max-loras", "16", "--page-size", "4")
+    try:
+        for name, adapter in world.adapters.items():
+            response = server.upload(name, adapter)
+            assert response.status_code == 201, f"{name}: {response.text}"
+        async with world.oracle.Client.connect(server.url) as client:
+            asking = (_ask(world, client, i, request) for i, request in enumerate(world.requests))
+            answers = await asyncio.gather(*asking)
+        for (name, prompt, wanted), answer in zip(world.requests, answers, strict=True):
+            sure = next((i for i, m in enumerate(wanted.margins) if m < 1e-4), MAX_TOKENS)
+            assert answer.token_ids[:sure] == wanted.token_ids[:sure], (name, prompt)
+        for name in world.adapters:
+            assert server.client.delete(f"/v1/adapters/{name}").status_code == 200
+        server.wait_for_metric("peftserve_adapter_bytes", 0)
+        assert not list((tmp_path / "state" / "adapters").iterdir())
+    finally:
+        server.stop()
+
+
+async def _ask(world: World, client: Any, i: int, request: tuple[str, list[int], Any]) -> Any:
+    name, prompt, _ = request
+    body = {"model": name or world.model.name, "prompt": prompt, "max_tokens": MAX_TOKENS, "temperature": 0}
+    body |= {"ignore_eos": True, "return_token_ids": True}
+    if (task := world.task(name)) is not None:
+        body["task_id"] = task
+    return await (client.stream(body) if i % 2 else client.complete(body))
