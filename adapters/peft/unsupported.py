@@ -33,6 +33,14 @@ PSOFT PVERA P_TUNING RANDLORA ROAD SHADOW SHIRA SUPERTUNING TINYLORA TRAINABLE_T
 """
 PEFT_TYPES = frozenset(_PEFT_TYPES.split())
 
+# Methods that a server of one base cannot serve as PEFT computes them.
+_UNSERVABLE: Mapping[str, str] = {
+    "LILY": "its router averages over all tokens of a batch, so the answer depends on the neighbours; train LoRA",
+    "SHADOW": "it runs a second network beside the base; serve the trained model as a base of its own",
+    "XLORA": "it mixes adapters that its checkpoint does not hold, by a classifier that PEFT saves without its first "
+    "layer; upload the experts one by one, and mix them by the field `adapters`",
+}
+
 
 def refuse_type(peft_type: Any, served: frozenset[str]) -> None:
     """Raise UnsupportedAdapter for a method of PEFT that is not in `served`, InvalidAdapter for what is none."""
@@ -41,7 +49,8 @@ def refuse_type(peft_type: Any, served: frozenset[str]) -> None:
             f"peft_type must name a method of PEFT, such as LORA, not {repr(peft_type)[:80]}", param="peft_type"
         )
     if peft_type not in served:
-        raise unsupported(peft_type, f"served are {', '.join(sorted(served))}", param="peft_type")
+        why = _UNSERVABLE.get(peft_type, f"served are {', '.join(sorted(served))}")
+        raise unsupported(peft_type, why, param="peft_type")
 
 
 def refuse_fields(raw: Mapping[str, Any], table: Mapping[str, str], known: frozenset[str]) -> None:
