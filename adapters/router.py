@@ -54,14 +54,20 @@ class Resolved:
         return total
 
     def tasks(self, task_id: int | None) -> dict[str, int]:
-        """Digest to task, of those with tasks. Raises InvalidAdapter where one has no such task, or none has any."""
+        """Digest to task, of those with tasks; of a single one, nobody needs to say which.
+
+        Raises InvalidAdapter where one has no such task, or none has any.
+        """
         counts = {ref: self.facts[ref.digest].num_tasks for ref, _ in self.parts if self.facts[ref.digest].num_tasks}
         if task_id is not None and not counts:
             raise InvalidAdapter(f"{self.label} has no tasks: leave task_id out", param="task_id")
-        for ref, count in counts.items():
-            if task_id is None or not 0 <= task_id < count:
-                raise InvalidAdapter(f"{ref} has {count} tasks: give one of 0 to {count - 1}", param="task_id")
-        return {} if task_id is None else {ref.digest: task_id for ref in counts}
+        chosen = {ref: 0 if task_id is None and count == 1 else task_id for ref, count in counts.items()}
+        for ref, task in chosen.items():
+            if task is None or not 0 <= task < counts[ref]:
+                raise InvalidAdapter(
+                    f"{ref} has {counts[ref]} tasks: give one of 0 to {counts[ref] - 1}", param="task_id"
+                )
+        return {ref.digest: task for ref, task in chosen.items() if task is not None}
 
 
 class Names(Protocol):
