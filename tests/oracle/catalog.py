@@ -126,7 +126,7 @@ def _norms(kind: Kind) -> PeftConfig:
 
 
 def _adaption(kind: Kind) -> PeftConfig | None:
-    if kind.model_type not in ("llama", "mistral", "gpt2"):
+    if kind.model_type not in ("llama", "mistral"):
         return None
     return peft.AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=4, adapter_layers=2)
 
