@@ -56,7 +56,7 @@ METHODS: Mapping[str, Callable[[Any, Checkpoint, Base], Bypass]] = {
 
 
 # What the sparse methods keep as integers: where their values belong, and how many there are.
-_INTEGERS = re.compile(r"_(indices|size)\b")
+_INTEGERS = re.compile(r"_(indices|size)(_[AB])?\b")
 
 
 @dataclass(frozen=True)
