@@ -20,7 +20,7 @@ serve: $(VENV)/.serve  ## serve the demo on http://127.0.0.1:8000
 	$(BIN)/peftserve serve $(ARGS)
 
 test: $(VENV)/.dev  ## the whole test suite, one thread of torch for each of two workers
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 links:  ## the git-ignored links through which mypy and pyright see the package
 	mkdir -p .links/peftserve
