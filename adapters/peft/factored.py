@@ -40,9 +40,10 @@ def compile_adalora(config: MethodConfig, checkpoint: Checkpoint, base: Base) ->
     init_r = config.fields.integer("init_r", 12, 1)
     alpha = config.fields.number("lora_alpha", 8)
     scaling = (alpha if alpha > 0 else init_r) / (init_r + 1e-5)
-    kept = _kept(config)
+    targeted = sites_of(config, base)
+    kept = _kept(config, init_r, {site.name for site in targeted})
     sites = {}
-    for site in sites_of(config, base):
+    for site in targeted:
         rank = kept.get(site.name, init_r)
         why = f"rank {rank} at {site.name} takes"
         a = checkpoint.take(f"{site.name}.lora_A").require_shape((rank, site.in_features), why).weights()
@@ -55,8 +56,8 @@ def compile_adalora(config: MethodConfig, checkpoint: Checkpoint, base: Base) ->
     return Bypass(config.peft_type, sites)
 
 
-def _kept(config: MethodConfig) -> dict[str, int]:
-    """Site to number of directions, where rank_pattern has a list of booleans for it."""
+def _kept(config: MethodConfig, init_r: int, names: set[str]) -> dict[str, int]:
+    """Site to number of directions, where rank_pattern has a list of init_r booleans for it. names: of the sites."""
     pattern = config.fields.value("rank_pattern") or {}
     if not isinstance(pattern, dict):
         raise InvalidAdapter("rank_pattern must be an object of lists of booleans", param="rank_pattern")
@@ -64,7 +65,13 @@ def _kept(config: MethodConfig) -> dict[str, int]:
     for name, mask in pattern.items():
         if not isinstance(mask, list) or not all(isinstance(one, bool) for one in mask):
             raise InvalidAdapter(f"rank_pattern[{name[:200]!r}] must be a list of booleans", param="rank_pattern")
-        kept[name.removeprefix("base_model.model.").partition(".lora_")[0]] = sum(mask)
+        site = name.removeprefix("base_model.model.").partition(".lora_")[0]
+        if site not in names or len(mask) != init_r:
+            raise InvalidAdapter(
+                f"rank_pattern[{name[:200]!r}] must name a targeted module and have init_r={init_r} booleans",
+                param="rank_pattern",
+            )
+        kept[site] = sum(mask)
     return kept
 
 
@@ -137,6 +144,8 @@ def compile_poly(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> By
         raise InvalidAdapter(f"task_id must be below {tasks}, the number of the adapter's tasks", param="task_id")
     sites = {}
     for site in sites_of(config, base):
+        if site.in_features % splits or site.out_features % splits:
+            raise InvalidAdapter(f"{site.name} does not divide into {splits} splits", param="n_splits")
         stem, why = site.name, f"{tasks} tasks, {skills} skills, {splits} splits and rank {rank} at {site.name} take"
         logits = checkpoint.take(f"{stem}.poly_router.module_logits").require_shape((tasks, splits * skills), why)
         shape = (splits, skills, site.in_features // splits, rank)

@@ -7,6 +7,7 @@ from ..errors import InvalidAdapter
 
 MAX_NAMES = 1 << 16
 MAX_NUMBER = 1e30
+MAX_INTEGER = (1 << 64) - 1  # seeds included; what is larger may not even fit a float
 
 
 class Fields:
@@ -78,6 +79,8 @@ class Fields:
 def _integer(name: str, value: object, minimum: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
         raise _wrong(name, f"an integer of at least {minimum}", value)
+    if value > MAX_INTEGER:
+        raise _wrong(name, f"an integer of at most {MAX_INTEGER}", value)
     return value
 
 

@@ -1,5 +1,6 @@
 """Methods whose delta depends on the base's own weight W, which is read once, when the adapter is compiled."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,12 +16,29 @@ from .factored import low_rank
 from .linears import require_room, sites_of
 from .tensors import Checkpoint
 
+
+def _tanh_gelu(x: torch.Tensor) -> torch.Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+# All of transformers' names that stand for a fixed function.
 _ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": F.relu,
     "relu6": F.relu6,
     "gelu": F.gelu,
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_python": F.gelu,
+    "gelu_10": lambda x: F.gelu(x).clip(-10, 10),
+    "gelu_new": _tanh_gelu,
+    "gelu_fast": _tanh_gelu,
+    "gelu_accurate": _tanh_gelu,
+    "gelu_python_tanh": _tanh_gelu,
+    "gelu_pytorch_tanh": _tanh_gelu,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu2": lambda x: F.relu(x).square(),
+    "prelu": lambda x: F.leaky_relu(x, 0.25),  # PEFT makes a new one at each call: its slope is not trained
+    "laplace": lambda x: 0.5 * (1 + torch.erf((x - 0.707107) / (0.282095 * math.sqrt(2)))),
+    "sqrtsoftplus": lambda x: F.softplus(x).sqrt(),
+    "hardswish": F.hardswish,
     "silu": F.silu,
     "swish": F.silu,
     "tanh": torch.tanh,
@@ -66,17 +84,18 @@ def _reflections(u: torch.Tensor) -> torch.Tensor:
 
 def compile_deft(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
     """y += Q (s · R - rightᵀ W) x, with Q and right from P: P and relu(P), or twice the Q of its QR."""
-    rank, alpha = config.fields.integer("r", 8, 1), config.fields.number("alpha", 0)
+    most, alpha = config.fields.integer("r", 8, 1), config.fields.number("alpha", 0)
     method, para = config.fields.choice("decomposition_method", "relu", ("relu", "qr")), config.fields.boolean("para")
     sites = {}
     for site in sites_of(config, base):
+        rank = min(most, site.out_features)
         why = f"rank {rank} at {site.name} takes"
         p = checkpoint.take(f"{site.name}.deft_P").require_shape((site.out_features, rank), why)
         q = p.weights() if method == "relu" else torch.linalg.qr(p.weights()).Q
         a = -((q.relu() if method == "relu" else q).T @ base.matrix(site.name))
-        if not para or f"{site.name}.deft_R" in checkpoint:
+        if not para:
             r = checkpoint.take(f"{site.name}.deft_R").require_shape((rank, site.in_features), why).weights()
-            a = a if para else a + r * (alpha / rank if alpha else 1.0)
+            a = a + r * (alpha / rank if alpha else 1.0)
         sites[site.name] = (low_rank(p.key, a, q, base),)
     return Bypass(config.peft_type, sites)
 
@@ -106,19 +125,36 @@ def compile_peanut(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> 
             h = act(h @ encoder.T)
         for decoder in coders["decoders"]:
             h = act(h @ decoder.T) + residuals.pop()
-        sites[site.name] = (low_rank(site.name, h.T, scaling * b, base),)
+        sites[site.name] = (_balanced(site, h, scaling * b, base),)
     return Bypass(config.peft_type, sites)
+
+
+def _balanced(site: Site, h: torch.Tensor, b: torch.Tensor, base: Base) -> Primitive:
+    """b hᵀ with an orthonormal a.
+
+    The columns of h are large and nearly parallel after a few layers, and what they have in common cancels in b: as
+    factors they would lose most digits of a coarse type.
+    """
+    q, r = torch.linalg.qr(Named(site.name, h).weights().double())
+    return low_rank(site.name, q.T.float(), (b.double() @ r.T).float(), base)
 
 
 def compile_osf(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
     """W's singular directions below the first `effective_rank` replaced by others. Nayak et al. 2025, arXiv:2504.07097.
 
-    The delta is the difference of the two low parts, of rank twice theirs, or dense where that is smaller.
+    The delta is the difference of the two low parts, of rank twice theirs, or dense where that is smaller. Modules
+    with no direction below are the base's own.
     """
     sites = sites_of(config, base)
     if transposed := [site.name for site in sites if site.transposed]:
         raise UnsupportedAdapter(f"OSF is not supported yet on Conv1D layers: {transposed[0]}", param="target_modules")
     lows = {site.name: _low_rank_of(site, checkpoint) for site in sites}
+    for site in (site for site in sites if not lows[site.name]):
+        _low_parts(site, 0, checkpoint)
+    if not (sites := [site for site in sites if lows[site.name]]):
+        raise InvalidAdapter(
+            "effective_rank leaves no direction anywhere: the adapter does nothing", param="effective_rank"
+        )
     dense = [s for s in sites if 2 * lows[s.name] * (s.in_features + s.out_features) >= s.in_features * s.out_features]
     require_room(dense, base)
     return Bypass(config.peft_type, {s.name: (_osf(s, lows[s.name], s in dense, checkpoint, base),) for s in sites})
@@ -126,18 +162,24 @@ def compile_osf(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Byp
 
 def _low_rank_of(site: Site, checkpoint: Checkpoint) -> int:
     low = checkpoint.take(f"{site.name}.osf_svd_params.S_low")
-    if low.tensor.dim() != 1 or not 0 < low.tensor.numel() < min(site.in_features, site.out_features):
+    most = min(site.in_features, site.out_features) - 1
+    if low.tensor.dim() != 1 or low.tensor.numel() > most:
         raise InvalidAdapter(
-            f"{low.key} has the shape {tuple(low.tensor.shape)}, which leaves no direction", param="files"
+            f"{low.key} has the shape {tuple(low.tensor.shape)}; {site.name} has {most} low directions at most",
+            param="files",
         )
     return low.tensor.numel()
 
 
-def _osf(site: Site, low: int, dense: bool, checkpoint: Checkpoint, base: Base) -> Primitive:
+def _low_parts(site: Site, low: int, checkpoint: Checkpoint) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     stem, why = f"{site.name}.osf_svd_params", f"{low} low directions at {site.name} take"
     u = checkpoint.take(f"{stem}.U_low").require_shape((site.out_features, low), why).weights()
     s = checkpoint.take(f"{stem}.S_low").weights()
-    v = checkpoint.take(f"{stem}.V_low").require_shape((low, site.in_features), why).weights()
+    return u, s, checkpoint.take(f"{stem}.V_low").require_shape((low, site.in_features), why).weights()
+
+
+def _osf(site: Site, low: int, dense: bool, checkpoint: Checkpoint, base: Base) -> Primitive:
+    u, s, v = _low_parts(site, low, checkpoint)
     own_u, own_s, own_v = torch.linalg.svd(base.matrix(site.name), full_matrices=False)
     own_u, own_s, own_v = own_u[:, -low:], own_s[-low:], own_v[-low:]
     if dense:

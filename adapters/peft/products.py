@@ -54,7 +54,8 @@ def compile_lokr(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> By
     """y += s · kron(W1, W2) x, s = alpha / r; each of the two may be a product itself. Yeh et al. 2024,
     arXiv:2309.14859.
 
-    Served as the Kronecker product that it is: as a low-rank one its rank would be that of W1 times that of W2.
+    Served as the Kronecker product that it is, or as a low-rank one where that is smaller: its rank is that of W1 times
+    that of W2.
     """
     sites = sites_of(config, base)
     ranks, scaling = ranks_of(config, sites, 8), _scaling(config, sites)
@@ -64,29 +65,46 @@ def compile_lokr(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> By
     )
 
 
-def _lokr(site: Site, rank: int, scaling: float, checkpoint: Checkpoint, base: Base) -> Kronecker:
-    w1, w2 = (_whole(f"{site.name}.lokr_w{i}", rank, checkpoint) for i in (1, 2))
-    shape = (w1.shape[0] * w2.shape[0], w1.shape[1] * w2.shape[1])
+def _lokr(site: Site, rank: int, scaling: float, checkpoint: Checkpoint, base: Base) -> Primitive:
+    w1, w2 = (_factor(f"{site.name}.lokr_w{i}", rank, checkpoint) for i in (1, 2))
+    shape = (len(w1[0]) * len(w2[0]), w1[1].shape[1] * w2[1].shape[1])
     if shape != (site.out_features, site.in_features):
         raise InvalidAdapter(
             f"the factors at {site.name} make {shape}; this base takes {(site.out_features, site.in_features)}",
             param="files",
         )
+    thin = w1[0].shape[1] * w2[0].shape[1]
+    whole = sum(len(left) * right.shape[1] for left, right in (w1, w2))
+    if thin <= base.max_rank and thin * sum(shape) < whole:
+        return low_rank(site.name, torch.kron(w1[1], w2[1]), scaling * torch.kron(w1[0], w2[0]), base)
     return Kronecker(
-        Named(f"{site.name}.lokr_w1", w1).converted(base.dtype, scaling),
-        Named(f"{site.name}.lokr_w2", w2).converted(base.dtype),
+        Named(f"{site.name}.lokr_w1", w1[0] @ w1[1]).converted(base.dtype, scaling),
+        Named(f"{site.name}.lokr_w2", w2[0] @ w2[1]).converted(base.dtype),
     )
 
 
-def _whole(name: str, rank: int, checkpoint: Checkpoint) -> torch.Tensor:
-    """A factor as a matrix, whether it is one in the checkpoint or a product."""
+def _factor(name: str, rank: int, checkpoint: Checkpoint) -> tuple[torch.Tensor, torch.Tensor]:
+    """A factor as a product, (out, k) by (k, in): not multiplied before their shapes are known to be the base's.
+
+    One that the checkpoint has whole is its own product with the identity, on its smaller side.
+    """
     if name in checkpoint:
-        whole = checkpoint.take(name)
-        return whole.require_shape((*whole.tensor.shape[:1], *whole.tensor.shape[-1:]), "a matrix is wanted").weights()
-    a, b = checkpoint.take(f"{name}_a"), checkpoint.take(f"{name}_b")
-    a.require_shape((*a.tensor.shape[:1], rank), f"rank {rank} takes")
-    b.require_shape((rank, *b.tensor.shape[-1:]), f"rank {rank} takes")
-    return a.weights() @ b.weights()
+        whole = _matrix(checkpoint.take(name)).weights()
+        if whole.shape[0] < whole.shape[1]:
+            return torch.eye(whole.shape[0]), whole
+        return whole, torch.eye(whole.shape[1])
+    a, b = _matrix(checkpoint.take(f"{name}_a")), _matrix(checkpoint.take(f"{name}_b"))
+    a.require_shape((a.tensor.shape[0], rank), f"rank {rank} takes")
+    b.require_shape((rank, b.tensor.shape[1]), f"rank {rank} takes")
+    return a.weights(), b.weights()
+
+
+def _matrix(found: Named) -> Named:
+    if found.tensor.dim() != 2:
+        raise InvalidAdapter(
+            f"{found.key} has the shape {tuple(found.tensor.shape)}; a matrix is wanted", param="files"
+        )
+    return found
 
 
 def _scaling(config: MethodConfig, sites: list[Site]) -> dict[str, float]:

@@ -106,6 +106,8 @@ def _mixed(
         found = checkpoint.take(f"{stem}_topk_indices").require_shape(
             (*shape, top), f"{top} vectors at {site.name} take"
         )
+        if found.tensor.is_floating_point() or found.tensor.dtype == torch.bool:
+            raise InvalidAdapter(f"{found.key} holds no integers, which the places of vectors are", param="files")
         indices = found.tensor.long()
         if indices.min() < 0 or indices.max() >= len(bank):
             raise InvalidAdapter(f"{found.key} points past the {len(bank)} vectors of the bank", param="files")

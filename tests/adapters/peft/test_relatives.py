@@ -41,6 +41,12 @@ CONFIGS: dict[str, tuple[Callable[[], peft.PeftConfig], dict[str, Any]]] = {
     ),
     "loha, dense where smaller": (lambda: peft.LoHaConfig(target_modules=LINEARS, r=9, alpha=5), {}),
     "lokr of whole factors": (lambda: peft.LoKrConfig(target_modules=LINEARS, r=64, alpha=64), {}),
+    "lokr, thin where smaller": (
+        lambda: peft.LoKrConfig(
+            target_modules=["q_proj", "o_proj"], r=1, alpha=2, decompose_both=True, decompose_factor=2
+        ),
+        {"randomize": loud},
+    ),
     "lokr of products": (
         lambda: peft.LoKrConfig(target_modules=LINEARS, r=2, alpha=4, decompose_both=True, decompose_factor=8),
         {},
@@ -75,6 +81,7 @@ CONFIGS: dict[str, tuple[Callable[[], peft.PeftConfig], dict[str, Any]]] = {
         {"randomize": loud},
     ),
     "osf": (lambda: peft.OSFConfig(target_modules=["q_proj", "down_proj"], effective_rank=60), {}),
+    "osf, nothing left of v_proj": (lambda: peft.OSFConfig(target_modules=["q_proj", "v_proj"], effective_rank=60), {}),
     "osf, dense where smaller": (lambda: peft.OSFConfig(target_modules=LINEARS), {}),
     "miss, uneven": (lambda: peft.MissConfig(target_modules=LINEARS, r=7), {}),
     "miss, mini": (lambda: peft.MissConfig(target_modules=LINEARS, r=8, mini_r=4, init_weights="mini"), {}),
@@ -95,8 +102,8 @@ def test_as_peft_computes_it(name: str, architecture: str, tiny_base: Any, as_pe
     bypass = as_peft(tiny_base(architecture), tmp_path, config, **options)
     kinds = {type(primitive) for primitives in bypass.sites.values() for primitive in primitives}
     assert kinds <= {LowRank, Dense, Kronecker}
-    assert (Dense in kinds) == name.endswith(("smaller", "bat"))
-    assert (Kronecker in kinds) == name.startswith("lokr")
+    assert (Dense in kinds) == name.endswith(("dense where smaller", "bat"))
+    assert (Kronecker in kinds) == name.startswith("lokr of")
 
 
 @pytest.mark.parametrize("task", [0, 2])
@@ -168,6 +175,31 @@ REFUSED: dict[str, tuple[peft.PeftConfig, dict[str, Any], type[AdapterError], st
         "topk is 9",
     ),
     "activation": (peft.PeanutConfig(target_modules=["q_proj"], r=2), {"act_fn": "snake"}, InvalidAdapter, "act_fn"),
+    "mask of no module": (
+        peft.AdaLoraConfig(target_modules=["q_proj"], init_r=4, target_r=2, total_step=9),
+        {"rank_pattern": {"nowhere.lora_E": [True, False, True, False]}},
+        InvalidAdapter,
+        "must name a targeted module",
+    ),
+    "mask of another length": (
+        peft.AdaLoraConfig(target_modules=["q_proj"], init_r=4, target_r=2, total_step=9),
+        {"rank_pattern": {"model.layers.0.self_attn.q_proj.lora_E": [True] * 5}},
+        InvalidAdapter,
+        "have init_r=4 booleans",
+    ),
+    "splits": (peft.PolyConfig(target_modules=["q_proj"], r=2), {"n_splits": 3}, InvalidAdapter, "into 3 splits"),
+    "a number beyond floats": (
+        peft.LoHaConfig(target_modules=["q_proj"], r=2),
+        {"r": 10**400},
+        InvalidAdapter,
+        "r must be an integer of at most",
+    ),
+    "an R that is not used": (
+        peft.DeftConfig(target_modules=["q_proj"], r=2),
+        {"para": True},
+        InvalidAdapter,
+        "deft_R",
+    ),
     "form": (peft.MissConfig(target_modules=["q_proj"], r=8), {"init_weights": "other"}, InvalidAdapter, "bat or mini"),
     "mask": (
         peft.AdaLoraConfig(target_modules=["q_proj"], init_r=4, target_r=2, total_step=9),
@@ -191,6 +223,57 @@ def test_refusals(name: str, llama: Any, oracle: ModuleType, tmp_path: Path) -> 
     _edit(tmp_path, **fields)
     with pytest.raises(kind, match=message):
         compile_adapter(tmp_path, llama.table, torch.float32, model=llama.model)
+
+
+@pytest.mark.parametrize("side", [2, 60000])
+def test_factors_of_lokr_are_not_multiplied_before_their_shapes_are_checked(
+    side: int, llama: Any, oracle: ModuleType, tmp_path: Path
+) -> None:
+    """A small file must not ask for a matrix of any size."""
+    oracle.method_adapter(llama.folder, tmp_path, peft.LoKrConfig(target_modules=["q_proj"], r=2))
+    thin = {"lokr_w2_a": torch.zeros(side, 2), "lokr_w2_b": torch.zeros(2, side)}
+    _replace(tmp_path, thin)
+    with pytest.raises(InvalidAdapter, match=r"the factors at .* make"):
+        compile_adapter(tmp_path, llama.table, torch.float32, model=llama.model)
+
+
+def test_factors_of_lokr_are_matrices(llama: Any, oracle: ModuleType, tmp_path: Path) -> None:
+    oracle.method_adapter(llama.folder, tmp_path, peft.LoKrConfig(target_modules=["q_proj"], r=64))
+    _replace(tmp_path, {"lokr_w1": torch.tensor(1.0)})
+    with pytest.raises(InvalidAdapter, match="a matrix is wanted"):
+        compile_adapter(tmp_path, llama.table, torch.float32, model=llama.model)
+
+
+def test_places_of_vectors_are_integers(llama: Any, oracle: ModuleType, tmp_path: Path) -> None:
+    config = peft.VBLoRAConfig(
+        target_modules=["q_proj"], r=2, num_vectors=8, vector_length=64, save_only_topk_weights=True
+    )
+    oracle.method_adapter(llama.folder, tmp_path, config)
+    _replace(tmp_path, {"vblora_logits_A_topk_indices": torch.full((2, 1, 2), 0.5)})
+    with pytest.raises(InvalidAdapter, match="holds no integers"):
+        compile_adapter(tmp_path, llama.table, torch.float32, model=llama.model)
+
+
+@pytest.mark.parametrize(
+    "name", ["gelu_10", "gelu_fast", "gelu_accurate", "quick_gelu", "relu2", "prelu", "laplace", "sqrtsoftplus"]
+)
+def test_activations_of_peanut(name: str, llama: Any, as_peft: AsPeft, tmp_path: Path) -> None:
+    as_peft(llama, tmp_path, peft.PeanutConfig(target_modules=["q_proj"], r=4, depth=1, act_fn=name))
+
+
+def test_an_osf_adapter_without_directions(llama: Any, oracle: ModuleType, tmp_path: Path) -> None:
+    oracle.method_adapter(llama.folder, tmp_path, peft.OSFConfig(target_modules=["q_proj"], effective_rank=64))
+    with pytest.raises(InvalidAdapter, match="the adapter does nothing"):
+        compile_adapter(tmp_path, llama.table, torch.float32, model=llama.model)
+
+
+def _replace(folder: Path, ends: dict[str, torch.Tensor]) -> None:
+    """Tensors whose names end so, by others."""
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    for key in tensors:
+        tensors[key] = ends.get(key.rpartition(".")[2], tensors[key]).clone()
+    save_file(tensors, file)
 
 
 def test_ranks_over_the_limit(llama: Any, oracle: ModuleType, tmp_path: Path) -> None:
