@@ -53,10 +53,11 @@ METHODS: dict[str, Callable[[], peft.PeftConfig] | None] = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds (default: 5)")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--out", type=Path, help="also write the result as JSON")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        seconds = measure(Path(folder), arguments.rounds)
+        seconds = measure(Path(folder), arguments.rounds, arguments.dtype)
     report = make_report(seconds)
     for name, entry in report["methods"].items():
         print(f"{name:<20}{entry['step_ms']:10.2f} ms a step{entry['beside_lora']:10.3f} x LoRA")
@@ -65,12 +66,12 @@ def main() -> int:
     return 0
 
 
-def measure(folder: Path, rounds: int) -> dict[str, list[float]]:
+def measure(folder: Path, rounds: int, dtype: str) -> dict[str, list[float]]:
     """Seconds of a decode step, by method, one figure a round; the first round is not counted."""
     base = folder / "base"
     write_base(base)
     engine = Engine(
-        EngineConfig(model=str(base), dtype="bfloat16", kv_cache_tokens=8192, max_loras=64, adapter_memory=2 << 30)
+        EngineConfig(model=str(base), dtype=dtype, kv_cache_tokens=8192, max_loras=64, adapter_memory=2 << 30)
     )
     digests = {name: write(engine, base, folder, name, make) for name, make in METHODS.items()}
     seconds: dict[str, list[float]] = {name: [] for name in METHODS}
