@@ -102,9 +102,19 @@ def bucketed(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
 
 
 def train(
-    model: torch.nn.Module, batches: Iterator[list[Row]], *, pad_id: int, steps: int, rate: float, label: str
+    model: torch.nn.Module,
+    batches: Iterator[list[Row]],
+    *,
+    pad_id: int,
+    steps: int,
+    rate: float,
+    label: str,
+    autocast: bool = True,
 ) -> float:
-    """AdamW with warm-up and cosine decay over every parameter that requires a gradient; returns the last loss."""
+    """AdamW with warm-up and cosine decay over every parameter that requires a gradient; returns the last loss.
+
+    autocast: matrix products in bfloat16. What the model answers for virtual tokens before the text is left aside.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate_factor(step, steps))
@@ -112,8 +122,8 @@ def train(
     with tqdm(range(steps), desc=label, unit="step") as progress:
         for _ in progress:
             ids, labels = collate(next(batches), pad_id)
-            with torch.autocast("cpu", torch.bfloat16):
-                logits = model(input_ids=ids).logits
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                logits = model(input_ids=ids).logits[:, -ids.shape[1] :]
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED)
             optimizer.zero_grad()
             loss.backward()
