@@ -3,7 +3,9 @@
 import asyncio
 import hashlib
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,7 +16,7 @@ from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
 from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingParams
 
-ARCHITECTURES = ["llama_biased", "qwen2", "gemma2", "phi3", "gpt2"]
+ARCHITECTURES = ["llama_biased", "qwen2", "gemma2", "phi3", "gpt2", "mixtral"]
 MAX_TOKENS = 8
 SETTINGS: dict[str, dict[str, Any]] = {
     "whole prompts": {"max_batch_tokens": 1024, "prefix_caching": False, "max_loras": 128},
@@ -38,12 +40,20 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(request: pytest.FixtureRequest, oracle: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> World:
-    folder = tmp_path_factory.mktemp(request.param)
-    world = World(oracle, oracle.tiny_model(request.param, 3, folder / "model"))
+def worlds(oracle: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], World]:
+    """By architecture, each made once."""
+    return cache(lambda architecture: _make_world(oracle, architecture, tmp_path_factory.mktemp(architecture)))
+
+
+@pytest.fixture
+def world(request: pytest.FixtureRequest, worlds: Callable[[str], World]) -> World:
+    return worlds(request.param)
+
+
+def _make_world(oracle: ModuleType, architecture: str, folder: Path) -> World:
+    world = World(oracle, oracle.tiny_model(architecture, 3, folder / "model"))
     plain = oracle.plain_model(world.model)
     kind = oracle.kind_of(plain.config.model_type)
-    prompts = _prompts()
     for name, entry in oracle.CATALOG.items():
         if (config := entry.make(kind)) is None:
             continue
@@ -55,10 +65,8 @@ def world(request: pytest.FixtureRequest, oracle: ModuleType, tmp_path_factory: 
             continue
         world.adapters[name] = made
         model = oracle.peft_model(world.model, made)
-        for prompt in prompts:
-            answer = oracle.peft_generate(model, prompt, MAX_TOKENS, entry.task)
-            world.requests.append((name, prompt, answer))
-    world.requests += [("", prompt, oracle.peft_generate(plain, prompt, MAX_TOKENS)) for prompt in prompts]
+        world.requests += [(name, p, oracle.peft_generate(model, p, MAX_TOKENS, entry.task)) for p in _prompts()]
+    world.requests += [("", prompt, oracle.peft_generate(plain, prompt, MAX_TOKENS)) for prompt in _prompts()]
     return world
 
 
@@ -91,6 +99,33 @@ def test_every_method_in_one_batch(world: World, setting: str) -> None:
         assert (stats.device_adapter_bytes, stats.host_adapter_bytes, stats.kv_pages_used) == (0, 0, 0)
     finally:
         engine.close()
+
+
+@pytest.mark.parametrize("world", ARCHITECTURES[:1], indirect=True)
+def test_neighbours_get_what_they_get_without_the_others(world: World) -> None:
+    """The base and plain LoRA, beside every other method and beside nobody else: the same tokens."""
+    engine = Engine(EngineConfig(model=str(world.model), device="cpu", dtype="float32", prefix_caching=False))
+    try:
+        digests = {name: hashlib.sha256(name.encode()).hexdigest() for name in world.adapters}
+        for name, adapter in world.adapters.items():
+            engine.inspect_adapter(digests[name], adapter)
+        plain = [(name, prompt) for name in ("", "lora") for prompt in _prompts()]
+        others = [(name, prompt) for name in world.adapters if name != "lora" for prompt in _prompts()]
+        alone = _tokens(engine, digests, plain)
+        assert _tokens(engine, digests, plain + others)[: len(plain)] == alone
+    finally:
+        engine.close()
+
+
+def _tokens(engine: Engine, digests: dict[str, str], requests: list[tuple[str, list[int]]]) -> list[list[int]]:
+    """Of all requests, which run at once. Tasks of adapters that have several do not matter here."""
+    for i, (name, prompt) in enumerate(requests):
+        engine.add_request(_message(i, prompt, [AdapterPart(digests[name])] if name else []))
+    tokens: list[list[int]] = [[] for _ in requests]
+    while engine.has_work():
+        for output in engine.step():
+            tokens[int(output.request_id)] += output.token_ids
+    return tokens
 
 
 MIXTURES = [
@@ -176,12 +211,22 @@ async def test_every_method_on_a_server(world: World, tmp_path: Path) -> None:
         for (name, prompt, wanted), answer in zip(world.requests, answers, strict=True):
             sure = next((i for i, m in enumerate(wanted.margins) if m < 1e-4), MAX_TOKENS)
             assert answer.token_ids[:sure] == wanted.token_ids[:sure], (name, prompt)
-        for name in world.adapters:
-            assert server.client.delete(f"/v1/adapters/{name}").status_code == 200
-        server.wait_for_metric("peftserve_adapter_bytes", 0)
-        assert not list((tmp_path / "state" / "adapters").iterdir())
+        _delete_all(world, server)
+        for name, adapter in world.adapters.items():  # once more, each by itself
+            assert server.upload(name, adapter).status_code == 201
+            body = {"model": name, "prompt": [20, 7, 8, 30], "max_tokens": 2, "task_id": world.task(name)}
+            assert server.client.post("/v1/completions", json=body).status_code == 200
+        _delete_all(world, server)
     finally:
         server.stop()
+
+
+def _delete_all(world: World, server: Any) -> None:
+    """And with them all memory that they took, in the engine and on the disk."""
+    for name in world.adapters:
+        assert server.client.delete(f"/v1/adapters/{name}").status_code == 200
+    server.wait_for_metric("peftserve_adapter_bytes", 0)
+    server.wait_until(lambda: not list((server.state / "adapters").iterdir()), "delete the files")
 
 
 async def _ask(world: World, client: Any, i: int, request: tuple[str, list[int], Any]) -> Any:

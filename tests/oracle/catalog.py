@@ -62,15 +62,13 @@ def loud(name: str, parameter: torch.Tensor, generator: torch.Generator) -> torc
     return parameter + torch.randn(parameter.shape, generator=generator)
 
 
-def _on(config: type[Any], where: str = "linears", **options: Any) -> Callable[[Kind], PeftConfig]:
-    """A configuration on `where` of the kind."""
+def _on(config: type[Any], **options: Any) -> Callable[[Kind], PeftConfig]:
+    """A configuration on all linears of the kind."""
 
     def make(kind: Kind) -> PeftConfig:
         known = config.__dataclass_fields__
         transposed = {"fan_in_fan_out": True} if kind.model_type == "gpt2" and "fan_in_fan_out" in known else {}
-        made: PeftConfig = config(
-            task_type="CAUSAL_LM", target_modules=getattr(kind, where), **{**transposed, **options}
-        )
+        made: PeftConfig = config(**{"task_type": "CAUSAL_LM", "target_modules": kind.linears, **transposed, **options})
         return made
 
     return make
@@ -103,6 +101,16 @@ def _block_diagonal(kind: Kind) -> PeftConfig:
     first = [name for name in kind.linears if name.rpartition(".")[2] != last]
     config = BdLoraConfig(nblocks=2, target_modules_bd_a=[last], target_modules_bd_b=first)
     return _lora(use_bdlora=config)(kind)
+
+
+def _experts(kind: Kind) -> PeftConfig | None:
+    if kind.model_type != "mixtral":
+        return None
+    return _lora(
+        target_modules=["q_proj"],
+        target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+        lora_dropout=0.0,
+    )(kind)
 
 
 def _embedding(kind: Kind, **options: Any) -> PeftConfig:
@@ -168,6 +176,7 @@ CATALOG: Mapping[str, Entry] = {
     "lora-trainable-tokens": Entry(_lora(trainable_token_indices=[5, 9, 30])),
     "lora-embedding-and-head": Entry(_embedding),
     "lora-alora": Entry(_invoked),
+    "lora-experts": Entry(_experts),
     "adalora": Entry(_on(peft.AdaLoraConfig, init_r=6, target_r=4, lora_alpha=16, total_step=10)),
     "loha": Entry(_on(peft.LoHaConfig, r=3, alpha=6)),
     "lokr": Entry(_on(peft.LoKrConfig, r=4, alpha=8)),
