@@ -60,7 +60,7 @@ def _make_world(oracle: ModuleType, architecture: str, folder: Path) -> World:
         try:
             made = oracle.method_adapter(world.model, folder / name, config, randomize=entry.randomize)
         except Exception as error:
-            if oracle.supported_by_peft(error):
+            if oracle.is_fault(error):
                 raise
             continue
         world.adapters[name] = made

@@ -5,7 +5,7 @@ server with its clients. Tests get it as the fixture `oracle`.
 from transformers.utils.logging import disable_progress_bar
 
 from .adapters import random_adapter, varied_adapters
-from .catalog import CATALOG, kind_of, supported_by_peft
+from .catalog import CATALOG, is_fault, kind_of
 from .client import Answer, Client
 from .methods import (
     method_adapter,
@@ -40,6 +40,7 @@ __all__ = [
     "RunningServer",
     "adapter_files",
     "free_port",
+    "is_fault",
     "kind_of",
     "method_adapter",
     "naive_logits",
@@ -51,7 +52,6 @@ __all__ = [
     "random_adapter",
     "random_workload",
     "shaken",
-    "supported_by_peft",
     "tiny_model",
     "tiny_tokenizer",
     "varied_adapters",

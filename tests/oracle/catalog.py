@@ -42,8 +42,8 @@ class Entry:
     task: int | None = None
 
 
-def supported_by_peft(error: Exception) -> bool:
-    """Whether what PEFT raised is not its word that a method is not for modules of this kind."""
+def is_fault(error: Exception) -> bool:
+    """Whether what PEFT raised is more than its word that a method is not for modules of this kind."""
     return not (isinstance(error, TypeError | ValueError | NotImplementedError) and "support" in str(error))
 
 
