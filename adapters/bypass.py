@@ -70,6 +70,26 @@ class ExpertLowRank(Primitive):
 
 
 @dataclass(frozen=True)
+class SharedLowRank(Primitive):
+    """`y += scale ⊙ (b[:out] (d ⊙ (a[:, :in] x)))`: a low-rank bypass whose factors many modules share (VeRA).
+
+    a: (rank, at least in_features); b: (at least out_features, rank), the same tensors at all modules, which are stored
+    once. d: (rank,); scale: (out_features,).
+    """
+
+    kind = "shared_low_rank"
+    a: torch.Tensor
+    b: torch.Tensor
+    d: torch.Tensor
+    scale: torch.Tensor
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its own tensors; those that are shared are counted once an adapter."""
+        return self.d.nbytes + self.scale.nbytes
+
+
+@dataclass(frozen=True)
 class InputScale(Primitive):
     """`x += d ⊙ x` before the module. d: (in_features,), the scale less 1."""
 
@@ -234,4 +254,16 @@ class Bypass:
     def num_bytes(self) -> int:
         sites = sum(primitive.num_bytes for primitives in self.sites.values() for primitive in primitives)
         prefix = 0 if self.prefix is None else self.prefix.num_bytes
-        return sites + prefix + sum(side.num_bytes for side in (self.side_attention or {}).values())
+        return (
+            sites + self._shared_bytes() + prefix + sum(side.num_bytes for side in (self.side_attention or {}).values())
+        )
+
+    def _shared_bytes(self) -> int:
+        shared = [p for ps in self.sites.values() for p in ps if isinstance(p, SharedLowRank)]
+        return sum({id(tensor): tensor.nbytes for p in shared for tensor in (p.a, p.b)}.values())
+
+
+def _rank(primitive: Primitive) -> int:
+    if isinstance(primitive, SharedLowRank):
+        return primitive.a.shape[0]
+    return primitive.rank if isinstance(primitive, LowRank) else 0

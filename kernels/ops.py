@@ -111,6 +111,13 @@ def expert_low_rank(
     return x @ a.mT @ b.mT
 
 
+def shared_low_rank(
+    x: torch.Tensor, y: torch.Tensor, *, a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, scale: torch.Tensor
+) -> torch.Tensor:
+    h = x @ a[:, : x.shape[-1]].T * d
+    return h @ b[: y.shape[-1]].T * scale
+
+
 def rows(x: torch.Tensor, y: torch.Tensor, *, ids: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     if x.is_floating_point():  # a head
         return y.index_copy(-1, ids.long(), x @ values.T)
@@ -141,6 +148,7 @@ FORMULAS: Mapping[str, Formula] = {
     "output_scale": Formula(Phase.OUTPUT, output_scale, row="d"),
     "pair_rotation": Formula(Phase.OUTPUT, pair_rotation),
     "low_rank": Formula(Phase.ADD, low_rank),
+    "shared_low_rank": Formula(Phase.ADD, shared_low_rank),
     "kronecker": Formula(Phase.ADD, kronecker),
     "sparse": Formula(Phase.ADD, sparse),
     "dense": Formula(Phase.ADD, dense),

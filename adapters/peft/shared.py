@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from ..bypass import Bypass
-from ..errors import InvalidAdapter, UnsupportedAdapter
+from ..bypass import Bypass, SharedLowRank
+from ..errors import AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
 from ..sites import Site
-from .base import Base
+from .base import Base, Named
 from .config import MethodConfig
 from .factored import low_rank
 from .linears import sites_of
@@ -39,19 +39,24 @@ def _vera(stem: str, halves: int, config: MethodConfig, checkpoint: Checkpoint, 
     sites = sites_of(config, base)
     width = max(site.in_features for site in sites), max(site.out_features for site in sites)
     shapes = (halves * rank, width[0]), (width[1], rank)
-    shared_a, shared_b = _projections(stem, shapes, config, checkpoint, base)
+    if rank > base.max_rank:
+        raise AdapterTooLarge(f"rank {rank} is over the server's limit of {base.max_rank}", param="r")
+    projections = zip("AB", _projections(stem, shapes, config, checkpoint), strict=True)
+    shared_a, shared_b = (
+        Named(f"{stem}_{letter}", w[:rank] if letter == "A" else w).converted(base.dtype) for letter, w in projections
+    )
     compiled = {}
     for site in sites:
         why = f"rank {rank} at {site.name} takes"
         d = checkpoint.take(f"{site.name}.{stem}_lambda_d").require_shape((halves * rank,), why).weights()
         b = checkpoint.take(f"{site.name}.{stem}_lambda_b").require_shape((site.out_features,), why).weights()
-        a = d[:rank, None] * shared_a[:rank, : site.in_features]
-        compiled[site.name] = (low_rank(site.name, a, b[:, None] * shared_b[: site.out_features], base),)
+        scales = Named(site.name, d[:rank]).converted(base.dtype), Named(site.name, b).converted(base.dtype)
+        compiled[site.name] = (SharedLowRank(shared_a, shared_b, *scales),)
     return Bypass(config.peft_type, compiled)
 
 
 def _projections(
-    stem: str, shapes: tuple[tuple[int, int], tuple[int, int]], config: MethodConfig, checkpoint: Checkpoint, base: Base
+    stem: str, shapes: tuple[tuple[int, int], tuple[int, int]], config: MethodConfig, checkpoint: Checkpoint
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The shared A and B: the checkpoint's, or drawn again as PEFT draws them on the CPU."""
     if config.fields.boolean("save_projection", default=True):
@@ -61,7 +66,7 @@ def _projections(
         )
         return a, b
     key = config.fields.integer("projection_prng_key", 0, 0)
-    if key >= 1 << 63 or max(map(max, shapes)) > _MAX_RANK * 64 or shapes[1][1] > base.max_rank:
+    if key >= 1 << 63 or max(map(max, shapes)) > _MAX_RANK * 64:
         raise InvalidAdapter("projection_prng_key or r is too large", param="projection_prng_key")
     generator = torch.Generator().manual_seed(key)
     a, b = (_drawn(shape, generator) for shape in shapes)

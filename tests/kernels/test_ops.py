@@ -42,6 +42,10 @@ CASES: dict[str, tuple[dict[str, Any], torch.Tensor]] = {
         Y * draw(OUT) + turned(Y, 4) * draw(1, OUT)[0],
     ),
     "kronecker": ({"w1": draw(2, 3), "w2": draw(4, 4)}, X @ torch.kron(draw(2, 3), draw(4, 4)).T),
+    "shared_low_rank": (
+        {"a": draw(2, IN + 3), "b": draw(OUT + 5, 2), "d": draw(2), "scale": draw(OUT)},
+        X @ (torch.diag(draw(OUT)) @ draw(OUT + 5, 2)[:OUT] @ torch.diag(draw(2)) @ draw(2, IN + 3)[:, :IN]).T,
+    ),
     "dense": ({"w": draw(OUT, IN)}, X @ draw(OUT, IN).T),
     "low_rank": ({"a": draw(2, IN), "b": draw(OUT, 2)}, X @ (draw(OUT, 2) @ draw(2, IN)).T),
 }

@@ -89,9 +89,16 @@ class _Writer:
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
         self._pieces: list[tuple[Place, torch.Tensor]] = []
+        self._places: dict[int, Place] = {}
         self._size = 0
 
     def add(self, tensor: torch.Tensor) -> Place:
+        """The same tensor again, as primitives that share it have it, takes no second place."""
+        if id(tensor) not in self._places:
+            self._places[id(tensor)] = self._put(tensor)
+        return self._places[id(tensor)]
+
+    def _put(self, tensor: torch.Tensor) -> Place:
         dtype = None if tensor.is_floating_point() else torch.int32
         place = Place(self._size, tensor.shape, dtype)
         self._pieces.append((place, tensor))

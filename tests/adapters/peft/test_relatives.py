@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from peftserve.adapters.bypass import Bypass, Dense, Kronecker, LowRank
+from peftserve.adapters.bypass import Bypass, Dense, Kronecker, LowRank, SharedLowRank
 from peftserve.adapters.errors import AdapterError, AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
 from peftserve.adapters.peft.compile import compile_adapter
 
@@ -101,7 +101,7 @@ def test_as_peft_computes_it(name: str, architecture: str, tiny_base: Any, as_pe
         config = make()
     bypass = as_peft(tiny_base(architecture), tmp_path, config, **options)
     kinds = {type(primitive) for primitives in bypass.sites.values() for primitive in primitives}
-    assert kinds <= {LowRank, Dense, Kronecker}
+    assert kinds <= {LowRank, SharedLowRank, Dense, Kronecker}
     assert (Dense in kinds) == name.endswith(("dense where smaller", "bat"))
     assert (Kronecker in kinds) == name.startswith("lokr of")
 
