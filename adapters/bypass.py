@@ -22,9 +22,13 @@ import torch
 
 @dataclass(frozen=True)
 class Primitive:
-    """kind: its name on cards, and in `kernels/ops.py`, which has its formula. Fields are tensors or plain values."""
+    """kind: its name on cards, and in `kernels/ops.py`, which has its formula. Fields are tensors or plain values.
+
+    shared: names of the tensors that modules and adapters have alike, and that are kept once.
+    """
 
     kind: ClassVar[str]
+    shared: ClassVar[frozenset[str]] = frozenset()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         values = ((f.name, getattr(self, f.name)) for f in fields(self))
@@ -32,7 +36,8 @@ class Primitive:
 
     @property
     def num_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.tensors().values())
+        """Of its own tensors, without those that are shared."""
+        return sum(tensor.nbytes for name, tensor in self.tensors().items() if name not in self.shared)
 
 
 @dataclass(frozen=True)
@@ -73,20 +78,16 @@ class ExpertLowRank(Primitive):
 class SharedLowRank(Primitive):
     """`y += scale ⊙ (b[:out] (d ⊙ (a[:, :in] x)))`: a low-rank bypass whose factors many modules share (VeRA).
 
-    a: (rank, at least in_features); b: (at least out_features, rank), the same tensors at all modules, which are stored
-    once. d: (rank,); scale: (out_features,).
+    a: (rank, at least in_features); b: (at least out_features, rank), the same tensors at all modules.
+    d: (rank,); scale: (out_features,).
     """
 
     kind = "shared_low_rank"
+    shared = frozenset({"a", "b"})
     a: torch.Tensor
     b: torch.Tensor
     d: torch.Tensor
     scale: torch.Tensor
-
-    @property
-    def num_bytes(self) -> int:
-        """Of its own tensors; those that are shared are counted once an adapter."""
-        return self.d.nbytes + self.scale.nbytes
 
 
 @dataclass(frozen=True)
@@ -259,8 +260,8 @@ class Bypass:
         )
 
     def _shared_bytes(self) -> int:
-        shared = [p for ps in self.sites.values() for p in ps if isinstance(p, SharedLowRank)]
-        return sum({id(tensor): tensor.nbytes for p in shared for tensor in (p.a, p.b)}.values())
+        shared = [p.tensors()[name] for ps in self.sites.values() for p in ps for name in p.shared]
+        return sum({id(tensor): tensor.nbytes for tensor in shared}.values())
 
 
 def _rank(primitive: Primitive) -> int:

@@ -47,10 +47,10 @@ class Attachments:
         self._side_attention: dict[int, Mapping[int, SideView]] = {}
         self._vocabularies: dict[int, int] = {}  # of slots that bring a larger one than the base's
 
-    def attach(self, slot: int, base: int, layout: AdapterLayout) -> None:
-        """The blob at element `base` of the arena now serves `slot`."""
+    def attach(self, slot: int, base: int, layout: AdapterLayout, shared: Mapping[str, int]) -> None:
+        """The blob at element `base` of the arena now serves `slot`. shared: where the pieces beside it begin."""
         self.backend.attach(slot, base, layout.groups)
-        self.side.attach(slot, {s: [self._op(s, op, base) for op in ops] for s, ops in layout.ops.items()})
+        self.side.attach(slot, {s: [self._op(s, op, base, shared) for op in ops] for s, ops in layout.ops.items()})
         if layout.prefix:
             self._prefixes[slot] = {
                 layer: (keys.view(self._arena, base), values.view(self._arena, base))
@@ -90,8 +90,8 @@ class Attachments:
         """The segments that have any, with it."""
         return [(s, self._side_attention[s.slot]) for s in tokens if s.slot in self._side_attention]
 
-    def _op(self, site: str, op: OpLayout, base: int) -> Op:
-        tensors = {name: place.view(self._arena, base) for name, place in op.places.items()}
+    def _op(self, site: str, op: OpLayout, base: int, shared: Mapping[str, int]) -> Op:
+        tensors = {name: place.view(self._arena, base, shared) for name, place in op.places.items()}
         if op.kind == "replacement":
             width = tensors["weight"].shape[0] if site == self._head and "weight" in tensors else 0
             return Op(op.kind, {"module": shell(self._modules[site], tensors), "width": width})

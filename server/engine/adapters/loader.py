@@ -3,7 +3,7 @@
 One worker: loads are bound by the disk and by copies, and a second one would only take time from the steps.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -31,21 +31,24 @@ class AdapterLoader:
         """Any other work for this thread."""
         return self._worker.submit(task)
 
-    def copy(self, blob: Blob, start: int) -> Future[None]:
-        """Copy a blob to element `start` of the arena; done when the device has it."""
-        return self._worker.submit(self._copy, blob, start)
+    def copy(self, pieces: Sequence[tuple[torch.Tensor, int]]) -> Future[None]:
+        """Copy each tensor to its element of the arena; done when the device has all of them, and all before them."""
+        return self._worker.submit(self._copy, tuple(pieces))
 
     def close(self) -> None:
         self._worker.shutdown(wait=True, cancel_futures=True)
 
-    def _copy(self, blob: Blob, start: int) -> None:
-        target = self._arena[start : start + blob.data.numel()]
+    def _copy(self, pieces: tuple[tuple[torch.Tensor, int], ...]) -> None:
         if self._stream is None:
-            target.copy_(blob.data)
+            self._enqueue(pieces)
             return
         with torch.cuda.stream(self._stream):
-            target.copy_(blob.data, non_blocking=True)
+            self._enqueue(pieces)
         self._stream.synchronize()
+
+    def _enqueue(self, pieces: tuple[tuple[torch.Tensor, int], ...]) -> None:
+        for data, start in pieces:
+            self._arena[start : start + data.numel()].copy_(data, non_blocking=True)
 
 
 def _use_one_core() -> None:

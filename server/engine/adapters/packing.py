@@ -3,6 +3,7 @@
 Every tensor starts at a multiple of `ALIGNMENT` elements. A's of sites that share an input are stacked.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
@@ -11,6 +12,8 @@ import torch
 
 from peftserve.adapters.bypass import Bypass, LowRank, Primitive
 from peftserve.kernels.layout import BlobLayout, Group, GroupLayout
+
+_NOTHING: Mapping[str, int] = {}
 
 ALIGNMENT = 32  # elements: 64 bytes in bfloat16, for vector loads
 
@@ -24,15 +27,19 @@ class SiteGroups:
 
 
 class Place(NamedTuple):
-    """One tensor in the blob. offset: in elements of the arena's dtype. dtype: int32, or None for the arena's own."""
+    """One tensor in the blob. offset: in elements of the arena's dtype. dtype: int32, or None for the arena's own.
+
+    shared: key of the piece that holds it instead, if other adapters have the same tensor.
+    """
 
     offset: int
     shape: torch.Size
     dtype: torch.dtype | None = None
+    shared: str | None = None
 
-    def view(self, arena: torch.Tensor, base: int) -> torch.Tensor:
-        """Of the blob that begins at element `base` of the arena."""
-        start, count = base + self.offset, self.shape.numel()
+    def view(self, arena: torch.Tensor, base: int, shared: Mapping[str, int] = _NOTHING) -> torch.Tensor:
+        """Of the blob that begins at element `base` of the arena. shared: where each piece begins."""
+        start, count = (base if self.shared is None else shared[self.shared]) + self.offset, self.shape.numel()
         if self.dtype is None:
             return arena[start : start + count].view(self.shape)
         taken = -(-count * self.dtype.itemsize // arena.element_size())
@@ -71,34 +78,46 @@ class AdapterLayout:
     invocation: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True, eq=False)
+class SharedPiece:
+    """A tensor that several adapters have alike, which the device holds once. key: hash of its shape and its numbers.
+
+    data: (elements,) as in `Blob`.
+    """
+
+    key: str
+    data: torch.Tensor
+
+
 @dataclass(frozen=True)
 class Blob:
-    """data: (elements,) in the arena's dtype, on the host, pinned when the device is a GPU."""
+    """data: (elements,) in the arena's dtype, on the host, pinned when the device is a GPU. shared: beside it."""
 
     data: torch.Tensor
     layout: AdapterLayout
+    shared: tuple[SharedPiece, ...] = ()
+
+    @property
+    def num_elements(self) -> int:
+        return self.data.numel() + sum(piece.data.numel() for piece in self.shared)
 
     @property
     def num_bytes(self) -> int:
-        return self.data.numel() * self.data.element_size()
+        """Of all of it, whoever else has the shared pieces too."""
+        return self.num_elements * self.data.element_size()
 
 
 class _Writer:
     """Collects tensors at aligned offsets. dtype: the arena's, to which all but integers are converted."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, pin: bool) -> None:
+        self.shared: dict[int, SharedPiece] = {}
         self._dtype = dtype
+        self._pin = pin
         self._pieces: list[tuple[Place, torch.Tensor]] = []
-        self._places: dict[int, Place] = {}
         self._size = 0
 
     def add(self, tensor: torch.Tensor) -> Place:
-        """The same tensor again, as primitives that share it have it, takes no second place."""
-        if id(tensor) not in self._places:
-            self._places[id(tensor)] = self._put(tensor)
-        return self._places[id(tensor)]
-
-    def _put(self, tensor: torch.Tensor) -> Place:
         dtype = None if tensor.is_floating_point() else torch.int32
         place = Place(self._size, tensor.shape, dtype)
         self._pieces.append((place, tensor))
@@ -106,16 +125,30 @@ class _Writer:
         self._size += -(-num_elements // ALIGNMENT) * ALIGNMENT
         return place
 
-    def write(self, pin: bool) -> torch.Tensor:
-        data = torch.zeros(self._size, dtype=self._dtype, pin_memory=pin)
+    def share(self, tensor: torch.Tensor) -> Place:
+        """Beside the blob; a tensor that several primitives have is one piece."""
+        if id(tensor) not in self.shared:
+            data = torch.empty(tensor.numel(), dtype=self._dtype, pin_memory=self._pin)
+            data.view(tensor.shape).copy_(tensor)
+            self.shared[id(tensor)] = SharedPiece(_hash(data, tensor.shape), data)
+        return Place(0, tensor.shape, None, self.shared[id(tensor)].key)
+
+    def write(self) -> torch.Tensor:
+        data = torch.zeros(self._size, dtype=self._dtype, pin_memory=self._pin)
         for place, tensor in self._pieces:
             place.view(data, 0).copy_(tensor)
         return data
 
 
+def _hash(data: torch.Tensor, shape: torch.Size) -> str:
+    digest = hashlib.sha256(repr((tuple(shape), data.dtype)).encode())
+    digest.update(data.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def pack(bypass: Bypass, sites: SiteGroups, dtype: torch.dtype, *, pin: bool = False) -> Blob:
     """Lay the bypass out for the arena. Every site with a low-rank bypass must be in `sites`."""
-    writer = _Writer(dtype)
+    writer = _Writer(dtype, pin)
     groups = _pack_groups(writer, bypass, sites)
     ops = {name: tuple(_pack_op(writer, p) for p in _others(primitives)) for name, primitives in bypass.sites.items()}
     prefix = {} if bypass.prefix is None else bypass.prefix.layers
@@ -128,7 +161,7 @@ def pack(bypass: Bypass, sites: SiteGroups, dtype: torch.dtype, *, pin: bool = F
         prefix_length=0 if bypass.prefix is None else bypass.prefix.length,
         invocation=bypass.invocation,
     )
-    return Blob(writer.write(pin), layout)
+    return Blob(writer.write(), layout, tuple(writer.shared.values()))
 
 
 def _others(primitives: tuple[Primitive, ...]) -> list[Primitive]:
@@ -138,7 +171,8 @@ def _others(primitives: tuple[Primitive, ...]) -> list[Primitive]:
 def _pack_op(writer: _Writer, primitive: Primitive) -> OpLayout:
     tensors = primitive.tensors()
     values = {f.name: getattr(primitive, f.name) for f in fields(primitive) if f.name not in tensors}
-    return OpLayout(primitive.kind, {name: writer.add(tensor) for name, tensor in tensors.items()}, values)
+    places = {name: (writer.share if name in primitive.shared else writer.add)(t) for name, t in tensors.items()}
+    return OpLayout(primitive.kind, places, values)
 
 
 def _pack_groups(writer: _Writer, bypass: Bypass, sites: SiteGroups) -> dict[int, GroupLayout]:

@@ -7,11 +7,13 @@ runs on the step loop's thread; only the loads that it starts run elsewhere.
 """
 
 import time
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
+
+import torch
 
 from peftserve.adapters.errors import AdapterTooLarge
 
@@ -21,11 +23,15 @@ from .host_tier import HostTier
 from .loader import AdapterLoader
 from .packing import AdapterLayout, Blob
 from .ranges import RangeAllocator
+from .shared_ranges import SharedRanges
 
 
 @dataclass(slots=True)
 class _Resident:
-    """size: elements of the range. copy: the copy into the arena while it runs; None once the slot is attached."""
+    """size: elements of the range. copy: the copy into the arena while it runs; None once the slot is attached.
+
+    shared: keys of the pieces beside its own range.
+    """
 
     slot: int
     start: int
@@ -34,12 +40,13 @@ class _Resident:
     holders: int
     copy: Future[None] | None
     requested: float
+    shared: tuple[str, ...]
 
 
 class Slots(Protocol):
     """Where adapters are attached, by slot."""
 
-    def attach(self, slot: int, base: int, layout: AdapterLayout) -> None: ...
+    def attach(self, slot: int, base: int, layout: AdapterLayout, shared: Mapping[str, int]) -> None: ...
 
     def detach(self, slot: int) -> None: ...
 
@@ -55,6 +62,7 @@ class AdapterResidency:
         self._loader = loader
         self._slots = slots
         self._ranges = ranges
+        self._shared = SharedRanges(ranges)
         self._max_loras = max_loras
         self._free_slots = list(range(max_loras - 1, -1, -1))
         self._residents: OrderedDict[str, _Resident] = OrderedDict()
@@ -169,19 +177,32 @@ class AdapterResidency:
     def _load(self, digest: str) -> bool:
         blob = self.host.get(digest)
         assert blob is not None, "reserved an adapter that was not prepared"
-        start = self._make_room(blob.data.numel())
+        held: list[str] = []
+        copies: list[tuple[torch.Tensor, int]] = []
+        for piece in blob.shared:
+            if piece.key in self._shared:
+                self._shared.hold(piece.key)
+            elif (start := self._make_room(piece.data.numel())) is not None:
+                self._shared.put(piece, start)
+                copies.append((piece.data, start))
+            else:
+                break
+            held.append(piece.key)
+        start = self._make_room(blob.data.numel()) if len(held) == len(blob.shared) else None
         if start is None:
+            self._shared.release(held)
             return False
-        slot = self._free_slots.pop()
-        copy = self._loader.copy(blob, start)
+        copy = self._loader.copy([*copies, (blob.data, start)])
         requested = self._asked.get(digest, time.monotonic())
         size = self._ranges.rounded(blob.data.numel())
-        self._residents[digest] = _Resident(slot, start, size, blob.layout, holders=1, copy=copy, requested=requested)
+        self._residents[digest] = _Resident(
+            self._free_slots.pop(), start, size, blob.layout, 1, copy, requested, tuple(held)
+        )
         return True
 
     def _check_possible(self, digests: Sequence[str]) -> None:
         """Waiting helps only those that an empty device would have room for."""
-        if sum(map(self._size, digests)) > self._ranges.capacity:
+        if self._size(digests) > self._ranges.capacity:
             self._failures[tuple(digests)] = AdapterTooLarge(
                 "together, the adapters of this mixture need more memory on the device than --adapter-memory allows"
             )
@@ -192,12 +213,20 @@ class AdapterResidency:
             for digest in list(self._residents):
                 self._evict(digest)
 
-    def _size(self, digest: str) -> int:
-        if (resident := self._residents.get(digest)) is not None:
-            return resident.size
-        blob = self.host.get(digest)
-        assert blob is not None, "reserved an adapter that was not prepared"
-        return self._ranges.rounded(blob.data.numel())
+    def _size(self, digests: Sequence[str]) -> int:
+        """Elements that these take together, what they share once."""
+        own = 0
+        shared: dict[str, int] = {}
+        for digest in digests:
+            if (resident := self._residents.get(digest)) is not None:
+                own += resident.size
+                shared |= {key: self._shared.size(key) for key in resident.shared}
+                continue
+            blob = self.host.get(digest)
+            assert blob is not None, "reserved an adapter that was not prepared"
+            own += self._ranges.rounded(blob.data.numel())
+            shared |= {piece.key: self._ranges.rounded(piece.data.numel()) for piece in blob.shared}
+        return own + sum(shared.values())
 
     def _make_room(self, size: int) -> int | None:
         """A free slot and a range of `size`, evicting what nobody holds, or None."""
@@ -213,7 +242,8 @@ class AdapterResidency:
         self.num_evictions += 1
 
     def _attach(self, digest: str, resident: _Resident) -> None:
-        self._slots.attach(resident.slot, resident.start, resident.layout)
+        shared = self._shared.starts(resident.shared)
+        self._slots.attach(resident.slot, resident.start, resident.layout, shared)
         resident.copy = None
         self.num_loads += 1
         self.load_seconds.append(time.monotonic() - resident.requested)
@@ -222,6 +252,7 @@ class AdapterResidency:
         resident = self._residents.pop(digest)
         self._slots.detach(resident.slot)
         self._ranges.free(resident.start)
+        self._shared.release(resident.shared)
         self._free_slots.append(resident.slot)
 
     def check_integrity(self) -> None:
@@ -230,4 +261,6 @@ class AdapterResidency:
         self.host.check_integrity()
         slots = sorted([*self._free_slots, *(r.slot for r in self._residents.values())])
         assert slots == list(range(self._max_loras)), f"slots are lost or doubled: {slots}"
+        shared = Counter(key for resident in self._residents.values() for key in resident.shared)
+        assert shared == self._shared.holders(), "a shared piece's holders are not the adapters that have it"
         assert all(r.holders >= 0 for r in self._residents.values()), "an adapter was released too often"

@@ -3,9 +3,11 @@
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -21,7 +23,7 @@ from ..model.loading import LoadedModel
 from .attachments import Attachments
 from .host_tier import HostTier
 from .loader import AdapterLoader
-from .packing import ALIGNMENT, Blob, pack
+from .packing import ALIGNMENT, Blob, SharedPiece, pack
 from .ranges import RangeAllocator
 from .residency import AdapterResidency
 
@@ -44,6 +46,7 @@ class AdapterService:
         host = HostTier(config.host_adapter_memory, config.max_cpu_loras)
         ranges = RangeAllocator(elements, ALIGNMENT)
         self.residency = AdapterResidency(self._loader, self.attachments, host, ranges, config.max_loras)
+        self._pieces: WeakValueDictionary[str, SharedPiece] = WeakValueDictionary()  # the loader's thread's
         self._compiled: deque[tuple[str, Blob]] = deque()  # by the loader's thread, for `poll` to take in
         self._releases: dict[str, list[Future[None]]] = {}
         self._failures: dict[tuple[str, ...], BaseException] = {}
@@ -138,13 +141,18 @@ class AdapterService:
 
     def _pack(self, compiled: CompiledAdapter) -> Blob:
         pin = self._loaded.device.type == "cuda"
-        blob = pack(compiled.bypass, self._loaded.sites.groups, self._loaded.dtype, pin=pin)
-        if blob.data.numel() > self._arena.numel():
+        blob = self._interned(pack(compiled.bypass, self._loaded.sites.groups, self._loaded.dtype, pin=pin))
+        if blob.num_elements > self._arena.numel():
             raise AdapterTooLarge(
                 f"the adapter needs {blob.num_bytes} bytes on the device and --adapter-memory allows "
                 f"{self._arena.numel() * self._arena.element_size()}"
             )
         return blob
+
+    def _interned(self, blob: Blob) -> Blob:
+        """With the shared pieces that other blobs on the host have already, so that they are there once, too."""
+        pieces = tuple(self._pieces.setdefault(piece.key, piece) for piece in blob.shared)
+        return replace(blob, shared=pieces)
 
     def _folder_of(self, digest: str) -> Path:
         if self._config.store is not None:

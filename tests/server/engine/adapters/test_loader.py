@@ -59,7 +59,7 @@ def test_the_caller_does_not_wait(loader: AdapterLoader, compiler: Compiler) -> 
 def test_a_copy_fills_its_range_and_nothing_else(
     loader: AdapterLoader, make_blob: MakeBlob, arena: torch.Tensor
 ) -> None:
-    loader.copy(make_blob(4, 3.0), 8).result(PATIENCE)
+    loader.copy([(make_blob(4, 3.0).data, 8)]).result(PATIENCE)
     assert arena[8:12].tolist() == [3.0] * 4
     assert arena.isnan().sum() == 12
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from peftserve.adapters.bypass import Bypass, LowRank
+from peftserve.adapters.bypass import Bypass, LowRank, SharedLowRank
 from peftserve.kernels.layout import Group, Rows, Segment
 from peftserve.kernels.naive import naive_delta
 from peftserve.server.engine.adapters.packing import ALIGNMENT, SiteGroups, pack
@@ -78,3 +78,27 @@ def test_every_factor_is_aligned_and_untouched_groups_are_absent(name: str) -> N
 def test_the_blob_has_no_padding_but_the_alignment() -> None:
     bypass = Bypass("LORA", {"q": (low_rank("q", 1),)})
     assert pack(bypass, SITES, torch.float32).data.numel() == 2 * ALIGNMENT
+
+
+def test_what_modules_share_lies_beside_the_blob_once() -> None:
+    a, b = torch.randn(2, 7), torch.randn(9, 2)
+    sites = {
+        "q": (SharedLowRank(a, b, torch.randn(2), torch.randn(5)),),
+        "k": (SharedLowRank(a, b, torch.randn(2), torch.randn(3)),),
+    }
+    blob, again = (pack(Bypass("VERA", sites), SITES, torch.float32) for _ in range(2))
+    assert [piece.key for piece in blob.shared] == [piece.key for piece in again.shared]
+    assert len({piece.key for piece in blob.shared}) == 2
+    arena = torch.full((512,), float("nan"))
+    shared = dict(zip((piece.key for piece in blob.shared), (64, 128), strict=True))
+    for piece, start in zip(blob.shared, shared.values(), strict=True):
+        arena[start : start + piece.data.numel()] = piece.data
+    arena[256 : 256 + blob.data.numel()] = blob.data
+    for name, (primitive,) in sites.items():
+        [op] = blob.layout.ops[name]
+        for field, tensor in primitive.tensors().items():
+            assert torch.equal(op.places[field].view(arena, 256, shared), tensor)
+    other = pack(
+        Bypass("VERA", {"q": (SharedLowRank(a + 1, b, torch.randn(2), torch.randn(5)),)}), SITES, torch.float32
+    )
+    assert {p.key for p in other.shared} & {p.key for p in blob.shared} == {blob.layout.ops["q"][0].places["b"].shared}

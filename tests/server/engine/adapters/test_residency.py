@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from peftserve.adapters.errors import AdapterTooLarge, InvalidAdapter
 from peftserve.server.engine.adapters.host_tier import HostTier
 from peftserve.server.engine.adapters.loader import AdapterLoader
-from peftserve.server.engine.adapters.packing import AdapterLayout, Blob
+from peftserve.server.engine.adapters.packing import AdapterLayout, Blob, SharedPiece
 from peftserve.server.engine.adapters.ranges import RangeAllocator
 from peftserve.server.engine.adapters.residency import AdapterResidency
 from peftserve.server.engine.scheduling.sequence import Lease
@@ -23,6 +24,11 @@ from peftserve.server.wire.messages import AdapterPart
 FLOAT, ALIGNMENT = 4, 4
 SIZES = {"a": 8, "b": 8, "c": 12, "d": 16, "e": 4, "f": 24}
 MOST_TRIES = 4
+CAPACITY = 32
+# What a and b, and b and e have in common, where a test says so.
+_AB, _BE = SharedPiece("ab", torch.zeros(4)), SharedPiece("be", torch.zeros(8))
+SHARED: Mapping[str, tuple[SharedPiece, ...]] = {"a": (_AB,), "b": (_AB, _BE), "e": (_BE,)}
+SHARED_ELEMENTS = 12
 MIXTURES = [("a",), ("b",), ("c",), ("d",), ("e",), ("a", "b"), ("b", "a"), ("c", "d"), ("e", "a"), ("a", "b", "c")]
 
 
@@ -31,16 +37,16 @@ class FakeLoader:
 
     def __init__(self) -> None:
         self.fetches: list[tuple[str, Future[Blob]]] = []
-        self.copies: list[tuple[Blob, int, Future[None]]] = []
+        self.copies: list[tuple[list[tuple[torch.Tensor, int]], Future[None]]] = []
 
     def fetch(self, digest: str) -> Future[Blob]:
         assert digest not in dict(self.fetches), "fetched twice at once"
         self.fetches.append((digest, Future()))
         return self.fetches[-1][1]
 
-    def copy(self, blob: Blob, start: int) -> Future[None]:
-        self.copies.append((blob, start, Future()))
-        return self.copies[-1][2]
+    def copy(self, pieces: list[tuple[torch.Tensor, int]]) -> Future[None]:
+        self.copies.append((pieces, Future()))
+        return self.copies[-1][1]
 
 
 class FakeBackend:
@@ -49,7 +55,7 @@ class FakeBackend:
     def __init__(self) -> None:
         self.attached: dict[int, tuple[int, AdapterLayout]] = {}
 
-    def attach(self, slot: int, base: int, layout: AdapterLayout) -> None:
+    def attach(self, slot: int, base: int, layout: AdapterLayout, shared: Mapping[str, int]) -> None:
         assert slot not in self.attached
         self.attached[slot] = (base, layout)
 
@@ -61,9 +67,16 @@ class Device:
     """A residency with its fakes, and blobs of the sizes given, whose layouts are their own."""
 
     def __init__(
-        self, make_blob: Callable[[int], Blob], capacity: int = 32, slots: int = 3, host_bytes: int = 1 << 20
+        self,
+        make_blob: Callable[[int], Blob],
+        capacity: int = CAPACITY,
+        slots: int = 3,
+        host_bytes: int = 1 << 20,
+        shared: Mapping[str, tuple[SharedPiece, ...]] | None = None,
     ) -> None:
-        self.blobs: Mapping[str, Blob] = {digest: make_blob(size) for digest, size in SIZES.items()}
+        self.blobs: Mapping[str, Blob] = {
+            digest: replace(make_blob(size), shared=(shared or {}).get(digest, ())) for digest, size in SIZES.items()
+        }
         self.loader, self.backend = FakeLoader(), FakeBackend()
         self.host = HostTier(host_bytes)
         self.residency = AdapterResidency(
@@ -81,7 +94,7 @@ class Device:
         return self.residency.poll()
 
     def finish_copies(self) -> None:
-        for _, _, future in self.loader.copies:
+        for _, future in self.loader.copies:
             future.set_result(None)
         self.loader.copies.clear()
         self.residency.poll()
@@ -118,10 +131,11 @@ def test_an_adapter_goes_from_disk_to_host_to_device(device: Device) -> None:
     assert not residency.is_ready(lease)
     assert not device.backend.attached
     assert residency.is_loading()
-    [(blob, start, _)] = device.loader.copies
+    [([(data, start)], _)] = device.loader.copies
+    assert data is device.blobs["a"].data
     device.finish_copies()
     assert residency.is_ready(lease)
-    assert device.backend.attached == {lease.slots[0]: (start, blob.layout)}
+    assert device.backend.attached == {lease.slots[0]: (start, device.blobs["a"].layout)}
     assert (lease.digests, lease.weights) == (("a",), (0.5,))
     assert (residency.digests(), residency.num_elements(), residency.num_loads) == (["a"], 8, 1)
     assert len(residency.load_seconds) == 1
@@ -266,6 +280,23 @@ def test_what_a_waiting_mixture_needs_stays_on_the_host(make_blob: Callable[[int
     assert device.residency.reserve(parts("a", "b")) is not None
 
 
+def test_what_two_adapters_share_is_there_once(make_blob: Callable[[int], Blob]) -> None:
+    device = Device(make_blob, shared=SHARED)
+    first = device.load("a")
+    assert first is not None
+    assert device.residency.num_elements() == SIZES["a"] + 4
+    second = device.load("b")
+    assert second is not None
+    assert device.residency.num_elements() == SIZES["a"] + SIZES["b"] + 4 + 8
+    device.residency.release(first)
+    assert device.residency.drop("a")
+    assert device.residency.num_elements() == SIZES["b"] + 4 + 8
+    device.residency.release(second)
+    assert device.residency.drop("b")
+    assert device.residency.num_elements() == 0
+    device.residency.check_integrity()
+
+
 class ResidencyMachine(RuleBasedStateMachine):
     """Any order of what the scheduler, the loader and the engine do."""
 
@@ -273,7 +304,12 @@ class ResidencyMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.device = Device(lambda size: Blob(torch.zeros(size), AdapterLayout()), host_bytes=30 * FLOAT)
+        self.device = Device(
+            lambda size: Blob(torch.zeros(size), AdapterLayout()),
+            capacity=CAPACITY + SHARED_ELEMENTS,
+            host_bytes=30 * FLOAT,
+            shared=SHARED,
+        )
         self.residency = self.device.residency
         self.held: list[Lease] = []
 
@@ -303,12 +339,12 @@ class ResidencyMachine(RuleBasedStateMachine):
     @rule()
     def finish_a_copy(self) -> None:
         if self.device.loader.copies:
-            self.device.loader.copies.pop(0)[2].set_result(None)
+            self.device.loader.copies.pop(0)[1].set_result(None)
 
     @rule()
     def poll(self) -> None:
         for failed in self.residency.poll():
-            assert len(failed) == 1 or sum(SIZES[digest] for digest in failed) > 32
+            assert len(failed) == 1 or sum(SIZES[digest] for digest in failed) > CAPACITY
 
     @rule(digest=st.sampled_from(list(SIZES)))
     def drop(self, digest: str) -> None:
