@@ -31,6 +31,8 @@ class FactsLike(Protocol):
     @property
     def virtual_tokens(self) -> int: ...
     @property
+    def vocabulary(self) -> int: ...
+    @property
     def inputs(self) -> Sequence[str]: ...
     @property
     def outputs(self) -> Sequence[str]: ...
@@ -43,6 +45,7 @@ class AdapterFacts:
     primitives: primitive to number of sites; beside those of modules `kv_prefix`, `side_attention` and `gate`.
     sites: number of modules that it changes. consumed: number of tensors of the checkpoint, each of which is served.
     exclusive: see `Bypass`. num_tasks: 0 for a method without tasks. virtual_tokens: positions before the prompt's.
+    vocabulary: tokens that it knows, where those are more than the base's; else 0.
     inputs: modules whose input it changes. outputs: those whose output it multiplies or replaces. Of both the names,
         `*` for the number of a layer.
     """
@@ -57,6 +60,7 @@ class AdapterFacts:
     exclusive: tuple[str, ...] = ()
     num_tasks: int = 0
     virtual_tokens: int = 0
+    vocabulary: int = 0
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
 
@@ -72,6 +76,7 @@ class AdapterFacts:
             exclusive=tuple(facts.exclusive),
             num_tasks=facts.num_tasks,
             virtual_tokens=facts.virtual_tokens,
+            vocabulary=facts.vocabulary,
             inputs=tuple(facts.inputs),
             outputs=tuple(facts.outputs),
         )

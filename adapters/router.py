@@ -42,6 +42,11 @@ class Resolved:
     facts: Mapping[str, AdapterFacts] = field(default_factory=dict, compare=False, repr=False)
 
     @property
+    def vocabulary(self) -> int:
+        """Tokens that its adapters know, where those are more than the base's; else 0."""
+        return max((facts.vocabulary for facts in self.facts.values()), default=0)
+
+    @property
     def virtual_tokens(self) -> int:
         """Positions that the adapter takes before the prompt's."""
         return sum(facts.virtual_tokens for facts in self.facts.values())

@@ -4,7 +4,7 @@
 the primitive's own tensors, which are views of the arena. Knows no slots, no steps and no modules.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -135,6 +135,25 @@ def replacement(
     return module(x)
 
 
+def chain(x: torch.Tensor, y: torch.Tensor, *, ops: Sequence["Op"], width: int) -> torch.Tensor:
+    """Several replacements of one adapter, each of what the one before it left. width: of the widest."""
+    for op in ops:
+        y = op(x, y)
+    return y
+
+
+def chained(ops: Sequence[Op]) -> list[Op]:
+    """All replacements as one, and the others as they are."""
+    replacements = [op for op in ops if op.formula.phase is Phase.REPLACE]
+    others = [op for op in ops if op.formula.phase is not Phase.REPLACE]
+    if len(replacements) < 2:
+        return [*replacements, *others]
+    # Whole modules come before rows of them.
+    replacements.sort(key=lambda op: op.kind != "replacement")
+    width = max(op.fields.get("width") or 0 for op in replacements)
+    return [Op("chain", {"ops": replacements, "width": width}), *others]
+
+
 def _unflatten(tensor: torch.Tensor, sizes: tuple[int, ...]) -> torch.Tensor:
     """The last dimension as several."""
     return tensor.reshape(*tensor.shape[:-1], *sizes)
@@ -145,6 +164,7 @@ FORMULAS: Mapping[str, Formula] = {
     "input_rotation": Formula(Phase.INPUT, input_rotation),
     "replacement": Formula(Phase.REPLACE, replacement),
     "rows": Formula(Phase.REPLACE, rows),
+    "chain": Formula(Phase.REPLACE, chain),
     "output_scale": Formula(Phase.OUTPUT, output_scale, row="d"),
     "pair_rotation": Formula(Phase.OUTPUT, pair_rotation),
     "low_rank": Formula(Phase.ADD, low_rank),

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from .layout import Rows, Segment
-from .ops import Op, Phase
+from .ops import Op, Phase, chained
 
 STACKED_ROWS = 256
 
@@ -137,7 +137,7 @@ class SideOps:
     def _plan(self, site: str, segments: Sequence[Segment]) -> SitePlan:
         phases: dict[Phase, Terms] = {}
         for slot, weight, start, end in segments:
-            for op in self._slots.get(slot, {}).get(site, ()) if end > start else ():
+            for op in chained(self._slots.get(slot, {}).get(site, ())) if end > start else ():
                 phases.setdefault(op.formula.phase, Terms()).parts.append(Part(op, weight, start, end))
         for terms in phases.values():
             terms.stacked = _stack(terms.parts, self._stacked_rows)

@@ -87,7 +87,7 @@ def compile_adapter(
         raise InvalidAdapter(f"the adapter's files cannot be read: {error.strerror}", param="files") from None
     except SafetensorError as error:
         raise InvalidAdapter(f"{WEIGHTS} cannot be read: {error}", param="files") from None
-    return CompiledAdapter(bypass, facts_of(bypass, len(header)))
+    return CompiledAdapter(bypass, facts_of(bypass, len(header), table))
 
 
 def _check_types(header: Mapping[str, TensorInfo]) -> None:

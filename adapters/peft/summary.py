@@ -5,11 +5,12 @@ from collections import Counter
 
 from ..bypass import Bypass, InputRotation, InputScale, OutputScale, PairRotation, Primitive, Replacement, Rows
 from ..facts import AdapterFacts
+from ..sites import SiteKind, SiteTable
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
-def facts_of(bypass: Bypass, num_tensors: int) -> AdapterFacts:
+def facts_of(bypass: Bypass, num_tensors: int, table: SiteTable) -> AdapterFacts:
     """num_tensors: of the checkpoint, all of which went into the bypass."""
     return AdapterFacts(
         method=bypass.method,
@@ -21,6 +22,7 @@ def facts_of(bypass: Bypass, num_tensors: int) -> AdapterFacts:
         exclusive=bypass.exclusive,
         num_tasks=bypass.num_tasks,
         virtual_tokens=0 if bypass.prefix is None else bypass.prefix.length,
+        vocabulary=_larger_vocabulary(bypass, table),
         inputs=_modules_with(bypass, (InputScale, InputRotation)),
         outputs=_modules_with(bypass, (OutputScale, PairRotation, Replacement, Rows)),
     )
@@ -34,6 +36,18 @@ def _count_primitives(bypass: Bypass) -> dict[str, int]:
         "gate": int(bool(bypass.invocation)),
     }
     return {**counts, **{kind: count for kind, count in beside.items() if count}}
+
+
+def _larger_vocabulary(bypass: Bypass, table: SiteTable) -> int:
+    """Rows of an embedding that has more of them than the base's; 0 if none has."""
+    embeddings = [site for site in table.sites.values() if site.kind is SiteKind.EMBEDDING]
+    rows = (
+        (primitive.weight.shape[0], site.in_features)
+        for site in embeddings
+        for primitive in bypass.sites.get(site.name, ())
+        if isinstance(primitive, Replacement) and primitive.weight is not None
+    )
+    return max((own for own, base in rows if own > base), default=0)
 
 
 def _modules_with(bypass: Bypass, kinds: tuple[type[Primitive], ...]) -> tuple[str, ...]:

@@ -60,8 +60,8 @@ async def _plan(services: Services, tokenizer: Tokenizer, request: Request, body
     text = render(tokenizer, body.messages, body)
     # The template has written the special tokens itself.
     prompt = Prompt(await tokenizer.encode(text, body.add_special_tokens), text)
-    check_ids(info, body, [prompt])
     resolved = who_answers(services, body, [prompt])
+    check_ids(info, body, [prompt], resolved)
     sampling = body.sampling(
         max_tokens=fit_length(info, prompt, body.limit, None, resolved.virtual_tokens),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,

@@ -34,8 +34,8 @@ async def create_completion(
 async def _plan(services: Services, tokenizer: Tokenizer, request: Request, body: CompletionRequest) -> Plan:
     info = services.model()
     prompts = [await _tokenize(tokenizer, prompt, body) for prompt in body.prompt]
-    check_ids(info, body, prompts)
     resolved = who_answers(services, body, prompts)
+    check_ids(info, body, prompts, resolved)
     rerank = body.samples > body.choices  # the best are chosen by their logprobs
     scored = _most(body.prompt_logprobs, body.logprobs if body.echo else None, 0 if body.max_tokens == 0 else None)
     sampling = [

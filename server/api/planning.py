@@ -15,14 +15,15 @@ from .schema import GenerationRequest
 from .services import Services
 
 
-def check_ids(info: ModelInfo, body: GenerationRequest, prompts: Sequence[Prompt]) -> None:
-    """Raises ApiError for token ids that the model does not have, and for empty prompts."""
+def check_ids(info: ModelInfo, body: GenerationRequest, prompts: Sequence[Prompt], resolved: Resolved) -> None:
+    """Raises ApiError for token ids that neither the model nor the adapter has, and for empty prompts."""
+    vocabulary = max(info.vocab_size, resolved.vocabulary)
     for prompt in prompts:
         if not prompt.token_ids:
             raise bad_request("The prompt is empty: it has no tokens.", "prompt")
-        _check_vocabulary(info, prompt.token_ids, "prompt")
-    _check_vocabulary(info, body.stop_token_ids or (), "stop_token_ids")
-    _check_vocabulary(info, tuple(body.logit_bias or ()), "logit_bias")
+        _check_vocabulary(vocabulary, prompt.token_ids, "prompt")
+    _check_vocabulary(vocabulary, body.stop_token_ids or (), "stop_token_ids")
+    _check_vocabulary(vocabulary, tuple(body.logit_bias or ()), "logit_bias")
 
 
 def who_answers(services: Services, body: GenerationRequest, prompts: Sequence[Prompt]) -> Resolved:
@@ -81,6 +82,6 @@ def answer_headers(generation: Generation) -> dict[str, str]:
     return {"x-peftserve-adapter": generation.resolved.label}
 
 
-def _check_vocabulary(info: ModelInfo, ids: Sequence[int], param: str) -> None:
-    if ids and not (min(ids) >= 0 and max(ids) < info.vocab_size):
-        raise bad_request(f"{param} holds a token id outside of the vocabulary of {info.vocab_size} tokens.", param)
+def _check_vocabulary(vocabulary: int, ids: Sequence[int], param: str) -> None:
+    if ids and not (min(ids) >= 0 and max(ids) < vocabulary):
+        raise bad_request(f"{param} holds a token id outside of the vocabulary of {vocabulary} tokens.", param)

@@ -30,7 +30,7 @@ from .sampling import Sampler
 from .scheduling.batch import Batch
 from .scheduling.page_pool import PagePool
 from .scheduling.scheduler import Scheduler
-from .scheduling.sequence import Sequence
+from .scheduling.sequence import Lease, Sequence
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Engine:
             max_batch_tokens=config.max_batch_tokens,
             max_running=config.max_running,
             prefix_caching=config.prefix_caching,
-            max_model_len=self._max_model_len,
+            refuse=self._refuse,
         )
         facts = tokenizer_facts(config.model, config.trust_remote_code)
         self.info = self._describe(num_pages, *facts)
@@ -108,7 +108,7 @@ class Engine:
 
     def add_request(self, request: AddRequest) -> None:
         """Raises ValueError if it could never be served: no prompt, too long, unknown tokens, too many adapters."""
-        self._check_prompt(request.prompt_token_ids, request.sampling.max_tokens)
+        self._check_prompt(request)
         if request.request_id in self._sequences:
             raise ValueError(f"request id {request.request_id!r} is in use")
         sampling = request.sampling
@@ -127,12 +127,14 @@ class Engine:
         self._sequences[request.request_id] = sequence
         self._scheduler.add(sequence)
 
-    def _check_prompt(self, token_ids: list[int], max_tokens: int) -> None:
+    def _check_prompt(self, request: AddRequest) -> None:
+        token_ids = request.prompt_token_ids
         if not token_ids:
             raise ValueError("the prompt is empty; it must have at least one token")
-        if len(token_ids) + min(max_tokens, 1) > self._max_model_len:
+        if len(token_ids) + min(request.sampling.max_tokens, 1) > self._max_model_len:
             raise ValueError(f"a prompt of {len(token_ids)} tokens does not fit the context of {self._max_model_len}")
-        if min(token_ids) < 0 or max(token_ids) >= self.info.vocab_size:
+        # What an adapter knows beyond the base's vocabulary, it says when it is there.
+        if min(token_ids) < 0 or (not request.adapters and max(token_ids) >= self.info.vocab_size):
             raise ValueError(f"the prompt holds a token id outside of the vocabulary of {self.info.vocab_size}")
 
     def abort(self, request_id: str) -> None:
@@ -150,7 +152,7 @@ class Engine:
         """Run one step. Empty while everything waits for adapters."""
         failures = self._fail_unloadable()
         batch = self._scheduler.schedule()
-        failures += self._fail_too_long()
+        failures += self._fail_refused()
         if not batch:
             time.sleep(IDLE_SECONDS if self.has_work() else 0)
             return failures
@@ -185,18 +187,24 @@ class Engine:
                 self.abort(sequence.request_id)
         return outputs
 
-    def _fail_too_long(self) -> list[SequenceOutput]:
-        outputs = []
-        for sequence in self._scheduler.too_long:
-            assert sequence.lease is not None
-            message = (
-                f"a prompt of {len(sequence.prompt)} tokens behind the {sequence.lease.prefix_length} that the adapter "
-                f"brings does not fit the context of {self._max_model_len}"
-            )
-            outputs.append(_failed(sequence, message))
+    def _fail_refused(self) -> list[SequenceOutput]:
+        refused, self._scheduler.refused = self._scheduler.refused, []
+        for sequence, _ in refused:
             self.abort(sequence.request_id)
-        self._scheduler.too_long.clear()
-        return outputs
+        return [_failed(sequence, why) for sequence, why in refused]
+
+    def _refuse(self, sequence: Sequence, lease: Lease) -> str | None:
+        """What only the adapters can tell: how many tokens they bring, and which ids they know."""
+        prompt, brought = sequence.prompt, lease.prefix_length
+        if brought and brought + len(prompt) + min(sequence.sampling.max_tokens, 1) > self._max_model_len:
+            return (
+                f"a prompt of {len(prompt)} tokens behind the {brought} that the adapter brings does not fit the "
+                f"context of {self._max_model_len}"
+            )
+        vocabulary = max(lease.vocabulary, self.info.vocab_size)
+        if max(prompt) >= vocabulary:
+            return f"the prompt holds a token id outside of the vocabulary of {vocabulary}"
+        return None
 
     # Adapters
 

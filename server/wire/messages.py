@@ -189,6 +189,7 @@ class AdapterCard(msgspec.Struct, frozen=True, kw_only=True):
     exclusive: list[str] = []
     num_tasks: int = 0
     virtual_tokens: int = 0
+    vocabulary: int = 0
     inputs: list[str] = []
     outputs: list[str] = []
 

@@ -95,4 +95,4 @@ def test_low_rank_terms_of_experts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_kind_is_tested() -> None:
-    assert FORMULAS.keys() == CASES.keys() | {"sparse", "rows", "replacement", "expert_low_rank"}
+    assert FORMULAS.keys() == CASES.keys() | {"sparse", "rows", "replacement", "expert_low_rank", "chain"}

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from peftserve.adapters.bypass import Bypass, Primitive, Replacement, SideAttention
-from peftserve.kernels.ops import Op, Phase
+from peftserve.kernels.ops import Op, Phase, chained
 
 from .reference import Greedy
 
@@ -153,7 +153,7 @@ def _attend_beside(model: PreTrainedModel, layer: int, side: SideAttention) -> N
 
 
 def _attach(module: nn.Module, primitives: tuple[Primitive, ...]) -> None:
-    ops = [_op(module, primitive) for primitive in primitives]
+    ops = chained([_op(module, primitive) for primitive in primitives])
     raw: list[torch.Tensor] = []
 
     def before(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

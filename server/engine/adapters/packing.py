@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from peftserve.adapters.bypass import Bypass, LowRank, Primitive
+from peftserve.adapters.bypass import Bypass, LowRank, Primitive, Replacement
 from peftserve.kernels.layout import BlobLayout, Group, GroupLayout
 
 _NOTHING: Mapping[str, int] = {}
@@ -68,6 +68,7 @@ class AdapterLayout:
 
     groups: the low-rank bypasses. ops: the other primitives, by site. prefix: layer to places of keys and values.
     side_attention: by layer. prefix_length: tokens of the prefix; 0 without one. invocation: as in `Bypass`.
+    vocabulary: rows of a replaced embedding; 0 if none is.
     """
 
     groups: BlobLayout = field(default_factory=dict)
@@ -76,6 +77,7 @@ class AdapterLayout:
     side_attention: Mapping[int, SideLayout] = field(default_factory=dict)
     prefix_length: int = 0
     invocation: tuple[int, ...] = ()
+    vocabulary: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,8 +162,15 @@ def pack(bypass: Bypass, sites: SiteGroups, dtype: torch.dtype, *, pin: bool = F
         side_attention={i: SideLayout(writer.add(s.keys), writer.add(s.values), s.scale) for i, s in side.items()},
         prefix_length=0 if bypass.prefix is None else bypass.prefix.length,
         invocation=bypass.invocation,
+        vocabulary=_vocabulary(bypass, sites),
     )
     return Blob(writer.write(), layout, tuple(writer.shared.values()))
+
+
+def _vocabulary(bypass: Bypass, sites: SiteGroups) -> int:
+    embeddings = [name for name in bypass.sites if name in sites.places and sites.groups[sites.places[name][0]].gather]
+    replaced = [p for name in embeddings for p in bypass.sites[name] if isinstance(p, Replacement)]
+    return max((p.weight.shape[0] for p in replaced if p.weight is not None), default=0)
 
 
 def _others(primitives: tuple[Primitive, ...]) -> list[Primitive]:

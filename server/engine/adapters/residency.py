@@ -99,6 +99,7 @@ class AdapterResidency:
             weights=tuple(part.weight for part in parts),
             digests=tuple(digests),
             prefix_length=sum(resident.layout.prefix_length for resident in residents),
+            vocabulary=max((resident.layout.vocabulary for resident in residents), default=0),
             invocation=residents[0].layout.invocation if len(residents) == 1 else (),
         )
 

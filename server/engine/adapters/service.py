@@ -120,6 +120,7 @@ class AdapterService:
             exclusive=list(facts.exclusive),
             num_tasks=facts.num_tasks,
             virtual_tokens=facts.virtual_tokens,
+            vocabulary=facts.vocabulary,
             inputs=list(facts.inputs),
             outputs=list(facts.outputs),
         )

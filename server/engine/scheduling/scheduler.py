@@ -8,7 +8,7 @@ tensors.
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from typing import Protocol
 
@@ -51,12 +51,12 @@ class Scheduler:
         max_batch_tokens: int,
         max_running: int,
         prefix_caching: bool,
-        max_model_len: int | None = None,
+        refuse: Callable[[Sequence, Lease], str | None] = lambda *_: None,
     ) -> None:
-        """max_model_len: most tokens of one sequence, those that its adapter brings included."""
+        """refuse: what, if anything, stands against a sequence, now that its adapters are there to tell."""
         self.pool = pool
-        self.too_long: list[Sequence] = []  # waiting ones that their adapter's prefix makes so; for the engine to end
-        self._max_model_len = max_model_len
+        self.refused: list[tuple[Sequence, str]] = []  # waiting ones, and why; for the engine to end
+        self._refuse = refuse
         self.waiting = FairQueue()
         self.preempted: deque[Sequence] = deque()
         self.running: list[Sequence] = []
@@ -169,8 +169,8 @@ class Scheduler:
                 starving = self._reserve(sequence) or starving
             if not room or sequence.lease is None or not self._residency.is_ready(sequence.lease):
                 continue
-            if self._is_too_long(sequence, sequence.lease):
-                self.too_long.append(sequence)
+            if (why := self._refuse(sequence, sequence.lease)) is not None:
+                self.refused.append((sequence, why))
                 continue
             span = self._start(sequence, budget)
             if span is None:
@@ -211,11 +211,6 @@ class Scheduler:
         self._note_start(sequence, max(found - sequence.num_virtual, 0))
         self.running.append(sequence)
         return self._span(sequence, count, fill=found if found < start else None)
-
-    def _is_too_long(self, sequence: Sequence, lease: Lease) -> bool:
-        """Only an adapter that is there says how many tokens it brings."""
-        total = lease.prefix_length + len(sequence.prompt) + min(sequence.sampling.max_tokens, 1)
-        return self._max_model_len is not None and lease.prefix_length > 0 and total > self._max_model_len
 
     def _leave_queue(self, sequence: Sequence) -> None:
         if sequence in self.preempted:

@@ -94,7 +94,7 @@ class Lease:
     """Slots reserved for a sequence's adapters, one for each part.
 
     prefix_length: tokens whose keys and values the adapter brings. invocation: token ids, from whose last occurrence
-    in the prompt on the adapter works; empty: everywhere.
+    in the prompt on the adapter works; empty: everywhere. vocabulary: tokens that the adapters know beyond the base's.
     """
 
     digests: tuple[str, ...]
@@ -102,6 +102,7 @@ class Lease:
     weights: tuple[float, ...]
     prefix_length: int = 0
     invocation: tuple[int, ...] = ()
+    vocabulary: int = 0
 
 
 def _last_occurrence(wanted: tuple[int, ...], tokens: list[int]) -> int:

@@ -1,5 +1,6 @@
 """Prefixes, gates and vocabularies that adapters bring, in a running engine: pages, lengths and neighbours."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -7,6 +8,7 @@ from typing import Any
 
 import peft
 import pytest
+import torch
 
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
@@ -14,6 +16,7 @@ from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingPara
 
 PREFIX = 21
 PAGE = 8
+MORE = 310
 
 
 @pytest.fixture(scope="module")
@@ -140,3 +143,44 @@ def test_without_its_invocation_the_adapter_does_nothing(engine: Engine, answers
     ask(engine, "gated", [20, 21, 22, 8, 7], "gated")
     outputs = answers()
     assert tokens(outputs["base"]) == tokens(outputs["gated"])
+
+
+@pytest.fixture(scope="module")
+def wide(oracle: ModuleType, model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """An adapter of a vocabulary with ten tokens more, two of them trained; and PEFT's model with it."""
+    folder = tmp_path_factory.mktemp("wide") / "adapter"
+    torch.manual_seed(0)
+    base = oracle.plain_model(model)
+    base.resize_token_embeddings(MORE)
+    with torch.no_grad():  # so that it says the new ones
+        base.lm_head.weight[300:] = 2 * base.lm_head.weight[:10] + 0.5 * torch.randn(10, 64)
+    targets = ["q_proj", "v_proj"]
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=targets, trainable_token_indices=[5, 303])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        grown = peft.get_peft_model(base, config)
+    with torch.no_grad():
+        for parameter in grown.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        grown.save_pretrained(folder)
+    return folder, grown.eval()
+
+
+def test_a_larger_vocabulary_is_its_adapters_alone(
+    engine: Engine, answers: Any, oracle: ModuleType, model: Path, wide: tuple[Path, Any]
+) -> None:
+    folder, grown = wide
+    engine.inspect_adapter("wide", folder)
+    prompt = [20, 303, 5, 309, 40]
+    ask(engine, "wide", prompt, "wide", max_tokens=12)
+    ask(engine, "base", [20, 21, 22], max_tokens=12)
+    ask(engine, "gated", prompt, "gated")
+    outputs = answers()
+    wanted = oracle.peft_generate(grown, prompt, 12).token_ids
+    assert max(wanted) >= 300
+    assert tokens(outputs["wide"]) == wanted
+    assert tokens(outputs["base"]) == oracle.peft_generate(oracle.plain_model(model), [20, 21, 22], 12).token_ids
+    assert outputs["gated"][0].error == "the prompt holds a token id outside of the vocabulary of 300"
