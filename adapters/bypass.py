@@ -1,4 +1,4 @@
-"""What every adapter is compiled to, whatever PEFT method trained it.
+"""What every adapter is compiled to, whatever method trained it.
 
 Knows the closed set of primitives and their formulas; knows nothing of checkpoints, of the arena or of kernels.
 To serve a new PEFT method is to write one function that returns a `Bypass` and to add one row to its table.
@@ -7,10 +7,11 @@ With several primitives at one site, whatever their order in the list, the modul
 
     y = R(base(x + Σ in(x)));   y += Σ out(y);   y += Σ add(x)
 
-R: Replacement, Rows. in: InputScale, InputRotation. out: OutputScale, PairRotation, all of the same y. add: LowRank,
-Kronecker, Sparse, Dense, Bias, all of the module's own input x. ExpertLowRank is inside of base. Each primitive is what
-it adds to the identity, so a mixture is the weighted sum of these terms. What a method multiplies its own delta by
-(DoRA's scale of s·B) is folded into the delta at load.
+R: Replacement, Rows. in: InputScale, InputRotation. out: OutputScale, PairRotation, Bottleneck, all of the same y. add:
+LowRank, Kronecker, Sparse, Dense, Bias, all of the module's own input x, and ParallelBottleneck, of another module's.
+ExpertLowRank is inside of base. Each primitive is what it adds to the identity, so a mixture is the weighted sum of
+these terms; Bottleneck, which is not affine in y, is in none. What a method multiplies its own delta by (DoRA's
+scale of s·B) is folded into the delta at load.
 """
 
 from collections.abc import Mapping
@@ -139,6 +140,40 @@ class PairRotation(Primitive):
 
 
 @dataclass(frozen=True)
+class Bottleneck(Primitive):
+    """`y += up f(down (y + r) + down_bias) + up_bias`: a network after the module.
+
+    Houlsby et al. 2019, arXiv:1902.00751, have no r; Pfeiffer et al. 2021, arXiv:2005.00247, read the residual stream.
+    source: name of the module whose input is r; r is 0 where it is empty.
+    down: (width, out_features); up: (out_features, width). activation: f, as `kernels/ops.py` names it.
+    """
+
+    kind = "bottleneck"
+    down: torch.Tensor
+    down_bias: torch.Tensor
+    up: torch.Tensor
+    up_bias: torch.Tensor
+    activation: str
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class ParallelBottleneck(Primitive):
+    """`y += up f(down r + down_bias) + up_bias`: a network beside the module (He et al. 2022, arXiv:2110.04366).
+
+    source: name of the module whose input is r. down: (width, width of r); up: (out_features, width).
+    """
+
+    kind = "parallel_bottleneck"
+    down: torch.Tensor
+    down_bias: torch.Tensor
+    up: torch.Tensor
+    up_bias: torch.Tensor
+    activation: str
+    source: str
+
+
+@dataclass(frozen=True)
 class Sparse(Primitive):
     """`y[rows[i]] += values[i] · x[columns[i]]`. rows, columns: (nnz,) int32, sorted by row; values: (nnz,)."""
 
@@ -228,7 +263,7 @@ class SideAttention:
 class Bypass:
     """One adapter, compiled against one base.
 
-    method: PEFT's name of the method (`LORA`).
+    method: PEFT's name of the method (`LORA`), or `BOTTLENECK`.
     sites: for each site's name (`model.layers.0.self_attn.q_proj`), its primitives.
     prefix: keys and values before the prompt. side_attention: layer index to what its attention is given beside.
     invocation: token ids from whose last occurrence in the prompt on the adapter works; empty: everywhere.

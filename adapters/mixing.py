@@ -35,6 +35,7 @@ class _Whole(NamedTuple):
 _WHOLES: Mapping[str, _Whole] = {
     "kv_prefix": _Whole("a KV prefix", "two KV prefixes", "both want the first positions", False),
     "side_attention": _Whole("a side attention", "two side attentions", "each is a softmax of its own", False),
+    "bottleneck": _Whole("a bottleneck", "two bottlenecks", "each reads what the other changes", False),
     "gate": _Whole("an invocation gate", "two invocation gates", "each waits for tokens of its own", True),
 }
 

@@ -10,6 +10,7 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 SPARSE_ELEMENTS = 1 << 24  # of gathered inputs at a time: bounds the memory of long segments
 
@@ -27,6 +28,7 @@ class Phase(IntEnum):
 class Formula(NamedTuple):
     """function(x, y, **fields): x, y: (rows, ..., width) or x: (rows,) ids at an embedding; y is None before the call.
 
+    A primitive with a field `source` reads the input of the module of that name, as x, rather than its own module's.
     row: name of the field that is one row to multiply by or to add, if the formula is no more than that.
     """
 
@@ -45,6 +47,11 @@ class Op:
     @property
     def formula(self) -> Formula:
         return FORMULAS[self.kind]
+
+    @property
+    def source(self) -> str:
+        """Name of the module whose input it reads; empty for its own."""
+        return self.fields.get("source") or ""
 
     def __call__(self, x: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
         result: torch.Tensor = self.formula.function(x, y, **self.fields)
@@ -75,6 +82,30 @@ def pair_rotation(_: torch.Tensor, y: torch.Tensor, *, d: torch.Tensor, c: torch
     u, v = _unflatten(y, (-1, 2, group // 2)).unbind(-2)
     turned = torch.stack((-v, u), dim=-2).flatten(-3)
     return torch.addcmul(y * d, turned, c)
+
+
+def bottleneck(
+    x: torch.Tensor, y: torch.Tensor, *, source: str, activation: str, **weights: torch.Tensor
+) -> torch.Tensor:
+    return _bottleneck(y + x if source else y, activation, **weights)
+
+
+def parallel_bottleneck(
+    x: torch.Tensor, _: torch.Tensor, *, source: str, activation: str, **weights: torch.Tensor
+) -> torch.Tensor:
+    return _bottleneck(x, activation, **weights)
+
+
+def _bottleneck(
+    x: torch.Tensor,
+    activation: str,
+    *,
+    down: torch.Tensor,
+    down_bias: torch.Tensor,
+    up: torch.Tensor,
+    up_bias: torch.Tensor,
+) -> torch.Tensor:
+    return F.linear(ACTIVATIONS[activation](F.linear(x, down, down_bias)), up, up_bias)
 
 
 def sparse(
@@ -154,10 +185,30 @@ def chained(ops: Sequence[Op]) -> list[Op]:
     return [Op("chain", {"ops": replacements, "width": width}), *others]
 
 
+def _gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def _quick_gelu(x: torch.Tensor) -> torch.Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
 def _unflatten(tensor: torch.Tensor, sizes: tuple[int, ...]) -> torch.Tensor:
     """The last dimension as several."""
     return tensor.reshape(*tensor.shape[:-1], *sizes)
 
+
+ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "relu": F.relu,
+    "leaky_relu": F.leaky_relu,
+    "gelu": F.gelu,
+    "gelu_tanh": _gelu_tanh,
+    "quick_gelu": _quick_gelu,
+    "silu": F.silu,
+    "mish": F.mish,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+}
 
 FORMULAS: Mapping[str, Formula] = {
     "input_scale": Formula(Phase.INPUT, input_scale, row="d"),
@@ -167,6 +218,8 @@ FORMULAS: Mapping[str, Formula] = {
     "chain": Formula(Phase.REPLACE, chain),
     "output_scale": Formula(Phase.OUTPUT, output_scale, row="d"),
     "pair_rotation": Formula(Phase.OUTPUT, pair_rotation),
+    "bottleneck": Formula(Phase.OUTPUT, bottleneck),
+    "parallel_bottleneck": Formula(Phase.ADD, parallel_bottleneck),
     "low_rank": Formula(Phase.ADD, low_rank),
     "shared_low_rank": Formula(Phase.ADD, shared_low_rank),
     "kronecker": Formula(Phase.ADD, kronecker),

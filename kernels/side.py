@@ -18,6 +18,9 @@ from .ops import Op, Phase, chained
 
 STACKED_ROWS = 256
 
+Inputs = Mapping[str, torch.Tensor]
+_NONE: Inputs = {}
+
 
 class Part(NamedTuple):
     """One primitive on rows [start, end) of the step."""
@@ -53,7 +56,7 @@ class Terms:
     parts: list[Part] = field(default_factory=list)
     stacked: Stacked | None = None
 
-    def apply_(self, phase: Phase, x: torch.Tensor, y: torch.Tensor) -> None:
+    def apply_(self, phase: Phase, x: torch.Tensor, y: torch.Tensor, inputs: Inputs = _NONE) -> None:
         """Change y in place; for the input's phase, y is a copy of x. x, y: (rows, ..., width)."""
         if self.stacked is not None:
             self.stacked.add_(y, None if phase is Phase.ADD else x if phase is Phase.INPUT else y)
@@ -61,7 +64,7 @@ class Terms:
         source = y.clone() if phase is not Phase.ADD and _overlap(self.parts) else y
         for op, weight, start, end in self.parts:
             rows = source[start:end]
-            term = op(x[start:end], rows)
+            term = op((inputs[op.source] if op.source else x)[start:end], rows)
             if term.shape[-1] < y.shape[-1]:  # another adapter's vocabulary is larger
                 term = F.pad(term, (0, y.shape[-1] - term.shape[-1]))
             if phase is not Phase.REPLACE:
@@ -73,9 +76,13 @@ class Terms:
 
 
 class SitePlan(NamedTuple):
-    """One site's work of the step, phase by phase; phases without any are absent."""
+    """One site's work of the step, phase by phase; phases without any are absent.
+
+    sources: names of the other modules whose input is needed here.
+    """
 
     phases: Mapping[Phase, Terms]
+    sources: frozenset[str] = frozenset()
 
     def before(self, x: torch.Tensor) -> torch.Tensor:
         """The input that the base is to see: a new tensor, or x itself if no primitive changes it."""
@@ -91,11 +98,11 @@ class SitePlan(NamedTuple):
         width = max((part.op.fields.get("width") or 0 for part in parts), default=0)
         return F.pad(y, (0, width - y.shape[-1])) if width > y.shape[-1] else y
 
-    def after_(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Change the base's output y in place. x: the module's own input."""
+    def after_(self, x: torch.Tensor, y: torch.Tensor, inputs: Inputs = _NONE) -> None:
+        """Change the base's output y in place. x: the module's own input. inputs: those of the sources."""
         for phase in (Phase.REPLACE, Phase.OUTPUT, Phase.ADD):
             if phase in self.phases:
-                self.phases[phase].apply_(phase, x, y)
+                self.phases[phase].apply_(phase, x, y, inputs)
 
 
 class SideOps:
@@ -141,7 +148,8 @@ class SideOps:
                 phases.setdefault(op.formula.phase, Terms()).parts.append(Part(op, weight, start, end))
         for terms in phases.values():
             terms.stacked = _stack(terms.parts, self._stacked_rows)
-        return SitePlan(phases)
+        sources = frozenset(part.op.source for terms in phases.values() for part in terms.parts)
+        return SitePlan(phases, sources - {""})
 
 
 def _stack(parts: Sequence[Part], most_rows: int) -> Stacked | None:

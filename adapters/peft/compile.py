@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from ..adapterhub.compile import compile_bottleneck
 from ..bypass import Bypass, Dense
 from ..checkpoint import FLOATING, TensorInfo, read_header
 from ..errors import AdapterTooLarge, InvalidAdapter
@@ -41,6 +42,7 @@ from .token_rows import compile_trainable_tokens
 
 METHODS: Mapping[str, Callable[[Any, Checkpoint, Base], Bypass]] = {
     "LORA": compile_lora,
+    "BOTTLENECK": compile_bottleneck,
     "TRAINABLE_TOKENS": compile_trainable_tokens,
     **PROBE_METHODS,
     **PROMPT_METHODS,

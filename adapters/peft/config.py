@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..adapterhub.config import BottleneckConfig, is_adapterhub, parse_bottleneck
 from ..errors import AdapterTooLarge, InvalidAdapter
 from ..staging import CONFIG, MAX_CONFIG_BYTES
 from ..strict_json import parse_object
@@ -93,7 +94,16 @@ class MethodConfig:
     auxiliary: AuxiliaryConfig = AuxiliaryConfig()
 
 
-AnyConfig = LoraConfig | MethodConfig
+@dataclass(frozen=True)
+class AdapterHubConfig:
+    """Of an adapter that AdapterHub's library saved, which is no method of PEFT."""
+
+    bottleneck: BottleneckConfig
+    peft_type: str = "BOTTLENECK"
+    auxiliary: AuxiliaryConfig = AuxiliaryConfig()
+
+
+AnyConfig = LoraConfig | MethodConfig | AdapterHubConfig
 
 
 def read_config(folder: Path) -> AnyConfig:
@@ -107,6 +117,8 @@ def read_config(folder: Path) -> AnyConfig:
 
 def parse_config(raw: Mapping[str, Any]) -> AnyConfig:
     """Raises InvalidAdapter, UnsupportedAdapter."""
+    if is_adapterhub(raw):
+        return AdapterHubConfig(parse_bottleneck(raw))
     if "peft_type" not in raw:
         raise InvalidAdapter(
             f"{CONFIG} has no peft_type; is it the configuration of a PEFT adapter?", param="peft_type"

@@ -21,6 +21,7 @@ FULL = ingredient("full@1", "low_rank", outputs=("lm_head",))
 DORA, OTHER_DORA = (ingredient(f"{name}@1", outputs=(Q,), exclusive=("DoRA",)) for name in ("dora", "other"))
 PREFIX, PROMPT = ingredient("prefix@1", "kv_prefix", weight=1.0), ingredient("prompt@1", "kv_prefix", weight=1.0)
 SIDE, OTHER_SIDE = ingredient("side@1", "side_attention"), ingredient("llama@1", "side_attention")
+NET, OTHER_NET = ingredient("net@1", "bottleneck", weight=1.0), ingredient("other@1", "bottleneck", weight=1.0)
 GATED, OTHER_GATED = ingredient("gated@1", "low_rank", "gate"), ingredient("alora@1", "low_rank", "gate")
 
 
@@ -38,6 +39,8 @@ GATED, OTHER_GATED = ingredient("gated@1", "low_rank", "gate"), ingredient("alor
         (PREFIX,),
         (SIDE._replace(weight=1.0),),
         (GATED,),
+        (NET,),
+        (LORA, IA3, ingredient("beside@1", "parallel_bottleneck")),
         (IA3._replace(weight=-2.0),),
     ],
 )
@@ -64,6 +67,9 @@ def test_what_can_be_mixed(mixture: tuple[Ingredient, ...]) -> None:
         ((LORA, PREFIX), "prefix@1 has a KV prefix and cannot be mixed: it is no sum of deltas, so weights have no me"),
         ((SIDE, LORA), "side@1 has a side attention and cannot be mixed: it is no sum of deltas"),
         ((LORA, GATED), "gated@1 has an invocation gate and cannot be mixed: it is no sum of deltas"),
+        ((NET, OTHER_NET), "two bottlenecks, of net@1 and other@1, cannot be mixed: each reads what the other changes"),
+        ((LORA, NET), "net@1 has a bottleneck and cannot be mixed: it is no sum of deltas"),
+        ((NET._replace(weight=0.5),), "net@1 has a bottleneck, which no weight scales: its weight can only be 1"),
         ((PREFIX, GATED), "prefix@1 has a KV prefix and cannot be mixed"),
         (
             (LORA, OFT, ROAD),

@@ -1,12 +1,14 @@
 """Each formula against the matrix that it stands for, in float64."""
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
 from peftserve.kernels.experts import add_expert_low_rank_
-from peftserve.kernels.ops import FORMULAS, Op
+from peftserve.kernels.ops import ACTIVATIONS, FORMULAS, Op
 
 IN, OUT, TOKENS = 12, 8, 5
 
@@ -32,6 +34,14 @@ SPARSE_ROWS, SPARSE_COLUMNS = torch.tensor([0, 0, 3, 7], dtype=torch.int32), tor
 SPARSE = torch.zeros(OUT, IN, dtype=torch.float64)
 SPARSE[SPARSE_ROWS.long(), SPARSE_COLUMNS.long()] = draw(4)
 
+NET = {"down": draw(3, OUT), "down_bias": draw(3), "up": draw(OUT, 3), "up_bias": draw(OUT), "activation": "tanh"}
+
+
+def network(v: torch.Tensor) -> torch.Tensor:
+    """Of NET."""
+    return torch.tanh(v @ draw(3, OUT).T + draw(3)) @ draw(OUT, 3).T + draw(OUT)
+
+
 CASES: dict[str, tuple[dict[str, Any], torch.Tensor]] = {
     "input_scale": ({"d": draw(IN)}, X @ torch.diag(draw(IN))),
     "output_scale": ({"d": draw(OUT)}, Y @ torch.diag(draw(OUT))),
@@ -46,6 +56,11 @@ CASES: dict[str, tuple[dict[str, Any], torch.Tensor]] = {
         {"a": draw(2, IN + 3), "b": draw(OUT + 5, 2), "d": draw(2), "scale": draw(OUT)},
         X @ (torch.diag(draw(OUT)) @ draw(OUT + 5, 2)[:OUT] @ torch.diag(draw(2)) @ draw(2, IN + 3)[:, :IN]).T,
     ),
+    "bottleneck": ({**NET, "source": ""}, network(Y)),
+    "parallel_bottleneck": (
+        {**NET, "down": draw(3, IN), "source": "norm"},
+        torch.tanh(X @ draw(3, IN).T + draw(3)) @ draw(OUT, 3).T + draw(OUT),
+    ),
     "dense": ({"w": draw(OUT, IN)}, X @ draw(OUT, IN).T),
     "low_rank": ({"a": draw(2, IN), "b": draw(OUT, 2)}, X @ (draw(OUT, 2) @ draw(2, IN)).T),
 }
@@ -55,6 +70,29 @@ CASES: dict[str, tuple[dict[str, Any], torch.Tensor]] = {
 def test_formula(kind: str) -> None:
     fields, wanted = CASES[kind]
     torch.testing.assert_close(Op(kind, fields)(X, Y), wanted)
+
+
+def test_a_bottleneck_may_read_the_sum_with_another_module_s_input() -> None:
+    r = draw(TOKENS, OUT + 1)[:, 1:]
+    torch.testing.assert_close(Op("bottleneck", {**NET, "source": "norm"})(r, Y), network(Y + r))
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("relu", lambda x: max(x, 0.0)),
+        ("leaky_relu", lambda x: max(x, 0.01 * x)),
+        ("gelu", lambda x: x * (1 + math.erf(x / math.sqrt(2))) / 2),
+        ("gelu_tanh", lambda x: x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2),
+        ("quick_gelu", lambda x: x / (1 + math.exp(-1.702 * x))),
+        ("silu", lambda x: x / (1 + math.exp(-x))),
+        ("mish", lambda x: x * math.tanh(math.log1p(math.exp(x)))),
+        ("tanh", math.tanh),
+        ("sigmoid", lambda x: 1 / (1 + math.exp(-x))),
+    ],
+)
+def test_activation(name: str, wanted: Callable[[float], float]) -> None:
+    torch.testing.assert_close(ACTIVATIONS[name](Y), Y.clone().apply_(wanted))
 
 
 def test_one_block_for_all() -> None:

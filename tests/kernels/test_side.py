@@ -90,6 +90,22 @@ def test_the_same_step_again_is_not_planned_again_until_a_slot_changes() -> None
     assert not side.plans
 
 
+def test_what_reads_another_module_s_input_reads_its_own_rows_of_it() -> None:
+    width, out = WIDTH + 3, WIDTH
+    weights = {"down": draw(20, 2, width), "down_bias": draw(21, 2), "up": draw(22, out, 2), "up_bias": draw(23, out)}
+    beside = Op("parallel_bottleneck", {**weights, "activation": "tanh", "source": "norm"})
+    side = SideOps({"site": Rows.TOKENS})
+    side.attach(1, {"site": [beside]})
+    side.attach(2, {"site": [Op("bias", {"d": draw(24, out)})]})
+    side.begin([Segment(2, 1.0, 0, 2), Segment(1, 0.5, 2, 5)], [])
+    plan = side.plans["site"]
+    assert plan.sources == {"norm"}
+    x, r, y = draw(25, 5, WIDTH), draw(26, 5, width), draw(27, 5, out)
+    wanted = torch.cat([y[:2] + draw(24, out), y[2:] + 0.5 * beside(r[2:], y[2:])])
+    plan.after_(x, y, {"norm": r})
+    torch.testing.assert_close(y, wanted)
+
+
 def test_a_larger_vocabulary_widens_the_output_for_all() -> None:
     head = torch.nn.Linear(WIDTH, 9, bias=False).double()
     side = SideOps({"head": Rows.LOGITS})

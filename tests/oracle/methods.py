@@ -114,7 +114,7 @@ def naive_logits(model: PreTrainedModel, bypass: Bypass, ids: list[int]) -> torc
     """(tokens, vocabulary) of a copy of `model` with the bypass."""
     served = copy.deepcopy(model)
     for name, primitives in bypass.sites.items():
-        _attach(served.get_submodule(name), primitives)
+        _attach(served, name, primitives)
     for layer, side in (bypass.side_attention or {}).items():
         _attend_beside(served, layer, side)
     options: dict[str, Any] = {}
@@ -152,9 +152,15 @@ def _attend_beside(model: PreTrainedModel, layer: int, side: SideAttention) -> N
     attention.o_proj.register_forward_pre_hook(lambda _, args: (args[0] + terms[0],), prepend=True)
 
 
-def _attach(module: nn.Module, primitives: tuple[Primitive, ...]) -> None:
+def _attach(model: nn.Module, name: str, primitives: tuple[Primitive, ...]) -> None:
+    module = model.get_submodule(name)
     ops = chained([_op(module, primitive) for primitive in primitives])
     raw: list[torch.Tensor] = []
+    streams: dict[str, torch.Tensor] = {}
+    for source in {op.source for op in ops if op.source}:
+        model.get_submodule(source).register_forward_pre_hook(
+            lambda _, args, source=source: streams.update({source: args[0][0]})
+        )
 
     def before(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         raw[:] = [args[0]]
@@ -167,7 +173,7 @@ def _attach(module: nn.Module, primitives: tuple[Primitive, ...]) -> None:
     def after(_: nn.Module, __: object, output: torch.Tensor) -> torch.Tensor:
         x, y = raw[0][0], output[0]
         for phase in (Phase.REPLACE, Phase.OUTPUT, Phase.ADD):
-            terms = [op(x, y) for op in ops if op.formula.phase is phase]
+            terms = [op(streams[op.source] if op.source else x, y) for op in ops if op.formula.phase is phase]
             if terms:
                 y = terms[0] if phase is Phase.REPLACE else y + sum(terms)
         return y[None]

@@ -37,6 +37,7 @@ class BypassHooks:
         self._experts = experts
         self._plans: Mapping[str, SitePlan] = {}
         self._inputs: dict[str, torch.Tensor] = {}  # what the base itself would have seen, where it sees another
+        self._streams: dict[str, torch.Tensor] = {}  # inputs of modules that another module's adapters read
         self._handles: list[Any] = []
         self._places = sites.places
         self._groups = [_GroupInput(backend, index) for index in range(len(sites.groups))]
@@ -59,6 +60,8 @@ class BypassHooks:
                 self._handles.append(self._modules[name].register_forward_pre_hook(self._before(name, plan)))
             if name not in self._places:
                 self._handles.append(self._modules[name].register_forward_hook(self._after(plan)))
+        for source in {source for plan in self._plans.values() for source in plan.sources}:
+            self._handles.append(self._modules[source].register_forward_pre_hook(self._keep(source), prepend=True))
 
     def end(self) -> None:
         """Keep none of the step's tensors alive, and none of its hooks."""
@@ -66,6 +69,7 @@ class BypassHooks:
             handle.remove()
         self._handles.clear()
         self._inputs.clear()
+        self._streams.clear()
         if self._experts is not None:
             self._experts.parts = {}
         for group in self._groups:
@@ -80,7 +84,7 @@ class BypassHooks:
             x = self._inputs.get(name, args[0])
             if (plan := self._plans.get(name)) is not None:
                 output = plan.widened(output)
-                plan.after_(_rows(x), _rows(output))
+                plan.after_(_rows(x), _rows(output), self._streams)
             if (shrunk := group.shrink(x)) is not None:
                 backend.expand_(shrunk, position, output.view(-1, output.shape[-1])[:, :width])
             return output if plan is not None else None
@@ -100,9 +104,15 @@ class BypassHooks:
 
     def _after(self, plan: SitePlan) -> Callable[..., None]:
         def change_output(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            plan.after_(_rows(args[0]), _rows(output))
+            plan.after_(_rows(args[0]), _rows(output), self._streams)
 
         return change_output
+
+    def _keep(self, name: str) -> Callable[..., None]:
+        def keep_input(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            self._streams[name] = _rows(args[0])
+
+        return keep_input
 
 
 class _GroupInput:

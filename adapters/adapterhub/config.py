@@ -1,0 +1,176 @@
+"""Our own reading of adapter_config.json as AdapterHub's `adapters` 1.x writes it (Poth et al. 2023, arXiv:2311.11077).
+
+Around `config`, which says what the adapter is, only the adapter's name and the base's `model_type` matter. Knows no
+tensors and no torch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from ..errors import InvalidAdapter, UnsupportedAdapter
+from ..peft.fields import Fields
+from ..peft.unsupported import refuse_fields, unsupported
+from .models import LAYOUTS
+
+# Their names to those of `kernels/ops.py`.
+ACTIVATIONS: Mapping[str, str] = {
+    "relu": "relu",
+    "leakyrelu": "leaky_relu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "silu": "silu",
+    "swish": "silu",
+    "mish": "mish",
+    "tanh": "tanh",
+    "sigmoid": "sigmoid",
+}
+SMALLEST_FACTOR, LARGEST_FACTOR = 2**-10, 2**30
+
+_REFUSED: Mapping[str, str] = {
+    "architecture": "of AdapterHub's methods the bottleneck adapters are served; train the others with PEFT",
+    "inv_adapter": "invertible adapters at the embedding are not served; train with inv_adapter=None",
+    "cross_adapter": "a decoder alone has no cross-attention; train with cross_adapter=False",
+    "use_gating": "the gate is an average over the sequence, so the answer would depend on later tokens; train without",
+    "phm_layer": "Compacter's hypercomplex layers are not served; train with phm_layer=False",
+    "ln_before": "a norm inside of the adapter is not served; train with ln_before=False",
+    "ln_after": "a norm inside of the adapter is not served; train with ln_after=False",
+}
+_READ = "mh_adapter output_adapter reduction_factor non_linearity is_parallel scaling leave_out original_ln_before "
+_READ += "original_ln_after residual_before_ln"
+# Of training, of initialisation, or without meaning while what they belong to is refused.
+_IGNORED = """
+init_weights init_weights_seed dropout stochastic_depth adapter_residual_before_ln inv_adapter_reduction_factor phm_dim
+factorized_phm_W shared_W_phm shared_phm_rule factorized_phm_rule phm_c_init phm_init_range learn_phm
+hypercomplex_nonlinearity phm_rank phm_bias
+"""
+_KNOWN = frozenset(f"{_READ} {_IGNORED}".split())
+
+
+class Form(StrEnum):
+    """What the network reads. y: the output of attention or feed-forward. r: the residual stream before its norm."""
+
+    OUTPUT = "y"  # Houlsby's
+    SUM = "y + r"  # Pfeiffer's, and Adapter+'s
+    RESIDUAL = "r"  # the parallel one
+
+
+@dataclass(frozen=True)
+class BottleneckConfig:
+    """name: the adapter's, in its tensors' keys. attention, feed_forward: where it is.
+
+    factors: layer's number, or `default`, to what the width of the base is divided by. leave_out: layers without.
+    scaling: a number, or what is learned: one number (`learned`) or one for each feature (`channel`).
+    """
+
+    name: str
+    model_type: str
+    form: Form
+    attention: bool
+    feed_forward: bool
+    factors: Mapping[str, float]
+    activation: str
+    scaling: float | str
+    leave_out: tuple[int, ...]
+
+    def width(self, layer: int, features: int) -> int:
+        """Of the bottleneck. Raises InvalidAdapter for a layer that has no reduction factor."""
+        factor = self.factors.get(str(layer), self.factors.get("default"))
+        if factor is None:
+            raise InvalidAdapter(
+                f"reduction_factor says nothing of layer {layer} and has no default", param="reduction_factor"
+            )
+        return max(int(features // factor), 1)
+
+
+def is_adapterhub(raw: Mapping[str, Any]) -> bool:
+    return "peft_type" not in raw and "config" in raw and "model_type" in raw
+
+
+def parse_bottleneck(raw: Mapping[str, Any]) -> BottleneckConfig:
+    """raw: the whole file. Raises InvalidAdapter, UnsupportedAdapter."""
+    own = raw["config"]
+    if not isinstance(own, dict):
+        raise InvalidAdapter(f"config must be an object, not {repr(own)[:80]}", param="config")
+    refuse_fields(own, _REFUSED, _KNOWN)
+    fields = Fields(own)
+    model_type = Fields(raw).choice("model_type", "", tuple(LAYOUTS))
+    return BottleneckConfig(
+        name=_name(raw.get("name")),
+        model_type=model_type,
+        form=_form(fields, LAYOUTS[model_type].hooked),
+        attention=fields.boolean("mh_adapter"),
+        feed_forward=fields.boolean("output_adapter"),
+        factors=_factors(fields),
+        activation=_activation(fields),
+        scaling=_scaling(fields),
+        leave_out=fields.integers("leave_out"),
+    )
+
+
+def _name(name: object) -> str:
+    if not isinstance(name, str) or not 0 < len(name) <= 500:
+        raise InvalidAdapter(f"name must be the adapter's name, not {repr(name)[:80]}", param="name")
+    return name
+
+
+def _form(fields: Fields, hooked: bool) -> Form:
+    """Raises UnsupportedAdapter where the library would drop the residual stream, or add it twice."""
+    before = fields.boolean("original_ln_before")
+    after = fields.boolean("original_ln_after", True)
+    if fields.boolean("is_parallel"):
+        form = Form.RESIDUAL if after else None
+    elif not before:
+        form = Form.OUTPUT if after and fields.value("residual_before_ln") != "post_add" else None
+    elif fields.value("residual_before_ln") == "post_add":
+        form = None
+    elif fields.boolean("residual_before_ln", True):
+        form = Form.SUM if after else None
+    else:
+        form = Form.SUM if not after and not hooked else None
+    if form is None:
+        raise unsupported(
+            "this combination of original_ln_before, original_ln_after and residual_before_ln",
+            "on a model whose norms come first the residual stream would be lost or added twice; train with "
+            "DoubleSeqBnConfig, SeqBnConfig, ParBnConfig or AdapterPlusConfig as they are",
+            param="original_ln_after",
+        )
+    return form
+
+
+def _factors(fields: Fields) -> Mapping[str, float]:
+    value = fields.value("reduction_factor")
+    is_map = isinstance(value, dict)
+    factors = fields.number_map("reduction_factor") if is_map else {"default": fields.number("reduction_factor", 0.0)}
+    for factor in factors.values():
+        if not SMALLEST_FACTOR <= factor <= LARGEST_FACTOR:
+            raise InvalidAdapter(
+                f"reduction_factor must be from {SMALLEST_FACTOR} to {LARGEST_FACTOR}, not {factor}",
+                param="reduction_factor",
+            )
+    return factors
+
+
+def _activation(fields: Fields) -> str:
+    name = fields.value("non_linearity")
+    if not isinstance(name, str):
+        raise InvalidAdapter(f"non_linearity must be a name, not {repr(name)[:80]}", param="non_linearity")
+    if name.lower() not in ACTIVATIONS:
+        raise UnsupportedAdapter(
+            f"non_linearity={name[:80]!r} is not supported yet: served are {', '.join(ACTIVATIONS)}",
+            param="non_linearity",
+        )
+    return ACTIVATIONS[name.lower()]
+
+
+def _scaling(fields: Fields) -> float | str:
+    if isinstance(fields.value("scaling"), str):
+        return fields.choice("scaling", "", ("learned", "channel"))
+    scaling = fields.number("scaling", 1.0)
+    if scaling == 0:
+        raise InvalidAdapter("scaling is 0: the adapter would change nothing", param="scaling")
+    return scaling
