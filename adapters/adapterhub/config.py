@@ -59,6 +59,15 @@ class Form(StrEnum):
     RESIDUAL = "r"  # the parallel one
 
 
+# By original_ln_before, original_ln_after and residual_before_ln: where the result is `y + r` plus what is added.
+_SEQUENTIAL: Mapping[tuple[bool, bool, bool], Form] = {
+    (False, True, True): Form.OUTPUT,
+    (False, True, False): Form.OUTPUT,
+    (True, True, True): Form.SUM,
+    (True, False, False): Form.SUM,
+}
+
+
 @dataclass(frozen=True)
 class BottleneckConfig:
     """name: the adapter's, in its tensors' keys. attention, feed_forward: where it is.
@@ -120,19 +129,14 @@ def _name(name: object) -> str:
 
 def _form(fields: Fields, hooked: bool) -> Form:
     """Raises UnsupportedAdapter where the library would drop the residual stream, or add it twice."""
-    before = fields.boolean("original_ln_before")
-    after = fields.boolean("original_ln_after", True)
+    before, after = fields.boolean("original_ln_before"), fields.boolean("original_ln_after", True)
     if fields.boolean("is_parallel"):
         form = Form.RESIDUAL if after else None
-    elif not before:
-        form = Form.OUTPUT if after and fields.value("residual_before_ln") != "post_add" else None
     elif fields.value("residual_before_ln") == "post_add":
         form = None
-    elif fields.boolean("residual_before_ln", True):
-        form = Form.SUM if after else None
     else:
-        form = Form.SUM if not after and not hooked else None
-    if form is None:
+        form = _SEQUENTIAL.get((before, after, fields.boolean("residual_before_ln", True)))
+    if form is None or (hooked and not after):
         raise unsupported(
             "this combination of original_ln_before, original_ln_after and residual_before_ln",
             "on a model whose norms come first the residual stream would be lost or added twice; train with "

@@ -1,8 +1,11 @@
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from peftserve.adapters.adapterhub.config import ACTIVATIONS, Form
 from peftserve.adapters.errors import AdapterError, InvalidAdapter, UnsupportedAdapter
@@ -87,6 +90,7 @@ def test_hooked_models_have_no_adapter_plus() -> None:
         ({"reduction_factor": {"default": 1e-300}}, "reduction_factor must be from"),
         ({"reduction_factor": None}, "reduction_factor must be from"),
         ({"non_linearity": None}, "non_linearity must be a name"),
+        ({"residual_before_ln": "yes"}, "residual_before_ln must be true or false"),
         ({"leave_out": [-1]}, "leave_out must be an integer"),
         ({"mh_adapter": 1}, "mh_adapter must be true or false"),
         ({"model_type": "gemma2"}, "model_type must be one of llama, mistral, qwen2, qwen3, gpt2"),
@@ -103,3 +107,20 @@ def test_refusals(changes: dict[str, Any], message: str) -> None:
 def test_a_config_that_is_no_object() -> None:
     with pytest.raises(InvalidAdapter, match="config must be an object, not 'pfeiffer'"):
         parse_config({**SAVED, "config": "pfeiffer"})
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.dictionaries(st.sampled_from(sorted(SAVED["config"])), JSON, max_size=4), st.sampled_from(["name", "x"]), JSON)
+@settings(max_examples=300, deadline=None)
+def test_fuzzed_configurations_raise_nothing_else(changes: dict[str, Any], field: str, value: Any) -> None:
+    with contextlib.suppress(AdapterError):
+        config = parse_config({**SAVED, field: value, "config": SAVED["config"] | changes})
+        assert isinstance(config, AdapterHubConfig)
+        with contextlib.suppress(InvalidAdapter):
+            assert config.bottleneck.width(0, 4096) >= 1

@@ -137,7 +137,7 @@ GLORA = GloraConfig(target_modules=["q_proj"], r=4)
         (FOURIER, {"n_frequency": 0}, "n_frequency must be an integer of at least 1"),
         (FOURIER, {"n_frequency": 10**12}, "more than the 4096 frequencies"),
         (FOURIER, {"n_frequency": 8}, "fourierft_spectrum has the shape"),
-        (FOURIER, {"random_loc_seed": 1 << 70}, "over 64 bits"),
+        (FOURIER, {"random_loc_seed": 1 << 70}, "random_loc_seed must be an integer of at most"),
         (FOURIER, {"random_loc_seed": -(1 << 70)}, "random_loc_seed must be an integer"),
         (FOURIER, {"scaling": 1e300}, "scaling must be a number"),
         (FOURIER, {"n_frequency_pattern": {"(": 3}}, "is not a valid regular expression"),

@@ -42,7 +42,8 @@ def names() -> list[str]:
     lines = (
         Path(__file__).parents[2].joinpath("oracle/catalog.py").read_text().split("CATALOG: Mapping")[1].splitlines()
     )
-    return [line.split('"')[1] for line in lines if line.startswith('    "')]
+    found = [line.split('"')[1] for line in lines if line.startswith('    "')]
+    return [name for name in found if name != "lora-experts"]  # this base has no experts
 
 
 def broken_files(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, Tensors]]:
