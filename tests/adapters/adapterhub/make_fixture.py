@@ -91,6 +91,7 @@ def _load(architecture: str) -> Any:
 def _write_adapter(architecture: str, case: str, config: Any, seed: int) -> Any:
     model = _load(architecture)
     adapters.init(model)
+    torch.manual_seed(seed)
     model.add_adapter(case, config=config, set_active=True)
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
