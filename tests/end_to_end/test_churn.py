@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-CLIENTS = 32
-OPERATORS = 4
-ROUNDS = 50  # of each operator: 200 deletions and switches of the default, and twice as many uploads
+CLIENTS = 16
+OPERATORS = 8
+ROUNDS = 25  # of each operator: 200 deletions and switches of the default, and twice as many uploads
 NUM_TOKENS = 12
 OPTIONS = {"max_tokens": NUM_TOKENS, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
 
