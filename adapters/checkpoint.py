@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import AdapterTooLarge, InvalidAdapter
-from .staging import WEIGHTS
+from .files import WEIGHTS
 from .strict_json import parse_object
 
 MAX_HEADER_BYTES = 8 << 20

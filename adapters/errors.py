@@ -9,6 +9,9 @@ AdapterError            any of these; `message` is safe to show to a client
 └── StoreFull           the disk has no room for it (503)
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class AdapterError(Exception):
     """param: the request's field or the file at fault, if one is. Both are text that can be encoded as UTF-8."""
@@ -41,6 +44,15 @@ class AdapterTooLarge(AdapterError):
 
 class StoreFull(AdapterError):
     pass
+
+
+@contextmanager
+def said_of(part: str) -> Iterator[None]:
+    """Put what is wrong inside down to one part of the adapter; the empty name is the adapter itself."""
+    try:
+        yield
+    except AdapterError as error:
+        raise type(error)(f"{part}: {error.message}" if part else error.message, param=error.param) from None
 
 
 def _encodable(text: str) -> str:

@@ -9,19 +9,21 @@ So a kill leaves at most files without a row, which the next start deletes. Know
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from .checkpoint import read_header
+from .errors import InvalidAdapter, said_of
 from .facts import AdapterFacts, FactsLike
+from .files import WEIGHTS, experts_of
 from .leases import Leases
 from .names import VersionRef, check_name
 from .peft.config import read_config
 from .registry import AdapterRecord, AdapterRegistry
-from .staging import WEIGHTS, StagedUpload
+from .staging import StagedUpload
 from .store import AdapterStore
 
 logger = logging.getLogger(__name__)
@@ -76,7 +78,7 @@ class AdapterLibrary:
         with staged:
             check_name(name, self._reserved)
             digest = staged.digest
-            await asyncio.to_thread(_check_files, staged.path)
+            await asyncio.to_thread(_check_files, staged.path, staged.experts)
             facts = AdapterFacts.of(await self._inspect(digest, staged.path))
             # From here on a client that leaves must neither stop the work nor delete the files under it.
             return await asyncio.shield(self._spawn(self._register(staged.hand_over(), name, facts, only_if_new)))
@@ -157,7 +159,12 @@ class AdapterLibrary:
         return task
 
 
-def _check_files(folder: Path) -> None:
+def _check_files(folder: Path, experts: Sequence[str]) -> None:
     """What can be seen without the model and without torch, before the engine is asked. Raises AdapterError."""
-    read_header(folder / WEIGHTS)
-    read_config(folder)
+    for part in ("", *experts):
+        with said_of(part):
+            read_header(folder / part / WEIGHTS)
+            read_config(folder / part)
+    if odd := set(experts) ^ set(experts_of(folder)):
+        which = "is not there" if sorted(odd)[0] not in experts else "is none of arrow_config's"
+        raise InvalidAdapter(f"the expert {sorted(odd)[0]} {which}; send the files of all that it names", param="files")

@@ -1,45 +1,33 @@
 """One upload on its way into the store: bytes to disk under a cap, hashed while they are written.
 
-Knows a folder of its own and the two files that an adapter has; the store decides where the folder goes.
+Knows a folder of its own; `files` knows what belongs there, and the store decides where the folder goes.
 """
 
 import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
 from typing import Self
 
 from .errors import AdapterTooLarge, InvalidAdapter, StoreFull
-
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
-FILES = (CONFIG, WEIGHTS)
-MAX_CONFIG_BYTES = 1 << 20
+from .files import (
+    CONFIG,
+    FILES,
+    MAX_CONFIG_BYTES,
+    WEIGHTS,
+    check_file_name,
+    digest_of,
+    expert_folder,
+    experts_among,
+    experts_of,
+    missing_file,
+)
 
 _CHUNK = 1 << 20
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
-
-
-def digest_of(hashes: Mapping[str, str]) -> str:
-    """SHA-256 over one line `<file name> <SHA-256 of the file in hexadecimal>\\n` for each file, in FILES' order."""
-    lines = "".join(f"{name} {hashes[name]}\n" for name in FILES)
-    return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def check_file_name(name: str) -> None:
-    """Raise InvalidAdapter for a file that is not part of an adapter."""
-    if name.endswith(_PICKLES):
-        raise InvalidAdapter(
-            f"{name[:128]!r} is a pickle file, which can run code when it is read; save the adapter with "
-            f"save_pretrained(..., safe_serialization=True) and send {WEIGHTS}",
-            param="files",
-        )
-    if name not in FILES:
-        raise InvalidAdapter(f"{name[:128]!r} is not part of an adapter; send {CONFIG} and {WEIGHTS}", param="files")
 
 
 class StagedFile:
@@ -98,32 +86,35 @@ class StagedUpload:
         self._owned = True
 
     def open(self, name: str) -> StagedFile:
-        """Begin one of FILES, in any order, each once. Raises InvalidAdapter, StoreFull."""
+        """Begin one of an adapter's files, in any order, each once. Raises InvalidAdapter, StoreFull."""
         check_file_name(name)
         try:
             with full_disk_named():
+                (self.path / name).parent.mkdir(mode=0o700, exist_ok=True)
                 return StagedFile(self, name)
         except FileExistsError:
             raise InvalidAdapter(f"{name} was sent twice", param="files") from None
 
     def copy_folder(self, folder: Path, *, inside: Sequence[Path] | None = None) -> None:
-        """Copy both files from a folder of this machine, links followed, as a hub's cache has them.
+        """Copy an adapter's files from a folder of this machine, links followed, as a hub's cache has them.
 
         inside: the files must lie below one of these folders after links are resolved; None allows any.
         """
-        for name in FILES:
-            source = (folder / name).resolve()
-            if inside is not None and not any(source.is_relative_to(root.resolve()) for root in inside):
-                raise InvalidAdapter("the source lies outside of the folders that the server allows", param="source")
-            self._copy(source, name)
+        self._copy_files(folder, "", inside)
+        for expert in experts_of(self.path):
+            self._copy_files(expert_folder(folder, expert), f"{expert}/", inside)
 
     @property
     def digest(self) -> str:
-        """Of both files. Raises InvalidAdapter if one is missing."""
-        for name in FILES:
-            if name not in self._hashes:
-                raise InvalidAdapter(f"{name} is missing; an adapter is {CONFIG} and {WEIGHTS}", param="files")
+        """Of all files. Raises InvalidAdapter if one is missing."""
+        if (name := missing_file(self._hashes)) is not None:
+            raise InvalidAdapter(f"{name} is missing; an adapter is {CONFIG} and {WEIGHTS}", param="files")
         return digest_of(self._hashes)
+
+    @property
+    def experts(self) -> list[str]:
+        """Names of those whose files were sent."""
+        return experts_among(self._hashes)
 
     @property
     def num_bytes(self) -> int:
@@ -149,13 +140,20 @@ class StagedUpload:
     def grow(self, name: str, file_size: int, added: int) -> None:
         """Account for bytes about to be written. Raises AdapterTooLarge."""
         self._size += added
-        if name == CONFIG and file_size > MAX_CONFIG_BYTES:
+        if name.endswith(CONFIG) and file_size > MAX_CONFIG_BYTES:
             raise AdapterTooLarge(f"{CONFIG} is over {MAX_CONFIG_BYTES} bytes", param="files")
         if self._size > self._limit:
             raise AdapterTooLarge(f"the adapter is over the limit of {self._limit} bytes", param="files")
 
     def finish(self, name: str, sha256: str) -> None:
         self._hashes[name] = sha256
+
+    def _copy_files(self, folder: Path, prefix: str, inside: Sequence[Path] | None) -> None:
+        for name in FILES:
+            source = (folder / name).resolve()
+            if inside is not None and not any(source.is_relative_to(root.resolve()) for root in inside):
+                raise InvalidAdapter("the source lies outside of the folders that the server allows", param="source")
+            self._copy(source, prefix + name)
 
     def _copy(self, source: Path, name: str) -> None:
         try:

@@ -2,7 +2,7 @@
 
     <state>/lock                        held while a server uses the folder
     <state>/staging/<random>/           uploads in progress and folders on their way out
-    <state>/adapters/<digest>/          adapter_config.json and adapter_model.safetensors
+    <state>/adapters/<digest>/          the adapter's files, as `files` names them
 
 A folder gets to and leaves `adapters/` by one rename, so that a kill at any point leaves it whole or absent. Knows
 no names, no registry, and nothing of what the files say.
@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .errors import AdapterConflict, InvalidAdapter
-from .staging import FILES, StagedUpload, digest_of, fsync_folder, full_disk_named
+from .files import digest_of, missing_file
+from .staging import StagedUpload, fsync_folder, full_disk_named
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -58,6 +59,8 @@ class AdapterStore:
         digest = staged.digest
         target = self.path(digest)
         with full_disk_named():
+            for expert in staged.experts:
+                fsync_folder(staged.path / expert)
             fsync_folder(staged.path)
             if not self.is_whole(digest):
                 self._set_aside(target)
@@ -144,10 +147,11 @@ def _lock(path: Path) -> int:
 
 def _content_digest(folder: Path) -> str | None:
     """The digest that the files of `folder` have; None if they are not exactly ours."""
-    if set(os.listdir(folder)) != set(FILES):
+    names = [os.path.relpath(os.path.join(path, name), folder) for path, _, files in os.walk(folder) for name in files]
+    if missing_file(names) is not None:
         return None
     hashes = {}
-    for name in FILES:
+    for name in names:
         try:
             fd = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:

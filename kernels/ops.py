@@ -142,6 +142,23 @@ def expert_low_rank(
     return x @ a.mT @ b.mT
 
 
+def routed_low_rank(
+    x: torch.Tensor,
+    _: torch.Tensor,
+    *,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    prototypes: torch.Tensor,
+    top_k: int,
+    temperature: float,
+) -> torch.Tensor:
+    fit = (x @ prototypes.T).abs()
+    best, experts = fit.topk(top_k, dim=-1)
+    gates = torch.zeros_like(fit).scatter_(-1, experts, (best / temperature).softmax(-1))
+    h = _unflatten(x @ a.flatten(0, 1).T, a.shape[:2])
+    return (h * gates[..., None]).flatten(-2) @ b.flatten(0, 1)
+
+
 def shared_low_rank(
     x: torch.Tensor, y: torch.Tensor, *, a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, scale: torch.Tensor
 ) -> torch.Tensor:
@@ -221,6 +238,7 @@ FORMULAS: Mapping[str, Formula] = {
     "bottleneck": Formula(Phase.OUTPUT, bottleneck),
     "parallel_bottleneck": Formula(Phase.ADD, parallel_bottleneck),
     "low_rank": Formula(Phase.ADD, low_rank),
+    "routed_low_rank": Formula(Phase.ADD, routed_low_rank),
     "shared_low_rank": Formula(Phase.ADD, shared_low_rank),
     "kronecker": Formula(Phase.ADD, kronecker),
     "sparse": Formula(Phase.ADD, sparse),

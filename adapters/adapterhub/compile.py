@@ -8,11 +8,12 @@ from collections.abc import Iterator
 
 import torch
 
-from ..bypass import Bottleneck, Bypass, ParallelBottleneck, Primitive
+from ..bypass import Bypass
 from ..errors import InvalidAdapter
 from ..peft.base import Base, Named
 from ..peft.config import AdapterHubConfig
 from ..peft.tensors import Checkpoint
+from ..primitives import Bottleneck, ParallelBottleneck, Primitive
 from ..sites import Site, SiteKind
 from .config import BottleneckConfig, Form
 from .models import LAYOUTS, Place

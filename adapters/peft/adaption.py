@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from ..bypass import Bias, Bypass, Primitive, SideAttention
+from ..bypass import Bypass, SideAttention
 from ..errors import InvalidAdapter, UnsupportedAdapter
+from ..primitives import Bias, Primitive
 from .base import Base, Named
 from .config import MethodConfig
 from .tensors import Checkpoint

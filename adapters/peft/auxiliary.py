@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..bypass import Bias, Bypass, Primitive, Replacement, Rows
+from ..bypass import Bypass
 from ..errors import InvalidAdapter, UnsupportedAdapter
+from ..primitives import Bias, Primitive, Replacement, Rows
 from ..sites import Site, SiteKind
 from .base import Base, is_same
 from .config import AuxiliaryConfig

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..bypass import Dense, LowRank, Primitive, Sparse
+from ..primitives import Dense, LowRank, Primitive, Sparse
 from .base import Named
 
 _OVERSAMPLED = 8  # columns of the sketch over the bound, without which its last directions would be inexact

@@ -6,6 +6,7 @@ What any method can have beside its own tensors (whole modules, biases, rows of 
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..adapterhub.compile import compile_bottleneck
-from ..bypass import Bypass, Dense
+from ..bypass import Bypass
 from ..checkpoint import FLOATING, TensorInfo, read_header
 from ..errors import AdapterTooLarge, InvalidAdapter
 from ..facts import AdapterFacts
+from ..files import WEIGHTS, experts_of
+from ..primitives import Dense
 from ..sites import SiteTable
-from ..staging import WEIGHTS
 from .auxiliary import compile_auxiliary
 from .base import Base
 from .config import AnyConfig, read_config
@@ -80,16 +82,26 @@ def compile_adapter(
     """Compile the adapter in `folder` against a base. See `Base` for the arguments. Raises AdapterError."""
     base = Base(table, dtype, max_rank, model, max_dense_delta, task)
     try:
-        config = read_config(folder)
-        header = read_header(folder / WEIGHTS)
-        _check_types(header)
-        with safe_open(folder / WEIGHTS, framework="pt", device="cpu") as file:
-            bypass = _compile(config, Checkpoint(_LazyTensors(header, file)), base)
+        with ExitStack() as files:
+            config = read_config(folder)
+            experts = {
+                name: (read_config(folder / name), Checkpoint(_open(folder / name, files)))
+                for name in experts_of(folder)
+            }
+            checkpoint = Checkpoint(_open(folder, files), experts)
+            bypass = _compile(config, checkpoint, base)
     except OSError as error:
         raise InvalidAdapter(f"the adapter's files cannot be read: {error.strerror}", param="files") from None
     except SafetensorError as error:
         raise InvalidAdapter(f"{WEIGHTS} cannot be read: {error}", param="files") from None
-    return CompiledAdapter(bypass, facts_of(bypass, len(header), table))
+    return CompiledAdapter(bypass, facts_of(bypass, checkpoint.num_tensors, table))
+
+
+def _open(folder: Path, files: ExitStack) -> "_LazyTensors":
+    """The tensors of a checkpoint, until `files` closes."""
+    header = read_header(folder / WEIGHTS)
+    _check_types(header)
+    return _LazyTensors(header, files.enter_context(safe_open(folder / WEIGHTS, framework="pt", device="cpu")))
 
 
 def _check_types(header: Mapping[str, TensorInfo]) -> None:

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..adapterhub.config import BottleneckConfig, is_adapterhub, parse_bottleneck
-from ..errors import AdapterTooLarge, InvalidAdapter
-from ..staging import CONFIG, MAX_CONFIG_BYTES
-from ..strict_json import parse_object
+from ..errors import InvalidAdapter
+from ..files import CONFIG, read_raw_config
 from .fields import Fields
 from .method_fields import METHOD_FIELDS
 from .unsupported import LORA, LORA_IGNORED, refuse_fields, refuse_lora_values, refuse_type
@@ -107,12 +106,8 @@ AnyConfig = LoraConfig | MethodConfig | AdapterHubConfig
 
 
 def read_config(folder: Path) -> AnyConfig:
-    """Raises AdapterError."""
-    with (folder / CONFIG).open("rb") as file:
-        text = file.read(MAX_CONFIG_BYTES + 1)
-    if len(text) > MAX_CONFIG_BYTES:
-        raise AdapterTooLarge(f"{CONFIG} is over {MAX_CONFIG_BYTES} bytes", param="files")
-    return parse_config(parse_object(text, CONFIG))
+    """Raises AdapterError, OSError."""
+    return parse_config(read_raw_config(folder))
 
 
 def parse_config(raw: Mapping[str, Any]) -> AnyConfig:
@@ -198,7 +193,7 @@ _LORA_READ = frozenset(
     {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"}
     | {"r", "lora_alpha", "use_rslora", "ensure_weight_tying", "modules_to_save", "trainable_token_indices", "bias"}
     | {"use_dora", "lora_bias", "alora_invocation_tokens", "kasa_config", "velora_config", "monteclora_config"}
-    | {"target_parameters", "use_qalora", "qalora_group_size", "use_bdlora", "init_lora_weights"}
+    | {"target_parameters", "use_qalora", "qalora_group_size", "use_bdlora", "init_lora_weights", "arrow_config"}
 )
 
 PARSERS: Mapping[str, Callable[[Mapping[str, Any]], LoraConfig]] = {"LORA": parse_lora}

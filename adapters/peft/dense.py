@@ -11,8 +11,9 @@ from math import pi
 
 import torch
 
-from ..bypass import Bypass, Dense, LowRank, Primitive
+from ..bypass import Bypass
 from ..errors import AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
+from ..primitives import Dense, LowRank, Primitive
 from ..sites import Site, SiteKind
 from .base import Base, Named
 from .config import MethodConfig

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from ..bypass import Bias, Bypass, InputScale, OutputScale, Primitive, Replacement
+from ..bypass import Bypass
+from ..primitives import Bias, InputScale, OutputScale, Primitive, Replacement
 from ..sites import Site
 from .base import Base, Named
 from .config import MethodConfig

@@ -8,7 +8,7 @@ off again. At an embedding, W is its transposed weight, before Gemma's scale.
 
 import torch
 
-from ..bypass import Bias, LowRank, OutputScale, Primitive
+from ..primitives import Bias, LowRank, OutputScale, Primitive
 from ..sites import Site, SiteKind
 from .base import Base, Named
 

@@ -7,8 +7,8 @@ several parameters of one module it wraps the first one, then the wrapper, so th
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ..bypass import ExpertLowRank, Primitive
 from ..errors import AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
+from ..primitives import ExpertLowRank, Primitive
 from ..sites import ExpertParameter, Site, SiteKind
 from .base import Base
 from .config import LoraConfig

@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from ..bypass import Bypass, LowRank
+from ..bypass import Bypass
 from ..errors import AdapterTooLarge, InvalidAdapter
+from ..primitives import LowRank
 from ..sites import Site
 from .base import Base, Named
 from .config import MethodConfig

@@ -8,8 +8,9 @@ C, D, E    a Bias, where the base has one, less what the OutputScale makes of b:
 
 import torch
 
-from ..bypass import Bias, Bypass, Dense, LowRank, OutputScale, Primitive
+from ..bypass import Bypass
 from ..errors import InvalidAdapter
+from ..primitives import Bias, Dense, LowRank, OutputScale, Primitive
 from ..sites import Site
 from .base import Base, Named
 from .config import MethodConfig

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 import torch
 
-from ..bypass import Bias, LowRank, Primitive
 from ..errors import InvalidAdapter
+from ..primitives import Bias, LowRank, Primitive
 from ..sites import Site, SiteKind
 from .base import Base, Named
 from .dora import dora

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..bypass import Bypass, Dense, Primitive
+from ..bypass import Bypass
 from ..errors import InvalidAdapter, UnsupportedAdapter
+from ..primitives import Dense, Primitive
 from ..sites import Site
 from .base import Base, Named
 from .config import MethodConfig

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..bypass import Bias, Bypass, Primitive
+from ..bypass import Bypass
 from ..errors import AdapterError, AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
+from ..primitives import Bias, Primitive
 from ..sites import Site, SiteKind
 from .base import Base, Named
 from .compact import compacted

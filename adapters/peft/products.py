@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from ..bypass import Bypass, Dense, Kronecker, Primitive
+from ..bypass import Bypass
 from ..errors import InvalidAdapter
+from ..primitives import Dense, Kronecker, Primitive
 from ..sites import Site
 from .base import Base, Named
 from .config import MethodConfig

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..bypass import Bias, Bypass, InputRotation, OutputScale, PairRotation, Primitive
+from ..bypass import Bypass
 from ..errors import AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
+from ..primitives import Bias, InputRotation, OutputScale, PairRotation, Primitive
 from ..sites import Site, SiteKind
 from .base import Base, Named
 from .config import MethodConfig

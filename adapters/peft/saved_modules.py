@@ -1,7 +1,7 @@
 """`modules_to_save`: modules of the base that an adapter brings whole, as PEFT 0.21 finds and saves them."""
 
-from ..bypass import Replacement
 from ..errors import InvalidAdapter, UnsupportedAdapter
+from ..primitives import Replacement
 from ..sites import Site, SiteKind
 from .base import Base, Named
 from .config import AuxiliaryConfig

@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from ..bypass import Bypass, SharedLowRank
+from ..bypass import Bypass
 from ..errors import AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
+from ..primitives import SharedLowRank
 from ..sites import Site
 from .base import Base, Named
 from .config import MethodConfig

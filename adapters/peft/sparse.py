@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from ..bypass import Bypass, Dense, LowRank, Primitive, Sparse
+from ..bypass import Bypass
 from ..errors import AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
+from ..primitives import Dense, LowRank, Primitive, Sparse
 from ..sites import Site
 from .base import Base, Named
 from .config import MethodConfig

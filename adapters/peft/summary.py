@@ -3,8 +3,9 @@
 import re
 from collections import Counter
 
-from ..bypass import Bypass, InputRotation, InputScale, OutputScale, PairRotation, Primitive, Replacement, Rows
+from ..bypass import Bypass
 from ..facts import AdapterFacts
+from ..primitives import InputRotation, InputScale, OutputScale, PairRotation, Primitive, Replacement, Rows
 from ..sites import SiteKind, SiteTable
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")

@@ -6,6 +6,7 @@ import torch
 
 from ..errors import InvalidAdapter
 from .base import Named
+from .config import AnyConfig
 from .keys import PREFIX
 
 _OWN = "base_model."  # what belongs to no module of the base, such as shared projections
@@ -15,11 +16,15 @@ class Checkpoint:
     """Names are the module's in the base and the tensor's (`model.layers.0.self_attn.q_proj.lora_A.weight`).
 
     PEFT's `base_model.model.` is taken off, and `base_model.` where a tensor belongs to no module (`vera_A`); the
-    names of prompt embeddings have no prefix. tensors: by key, which may be read lazily.
+    names of prompt embeddings have no prefix. tensors: by key, which may be read lazily. experts: those that the
+    adapter routes between, each with its configuration.
     """
 
-    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+    def __init__(
+        self, tensors: Mapping[str, torch.Tensor], experts: Mapping[str, tuple[AnyConfig, "Checkpoint"]] | None = None
+    ) -> None:
         self._tensors = tensors
+        self._experts = experts or {}
         self._keys = {key.removeprefix(PREFIX).removeprefix(_OWN): key for key in tensors}
         self._left = dict.fromkeys(tensors)
         if len(self._keys) < len(tensors):
@@ -45,6 +50,14 @@ class Checkpoint:
     def find(self, name: str) -> Named | None:
         """The same, or None if it is missing."""
         return self.take(name) if name in self._keys else None
+
+    def expert(self, name: str) -> tuple[AnyConfig, "Checkpoint"]:
+        return self._experts[name]
+
+    @property
+    def num_tensors(self) -> int:
+        """With those of the experts, taken or not."""
+        return len(self._tensors) + sum(checkpoint.num_tensors for _, checkpoint in self._experts.values())
 
     def take_all(self) -> Mapping[str, torch.Tensor]:
         """All that nobody has taken, by their keys, for a compiler that accounts for all of them itself."""

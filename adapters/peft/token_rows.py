@@ -8,8 +8,9 @@ from collections.abc import Mapping
 
 import torch
 
-from ..bypass import Bypass, Replacement, Rows
+from ..bypass import Bypass
 from ..errors import InvalidAdapter
+from ..primitives import Replacement, Rows
 from ..sites import Site, SiteKind
 from .base import Base, Named
 from .config import AuxiliaryConfig, MethodConfig, parse_targets

@@ -11,7 +11,6 @@ from ..errors import InvalidAdapter, UnsupportedAdapter
 # Fields that change the result whenever they are set.
 LORA: Mapping[str, str] = {
     "layer_replication": "it changes the number of layers of the base",
-    "arrow_config": "it routes tokens between several adapters; upload those one by one",
 }
 
 # Initialisations that leave the base changed, by what cannot be worked out from the base again.
@@ -37,8 +36,8 @@ PEFT_TYPES = frozenset(_PEFT_TYPES.split())
 _UNSERVABLE: Mapping[str, str] = {
     "LILY": "its router averages over all tokens of a batch, so the answer depends on the neighbours; train LoRA",
     "SHADOW": "it runs a second network beside the base; serve the trained model as a base of its own",
-    "XLORA": "it mixes adapters that its checkpoint does not hold, by a classifier that PEFT saves without its first "
-    "layer; upload the experts one by one, and mix them by the field `adapters`",
+    "XLORA": "PEFT saves its classifier without the first layer, so no checkpoint of it is whole; upload the experts "
+    "one by one, mix them by the field `adapters`, or route between them by Arrow",
 }
 
 

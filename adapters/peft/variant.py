@@ -12,7 +12,7 @@ from .fields import Fields
 
 # Names of the checkpoint's tensors that only training uses, by the field that brings them.
 _TRAINING_ONLY = {"velora_config": "lora_velora_embed", "monteclora_config": "lora_monteclora_sampler"}
-_FORMS = ("use_dora", "use_bdlora", "use_qalora", "kasa_config", "alora_invocation_tokens", *_TRAINING_ONLY)
+_FORMS = ("use_dora", "use_bdlora", "use_qalora", "kasa_config", "alora_invocation_tokens", "arrow_config")
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,20 @@ class BlockDiagonal:
 
 
 @dataclass(frozen=True)
+class Arrow:
+    """tasks: names of the experts between which tokens are routed. general: of those whose mean is taken off first.
+
+    seed: of PEFT's search for an expert's prototype; where PEFT has none and takes any, this is one of those.
+    """
+
+    tasks: tuple[str, ...]
+    general: tuple[str, ...]
+    top_k: int
+    temperature: float
+    seed: int
+
+
+@dataclass(frozen=True)
 class LoraVariant:
     """start: `pissa` or `olora`, where the factors were first taken out of the base's weight.
 
@@ -52,17 +66,18 @@ class LoraVariant:
     pool: int = 0
     invocation: tuple[int, ...] = ()
     idle: str = ""
+    arrow: Arrow | None = None
 
     @property
     def linear_only(self) -> bool:
         """Whether PEFT has it for linear layers alone."""
-        forms = (self.bias, self.kasa, self.blocks, self.pool, self.invocation, self.idle)
+        forms = (self.bias, self.kasa, self.blocks, self.pool, self.invocation, self.idle, self.arrow)
         return any(bool(form) for form in forms)
 
 
 def parse_variant(fields: Fields) -> LoraVariant:
     """Raises InvalidAdapter."""
-    set_ = [name for name in _FORMS if fields.value(name)]
+    set_ = [name for name in (*_FORMS, *_TRAINING_ONLY) if fields.value(name)]
     start = str(fields.value("init_lora_weights")).lower()
     start = start if start in ("pissa", "olora") else ""
     bias = fields.boolean("lora_bias")
@@ -80,7 +95,25 @@ def parse_variant(fields: Fields) -> LoraVariant:
         pool=fields.integer("qalora_group_size", 16, 1) if fields.boolean("use_qalora") else 0,
         invocation=fields.integers("alora_invocation_tokens"),
         idle=next((tensors for name, tensors in _TRAINING_ONLY.items() if fields.value(name)), ""),
+        arrow=_arrow(fields.value("arrow_config")),
     )
+
+
+def _arrow(value: Any) -> Arrow | None:
+    if not value:
+        return None
+    if not isinstance(value, dict):
+        raise InvalidAdapter(f"arrow_config must be an object, not {repr(value)[:80]}", param="arrow_config")
+    fields = Fields(value)
+    tasks, general = fields.strings("task_adapter_names"), fields.strings("gks_adapter_names")
+    top_k, temperature = fields.integer("top_k", 3, 1), fields.number("router_temperature", 1.0)
+    if not 0 < top_k <= len(tasks):
+        raise InvalidAdapter(f"arrow_config has top_k {top_k} of {len(tasks)} task_adapter_names", param="arrow_config")
+    if temperature <= 0:
+        raise InvalidAdapter("router_temperature must be greater than 0", param="arrow_config")
+    if fields.boolean("use_gks") != bool(general):
+        raise InvalidAdapter("use_gks goes with gks_adapter_names, each of which wants the other", param="arrow_config")
+    return Arrow(tasks, general, top_k, temperature, fields.integer("rng_seed", 0, 0))
 
 
 def _blocks(value: Any) -> BlockDiagonal | None:

@@ -10,12 +10,13 @@ from typing import Any
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from peftserve.adapters.files import MAX_EXPERTS
 from peftserve.adapters.staging import StagedFile, StagedUpload
 
 from .errors import ApiError, bad_request
 
 BLOCK = 1 << 20  # bytes gathered before a thread writes them
-MAX_PARTS = 8
+MAX_PARTS = 2 * MAX_EXPERTS + 8
 MAX_HEADER_BYTES = 8192
 MAX_FIELD_BYTES = 1024
 WANTED = "send the field 'name' and two files, both with the field name 'files'"

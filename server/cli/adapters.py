@@ -10,10 +10,12 @@ from urllib.parse import quote
 
 from tqdm import tqdm
 
+from peftserve.adapters.errors import AdapterError
+from peftserve.adapters.files import FILES, expert_folder, experts_of
+
 from .client import Server, add_arguments
 from .errors import CommandError
 
-FILES = ("adapter_config.json", "adapter_model.safetensors")
 COLUMNS = ("name", "version", "method", "rank", "size", "state", "running", "created")
 Card = Mapping[str, Any]
 
@@ -57,14 +59,15 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _add(arguments: argparse.Namespace) -> int:
-    paths = [_file(arguments.folder, name) for name in FILES]
-    total = sum(path.stat().st_size for path in paths)
+    paths = _files(arguments.folder)
+    total = sum(path.stat().st_size for path in paths.values())
     with (
         Server(arguments.url, arguments.api_key) as server,
         ExitStack() as stack,
         tqdm(total=total, unit="B", unit_scale=True, desc=arguments.name, disable=None) as progress,
     ):
-        files = [("files", (path.name, _Counted(stack.enter_context(path.open("rb")), progress))) for path in paths]
+        opened = {name: _Counted(stack.enter_context(path.open("rb")), progress) for name, path in paths.items()}
+        files = [("files", part) for part in opened.items()]
         card = server.call("POST", "/v1/adapters", data={"name": arguments.name}, files=files)
     print(f"{card['name']}@{card['version']}: {card['method']}, rank {card['rank']}, {_size(card)}")
     return 0
@@ -84,6 +87,18 @@ class _Counted:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """All that make up the adapter, by the names under which they are sent."""
+    own = {name: _file(folder, name) for name in FILES}
+    try:
+        experts = experts_of(folder)
+    except AdapterError as error:
+        raise CommandError(f"{folder}: {error.message}") from None
+    return own | {
+        f"{expert}/{name}": _file(expert_folder(folder, expert), name) for expert in experts for name in FILES
+    }
 
 
 def _file(folder: Path, name: str) -> Path:

@@ -2,15 +2,16 @@
 
 import json
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from peftserve.adapters.facts import AdapterFacts
+from peftserve.adapters.files import CONFIG, WEIGHTS
 from peftserve.adapters.registry import AdapterRegistry
-from peftserve.adapters.staging import CONFIG, WEIGHTS, StagedUpload
+from peftserve.adapters.staging import StagedUpload
 from peftserve.adapters.store import AdapterStore
 
 SafetensorsBytes = Callable[..., bytes]
@@ -44,6 +45,25 @@ def registry(tmp_path: Path) -> Iterator[AdapterRegistry]:
     registry = AdapterRegistry(tmp_path / "registry.sqlite")
     yield registry
     registry.close()
+
+
+@pytest.fixture
+def router_upload(store: AdapterStore, safetensors_bytes: SafetensorsBytes) -> Callable[..., StagedUpload]:
+    """An adapter that routes between the experts `named`, with the files of those `sent`; weights: those of some."""
+
+    def stage(named: Sequence[str], sent: Sequence[str], weights: Mapping[str, bytes] = {}) -> StagedUpload:
+        staged = store.stage(1 << 20)
+        arrow = {"top_k": 1, "task_adapter_names": named}
+        for part in ("", *sent):
+            prefix = f"{part}/" if part else ""
+            config = {"peft_type": "LORA", "target_modules": ["q_proj"]} | ({} if part else {"arrow_config": arrow})
+            with staged.open(prefix + CONFIG) as file:
+                file.write(json.dumps(config if part or named else {**config, "arrow_config": None}).encode())
+            with staged.open(prefix + WEIGHTS) as file:
+                file.write(weights.get(part, safetensors_bytes({})))
+        return staged
+
+    return stage
 
 
 @pytest.fixture

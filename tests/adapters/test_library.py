@@ -9,14 +9,16 @@ import pytest
 
 from peftserve.adapters.errors import AdapterConflict, AdapterNotFound, InvalidAdapter, StoreFull
 from peftserve.adapters.facts import AdapterFacts
+from peftserve.adapters.files import WEIGHTS
 from peftserve.adapters.leases import Leases
 from peftserve.adapters.library import AdapterLibrary
 from peftserve.adapters.registry import AdapterRegistry
 from peftserve.adapters.router import Router
-from peftserve.adapters.staging import WEIGHTS, StagedUpload
+from peftserve.adapters.staging import StagedUpload
 from peftserve.adapters.store import AdapterStore
 
 Upload = Callable[..., StagedUpload]
+RouterUpload = Upload
 
 
 @dataclass
@@ -106,6 +108,41 @@ async def test_malformed_files_do_not_reach_the_engine(
     with store.stage(100) as incomplete, pytest.raises(InvalidAdapter, match="missing"):
         await library.add(incomplete, "a")
     assert engine.inspected == []
+
+
+@pytest.mark.parametrize(
+    ("named", "sent", "message"),
+    [
+        (["a", "b"], ["a"], "the expert b is not there"),
+        (["a"], ["a", "b"], "the expert b is none of arrow_config's"),
+        ([], ["a"], "the expert a is none"),
+    ],
+)
+async def test_the_experts_are_those_that_the_configuration_names(
+    library: AdapterLibrary, router_upload: RouterUpload, named: list[str], sent: list[str], message: str
+) -> None:
+    with pytest.raises(InvalidAdapter, match=message):
+        await library.add(router_upload(named, sent), "routed")
+
+
+async def test_a_broken_expert_is_named(library: AdapterLibrary, router_upload: RouterUpload) -> None:
+    with pytest.raises(InvalidAdapter, match=r"^b: adapter_model.safetensors has 4 bytes"):
+        await library.add(router_upload(["a", "b"], ["a", "b"], {"b": b"oops"}), "routed")
+
+
+async def test_a_router_is_stored_with_its_experts(
+    library: AdapterLibrary, store: AdapterStore, router_upload: RouterUpload
+) -> None:
+    record = await library.add(router_upload(["a", "b"], ["b", "a"]), "routed")
+    assert store.is_whole(record.digest)
+    expert = store.path(record.digest) / "a" / WEIGHTS
+    content = expert.read_bytes()
+    expert.write_bytes(content + b" ")
+    assert not store.is_whole(record.digest)
+    expert.write_bytes(content)
+    await library.delete("routed")
+    await library.settled()
+    assert not store.path(record.digest).exists()
 
 
 async def test_a_full_disk_leaves_nothing(

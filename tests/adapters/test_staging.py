@@ -7,7 +7,8 @@ import pytest
 
 from peftserve.adapters import staging
 from peftserve.adapters.errors import AdapterTooLarge, InvalidAdapter, StoreFull
-from peftserve.adapters.staging import CONFIG, WEIGHTS, StagedUpload
+from peftserve.adapters.files import CONFIG, WEIGHTS
+from peftserve.adapters.staging import StagedUpload
 
 
 @pytest.fixture
@@ -67,7 +68,20 @@ def test_pickles_are_refused_by_name(staged: StagedUpload, name: str) -> None:
         staged.open(name)
 
 
-@pytest.mark.parametrize("name", ["README.md", "../adapter_config.json", "/etc/passwd", "", "a\0b"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "README.md",
+        f"../{CONFIG}",
+        f"/{CONFIG}",
+        f"a/b/{CONFIG}",
+        f".a/{CONFIG}",
+        f"a\0/{CONFIG}",
+        "/etc/passwd",
+        "",
+        "a\0b",
+    ],
+)
 def test_other_files_are_refused(staged: StagedUpload, name: str) -> None:
     with pytest.raises(InvalidAdapter, match="not part of an adapter"):
         staged.open(name)
@@ -114,7 +128,7 @@ def test_copies_a_folder_with_links_as_a_hub_cache_has_them(staged: StagedUpload
     blobs.mkdir()
     snapshot.mkdir()
     for name in (CONFIG, WEIGHTS):
-        (blobs / name).write_bytes(name.encode())
+        (blobs / name).write_bytes(b"{}")
         (snapshot / name).symlink_to(blobs / name)
     (snapshot / "README.md").write_text("ignored")
     staged.copy_folder(snapshot)
@@ -124,6 +138,39 @@ def test_copies_a_folder_with_links_as_a_hub_cache_has_them(staged: StagedUpload
     with pytest.raises(InvalidAdapter, match="outside of the folders"):
         StagedUpload(other, 1000).copy_folder(snapshot, inside=[snapshot])
     StagedUpload(other, 1000).copy_folder(snapshot, inside=[tmp_path / "elsewhere", tmp_path])
+
+
+@pytest.mark.parametrize("home", ["adapter", "."], ids=["below", "beside"])
+def test_copies_the_experts_that_a_router_names(staged: StagedUpload, tmp_path: Path, home: str) -> None:
+    for folder in (tmp_path / "adapter", tmp_path / home / "task_0", tmp_path / home / "task_1"):
+        folder.mkdir()
+        (folder / CONFIG).write_text('{"arrow_config": {"task_adapter_names": ["task_0"]}}')
+        (folder / WEIGHTS).write_bytes(b"weights")
+    staged.copy_folder(tmp_path / "adapter")
+    assert staged.experts == ["task_0"]
+    assert (staged.path / "task_0" / WEIGHTS).read_bytes() == b"weights"
+    assert sorted(os.listdir(staged.path)) == [CONFIG, WEIGHTS, "task_0"]
+
+
+def test_experts_lie_inside_too(staged: StagedUpload, tmp_path: Path) -> None:
+    inside, secret = tmp_path / "inside", tmp_path / "task_0"
+    for folder in (inside, secret):
+        folder.mkdir()
+        (folder / CONFIG).write_text('{"arrow_config": {"task_adapter_names": ["task_0"]}}')
+        (folder / WEIGHTS).write_bytes(b"weights")
+    with pytest.raises(InvalidAdapter, match="outside of the folders"):
+        staged.copy_folder(inside, inside=[inside])
+
+
+def test_an_expert_s_files_are_part_of_the_digest(staged: StagedUpload) -> None:
+    for name in (CONFIG, WEIGHTS):
+        write(staged, name, b"x")
+    alone = staged.digest
+    write(staged, f"task_0/{WEIGHTS}", b"y")
+    with pytest.raises(InvalidAdapter, match=f"task_0/{CONFIG} is missing"):
+        _ = staged.digest
+    write(staged, f"task_0/{CONFIG}", b"z")
+    assert staged.digest != alone
 
 
 def test_copying_what_is_no_file(staged: StagedUpload, tmp_path: Path) -> None:

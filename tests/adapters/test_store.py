@@ -12,8 +12,9 @@ import pytest
 
 from peftserve.adapters import store as store_module
 from peftserve.adapters.errors import AdapterConflict, InvalidAdapter, StoreFull
+from peftserve.adapters.files import CONFIG, WEIGHTS
 from peftserve.adapters.registry import AdapterRegistry
-from peftserve.adapters.staging import CONFIG, WEIGHTS, StagedUpload
+from peftserve.adapters.staging import StagedUpload
 from peftserve.adapters.store import AdapterStore
 
 Upload = Callable[..., StagedUpload]

@@ -42,6 +42,13 @@ def network(v: torch.Tensor) -> torch.Tensor:
     return torch.tanh(v @ draw(3, OUT).T + draw(3)) @ draw(OUT, 3).T + draw(OUT)
 
 
+def routed(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
+    """One token through the two best of its experts, at the temperature 0.5."""
+    best = sorted((abs(float(p @ x)), e) for e, p in enumerate(prototypes))[-2:]
+    weights = torch.tensor([math.exp(2 * (fit - best[-1][0])) for fit, _ in best], dtype=torch.float64)
+    return sum(w * (b[e].T @ (a[e] @ x)) for w, (_, e) in zip(weights / weights.sum(), best, strict=True))
+
+
 CASES: dict[str, tuple[dict[str, Any], torch.Tensor]] = {
     "input_scale": ({"d": draw(IN)}, X @ torch.diag(draw(IN))),
     "output_scale": ({"d": draw(OUT)}, Y @ torch.diag(draw(OUT))),
@@ -55,6 +62,10 @@ CASES: dict[str, tuple[dict[str, Any], torch.Tensor]] = {
     "shared_low_rank": (
         {"a": draw(2, IN + 3), "b": draw(OUT + 5, 2), "d": draw(2), "scale": draw(OUT)},
         X @ (torch.diag(draw(OUT)) @ draw(OUT + 5, 2)[:OUT] @ torch.diag(draw(2)) @ draw(2, IN + 3)[:, :IN]).T,
+    ),
+    "routed_low_rank": (
+        {"a": draw(3, 2, IN), "b": draw(3, 2, OUT), "prototypes": draw(3, IN), "top_k": 2, "temperature": 0.5},
+        torch.stack([routed(x, draw(3, 2, IN), draw(3, 2, OUT), draw(3, IN)) for x in X]),
     ),
     "bottleneck": ({**NET, "source": ""}, network(Y)),
     "parallel_bottleneck": (

@@ -117,6 +117,10 @@ def _embedding(kind: Kind, **options: Any) -> PeftConfig:
     return peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=[kind.embedding, "lm_head"], **options)
 
 
+def _arrow(**options: Any) -> Callable[[Kind], PeftConfig]:
+    return lambda kind: _lora(r=4, arrow_config=peft.ArrowConfig(rng_seed=5, **options))(kind)
+
+
 def _ia3(kind: Kind) -> PeftConfig:
     transposed = kind.model_type == "gpt2"
     last = kind.mlp[-1:]
@@ -177,6 +181,8 @@ CATALOG: Mapping[str, Entry] = {
     "lora-embedding-and-head": Entry(_embedding),
     "lora-alora": Entry(_invoked),
     "lora-experts": Entry(_experts),
+    "lora-arrow": Entry(_arrow(top_k=2, router_temperature=0.5)),
+    "lora-arrow-gks": Entry(_arrow(top_k=3, use_gks=True)),
     "adalora": Entry(_on(peft.AdaLoraConfig, init_r=6, target_r=4, lora_alpha=16, total_step=10)),
     "loha": Entry(_on(peft.LoHaConfig, r=3, alpha=6)),
     "lokr": Entry(_on(peft.LoKrConfig, r=4, alpha=8)),

@@ -6,18 +6,21 @@ pages, no batch.
 
 import copy
 import dataclasses
+import json
+import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import ArrowConfig, LoraConfig, PeftConfig, PeftModel, create_arrow_model, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from peftserve.adapters.bypass import Bypass, Primitive, Replacement, SideAttention
+from peftserve.adapters.bypass import Bypass, SideAttention
+from peftserve.adapters.primitives import Primitive, Replacement
 from peftserve.kernels.ops import Op, Phase, chained
 
 from .reference import Greedy
@@ -40,6 +43,8 @@ def method_adapter(
     model_folder: Path, folder: Path, config: PeftConfig, seed: int = 0, randomize: Randomize = shaken, **save: Any
 ) -> Path:
     """A checkpoint of `config`, each trainable parameter drawn by `randomize`, saved by PEFT."""
+    if getattr(config, "arrow_config", None):
+        return _arrow_adapter(model_folder, folder, config, seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
@@ -53,9 +58,36 @@ def method_adapter(
     return folder
 
 
+def _arrow_adapter(model_folder: Path, folder: Path, config: Any, seed: int) -> Path:
+    """Four experts, two general ones if the configuration wants any, and the router that PEFT makes over them."""
+    options = {"r": config.r, "target_modules": config.target_modules, "fan_in_fan_out": config.fan_in_fan_out}
+    names = ["task_0", "task_1", "task_2", "task_3", *(["gks_0", "gks_1"] if config.arrow_config.use_gks else [])]
+    for i, name in enumerate(names):
+        expert = LoraConfig(task_type="CAUSAL_LM", lora_alpha=4 + i, **options)
+        method_adapter(model_folder, folder / name, expert, seed + i)
+    saved = folder / "saved"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = _arrow_model(model_folder, folder, config.arrow_config)
+        model.save_pretrained(saved, selected_adapters=["arrow_router"])
+    for file in (saved / "arrow_router").iterdir():
+        file.rename(folder / file.name)
+    shutil.rmtree(saved)
+    return folder
+
+
+def _arrow_model(model_folder: Path, adapter: Path, config: ArrowConfig) -> Any:
+    """PEFT cannot load the router that it saves, but makes the same one of the same experts."""
+    tasks, general = ([str(path) for path in sorted(adapter.glob(names))] for names in ("task_*", "gks_*"))
+    return create_arrow_model(plain_model(model_folder), tasks, config, general)
+
+
 def peft_model(model_folder: Path, adapter: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        if arrow := json.loads((adapter / "adapter_config.json").read_text()).get("arrow_config"):
+            names = ("top_k", "router_temperature", "use_gks", "rng_seed")
+            return _arrow_model(model_folder, adapter, ArrowConfig(**{name: arrow[name] for name in names})).eval()
         return PeftModel.from_pretrained(plain_model(model_folder), adapter).eval()
 
 

@@ -103,10 +103,10 @@ class RunningServer:
 
 def adapter_files(adapter: Path, suffix: bytes = b"") -> list[tuple[str, tuple[str, bytes]]]:
     """A checkpoint as parts of an upload. suffix: white space after the configuration, for a new digest."""
-    return [
-        ("files", ("adapter_config.json", (adapter / "adapter_config.json").read_bytes() + suffix)),
-        ("files", ("adapter_model.safetensors", (adapter / "adapter_model.safetensors").read_bytes())),
-    ]
+    paths = [*adapter.rglob("adapter_config.json"), *adapter.rglob("adapter_model.safetensors")]
+    contents = {str(path.relative_to(adapter)): path.read_bytes() for path in paths}
+    contents["adapter_config.json"] += suffix
+    return [("files", part) for part in contents.items()]
 
 
 def free_port() -> int:

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from peftserve.adapters.bypass import Bypass, LowRank, Primitive, Replacement
+from peftserve.adapters.bypass import Bypass
+from peftserve.adapters.primitives import LowRank, Primitive, Replacement
 from peftserve.kernels.layout import BlobLayout, Group, GroupLayout
 
 _NOTHING: Mapping[str, int] = {}

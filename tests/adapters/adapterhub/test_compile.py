@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from peftserve.adapters.bypass import Bottleneck, ParallelBottleneck
 from peftserve.adapters.errors import InvalidAdapter
 from peftserve.adapters.peft.compile import CompiledAdapter, compile_adapter
+from peftserve.adapters.primitives import Bottleneck, ParallelBottleneck
 
 FIXTURE = Path(__file__).parent / "fixture"
 PROMPT = [5, 17, 42, 9, 7, 25, 31, 8]

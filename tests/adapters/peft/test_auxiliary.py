@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from peftserve.adapters.bypass import Bias, LowRank, Replacement
 from peftserve.adapters.errors import InvalidAdapter, UnsupportedAdapter
 from peftserve.adapters.peft.compile import compile_adapter
+from peftserve.adapters.primitives import Bias, LowRank, Replacement
 
 AsPeft = Callable[..., Any]
 Q = "base_model.model.model.layers.0.self_attn.q_proj"

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from peftserve.adapters.bypass import Dense, LowRank, Sparse
 from peftserve.adapters.errors import InvalidAdapter
 from peftserve.adapters.peft.base import Named
 from peftserve.adapters.peft.compact import compacted, factored
+from peftserve.adapters.primitives import Dense, LowRank, Sparse
 
 GENERATOR = torch.Generator().manual_seed(0)
 

@@ -59,7 +59,7 @@ def test_every_field_of_peft_is_known() -> None:
     read |= {"alpha_pattern", "r", "lora_alpha", "use_rslora", "ensure_weight_tying", "bias"}
     read |= {"modules_to_save", "trainable_token_indices", "use_dora", "lora_bias", "alora_invocation_tokens"}
     read |= {"kasa_config", "velora_config", "monteclora_config", "use_qalora", "qalora_group_size", "use_bdlora"}
-    read |= {"init_lora_weights", "target_parameters"}
+    read |= {"init_lora_weights", "target_parameters", "arrow_config"}
     fields = {field.name for field in dataclasses.fields(peft.LoraConfig)}
     assert fields - read - LORA_IGNORED == LORA.keys()
     assert {kind.value for kind in PeftType} | {"BONE"} == PEFT_TYPES

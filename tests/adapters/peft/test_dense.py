@@ -11,9 +11,10 @@ import torch
 from peft import C3AConfig, FourierFTConfig, GloraConfig, HiraConfig
 from safetensors.torch import load_file, save_file
 
-from peftserve.adapters.bypass import Bias, Bypass, Dense, LowRank, OutputScale, Replacement
+from peftserve.adapters.bypass import Bypass
 from peftserve.adapters.errors import AdapterError, UnsupportedAdapter
 from peftserve.adapters.peft.compile import compile_adapter
+from peftserve.adapters.primitives import Bias, Dense, LowRank, OutputScale, Replacement
 
 AsPeft = Callable[..., Bypass]
 TARGETS = {"phi3": ["qkv_proj", "down_proj"], "gpt2": ["c_attn", "c_proj"]}

@@ -10,9 +10,10 @@ import torch
 from peft import BeftConfig, IA3Config, LNTuningConfig
 from safetensors.torch import load_file, save_file
 
-from peftserve.adapters.bypass import Bias, Bypass, InputScale, OutputScale, Replacement
+from peftserve.adapters.bypass import Bypass
 from peftserve.adapters.errors import AdapterError
 from peftserve.adapters.peft.compile import compile_adapter
+from peftserve.adapters.primitives import Bias, InputScale, OutputScale, Replacement
 
 LINEARS = {"phi3": (["qkv_proj", "down_proj"], "down_proj"), "gpt2": (["c_attn", "mlp.c_proj"], "mlp.c_proj")}
 NORMS = {"gpt2": ["ln_1", "ln_f"], "gemma2": ["pre_feedforward_layernorm", "norm"]}

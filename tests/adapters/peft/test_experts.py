@@ -11,9 +11,9 @@ import torch
 from peft import LoraConfig
 from peft.tuners.lora.layer import ParamWrapper
 
-from peftserve.adapters.bypass import ExpertLowRank, LowRank
 from peftserve.adapters.errors import AdapterError
 from peftserve.adapters.peft.compile import compile_adapter
+from peftserve.adapters.primitives import ExpertLowRank, LowRank
 from peftserve.adapters.sites import ExpertParameter, Site, SiteKind
 
 UP, DOWN = "experts.gate_up_proj", "experts.down_proj"

@@ -12,12 +12,12 @@ import torch
 from peft.tuners.lora.config import BdLoraConfig, KasaConfig, MontecloraConfig, VeloraConfig
 from safetensors.torch import load_file, save_file
 
-from peftserve.adapters.bypass import Bias, LowRank, OutputScale
 from peftserve.adapters.errors import AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
 from peftserve.adapters.peft.base import Base, Named
 from peftserve.adapters.peft.compile import compile_adapter
 from peftserve.adapters.peft.lora_variants import primitives_of, stored_shapes
 from peftserve.adapters.peft.variant import LoraVariant
+from peftserve.adapters.primitives import Bias, LowRank, OutputScale
 from peftserve.adapters.sites import Site, SiteKind, SiteTable
 
 AsPeft = Callable[..., Any]

@@ -21,11 +21,11 @@ from peft import (
 )
 from safetensors.torch import load_file, save_file
 
-from peftserve.adapters.bypass import Bias, Dense, LowRank, Sparse
 from peftserve.adapters.errors import AdapterError, AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
 from peftserve.adapters.peft.compile import METHODS, compile_adapter
 from peftserve.adapters.peft.method_fields import METHOD_FIELDS
 from peftserve.adapters.peft.probe_methods import PROBED
+from peftserve.adapters.primitives import Bias, Dense, LowRank, Sparse
 
 needs_sklearn = pytest.mark.skipif(
     importlib.util.find_spec("sklearn") is None, reason="PEFT needs scikit-learn for AdaMSS"

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from peftserve.adapters.bypass import Bias
 from peftserve.adapters.errors import AdapterError, AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
 from peftserve.adapters.peft.compile import compile_adapter
+from peftserve.adapters.primitives import Bias
 
 AsPeft = Callable[..., Any]
 TinyBases = Callable[[str], Any]

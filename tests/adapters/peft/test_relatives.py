@@ -12,9 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from peftserve.adapters.bypass import Bypass, Dense, Kronecker, LowRank, SharedLowRank
+from peftserve.adapters.bypass import Bypass
 from peftserve.adapters.errors import AdapterError, AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
 from peftserve.adapters.peft.compile import compile_adapter
+from peftserve.adapters.primitives import Dense, Kronecker, LowRank, SharedLowRank
 
 AsPeft = Callable[..., Bypass]
 LINEARS = ["q_proj", "v_proj", "o_proj", "down_proj", "up_proj"]

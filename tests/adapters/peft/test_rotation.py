@@ -10,9 +10,10 @@ import torch
 from peft import BOFTConfig, OFTConfig, RoadConfig
 from peft.tuners.boft import layer as boft_layer
 
-from peftserve.adapters.bypass import Bypass, InputRotation, OutputScale, PairRotation, Replacement
+from peftserve.adapters.bypass import Bypass
 from peftserve.adapters.errors import AdapterError, AdapterTooLarge
 from peftserve.adapters.peft.compile import compile_adapter
+from peftserve.adapters.primitives import InputRotation, OutputScale, PairRotation, Replacement
 
 AsPeft = Callable[..., Bypass]
 TARGETS = {"phi3": ["qkv_proj", "down_proj"]}

@@ -10,9 +10,10 @@ import torch
 from peft import ShiraConfig, SupertuningConfig
 from safetensors.torch import load_file, save_file
 
-from peftserve.adapters.bypass import Bypass, Dense, LowRank, Sparse
+from peftserve.adapters.bypass import Bypass
 from peftserve.adapters.errors import AdapterError
 from peftserve.adapters.peft.compile import compile_adapter
+from peftserve.adapters.primitives import Dense, LowRank, Sparse
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled")  # in PEFT
 AsPeft = Callable[..., Bypass]

@@ -1,20 +1,18 @@
 import torch
 
-from peftserve.adapters.bypass import (
+from peftserve.adapters.bypass import Bypass, KVPrefix, SideAttention
+from peftserve.adapters.peft.summary import facts_of
+from peftserve.adapters.primitives import (
     Bias,
-    Bypass,
     Dense,
     InputRotation,
     InputScale,
-    KVPrefix,
     LowRank,
     OutputScale,
     PairRotation,
     Replacement,
     Rows,
-    SideAttention,
 )
-from peftserve.adapters.peft.summary import facts_of
 from peftserve.adapters.sites import Site, SiteKind, SiteTable
 
 V = torch.zeros(4)

@@ -61,6 +61,18 @@ def test_add_uploads_both_files(stub: Any, checkpoint: Path, capsys: pytest.Capt
     assert capsys.readouterr().out == "sql@2: LORA, rank 16, 3.00MB\n"
 
 
+def test_add_uploads_the_experts_of_a_router(stub: Any, checkpoint: Path) -> None:
+    stub.answers["POST", "/v1/adapters"] = 201, CARD
+    (checkpoint / "adapter_config.json").write_text('{"arrow_config": {"task_adapter_names": ["task_0"]}}')
+    (checkpoint / "task_0").mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (checkpoint / "task_0" / name).write_text(name)
+    assert main(["adapters", "add", "sql", str(checkpoint), "--url", stub.url]) == 0
+    (asked,) = stub.asked
+    for name in ("adapter_config.json", "task_0/adapter_config.json", "task_0/adapter_model.safetensors"):
+        assert f'name="files"; filename="{name}"'.encode() in asked.body
+
+
 def test_add_says_what_is_missing(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (checkpoint / "adapter_model.safetensors").rename(checkpoint / "adapter_model.bin")
     assert main(["adapters", "add", "sql", str(checkpoint)]) == 2

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from peftserve.adapters.bypass import Bypass, LowRank, SharedLowRank
+from peftserve.adapters.bypass import Bypass
+from peftserve.adapters.primitives import LowRank, SharedLowRank
 from peftserve.kernels.layout import Group, Rows, Segment
 from peftserve.kernels.naive import naive_delta
 from peftserve.server.engine.adapters.packing import ALIGNMENT, SiteGroups, pack

@@ -1,0 +1,94 @@
+"""Which files an adapter is: its own two, and two of each expert that it routes tokens between (`arrow_config`).
+
+    adapter_config.json             adapter_model.safetensors
+    <expert>/adapter_config.json    <expert>/adapter_model.safetensors
+
+Knows names and places; of what the files say, only which experts there are.
+"""
+
+import hashlib
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import AdapterTooLarge, InvalidAdapter
+from .strict_json import parse_object
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+FILES = (CONFIG, WEIGHTS)
+MAX_CONFIG_BYTES = 1 << 20
+MAX_EXPERTS = 256
+
+_EXPERT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+
+
+def check_file_name(name: str) -> None:
+    """Raise InvalidAdapter for a file that is not part of an adapter."""
+    if name.endswith(_PICKLES):
+        raise InvalidAdapter(
+            f"{name[:128]!r} is a pickle file, which can run code when it is read; save the adapter with "
+            f"save_pretrained(..., safe_serialization=True) and send {WEIGHTS}",
+            param="files",
+        )
+    expert, slash, own_name = name.rpartition("/")
+    if own_name not in FILES or (slash and not _EXPERT.fullmatch(expert)):
+        raise InvalidAdapter(f"{name[:128]!r} is not part of an adapter; send {CONFIG} and {WEIGHTS}", param="files")
+
+
+def experts_among(names: Collection[str]) -> list[str]:
+    """The experts whose files these are."""
+    return sorted({name.rpartition("/")[0] for name in names} - {""})
+
+
+def missing_file(names: Collection[str]) -> str | None:
+    """The first that these lack to be an adapter, or None."""
+    wanted = [*FILES, *(f"{expert}/{name}" for expert in experts_among(names) for name in FILES)]
+    return next((name for name in wanted if name not in names), None)
+
+
+def digest_of(hashes: Mapping[str, str]) -> str:
+    """SHA-256 over one line `<file name> <SHA-256 of the file in hexadecimal>\\n` for each file.
+
+    The adapter's own two files come first, then those of its experts in the order of their names.
+    """
+    names = sorted(hashes, key=lambda name: ("/" in name, name))
+    return hashlib.sha256("".join(f"{name} {hashes[name]}\n" for name in names).encode()).hexdigest()
+
+
+def read_raw_config(folder: Path) -> Mapping[str, Any]:
+    """Of the adapter in a folder. Raises AdapterTooLarge, InvalidAdapter, OSError."""
+    with (folder / CONFIG).open("rb") as file:
+        text = file.read(MAX_CONFIG_BYTES + 1)
+    if len(text) > MAX_CONFIG_BYTES:
+        raise AdapterTooLarge(f"{CONFIG} is over {MAX_CONFIG_BYTES} bytes", param="files")
+    return parse_object(text, CONFIG)
+
+
+def experts_of(folder: Path) -> list[str]:
+    """Names of the experts that the configuration in a folder routes between; none for most adapters.
+
+    Raises AdapterTooLarge, InvalidAdapter, OSError.
+    """
+    arrow = read_raw_config(folder).get("arrow_config")
+    if not isinstance(arrow, dict):
+        return []
+    lists = [arrow.get("task_adapter_names") or [], arrow.get("gks_adapter_names") or []]
+    names = [name for names in lists if isinstance(names, list) for name in names]
+    for name in names:
+        if not isinstance(name, str) or not _EXPERT.fullmatch(name):
+            raise InvalidAdapter(
+                f"arrow_config names an expert {repr(name)[:80]}; a name is 1 to 64 letters, digits, '.', '_' and '-'",
+                param="arrow_config",
+            )
+    if len(names) > MAX_EXPERTS:
+        raise AdapterTooLarge(f"arrow_config names over {MAX_EXPERTS} experts", param="arrow_config")
+    return list(dict.fromkeys(names))
+
+
+def expert_folder(folder: Path, expert: str) -> Path:
+    """Below the adapter's folder as in an upload, or beside it, where PEFT's `save_pretrained` puts it."""
+    below = folder / expert
+    return below if below.is_dir() else folder.parent / expert

@@ -1,0 +1,89 @@
+"""Arrow (Ostapenko et al. 2024, arXiv:2405.11157): each token goes through the LoRA experts that fit it best.
+
+    y += Σ_e gate_e(x) · s_e B_e (A_e x)    gate = softmax over the top k of |prototypes x|, divided by a temperature
+
+An expert's prototype is the direction that its B A enlarges most. GenKnowSub (arXiv:2505.10939) first takes the mean
+of the general adapters' factors off each expert's. The router's own factors are in its checkpoint, and take no part.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from ..bypass import Bypass
+from ..errors import InvalidAdapter, UnsupportedAdapter, said_of
+from ..primitives import RoutedLowRank
+from .base import Base, Named
+from .config import AuxiliaryConfig, LoraConfig
+from .lora_factors import LoraModule, read_modules
+from .tensors import Checkpoint
+from .variant import Arrow, LoraVariant
+
+_ITERATIONS = 15
+_EPSILON = 1e-8
+
+Modules = Mapping[str, LoraModule]
+
+
+def compile_arrow(config: LoraConfig, arrow: Arrow, checkpoint: Checkpoint, base: Base) -> Bypass:
+    """Raises AdapterError."""
+    router = read_modules(config, checkpoint, base)
+    for module in router.values():
+        module.a.weights(), module.b.weights()  # take no part, but a broken file is a broken file
+    tasks = [_expert(name, checkpoint, router, base) for name in arrow.tasks]
+    general = [_expert(name, checkpoint, router, base) for name in arrow.general]
+    sites = {name: (_routed([e[name] for e in tasks], [e[name] for e in general], arrow, base),) for name in router}
+    return Bypass(config.peft_type, sites)
+
+
+def _expert(name: str, checkpoint: Checkpoint, router: Modules, base: Base) -> Modules:
+    config, tensors = checkpoint.expert(name)
+    if not isinstance(config, LoraConfig) or not _is_plain(config):
+        raise UnsupportedAdapter(f"the expert {name} is not plain LoRA, which is all that Arrow routes", param="files")
+    with said_of(name):
+        modules = read_modules(config, tensors, base)
+    if modules.keys() != router.keys():
+        raise InvalidAdapter(f"the expert {name} is on other modules than the router", param="target_modules")
+    if wrong := next((site for site in modules if modules[site].rank != router[site].rank), None):
+        raise InvalidAdapter(
+            f"the expert {name} has rank {modules[wrong].rank} at {wrong}, the router {router[wrong].rank}", param="r"
+        )
+    return modules
+
+
+def _is_plain(config: LoraConfig) -> bool:
+    return config.variant == LoraVariant() and config.auxiliary == AuxiliaryConfig() and not config.parameters
+
+
+def _routed(tasks: Sequence[LoraModule], general: Sequence[LoraModule], arrow: Arrow, base: Base) -> RoutedLowRank:
+    a = [_purified(task.a, [g.a for g in general]) for task in tasks]
+    b = [_purified(task.b, [g.b for g in general]) for task in tasks]
+    prototypes = [_prototype(x.weights(), y.weights(), arrow.seed) for x, y in zip(a, b, strict=True)]
+    return RoutedLowRank(
+        a=torch.stack([factor.converted(base.dtype) for factor in a]),
+        b=torch.stack([f.converted(base.dtype, t.scaling).T for f, t in zip(b, tasks, strict=True)]),
+        prototypes=torch.stack(prototypes).to(base.dtype),
+        top_k=arrow.top_k,
+        temperature=arrow.temperature,
+    )
+
+
+def _purified(factor: Named, general: Sequence[Named]) -> Named:
+    if not general:
+        return factor
+    mean = torch.stack([other.weights() for other in general]).mean(0)
+    return factor._replace(tensor=factor.weights() - mean)
+
+
+def _prototype(a: torch.Tensor, b: torch.Tensor, seed: int) -> torch.Tensor:
+    """The first right singular vector of b a, (in_features,) in float32, as PEFT finds it: by as many power iterations.
+
+    a: (rank, in_features). b: (out_features, rank). seed: of the start, which 15 iterations do not quite forget.
+    """
+    squared = b.T @ b
+    vector: torch.Tensor = torch.randn(a.shape[1], generator=torch.Generator().manual_seed(seed))
+    vector = vector / (vector.norm() + _EPSILON)
+    for _ in range(_ITERATIONS):
+        vector = a.T @ (squared @ (a @ vector))
+        vector = vector / (vector.norm() + _EPSILON)
+    return vector

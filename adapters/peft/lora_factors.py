@@ -1,0 +1,92 @@
+"""The factors of a LoRA checkpoint, module by module: every tensor accounted for, every shape checked."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from ..errors import AdapterTooLarge, InvalidAdapter
+from ..sites import Site
+from .base import Base, Named
+from .config import LoraConfig
+from .keys import PREFIX, check_complete, factors_of, sort_keys
+from .lora_variants import extra_factors, stored_shapes
+from .patterns import Deadline
+from .targets import targeted_sites, values_at
+from .tensors import Checkpoint
+from .variant import LoraVariant
+
+
+@dataclass(frozen=True)
+class LoraModule:
+    """factors: by PEFT's names. A: (rank, in_features) and B: (out_features, rank), or what the variant stores."""
+
+    site: Site
+    rank: int
+    scaling: float
+    factors: Mapping[str, Named] = field(default_factory=dict)
+
+    @property
+    def a(self) -> Named:
+        return self.factors[factors_of(self.site)[0]]
+
+    @property
+    def b(self) -> Named:
+        return self.factors[factors_of(self.site)[1]]
+
+
+def read_modules(config: LoraConfig, checkpoint: Checkpoint, base: Base) -> dict[str, LoraModule]:
+    """Takes every tensor of the checkpoint that is left. Raises AdapterError."""
+    variant = config.variant
+    modules = _targeted(config, base)
+    tensors = {key: tensor for key, tensor in checkpoint.take_all().items() if not _idle(key, variant, modules)}
+    keys = sort_keys(tensors)
+    wanted = {name: (*factors_of(m.site), *extra_factors(m.site, variant)) for name, m in modules.items()}
+    embedding = _tied_embedding(config, modules, base)
+    check_complete(keys, wanted, {base.table.head} if embedding is not None and not variant.dora else set())
+    named = {name: {f: Named(key, tensors[key]) for f, key in found.items()} for name, found in keys.factors.items()}
+    for name, module in modules.items():
+        if name in named:
+            _check_shapes(module, named[name], variant)
+    if embedding is not None and base.table.head is not None:
+        named[base.table.head] = _tied_factors(named[embedding], named.get(base.table.head, {}))
+    return {name: replace(module, factors=named[name]) for name, module in modules.items()}
+
+
+def _targeted(config: LoraConfig, base: Base) -> dict[str, LoraModule]:
+    deadline = Deadline()
+    names = targeted_sites(config.targets, base.table, deadline, tie=config.tie)
+    ranks = values_at(config.ranks, config.r, names, "rank_pattern", deadline)
+    alphas = values_at(config.alphas, config.alpha, names, "alpha_pattern", deadline)
+    if (rank := max(ranks.values())) > base.max_rank:
+        raise AdapterTooLarge(f"rank {rank} is over the server's limit of {base.max_rank}", param="r")
+    scalings = {name: config.scaling(ranks[name], alphas[name]) for name in names}
+    return {name: LoraModule(base.table.sites[name], ranks[name], scalings[name]) for name in names}
+
+
+def _idle(key: str, variant: LoraVariant, modules: Mapping[str, LoraModule]) -> bool:
+    """Whether only training uses a tensor."""
+    return bool(variant.idle) and key.removeprefix(PREFIX).partition(f".{variant.idle}")[0] in modules
+
+
+def _check_shapes(module: LoraModule, factors: Mapping[str, Named], variant: LoraVariant) -> None:
+    site, rank = module.site, module.rank
+    why = f"rank {rank} at {site.name} of this base takes"
+    for name, shape in zip(factors_of(site), stored_shapes(site, rank, variant), strict=True):
+        factors[name].require_shape(shape, why)
+
+
+def _tied_embedding(config: LoraConfig, modules: Mapping[str, LoraModule], base: Base) -> str | None:
+    """The embedding whose factors are the head's too; None if there is no such pair."""
+    embedding = base.table.tied_head
+    return embedding if config.tie and embedding in modules and base.table.head in modules else None
+
+
+def _tied_factors(embedding: Mapping[str, Named], saved: Mapping[str, Named]) -> dict[str, Named]:
+    """The head's factors are the embedding's, transposed; PEFT shares them in memory and saves them twice."""
+    tied = {"lora_A": embedding["lora_embedding_B"].transposed(), "lora_B": embedding["lora_embedding_A"].transposed()}
+    for name, ours in tied.items():
+        theirs = saved.get(name, ours)
+        if not torch.equal(ours.tensor, theirs.tensor):
+            raise InvalidAdapter(f"{theirs.key} is not the transpose of {ours.key}, which ties it", param="files")
+    return {**saved, **tied}
