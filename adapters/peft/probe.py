@@ -48,8 +48,9 @@ class Probed:
     server's limit too. numbers, flags, words: the other fields, in one string. options: fields that need more than
     reading. rank: the bound of every delta's, from PEFT's configuration; None if it can be full. needs_weight: PEFT
     decomposes the base's weights. replaces: PEFT's module computes W' itself instead of what it adds. conv1d,
-    embeddings: PEFT has it for these too. check: that what PEFT will allocate fits the checkpoint. requires: another
-    package that PEFT needs for it, and its name for pip.
+    embeddings: PEFT has it for these too. check: that what PEFT will allocate fits the checkpoint. settle: works out
+    again what a module of PEFT's took from tensors that were not yet the checkpoint's. requires: another package that
+    PEFT needs for it, and its name for pip.
     """
 
     config: str
@@ -64,6 +65,7 @@ class Probed:
     conv1d: bool = True
     embeddings: bool = False
     check: Callable[[Any, list[str], Tensors], None] = lambda config, names, tensors: None
+    settle: Callable[[Any], None] = lambda module: None
     requires: tuple[str, str] = _PEFT
 
 
@@ -77,6 +79,8 @@ def compile_probed(probed: Probed, config: MethodConfig, checkpoint: Checkpoint,
     with _alone():
         peft_config = _peft_config(probed, options, names, tensors, base)
         model = _loaded(stand_ins, peft_config, tensors)
+        for name in names:
+            probed.settle(model.get_submodule(name))
         bound = None if probed.rank is None else probed.rank(peft_config)
         sites = {name: tuple(_primitives(model.get_submodule(name), name, bound, probed, base)) for name in names}
     return Bypass(config.peft_type, sites)

@@ -46,6 +46,16 @@ def _frequencies(fields: Fields, names: list[str]) -> Mapping[str, Any]:
     return {"n_frequency_pattern": {name.replace(".", r"\."): n for name, n in found.items() if n}}
 
 
+def _solve_frod_again(module: Any) -> None:
+    """FRoD's U, which is in no checkpoint, from the V that is.
+
+    PEFT takes it from a V that it decomposes again at load, which on another machine, or with another number of
+    threads, is another basis than the one that was trained.
+    """
+    for adapter, v in module.frod_V.items():
+        module.frod_U[adapter], _ = module._calculate_frod_u_and_lambda(v, module.get_base_layer().weight)
+
+
 PROBED: Mapping[str, Probed] = {
     "UNILORA": Probed(
         "UniLoraConfig",
@@ -105,6 +115,7 @@ PROBED: Mapping[str, Probed] = {
         options=lambda fields, names: {"progressbar": False},
         needs_weight=True,
         replaces=True,
+        settle=_solve_frod_again,
     ),
 }
 

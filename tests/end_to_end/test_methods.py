@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -11,6 +11,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load, save
 
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
@@ -219,6 +221,54 @@ async def test_every_method_on_a_server(world: World, tmp_path: Path) -> None:
         _delete_all(world, server)
     finally:
         server.stop()
+
+
+@pytest.mark.parametrize("world", ARCHITECTURES[:1], indirect=True)
+def test_broken_uploads_of_every_method(world: World, tmp_path: Path) -> None:
+    """A 400 that says why, in OpenAI's envelope, nothing left on the disk, and the server goes on."""
+    server = world.oracle.RunningServer.start(world.model, tmp_path / "state", tmp_path / "log")
+    try:
+        served = []
+        for name, adapter in world.adapters.items():
+            for what, files in _broken(world.oracle.adapter_files(adapter)):
+                response = server.client.post("/v1/adapters", data={"name": name}, files=files)
+                if response.status_code != 400 or not response.json()["error"]["message"]:
+                    served.append((name, what, response.status_code, response.text))
+        assert not served
+        assert server.client.get("/v1/adapters").json()["data"] == []
+        for folder in ("adapters", "staging"):
+            assert list((server.state / folder).iterdir()) == []
+        assert server.metric("peftserve_adapter_bytes") == 0
+        assert server.upload("whole", world.adapters["lora"]).status_code == 201
+    finally:
+        server.stop()
+
+
+def _broken(files: list[Any]) -> Iterator[tuple[str, list[Any]]]:
+    """Uploads of the adapter's own two files with something wrong, and its experts' as they are."""
+    contents = dict(part for _, part in files)
+    config, weights = (contents.pop(name) for name in ("adapter_config.json", "adapter_model.safetensors"))
+    rest = [("files", part) for part in contents.items()]
+    tensors = load(weights)
+    first = min(tensors)
+    others = {name: tensor for name, tensor in tensors.items() if name != first}
+    for what, changed_config, changed in (
+        ("cut off", config, weights[:-2]),
+        ("without its tensors", config, save({})),
+        ("with a tensor more", config, save({**tensors, "base_model.model.model.layers.0.other": torch.ones(2)})),
+        ("with a tensor of another name", config, save({**others, first + "_": tensors[first]})),
+        ("of an unknown method", config.replace(b'"peft_type": "', b'"peft_type": "X'), weights),
+        ("with an unknown field", config.replace(b"{", b'{"a_field_that_nobody_knows": 1,', 1), weights),
+        ("with half a configuration", config[: len(config) // 2], weights),
+    ):
+        yield (
+            what,
+            [
+                ("files", ("adapter_config.json", changed_config)),
+                ("files", ("adapter_model.safetensors", changed)),
+                *rest,
+            ],
+        )
 
 
 def _delete_all(world: World, server: Any) -> None:

@@ -118,7 +118,13 @@ def _embedding(kind: Kind, **options: Any) -> PeftConfig:
 
 
 def _arrow(**options: Any) -> Callable[[Kind], PeftConfig]:
-    return lambda kind: _lora(r=4, arrow_config=peft.ArrowConfig(rng_seed=5, **options))(kind)
+    """Of modules by the last part of their names: PEFT's router knows no more, and takes in all that have the same."""
+
+    def make(kind: Kind) -> PeftConfig:
+        names = [name for name in kind.linears if "." not in name]
+        return _lora(r=4, arrow_config=peft.ArrowConfig(rng_seed=5, **options), target_modules=names)(kind)
+
+    return make
 
 
 def _ia3(kind: Kind) -> PeftConfig:

@@ -375,3 +375,22 @@ def test_it_may_be_asked_for_in_inference_mode(llama: Any, oracle: ModuleType, t
             bypass = compile_adapter(folder, llama.table, torch.float32, model=llama.model).bypass
             assert torch.is_inference_mode_enabled()
         assert bypass.method == method
+
+
+def test_frod_takes_the_checkpoint_s_basis_whole(llama: Any, oracle: ModuleType, tmp_path: Path) -> None:
+    """PEFT's own decomposition may come out otherwise here than where the adapter was trained."""
+    folder, tensors, _ = _written(FrodConfig, llama, oracle, tmp_path, progressbar=False)
+    deltas = []
+    for sign in (1, -1):  # of some vectors of the basis, which is the same map
+        for key, tensor in tensors.items():
+            if "lambda_s_values" in key:
+                tensor.zero_()
+            if "frod_V" in key:
+                tensor[:, ::3] *= sign
+        save_file(tensors, folder / "adapter_model.safetensors")
+        bypass = compile_adapter(folder, llama.table, torch.float32, model=llama.model).bypass
+        (delta,) = bypass.sites["model.layers.0.self_attn.q_proj"]
+        assert isinstance(delta, Dense)
+        deltas.append(delta.w)
+    torch.testing.assert_close(*deltas, rtol=1e-4, atol=1e-4)
+    assert deltas[0].abs().max() > 0.01
