@@ -36,7 +36,7 @@ PEFT_TYPES = frozenset(_PEFT_TYPES.split())
 _UNSERVABLE: Mapping[str, str] = {
     "LILY": "its router averages over all tokens of a batch, so the answer depends on the neighbours; train LoRA",
     "SHADOW": "it runs a second network beside the base; serve the trained model as a base of its own",
-    "XLORA": "PEFT saves its classifier without the first layer, so no checkpoint of it is whole; upload the experts "
+    "XLORA": "its classifier is saved by PEFT without the first layer, so no checkpoint is whole; upload the experts "
     "one by one, mix them by the field `adapters`, or route between them by Arrow",
 }
 
