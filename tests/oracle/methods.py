@@ -10,6 +10,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,12 @@ Randomize = Callable[[str, torch.Tensor, torch.Generator], torch.Tensor]
 
 
 def plain_model(folder: Path) -> PreTrainedModel:
+    """A model of one's own to change."""
+    return copy.deepcopy(_read_model(folder))
+
+
+@lru_cache(maxsize=8)
+def _read_model(folder: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
 
 
