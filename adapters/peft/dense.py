@@ -23,7 +23,7 @@ from .saved_modules import replacement
 from .tensors import Checkpoint
 
 MAX_PLACES = 1 << 29  # of a weight that PEFT's random frequencies are drawn from, at 8 bytes each
-_SEEDS = (-(1 << 63), (1 << 64) - 1)  # that a generator of torch takes
+_LEAST_SEED = -(1 << 63)  # that a generator of torch takes
 
 
 def compile_hira(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
@@ -68,7 +68,7 @@ def compile_fourierft(config: MethodConfig, checkpoint: Checkpoint, base: Base) 
     for site in sites:
         _check_count(site, counts[site.name])
     require_room([site for site in sites if not _is_low_rank(site, counts[site.name], base)], base)
-    places = _Places(fields.integer("random_loc_seed", 777, _SEEDS[0]))
+    places = _Places(fields.integer("random_loc_seed", 777, _LEAST_SEED))
     scaling = fields.number("scaling", 150.0)
     compiled: dict[str, tuple[Primitive, ...]] = {}
     for site in sites:
@@ -102,8 +102,6 @@ class _Places:
     """The random frequencies of a weight, by its shape alone, as PEFT draws them."""
 
     def __init__(self, seed: int) -> None:
-        if seed > _SEEDS[1]:
-            raise InvalidAdapter(f"random_loc_seed {seed} is over 64 bits", param="random_loc_seed")
         self._seed = seed
         self._drawn: dict[tuple[int, int], torch.Tensor] = {}
 

@@ -47,7 +47,7 @@ class _Site:
     def primitives(self, form: str) -> tuple[Primitive, ...]:
         site, dtype = self._site, self._base.dtype
         a, b = (self._part(part, form, (site.out_features, site.in_features)) for part in "AB")
-        bias, change = self._bias(), None
+        bias, change = own_bias(self._site, self._base), None
         own: tuple[Primitive, ...] = ()
         if form == "lora":
             own = (Dense(self._named(self._base.matrix(site.name).cpu() * a + b).converted(dtype)),)
@@ -71,12 +71,6 @@ class _Site:
         if c_form == "none":
             return result
         return result + (self._base.matrix(site.name).cpu() @ c).flatten()
-
-    def _bias(self) -> torch.Tensor | None:
-        """The one that the adapter was trained with: its own where `bias` says so."""
-        own = own_bias(self._site, self._base)
-        saved = self._checkpoint.find(f"{self._site.name}.base_layer.bias")
-        return own if own is None or saved is None else saved.converted(torch.float32)
 
     def _part(self, part: str, form: str, shape: tuple[int, ...]) -> torch.Tensor:
         """shape: of the whole, which a vector has one column of. One number, or none, stands for all."""
