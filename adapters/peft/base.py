@@ -46,14 +46,18 @@ class Base:
     def weight(self, site: str) -> torch.Tensor | None:
         return self.parameter(site, "weight")
 
-    def matrix(self, site: str) -> torch.Tensor:
-        """The weight of a linear as (out_features, in_features) in float32. Raises UnsupportedAdapter without one."""
+    def matrix(self, site: str, *, on_device: bool = False) -> torch.Tensor:
+        """The weight of a linear as (out_features, in_features) in float32, on the CPU as checkpoints are.
+
+        on_device: where the base is, for what would take long on a CPU. Raises UnsupportedAdapter without a weight.
+        """
         weight = self.weight(site)
         if weight is None or not weight.is_floating_point() or weight.dim() != 2:
             raise UnsupportedAdapter(
                 f"this method needs the base's weight at {site}, which is quantised or not at hand", param="peft_type"
             )
-        return (weight.T if self.table.sites[site].transposed else weight).float()
+        matrix = weight.T if self.table.sites[site].transposed else weight
+        return matrix.to(matrix.device if on_device else "cpu", torch.float32)
 
     def fresh_model(self) -> nn.Module:
         """Modules to change at will, over the base's own weights. Raises UnsupportedAdapter if there is no model."""

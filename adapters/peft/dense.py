@@ -45,7 +45,7 @@ def _hira(rank: int, site: Site, checkpoint: Checkpoint, base: Base) -> Primitiv
     factor = b.converted(torch.float32) @ a.converted(torch.float32)
     if at_embedding:
         return _multiplied_rows(site, Named(b.key, factor.T), base)
-    return Dense(Named(b.key, base.matrix(site.name).cpu() * factor).converted(base.dtype))
+    return Dense(Named(b.key, base.matrix(site.name) * factor).converted(base.dtype))
 
 
 def _multiplied_rows(site: Site, factor: Named, base: Base) -> Primitive:

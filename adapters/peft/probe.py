@@ -224,7 +224,7 @@ def _primitives(module: Any, name: str, bound: int | None, probed: Probed, base:
     _blank_out(module.get_base_layer(), site)
     weight, bias = _affine(module, site)
     if probed.replaces:
-        weight = weight - base.matrix(name).cpu()
+        weight = weight - base.matrix(name)
     label = f"{PREFIX}{name}, as PEFT computes it,"
     yield compacted(Named(label, weight), bound, base.dtype)
     if bias.count_nonzero():

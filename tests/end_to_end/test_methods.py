@@ -72,6 +72,10 @@ def _make_world(oracle: ModuleType, architecture: str, folder: Path) -> World:
     return world
 
 
+def _engine(world: World, device: str, **settings: Any) -> Engine:
+    return Engine(EngineConfig(model=str(world.model), device=device, dtype="float32", **settings))
+
+
 def _prompts() -> list[list[int]]:
     """Of different lengths, with a common beginning; the invocation tokens of aLoRA in the middle of some."""
     chance = random.Random(1)
@@ -85,8 +89,8 @@ ROUNDS += [(architecture, "preemption and few slots") for architecture in ARCHIT
 
 
 @pytest.mark.parametrize(("world", "setting"), ROUNDS, indirect=["world"])
-def test_every_method_in_one_batch(world: World, setting: str) -> None:
-    engine = Engine(EngineConfig(model=str(world.model), device="cpu", dtype="float32", **SETTINGS[setting]))
+def test_every_method_in_one_batch(world: World, setting: str, device: str) -> None:
+    engine = _engine(world, device, **SETTINGS[setting])
     try:
         digests = {name: hashlib.sha256(name.encode()).hexdigest() for name in world.adapters}
         for name, adapter in world.adapters.items():
@@ -104,9 +108,9 @@ def test_every_method_in_one_batch(world: World, setting: str) -> None:
 
 
 @pytest.mark.parametrize("world", ARCHITECTURES[:1], indirect=True)
-def test_neighbours_get_what_they_get_without_the_others(world: World) -> None:
+def test_neighbours_get_what_they_get_without_the_others(world: World, device: str) -> None:
     """The base and plain LoRA, beside every other method and beside nobody else: the same tokens."""
-    engine = Engine(EngineConfig(model=str(world.model), device="cpu", dtype="float32", prefix_caching=False))
+    engine = _engine(world, device, prefix_caching=False)
     try:
         digests = {name: hashlib.sha256(name.encode()).hexdigest() for name in world.adapters}
         for name, adapter in world.adapters.items():
@@ -141,12 +145,14 @@ MIXTURES = [
 
 @pytest.mark.parametrize("world", ARCHITECTURES[:1], indirect=True)
 @pytest.mark.parametrize("mixture", MIXTURES, ids="+".join)
-def test_mixtures_of_methods_are_weighted_sums_of_their_deltas(world: World, mixture: dict[str, float]) -> None:
+def test_mixtures_of_methods_are_weighted_sums_of_their_deltas(
+    world: World, mixture: dict[str, float], device: str
+) -> None:
     if not mixture.keys() <= world.adapters.keys():
         pytest.skip("PEFT does not support one of them here")
     model = world.oracle.peft_mixture(world.model, [(world.adapters[name], w) for name, w in mixture.items()])
     wanted = [(str(mixture), prompt, world.oracle.peft_generate(model, prompt, MAX_TOKENS)) for prompt in _prompts()]
-    engine = Engine(EngineConfig(model=str(world.model), device="cpu", dtype="float32"))
+    engine = _engine(world, device)
     try:
         for name in mixture:
             engine.inspect_adapter(name, world.adapters[name])
