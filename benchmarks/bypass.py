@@ -2,9 +2,8 @@
 
     python benchmarks/bypass.py [--threads N] [--dtype bfloat16|float32] [--quick] [--out FILE.json]
 
-The work is one step of the SmolLM2-135M shape: 30 layers of q/k/v, o, gate/up and down. The floor is the time to read
-the factors in use once, at the bandwidth that this machine shows in the same run. Both contestants take turns, and
-medians are reported, so a busy neighbour slows both alike.
+The work is one step of the SmolLM2-135M shape: 30 layers of q/k/v, o, gate/up and down. `floor.py` says what the floor
+is. Both contestants take turns, and medians are reported, so a busy neighbour slows both alike.
 """
 
 import argparse
@@ -17,13 +16,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from floor import SHAPES, Machine, Share, cost_of
+from floor import measure as measure_machine
 
 from peftserve.kernels.bypass import make_bypass_backend
-from peftserve.kernels.layout import Group, GroupLayout, Segment
+from peftserve.kernels.layout import GroupLayout, Segment
 
-LAYERS = 30
-LAYER = (Group(576, (576, 192, 192)), Group(576, (576,)), Group(576, (1536, 1536)), Group(1536, (576,)))
-GROUPS = LAYER * LAYERS
+SHAPE = SHAPES["smollm-135m"]
+LAYER, GROUPS = SHAPE.layer, SHAPE.groups
 RANKS = (8, 16, 32, 64)
 ALIGNMENT = 32
 
@@ -40,6 +40,10 @@ class Scenario:
     def segments(self) -> list[Segment]:
         share = self.tokens // self.adapters
         return [Segment(slot, 1.0, slot * share, (slot + 1) * share) for slot in range(self.adapters)]
+
+    @property
+    def shares(self) -> list[Share]:
+        return [Share(RANKS[s.slot % len(RANKS)], s.end - s.start) for s in self.segments]
 
 
 DECODE = [
@@ -72,7 +76,6 @@ class Adapters:
         self.arena = torch.randn(sum(size for size, _ in layouts)).mul_(0.05).to(dtype)
         self.backend = make_bypass_backend(self.arena, GROUPS, max_slots=count)
         self.loops: list[dict[int, tuple[torch.Tensor, list[torch.Tensor]]]] = []
-        self.sizes = [size * self.arena.element_size() for size, _ in layouts]
         base = 0
         for slot, (rank, (size, layout)) in enumerate(zip(ranks, layouts, strict=True)):
             self.backend.attach(slot, base, layout)
@@ -138,13 +141,7 @@ def milliseconds(run: Callable[[], object]) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-def bandwidth() -> float:
-    """Bytes per millisecond of a plain read by all threads: the best of five over 256 MB."""
-    data = torch.ones(1 << 26)
-    return data.nbytes / min(milliseconds(data.sum) for _ in range(5))
-
-
-def measure(scenario: Scenario, adapters: Adapters, speed: float, rounds: int) -> Result:
+def measure(scenario: Scenario, adapters: Adapters, machine: Machine, rounds: int) -> Result:
     data, segments = activations(scenario.tokens, adapters.arena.dtype), scenario.segments
     times: dict[str, list[float]] = {"begin": [], "ours": [], "loop": []}
     for _ in range(rounds + 1):
@@ -153,8 +150,9 @@ def measure(scenario: Scenario, adapters: Adapters, speed: float, rounds: int) -
         times["ours"].append(milliseconds(lambda: ours(adapters, data)))
         times["loop"].append(milliseconds(lambda: loop(adapters, segments, data)))
     medians = {name: round(statistics.median(values[1:]), 2) for name, values in times.items()}
-    size = sum(adapters.sizes[: scenario.adapters])
-    return Result(scenario, megabytes=round(size / 1e6, 1), floor=round(size / speed, 2), **medians)
+    cost = cost_of(GROUPS, scenario.shares, adapters.arena.dtype)
+    floor = machine.seconds(cost) * 1e3
+    return Result(scenario, megabytes=round(cost.factors / 1e6, 1), floor=round(floor, 2), **medians)
 
 
 def main() -> None:
@@ -167,8 +165,11 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     scenarios = [Scenario("decode", 16, 8), Scenario("prefill", 2048, 16)] if args.quick else DECODE + PREFILL
     adapters = Adapters(max(s.adapters for s in scenarios), getattr(torch, args.dtype))
-    speed = bandwidth()
-    print(f"{args.dtype}, {args.threads} threads, {speed / 1e6:.1f} GB/s; milliseconds of a step, medians")
+    speed = measure_machine("cpu", adapters.arena.dtype)
+    print(
+        f"{args.dtype}, {args.threads} threads, {speed.bandwidth / 1e9:.1f} GB/s, {speed.peak / 1e9:.0f} GFLOP/s; "
+        "milliseconds of a step, medians"
+    )
     print(
         f"{'phase':8}{'tokens':>7}{'adapters':>9}{'MB':>8}{'floor':>8}{'ours':>9}{'begin':>8}{'loop':>9}{'loop/ours':>11}"
     )
@@ -183,7 +184,12 @@ def main() -> None:
         )
     if args.out:
         machine = {"cpu": platform.processor() or platform.machine(), "torch": torch.__version__}
-        setup = {"dtype": args.dtype, "threads": args.threads, "bytes_per_second": speed * 1e3}
+        setup = {
+            "dtype": args.dtype,
+            "threads": args.threads,
+            "bytes_per_second": speed.bandwidth,
+            "flops_per_second": speed.peak,
+        }
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps({**machine, **setup, "results": [asdict(r) for r in results]}, indent=1) + "\n")
 
