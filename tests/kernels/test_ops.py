@@ -112,12 +112,25 @@ def test_one_block_for_all() -> None:
     torch.testing.assert_close(got, X @ torch.block_diag(*[block[0]] * 3).T)
 
 
-def test_sparse_sums_in_fp32_and_bounds_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    op = Op("sparse", {"rows": SPARSE_ROWS, "columns": SPARSE_COLUMNS, "values": draw(4)})
-    wanted = X @ SPARSE.T
-    torch.testing.assert_close(op(X, Y), wanted, rtol=1e-5, atol=1e-5)
-    monkeypatch.setattr("peftserve.kernels.ops.SPARSE_ELEMENTS", 8)
-    torch.testing.assert_close(op(X, Y), wanted, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("mkl", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_sparse_sums_in_fp32(mkl: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not mkl:
+        monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    x, values = X.to(dtype), draw(4).to(dtype)
+    op = Op("sparse", {"rows": SPARSE_ROWS, "columns": SPARSE_COLUMNS, "values": values})
+    matrix = torch.zeros_like(SPARSE).index_put((SPARSE_ROWS.long(), SPARSE_COLUMNS.long()), values.double())
+    tolerance = 1e-5 if dtype is torch.float64 else 2e-2
+    got = op(x, Y.to(dtype))
+    assert got.dtype is dtype
+    torch.testing.assert_close(got.double(), x.double() @ matrix.T, rtol=tolerance, atol=tolerance)
+
+
+def test_sparse_entries_may_come_in_any_order_within_a_row_and_twice() -> None:
+    rows, columns = torch.tensor([1, 1, 1, 6], dtype=torch.int32), torch.tensor([9, 2, 9, 0], dtype=torch.int32)
+    matrix = torch.zeros_like(SPARSE).index_put((rows.long(), columns.long()), draw(4), accumulate=True)
+    got = Op("sparse", {"rows": rows, "columns": columns, "values": draw(4)})(X, Y)
+    torch.testing.assert_close(got, X @ matrix.T, rtol=1e-5, atol=1e-5)
 
 
 def test_rows_of_an_embedding_and_of_a_head() -> None:
