@@ -1,4 +1,6 @@
-"""Which files an adapter is: its own two, and two of each expert that it routes tokens between (`arrow_config`).
+"""Which files make up an adapter.
+
+Those are its own two, and two of each expert that it routes tokens between (`arrow_config`):
 
     adapter_config.json             adapter_model.safetensors
     <expert>/adapter_config.json    <expert>/adapter_model.safetensors

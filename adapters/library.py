@@ -165,6 +165,8 @@ def _check_files(folder: Path, experts: Sequence[str]) -> None:
         with said_of(part):
             read_header(folder / part / WEIGHTS)
             read_config(folder / part)
-    if odd := set(experts) ^ set(experts_of(folder)):
-        which = "is not there" if sorted(odd)[0] not in experts else "is none of arrow_config's"
-        raise InvalidAdapter(f"the expert {sorted(odd)[0]} {which}; send the files of all that it names", param="files")
+    named = experts_of(folder)
+    for expert in sorted({*named, *experts}):
+        if expert not in experts or expert not in named:
+            what = "is not there" if expert in named else "is none of arrow_config's"
+            raise InvalidAdapter(f"the expert {expert} {what}; send the files of all that it names", param="files")

@@ -1,4 +1,4 @@
-"""Arrow (Ostapenko et al. 2024, arXiv:2405.11157): each token goes through the LoRA experts that fit it best.
+"""LoRA experts between which Arrow routes each token (Ostapenko et al. 2024, arXiv:2405.11157).
 
     y += Σ_e gate_e(x) · s_e B_e (A_e x)    gate = softmax over the top k of |prototypes x|, divided by a temperature
 

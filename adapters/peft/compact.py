@@ -8,7 +8,7 @@ from .base import Named
 _OVERSAMPLED = 8  # columns of the sketch over the bound, without which its last directions would be inexact
 _EXACT = 1e-5  # relative error of factors, under which what they leave out is the rounding of float32
 _INDEX_BYTES = 8  # row and column of a non-zero
-_GATHERED = 4  # how much smaller than all of it the non-zeros must be: they are gathered one by one
+_SCATTERED = 4  # how much smaller than all of it the non-zeros must be: each costs more than an entry of a GEMM
 
 
 def compacted(delta: Named, bound: int | None, dtype: torch.dtype) -> Primitive:
@@ -20,7 +20,7 @@ def compacted(delta: Named, bound: int | None, dtype: torch.dtype) -> Primitive:
     nonzeros = int(exact.count_nonzero())
     if not nonzeros:
         return LowRank(exact.new_zeros(1, exact.shape[1], dtype=dtype), exact.new_zeros(exact.shape[0], 1, dtype=dtype))
-    dense, sparse = exact.numel() * dtype.itemsize, _GATHERED * nonzeros * (_INDEX_BYTES + dtype.itemsize)
+    dense, sparse = exact.numel() * dtype.itemsize, _SCATTERED * nonzeros * (_INDEX_BYTES + dtype.itemsize)
     factors = None if bound is None else factored(exact, bound)
     low_rank = dense if factors is None else sum(factor.numel() for factor in factors) * dtype.itemsize
     if factors is not None and low_rank < min(dense, sparse):
