@@ -2,8 +2,8 @@
 
     python benchmarks/bypass.py [--threads N] [--dtype bfloat16|float32] [--quick] [--out FILE.json]
 
-The work is one step of the SmolLM2-135M shape: 30 layers of q/k/v, o, gate/up and down. `floor.py` says what the floor
-is. Both contestants take turns, and medians are reported, so a busy neighbour slows both alike.
+The work is one step of the SmolLM2-135M shape: 30 layers of q/k/v, o, gate/up and down. `kernels/bench/cost.py`
+says what the floor is. Both contestants take turns, and medians are reported, so a busy neighbour slows both alike.
 """
 
 import argparse
@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from floor import SHAPES, Machine, Share, cost_of
-from floor import measure as measure_machine
 
+from peftserve.kernels.bench.cost import Machine, Share, cost_of, measure_machine
+from peftserve.kernels.bench.steps import SHAPES
 from peftserve.kernels.bypass import make_bypass_backend
 from peftserve.kernels.layout import GroupLayout, Segment
 

@@ -1,0 +1,25 @@
+"""What every contender of the benchmark looks like, ours and the peers."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from .steps import Step
+
+Run = Callable[[], None]
+
+
+class Contender(Protocol):
+    """name: the column of the table."""
+
+    name: str
+
+    def prepare(self, step: Step) -> Run | None:
+        """A function that adds the bypasses of all the step's groups to their outputs, `step.y`, once per call.
+
+            for each group i, site j and segment s:
+                step.y[i % n][j][s.start:s.end] += (x[i % n][s.start:s.end] Aᵀ) B,   n = step.layer_groups
+
+        What a server does once per step or per adapter (plans, metadata, copies of the factors in a layout of its own)
+        is done here and not timed. On a GPU the function is captured in a CUDA graph: no synchronisation, no reads of
+        device data by the host. None if the contender cannot run such a step.
+        """
