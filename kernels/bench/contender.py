@@ -9,9 +9,10 @@ Run = Callable[[], None]
 
 
 class Contender(Protocol):
-    """name: the column of the table."""
+    """name: the column of the table. version: of the package that it stands for; empty for ours."""
 
     name: str
+    version: str
 
     def prepare(self, step: Step) -> Run | None:
         """A function that adds the bypasses of all the step's groups to their outputs, `step.y`, once per call.

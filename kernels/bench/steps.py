@@ -1,6 +1,6 @@
 """What is timed: the bypasses of one step, with random factors, inputs and outputs. Knows no contender."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -75,6 +75,8 @@ class Step:
 
     x: by group of one layer, (tokens, in_features). y: by group of one layer and site, (tokens, out_features), which
     contenders add to. All layers share them, as in a model, where the last layer's are still in the cache.
+    joined: by group of one layer, the tensor whose columns y's tensors are, for contenders that serve a group's sites
+    as one product of the base leaves them; empty where each output is a tensor of its own.
     """
 
     scenario: Scenario
@@ -83,17 +85,36 @@ class Step:
     adapters: tuple[Adapter, ...]
     x: tuple[torch.Tensor, ...]
     y: tuple[tuple[torch.Tensor, ...], ...]
+    joined: tuple[torch.Tensor, ...] = ()
 
     @property
     def layer_groups(self) -> int:
         """Groups of one layer: group i of the step reads x[i % layer_groups]."""
         return len(self.x)
 
+    @property
+    def layers(self) -> int:
+        return len(self.groups) // len(self.x)
+
+    def calls(self) -> Iterator[tuple[int, torch.Tensor, tuple[torch.Tensor, ...]]]:
+        """In the order of a model: each group's index in the step, its input and its sites' outputs."""
+        for index in range(len(self.groups)):
+            yield index, self.x[index % len(self.x)], self.y[index % len(self.x)]
+
 
 ALIGNMENT = 64  # elements from the start of one factor to the next
 
 
-def make_step(scenario: Scenario, shape: Shape, *, layers: int, dtype: torch.dtype, device: str, seed: int = 0) -> Step:
+def make_step(
+    scenario: Scenario,
+    shape: Shape,
+    *,
+    layers: int,
+    dtype: torch.dtype,
+    device: str,
+    join: bool = False,
+    seed: int = 0,
+) -> Step:
     """Random everywhere. Factors are scaled so that a delta is about as large as the output that it is added to."""
     generator = torch.Generator(device).manual_seed(seed)
     groups = shape.layer * layers
@@ -107,8 +128,12 @@ def make_step(scenario: Scenario, shape: Shape, *, layers: int, dtype: torch.dty
         return torch.randn(scenario.tokens, width, dtype=torch.float32, device=device, generator=generator).to(dtype)
 
     x = tuple(normal(group.in_features) for group in shape.layer)
-    y = tuple(tuple(normal(width) for width in group.out_features) for group in shape.layer)
-    return Step(scenario, groups, arena, adapters, x, y)
+    if not join:
+        y = tuple(tuple(normal(width) for width in group.out_features) for group in shape.layer)
+        return Step(scenario, groups, arena, adapters, x, y)
+    joined = tuple(normal(sum(group.out_features)) for group in shape.layer)
+    y = tuple(whole.split(group.out_features, 1) for whole, group in zip(joined, shape.layer, strict=True))
+    return Step(scenario, groups, arena, adapters, x, y, joined)
 
 
 def _size(rank: int, groups: Sequence[Group]) -> int:

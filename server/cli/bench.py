@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 from tqdm import tqdm
 
-from . import client
+from . import bench_kernels, client
 from .errors import FAILED, UNREACHABLE, CommandError
 from .measure import Measurement, summarize
 
@@ -51,7 +51,7 @@ class Workload:
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("bench", help="measure a running server")
+    parser = commands.add_parser("bench", help="measure a running server, or the kernels alone")
     kinds = parser.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
     serve = kinds.add_parser("serve", help="closed loop over HTTP", description=__doc__.splitlines()[0])
     client.add_arguments(serve, "--base-url")
@@ -63,6 +63,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     serve.add_argument("--seed", type=int, default=0)
     serve.add_argument("--out", type=Path, metavar="FILE", help="also write the result as JSON")
     serve.set_defaults(run=run)
+    bench_kernels.add_parser(kinds)
 
 
 def run(arguments: argparse.Namespace) -> int:

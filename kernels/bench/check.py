@@ -1,0 +1,60 @@
+"""Whether a contender adds what it should, row by row against float64. Nothing is timed that fails here."""
+
+import torch
+
+from .contender import Run
+from .steps import Step
+
+TOLERANCES = {torch.bfloat16: 2e-2, torch.float16: 4e-3, torch.float32: 1e-4}
+"""Of a row's norm. All layers add to the same outputs, with one rounding each, so this is several of dtype's steps."""
+
+
+class Reference:
+    """What the step's outputs are before and after one call. Leaves them as they were."""
+
+    def __init__(self, step: Step) -> None:
+        self._outputs = [y for sites in step.y for y in sites]
+        self._before = [y.clone() for y in self._outputs]
+        self._delta = [delta for sites in deltas(step) for delta in sites]
+        self.tolerance = TOLERANCES[step.arena.dtype]
+
+    def error(self, run: Run) -> float:
+        """The largest relative error of any row, after a first call and after a second on top of it.
+
+        The second finds what a first leaves behind in its own buffers. NaN is infinitely wrong.
+        """
+        self.restore()
+        errors = [self._error_after(run, calls) for calls in (1, 2)]
+        self.restore()
+        return max(errors)
+
+    def restore(self) -> None:
+        for y, before in zip(self._outputs, self._before, strict=True):
+            y.copy_(before)
+
+    def _error_after(self, run: Run, calls: int) -> float:
+        run()
+        rows = [
+            _row_errors(y, before.double() + calls * delta)
+            for y, before, delta in zip(self._outputs, self._before, self._delta, strict=True)
+        ]
+        return float(torch.cat(rows).nan_to_num(nan=float("inf")).max())
+
+
+def _row_errors(got: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
+    off: torch.Tensor = torch.linalg.vector_norm(got.double() - want, dim=1)
+    return off.div(torch.linalg.vector_norm(want, dim=1))
+
+
+def deltas(step: Step) -> list[list[torch.Tensor]]:
+    """By group of one layer and site: the sum over all layers of what the formula adds, in float64."""
+    sums = [[torch.zeros(y.shape, dtype=torch.float64, device=y.device) for y in sites] for sites in step.y]
+    for slot, weight, start, end in step.scenario.segments:
+        adapter = step.adapters[slot]
+        for index, x, outputs in step.calls():
+            h = x[start:end].double() @ adapter.a[index].double().t()
+            parts = h.split(adapter.rank, 1)
+            for position in range(len(outputs)):
+                total = sums[index % step.layer_groups][position]
+                total[start:end] += weight * (parts[position] @ adapter.b[index][position].double())
+    return sums

@@ -1,0 +1,106 @@
+"""The kernel benchmark's run: every step measured, printed, written to JSON, and at the end drawn."""
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from .axes import layers_for, scenarios
+from .contender import Contender
+from .cost import Machine, measure_machine
+from .options import command, make_parser, out_folder
+from .plot import plot
+from .point import Point, free, measure
+from .precompile import precompile
+from .report import closing, heading, line, machine_of, write_json
+from .roster import UnknownContender, contenders_of
+from .steps import SHAPES, Scenario, make_step
+
+ROUNDS = {"cpu": 7, "cuda": 20}
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    parser = make_parser()
+    try:
+        return run_with(parser.parse_args(arguments))
+    except UnknownContender as error:
+        parser.error(str(error))
+
+
+def run_with(options: argparse.Namespace) -> int:
+    """The exit code: 1 if ours was wrong or failed anywhere. Raises UnknownContender before anything is measured."""
+    resolve(options)
+    if vars(options).get("tune"):
+        import_module(".tune", __package__).tune(options)
+    contenders = contenders_of(options)
+    if options.jobs and options.device == "cuda":
+        precompile(options, chosen_scenarios(options))
+    machine = measure_machine(options.device, getattr(torch, options.dtype))
+    points, stem = list[Point](), stem_of(options)
+    about = {
+        "machine": {**machine_of(options.device), **machine._asdict()},
+        "command": command(options),
+        "settings": {"shape": options.shape, "dtype": options.dtype, "rounds": options.rounds},
+    }
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    print(_first_lines(options, machine, contenders))
+    for point in _measured(options, machine, contenders):
+        tqdm.write(line(point))
+        points.append(point)
+        write_json(stem.with_suffix(".json"), about, contenders, points)
+    print(closing(points))
+    _draw(points, stem)
+    return int(any(point.ours is None for point in points))
+
+
+def resolve(options: argparse.Namespace) -> None:
+    """Fills what the command line leaves to the machine."""
+    if options.device == "auto":
+        options.device = "cuda" if torch.cuda.is_available() else "cpu"
+    options.shape = options.shape or ("llama-8b" if options.device == "cuda" else "smollm-135m")
+    options.dtype = options.dtype or ("bfloat16" if options.device == "cuda" else "float32")
+    options.rounds = options.rounds or (3 if options.quick else ROUNDS[options.device])
+
+
+def stem_of(options: argparse.Namespace) -> Path:
+    """The files' path without their endings."""
+    phase = "" if options.phase == "all" else f"_{options.phase}"
+    return out_folder(options) / f"kernels_{options.device}_{options.shape}{phase}"
+
+
+def chosen_scenarios(options: argparse.Namespace) -> list[Scenario]:
+    phases = ("decode", "prefill") if options.phase == "all" else (options.phase,)
+    return scenarios(options.device, phases, quick=options.quick)
+
+
+def _measured(options: argparse.Namespace, machine: Machine, contenders: Sequence[Contender]) -> Iterator[Point]:
+    device, dtype, shape = options.device, getattr(torch, options.dtype), SHAPES[options.shape]
+    end = time.monotonic() + 60 * (options.minutes or float("inf"))
+    for scenario in tqdm(chosen_scenarios(options), unit="step", disable=None):
+        if time.monotonic() > end:
+            tqdm.write("no further step: out of time")
+            return
+        layers = options.layers or layers_for(scenario, shape, dtype, device)
+        step = make_step(scenario, shape, layers=layers, dtype=dtype, device=device, join=device == "cuda")
+        yield measure(step, contenders, machine, device, options.rounds)
+        del step
+        free(device)
+
+
+def _first_lines(options: argparse.Namespace, machine: Machine, contenders: Sequence[Contender]) -> str:
+    about = machine_of(options.device)
+    speed = f"{machine.bandwidth / 1e9:.0f} GB/s, {machine.peak / 1e12:.2f} TFLOP/s"
+    setup = f"{options.shape}, {options.dtype}, {about['device']}, torch {about['torch']}, triton {about['triton']}"
+    figures = f"medians of {options.rounds} rounds, in microseconds of a layer; (times ours)"
+    return f"{setup}: {speed}\n{figures}\n{heading([contender.name for contender in contenders])}"
+
+
+def _draw(points: Sequence[Point], stem: Path) -> None:
+    written = plot(points, stem)
+    print("\n".join(f"wrote {path}" for path in (stem.with_suffix(".json"), *written)))
+    if points and not written:
+        print("no plot: matplotlib is not installed; pip install 'peftserve[bench]'")

@@ -1,0 +1,34 @@
+"""Our backend as a contender, with the factors where the step has them."""
+
+from ..bypass import make_bypass_backend
+from ..layout import BlobLayout, GroupLayout
+from .contender import Run
+from .steps import Adapter, Step
+
+
+class Ours:
+    name = "ours"
+    version = ""
+
+    def prepare(self, step: Step) -> Run:
+        backend = make_bypass_backend(step.arena, step.groups, max_slots=len(step.adapters))
+        for slot, adapter in enumerate(step.adapters):
+            backend.attach(slot, 0, layout_of(adapter))
+        backend.begin(step.scenario.segments, [])
+
+        def run() -> None:
+            for index, x, outputs in step.calls():
+                shrunk = backend.shrink(index, x)
+                assert shrunk is not None
+                for position, y in enumerate(outputs):
+                    backend.expand_(shrunk, position, y)
+
+        return run
+
+
+def layout_of(adapter: Adapter) -> BlobLayout:
+    """Where the adapter's factors are, from the start of the arena."""
+    return {
+        index: GroupLayout(int(a.storage_offset()), (adapter.rank,) * len(b), tuple(int(f.storage_offset()) for f in b))
+        for index, (a, b) in enumerate(zip(adapter.a, adapter.b, strict=True))
+    }

@@ -1,0 +1,100 @@
+"""One step measured: every contender prepared, checked, and only then timed in turns with the others."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .axes import label
+from .check import Reference
+from .contender import Contender, Run
+from .cost import Machine, cost_of, shares_of
+from .steps import Scenario, Step
+from .timing import captured, medians
+
+MICROSECONDS = 1e6
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """us: microseconds of a layer; None where it was not timed, and then `note` says why. error: as checked."""
+
+    us: float | None
+    error: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Point:
+    """floor: microseconds of a layer that nothing gets under. outcomes: by contender."""
+
+    phase: str
+    tokens: int
+    adapters: int
+    ranks: str
+    layers: int
+    floor: float
+    outcomes: dict[str, Outcome]
+
+    @property
+    def ours(self) -> float | None:
+        return self.outcomes["ours"].us if "ours" in self.outcomes else None
+
+    @property
+    def best_peer(self) -> tuple[str, float] | None:
+        timed = [(o.us, name) for name, o in self.outcomes.items() if o.us is not None and name != "ours"]
+        return (min(timed)[1], min(timed)[0]) if timed else None
+
+
+@dataclass(frozen=True)
+class Ready:
+    run: Run
+    error: float
+
+
+def measure(step: Step, contenders: Sequence[Contender], machine: Machine, device: str, rounds: int) -> Point:
+    reference = Reference(step)
+    outcomes, ready = dict[str, Outcome](), dict[str, Ready]()
+    for contender in contenders:
+        match make_ready(contender, step, reference, device):
+            case Ready() as found:
+                ready[contender.name] = found
+            case Outcome() as refused:
+                outcomes[contender.name] = refused
+    reference.restore()
+    times = medians({name: found.run for name, found in ready.items()}, device, rounds)
+    for name, seconds in times.items():
+        outcomes[name] = Outcome(round(seconds / step.layers * MICROSECONDS, 3), ready[name].error)
+    floor = machine.seconds(cost_of(step.groups, shares_of(step.scenario), step.arena.dtype))
+    return _point(step, floor, {c.name: outcomes[c.name] for c in contenders})
+
+
+def make_ready(contender: Contender, step: Step, reference: Reference, device: str) -> Ready | Outcome:
+    """Another's code may fail in any way: that is its result, and the others are still measured."""
+    try:
+        run = contender.prepare(step)
+        if run is None:
+            return Outcome(None, note="no such step")
+        timed = captured(run, device)
+        error = reference.error(timed)
+    except Exception as problem:
+        return Outcome(None, note=f"failed: {type(problem).__name__}: {problem}"[:300])
+    if error > reference.tolerance:
+        return Outcome(None, error, f"wrong: relative error {error:.1e}")
+    return Ready(timed, error)
+
+
+def _point(step: Step, floor: float, outcomes: dict[str, Outcome]) -> Point:
+    scenario: Scenario = step.scenario
+    ranks = scenario.ranks
+    per_layer = round(floor / step.layers * MICROSECONDS, 3)
+    return Point(
+        scenario.phase, scenario.tokens, len(ranks), label(ranks), step.layers, floor=per_layer, outcomes=outcomes
+    )
+
+
+def free(device: str) -> None:
+    """Between steps: what one step's contenders kept must not be missing for the next."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()

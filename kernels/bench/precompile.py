@@ -1,0 +1,38 @@
+"""Compiles all contenders' GPU kernels in several processes, so that the time of a lent GPU goes into measuring."""
+
+import argparse
+from collections.abc import Sequence
+from contextlib import suppress
+from multiprocessing import get_context
+
+import torch
+
+from .contender import Contender
+from .roster import contenders_of
+from .steps import SHAPES, Scenario, Step, make_step
+
+
+def precompile(options: argparse.Namespace, scenarios: Sequence[Scenario]) -> None:
+    """Triton keeps what it compiled on disk, where the measuring process then finds it."""
+    shares = [scenarios[start :: options.jobs] for start in range(options.jobs)]
+    with get_context("spawn").Pool(options.jobs) as pool:
+        pool.starmap(_run_once_each, [(options, share) for share in shares if share], chunksize=1)
+
+
+def _run_once_each(options: argparse.Namespace, scenarios: Sequence[Scenario]) -> None:
+    """Of one layer: its kernels are those of all."""
+    dtype, shape = getattr(torch, options.dtype), SHAPES[options.shape]
+    contenders = contenders_of(options)
+    for scenario in scenarios:
+        step = make_step(scenario, shape, layers=1, dtype=dtype, device=options.device, join=True)
+        for contender in contenders:
+            _run_once(contender, step)
+        torch.cuda.empty_cache()
+
+
+def _run_once(contender: Contender, step: Step) -> None:
+    """What fails here fails again where it is measured, and is reported there."""
+    with suppress(Exception):
+        if run := contender.prepare(step):
+            run()
+            torch.cuda.synchronize()
