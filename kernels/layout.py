@@ -39,11 +39,15 @@ class GroupLayout:
     a: offset of the stacked A, (sum of ranks, in_features) row-major; (in_features, sum of ranks) when gathered.
     ranks: rank of each site; 0 where the adapter leaves the site alone.
     b: offset of each site's B, stored transposed as (rank, out_features) row-major; unused where the rank is 0.
+    scales, biases: offsets of each site's row (out_features,) that its output is scaled by, and that is added to it;
+        None where it has none, and empty where no site has any. Only for backends that take them.
     """
 
     a: int
     ranks: tuple[int, ...]
     b: tuple[int, ...]
+    scales: tuple[int | None, ...] = ()
+    biases: tuple[int | None, ...] = ()
 
     @property
     def rank(self) -> int:
@@ -66,10 +70,6 @@ class Segment(NamedTuple):
     end: int
 
 
-class Shrunk(Protocol):
-    """`A x` of every active adapter for one group; opaque, valid until the next `begin`."""
-
-
 class BypassBackend(Protocol):
     """The bypasses of one arena. Made once with the arena and the groups; slots come and go.
 
@@ -86,8 +86,9 @@ class BypassBackend(Protocol):
     def begin(self, tokens: Sequence[Segment], logits: Sequence[Segment]) -> None:
         """Set the step's work list: segments over token rows, and over the rows that reach the head."""
 
-    def shrink(self, group: int, x: torch.Tensor) -> Shrunk | None:
-        """x: (rows, in_features), or (rows,) int64 ids for a gathered group. None if no active adapter touches it."""
+    def add_(self, group: int, x: torch.Tensor, outputs: Sequence[torch.Tensor | None]) -> None:
+        """Add the deltas of the group's sites to their outputs, in place.
 
-    def expand_(self, shrunk: Shrunk, position: int, y: torch.Tensor) -> None:
-        """Add the delta of the group's site number `position` to y: (rows, out_features), in place."""
+        x: (rows, in_features), or (rows,) int64 ids for a gathered group. outputs: (rows, out_features) for each site
+        in the group's order, with adjoining columns; None for sites that are to be left out.
+        """

@@ -15,7 +15,7 @@ import torch
 from .bag_plan import plan_bags
 from .bags import Bags, most_dots, most_sums
 from .factors import Factors, Slice, view_factors
-from .layout import BlobLayout, Group, Rows, Segment, Shrunk
+from .layout import BlobLayout, Group, Rows, Segment
 
 
 class Attached(NamedTuple):
@@ -91,8 +91,13 @@ class TorchBypass:
         h = [s.shrink(x) for s in plan.slices]
         return TorchShrunk(plan, h, plan.bags.shrink(x) if plan.bags else None)
 
-    def expand_(self, shrunk: Shrunk, position: int, y: torch.Tensor) -> None:
-        assert isinstance(shrunk, TorchShrunk)
+    def add_(self, group: int, x: torch.Tensor, outputs: Sequence[torch.Tensor | None]) -> None:
+        shrunk = self.shrink(group, x)
+        for position, y in enumerate(outputs):
+            if shrunk is not None and y is not None:
+                self.expand_(shrunk, position, y)
+
+    def expand_(self, shrunk: TorchShrunk, position: int, y: torch.Tensor) -> None:
         for (factors, _, start, end, _), h in zip(shrunk.plan.slices, shrunk.h, strict=True):
             if factors.ranks[position]:
                 y[start:end].addmm_(h[:, factors.columns[position]], factors.b[position])

@@ -1,55 +1,20 @@
-"""The bypasses on a GPU: one shrink launch per group and one expand launch per site, whatever adapters run.
+"""The bypasses on a GPU: one launch for each group, whatever adapters run.
 
 Tables on the device say where each slot's factors lie; their addresses never change, and attaching an adapter is one
 small copy that no kernel waits for. The step's work list goes over in one copy, and in none while it stays the same.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
-import triton
 
-from .layout import BlobLayout, Group, GroupLayout, Rows, Segment, Shrunk
-from .tiles import Tiles, cut
-from .triton_kernels import (
-    BLOCK_K_BYTES,
-    BLOCK_N,
-    EXPAND_STAGES,
-    SHRINK_STAGES,
-    expand_kernel,
-    gather_kernel,
-    options,
-    shrink_kernel,
-)
-
-_MAX_SPLIT = 8
-
-
-class Work(NamedTuple):
-    """One row space's work list on the device. entries, tiles: as in `Tiles`, views of one buffer."""
-
-    cut: Tiles
-    entries: torch.Tensor
-    tiles: torch.Tensor
-
-
-class Reach(NamedTuple):
-    """The largest ranks of a group among the slots at work: summed over the group's sites, and of each site."""
-
-    total: int
-    sites: tuple[int, ...]
-
-
-class TritonShrunk(NamedTuple):
-    """h: (split, rows of the work list, largest sum of ranks), fp32, weighted."""
-
-    group: int
-    work: Work
-    reach: Reach
-    h: torch.Tensor
+from . import tuning
+from .layout import BlobLayout, Group, Rows, Segment
+from .slots import SlotTable
+from .triton_kernels import MAX_SITES, bypass_kernel
+from .tuning import Blocks
+from .worklist import RECORD_FIELDS, Entries, Lists, cut, lists_of, pack
 
 
 class TritonBypass:
@@ -58,149 +23,198 @@ class TritonBypass:
         for each segment s: y[s.start:s.end] += s.weight · (x[s.start:s.end] Aᵀ) Bᵀ
 
     x and y have the arena's dtype and adjoining columns. h stays in fp32, sums run in fp32, and the deltas of all
-    segments of a row are added to y with one rounding. No atomics: the same step gives the same bits.
-    num_programs: how many programs fill the device; short work lists are split over the input's features up to there.
+    segments of a row are added to y with one rounding. No floating-point atomics: the same step gives the same bits.
+
+    A launch depends on the step only through device memory whose addresses stay. So a CUDA graph that was captured
+    after `begin(..., capacity=n)` may be replayed after any other `begin` of that capacity, for as long as `generation`
+    is what it was. While a graph is captured, every group is launched.
+
+    num_programs: how many programs run at once; more than the device holds together would wait for each other for ever.
+    batch_invariant: a row's bits depend on its own adapters alone, whatever else runs in the step.
+    fused: shrink and expand in one launch. Two where something must run between them.
+    pdl: launches may begin before the kernel ahead of them has ended, on GPUs from sm_90 on.
     """
 
     def __init__(
-        self, arena: torch.Tensor, groups: Sequence[Group], *, max_slots: int, num_programs: int | None = None
+        self,
+        arena: torch.Tensor,
+        groups: Sequence[Group],
+        *,
+        max_slots: int,
+        num_programs: int | None = None,
+        batch_invariant: bool = False,
+        fused: bool = True,
+        pdl: bool = False,
+        table: tuning.Tuning | None = None,
     ) -> None:
+        self.generation = 0
         self._arena = arena
         self._groups = tuple(groups)
-        self._block_k = BLOCK_K_BYTES // arena.element_size()
-        self._num_programs = num_programs or 2 * _multiprocessors(arena.device)
-        sites = max((len(g.out_features) for g in groups), default=0)
-        shape = (max_slots, len(self._groups), 2 + 3 * sites)
-        self._table = torch.zeros(shape, dtype=torch.int64, device=arena.device)
-        self._slots: dict[int, BlobLayout] = {}
-        self._align = 8  # elements; 1 from the first adapter on whose factors lie otherwise
-        self._buffer = torch.empty(0, dtype=torch.int32, device=arena.device)
-        self._segments: tuple[tuple[Segment, ...], tuple[Segment, ...]] | None = None
-        self._work: dict[Rows, Work] = {}  # this and `_reach` are the step's, set by `begin`
-        self._reach: dict[int, Reach] = {}
+        self._slots = SlotTable(arena.device, self._groups, max_slots)
+        self._num_programs = num_programs
+        self._multiprocessors = _multiprocessors(arena.device)
+        self._tuning = table or _tuning(arena)
+        self._batch_invariant = batch_invariant
+        self._fused = fused
+        self._pdl = pdl
+        self._records = torch.zeros(1 << 16, dtype=torch.int32, device=arena.device)
+        self._h = torch.zeros(1 << 20, dtype=torch.float32, device=arena.device)
+        self._counters = torch.zeros(1 << 12, dtype=torch.int32, device=arena.device)
+        self._work: object = None  # this and those below are the step's, set by `begin`
+        self._blocks: list[Blocks] = []
+        self._busy: list[bool] = []
 
     def attach(self, slot: int, base: int, layout: BlobLayout) -> None:
-        rows = np.zeros(self._table.shape[1:], dtype=np.int64)
-        for index, entry in layout.items():
-            fields = _fields(base, entry)
-            rows[index, : len(fields)] = fields
-            if any(offset % self._align for offset in (base, entry.a, *entry.b)):
-                self._align = 1
-        self._table[slot].copy_(self._pinned(rows), non_blocking=True)
-        self._slots[slot] = layout
-        self._segments = None
+        self._slots.attach(slot, base, layout)
+        self._work = None
 
     def detach(self, slot: int) -> None:
-        del self._slots[slot]
-        self._table[slot].zero_()
-        self._segments = None
+        self._slots.detach(slot)
+        self._work = None
 
-    def begin(self, tokens: Sequence[Segment], logits: Sequence[Segment]) -> None:
-        segments = (tuple(tokens), tuple(logits))
-        if segments == self._segments:
+    def begin(self, tokens: Sequence[Segment], logits: Sequence[Segment], *, capacity: int | None = None) -> None:
+        """capacity: rows that the launches are for, if not just those of the step: what a graph is captured with."""
+        work = (tuple(tokens), tuple(logits), capacity)
+        if work == self._work:
             return
-        self._segments = segments
-        cuts = {Rows.TOKENS: cut(tokens), Rows.LOGITS: cut(logits)}
-        self._work = self._upload(cuts)
-        self._reach = {i: _reach(i, g, cuts[g.rows].slots, self._slots) for i, g in enumerate(self._groups)}
+        self._work = work
+        segments = {Rows.TOKENS: tokens, Rows.LOGITS: logits}
+        self._blocks = [self._choose(index, segments[group.rows], capacity) for index, group in enumerate(self._groups)]
+        lists = self._lists(segments)
+        self._busy = [item is not None for item in lists]
+        listed = pack(lists, self._split)
+        self._reserve(len(listed.records), listed.h_size, listed.num_tiles)
+        flat = self._slots.pinned(listed.records.ravel())
+        self._records[: len(flat)].copy_(flat, non_blocking=True)
 
-    def shrink(self, group: int, x: torch.Tensor) -> TritonShrunk | None:
-        reach = self._reach[group]
-        if not reach.total:
-            return None
-        spec = self._groups[group]
-        work = self._work[spec.rows]
-        block_r = _power_of_two(reach.total, 16, 64 if work.cut.block == 64 else 32)
-        grid = (len(work.cut.entries), triton.cdiv(reach.total, block_r))
-        split = 1 if spec.gather else self._split(grid[0] * grid[1], spec.in_features)
-        h = torch.empty(split, work.cut.num_rows, reach.total, dtype=torch.float32, device=x.device)
-        shrunk = TritonShrunk(group, work, reach, h)
-        blocks = {"BLOCK_M": work.cut.block, "BLOCK_R": block_r, **options(work.cut.block, SHRINK_STAGES)}
+    def add_(self, group: int, x: torch.Tensor, outputs: Sequence[torch.Tensor | None]) -> None:
+        if not (self._busy[group] or _capturing(self._arena)):
+            return
+        whole = self._fused or self._groups[group].gather
+        if not whole:
+            self._launch(group, x, (), 0, shrink=True, expand=False)
+        for first in range(0, len(outputs), MAX_SITES):
+            self._launch(group, x, outputs[first : first + MAX_SITES], first, shrink=whole and not first, expand=True)
+
+    def _launch(
+        self,
+        group: int,
+        x: torch.Tensor,
+        outputs: Sequence[torch.Tensor | None],
+        first_site: int,
+        *,
+        shrink: bool,
+        expand: bool,
+    ) -> None:
+        spec, blocks = self._groups[group], self._blocks[group]
+        y = [self._arena if output is None else output for output in outputs] + [self._arena] * MAX_SITES
+        strides = [0 if output is None else output.stride(0) for output in outputs] + [0] * MAX_SITES
+        widths = [0 if output is None else output.shape[1] for output in outputs] + [0] * MAX_SITES
+        bypass_kernel[(self._programs(blocks),)](
+            x,
+            *y[:MAX_SITES],
+            self._arena,
+            self._slots.table,
+            self._records,
+            self._h,
+            self._counters,
+            x.stride(0),
+            *strides[:MAX_SITES],
+            spec.in_features,
+            *widths[:MAX_SITES],
+            *self._slots.table.stride()[:2],
+            group,
+            first_site,
+            len(self._counters) - 1,
+            SHRINK=shrink,
+            EXPAND=expand,
+            GATHER=spec.gather,
+            ALIGN=self._slots.alignment,
+            PDL=self._pdl,
+            **compile_options(blocks, self._arena.device, pdl=self._pdl),
+        )
+
+    def _choose(self, index: int, segments: Sequence[Segment], capacity: int | None) -> Blocks:
+        if self._batch_invariant:
+            return self._tuning.invariant
+        width = self._groups[index].in_features
+        if capacity is not None:
+            return self._tuning.blocks(capacity, 0, width)
+        rank = max((self._slots.rank(segment.slot, index) for segment in segments), default=0)
+        return self._tuning.blocks(max((segment.end for segment in segments), default=0), rank, width)
+
+    def _lists(self, segments: Mapping[Rows, Sequence[Segment]]) -> list[Lists | None]:
+        """Those of each group; one object for all groups whose lists are alike."""
+        entries: dict[tuple[Rows, int], Entries] = {}
+        made: dict[object, Lists | None] = {}
+        lists = []
+        for index, (group, blocks) in enumerate(zip(self._groups, self._blocks, strict=True)):
+            key = (group.rows, blocks.block_m)
+            if key not in entries:
+                entries[key] = cut(segments[group.rows], blocks.block_m)
+            slots = entries[key].slot
+            ranks, works = self._slots.ranks[index], self._slots.works[index]
+            alike = (*key, blocks.block_r, ranks[slots].tobytes(), works[slots].tobytes())
+            if alike not in made:
+                made[alike] = lists_of(entries[key], ranks, works, blocks.block_r) if works[slots].any() else None
+            lists.append(made[alike])
+        return lists
+
+    def _split(self, group: int, units: int) -> int:
+        blocks, spec = self._blocks[group], self._groups[group]
         if spec.gather:
-            gather_kernel[grid](x, *self._common(shrunk), **blocks)
-        else:
-            blocks |= {"SPLIT": split, "BLOCK_K": self._block_k, "ALIGN": self._align}
-            shrink_kernel[(*grid, split)](x, *self._common(shrunk), x.stride(0), spec.in_features, **blocks)
-        return shrunk
+            return 1
+        # Were it by the number of units, a row's sums would depend on the step.
+        units = 1 if self._batch_invariant else units
+        return blocks.split(units, self._programs(blocks), spec.in_features)
 
-    def expand_(self, shrunk: Shrunk, position: int, y: torch.Tensor) -> None:
-        assert isinstance(shrunk, TritonShrunk)
-        rank = shrunk.reach.sites[position]
-        if not rank:
+    def _programs(self, blocks: Blocks) -> int:
+        return self._num_programs or self._multiprocessors * blocks.programs
+
+    def _reserve(self, records: int, h_size: int, num_tiles: int) -> None:
+        """Graphs that were captured with the buffers that this replaces must not be replayed any more."""
+        needed = (records * RECORD_FIELDS, h_size, num_tiles + 1)
+        buffers = [self._records, self._h, self._counters]
+        if all(size <= len(buffer) for size, buffer in zip(needed, buffers, strict=True)):
             return
-        cut, out = shrunk.work.cut, self._groups[shrunk.group].out_features[position]
-        expand_kernel[(len(cut.tiles), triton.cdiv(out, BLOCK_N))](
-            y,
-            *self._common(shrunk),
-            shrunk.work.tiles,
-            position,
-            y.stride(0),
-            out,
-            SPLIT=shrunk.h.shape[0],
-            BLOCK_M=cut.block,
-            BLOCK_R=_power_of_two(rank, 16, 32),
-            BLOCK_N=BLOCK_N,
-            ALIGN=self._align,
-            **options(cut.block, EXPAND_STAGES),
+        self._records, self._h, self._counters = (
+            buffer if size <= len(buffer) else buffer.new_zeros(2 * size)
+            for size, buffer in zip(needed, buffers, strict=True)
         )
-
-    def _common(self, shrunk: TritonShrunk) -> tuple[Any, ...]:
-        """The arguments that all kernels share, from `arena_ptr` to `split_stride`."""
-        group, work, _, h = shrunk
-        table = self._table
-        return (
-            *(self._arena, h, table, work.entries, group),
-            *(table.stride(0), table.stride(1), h.stride(1), h.stride(0)),
-        )
-
-    def _split(self, num_programs: int, in_features: int) -> int:
-        split = 1
-        while (
-            split < _MAX_SPLIT
-            and num_programs * split < self._num_programs
-            and 2 * split * self._block_k <= in_features
-        ):
-            split *= 2
-        return split
-
-    def _upload(self, cuts: Mapping[Rows, Tiles]) -> dict[Rows, Work]:
-        """All lists in one copy. Their rows are multiples of 16 bytes, so each list is as aligned as the buffer."""
-        flat = np.concatenate([part.ravel() for c in cuts.values() for part in (c.entries, c.tiles)])
-        if len(flat) > len(self._buffer):
-            self._buffer = self._buffer.new_empty(2 * len(flat))
-        self._buffer[: len(flat)].copy_(self._pinned(flat), non_blocking=True)
-        work, start = {}, 0
-        for rows, c in cuts.items():
-            middle, end = start + c.entries.size, start + c.entries.size + c.tiles.size
-            work[rows] = Work(c, self._buffer[start:middle], self._buffer[middle:end])
-            start = end
-        return work
-
-    def _pinned(self, array: npt.NDArray[Any]) -> torch.Tensor:
-        """torch's host allocator hands the memory out again only when the copy from it is done."""
-        tensor = torch.from_numpy(array)
-        return tensor.pin_memory() if self._arena.is_cuda else tensor
+        self.generation += 1
 
 
-def _fields(base: int, layout: GroupLayout) -> list[int]:
-    """One row of the table, as the kernels read it."""
-    fields, column = [base + layout.a, layout.rank], 0
-    for rank, b in zip(layout.ranks, layout.b, strict=True):
-        fields += [rank, column, base + b]
-        column += rank
-    return fields
-
-
-def _reach(group: int, spec: Group, slots: Sequence[int], layouts: Mapping[int, BlobLayout]) -> Reach:
-    found = [layouts[slot][group].ranks for slot in slots if group in layouts[slot]]
-    if not found:
-        return Reach(0, (0,) * len(spec.out_features))
-    return Reach(max(map(sum, found)), tuple(map(max, zip(*found, strict=True))))
-
-
-def _power_of_two(value: int, low: int, high: int) -> int:
-    return min(max(1 << (value - 1).bit_length(), low), high)
+def compile_options(blocks: Blocks, device: torch.device, *, pdl: bool = False) -> dict[str, Any]:
+    """The kernel's constants that blocks decide, and the compiler's options."""
+    options: dict[str, Any] = {
+        "GEMV": blocks.gemv,
+        "MAX_SPLIT": blocks.max_split,
+        "BLOCK_M": blocks.block_m,
+        "BLOCK_R": blocks.block_r,
+        "BLOCK_K": blocks.block_k,
+        "BLOCK_N": blocks.block_n,
+        "num_warps": blocks.warps,
+        "num_stages": blocks.stages,
+        "enable_fp_fusion": True,
+    }
+    if device.type == "cuda" and torch.version.hip is None:
+        options["maxnreg"] = blocks.registers
+        if pdl:
+            options["launch_pdl"] = True
+    return options
 
 
 def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def _tuning(arena: torch.Tensor) -> tuning.Tuning:
+    if not arena.is_cuda:
+        return tuning.Tuning(otherwise=tuning.defaults(arena.element_size()))
+    properties = torch.cuda.get_device_properties(arena.device)
+    otherwise = tuning.defaults(arena.element_size(), properties.major, properties.warp_size)
+    return tuning.load(properties.name, otherwise)
+
+
+def _capturing(arena: torch.Tensor) -> bool:
+    return arena.is_cuda and torch.cuda.is_current_stream_capturing()

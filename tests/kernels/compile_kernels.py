@@ -1,11 +1,15 @@
-"""Compiles the Triton kernels of the bypasses for every GPU served and prints one JSON object a line.
+"""Compiles the bypass kernel for every GPU served, in all configurations shipped, for what programs take of the device.
 
-Run by test_triton_kernels.py in a process of its own, since triton either interprets kernels or compiles them.
+    python tests/kernels/compile_kernels.py [--table]
+
+Prints one JSON object a line, or the table of docs/kernels.md. Run by test_triton_kernels.py in a process of its own,
+since triton either interprets kernels or compiles them.
 """
 
 import json
 import re
 import subprocess
+import sys
 import tempfile
 from typing import Any
 
@@ -13,16 +17,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from peftserve.kernels.triton_kernels import (
-    BLOCK_K_BYTES,
-    BLOCK_N,
-    EXPAND_STAGES,
-    SHRINK_STAGES,
-    expand_kernel,
-    gather_kernel,
-    options,
-    shrink_kernel,
-)
+from peftserve.kernels.triton_kernels import bypass_kernel
+from peftserve.kernels.tuning import Blocks, defaults
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -30,59 +26,95 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-KERNELS = {
-    "shrink": (shrink_kernel, SHRINK_STAGES),
-    "gather": (gather_kernel, SHRINK_STAGES),
-    "expand": (expand_kernel, EXPAND_STAGES),
+MODES = {
+    "fused": {"SHRINK": True, "EXPAND": True, "GATHER": False},
+    "gather": {"SHRINK": True, "EXPAND": True, "GATHER": True},
 }
 VARIANTS = [
-    *[("shrink", "bf16", block_m, block_r) for block_m, block_r in ((1, 32), (16, 32), (64, 64))],
-    *[("expand", "bf16", block_m, 32) for block_m in (1, 16, 64)],
-    ("shrink", "fp32", 64, 64),
-    ("expand", "fp32", 64, 32),
-    ("gather", "bf16", 64, 64),
+    ("few_rows", "fused", "bf16"),
+    ("many_rows", "fused", "bf16"),
+    ("invariant", "fused", "bf16"),
+    ("few_rows", "fused", "fp32"),
+    ("many_rows", "fused", "fp32"),
+    ("few_rows", "gather", "bf16"),
 ]
-POINTERS = {"h_ptr": "*fp32", "table_ptr": "*i64", "entries_ptr": "*i32", "tiles_ptr": "*i32", "ids_ptr": "*i64"}
+POINTERS = {"table_ptr": "*i64", "list_ptr": "*i32", "h_ptr": "*fp32", "counters_ptr": "*i32"}
 
 
-def compile_kernel(name: str, dtype: str, block_m: int, block_r: int, target: GPUTarget) -> Any:
-    kernel, stages = KERNELS[name]
-    block_k = BLOCK_K_BYTES // (2 if dtype == "bf16" else 4)
-    values = {"SPLIT": 4, "ALIGN": 8, "BLOCK_M": block_m, "BLOCK_R": block_r, "BLOCK_K": block_k, "BLOCK_N": BLOCK_N}
-    constants = {arg: values[arg] for arg in kernel.arg_names if arg in values}
+def compile_kernel(blocks: Blocks, mode: str, dtype: str, target: GPUTarget, *, pdl: bool = False) -> Any:
+    constants: dict[str, Any] = {
+        **MODES[mode],
+        "GEMV": blocks.gemv,
+        "MAX_SPLIT": blocks.max_split,
+        "BLOCK_M": blocks.block_m,
+        "BLOCK_R": blocks.block_r,
+        "BLOCK_K": blocks.block_k,
+        "BLOCK_N": blocks.block_n,
+        "ALIGN": 8,
+        "PDL": pdl,
+    }
+    pointers = POINTERS | ({"x_ptr": "*i64"} if mode == "gather" else {})
     signature = {
-        arg: "constexpr" if arg in constants else POINTERS.get(arg, f"*{dtype}" if arg.endswith("_ptr") else "i32")
-        for arg in kernel.arg_names
+        arg: "constexpr" if arg in constants else pointers.get(arg, f"*{dtype}" if arg.endswith("_ptr") else "i32")
+        for arg in bypass_kernel.arg_names
     }
     # What the launcher finds in practice: pointers and widths are multiples of 16.
     aligned = {
         (i,): [["tt.divisibility", 16]]
-        for i, arg in enumerate(kernel.arg_names)
-        if arg.endswith(("_ptr", "_stride", "_features"))
+        for i, arg in enumerate(bypass_kernel.arg_names)
+        if arg.endswith(("_ptr", "_stride", "_features")) or arg.startswith("width")
     }
-    return triton.compile(
-        ASTSource(kernel, signature, constants, aligned), target=target, options=options(block_m, stages)
-    )
+    options = {"num_warps": blocks.warps, "num_stages": blocks.stages, "enable_fp_fusion": True}
+    if target.backend == "cuda":
+        options |= {"maxnreg": blocks.registers, "launch_pdl": pdl}
+    return triton.compile(ASTSource(bypass_kernel, signature, constants, aligned), target=target, options=options)
 
 
-def spilled(compiled: Any) -> int:
-    """Bytes of local memory (CUDA) or registers (ROCm) that each thread spills."""
+def resources(compiled: Any) -> dict[str, int]:
+    """Registers of a thread, and what it spills: bytes of local memory (CUDA) or registers (ROCm)."""
     if "amdgcn" in compiled.asm:
-        return sum(map(int, re.findall(r"[sv]gpr_spill_count:\s*(\d+)", compiled.asm["amdgcn"])))
+        found = re.findall(r"([sv])gpr_(count|spill_count):\s*(\d+)", compiled.asm["amdgcn"])
+        return {
+            "registers": sum(int(n) for kind, what, n in found if (kind, what) == ("v", "count")),
+            "spilled": sum(int(n) for kind, what, n in found if (kind, what) == ("v", "spill_count")),
+        }
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
         command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
         usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return sum(map(int, re.findall(r"\b(?:STACK|LOCAL):(\d+)", usage)))
+    fields = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage))
+    return {"registers": int(fields["REG"]), "spilled": int(fields["STACK"]) + int(fields["LOCAL"])}
+
+
+def entries() -> Any:
+    for target_name, target in TARGETS.items():
+        for name, mode, dtype in VARIANTS:
+            capability = target.arch // 10 if target.backend == "cuda" else 9
+            blocks: Blocks = getattr(defaults(2 if dtype == "bf16" else 4, capability, target.warp_size), name)
+            compiled = compile_kernel(blocks, mode, dtype, target)
+            yield {
+                "target": target_name,
+                "blocks": name,
+                "mode": mode,
+                "dtype": dtype,
+                "threads": blocks.warps * target.warp_size,
+                "programs": blocks.programs,
+                "shared": compiled.metadata.shared,
+                **resources(compiled),
+            }
 
 
 def main() -> None:
-    for target_name, target in TARGETS.items():
-        for name, dtype, block_m, block_r in VARIANTS:
-            compiled = compile_kernel(name, dtype, block_m, block_r, target)
-            found = {"shared": compiled.metadata.shared, "spilled": spilled(compiled)}
-            print(json.dumps({"kernel": f"{name} {dtype} {block_m}", "target": target_name, **found}))
+    table = sys.argv[1:] == ["--table"]
+    if table:
+        print("| GPU | blocks | mode | type | registers | shared memory | spilled |\n" + "| --- " * 7 + "|")
+    for entry in entries():
+        if table:
+            cells = [entry[key] for key in ("target", "blocks", "mode", "dtype", "registers", "shared", "spilled")]
+            print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+        else:
+            print(json.dumps(entry), flush=True)
 
 
 if __name__ == "__main__":

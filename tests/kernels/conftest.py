@@ -74,17 +74,13 @@ def check_step(
     backend.begin(tokens, logits)
     for index, group in enumerate(case.groups):
         segments = tokens if group.rows is Rows.TOKENS else logits
-        touched = any(s.start < s.end and index in case.slots[s.slot][1] for s in segments)
         x = case.input(index, rows)
-        shrunk = backend.shrink(index, x)
-        assert (shrunk is not None) == touched
-        for position in range(len(group.out_features)):
-            y = case.output(index, position, rows)
-            got = y.clone()
-            if shrunk is not None:
-                backend.expand_(shrunk, position, got)
+        before = [case.output(index, position, rows) for position in range(len(group.out_features))]
+        after = [y.clone() for y in before]
+        backend.add_(index, x, after)
+        bare = [all(not s.start <= row < s.end for s in segments) for row in range(rows)]
+        for position, (y, got) in enumerate(zip(before, after, strict=True)):
             assert_close(f"group {index} site {position}", case.reference(segments, index, position, x, y), got, tol)
-            bare = [all(not s.start <= row < s.end for s in segments) for row in range(rows)]
             assert torch.equal(got[bare], y[bare])
 
 

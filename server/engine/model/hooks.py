@@ -1,15 +1,18 @@
-"""Adds the step's adapters to the base's modules, through forward hooks: model code is untouched.
+"""Adds the step's adapters to the base's modules, around their `forward` and through hooks: model code is untouched.
 
-Hooks that change a module's input, and those of norms, are on the model only in steps whose adapters need them.
+Modules that read one input are run together when the first of them is called, so that one call adds all of their
+bypasses; the others then find their outputs ready. Hooks of norms and experts are on the model only in steps whose
+adapters need them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from peftserve.kernels.layout import BypassBackend, Shrunk
+from peftserve.kernels.layout import BypassBackend
 from peftserve.kernels.ops import Phase
 from peftserve.kernels.side import SideOps, SitePlan
 
@@ -35,32 +38,30 @@ class BypassHooks:
         self._modules = modules
         self._side = side
         self._experts = experts
-        self._plans: Mapping[str, SitePlan] = {}
-        self._inputs: dict[str, torch.Tensor] = {}  # what the base itself would have seen, where it sees another
         self._streams: dict[str, torch.Tensor] = {}  # inputs of modules that another module's adapters read
         self._handles: list[Any] = []
         self._places = sites.places
-        self._groups = [_GroupInput(backend, index) for index in range(len(sites.groups))]
-        for name, (group, position) in sites.places.items():
+        members: list[list[_Member]] = [[] for _ in sites.groups]
+        for name, (group, position) in sorted(sites.places.items(), key=lambda item: item[1]):
             width = sites.groups[group].out_features[position]
-            modules[name].register_forward_hook(self._hook(name, backend, self._groups[group], position, width))
+            members[group].append(_Member(name, modules[name], modules[name].forward, width))
+        self._groups = [_Siblings(backend, index, group, self._streams) for index, group in enumerate(members)]
+        for siblings in self._groups:
+            for position, member in enumerate(siblings.members):
+                member.module.forward = self._around(siblings, position, member.forward)
 
     def begin(self, active: bool) -> None:
         self.active = active
-        self._plans = self._side.plans if active else {}
+        plans: Mapping[str, SitePlan] = self._side.plans if active else {}
         if self._experts is not None:
-            inside = {
-                name: plan.phases[Phase.INSIDE] for name, plan in self._plans.items() if Phase.INSIDE in plan.phases
-            }
+            inside = {name: plan.phases[Phase.INSIDE] for name, plan in plans.items() if Phase.INSIDE in plan.phases}
             self._experts.parts = {self._modules[name]: terms.parts for name, terms in inside.items()}
-        for name, plan in self._plans.items():
-            if Phase.INSIDE in plan.phases:
-                continue  # nothing else can be at a mixture's experts
-            if Phase.INPUT in plan.phases or Phase.REPLACE in plan.phases:
-                self._handles.append(self._modules[name].register_forward_pre_hook(self._before(name, plan)))
-            if name not in self._places:
-                self._handles.append(self._modules[name].register_forward_hook(self._after(plan)))
-        for source in {source for plan in self._plans.values() for source in plan.sources}:
+        for name, plan in plans.items():
+            if name in self._places:
+                self._groups[self._places[name][0]].plans[name] = plan
+            elif Phase.INSIDE not in plan.phases:
+                self._hook(self._modules[name], plan)
+        for source in {source for plan in plans.values() for source in plan.sources}:
             self._handles.append(self._modules[source].register_forward_pre_hook(self._keep(source), prepend=True))
 
     def end(self) -> None:
@@ -68,45 +69,27 @@ class BypassHooks:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._inputs.clear()
         self._streams.clear()
         if self._experts is not None:
             self._experts.parts = {}
         for group in self._groups:
             group.forget()
 
-    def _hook(
-        self, name: str, backend: BypassBackend, group: "_GroupInput", position: int, width: int
-    ) -> Callable[..., torch.Tensor | None]:
-        def add_bypass(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
-            if not self.active:
-                return None
-            x = self._inputs.get(name, args[0])
-            if (plan := self._plans.get(name)) is not None:
-                output = plan.widened(output)
-                plan.after_(_rows(x), _rows(output), self._streams)
-            if (shrunk := group.shrink(x)) is not None:
-                backend.expand_(shrunk, position, output.view(-1, output.shape[-1])[:, :width])
-            return output if plan is not None else None
+    def _around(
+        self, group: "_Siblings", position: int, base: Callable[..., torch.Tensor]
+    ) -> Callable[..., torch.Tensor]:
+        def forward(*args: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+            return group.output(args[0], position) if self.active else base(*args, **kwargs)
 
-        return add_bypass
+        return forward
 
-    def _before(self, name: str, plan: SitePlan) -> Callable[..., tuple[torch.Tensor, ...]]:
-        ids = getattr(self._modules[name], "num_embeddings", 0)
+    def _hook(self, module: nn.Module, plan: SitePlan) -> None:
+        """Of a norm: nothing else is at a site and in no group."""
 
-        def change_input(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-            x = self._inputs[name] = args[0]
-            if not x.is_floating_point():
-                return (x.clamp(max=ids - 1), *args[1:])  # those of a larger vocabulary are replaced behind the base
-            return (plan.before(_rows(x)).view_as(x), *args[1:])
-
-        return change_input
-
-    def _after(self, plan: SitePlan) -> Callable[..., None]:
         def change_output(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             plan.after_(_rows(args[0]), _rows(output), self._streams)
 
-        return change_output
+        self._handles.append(module.register_forward_hook(change_output))
 
     def _keep(self, name: str) -> Callable[..., None]:
         def keep_input(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
@@ -115,29 +98,84 @@ class BypassHooks:
         return keep_input
 
 
-class _GroupInput:
-    """The last input of a group, and its shrink."""
+@dataclass(frozen=True)
+class _Member:
+    """One module of a group. forward: the base's own. width: of its output, without what a larger vocabulary adds."""
 
-    def __init__(self, backend: BypassBackend, index: int) -> None:
+    name: str
+    module: nn.Module
+    forward: Callable[..., torch.Tensor]
+    width: int
+
+    def run(self, x: torch.Tensor, plan: SitePlan | None, streams: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The base's output, with all that the step adds to it but the low-rank bypasses."""
+        if plan is None:
+            return self.forward(x)
+        output = plan.widened(self.forward(self._seen(x, plan)))
+        plan.after_(_rows(x), _rows(output), streams)
+        return output
+
+    def _seen(self, x: torch.Tensor, plan: SitePlan) -> torch.Tensor:
+        """What the base is to see."""
+        if x.is_floating_point():
+            return plan.before(_rows(x)).view_as(x)
+        ids: int = self.module.num_embeddings  # type: ignore[assignment]
+        return x.clamp(max=ids - 1)  # those of a larger vocabulary are replaced behind the base
+
+
+class _Siblings:
+    """The modules of one group, which read one input.
+
+    plans: those of the step, by the module's name; filled by the hooks.
+    """
+
+    def __init__(
+        self, backend: BypassBackend, index: int, members: Sequence[_Member], streams: Mapping[str, torch.Tensor]
+    ) -> None:
+        self.members = members
+        self.plans: dict[str, SitePlan] = {}
         self._backend = backend
         self._index = index
+        self._streams = streams
         self._input: torch.Tensor | None = None
-        self._shrunk: Shrunk | None = None
+        self._outputs: list[torch.Tensor | None] = [None] * len(members)
 
-    def shrink(self, x: torch.Tensor) -> Shrunk | None:
+    def output(self, x: torch.Tensor, position: int) -> torch.Tensor:
+        """Handed out once: whoever gets it may change it."""
         if x is not self._input:
             self._input = x
-            self._shrunk = self._backend.shrink(self._index, x.flatten() if _is_ids(x) else x.flatten(0, -2))
-        return self._shrunk
+            self._outputs = self._run(x, self._together(position))
+        output = self._outputs[position]
+        if output is None:
+            (output,) = (y for y in self._run(x, {position}) if y is not None)
+        self._outputs[position] = None
+        return output
 
     def forget(self) -> None:
-        self._input = self._shrunk = None
+        self._input = None
+        self._outputs = [None] * len(self.members)
+        self.plans.clear()
 
+    def _together(self, position: int) -> set[int]:
+        """The modules to run when the one at `position` is called: those that need another's input wait for it."""
+        waiting = any(plan.sources for plan in self.plans.values())
+        return {position} if waiting else set(range(len(self.members)))
 
-def _is_ids(x: torch.Tensor) -> bool:
-    return not x.is_floating_point()
+    def _run(self, x: torch.Tensor, positions: set[int]) -> list[torch.Tensor | None]:
+        outputs = [
+            member.run(x, self.plans.get(member.name), self._streams) if position in positions else None
+            for position, member in enumerate(self.members)
+        ]
+        sites = [
+            None if y is None else y.view(-1, y.shape[-1])[:, : member.width]
+            for y, member in zip(outputs, self.members, strict=True)
+        ]
+        self._backend.add_(self._index, x.flatten(0, -2) if x.is_floating_point() else x.flatten(), sites)
+        return outputs
 
 
 def _rows(tensor: torch.Tensor) -> torch.Tensor:
     """(rows, ..., width), or (rows,) ids: without the batch's dimension, where the model has one."""
-    return tensor.flatten() if _is_ids(tensor) else tensor if tensor.dim() == 2 else tensor[0]
+    if not tensor.is_floating_point():
+        return tensor.flatten()
+    return tensor if tensor.dim() == 2 else tensor[0]

@@ -1,5 +1,6 @@
 """What the hooks do at the sites of a real model."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,20 +16,18 @@ from peftserve.server.engine.model.loading import LoadedModel, load_model
 
 
 class CountingBackend:
-    """Adds 1 to each output; counts the shrinks of each group."""
+    """Adds 1 to each output of all groups but the first; keeps each call's group, input and sites."""
 
     def __init__(self) -> None:
-        self.shrinks: list[tuple[int, tuple[int, ...]]] = []
-        self.expanded: list[tuple[int, int]] = []
+        self.calls: list[tuple[int, tuple[int, ...], list[int]]] = []
 
-    def shrink(self, group: int, x: torch.Tensor) -> Any:
-        self.shrinks.append((group, tuple(x.shape)))
-        return None if group == 0 else group
-
-    def expand_(self, shrunk: int, position: int, y: torch.Tensor) -> None:
-        assert y.dim() == 2
-        self.expanded.append((shrunk, position))
-        y += 1
+    def add_(self, group: int, x: torch.Tensor, outputs: Sequence[torch.Tensor | None]) -> None:
+        there = [position for position, y in enumerate(outputs) if y is not None]
+        self.calls.append((group, tuple(x.shape), there))
+        for y in outputs:
+            if y is not None and group:
+                assert y.dim() == 2
+                y += 1
 
 
 @pytest.fixture
@@ -54,7 +53,7 @@ def run(loaded: LoadedModel) -> torch.Tensor:
 def test_hooks_do_nothing_unless_the_step_has_adapters(hooked: Any) -> None:
     loaded, backend, hooks = hooked
     plain = run(loaded)
-    assert not backend.shrinks
+    assert not backend.calls
     hooks.begin(True)
     assert not torch.allclose(run(loaded), plain)
     hooks.end()
@@ -62,24 +61,41 @@ def test_hooks_do_nothing_unless_the_step_has_adapters(hooked: Any) -> None:
     assert torch.equal(run(loaded), plain)
 
 
-def test_one_shrink_serves_a_group_and_each_site_its_own_expand(hooked: Any) -> None:
+def test_one_call_serves_all_sites_of_a_group(hooked: Any) -> None:
     loaded, backend, hooks = hooked
     hooks.begin(True)
     run(loaded)
-    groups, places = loaded.sites.groups.groups, loaded.sites.groups.places
-    assert sorted(group for group, _ in backend.shrinks) == list(range(len(groups)))
-    assert sorted(backend.expanded) == sorted(place for place in places.values() if place[0] != 0)
-    for group, shape in backend.shrinks:
+    groups = loaded.sites.groups.groups
+    assert sorted(group for group, *_ in backend.calls) == list(range(len(groups)))
+    for group, shape, there in backend.calls:
         rows = 2 if groups[group].rows is Rows.LOGITS else 5
         assert shape == ((rows,) if groups[group].gather else (rows, groups[group].in_features))
+        assert there == list(range(len(groups[group].out_features)))
 
 
-def test_every_step_shrinks_anew_and_keeps_no_input(hooked: Any) -> None:
+def test_a_module_called_again_on_the_same_input_is_run_again(hooked: Any) -> None:
+    """Whoever had the first output may have changed it."""
+    loaded, backend, hooks = hooked
+    q, k = (loaded.model.model.layers[0].self_attn.get_submodule(name) for name in ("q_proj", "k_proj"))
+    x = torch.randn(1, 3, q.in_features)
+    with torch.inference_mode():
+        hooks.begin(True)
+        first, second, other = q(x), q(x), k(x)
+        first.zero_()
+        assert torch.allclose(second, q(x))
+        hooks.end()
+        hooks.begin(False)
+        assert torch.allclose(second, q(x) + 1)
+        assert torch.allclose(other, k(x) + 1)
+    assert [there for *_, there in backend.calls] == [[0, 1, 2], [0], [0]]
+
+
+def test_every_step_runs_anew_and_keeps_no_input(hooked: Any) -> None:
     loaded, backend, hooks = hooked
     hooks.begin(True)
     run(loaded)
-    first = len(backend.shrinks)
+    first = len(backend.calls)
     run(loaded)
-    assert len(backend.shrinks) == 2 * first
+    assert len(backend.calls) == 2 * first
     hooks.end()
-    assert all(group._input is None for group in hooks._groups)
+    assert all(group._input is None and not any(group._outputs) for group in hooks._groups)

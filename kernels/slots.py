@@ -1,0 +1,62 @@
+"""Where each slot's factors lie, as the Triton kernel reads it: a table on the device, and its ranks on the host."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from .layout import BlobLayout, Group, GroupLayout
+
+TABLE_FIELDS, SITE_FIELDS = 1, 5
+_ALIGNMENT = 8  # elements
+
+
+class SlotTable:
+    """table: (slots, groups, fields) int64 on the device; see `triton_kernels.py`. Its address never changes.
+
+    ranks: (groups, slots) sums over a group's sites. works: (groups, slots), whether there is anything to do.
+    alignment: divides all offsets; 1 from the first adapter on whose factors lie at odd places.
+    """
+
+    def __init__(self, device: torch.device, groups: Sequence[Group], max_slots: int) -> None:
+        sites = max((len(group.out_features) for group in groups), default=0)
+        shape = (max_slots, len(groups), TABLE_FIELDS + SITE_FIELDS * sites)
+        self.table = torch.zeros(shape, dtype=torch.int64, device=device)
+        self.ranks = np.zeros((len(groups), max_slots), dtype=np.int64)
+        self.works = np.zeros((len(groups), max_slots), dtype=np.bool_)
+        self.alignment = _ALIGNMENT
+
+    def attach(self, slot: int, base: int, layout: BlobLayout) -> None:
+        rows = np.zeros(self.table.shape[1:], dtype=np.int64)
+        self.ranks[:, slot], self.works[:, slot] = 0, False
+        for index, entry in layout.items():
+            fields = _fields(base, entry)
+            rows[index, : len(fields)] = fields
+            self.ranks[index, slot] = entry.rank
+            self.works[index, slot] = entry.rank > 0 or {*entry.scales, *entry.biases} - {None} != set()
+            if any(offset % self.alignment for offset in (base, entry.a, *entry.b)):
+                self.alignment = 1
+        self.table[slot].copy_(self.pinned(rows), non_blocking=True)
+
+    def detach(self, slot: int) -> None:
+        self.table[slot].zero_()
+        self.ranks[:, slot], self.works[:, slot] = 0, False
+
+    def rank(self, slot: int, group: int) -> int:
+        return int(self.ranks[group, slot])
+
+    def pinned(self, array: npt.NDArray[np.generic]) -> torch.Tensor:
+        """torch's host allocator hands the memory out again only when the copy from it is done."""
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory() if self.table.is_cuda else tensor
+
+
+def _fields(base: int, layout: GroupLayout) -> list[int]:
+    fields, column = [base + layout.a], 0
+    nowhere = (None,) * len(layout.ranks)
+    sites = zip(layout.ranks, layout.b, layout.scales or nowhere, layout.biases or nowhere, strict=True)
+    for rank, b, scale, bias in sites:
+        fields += [rank, column, base + b, *(0 if place is None else base + place + 1 for place in (scale, bias))]
+        column += rank
+    return fields
