@@ -57,6 +57,8 @@ def _files(top: str) -> Iterator[str]:
     """`path  about` of every module and every sub-package below a folder; each \\0 stands for one level."""
     for path in sorted((ROOT / top).rglob("*.py")):
         inside = path.relative_to(ROOT / top)
+        if any(part.startswith(".") for part in inside.parts):
+            continue  # unpacked or made, not ours
         depth = "\0" * len(inside.parts)
         if path.name != "__init__.py":
             yield f"{depth}{path.name}  {_about(path)}"
