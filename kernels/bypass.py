@@ -13,5 +13,7 @@ def make_bypass_backend(arena: torch.Tensor, groups: Sequence[Group], *, max_slo
     if arena.is_cuda:
         from .triton_bypass import TritonBypass  # not on machines without a GPU, which need no triton
 
-        return TritonBypass(arena, groups, max_slots=max_slots)
+        backend = TritonBypass(arena, groups, max_slots=max_slots)
+        backend.warm_up()
+        return backend
     return TorchBypass(arena, groups)

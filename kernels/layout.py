@@ -76,7 +76,11 @@ class BypassBackend(Protocol):
         for each segment s: y[s.start:s.end] += s.weight · (x[s.start:s.end] Aᵀ) Bᵀ
 
     Accumulates in fp32 and adds the delta with one rounding to y's dtype. Deterministic.
+    takes_rows: whether it also applies the rows that layouts have, as y += s.weight · (scale ⊙ y + bias), where y on
+    the right is the output before any delta.
     """
+
+    takes_rows: bool
 
     def attach(self, slot: int, base: int, layout: BlobLayout) -> None:
         """The blob at element offset `base` of the arena now serves `slot`."""

@@ -51,6 +51,8 @@ class TorchBypass:
     the bytes that bound this), and the delta of short segments is rounded before it is added.
     """
 
+    takes_rows = False
+
     def __init__(self, arena: torch.Tensor, groups: Sequence[Group]) -> None:
         self._arena = arena
         self._groups = tuple(groups)

@@ -35,6 +35,8 @@ class TritonBypass:
     pdl: launches may begin before the kernel ahead of them has ended, on GPUs from sm_90 on.
     """
 
+    takes_rows = True
+
     def __init__(
         self,
         arena: torch.Tensor,
@@ -88,8 +90,21 @@ class TritonBypass:
         self._records[: len(flat)].copy_(flat, non_blocking=True)
 
     def add_(self, group: int, x: torch.Tensor, outputs: Sequence[torch.Tensor | None]) -> None:
-        if not (self._busy[group] or _capturing(self._arena)):
-            return
+        if self._busy[group] or _capturing(self._arena):
+            self._add(group, x, outputs)
+
+    def warm_up(self) -> None:
+        """Compile all that steps may launch, which takes seconds for each kernel that triton has not kept on disk."""
+        self.begin([], [])
+        shapes = {(group.in_features, group.out_features, group.gather): i for i, group in enumerate(self._groups)}
+        for blocks in [self._tuning.invariant] if self._batch_invariant else self._tuning.all_blocks():
+            self._blocks = [blocks] * len(self._groups)
+            for (width, out_features, gather), index in shapes.items():
+                x = self._arena.new_zeros(1, dtype=torch.int64) if gather else self._arena.new_zeros(1, width)
+                self._add(index, x, [self._arena.new_zeros(1, out) for out in out_features])
+        self._work = None
+
+    def _add(self, group: int, x: torch.Tensor, outputs: Sequence[torch.Tensor | None]) -> None:
         whole = self._fused or self._groups[group].gather
         if not whole:
             self._launch(group, x, (), 0, shrink=True, expand=False)

@@ -196,3 +196,14 @@ def test_many_rows_take_wide_tiles_and_few_rows_thin_ones(kit: ModuleType) -> No
     for rows, blocks in ((64, few_rows), (65, many_rows)):
         backend.begin([Segment(0, 1.0, 0, rows)], [])
         assert backend._blocks[0] == blocks
+
+
+def test_warming_up_launches_every_kernel_and_changes_nothing(
+    kit: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, backend = make(kit)
+    arena, launches = case.arena.clone(), Launches(monkeypatch)
+    backend.warm_up()
+    assert len(launches.asked) == 2 * 4  # few rows and many, the four launches of all groups
+    assert torch.equal(case.arena.nan_to_num(), arena.nan_to_num())
+    kit.check_step(case, backend, singles((0, 1)), [], 3, 1e-6)

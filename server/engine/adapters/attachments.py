@@ -4,7 +4,8 @@ A slot's tensors are views of the arena, made when its adapter is attached, so t
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,8 @@ from peftserve.kernels.layout import BypassBackend, Segment
 from peftserve.kernels.ops import Op
 from peftserve.kernels.side import SideOps
 
-from .packing import AdapterLayout, OpLayout
+from .packing import AdapterLayout, OpLayout, SiteGroups
+from .riding import Ops, conflict, split
 
 KeysAndValues = tuple[torch.Tensor, torch.Tensor]
 
@@ -27,6 +29,15 @@ class SideView(NamedTuple):
     scale: float
 
 
+class _Rider(NamedTuple):
+    """A slot whose scales and biases the low-rank kernel applies. riders: these, by site."""
+
+    base: int
+    layout: AdapterLayout
+    shared: Mapping[str, int]
+    riders: Ops
+
+
 class Attachments:
     """arena: that all slots lie in. modules: the base's, by name. head: the name of the output head."""
 
@@ -37,9 +48,13 @@ class Attachments:
         side: SideOps,
         modules: Mapping[str, nn.Module],
         head: str | None,
+        sites: SiteGroups,
     ) -> None:
         self.backend = backend
         self.side = side
+        self._sites = sites
+        self._ops: dict[int, Ops] = {}
+        self._riders: dict[int, _Rider] = {}
         self._arena = arena
         self._modules = modules
         self._head = head
@@ -49,8 +64,12 @@ class Attachments:
 
     def attach(self, slot: int, base: int, layout: AdapterLayout, shared: Mapping[str, int]) -> None:
         """The blob at element `base` of the arena now serves `slot`. shared: where the pieces beside it begin."""
-        self.backend.attach(slot, base, layout.groups)
-        self.side.attach(slot, {s: [self._op(s, op, base, shared) for op in ops] for s, ops in layout.ops.items()})
+        riding = split(layout.groups, layout.ops, self._sites) if self.backend.takes_rows else None
+        groups, riders, rest = riding or (layout.groups, {}, layout.ops)
+        if riders:
+            self._riders[slot] = _Rider(base, layout, shared, riders)
+        self.backend.attach(slot, base, groups)
+        self._attach_ops(slot, rest, base, shared)
         if layout.prefix:
             self._prefixes[slot] = {
                 layer: (keys.view(self._arena, base), values.view(self._arena, base))
@@ -68,6 +87,8 @@ class Attachments:
 
     def detach(self, slot: int) -> None:
         self.backend.detach(slot)
+        self._ops.pop(slot, None)
+        self._riders.pop(slot, None)
         self._vocabularies.pop(slot, None)
         self.side.detach(slot)
         self._prefixes.pop(slot, None)
@@ -75,6 +96,8 @@ class Attachments:
 
     def begin(self, tokens: Sequence[Segment], logits: Sequence[Segment]) -> None:
         """Set the step's work: segments over token rows, and over the rows that reach the head."""
+        for slot in set(self._conflicting(tokens)):
+            self._stop_riding(slot)
         self.backend.begin(tokens, logits)
         self.side.begin(tokens, logits)
 
@@ -90,12 +113,36 @@ class Attachments:
         """The segments that have any, with it."""
         return [(s, self._side_attention[s.slot]) for s in tokens if s.slot in self._side_attention]
 
+    def _attach_ops(self, slot: int, ops: Ops, base: int, shared: Mapping[str, int]) -> None:
+        self._ops[slot] = ops
+        self.side.attach(slot, {s: [self._op(s, op, base, shared) for op in there] for s, there in ops.items()})
+
+    def _conflicting(self, tokens: Sequence[Segment]) -> Iterator[int]:
+        """Slots that ride and are mixed with what changes the same outputs by operators, ahead of the kernel."""
+        for one, other in _overlapping(tokens) if self._riders else ():
+            if one.slot in self._riders and conflict(self._riders[one.slot].riders, self._ops[other.slot]):
+                yield one.slot
+
+    def _stop_riding(self, slot: int) -> None:
+        """From now on operators apply all of the slot's scales and biases."""
+        base, layout, shared, _ = self._riders.pop(slot)
+        self.backend.attach(slot, base, layout.groups)
+        self._attach_ops(slot, layout.ops, base, shared)
+
     def _op(self, site: str, op: OpLayout, base: int, shared: Mapping[str, int]) -> Op:
         tensors = {name: place.view(self._arena, base, shared) for name, place in op.places.items()}
         if op.kind == "replacement":
             width = tensors["weight"].shape[0] if site == self._head and "weight" in tensors else 0
             return Op(op.kind, {"module": shell(self._modules[site], tensors), "width": width})
         return Op(op.kind, {**tensors, **op.values})
+
+
+def _overlapping(segments: Sequence[Segment]) -> Iterator[tuple[Segment, Segment]]:
+    """All pairs that have a row in common, both ways round."""
+    ordered = sorted(segments, key=lambda s: s.start)
+    for index, one in enumerate(ordered):
+        for other in takewhile(lambda s: s.start < one.end, ordered[index + 1 :]):  # noqa: B023
+            yield from ((one, other), (other, one))
 
 
 def shell(module: nn.Module, parameters: Mapping[str, torch.Tensor]) -> nn.Module:

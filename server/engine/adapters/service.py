@@ -39,9 +39,8 @@ class AdapterService:
         self._arena = torch.empty(elements, dtype=loaded.dtype, device=loaded.device)
         backend = make_bypass_backend(self._arena, loaded.sites.groups.groups, max_slots=config.max_loras)
         modules = dict(loaded.model.named_modules())
-        self.attachments = Attachments(
-            self._arena, backend, SideOps(loaded.sites.rows()), modules, loaded.sites.table.head
-        )
+        side, head = SideOps(loaded.sites.rows()), loaded.sites.table.head
+        self.attachments = Attachments(self._arena, backend, side, modules, head, loaded.sites.groups)
         self._loader = AdapterLoader(self._compile_key, self._arena)
         host = HostTier(config.host_adapter_memory, config.max_cpu_loras)
         ranges = RangeAllocator(elements, ALIGNMENT)

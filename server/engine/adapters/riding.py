@@ -1,0 +1,71 @@
+"""Scales and biases of outputs that the low-rank kernel applies by the way, so that no operator runs for them.
+
+The kernel scales what it finds: a scale rides only where no operator has changed the output before.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from peftserve.kernels.layout import BlobLayout, GroupLayout
+from peftserve.kernels.ops import FORMULAS, Phase
+
+from .packing import OpLayout, Place, SiteGroups
+
+Ops = Mapping[str, tuple[OpLayout, ...]]
+
+_ROWS = {"output_scale": "scales", "bias": "biases"}
+
+
+class Riding(NamedTuple):
+    """groups: with the rows of `riders`, whose ops are by site. rest: the ops that stay operators."""
+
+    groups: BlobLayout
+    riders: Ops
+    rest: Ops
+
+
+def split(groups: BlobLayout, ops: Ops, sites: SiteGroups) -> Riding:
+    """The layout of one adapter, for a kernel that takes rows."""
+    riders = {site: found for site, there in ops.items() if (found := _riders(site, there, sites))}
+    rest = {site: tuple(op for op in there if op not in riders.get(site, ())) for site, there in ops.items()}
+    result = dict(groups)
+    for site, found in riders.items():
+        group, position = sites.places[site]
+        count = len(sites.groups[group].out_features)
+        layout = result.get(group, GroupLayout(0, (0,) * count, (0,) * count))
+        for op in found:
+            layout = _with_row(layout, position, _ROWS[op.kind], op.places["d"])
+        result[group] = layout
+    return Riding(result, riders, {site: there for site, there in rest.items() if there})
+
+
+def conflict(riders: Ops, other: Ops) -> bool:
+    """Whether another adapter's operators change outputs that `riders` scale, where both are on one row."""
+    return any(
+        op.kind == "output_scale" and any(_changes_output(there) for there in other.get(site, ()))
+        for site, found in riders.items()
+        for op in found
+    )
+
+
+def _riders(site: str, ops: Sequence[OpLayout], sites: SiteGroups) -> tuple[OpLayout, ...]:
+    if site not in sites.places:
+        return ()
+    group, position = sites.places[site]
+    width = sites.groups[group].out_features[position]
+    fits = [op for op in ops if op.kind in _ROWS and op.places["d"].shape == (width,) and op.places["d"].shared is None]
+    kinds = [op.kind for op in fits]
+    alone = not any(_changes_output(op) for op in ops if op not in fits)
+    return tuple(op for op in fits if kinds.count(op.kind) == 1 and (alone or op.kind == "bias"))
+
+
+def _changes_output(op: OpLayout) -> bool:
+    return FORMULAS[op.kind].phase in (Phase.OUTPUT, Phase.ADD)
+
+
+def _with_row(layout: GroupLayout, position: int, field: str, place: Place) -> GroupLayout:
+    rows: list[int | None] = list(getattr(layout, field) or (None,) * len(layout.ranks))
+    rows[position] = place.offset
+    changes: dict[str, Any] = {field: tuple(rows)}
+    return replace(layout, **changes)

@@ -1,0 +1,105 @@
+"""What the kernel moves, counted at each load and store that it makes in the interpreter."""
+
+from collections import Counter
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from triton.runtime import interpreter
+
+from peftserve.kernels.bench.cost import Share, cost_of
+from peftserve.kernels.layout import Group, Segment
+from peftserve.kernels.triton_bypass import TritonBypass
+
+
+class Recorder:
+    """Bytes loaded from and stored to each tensor: of distinct addresses, and as often as they were asked for."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        self.distinct: Counter[str] = Counter()
+        self.asked: Counter[str] = Counter()
+        self._tensors = tensors
+        self._seen: dict[str, Any] = {}
+
+    def take(self, kind: str, addresses: Any, mask: Any) -> None:
+        wanted = addresses.data[np.broadcast_to(mask.data, addresses.data.shape)].astype(np.int64)
+        for name, tensor in self._tensors.items():
+            start, size = tensor.data_ptr(), tensor.element_size()
+            inside = wanted[(wanted >= start) & (wanted < start + tensor.nbytes)]
+            places = np.unique((inside - start) // size)
+            seen = self._seen.setdefault(f"{name} {kind}", np.zeros(tensor.numel(), dtype=bool))
+            self.asked[f"{name} {kind}"] += inside.size * size
+            self.distinct[f"{name} {kind}"] += int((~seen[places]).sum()) * size
+            seen[places] = True
+
+
+@pytest.fixture
+def recorders(monkeypatch: pytest.MonkeyPatch, kit: ModuleType) -> list[Recorder]:
+    """Those in the list take all that the kernel does."""
+    if kit.DEVICE != "cpu":
+        pytest.skip("counts in the interpreter")
+    made: list[Recorder] = []
+    builder = interpreter.InterpreterBuilder
+    load, store = builder.create_masked_load, builder.create_masked_store
+
+    def counting_load(self: Any, ptrs: Any, mask: Any, *args: Any, **kwargs: Any) -> Any:
+        for recorder in made:
+            recorder.take("read", ptrs, mask)
+        return load(self, ptrs, mask, *args, **kwargs)
+
+    def counting_store(self: Any, ptrs: Any, value: Any, mask: Any, *args: Any, **kwargs: Any) -> Any:
+        for recorder in made:
+            recorder.take("written", ptrs, mask)
+        return store(self, ptrs, value, mask, *args, **kwargs)
+
+    monkeypatch.setattr(builder, "create_masked_load", counting_load)
+    monkeypatch.setattr(builder, "create_masked_store", counting_store)
+    return made
+
+
+GROUP = Group(4096, (2048, 512))
+RANKS = (8, 16, 32, 64)
+
+
+def run(kit: ModuleType, recorders: list[Recorder], segments: list[Segment], rows: int) -> Recorder:
+    case = kit.Case((GROUP,), torch.float16)
+    for slot, rank in enumerate(RANKS):
+        case.add(slot, {0: (rank, rank)})
+    backend = TritonBypass(case.arena, (GROUP,), max_slots=len(RANKS), num_programs=1)
+    backend._multiprocessors = 132  # what the features are split for; one program does it all
+    case.attach_all(backend)
+    x, y = case.input(0, rows), [case.output(0, position, rows) for position in range(2)]
+    backend.begin(segments, [])
+    tensors = {"x": x, "y0": y[0], "y1": y[1], "factors": case.arena}
+    own = {"h": backend._h, "lists": backend._records, "table": backend._slots.table, "counters": backend._counters}
+    recorders.append(Recorder(tensors | own))
+    backend.add_(0, x, y)
+    return recorders[0]
+
+
+@pytest.mark.parametrize("tokens", [1, 3], ids=["a token each", "three tokens each"])
+def test_memory_traffic_is_the_floors(kit: ModuleType, recorders: list[Recorder], tokens: int) -> None:
+    segments = [Segment(slot, 1.0, slot * tokens, (slot + 1) * tokens) for slot in range(len(RANKS))]
+    found = run(kit, recorders, segments, tokens * len(RANKS) + 5)
+    floor = cost_of([GROUP], [Share(rank, tokens) for rank in RANKS], torch.float16)
+    assert found.distinct["factors read"] == floor.factors
+    activations = sum(found.distinct[name] for name in ("x read", "y0 read", "y1 read", "y0 written", "y1 written"))
+    assert activations == floor.activations
+    assert floor.num_bytes <= found.distinct.total() <= 1.05 * floor.num_bytes
+    # Nothing of an adapter is read twice, nor padded to the rank of another.
+    assert found.asked["factors read"] == floor.factors
+    assert found.asked["y0 read"] == found.distinct["y0 read"]
+
+
+def test_nothing_is_moved_for_rows_without_an_adapter(kit: ModuleType, recorders: list[Recorder]) -> None:
+    found = run(kit, recorders, [Segment(0, 1.0, 3, 3)], 9)
+    assert found.distinct.total() == 0
+
+
+def test_an_adapter_that_many_rows_share_is_read_once_for_each_tile(kit: ModuleType, recorders: list[Recorder]) -> None:
+    found = run(kit, recorders, [Segment(0, 1.0, 0, 40)], 40)
+    floor = cost_of([GROUP], [Share(RANKS[0], 40)], torch.float16)
+    assert found.distinct["factors read"] == floor.factors
+    assert found.asked["factors read"] == 3 * floor.factors
