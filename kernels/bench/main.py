@@ -21,6 +21,7 @@ from .roster import UnknownContender, contenders_of
 from .steps import SHAPES, Scenario, make_step
 
 ROUNDS = {"cpu": 7, "cuda": 20}
+COMPILING = 0.4  # of the time that is given, at most
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -33,12 +34,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def run_with(options: argparse.Namespace) -> int:
     """The exit code: 1 if ours was wrong or failed anywhere. Raises UnknownContender before anything is measured."""
+    start, seconds = time.monotonic(), 60 * (options.minutes or float("inf"))
     resolve(options)
     if vars(options).get("tune"):
         import_module(".tune", __package__).tune(options)
     contenders = contenders_of(options)
     if options.jobs and options.device == "cuda":
-        precompile(options, chosen_scenarios(options))
+        precompile(options, chosen_scenarios(options), start + COMPILING * seconds)
     machine = measure_machine(options.device, getattr(torch, options.dtype))
     points, stem = list[Point](), stem_of(options)
     about = {
@@ -48,7 +50,7 @@ def run_with(options: argparse.Namespace) -> int:
     }
     stem.parent.mkdir(parents=True, exist_ok=True)
     print(_first_lines(options, machine, contenders))
-    for point in _measured(options, machine, contenders):
+    for point in _measured(options, machine, contenders, start + seconds):
         tqdm.write(line(point))
         points.append(point)
         write_json(stem.with_suffix(".json"), about, contenders, points)
@@ -77,9 +79,10 @@ def chosen_scenarios(options: argparse.Namespace) -> list[Scenario]:
     return scenarios(options.device, phases, quick=options.quick)
 
 
-def _measured(options: argparse.Namespace, machine: Machine, contenders: Sequence[Contender]) -> Iterator[Point]:
+def _measured(
+    options: argparse.Namespace, machine: Machine, contenders: Sequence[Contender], end: float
+) -> Iterator[Point]:
     device, dtype, shape = options.device, getattr(torch, options.dtype), SHAPES[options.shape]
-    end = time.monotonic() + 60 * (options.minutes or float("inf"))
     for scenario in tqdm(chosen_scenarios(options), unit="step", disable=None):
         if time.monotonic() > end:
             tqdm.write("no further step: out of time")

@@ -1,6 +1,7 @@
 """Compiles all contenders' GPU kernels in several processes, so that the time of a lent GPU goes into measuring."""
 
 import argparse
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing import get_context
@@ -12,18 +13,23 @@ from .roster import contenders_of
 from .steps import SHAPES, Scenario, Step, make_step
 
 
-def precompile(options: argparse.Namespace, scenarios: Sequence[Scenario]) -> None:
-    """Triton keeps what it compiled on disk, where the measuring process then finds it."""
+def precompile(options: argparse.Namespace, scenarios: Sequence[Scenario], end: float = float("inf")) -> None:
+    """Triton keeps what it compiled on disk, where the measuring process then finds it.
+
+    end: of the monotonic clock, which all processes share. What is not compiled by then is when it is measured.
+    """
     shares = [scenarios[start :: options.jobs] for start in range(options.jobs)]
     with get_context("spawn").Pool(options.jobs) as pool:
-        pool.starmap(_run_once_each, [(options, share) for share in shares if share], chunksize=1)
+        pool.starmap(_run_once_each, [(options, share, end) for share in shares if share], chunksize=1)
 
 
-def _run_once_each(options: argparse.Namespace, scenarios: Sequence[Scenario]) -> None:
+def _run_once_each(options: argparse.Namespace, scenarios: Sequence[Scenario], end: float) -> None:
     """Of one layer: its kernels are those of all."""
     dtype, shape = getattr(torch, options.dtype), SHAPES[options.shape]
     contenders = contenders_of(options)
     for scenario in scenarios:
+        if time.monotonic() > end:
+            return
         step = make_step(scenario, shape, layers=1, dtype=dtype, device=options.device, join=True)
         for contender in contenders:
             _run_once(contender, step)

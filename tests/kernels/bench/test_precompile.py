@@ -23,5 +23,7 @@ def test_every_contender_runs_once_on_every_step(tmp_path: Path) -> None:
     words = ["--device", "cpu", "--quick", "--phase", "decode", "--peers", str(tmp_path), "--only", "peer"]
     options = make_parser().parse_args(words)
     resolve(options)
-    _run_once_each(options, scenarios("cpu", ("decode",), quick=True))
+    _run_once_each(options, scenarios("cpu", ("decode",), quick=True), end=0.0)
+    assert not (tmp_path / "calls").exists()
+    _run_once_each(options, scenarios("cpu", ("decode",), quick=True), end=float("inf"))
     assert (tmp_path / "calls").read_text() == "1 16\n"
