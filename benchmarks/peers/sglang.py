@@ -20,7 +20,7 @@ from peftserve.kernels.bench.contender import Contender, Run
 from peftserve.kernels.bench.steps import Step
 
 from .sglang_routes import align
-from .standins import Unset, device_name, ignore, packages, stand_in, stand_in_for_missing, undecorated
+from .standins import Unset, can_run_triton, device_name, ignore, packages, stand_in, stand_in_for_missing, undecorated
 from .wheels import VERSIONS, unpacked
 
 CHUNKS = {"decode": 16, "prefill": 128}
@@ -28,7 +28,7 @@ CHUNKS = {"decode": 16, "prefill": 128}
 
 def contenders() -> list[Contender]:
     root = unpacked("sglang")
-    return [TritonV2(root / "sglang"), Csgmv(root / "sglang")] if root else []
+    return [TritonV2(root / "sglang"), Csgmv(root / "sglang")] if root and can_run_triton() else []
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ path is looked up in the unpacked files as usual.
 """
 
 import dataclasses
+import os
 import sys
 from collections.abc import Callable
 from enum import Enum
@@ -14,6 +15,11 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
+
+
+def can_run_triton() -> bool:
+    """On a GPU, or in Triton's interpreter, which tests ask for."""
+    return torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def stand_in(name: str, path: Path | None = None, **attributes: object) -> ModuleType:

@@ -17,16 +17,22 @@ import triton
 from peftserve.kernels.bench.contender import Contender, Run
 from peftserve.kernels.bench.steps import Step
 
-from .standins import ignore, packages, stand_in
+from .standins import can_run_triton, ignore, packages, stand_in
 from .wheels import VERSIONS, unpacked
 
 OPS = "vllm.lora.ops.triton_ops"
+ENVS = {  # vLLM's defaults of the settings that its kernels read
+    "VLLM_BATCH_INVARIANT": False,
+    "VLLM_LORA_DISABLE_PDL": False,
+    "VLLM_LORA_ENABLE_DUAL_STREAM": False,
+    "VLLM_TUNED_CONFIG_FOLDER": None,
+}
 Weights = list[torch.Tensor]
 
 
 def contenders() -> list[Contender]:
     root = unpacked("vllm")
-    return [Vllm(root)] if root else []
+    return [Vllm(root)] if root and can_run_triton() else []
 
 
 class Vllm:
@@ -100,8 +106,7 @@ def load(top: Path) -> SimpleNamespace:
 
 def _stand_in_for_the_server(top: Path) -> None:
     packages(top, "vllm", "vllm.utils", "vllm.lora", "vllm.lora.ops", OPS)
-    envs = stand_in("vllm.envs")
-    envs.__getattr__ = lambda name: None  # type: ignore[method-assign]
+    stand_in("vllm.envs", **ENVS)
     stand_in("vllm.triton_utils", tl=triton.language, triton=triton, HAS_TRITON=True)
     logger = SimpleNamespace(warning_once=ignore, info_once=ignore, debug_once=ignore)
     stand_in("vllm.logger", init_logger=lambda name: logger)

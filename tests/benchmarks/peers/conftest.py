@@ -36,7 +36,7 @@ class Peers:
     def contender(self, name: str) -> Contender:
         """vLLM and SGLang are there for whoever unpacked them: 300 MB are not downloaded for a test."""
         if name not in self.contenders:
-            pytest.skip("python benchmarks/peers/wheels.py has not been run")
+            pytest.skip("needs what `python benchmarks/peers/wheels.py` unpacks, and Triton's interpreter")
         return self.contenders[name]
 
 
