@@ -39,6 +39,8 @@ def _figure(pyplot: Any, points: Sequence[Point]) -> Any:
         for column, ranks in enumerate(columns):
             of_panel = [point for point in points if (point.adapters, point.ranks) == (adapters, ranks)]
             _panel(axes[row][column], of_panel, f"{adapters} adapter{'s' * (adapters > 1)}, rank {ranks}")
+    tokens = sorted({point.tokens for point in points})
+    axes[0][0].set_xticks(tokens, [str(count) for count in tokens])  # all panels share them
     legends = [panel.get_legend_handles_labels() for panel in axes.flat]
     handles = {text: handle for found, texts in legends for handle, text in zip(found, texts, strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize="small")
@@ -48,15 +50,17 @@ def _figure(pyplot: Any, points: Sequence[Point]) -> Any:
 
 
 def _panel(axes: Any, points: Sequence[Point], title: str) -> None:
-    axes.set_title(title, fontsize="small")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.grid(alpha=0.3)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.tick_params(axis="y", which="minor", labelsize="xx-small")
     if not points:
         axes.set_axis_off()
         return
+    axes.set_title(title, fontsize="small")
     tokens = [point.tokens for point in points]
-    axes.set_xticks(tokens, [str(count) for count in tokens])
     axes.plot(tokens, [point.floor for point in points], "k--", marker="_", linewidth=1, label="floor")
     for index, name in enumerate(points[0].outcomes):
         values = [point.outcomes[name].us for point in points]
