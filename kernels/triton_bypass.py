@@ -11,6 +11,7 @@ import torch
 
 from . import tuning
 from .layout import BlobLayout, Group, Rows, Segment
+from .occupancy import multiprocessor, programs_at_once, resources
 from .slots import SlotTable
 from .triton_kernels import MAX_SITES, bypass_kernel
 from .tuning import Blocks
@@ -62,6 +63,7 @@ class TritonBypass:
         self._records = torch.zeros(1 << 16, dtype=torch.int32, device=arena.device)
         self._h = torch.zeros(1 << 20, dtype=torch.float32, device=arena.device)
         self._counters = torch.zeros(1 << 12, dtype=torch.int32, device=arena.device)
+        self._most_programs: dict[Blocks, int] = {}
         self._work: object = None  # this and those below are the step's, set by `begin`
         self._blocks: list[Blocks] = []
         self._busy: list[bool] = []
@@ -94,22 +96,35 @@ class TritonBypass:
             self._add(group, x, outputs)
 
     def warm_up(self) -> None:
-        """Compile all that steps may launch, which takes seconds for each kernel that triton has not kept on disk."""
-        self.begin([], [])
-        shapes = {(group.in_features, group.out_features, group.gather): i for i, group in enumerate(self._groups)}
-        for blocks in [self._tuning.invariant] if self._batch_invariant else self._tuning.all_blocks():
-            self._blocks = [blocks] * len(self._groups)
-            for (width, out_features, gather), index in shapes.items():
-                x = self._arena.new_zeros(1, dtype=torch.int64) if gather else self._arena.new_zeros(1, width)
-                self._add(index, x, [self._arena.new_zeros(1, out) for out in out_features])
-        self._work = None
+        """Compile all that steps may launch, which takes seconds for each kernel that triton has not kept on disk.
 
-    def _add(self, group: int, x: torch.Tensor, outputs: Sequence[torch.Tensor | None]) -> None:
+        Fewer programs run from then on where the device does not hold as many as were planned.
+        """
+        for blocks in [self._tuning.invariant] if self._batch_invariant else self._tuning.all_blocks():
+            if kernels := self.compile(blocks):
+                there = multiprocessor(self._arena.device)
+                most = min(programs_at_once(resources(kernel), there) for kernel in kernels)
+                self._most_programs[blocks] = self._multiprocessors * max(1, min(most, blocks.programs))
+
+    def compile(self, blocks: Blocks) -> list[Any]:
+        """Launch each kind of group once, without work. The kernels as triton made them; none in its interpreter."""
+        self.begin([], [])
+        self._blocks = [blocks] * len(self._groups)
+        shapes = {(group.in_features, group.out_features, group.gather): i for i, group in enumerate(self._groups)}
+        kernels = []
+        for (width, out_features, gather), index in shapes.items():
+            x = self._arena.new_zeros(1, dtype=torch.int64) if gather else self._arena.new_zeros(1, width)
+            kernels += self._add(index, x, [self._arena.new_zeros(1, out) for out in out_features])
+        self._work = None
+        return [kernel for kernel in kernels if kernel is not None]
+
+    def _add(self, group: int, x: torch.Tensor, outputs: Sequence[torch.Tensor | None]) -> list[Any]:
         whole = self._fused or self._groups[group].gather
-        if not whole:
-            self._launch(group, x, (), 0, shrink=True, expand=False)
+        kernels = [] if whole else [self._launch(group, x, (), 0, shrink=True, expand=False)]
         for first in range(0, len(outputs), MAX_SITES):
-            self._launch(group, x, outputs[first : first + MAX_SITES], first, shrink=whole and not first, expand=True)
+            part, shrink = outputs[first : first + MAX_SITES], whole and not first
+            kernels.append(self._launch(group, x, part, first, shrink=shrink, expand=True))
+        return kernels
 
     def _launch(
         self,
@@ -120,12 +135,12 @@ class TritonBypass:
         *,
         shrink: bool,
         expand: bool,
-    ) -> None:
+    ) -> Any:
         spec, blocks = self._groups[group], self._blocks[group]
         y = [self._arena if output is None else output for output in outputs] + [self._arena] * MAX_SITES
         strides = [0 if output is None else output.stride(0) for output in outputs] + [0] * MAX_SITES
         widths = [0 if output is None else output.shape[1] for output in outputs] + [0] * MAX_SITES
-        bypass_kernel[(self._programs(blocks),)](
+        return bypass_kernel[(self._programs(blocks),)](
             x,
             *y[:MAX_SITES],
             self._arena,
@@ -156,6 +171,7 @@ class TritonBypass:
         if capacity is not None:
             return self._tuning.blocks(capacity, 0, width)
         rank = max((self._slots.rank(segment.slot, index) for segment in segments), default=0)
+        rank = -(-rank // len(self._groups[index].out_features))
         return self._tuning.blocks(max((segment.end for segment in segments), default=0), rank, width)
 
     def _lists(self, segments: Mapping[Rows, Sequence[Segment]]) -> list[Lists | None]:
@@ -184,7 +200,8 @@ class TritonBypass:
         return blocks.split(units, self._programs(blocks), spec.in_features)
 
     def _programs(self, blocks: Blocks) -> int:
-        return self._num_programs or self._multiprocessors * blocks.programs
+        most = self._most_programs.get(blocks, self._multiprocessors * blocks.programs)
+        return self._num_programs or most
 
     def _reserve(self, records: int, h_size: int, num_tiles: int) -> None:
         """Graphs that were captured with the buffers that this replaces must not be replayed any more."""

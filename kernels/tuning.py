@@ -49,7 +49,7 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Row:
-    """Of a table: the blocks for steps of a phase up to so many tokens, ranks (summed over a group) and features."""
+    """Of a table: the blocks for steps of a phase up to so many tokens, ranks (of a site) and input features."""
 
     phase: Phase
     tokens: int
@@ -99,7 +99,7 @@ class Tuning:
         self._rows = sorted(rows, key=lambda row: (row.tokens, row.rank, row.width))
 
     def blocks(self, tokens: int, rank: int, width: int) -> Blocks:
-        """tokens: rows of the step. rank: the largest sum of a group's ranks. width: input features of the group."""
+        """tokens: rows of the step. rank: the largest, of a site of the group on average. width: its input features."""
         phase = phase_of(tokens)
         for row in self._rows:
             if row.covers(phase, tokens, rank, width):

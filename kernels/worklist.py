@@ -93,6 +93,7 @@ def pack(groups: Sequence[Lists | None], splits: Callable[[int, int], int]) -> W
     splits: how many parts of group g's input are summed apart, by g and its number of units.
     """
     headers = np.zeros((len(groups), RECORD_FIELDS), dtype=np.int64)
+    headers[:, 4] = 1  # the kernel divides by the split
     parts, places, end = [headers], dict[int, tuple[int, int]](), len(groups)
     num_tiles = h_size = 0
     for index, lists in enumerate(groups):

@@ -12,12 +12,12 @@ from tqdm import tqdm
 from .axes import layers_for, scenarios
 from .contender import Contender
 from .cost import Machine, measure_machine
-from .options import command, make_parser, out_folder
+from .options import UsageError, command, make_parser, out_folder
 from .plot import plot
 from .point import Point, free, measure
 from .precompile import precompile
 from .report import closing, heading, line, machine_of, write_json
-from .roster import UnknownContender, contenders_of
+from .roster import contenders_of
 from .steps import SHAPES, Scenario, make_step
 
 ROUNDS = {"cpu": 7, "cuda": 20}
@@ -28,12 +28,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser()
     try:
         return run_with(parser.parse_args(arguments))
-    except UnknownContender as error:
+    except UsageError as error:
         parser.error(str(error))
 
 
 def run_with(options: argparse.Namespace) -> int:
-    """The exit code: 1 if ours was wrong or failed anywhere. Raises UnknownContender before anything is measured."""
+    """The exit code: 1 if ours was wrong or failed anywhere. Raises UsageError before anything is measured."""
     start, seconds = time.monotonic(), 60 * (options.minutes or float("inf"))
     resolve(options)
     if vars(options).get("tune"):

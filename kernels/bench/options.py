@@ -9,6 +9,10 @@ SHAPES = ("llama-8b", "smollm-135m")
 DESCRIPTION = "Times the bypasses of a batch alone, beside other implementations, as multiples of the least time."
 
 
+class UsageError(ValueError):
+    """What the command line asks for is not there."""
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m peftserve.kernels.bench", description=DESCRIPTION)
     add_arguments(parser)

@@ -1,7 +1,9 @@
 """Our backend as a contender, with the factors where the step has them."""
 
+from functools import partial
+
 from ..bypass import make_bypass_backend
-from ..layout import BlobLayout, GroupLayout
+from ..layout import BlobLayout, BypassBackend, GroupLayout
 from .contender import Run
 from .steps import Adapter, Step
 
@@ -12,15 +14,19 @@ class Ours:
 
     def prepare(self, step: Step) -> Run:
         backend = make_bypass_backend(step.arena, step.groups, max_slots=len(step.adapters))
-        for slot, adapter in enumerate(step.adapters):
-            backend.attach(slot, 0, layout_of(adapter))
-        backend.begin(step.scenario.segments, [])
+        attach_all(backend, step)
+        return partial(add_all, backend, step)
 
-        def run() -> None:
-            for index, x, outputs in step.calls():
-                backend.add_(index, x, outputs)
 
-        return run
+def attach_all(backend: BypassBackend, step: Step) -> None:
+    for slot, adapter in enumerate(step.adapters):
+        backend.attach(slot, 0, layout_of(adapter))
+    backend.begin(step.scenario.segments, [])
+
+
+def add_all(backend: BypassBackend, step: Step) -> None:
+    for index, x, outputs in step.calls():
+        backend.add_(index, x, outputs)
 
 
 def layout_of(adapter: Adapter) -> BlobLayout:

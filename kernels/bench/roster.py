@@ -9,11 +9,11 @@ from types import ModuleType
 
 from .contender import Contender
 from .loop import Loop
-from .options import peers_folder
+from .options import UsageError, peers_folder
 from .ours import Ours
 
 
-class UnknownContender(ValueError):
+class UnknownContender(UsageError):
     """`--only` names what is not there."""
 
 

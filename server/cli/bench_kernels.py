@@ -2,7 +2,8 @@
 
 import argparse
 
-from ...kernels.bench import options
+from peftserve.kernels.bench import options
+
 from .errors import CommandError
 
 
@@ -13,10 +14,9 @@ def add_parser(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ...kernels.bench.main import run_with  # it imports torch, which no other command needs
-    from ...kernels.bench.roster import UnknownContender
+    from peftserve.kernels.bench.main import run_with  # it imports torch, which no other command needs
 
     try:
         return run_with(arguments)
-    except UnknownContender as error:
+    except options.UsageError as error:
         raise CommandError(str(error)) from None

@@ -84,9 +84,9 @@ def test_lists_that_are_alike_are_there_once() -> None:
     assert work.records.shape == (4 + len_of(both) + len_of(one), RECORD_FIELDS)
     assert (work.num_tiles, work.h_size) == (3, 4 * both.h_size)
     headers = work.records[:4].tolist()
-    assert headers[1] == [0] * RECORD_FIELDS
+    assert headers[1] == [0, 0, 0, 0, 1, 0, 0, 0]
     assert headers[3][:4] == headers[0][:4]
-    assert [header[4] for header in headers] == [1, 0, 3, 4]
+    assert [header[4] for header in headers] == [1, 1, 3, 4]
     for lists, header in ((both, headers[0]), (one, headers[2]), (both, headers[3])):
         units, num_units, tiles, num_tiles, _, h_size = header[:6]
         assert h_size == lists.h_size

@@ -1,0 +1,68 @@
+"""The choice itself, with made-up times: what a GPU says of each candidate, only a GPU can."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from peftserve.kernels.bench import tune as tuning_run
+from peftserve.kernels.bench.main import run
+from peftserve.kernels.bench.tune import candidates, tune
+from peftserve.kernels.tuning import Blocks, Phase, defaults, load
+
+
+def test_there_is_nothing_to_tune_on_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run(["--tune", "--device", "cpu"])
+    assert "torch sees no GPU" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_candidates_may_all_be_on_a_multiprocessor(phase: Phase) -> None:
+    found = candidates(phase)
+    assert len(set(found)) == len(found) > 10
+    for blocks in found:
+        assert blocks.programs * blocks.warps * 32 * blocks.registers <= 65536
+        assert all(
+            size & (size - 1) == 0 for size in (blocks.block_m, blocks.block_n, blocks.block_k, blocks.max_split)
+        )
+
+
+def test_the_fastest_on_all_steps_of_a_kind_becomes_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thin blocks for a few tokens, with more warps for wide inputs; for the rest, blocks of more rows."""
+
+    def times(step: SimpleNamespace, choices: Sequence[Blocks]) -> dict[Blocks, float]:
+        rows, width = step.scenario.tokens, step.shape.layer[0].in_features
+        wanted = (4 if width < 5000 else 8) if rows <= 64 else 8
+        return {
+            blocks: abs(blocks.warps - wanted) + abs(blocks.block_m - (16 if rows <= 64 else 64)) + i / 1000
+            for i, blocks in enumerate(choices)
+        }
+
+    def step(scenario: object, shape: object, **_: object) -> SimpleNamespace:
+        return SimpleNamespace(scenario=scenario, shape=shape)
+
+    for name, value in {
+        "_times": times,
+        "make_step": step,
+        "layers_for": lambda *_: 1,
+        "free": lambda device: None,
+        "machine_of": lambda device: {"device": device},
+    }.items():
+        monkeypatch.setattr(tuning_run, name, value)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Some GPU")
+    path = tune(argparse.Namespace(device="cuda", dtype="bfloat16", shape="llama-8b"), tmp_path)
+    assert path == tmp_path / "Some_GPU.json"
+    table = load("Some GPU", defaults(), tmp_path)
+    for tokens, width, expected in (
+        (1, 4096, (16, 4)),
+        (64, 14336, (16, 8)),
+        (200, 512, (64, 8)),
+        (9000, 4096, (64, 8)),
+    ):
+        for rank in (1, 40, 500):
+            blocks = table.blocks(tokens, rank, width)
+            assert (blocks.block_m, blocks.warps) == expected
+            assert blocks in candidates(Phase.DECODE if tokens <= 256 else Phase.PREFILL)
