@@ -32,7 +32,6 @@ class TritonBypass:
 
     num_programs: how many programs run at once; more than the device holds together would wait for each other for ever.
     batch_invariant: a row's bits depend on its own adapters alone, whatever else runs in the step.
-    fused: shrink and expand in one launch. Two where something must run between them.
     pdl: launches may begin before the kernel ahead of them has ended, on GPUs from sm_90 on.
     """
 
@@ -46,7 +45,6 @@ class TritonBypass:
         max_slots: int,
         num_programs: int | None = None,
         batch_invariant: bool = False,
-        fused: bool = True,
         pdl: bool = False,
         table: tuning.Tuning | None = None,
     ) -> None:
@@ -58,7 +56,6 @@ class TritonBypass:
         self._multiprocessors = _multiprocessors(arena.device)
         self._tuning = table or _tuning(arena)
         self._batch_invariant = batch_invariant
-        self._fused = fused
         self._pdl = pdl
         self._records = torch.zeros(1 << 16, dtype=torch.int32, device=arena.device)
         self._h = torch.zeros(1 << 20, dtype=torch.float32, device=arena.device)
@@ -67,6 +64,7 @@ class TritonBypass:
         self._work: object = None  # this and those below are the step's, set by `begin`
         self._blocks: list[Blocks] = []
         self._busy: list[bool] = []
+        self._started: set[int] = set()  # groups, by `start`
 
     def attach(self, slot: int, base: int, layout: BlobLayout) -> None:
         self._slots.attach(slot, base, layout)
@@ -91,8 +89,17 @@ class TritonBypass:
         flat = self._slots.pinned(listed.records.ravel())
         self._records[: len(flat)].copy_(flat, non_blocking=True)
 
+    def start(self, group: int, x: torch.Tensor) -> None:
+        """Shrink on the current stream, such as beside the base's product: the group's next `add_` then only expands.
+
+        Whatever is added before that must have been added when this runs: all groups share one h.
+        """
+        if self._launches(group) and not self._groups[group].gather:
+            self._launch(group, x, (), 0, shrink=True, expand=False)
+            self._started.add(group)
+
     def add_(self, group: int, x: torch.Tensor, outputs: Sequence[torch.Tensor | None]) -> None:
-        if self._busy[group] or _capturing(self._arena):
+        if self._launches(group):
             self._add(group, x, outputs)
 
     def warm_up(self) -> None:
@@ -119,12 +126,12 @@ class TritonBypass:
         return [kernel for kernel in kernels if kernel is not None]
 
     def _add(self, group: int, x: torch.Tensor, outputs: Sequence[torch.Tensor | None]) -> list[Any]:
-        whole = self._fused or self._groups[group].gather
-        kernels = [] if whole else [self._launch(group, x, (), 0, shrink=True, expand=False)]
-        for first in range(0, len(outputs), MAX_SITES):
-            part, shrink = outputs[first : first + MAX_SITES], whole and not first
-            kernels.append(self._launch(group, x, part, first, shrink=shrink, expand=True))
-        return kernels
+        started = group in self._started
+        self._started.discard(group)
+        return [
+            self._launch(group, x, outputs[i : i + MAX_SITES], i, shrink=not (started or i), expand=True)
+            for i in range(0, len(outputs), MAX_SITES)
+        ]
 
     def _launch(
         self,
@@ -163,6 +170,9 @@ class TritonBypass:
             PDL=self._pdl,
             **compile_options(blocks, self._arena.device, pdl=self._pdl),
         )
+
+    def _launches(self, group: int) -> bool:
+        return self._busy[group] or _capturing(self._arena)
 
     def _choose(self, index: int, segments: Sequence[Segment], capacity: int | None) -> Blocks:
         if self._batch_invariant:

@@ -25,14 +25,22 @@ def poison(kit: ModuleType) -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-def make(kit: ModuleType, dtype: torch.dtype = torch.float32, **options: Any) -> tuple[Any, TritonBypass]:
+class InTwoLaunches(TritonBypass):
+    def add_(self, group: int, x: torch.Tensor, outputs: Sequence[torch.Tensor | None]) -> None:
+        self.start(group, x)
+        super().add_(group, x, outputs)
+
+
+def make(
+    kit: ModuleType, dtype: torch.dtype = torch.float32, kind: type[TritonBypass] = TritonBypass, **options: Any
+) -> tuple[Any, TritonBypass]:
     """In the interpreter programs run one after another: one that waits for another would wait for ever."""
     case = kit.Case(GROUPS, dtype)
     for slot, ranks in RANKS.items():
         case.add(slot, ranks)
     if kit.DEVICE == "cpu":
         options.setdefault("num_programs", 1)
-    backend = TritonBypass(case.arena, GROUPS, max_slots=4, **options)
+    backend = kind(case.arena, GROUPS, max_slots=4, **options)
     case.attach_all(backend)
     backend._h.fill_(float("nan"))
     return case, backend
@@ -65,7 +73,7 @@ class Launches:
 @pytest.mark.parametrize("length", [1, 5, 20])
 def test_two_launches_do_what_one_does(kit: ModuleType, length: int) -> None:
     segments = [Segment(0, 0.5, 0, length), Segment(1, 2.0, length, length + 1), Segment(2, 1.0, 1, 2)]
-    case, backend = make(kit, fused=False, num_programs=7)
+    case, backend = make(kit, kind=InTwoLaunches, num_programs=7)
     kit.check_step(case, backend, segments, [], length + 2, 1e-6)
 
 
@@ -81,10 +89,10 @@ work = st.lists(
 )
 
 
-@given(work, st.sampled_from([torch.float16, torch.float32]), st.booleans())
+@given(work, st.sampled_from([torch.float16, torch.float32]), st.sampled_from([TritonBypass, InTwoLaunches]))
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_work_list(kit: ModuleType, segments: list[Segment], dtype: torch.dtype, fused: bool) -> None:
-    case, backend = make(kit, dtype, fused=fused)
+def test_any_work_list(kit: ModuleType, segments: list[Segment], dtype: torch.dtype, kind: type[TritonBypass]) -> None:
+    case, backend = make(kit, dtype, kind)
     kit.check_step(case, backend, segments, segments[:1], 300, 1e-6 if dtype is torch.float32 else 2e-3)
     assert not backend._counters.any()
 
@@ -198,9 +206,7 @@ def test_many_rows_take_wide_tiles_and_few_rows_thin_ones(kit: ModuleType) -> No
         assert backend._blocks[0] == blocks
 
 
-def test_warming_up_launches_every_kernel_and_changes_nothing(
-    kit: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_warming_up_launches_every_kernel_and_changes_nothing(kit: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     case, backend = make(kit)
     arena, launches = case.arena.clone(), Launches(monkeypatch)
     backend.warm_up()

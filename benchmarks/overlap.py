@@ -1,0 +1,102 @@
+"""Whether the bypass is cheaper beside the base's product than behind it: what docs/kernels.md predicts, measured.
+
+    python benchmarks/overlap.py [--tokens 16] [--adapters 16] [--rank 16] [--out FILE.json]
+
+A decode step's linears of Llama-3.1-8B in bf16 on a GPU: each group's base product, then its bypass, all in one CUDA
+graph. Contestants take turns; the base alone is the zero that the others are measured from.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from peftserve.kernels.bench.ours import attach_all
+from peftserve.kernels.bench.steps import SHAPES, Scenario, Step, make_step
+from peftserve.kernels.bench.timing import captured, medians
+from peftserve.kernels.triton_bypass import TritonBypass
+
+LAYERS, ROUNDS = 4, 20
+
+
+class Layers:
+    """Each group's weights, (out, in), whose product fills the step's joined outputs. second: another stream."""
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        self.second = torch.cuda.Stream()
+        self._weights = [
+            torch.randn(sum(group.out_features), group.in_features, device="cuda").to(step.arena.dtype)
+            for group in step.groups
+        ]
+
+    def base(self, index: int) -> None:
+        place = index % self.step.layer_groups
+        torch.mm(self.step.x[place], self._weights[index].t(), out=self.step.joined[place])
+
+
+def alone(layers: Layers, _: TritonBypass) -> None:
+    for index, _x, _y in layers.step.calls():
+        layers.base(index)
+
+
+def behind(layers: Layers, bypass: TritonBypass) -> None:
+    for index, x, y in layers.step.calls():
+        layers.base(index)
+        bypass.add_(index, x, y)
+
+
+def beside(layers: Layers, bypass: TritonBypass) -> None:
+    """Shrink on a second stream while the base's product runs; expand when both are done."""
+    main, second = torch.cuda.current_stream(), layers.second
+    for index, x, y in layers.step.calls():
+        second.wait_stream(main)
+        with torch.cuda.stream(second):
+            bypass.start(index, x)
+        layers.base(index)
+        main.wait_stream(second)
+        bypass.add_(index, x, y)
+
+
+def contestants(step: Step) -> dict[str, Callable[[], None]]:
+    layers = Layers(step)
+
+    def made(run: Callable[[Layers, TritonBypass], None], **options: bool) -> Callable[[], None]:
+        backend = TritonBypass(step.arena, step.groups, max_slots=len(step.adapters), **options)
+        attach_all(backend, step)
+        return captured(lambda: run(layers, backend), "cuda")
+
+    return {
+        "base alone": made(alone),
+        "one launch behind it": made(behind),
+        "the same, launched early (PDL)": made(behind, pdl=True),
+        "shrink beside it, expand behind": made(beside),
+        "batch-invariant, one launch behind": made(behind, batch_invariant=True),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name in ("tokens", "adapters", "rank"):
+        parser.add_argument(f"--{name}", type=int, default=16)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    scenario = Scenario("decode", args.tokens, (args.rank,) * args.adapters)
+    shape = SHAPES["llama-8b"]
+    step = make_step(scenario, shape, layers=LAYERS, dtype=torch.bfloat16, device="cuda", join=True)
+    times = {name: s / LAYERS * 1e6 for name, s in medians(contestants(step), "cuda", ROUNDS).items()}
+    zero = times["base alone"]
+    device = torch.cuda.get_device_name()
+    print(f"{device}: {args.tokens} tokens, {args.adapters} adapters of rank {args.rank}; microseconds of a layer")
+    for name, us in times.items():
+        print(f"  {name:36}{us:9.2f}{us - zero:+9.2f}")
+    if args.out:
+        args.out.write_text(
+            json.dumps({"device": device, **vars(args), "us": times}, default=str) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()
