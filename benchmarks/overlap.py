@@ -93,9 +93,7 @@ def main() -> None:
     for name, us in times.items():
         print(f"  {name:36}{us:9.2f}{us - zero:+9.2f}")
     if args.out:
-        args.out.write_text(
-            json.dumps({"device": device, **vars(args), "us": times}, default=str) + "\n"
-        )
+        args.out.write_text(json.dumps({"device": device, **vars(args), "us": times}, default=str) + "\n")
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ class SlotTable:
     """
 
     def __init__(self, device: torch.device, groups: Sequence[Group], max_slots: int) -> None:
-        sites = max((len(group.out_features) for group in groups), default=0)
-        shape = (max_slots, len(groups), TABLE_FIELDS + SITE_FIELDS * sites)
+        self._sites = np.array([len(group.out_features) for group in groups], dtype=np.int64)
+        shape = (max_slots, len(groups), TABLE_FIELDS + SITE_FIELDS * self._sites.max(initial=0))
         self.table = torch.zeros(shape, dtype=torch.int64, device=device)
         self.ranks = np.zeros((len(groups), max_slots), dtype=np.int64)
         self.works = np.zeros((len(groups), max_slots), dtype=np.bool_)
@@ -43,8 +43,11 @@ class SlotTable:
         self.table[slot].zero_()
         self.ranks[:, slot], self.works[:, slot] = 0, False
 
-    def rank(self, slot: int, group: int) -> int:
-        return int(self.ranks[group, slot])
+    def most_ranks(self, slots: Sequence[int]) -> list[int]:
+        """By group, the largest mean rank of its sites among these slots, rounded up."""
+        most = self.ranks[:, sorted(set(slots))].max(axis=1, initial=0)
+        found: list[int] = (-(-most // self._sites)).tolist()
+        return found
 
     def pinned(self, array: npt.NDArray[np.generic]) -> torch.Tensor:
         """torch's host allocator hands the memory out again only when the copy from it is done."""

@@ -81,7 +81,7 @@ class TritonBypass:
             return
         self._work = work
         segments = {Rows.TOKENS: tokens, Rows.LOGITS: logits}
-        self._blocks = [self._choose(index, segments[group.rows], capacity) for index, group in enumerate(self._groups)]
+        self._blocks = self._choose(segments, capacity)
         lists = self._lists(segments)
         self._busy = [item is not None for item in lists]
         listed = pack(lists, self._split)
@@ -174,15 +174,18 @@ class TritonBypass:
     def _launches(self, group: int) -> bool:
         return self._busy[group] or _capturing(self._arena)
 
-    def _choose(self, index: int, segments: Sequence[Segment], capacity: int | None) -> Blocks:
+    def _choose(self, segments: Mapping[Rows, Sequence[Segment]], capacity: int | None) -> list[Blocks]:
+        """For each group, by the largest mean rank of its sites in the step; by 0 where there is a capacity."""
         if self._batch_invariant:
-            return self._tuning.invariant
-        width = self._groups[index].in_features
-        if capacity is not None:
-            return self._tuning.blocks(capacity, 0, width)
-        rank = max((self._slots.rank(segment.slot, index) for segment in segments), default=0)
-        rank = -(-rank // len(self._groups[index].out_features))
-        return self._tuning.blocks(max((segment.end for segment in segments), default=0), rank, width)
+            return [self._tuning.invariant] * len(self._groups)
+        tokens, ranks = {}, {}
+        for rows, there in segments.items():
+            tokens[rows] = capacity or max((segment.end for segment in there), default=0)
+            ranks[rows] = self._slots.most_ranks([] if capacity else [segment.slot for segment in there])
+        return [
+            self._tuning.blocks(tokens[group.rows], ranks[group.rows][index], group.in_features)
+            for index, group in enumerate(self._groups)
+        ]
 
     def _lists(self, segments: Mapping[Rows, Sequence[Segment]]) -> list[Lists | None]:
         """Those of each group; one object for all groups whose lists are alike."""
@@ -207,7 +210,7 @@ class TritonBypass:
             return 1
         # Were it by the number of units, a row's sums would depend on the step.
         units = 1 if self._batch_invariant else units
-        return blocks.split(units, self._programs(blocks), spec.in_features)
+        return tuning.best_split(blocks, units, self._programs(blocks), spec.in_features)
 
     def _programs(self, blocks: Blocks) -> int:
         most = self._most_programs.get(blocks, self._multiprocessors * blocks.programs)

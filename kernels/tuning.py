@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,10 +42,20 @@ class Blocks:
     programs: int = 2
     registers: int = 128
 
-    def split(self, units: int, num_programs: int, in_features: int) -> int:
-        """Enough parts for `units` of shrink to fill all programs, and none of less than a block."""
-        most = min(self.max_split, -(-in_features // self.block_k))
-        return max(1, min(most, num_programs // max(units, 1)))
+
+@lru_cache(maxsize=4096)
+def best_split(blocks: Blocks, units: int, num_programs: int, in_features: int) -> int:
+    """In how many parts `units` of shrink sum their features, so that all programs end soonest.
+
+    Counted in blocks of features that the busiest program takes, and one more for what it costs to read the most parts.
+    """
+    num_blocks = -(-in_features // blocks.block_k)
+    choices = sorted({-(-num_blocks // each) for each in range(1, num_blocks + 1)})
+
+    def cost(split: int) -> float:
+        return -(-units * split // num_programs) * -(-num_blocks // split) + split / blocks.max_split
+
+    return min((split for split in choices if split <= blocks.max_split), key=cost, default=1)
 
 
 @dataclass(frozen=True)

@@ -92,12 +92,11 @@ def pack(groups: Sequence[Lists | None], splits: Callable[[int, int], int]) -> W
 
     splits: how many parts of group g's input are summed apart, by g and its number of units.
     """
-    headers = np.zeros((len(groups), RECORD_FIELDS), dtype=np.int64)
-    headers[:, 4] = 1  # the kernel divides by the split
-    parts, places, end = [headers], dict[int, tuple[int, int]](), len(groups)
-    num_tiles = h_size = 0
+    headers: list[tuple[int, ...]] = []
+    parts, places, end = list[Ints](), dict[int, tuple[int, int]](), len(groups)
     for index, lists in enumerate(groups):
         if lists is None:
+            headers.append((0, 0, 0, 0, 1, 0, 0, 0))  # the kernel divides by the split
             continue
         if id(lists) not in places:
             first_tile = end + len(lists.units)
@@ -106,11 +105,12 @@ def pack(groups: Sequence[Lists | None], splits: Callable[[int, int], int]) -> W
             tiles[:, 2] += first_tile + len(tiles)
             parts += [lists.units, tiles, lists.entries]
             end = first_tile + len(tiles) + len(lists.entries)
+        units, tiles_at = places[id(lists)]
         split = splits(index, len(lists.units))
-        (units, tiles_at), counts = places[id(lists)], (len(lists.units), len(lists.tiles))
-        headers[index, :6] = (units, counts[0], tiles_at, counts[1], split, lists.h_size)
-        num_tiles, h_size = max(num_tiles, counts[1]), max(h_size, split * lists.h_size)
-    return WorkList(np.concatenate(parts).astype(np.int32), num_tiles, h_size)
+        headers.append((units, len(lists.units), tiles_at, len(lists.tiles), split, lists.h_size, 0, 0))
+    table = np.array(headers, dtype=np.int64).reshape(-1, RECORD_FIELDS)
+    h_size = int((table[:, 4] * table[:, 5]).max(initial=0))
+    return WorkList(np.concatenate([table, *parts]).astype(np.int32), int(table[:, 3].max(initial=0)), h_size)
 
 
 def _runs(segments: Sequence[Segment]) -> tuple[Ints, Ints, Ints, Ints]:

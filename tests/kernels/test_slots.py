@@ -13,7 +13,7 @@ def test_a_slot_comes_and_goes_where_it_was() -> None:
     assert slots.table[2, 0].tolist() == [808, 3, 0, 864, 0, 1057, 4, 3, 928, 801, 0]
     assert not slots.table[:2].any()
     assert not slots.table[2, 1].any()
-    assert slots.rank(2, 0) == 7
+    assert slots.ranks[0].tolist() == [0, 0, 7]
     assert slots.works.tolist() == [[False, False, True], [False] * 3]
     slots.detach(2)
     assert not slots.table.any()
@@ -26,7 +26,7 @@ def test_rows_alone_are_work() -> None:
     slots = SlotTable(torch.device("cpu"), GROUPS, 1)
     slots.attach(0, 0, {0: GroupLayout(0, (0, 0), (0, 0), scales=(0, None))})
     assert slots.works[:, 0].tolist() == [True, False]
-    assert slots.rank(0, 0) == 0
+    assert not slots.ranks.any()
 
 
 def test_odd_offsets_end_the_alignment() -> None:
@@ -35,3 +35,12 @@ def test_odd_offsets_end_the_alignment() -> None:
     assert slots.alignment == 8
     slots.attach(1, 64, {1: GroupLayout(8, (2,), (97,))})
     assert slots.alignment == 1
+
+
+def test_the_largest_mean_rank_of_a_groups_sites() -> None:
+    slots = SlotTable(torch.device("cpu"), GROUPS, 3)
+    slots.attach(0, 0, {0: GroupLayout(8, (3, 4), (64, 128)), 1: GroupLayout(8, (2,), (64,))})
+    slots.attach(2, 0, {0: GroupLayout(8, (16, 0), (64, 0))})
+    assert slots.most_ranks([0]) == [4, 2]
+    assert slots.most_ranks([2, 0, 2]) == [8, 2]
+    assert slots.most_ranks([]) == [0, 0]

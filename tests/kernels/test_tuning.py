@@ -1,9 +1,12 @@
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from peftserve.kernels.tuning import Phase, Row, Tuning, defaults, load, save
+from peftserve.kernels.tuning import Phase, Row, Tuning, best_split, defaults, load, save
 
 FEW_ROWS, MANY_ROWS, _ = defaults()
 
@@ -41,7 +44,24 @@ def test_the_narrowest_row_that_covers_the_step_wins() -> None:
 
 @pytest.mark.parametrize(
     ("units", "programs", "width", "split"),
-    [(1, 264, 4096, 16), (3, 264, 4096, 16), (64, 264, 4096, 4), (500, 264, 4096, 1), (1, 264, 300, 2), (0, 4, 10, 1)],
+    [
+        (1, 264, 4096, 16),  # a block of features for each
+        (192, 264, 4096, 4),  # three rounds of four blocks, rather than one of sixteen
+        (264, 264, 4096, 1),
+        (5000, 264, 4096, 1),
+        (1, 264, 14336, 14),  # four blocks each: no part is empty
+        (1, 264, 300, 2),
+        (3, 1, 4096, 1),
+        (0, 4, 10, 1),
+    ],
 )
 def test_the_features_are_split_until_the_programs_are_busy(units: int, programs: int, width: int, split: int) -> None:
-    assert FEW_ROWS.split(units, programs, width) == split
+    assert best_split(FEW_ROWS, units, programs, width) == split
+
+
+@given(units=st.integers(0, 3000), programs=st.integers(1, 600), width=st.integers(1, 40_000))
+def test_no_part_of_the_features_is_empty(units: int, programs: int, width: int) -> None:
+    split = best_split(FEW_ROWS, units, programs, width)
+    chunk = ceil(ceil(width / split) / FEW_ROWS.block_k) * FEW_ROWS.block_k
+    assert 1 <= split <= FEW_ROWS.max_split
+    assert (split - 1) * chunk < width <= split * chunk
