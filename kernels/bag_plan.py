@@ -1,16 +1,17 @@
 """Lays out the samples of the short segments (see `bags.py`). Layers of one shape are planned together."""
 
-import math
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from .bags import Bags, Dots, SiteBags
-from .factors import Slice
+from .bags import Bags, Dots, Sums
 from .layout import Group
+from .packed import Rows
+from .slices import DOTS, Slice, kind_of
 
 Ints = npt.NDArray[np.int64]
 
@@ -28,40 +29,44 @@ class _Samples(NamedTuple):
     counts: Ints
 
 
+class _Pieces(NamedTuple):
+    """One site's bags. entries: (groups, samples · pieces) rows of the table. sizes: (rows · pieces,) entries of each.
+
+    samples: (samples · pieces,) where in h the weight of each entry is.
+    """
+
+    entries: Ints
+    sizes: Ints
+    samples: Ints
+
+
 def plan_bags(arena: torch.Tensor, groups: Sequence[Group], work: Mapping[int, Sequence[Slice]]) -> dict[int, Bags]:
     """work: the short segments of each group that has any."""
-    alike: dict[tuple[Group, object], list[int]] = {}
+    alike: dict[object, list[int]] = {}
     for index, slices in work.items():
-        shape = tuple((s.start, s.end, s.weight, s.dots, s.factors.ranks) for s in slices)
-        alike.setdefault((groups[index], shape), []).append(index)
+        alike.setdefault(kind_of(groups[index], slices), []).append(index)
     plans: dict[int, Bags] = {}
-    for (group, _), members in alike.items():
-        bags = _plan_alike(arena, group, [work[index] for index in members])
+    for members in alike.values():
+        bags = _plan_alike(arena, groups[members[0]], [work[index] for index in members])
         plans.update(zip(members, bags, strict=True))
     return plans
 
 
 def _plan_alike(arena: torch.Tensor, group: Group, work: Sequence[Sequence[Slice]]) -> list[Bags]:
     """work: (groups, segments), whose members differ only in where their factors lie."""
-    dots = _plan_dots(arena, group, work)
-    places = _places(work[0])
-    b = np.array([[s.factors.b_offsets for s in slices] for slices in work])
-    sites = [
-        _plan_site(arena, out, b[:, :, position], _enumerate(work[0], position, places))
-        for position, out in enumerate(group.out_features)
-    ]
-    products = [tuple(s for s in slices if not s.dots) for slices in work]
-    return [Bags(*parts) for parts in zip(dots, products, zip(*sites, strict=True), strict=True)]
+    products = [tuple(s for s in slices if s.way.shrink != DOTS) for slices in work]
+    parts = zip(_plan_dots(arena, group, work), products, _plan_sums(arena, group, work), strict=True)
+    return [Bags(*part) for part in parts]
 
 
 def _plan_dots(arena: torch.Tensor, group: Group, work: Sequence[Sequence[Slice]]) -> Sequence[Dots | None]:
     """One per group, None where all segments make h by products."""
-    chosen = [i for i, s in enumerate(work[0]) if s.dots]
+    chosen = [i for i, s in enumerate(work[0]) if s.way.shrink == DOTS]
     if not chosen:
         return [None] * len(work)
     row = np.concatenate([np.arange(work[0][i].start, work[0][i].end) for i in chosen])
     segment = np.repeat(chosen, [work[0][i].end - work[0][i].start for i in chosen])
-    sizes = np.array([sum(s.factors.ranks) for s in work[0]])[segment]
+    sizes = np.array([s.factors.rank for s in work[0]])[segment]
     row, segment, rank = np.repeat(row, sizes), np.repeat(segment, sizes), _ranges(sizes)
     base = np.array([[s.factors.a_offset for s in slices] for slices in work])
     a = _tensor(base[:, segment] + rank * group.in_features)
@@ -71,18 +76,36 @@ def _plan_dots(arena: torch.Tensor, group: Group, work: Sequence[Sequence[Slice]
     return [Dots(windows, offsets, *same) for offsets in a.unbind()]
 
 
+def _plan_sums(arena: torch.Tensor, group: Group, work: Sequence[Sequence[Slice]]) -> Sequence[Sums]:
+    """One per group: the pieces of all sites, one site after the other."""
+    width = min(s.factors.grain for slices in work for s in slices)
+    table = arena[: len(arena) // width * width].view(-1, width)
+    b, places = np.array([[s.factors.b_offsets for s in slices] for slices in work]), _places(work[0])
+    sites = [_enumerate(work[0], position, places) for position in range(len(group.out_features))]
+    pieces = [
+        _cut(samples, b[:, :, position] // width, out // width)
+        for position, (samples, out) in enumerate(zip(sites, group.out_features, strict=True))
+    ]
+    sizes = np.concatenate([p.sizes for p in pieces])
+    dtype = np.dtype(np.int32 if max(len(table), int(sizes.sum())) < 2**31 else np.int64)
+    entries = _tensor(np.concatenate([p.entries for p in pieces], axis=1).astype(dtype))
+    bags = _tensor((np.cumsum(sizes) - sizes).astype(dtype))
+    samples = _tensor(np.concatenate([p.samples for p in pieces]))
+    rows, counts = tuple(_as_slice(s.rows) for s in sites), tuple(len(p.sizes) for p in pieces)
+    return [Sums(table, row, bags, samples, rows, counts) for row in entries.unbind()]
+
+
 def _places(slices: Sequence[Slice]) -> list[int]:
     """Where each segment's h begins: those of dots come first."""
-    places, total = [0] * len(slices), 0
-    for index in sorted(range(len(slices)), key=lambda i: not slices[i].dots):
-        places[index] = total
-        total += (slices[index].end - slices[index].start) * sum(slices[index].factors.ranks)
-    return places
+    order = sorted(range(len(slices)), key=lambda i: slices[i].way.shrink != DOTS)
+    sizes = [(slices[i].end - slices[i].start) * slices[i].factors.rank for i in order]
+    starts = dict(zip(order, accumulate(sizes, initial=0), strict=False))
+    return [starts[i] for i in range(len(slices))]
 
 
 def _enumerate(slices: Sequence[Slice], position: int, places: Sequence[int]) -> _Samples:
     pairs = sorted(
-        (row, segment, s.factors.ranks[position], place + (row - s.start) * sum(s.factors.ranks))
+        (row, segment, s.factors.ranks[position], place + (row - s.start) * s.factors.rank)
         for segment, (s, place) in enumerate(zip(slices, places, strict=True))
         if s.factors.ranks[position]
         for row in range(s.start, s.end)
@@ -95,23 +118,14 @@ def _enumerate(slices: Sequence[Slice], position: int, places: Sequence[int]) ->
     return _Samples(np.repeat(segment, ranks), rank, np.repeat(place, ranks) + rank, rows, counts)
 
 
-def _plan_site(arena: torch.Tensor, out: int, offsets: Ints, samples: _Samples) -> Sequence[SiteBags | None]:
-    """offsets: (groups, segments) of B. One per group, None where no segment touches the site."""
-    if not len(samples.rows):
-        return [None] * len(offsets)
-    width = math.gcd(out, int(np.gcd.reduce(offsets, axis=None)))
-    pieces = out // width
-    table = arena[: len(arena) // width * width].view(-1, width)
-    dtype = np.dtype(np.int32 if len(table) < 2**31 else np.int64)
+def _cut(samples: _Samples, offsets: Ints, pieces: int) -> _Pieces:
+    """offsets: (groups, segments) of B, in pieces."""
     sizes = np.repeat(samples.counts, pieces)
     piece = np.repeat(np.tile(np.arange(pieces), len(samples.rows)), sizes)
     first = np.repeat(np.repeat(np.cumsum(samples.counts) - samples.counts, pieces), sizes)
     sample = first + _ranges(sizes)
-    entries: Ints = (offsets // width).astype(dtype)[:, samples.segment[sample]]
-    entries += (samples.rank[sample] * pieces + piece).astype(dtype)
-    bags = _tensor((np.cumsum(sizes) - sizes).astype(dtype))
-    rows, weights = _as_slice(samples.rows), _tensor(samples.place[sample])
-    return [SiteBags(rows, table, row, bags, weights) for row in _tensor(entries).unbind()]
+    entries = offsets[:, samples.segment[sample]] + (samples.rank[sample] * pieces + piece)
+    return _Pieces(entries, sizes, samples.place[sample])
 
 
 def _ranges(sizes: Ints) -> Ints:
@@ -120,7 +134,9 @@ def _ranges(sizes: Ints) -> Ints:
     return np.arange(total) - np.repeat(np.cumsum(sizes) - sizes, sizes)
 
 
-def _as_slice(rows: Ints) -> slice | torch.Tensor:
+def _as_slice(rows: Ints) -> Rows | None:
+    if not len(rows):
+        return None
     low, high = int(rows[0]), int(rows[-1]) + 1
     return slice(low, high) if high - low == len(rows) else _tensor(rows)
 

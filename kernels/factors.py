@@ -11,41 +11,28 @@ from .layout import Group, GroupLayout
 class Factors(NamedTuple):
     """a: (in_features, sum of ranks), a transposed view unless `gather`. b: (rank, out_features) per site.
 
-    columns: of h, one slice per site. a_offset, b_offsets: in elements from the arena's start.
+    b_columns: b transposed, views. columns: of h, one slice per site. a_offset, b_offsets: from the arena's start.
     At a site that the adapter leaves alone, the rank is 0, the views are empty and the offset is 0.
     """
 
     gather: bool
     a: torch.Tensor
     b: tuple[torch.Tensor, ...]
+    b_columns: tuple[torch.Tensor, ...]
     ranks: tuple[int, ...]
     columns: tuple[slice, ...]
     a_offset: int
     b_offsets: tuple[int, ...]
 
     @property
+    def rank(self) -> int:
+        return self.a.shape[1]
+
+    @property
     def grain(self) -> int:
-        """The longest run of elements of which all rows of b are whole multiples, wherever they start."""
-        return math.gcd(*self.b_offsets, *(b.shape[1] for b, rank in zip(self.b, self.ranks, strict=True) if rank))
-
-
-class Slice(NamedTuple):
-    """Rows [start, end) of the step go through `factors`, and their delta is multiplied by `weight`.
-
-    dots: h is made in the bags, and not by a product of its own.
-    """
-
-    factors: Factors
-    weight: float
-    start: int
-    end: int
-    dots: bool
-
-    def shrink(self, x: torch.Tensor) -> torch.Tensor:
-        """(end - start, sum of ranks), weighted."""
-        rows, a = x[self.start : self.end], self.factors.a
-        h = a.index_select(0, rows) if self.factors.gather else torch.mm(rows, a)
-        return h if self.weight == 1 else h.mul_(self.weight)
+        """The longest run of 2^n elements of which all rows of b are whole multiples, wherever they start."""
+        common = math.gcd(*self.b_offsets, *(b.shape[1] for b, rank in zip(self.b, self.ranks, strict=True) if rank))
+        return common & -common
 
 
 def view_factors(arena: torch.Tensor, base: int, group: Group, layout: GroupLayout) -> Factors:
@@ -55,10 +42,12 @@ def view_factors(arena: torch.Tensor, base: int, group: Group, layout: GroupLayo
     starts = [end - r for end, r in zip(ends, layout.ranks, strict=True)]
     b_offsets = [base + b if r else 0 for b, r in zip(layout.b, layout.ranks, strict=True)]
     shapes = zip(b_offsets, layout.ranks, group.out_features, strict=True)
+    b = tuple(arena[offset : offset + r * out].view(r, out) for offset, r, out in shapes)
     return Factors(
         gather=group.gather,
         a=a.view(width, rank) if group.gather else a.view(rank, width).t(),
-        b=tuple(arena[offset : offset + r * out].view(r, out) for offset, r, out in shapes),
+        b=b,
+        b_columns=tuple(factor.t() for factor in b),
         ranks=layout.ranks,
         columns=tuple(slice(start, end) for start, end in zip(starts, ends, strict=True)),
         a_offset=base + layout.a,

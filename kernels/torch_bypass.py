@@ -1,44 +1,50 @@
 """The bypasses in plain torch: what a CPU runs, and a reference on any other device.
 
-A segment is a slice of the step and takes one product per group and one per site. Where it has so few rows that a call
-costs more than its product, it is served together with all other such segments (see `bags.py`).
+A segment is a slice of the step and takes one product per group and one per site. How these are made is decided for
+each segment by what the ways cost on this machine: on its own (`slices.py`), between buffers that all short segments
+share (`packed.py`), or all of them in one call (`bags.py`).
 
 The step's plan is made once per change of the work list: decode, where the same sequences run step after step,
 plans nothing.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 
 from .bag_plan import plan_bags
-from .bags import Bags, most_dots, most_sums
-from .factors import Factors, Slice, view_factors
+from .calibration import costs_of
+from .costs import Costs
+from .factors import Factors, view_factors
 from .layout import BlobLayout, Group, Rows, Segment
+from .packed import plan_packed
+from .slices import SUMS, Slice, Way
 
 
 class Attached(NamedTuple):
-    """dots, sums: segments of at most so many rows are cheaper in bags, for the first and for the second product."""
+    """ways: the way of a segment by its number of rows, filled as they occur, shared by all factors of one shape."""
 
     factors: Factors
-    dots: int
-    sums: int
+    ways: dict[int, Way]
 
 
-class Plan(NamedTuple):
-    """One group's work of the step."""
+class Work(NamedTuple):
+    """The step's slices by group: those with calls of their own, those between buffers, and those in bags."""
 
-    slices: tuple[Slice, ...]
-    bags: Bags | None
+    alone: dict[int, list[Slice]]
+    packed: dict[int, list[Slice]]
+    bagged: dict[int, list[Slice]]
+
+    def add(self, index: int, s: Slice) -> None:
+        side = self.bagged if s.way.expand == SUMS else self.packed if s.packed else self.alone
+        side.setdefault(index, []).append(s)
 
 
-class TorchShrunk(NamedTuple):
-    """h: in the order of `plan.slices`, each (rows, sum of ranks), in the arena's dtype. bag_h: as `Bags.shrink`."""
+class Part(Protocol):
+    """Some of a group's segments, whose deltas it adds to the outputs of all sites."""
 
-    plan: Plan
-    h: list[torch.Tensor]
-    bag_h: torch.Tensor | None
+    def add_(self, x: torch.Tensor, outputs: Sequence[torch.Tensor | None]) -> None: ...
 
 
 class TorchBypass:
@@ -47,70 +53,68 @@ class TorchBypass:
         for each segment s: y[s.start:s.end] += s.weight · (x[s.start:s.end] Aᵀ) Bᵀ
 
     x and y have the arena's dtype; every sum runs in fp32. In 16 bit, h is rounded to the arena's dtype between the
-    two products (the CPU's 16-bit products take operands of one dtype, and a widened copy of the factors would double
-    the bytes that bound this), and the delta of short segments is rounded before it is added.
+    two products unless both are wide, and the delta of short segments is rounded before it is added.
+
+    costs: of the ways that a segment may be served in; measured if None.
     """
 
     takes_rows = False
 
-    def __init__(self, arena: torch.Tensor, groups: Sequence[Group]) -> None:
+    def __init__(self, arena: torch.Tensor, groups: Sequence[Group], costs: Costs | None = None) -> None:
         self._arena = arena
         self._groups = tuple(groups)
+        self._costs = costs or costs_of(arena)
+        self._ways: dict[object, dict[int, Way]] = {}
         self._slots: dict[int, dict[int, Attached]] = {}
-        self._work: tuple[tuple[Segment, ...], tuple[Segment, ...]] | None = None
-        self._plans: dict[int, Plan] = {}
+        self._step: tuple[tuple[Segment, ...], tuple[Segment, ...]] | None = None
+        self._plans: dict[int, tuple[Part, ...]] = {}
 
     def attach(self, slot: int, base: int, layout: BlobLayout) -> None:
         self._slots[slot] = {}
         for index, entry in layout.items():
             if entry.rank:
                 factors = view_factors(self._arena, base, self._groups[index], entry)
-                self._slots[slot][index] = Attached(factors, most_dots(factors), most_sums(factors))
-        self._work = None
+                shape = (self._groups[index], factors.ranks, factors.grain)
+                self._slots[slot][index] = Attached(factors, self._ways.setdefault(shape, {}))
+        self._step = None
 
     def detach(self, slot: int) -> None:
         del self._slots[slot]
-        self._work = None
+        self._step = None
 
     def begin(self, tokens: Sequence[Segment], logits: Sequence[Segment]) -> None:
-        work = (tuple(tokens), tuple(logits))
-        if work == self._work:
+        step = (tuple(tokens), tuple(logits))
+        if step == self._step:
             return
-        self._work = work
-        long: dict[int, list[Slice]] = {}
-        short: dict[int, list[Slice]] = {}
-        for segment in work[0]:
-            self._assign(segment, Rows.TOKENS, long, short)
-        for segment in work[1]:
-            self._assign(segment, Rows.LOGITS, long, short)
-        bags = plan_bags(self._arena, self._groups, short)
-        self._plans = {i: Plan(tuple(long.get(i, ())), bags.get(i)) for i in long.keys() | short.keys()}
-
-    def shrink(self, group: int, x: torch.Tensor) -> TorchShrunk | None:
-        plan = self._plans.get(group)
-        if plan is None:
-            return None
-        h = [s.shrink(x) for s in plan.slices]
-        return TorchShrunk(plan, h, plan.bags.shrink(x) if plan.bags else None)
+        self._step = step
+        work = Work({}, {}, {})
+        for segment in tokens:
+            self._assign(segment, Rows.TOKENS, work)
+        for segment in logits:
+            self._assign(segment, Rows.LOGITS, work)
+        self._plans = _join(
+            {index: tuple(slices) for index, slices in work.alone.items()},
+            {index: (part,) for index, part in plan_packed(self._groups, work.packed).items()},
+            {index: (part,) for index, part in plan_bags(self._arena, self._groups, work.bagged).items()},
+        )
 
     def add_(self, group: int, x: torch.Tensor, outputs: Sequence[torch.Tensor | None]) -> None:
-        shrunk = self.shrink(group, x)
-        for position, y in enumerate(outputs):
-            if shrunk is not None and y is not None:
-                self.expand_(shrunk, position, y)
+        for part in self._plans.get(group, ()):
+            part.add_(x, outputs)
 
-    def expand_(self, shrunk: TorchShrunk, position: int, y: torch.Tensor) -> None:
-        for (factors, _, start, end, _), h in zip(shrunk.plan.slices, shrunk.h, strict=True):
-            if factors.ranks[position]:
-                y[start:end].addmm_(h[:, factors.columns[position]], factors.b[position])
-        if shrunk.bag_h is not None and shrunk.plan.bags is not None:
-            shrunk.plan.bags.expand_(shrunk.bag_h, position, y)
-
-    def _assign(self, s: Segment, rows: Rows, long: dict[int, list[Slice]], short: dict[int, list[Slice]]) -> None:
-        length = s.end - s.start
-        if length == 0:
+    def _assign(self, s: Segment, rows: Rows, work: Work) -> None:
+        if (length := s.end - s.start) == 0:
             return
-        for index, (factors, dots, sums) in self._slots[s.slot].items():
+        for index, (factors, ways) in self._slots[s.slot].items():
             if self._groups[index].rows is rows:
-                side = short if length <= sums else long
-                side.setdefault(index, []).append(Slice(factors, s.weight, s.start, s.end, length <= dots))
+                if (way := ways.get(length)) is None:
+                    way = ways[length] = self._costs.best(factors, length)
+                work.add(index, Slice(factors, s.weight, s.start, s.end, way))
+
+
+def _join(*plans: Mapping[int, tuple[Part, ...]]) -> dict[int, tuple[Part, ...]]:
+    joined: dict[int, tuple[Part, ...]] = {}
+    for plan in plans:
+        for index, parts in plan.items():
+            joined[index] = joined.get(index, ()) + parts
+    return joined
