@@ -11,9 +11,9 @@ rows run beside it: every segment's part of a buffer starts at a multiple of `AL
 on that.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -26,27 +26,25 @@ ALIGNMENT = 32  # elements: 64 bytes in 16 bit
 Rows = slice | torch.Tensor
 """Rows of a step: a slice where they follow each other, else (rows,) int64, in which a row may come more than once."""
 
-Call = tuple[Callable[..., Any], torch.Tensor, torch.Tensor, torch.Tensor]
-"""A product, its operands, and where it goes."""
 
+class SiteViews(NamedTuple):
+    """One segment's part of what a site's products read and write.
 
-class Views(NamedTuple):
-    """One segment's part of the buffers. x: (rows, in_features). h: (rows, sum of ranks).
-
-    columns: of h, (rows, rank) of each site. deltas: (rows, out_features) of each site. rows: both of these, by row.
+    segment: its number. h: (rows, rank). delta: (rows, out_features). pairs: both of these row by row, if rowwise.
     """
 
-    x: torch.Tensor
+    segment: int
     h: torch.Tensor
-    columns: tuple[torch.Tensor, ...]
-    deltas: tuple[torch.Tensor, ...]
-    rows: tuple[tuple[tuple[torch.Tensor, torch.Tensor], ...], ...]
+    delta: torch.Tensor
+    pairs: tuple[tuple[torch.Tensor, torch.Tensor], ...] | None
 
 
 class Buffers(NamedTuple):
-    """inputs: (rows, in_features). h: flat, by segment, with gaps. weights: of its elements, None if all are 1.
+    """rows: of the step, by segment. inputs: (rows, in_features). h: flat, by segment, with gaps.
 
-    rows: of the step, by segment. deltas: (rows, out_features) of each site, 0 where the adapter leaves it alone.
+    weights: of h's elements, None if all are 1. deltas: (rows, out_features) for each site, 0 where an adapter leaves
+    the site alone. shrinks: each segment's inputs, and its part of h as (rows, sum of ranks). sites: those segments
+    that change the site.
     """
 
     rows: Rows
@@ -54,15 +52,15 @@ class Buffers(NamedTuple):
     h: torch.Tensor
     weights: torch.Tensor | None
     deltas: tuple[torch.Tensor, ...]
-    views: tuple[Views, ...]
+    shrinks: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+    sites: tuple[tuple[SiteViews, ...], ...]
 
 
 class Packed(NamedTuple):
-    """One group's short segments. shrinks: a call for each. expands: for each site, the calls of all segments."""
+    """One group's short segments."""
 
     buffers: Buffers
-    shrinks: tuple[Call, ...]
-    expands: tuple[tuple[Call, ...], ...]
+    factors: tuple[Factors, ...]
 
     def add_(self, x: torch.Tensor, outputs: Sequence[torch.Tensor | None]) -> None:
         """x: (rows, in_features). outputs: (rows, out_features) for each site."""
@@ -71,17 +69,27 @@ class Packed(NamedTuple):
 
     def shrink(self, x: torch.Tensor) -> None:
         take_rows(x, self.buffers.rows, self.buffers.inputs)
-        for product, left, right, out in self.shrinks:
-            product(left, right, out=out)
+        for (inputs, h), factors in zip(self.buffers.shrinks, self.factors, strict=True):
+            torch.mm(inputs, factors.a, out=h)
         if self.buffers.weights is not None:
             self.buffers.h.mul_(self.buffers.weights)
 
     def expand_(self, outputs: Sequence[torch.Tensor | None]) -> None:
-        for calls, deltas, y in zip(self.expands, self.buffers.deltas, outputs, strict=True):
-            if calls and y is not None:
-                for product, left, right, out in calls:
-                    product(left, right, out=out)
-                add_rows_(y, self.buffers.rows, deltas)
+        for position, (views, y) in enumerate(zip(self.buffers.sites, outputs, strict=True)):
+            if views and y is not None:
+                for view in views:
+                    _expand(view, self.factors[view.segment], position)
+                add_rows_(y, self.buffers.rows, self.buffers.deltas[position])
+
+
+def _expand(view: SiteViews, factors: Factors, position: int) -> None:
+    _, h, delta, pairs = view
+    if pairs is None:
+        torch.mm(h, factors.b[position], out=delta)
+        return
+    b = factors.b_columns[position]
+    for weights, row in pairs:
+        torch.mv(b, weights, out=row)
 
 
 def take_rows(x: torch.Tensor, rows: Rows, out: torch.Tensor) -> None:
@@ -107,24 +115,8 @@ def plan_packed(groups: Sequence[Group], work: Mapping[int, Sequence[Slice]]) ->
         kind = kind_of(groups[index], slices)
         if (buffers := made.get(kind)) is None:
             buffers = made[kind] = _make_buffers(groups[index], slices)
-        plans[index] = _plan(buffers, slices)
+        plans[index] = Packed(buffers, tuple(s.factors for s in slices))
     return plans
-
-
-def _plan(buffers: Buffers, slices: Sequence[Slice]) -> Packed:
-    parts = list(zip(slices, buffers.views, strict=True))
-    shrinks = tuple((torch.mm, views.x, s.factors.a, views.h) for s, views in parts)
-    sites = range(len(buffers.deltas))
-    return Packed(buffers, shrinks, tuple(tuple(c for s, v in parts for c in _expand(s, v, site)) for site in sites))
-
-
-def _expand(s: Slice, views: Views, site: int) -> list[Call]:
-    if not s.factors.ranks[site]:
-        return []
-    if s.way.expand == ROWWISE:
-        b = s.factors.b_columns[site]
-        return [(torch.mv, b, h, delta) for h, delta in views.rows[site]]
-    return [(torch.mm, views.columns[site], s.factors.b[site], views.deltas[site])]
 
 
 def _make_buffers(group: Group, slices: Sequence[Slice]) -> Buffers:
@@ -136,18 +128,26 @@ def _make_buffers(group: Group, slices: Sequence[Slice]) -> Buffers:
             for width in (group.in_features, *group.out_features)
         )
         h = torch.zeros(sum(sizes), dtype=dtype)
-    parts = zip(slices, inputs.split(lengths), h.split(sizes), *(d.split(lengths) for d in deltas), strict=True)
-    views = tuple(_view(s.factors, x, flat, delta) for s, x, flat, *delta in parts)
-    return Buffers(_rows_of(slices), inputs, h, _weights_of(slices, sizes), tuple(deltas), views)
+    parts = zip(slices, inputs.split(lengths), h.split(sizes), strict=True)
+    shrinks = tuple((x, flat[: len(x) * s.factors.rank].view(len(x), -1)) for s, x, flat in parts)
+    columns = zip(*(h.split(s.factors.ranks, 1) for s, (_, h) in zip(slices, shrinks, strict=True)), strict=True)
+    sites = tuple(_view_site(slices, site, delta.split(lengths)) for site, delta in zip(columns, deltas, strict=True))
+    return Buffers(_rows_of(slices), inputs, h, _weights_of(slices, sizes), tuple(deltas), shrinks, sites)
 
 
-def _view(factors: Factors, x: torch.Tensor, flat: torch.Tensor, deltas: Sequence[torch.Tensor]) -> Views:
-    h = flat[: len(x) * factors.rank].view(len(x), factors.rank)
-    columns = h.split(factors.ranks, 1)
-    rows = tuple(
-        tuple(zip(part.unbind(), delta.unbind(), strict=True)) for part, delta in zip(columns, deltas, strict=True)
+def _view_site(
+    slices: Sequence[Slice], columns: Sequence[torch.Tensor], deltas: Sequence[torch.Tensor]
+) -> tuple[SiteViews, ...]:
+    """columns: of h, (rows, rank) by segment. deltas: (rows, out_features) by segment."""
+    return tuple(
+        SiteViews(segment, h, delta, _pairs(h, delta) if s.way.expand == ROWWISE else None)
+        for segment, (s, h, delta) in enumerate(zip(slices, columns, deltas, strict=True))
+        if h.shape[1]
     )
-    return Views(x, h, columns, tuple(deltas), rows)
+
+
+def _pairs(h: torch.Tensor, delta: torch.Tensor) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+    return tuple(zip(h.unbind(), delta.unbind(), strict=True))
 
 
 def _weights_of(slices: Sequence[Slice], sizes: Sequence[int]) -> torch.Tensor | None:
