@@ -10,7 +10,7 @@ from .layout import Group
 from .products import EXPANDS, PLAIN, SHRINKS
 
 ROWWISE, DOTS, SUMS = "rowwise", "dots", "sums"
-SHORT = 32
+SHORT = 4
 """Rows up to which a segment is short: then views and calls cost more than one pass more over what it adds."""
 
 
