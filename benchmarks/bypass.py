@@ -1,9 +1,11 @@
-"""Times the bypasses on this machine's CPU: our backend beside a plain loop over the adapters, in one run.
+"""Times the bypasses on this machine's CPU: our backend, a plain loop over the adapters, and PEFT's mixed batch.
 
-    python benchmarks/bypass.py [--threads N] [--dtype bfloat16|float32] [--quick] [--out FILE.json]
+    python benchmarks/bypass.py [--threads N] [--dtype float32 bfloat16] [--shape smollm-135m 2048x5632] [--quick]
+                                [--out FILE.json]
 
-The work is one step of the SmolLM2-135M shape: 30 layers of q/k/v, o, gate/up and down. `kernels/bench/cost.py`
-says what the floor is. Both contestants take turns, and medians are reported, so a busy neighbour slows both alike.
+The work is a step of all the linears of some layers: as many as fill the cache twice, and no more than the model has.
+`kernels/bench/cost.py` says what the floor is. The contestants take turns and medians are reported, so that a busy
+neighbour slows all of them alike. PEFT has the base's outputs given to it, as we have, and is timed at decode only.
 """
 
 import argparse
@@ -11,187 +13,171 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from peft_linears import Peft
 
-from peftserve.kernels.bench.cost import Machine, Share, cost_of, measure_machine
-from peftserve.kernels.bench.steps import SHAPES
-from peftserve.kernels.bypass import make_bypass_backend
-from peftserve.kernels.layout import GroupLayout, Segment
+from peftserve.kernels.bench.axes import label, layers_for
+from peftserve.kernels.bench.contender import Run
+from peftserve.kernels.bench.cost import Machine, cost_of, measure_machine, shares_of
+from peftserve.kernels.bench.ours import Ours, attach_all
+from peftserve.kernels.bench.steps import SHAPES, Scenario, Shape, Step, make_step
+from peftserve.kernels.layout import Group
+from peftserve.kernels.torch_bypass import TorchBypass
 
-SHAPE = SHAPES["smollm-135m"]
-LAYER, GROUPS = SHAPE.layer, SHAPE.groups
-RANKS = (8, 16, 32, 64)
-ALIGNMENT = 32
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """`tokens` rows, shared equally by `adapters` of ranks 8, 16, 32, 64, 8, ..."""
-
-    phase: str
-    tokens: int
-    adapters: int
-
-    @property
-    def segments(self) -> list[Segment]:
-        share = self.tokens // self.adapters
-        return [Segment(slot, 1.0, slot * share, (slot + 1) * share) for slot in range(self.adapters)]
-
-    @property
-    def shares(self) -> list[Share]:
-        return [Share(RANKS[s.slot % len(RANKS)], s.end - s.start) for s in self.segments]
-
-
-DECODE = [
-    Scenario("decode", tokens, adapters)
-    for adapters in (1, 4, 8, 16)
-    for tokens in (1, 4, 16, 64)
-    if tokens >= adapters
-]
-PREFILL = [Scenario("prefill", tokens, adapters) for adapters in (1, 8, 16) for tokens in (256, 2048)]
+MODELS = {
+    "smollm-135m": SHAPES["smollm-135m"],
+    "2048x5632": Shape(
+        4, (Group(2048, (2048, 512, 512)), Group(2048, (2048,)), Group(2048, (5632, 5632)), Group(5632, (2048,)))
+    ),
+}
+MIXED = (8, 16, 32, 64, 128)
+COUNTS = (1, 2, 4, 8, 16, 32, 64)
+LEAST_ROUNDS, ROUNDS = 3, 7
+SHORTEST, LONGEST = 1.5, 12.0  # seconds of one point's rounds
 
 
 @dataclass(frozen=True)
 class Result:
-    """Milliseconds of a whole step's bypasses. begin: planning, once per change of the batch."""
+    """Milliseconds of a step's bypasses. begin: planning, once per change of the batch. peft: None if not timed."""
 
-    scenario: Scenario
-    megabytes: float
+    dtype: str
+    shape: str
+    layers: int
+    phase: str
+    tokens: int
+    adapters: int
+    ranks: str
     floor: float
     ours: float
     begin: float
     loop: float
+    peft: float | None
 
 
-class Adapters:
-    """Random adapters in an arena, attached to the backend, and the same factors as a plain loop reads them."""
-
-    def __init__(self, count: int, dtype: torch.dtype) -> None:
-        ranks = [RANKS[i % len(RANKS)] for i in range(count)]
-        layouts = [_layout(rank) for rank in ranks]
-        self.arena = torch.randn(sum(size for size, _ in layouts)).mul_(0.05).to(dtype)
-        self.backend = make_bypass_backend(self.arena, GROUPS, max_slots=count)
-        self.loops: list[dict[int, tuple[torch.Tensor, list[torch.Tensor]]]] = []
-        base = 0
-        for slot, (rank, (size, layout)) in enumerate(zip(ranks, layouts, strict=True)):
-            self.backend.attach(slot, base, layout)
-            self.loops.append({i: self._views(base, rank, i, entry) for i, entry in layout.items()})
-            base += size
-
-    def _views(self, base: int, rank: int, index: int, entry: GroupLayout) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        group = GROUPS[index]
-        total = rank * len(group.out_features)
-        a = self.arena[base + entry.a :][: total * group.in_features].view(total, -1)
-        b = [self.arena[base + o :][: rank * n].view(rank, n) for o, n in zip(entry.b, group.out_features, strict=True)]
-        return a, b
+def scenarios(*, quick: bool) -> Iterator[Scenario]:
+    """All counts with mixed ranks; the smallest and a large rank where there is a token for each adapter, and more."""
+    if quick:
+        yield from (Scenario("decode", 16, _ranks(MIXED, 8)), Scenario("prefill", 512, _ranks(MIXED, 8)))
+        return
+    for tokens in COUNTS:
+        yield from (Scenario("decode", tokens, _ranks(MIXED, n)) for n in COUNTS[:-1] if n <= tokens)
+    for rank in (8, 64, 128):
+        yield from (Scenario("decode", t, _ranks((rank,), n)) for t, n in ((1, 1), (8, 8), (16, 1), (16, 8), (32, 32)))
+    for tokens in (128, 512, 2048):
+        yield from (Scenario("prefill", tokens, _ranks(MIXED, n)) for n in (1, 8, 32))
 
 
-def _layout(rank: int) -> tuple[int, dict[int, GroupLayout]]:
-    size, layout = 0, {}
-
-    def take(elements: int) -> int:
-        nonlocal size
-        start, size = size, size + -(-elements // ALIGNMENT) * ALIGNMENT
-        return start
-
-    for index, group in enumerate(GROUPS):
-        a = take(rank * len(group.out_features) * group.in_features)
-        b = tuple(take(rank * n) for n in group.out_features)
-        layout[index] = GroupLayout(a, (rank,) * len(b), b)
-    return size, layout
+def _ranks(ranks: tuple[int, ...], count: int) -> tuple[int, ...]:
+    return tuple(ranks[i % len(ranks)] for i in range(count))
 
 
-Activations = tuple[list[torch.Tensor], list[list[torch.Tensor]]]
-
-
-def activations(tokens: int, dtype: torch.dtype) -> Activations:
-    """One layer's inputs and outputs, used by every layer: in a model too they are in the cache."""
-    x = [torch.randn(tokens, g.in_features).to(dtype) for g in LAYER]
-    return x, [[torch.zeros(tokens, n, dtype=dtype) for n in g.out_features] for g in LAYER]
-
-
-def ours(adapters: Adapters, data: Activations) -> None:
-    for index in range(len(GROUPS)):
-        x, y = data[0][index % len(LAYER)], data[1][index % len(LAYER)]
-        shrunk = adapters.backend.shrink(index, x)
-        assert shrunk is not None
-        for position, site in enumerate(y):
-            adapters.backend.expand_(shrunk, position, site)
-
-
-def loop(adapters: Adapters, segments: Sequence[Segment], data: Activations) -> None:
+class Loop:
     """As most write it: at each linear, for each adapter, its two products on its rows."""
-    for index, group in enumerate(GROUPS):
-        x, y = data[0][index % len(LAYER)], data[1][index % len(LAYER)]
-        for slot, _, start, end in segments:
-            a, b = adapters.loops[slot][index]
-            rank = b[0].shape[0]
-            for position in range(len(group.out_features)):
-                h = x[start:end] @ a[position * rank : (position + 1) * rank].t()
-                y[position][start:end] += h @ b[position]
+
+    name = "loop"
+    version = ""
+
+    def prepare(self, step: Step) -> Run:
+        def run() -> None:
+            for index, x, outputs in step.calls():
+                for position, y in enumerate(outputs):
+                    for slot, _, start, end in step.scenario.segments:
+                        adapter = step.adapters[slot]
+                        a = adapter.a[index][position * adapter.rank :][: adapter.rank]
+                        y[start:end] += x[start:end] @ a.t() @ adapter.b[index][position]
+
+        return run
 
 
-def milliseconds(run: Callable[[], object]) -> float:
+def measure(scenario: Scenario, shape: str, dtype: torch.dtype, machine: Machine) -> Result:
+    model = MODELS[shape]
+    layers = layers_for(scenario, model, dtype, "cpu")
+    step = make_step(scenario, model, layers=layers, dtype=dtype, device="cpu")
+    peft: dict[str, Run] = {"peft": Peft().prepare(step)} if scenario.phase == "decode" else {}
+    times = medians({"begin": planning(step), "ours": Ours().prepare(step), "loop": Loop().prepare(step), **peft})
+    floor = machine.seconds(cost_of(step.groups, shares_of(scenario), dtype))
+    figures = {name: round(seconds * 1e3, 3) for name, seconds in {"floor": floor, "peft": 0.0, **times}.items()}
+    setting = (str(dtype).removeprefix("torch."), shape, layers, scenario.phase, scenario.tokens, len(scenario.ranks))
+    return Result(*setting, label(scenario.ranks), **{**figures, "peft": figures["peft"] or None})
+
+
+def fastest(device: str, dtype: torch.dtype) -> Machine:
+    """With products in fp32 where the dtype's own are slower."""
+    own, wide = measure_machine(device, dtype), measure_machine(device, torch.float32)
+    return Machine(max(own.bandwidth, wide.bandwidth), max(own.peak, wide.peak))
+
+
+def planning(step: Step) -> Run:
+    backend = TorchBypass(step.arena, step.groups)
+    attach_all(backend, step)
+
+    def run() -> None:
+        backend.begin([], [])
+        backend.begin(step.scenario.segments, [])
+
+    return run
+
+
+def medians(runs: Mapping[str, Run]) -> dict[str, float]:
+    """Seconds of one call of each, which take turns."""
+    for run in runs.values():
+        run()
+    start, rounds = time.perf_counter(), [{name: seconds(run) for name, run in runs.items()}]
+    while more(len(rounds), time.perf_counter() - start):
+        rounds.append({name: seconds(run) for name, run in runs.items()})
+    return {name: statistics.median(times[name] for times in rounds) for name in runs}
+
+
+def more(rounds: int, passed: float) -> bool:
+    """Long steps have fewer rounds, and short ones more."""
+    return rounds < LEAST_ROUNDS or (passed < LONGEST and rounds < ROUNDS) or passed < SHORTEST
+
+
+def seconds(run: Run) -> float:
     start = time.perf_counter()
     run()
-    return (time.perf_counter() - start) * 1e3
+    return time.perf_counter() - start
 
 
-def measure(scenario: Scenario, adapters: Adapters, machine: Machine, rounds: int) -> Result:
-    data, segments = activations(scenario.tokens, adapters.arena.dtype), scenario.segments
-    times: dict[str, list[float]] = {"begin": [], "ours": [], "loop": []}
-    for _ in range(rounds + 1):
-        adapters.backend.begin([], [])
-        times["begin"].append(milliseconds(lambda: adapters.backend.begin(segments, [])))
-        times["ours"].append(milliseconds(lambda: ours(adapters, data)))
-        times["loop"].append(milliseconds(lambda: loop(adapters, segments, data)))
-    medians = {name: round(statistics.median(values[1:]), 2) for name, values in times.items()}
-    cost = cost_of(GROUPS, scenario.shares, adapters.arena.dtype)
-    floor = machine.seconds(cost) * 1e3
-    return Result(scenario, megabytes=round(cost.factors / 1e6, 1), floor=round(floor, 2), **medians)
+def line(r: Result) -> str:
+    peft = f"{r.peft:9.2f}{r.peft / r.ours:11.2f}" if r.peft else ""
+    return (
+        f"{r.dtype:9}{r.shape:12}{r.layers:7}{r.phase:>8}{r.tokens:7}{r.adapters:9}{r.ranks:>7}{r.floor:9.2f}"
+        f"{r.ours:9.2f}{r.begin:8.2f}{r.loop:10.2f}{r.loop / r.ours:11.2f}{peft}"
+    )
+
+
+HEAD = (
+    f"{'dtype':9}{'shape':12}{'layers':>7}{'phase':>8}{'tokens':>7}{'adapters':>9}{'ranks':>7}{'floor':>9}"
+    f"{'ours':>9}{'begin':>8}{'loop':>10}{'loop/ours':>11}{'peft':>9}{'peft/ours':>11}"
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--quick", action="store_true", help="one scenario of each phase, three rounds")
+    parser.add_argument("--dtype", nargs="+", choices=("float32", "bfloat16"), default=["bfloat16"])
+    parser.add_argument("--shape", nargs="+", choices=MODELS, default=["smollm-135m"])
+    parser.add_argument("--quick", action="store_true", help="one step of each phase")
     parser.add_argument("--out", type=Path, help="also write the figures as JSON, such as to benchmarks/results/")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    scenarios = [Scenario("decode", 16, 8), Scenario("prefill", 2048, 16)] if args.quick else DECODE + PREFILL
-    adapters = Adapters(max(s.adapters for s in scenarios), getattr(torch, args.dtype))
-    speed = measure_machine("cpu", adapters.arena.dtype)
-    print(
-        f"{args.dtype}, {args.threads} threads, {speed.bandwidth / 1e9:.1f} GB/s, {speed.peak / 1e9:.0f} GFLOP/s; "
-        "milliseconds of a step, medians"
-    )
-    print(
-        f"{'phase':8}{'tokens':>7}{'adapters':>9}{'MB':>8}{'floor':>8}{'ours':>9}{'begin':>8}{'loop':>9}{'loop/ours':>11}"
-    )
-    results = []
-    for scenario in scenarios:
-        r = measure(scenario, adapters, speed, 3 if args.quick or scenario.tokens > 1000 else 9)
-        results.append(r)
-        print(
-            f"{scenario.phase:8}{scenario.tokens:7}{scenario.adapters:9}{r.megabytes:8.1f}{r.floor:8.2f}{r.ours:9.2f}{r.begin:8.2f}"
-            f"{r.loop:9.2f}{r.loop / r.ours:11.1f}",
-            flush=True,
-        )
+    print(f"{args.threads} threads; milliseconds of a step, medians\n{HEAD}")
+    results: list[Result] = []
+    with torch.inference_mode():
+        for dtype in (getattr(torch, name) for name in args.dtype):
+            machine = fastest("cpu", dtype)
+            for shape in args.shape:
+                for scenario in scenarios(quick=args.quick):
+                    results.append(measure(scenario, shape, dtype, machine))
+                    print(line(results[-1]), flush=True)
     if args.out:
-        machine = {"cpu": platform.processor() or platform.machine(), "torch": torch.__version__}
-        setup = {
-            "dtype": args.dtype,
-            "threads": args.threads,
-            "bytes_per_second": speed.bandwidth,
-            "flops_per_second": speed.peak,
-        }
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps({**machine, **setup, "results": [asdict(r) for r in results]}, indent=1) + "\n")
+        setup = {"cpu": platform.machine(), "torch": torch.__version__, "threads": args.threads}
+        args.out.write_text(json.dumps({**setup, "results": [asdict(r) for r in results]}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
