@@ -25,7 +25,11 @@ FORBIDDEN = {
 }
 # PEFT is an extra of the package, for one module; another runs the base once, with a cache of transformers' own.
 ALLOWED = {"adapters/peft/probe.py": {"peft"}, "adapters/peft/prefill.py": {"transformers"}}
-EXTRAS = {"adapters/peft/probe.py": {"peft"}, "kernels/bench/plot.py": {"matplotlib"}}
+EXTRAS = {
+    "adapters/peft/probe.py": {"peft"},
+    "kernels/bench/plot.py": {"matplotlib"},
+    "server/cli/load/plot.py": {"matplotlib"},
+}
 
 
 def imports(path: Path) -> Iterator[str]:

@@ -17,7 +17,9 @@ class Asked(NamedTuple):
 
 
 class StubServer(ThreadingHTTPServer):
-    """answers: (method, path) to (status, body); a body of bytes is sent as an event stream."""
+    """answers: (method, path) to (status, body); a body of bytes is sent as an event stream; one that is a function
+    takes the request's and returns it.
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -38,6 +40,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.asked.append(Asked(self.command, self.path, headers, body))
         missing = (404, {"error": {"message": f"no {self.path} here"}})
         status, answer = self.server.answers.get((self.command, self.path), missing)
+        answer = answer(body) if callable(answer) else answer
         payload = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("content-length", str(len(payload)))

@@ -1,4 +1,5 @@
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +66,47 @@ def test_no_server(capsys: pytest.CaptureFixture[str]) -> None:
 def test_counts_are_positive(stub: Any, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(stub, flag, "0") == 2
     assert f"{flag}: 0 is not 1 or more" in capsys.readouterr().err
+
+
+def open_loop(stub: Any, *more: str) -> int:
+    stub.answers["GET", "/v1/models"] = 200, {"data": []}
+    flags = ["--rate", "200", "--prompt-tokens", "2-6", "--output-tokens", "5", "--slo-ttft", "600", *more]
+    return main(["bench", "serve", "--base-url", stub.url, *flags])
+
+
+def test_an_open_loop_asks_without_waiting_for_answers(stub: Any, tmp_path: Path) -> None:
+    all_there = threading.Barrier(8, timeout=60)  # it would break if a request waited for another's answer
+    stub.answers["POST", "/v1/completions"] = 200, lambda _: all_there.wait() >= 0 and STREAM
+    out = tmp_path / "out.json"
+    assert open_loop(stub, "--models", "m{0..7}", "--num-requests", "8", "--cv", "2", "--out", str(out)) == 0
+    report = json.loads(out.read_text())
+    assert report["all"]["slo_attainment"] == 1
+    assert report["generator"]["late_ms"].keys() == {"mean", "p50", "p90", "p99"}
+    assert report["workload"]["rate"] == 200
+    assert report["asked"] == {"requests": 8, "output_tokens": 40}
+    assert [*report["models"]] == [f"m{i}" for i in range(8)]
+
+
+def test_a_saved_trace_asks_another_server_the_same(stub: Any, tmp_path: Path) -> None:
+    stub.answers["POST", "/v1/completions"] = 200, STREAM
+    file, out = str(tmp_path / "trace.jsonl"), tmp_path / "out.json"
+    assert open_loop(stub, "--models", "m,n", "--num-requests", "6", "--save-trace", file) == 0
+    other = ["--rename", "m=x", "--dialect", "openai", "--out", str(out)]
+    assert main(["bench", "serve", "--base-url", stub.url, "--trace", file, *other]) == 0
+    bodies = [json.loads(asked.body) for asked in stub.asked if asked.method == "POST"]
+    assert sorted(str(b["prompt"]) for b in bodies[:6]) == sorted(str(b["prompt"]) for b in bodies[6:])
+    assert {body["model"] for body in bodies[6:]} == {"x", "n"}
+    assert json.loads(out.read_text())["models"].keys() == {"m", "n"}
+
+
+def test_a_picture(stub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stub.answers["POST", "/v1/completions"] = 200, STREAM
+    assert open_loop(stub, "--models", "m", "--num-requests", "2", "--plot", str(tmp_path / "run.svg")) == 0
+    assert (tmp_path / "run.svg").stat().st_size
+    monkeypatch.setattr("peftserve.server.cli.load.plot.can_plot", lambda: False)
+    assert open_loop(stub, "--models", "m", "--plot", str(tmp_path / "no.svg")) == 2
+
+
+def test_a_mistake_in_a_rename(stub: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(stub, "--rename", "m") == 2
+    assert "--rename: 'm' is not OLD=NEW" in capsys.readouterr().err

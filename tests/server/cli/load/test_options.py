@@ -1,0 +1,69 @@
+import argparse
+from pathlib import Path
+
+import pytest
+
+from peftserve.server.cli.errors import CommandError
+from peftserve.server.cli.load import options
+from peftserve.server.cli.load.options import Load
+
+
+def load(*flags: str) -> Load:
+    parser = argparse.ArgumentParser()
+    options.add_arguments(parser)
+    return options.load(parser.parse_args(flags))
+
+
+def test_the_closed_loop_is_the_default() -> None:
+    made = load("--models", "a,b")
+    assert (len(made.trace), made.concurrency, made.slo_ttft) == (64, 16, None)
+    assert [request.model for request in made.trace[:4]] == ["a", "b", "a", "b"]
+    assert {(r.arrival, r.prompt_tokens, r.output_tokens) for r in made.trace} == {(None, 128, 64)}
+
+
+def test_presets_and_what_a_flag_changes_of_them() -> None:
+    s_lora = load("--workload", "s-lora", "--models", "ad{0..99}")
+    assert (len(s_lora.trace), s_lora.slo_ttft, s_lora.settings["alpha"]) == (600, 6.0, 1.0)
+    assert all(8 <= r.prompt_tokens < 512 and 8 <= r.output_tokens < 512 for r in s_lora.trace)
+    assert len(load("--workload", "s-lora", "--models", "a", "--rate", "0.5").trace) == 150
+    assert len(load("--workload", "s-lora", "--models", "a", "--num-requests", "9").trace) == 9
+    punica = load("--workload", "punica", "--models", "ad{0..9}", "--popularity", "skewed")
+    assert (len(punica.trace), punica.concurrency, punica.settings["lengths"]) == (1024, 32, "punica")
+    assert {r.output_tokens for r in load("--workload", "punica", "--models", "a", "--output-tokens", "5").trace} == {5}
+    assert load("--workload", "punica", "--models", "a", "--rate", "3").trace[1].arrival is not None
+
+
+def test_a_saved_trace_is_the_same_again(tmp_path: Path) -> None:
+    file = str(tmp_path / "trace.jsonl")
+    saved = load("--models", "a,b", "--rate", "3", "--save-trace", file)
+    assert load("--trace", file).trace == saved.trace
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("", "--models: no model is named"),
+        ("--models ,", "--models: no model is named"),
+        ("--models a --rate 2 --concurrency 3", "--rate and --concurrency are two ways"),
+        ("--models a --rate 2 --duration 3 --num-requests 2", "--duration and --num-requests are two ways"),
+        ("--models a --lengths punica --prompt-tokens 3", "--lengths and --prompt-tokens are two ways"),
+        ("--models a --cv 2", "--cv: only an open loop"),
+        ("--models a --duration 2", "--duration: only an open loop"),
+        ("--models a --rate 0.1 --duration 2", "--duration: no request arrives in it"),
+        ("--models a --alpha 2", "--alpha: only the popularities"),
+        ("--models a --rate 0", "--rate: 0.0 is not more than 0"),
+        ("--trace nowhere --seed 2", "--seed: a trace from a file"),
+        ("--trace nowhere", "--trace: nowhere: .*No such file"),
+    ],
+)
+def test_mistakes(flags: str, message: str) -> None:
+    with pytest.raises(CommandError, match=message):
+        load(*flags.split())
+
+
+def test_clients_are_for_a_trace_without_arrivals(tmp_path: Path) -> None:
+    for name, flags in (("open", ["--rate", "2"]), ("closed", [])):
+        load("--models", "a", "--num-requests", "2", *flags, "--save-trace", str(tmp_path / name))
+    assert load("--trace", str(tmp_path / "closed"), "--concurrency", "3").settings["concurrency"] == 3
+    with pytest.raises(CommandError, match="--concurrency: the trace has arrivals"):
+        load("--trace", str(tmp_path / "open"), "--concurrency", "3")
