@@ -20,9 +20,11 @@ from ..wire.messages import AdapterCard, AdapterPart, AddRequest, EngineStats, M
 from .adapters.service import AdapterService
 from .completion import OutputMaker
 from .memory import free_bytes, kv_pages
+from .model.errors import UnservableModel
+from .model.fused import fuse_siblings, separate_modules
 from .model.hooks import BypassHooks
 from .model.kv_cache import KVCache
-from .model.loading import eos_token_ids, load_model, tokenizer_facts, vocabulary_size
+from .model.loading import Trace, eos_token_ids, load_model, tokenizer_facts, vocabulary_size
 from .model.packed_linear import pack_linears
 from .model.runner import ModelRunner
 from .model.self_check import check_paged_attention
@@ -46,7 +48,10 @@ class Engine:
         self._config = config
         loaded = load_model(config)
         self._model = loaded.model
-        pack_linears(loaded.model, int(free_bytes(loaded.device) * PACKED_SHARE))
+        modules = dict(loaded.model.named_modules())
+        fused = fuse_siblings(modules, loaded.sites.groups)
+        products = [*fused.values(), *separate_modules(modules, loaded.sites.groups, fused)]
+        pack_linears(products, int(free_bytes(loaded.device) * PACKED_SHARE))
         self.adapters = AdapterService(config, loaded)
         shapes = loaded.attention.shapes
         num_pages = kv_pages(
@@ -60,11 +65,10 @@ class Engine:
         self._max_model_len = min(loaded.max_model_len, num_pages * config.page_size)
         cache = KVCache(shapes, num_pages, config.page_size, loaded.dtype, loaded.device)
         attachments = self.adapters.attachments
-        modules = dict(loaded.model.named_modules())
-        hooks = BypassHooks(modules, loaded.sites.groups, attachments.backend, attachments.side, loaded.experts)
+        hooks = BypassHooks(modules, loaded.sites.groups, attachments.backend, attachments.side, loaded.experts, fused)
         vocab_size = loaded.trace.logits.shape[-1]
         self._runner = ModelRunner(loaded.model, loaded.attention, cache, hooks, attachments, vocab_size)
-        check_paged_attention(self._runner, loaded.trace.first(self._max_model_len), config.page_size)
+        self._check(hooks, loaded.trace.first(self._max_model_len))
         self._scheduler = Scheduler(
             PagePool(num_pages),
             self.adapters.residency,
@@ -80,6 +84,15 @@ class Engine:
         self._sequences: dict[str, Sequence] = {}
         self._arrivals = count()
         self._steps = 0
+
+    def _check(self, hooks: BypassHooks, trace: Trace) -> None:
+        """Raises UnservableModel. A model that cannot take parts of one product gets a product for each module."""
+        try:
+            check_paged_attention(self._runner, trace, self._config.page_size)
+        except (RuntimeError, UnservableModel) as error:
+            hooks.separate()
+            check_paged_attention(self._runner, trace, self._config.page_size)
+            logger.warning("q, k and v, and gate and up, are multiplied one by one: %s", error)
 
     def _describe(
         self, num_pages: int, tokenizer: str | None, template: str | None, special: dict[str, str], eos: int | None

@@ -59,7 +59,7 @@ def recorders(monkeypatch: pytest.MonkeyPatch, kit: ModuleType) -> list[Recorder
     return made
 
 
-GROUP = Group(4096, (2048, 512))
+GROUP = Group(2048, (1024, 512))
 RANKS = (8, 16, 32, 64)
 
 

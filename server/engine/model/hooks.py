@@ -1,8 +1,8 @@
 """Adds the step's adapters to the base's modules, around their `forward` and through hooks: model code is untouched.
 
-Modules that read one input are run together when the first of them is called, so that one call adds all of their
-bypasses; the others then find their outputs ready. Hooks of norms and experts are on the model only in steps whose
-adapters need them.
+Modules that read one input are run together when the first of them is called, as one product where they can be
+(`fused.py`), so that one call adds all of their bypasses; the others then find their outputs ready. Hooks of norms and
+experts are on the model only in steps whose adapters need them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +33,9 @@ class BypassHooks:
         backend: BypassBackend,
         side: SideOps,
         experts: ExpertsBypass | None = None,
+        fused: Mapping[int, nn.Linear] | None = None,
     ) -> None:
+        """fused: of each group that has one, its modules as one."""
         self.active = False
         self._modules = modules
         self._side = side
@@ -46,6 +48,8 @@ class BypassHooks:
             width = sites.groups[group].out_features[position]
             members[group].append(_Member(name, modules[name], modules[name].forward, width))
         self._groups = [_Siblings(backend, index, group, self._streams) for index, group in enumerate(members)]
+        for group_index, module in (fused or {}).items():
+            self._groups[group_index].fused = module
         for siblings in self._groups:
             for position, member in enumerate(siblings.members):
                 member.module.forward = self._around(siblings, position, member.forward)
@@ -79,9 +83,15 @@ class BypassHooks:
         self, group: "_Siblings", position: int, base: Callable[..., torch.Tensor]
     ) -> Callable[..., torch.Tensor]:
         def forward(*args: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-            return group.output(args[0], position) if self.active else base(*args, **kwargs)
+            together = self.active or group.fused is not None
+            return group.output(args[0], position, self.active) if together else base(*args, **kwargs)
 
         return forward
+
+    def separate(self) -> None:
+        """From now on every module has a product of its own."""
+        for group in self._groups:
+            group.fused = None
 
     def _hook(self, module: nn.Module, plan: SitePlan) -> None:
         """Of a norm: nothing else is at a site and in no group."""
@@ -107,11 +117,22 @@ class _Member:
     forward: Callable[..., torch.Tensor]
     width: int
 
-    def run(self, x: torch.Tensor, plan: SitePlan | None, streams: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The base's output, with all that the step adds to it but the low-rank bypasses."""
+    def run(
+        self,
+        x: torch.Tensor,
+        plan: SitePlan | None,
+        streams: Mapping[str, torch.Tensor],
+        output: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The base's output, with all that the step adds to it but the low-rank bypasses.
+
+        output: the base's for x itself, where it is there already.
+        """
+        if output is None:
+            output = self.forward(x if plan is None else self._seen(x, plan))
         if plan is None:
-            return self.forward(x)
-        output = plan.widened(self.forward(self._seen(x, plan)))
+            return output
+        output = plan.widened(output)
         plan.after_(_rows(x), _rows(output), streams)
         return output
 
@@ -127,12 +148,14 @@ class _Siblings:
     """The modules of one group, which read one input.
 
     plans: those of the step, by the module's name; filled by the hooks.
+    fused: all modules as one; None where they have products of their own.
     """
 
     def __init__(
         self, backend: BypassBackend, index: int, members: Sequence[_Member], streams: Mapping[str, torch.Tensor]
     ) -> None:
         self.members = members
+        self.fused: nn.Linear | None = None
         self.plans: dict[str, SitePlan] = {}
         self._backend = backend
         self._index = index
@@ -140,14 +163,14 @@ class _Siblings:
         self._input: torch.Tensor | None = None
         self._outputs: list[torch.Tensor | None] = [None] * len(members)
 
-    def output(self, x: torch.Tensor, position: int) -> torch.Tensor:
-        """Handed out once: whoever gets it may change it."""
+    def output(self, x: torch.Tensor, position: int, active: bool) -> torch.Tensor:
+        """Handed out once: whoever gets it may change it. active: with the step's bypasses."""
         if x is not self._input:
             self._input = x
-            self._outputs = self._run(x, self._together(position))
+            self._outputs = self._run(x, self._together(position), active)
         output = self._outputs[position]
         if output is None:
-            (output,) = (y for y in self._run(x, {position}) if y is not None)
+            (output,) = (y for y in self._run(x, {position}, active) if y is not None)
         self._outputs[position] = None
         return output
 
@@ -161,17 +184,29 @@ class _Siblings:
         waiting = any(plan.sources for plan in self.plans.values())
         return {position} if waiting else set(range(len(self.members)))
 
-    def _run(self, x: torch.Tensor, positions: set[int]) -> list[torch.Tensor | None]:
+    def _run(self, x: torch.Tensor, positions: set[int], active: bool) -> list[torch.Tensor | None]:
+        base = self._base(x, positions)
         outputs = [
-            member.run(x, self.plans.get(member.name), self._streams) if position in positions else None
+            member.run(x, self.plans.get(member.name), self._streams, base[position]) if position in positions else None
             for position, member in enumerate(self.members)
         ]
+        if not active:
+            return outputs
         sites = [
             None if y is None else y.view(-1, y.shape[-1])[:, : member.width]
             for y, member in zip(outputs, self.members, strict=True)
         ]
         self._backend.add_(self._index, x.flatten(0, -2) if x.is_floating_point() else x.flatten(), sites)
         return outputs
+
+    def _base(self, x: torch.Tensor, positions: set[int]) -> Sequence[torch.Tensor | None]:
+        """All outputs by one product, unless a module sees another input or only some of them are asked for."""
+        changed = any(Phase.INPUT in plan.phases for plan in self.plans.values())
+        if self.fused is None or changed or len(positions) < len(self.members):
+            return [None] * len(self.members)
+        whole: torch.Tensor = self.fused(x)
+        parts: tuple[torch.Tensor, ...] = whole.split([member.width for member in self.members], dim=-1)
+        return parts
 
 
 def _rows(tensor: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ At the few rows of a decode step the plain layout costs as much to rearrange as 
 the plain weight, which stays what it was: compilers of adapters read it, and nothing ever writes it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -12,12 +12,12 @@ from torch import nn
 DECODE_ROWS = 16  # the number of rows that the layout is chosen for; others run too
 
 
-def pack_linears(model: nn.Module, spare_bytes: int) -> int:
-    """Give every plain nn.Linear of `model` a packed weight, if all of them take at most `spare_bytes`.
+def pack_linears(modules: Iterable[nn.Module], spare_bytes: int) -> int:
+    """Give every plain nn.Linear of these a packed weight, if all of them take at most `spare_bytes`.
 
     Returns the bytes taken: 0 where the device, the type or the processor would gain nothing, or memory is short.
     """
-    linears = [module for module in model.modules() if type(module) is nn.Linear and _gains(module.weight)]
+    linears = [module for module in modules if type(module) is nn.Linear and _gains(module.weight)]
     num_bytes = sum(linear.weight.nbytes for linear in linears)
     if num_bytes > spare_bytes:
         return 0

@@ -26,7 +26,7 @@ def test_gives_the_plain_result(rows: int) -> None:
     packed = copy.deepcopy(plain)
     x = torch.randn(1, rows, 96).bfloat16()
     with torch.inference_mode():
-        assert pack_linears(packed, 1 << 30) == sum(p.nbytes for p in plain.parameters() if p.dim() == 2)
+        assert pack_linears(packed.modules(), 1 << 30) == sum(p.nbytes for p in plain.parameters() if p.dim() == 2)
         torch.testing.assert_close(packed(x), plain(x), rtol=0.02, atol=0.02)
 
 
@@ -35,18 +35,18 @@ def test_leaves_the_weights_as_they_are() -> None:
     model = make_model(torch.bfloat16)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with torch.inference_mode():
-        pack_linears(model, 1 << 30)
+        pack_linears(model.modules(), 1 << 30)
         model(torch.randn(3, 96).bfloat16())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 def test_packs_nothing_without_memory_to_spare() -> None:
     model = make_model(torch.bfloat16)
-    assert pack_linears(model, 100) == 0
+    assert pack_linears(model.modules(), 100) == 0
     assert "forward" not in vars(model[0])
 
 
 def test_leaves_float32_alone() -> None:
     model = make_model(torch.float32)
-    assert pack_linears(model, 1 << 30) == 0
+    assert pack_linears(model.modules(), 1 << 30) == 0
     assert "forward" not in vars(model[0])

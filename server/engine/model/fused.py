@@ -1,0 +1,60 @@
+"""One product of the base for modules that read one input: q, k and v; gate and up.
+
+Their weights become rows of one matrix, of which each module's own weight is a view: no byte of the base is there
+twice, names and `state_dict` stay, and whoever reads a module's weight reads what it always was.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from ..adapters.packing import SiteGroups
+
+
+def fuse_siblings(modules: Mapping[str, nn.Module], sites: SiteGroups) -> dict[int, nn.Linear]:
+    """By group, for those whose modules are all plain nn.Linear of one kind, with weights that nobody else has."""
+    uses = Counter(id(p) for module in set(modules.values()) for p in module.parameters(recurse=False))
+    members: dict[int, list[nn.Module]] = {}
+    for name, (group, _) in sorted(sites.places.items(), key=lambda item: item[1]):
+        members.setdefault(group, []).append(modules[name])
+    return {
+        group: _fuse([m for m in there if isinstance(m, nn.Linear)])
+        for group, there in members.items()
+        if len(there) > 1 and _alike(there) and all(uses[id(p)] == 1 for m in there for p in m.parameters())
+    }
+
+
+def separate_modules(
+    modules: Mapping[str, nn.Module], sites: SiteGroups, fused: Mapping[int, nn.Linear]
+) -> list[nn.Module]:
+    """All that are not part of a fused one."""
+    parts = {modules[name] for name, (group, _) in sites.places.items() if group in fused}
+    return [module for module in modules.values() if module not in parts]
+
+
+def _alike(members: Sequence[nn.Module]) -> bool:
+    kinds = {
+        (type(m), "forward" in vars(m), m.weight.dtype, m.weight.device, m.bias is None)
+        for m in members
+        if type(m) is nn.Linear
+    }
+    return len(kinds) == 1 and all(type(m) is nn.Linear for m in members) and not next(iter(kinds))[1]
+
+
+def _fuse(members: Sequence[nn.Linear]) -> nn.Linear:
+    widths = [m.out_features for m in members]
+    fused = nn.Linear(members[0].in_features, sum(widths), bias=members[0].bias is not None, device="meta")
+    fused.weight = _joined([m.weight for m in members])
+    if members[0].bias is not None:
+        fused.bias = _joined([m.bias for m in members])
+    return fused
+
+
+def _joined(parts: Sequence[torch.Tensor]) -> nn.Parameter:
+    """(sum of rows, ...), of which all parts are views from now on."""
+    whole = torch.cat([part.data for part in parts])
+    for part, view in zip(parts, whole.split([len(part) for part in parts]), strict=True):
+        part.data = view
+    return nn.Parameter(whole, requires_grad=False)
