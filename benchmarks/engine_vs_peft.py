@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from contenders import Run, engine, on_engine, on_peft, on_transformers
+from machine import cpu_name
 from smollm import Work, write_adapters, write_base
 from tqdm import tqdm
 
@@ -120,20 +121,12 @@ def machine() -> dict[str, str | int]:
     packages = {name: version(name) for name in ("torch", "transformers", "peft", "peftserve")}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
         "gpu": device,
         "python": platform.python_version(),
         **packages,
     }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _spread(values: list[float]) -> dict[str, float | list[float]]:

@@ -6,7 +6,8 @@ from random import Random
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 RANKS = (8, 16, 32, 64, 8, 16, 32, 64)
 
@@ -46,6 +47,15 @@ def write_base(folder: Path) -> None:
         pad_token_id=2,
     )
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Each token is its id's digits, and a text is words: servers that take only text get the very same tokens."""
+    special = {0: "<s>", 2: "<pad>"}
+    vocabulary = {special.get(token, str(token)): token for token in range(Work.vocabulary)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<s>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<s>", pad_token="<pad>").save_pretrained(folder)
 
 
 def write_adapters(base: Path, store: Path) -> list[str]:

@@ -39,7 +39,7 @@ class Load:
     settings: dict[str, Any]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: "argparse._ActionsContainer") -> None:
     """All of None without the flag: what was said is told from what was not."""
     parser.add_argument("--workload", choices=WORKLOADS, help="a paper's settings, where no other flag says otherwise")
     parser.add_argument("--models", metavar="A,B{0..9}", help="model names; a range in braces is many")

@@ -16,7 +16,10 @@ _MOST_ROWS = 32
 def make_report(load: Load, measured: Sequence[Measurement], seconds: float) -> dict[str, Any]:
     """generator: how late requests were sent, in an open loop."""
     kept_up = {} if load.trace[0].arrival is None else {"generator": lateness(measured)}
-    asked = {"requests": len(load.trace), "output_tokens": sum(request.output_tokens for request in load.trace)}
+    asked = {"requests": len(load.trace)}
+    asked |= {
+        name: sum(getattr(request, name) for request in load.trace) for name in ("prompt_tokens", "output_tokens")
+    }
     return {"workload": load.settings, "asked": asked, **summarize(measured, seconds, load.slo_ttft), **kept_up}
 
 
@@ -47,9 +50,11 @@ def _row(name: str, row: Mapping[str, Any]) -> str:
 
 def _remarks(report: Mapping[str, Any]) -> list[str]:
     remarks = [f"error: {message}" for message in report["errors"]]
-    whole, asked = report["all"], report["asked"]["output_tokens"]
-    if not whole["failed"] and whole["output_tokens"] != asked:
-        remarks.append(f"{whole['output_tokens']} tokens came, {asked} were asked for")
+    whole, asked = report["all"], report["asked"]
+    if not whole["failed"] and whole["output_tokens"] != asked["output_tokens"]:
+        remarks.append(f"{whole['output_tokens']} tokens came, {asked['output_tokens']} were asked for")
+    if not whole["failed"] and whole["prompt_tokens"] not in (0, asked["prompt_tokens"]):
+        remarks.append(f"the server read {whole['prompt_tokens']} tokens of prompts, not {asked['prompt_tokens']}")
     late = report.get("generator", {})
     if late.get("late_requests"):
         remarks.append(

@@ -83,7 +83,7 @@ def test_an_open_loop_asks_without_waiting_for_answers(stub: Any, tmp_path: Path
     assert report["all"]["slo_attainment"] == 1
     assert report["generator"]["late_ms"].keys() == {"mean", "p50", "p90", "p99"}
     assert report["workload"]["rate"] == 200
-    assert report["asked"] == {"requests": 8, "output_tokens": 40}
+    assert (report["asked"]["requests"], report["asked"]["output_tokens"]) == (8, 40)
     assert [*report["models"]] == [f"m{i}" for i in range(8)]
 
 

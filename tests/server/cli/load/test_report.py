@@ -40,6 +40,8 @@ def test_errors_and_missing_tokens_are_told() -> None:
     assert "error: it broke" in readable(make_report(load_of(failed, None), failed, 2.0))
     short = [Measurement("a", 0.0, [0.5], 1.0, 1)]
     assert "1 tokens came, 2 were asked for" in readable(make_report(load_of(short, None), short, 2.0))
+    longer = [Measurement("a", 0.0, [0.5], 1.0, 2, 9)]
+    assert "the server read 9 tokens of prompts, not 3" in readable(make_report(load_of(longer, None), longer, 2.0))
 
 
 def test_of_very_many_models_the_popular_are_shown() -> None:

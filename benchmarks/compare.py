@@ -1,0 +1,143 @@
+"""Servers beside each other on the same traces, each in turn started, measured as by `peftserve bench serve`, stopped.
+
+    python benchmarks/compare.py peftserve transformers-serve --rounds 3 --num-requests 32 --out FILE.json
+    python benchmarks/compare.py peftserve vllm --workload s-lora --base FOLDER --adapter NAME=FOLDER
+    python benchmarks/compare.py peftserve 'other:peftserve=peftserve serve {base} --port {port} {adapters}'
+
+A server is a preset, NAME=COMMAND, or NAME:PRESET=COMMAND with a preset's ways. Without --base it is the SmolLM2-135M
+shape with random weights and 8 adapters. Each round has a trace of its own, of the next seed, unless --trace gives one.
+A request to every model comes before it and is not counted. Ratios are of the first server to each other one, taken in
+each round; printed is their median.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from comparison import ratios, table
+from machine import machine
+from presets import BASE, PRESETS, Models, Preset, environment, parse
+from server_process import ServerError, free_port, running, tail
+
+from peftserve.server.cli.errors import CommandError
+from peftserve.server.cli.load import options
+from peftserve.server.cli.load.generator import Target, measure
+from peftserve.server.cli.load.options import Load
+from peftserve.server.cli.load.report import make_report, readable
+from peftserve.server.cli.load.trace import Request
+
+WARM_TOKENS = 8
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    arguments = parse_arguments(words)
+    try:
+        presets = [parse(text) for text in arguments.servers]
+        if len({preset.name for preset in presets}) < len(presets):
+            raise ValueError("two servers have one name")
+        with tempfile.TemporaryDirectory() as folder:
+            report = compare(presets, make_models(arguments, Path(folder)), arguments)
+    except (CommandError, ServerError, ValueError) as error:
+        print(f"compare: {error}", file=sys.stderr)
+        return 2
+    print(table(report))
+    if arguments.out:
+        arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return int(any(run["all"]["failed"] for runs in report["runs"].values() for run in runs))
+
+
+def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("servers", nargs="+", metavar="SERVER", help=f"a command, or of {', '.join(PRESETS)}")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--base", type=Path, metavar="FOLDER", help="model to serve, instead of one with random weights"
+    )
+    parser.add_argument("--adapter", action="append", default=[], metavar="NAME=FOLDER", help="with --base; repeatable")
+    parser.add_argument("--adapters", type=int, default=8, metavar="N", help="random ones; 0 is the base alone")
+    parser.add_argument("--dtype", default="bfloat16", help="of the servers (default: bfloat16)")
+    parser.add_argument("--patience", type=float, default=600, metavar="S", help="seconds for a server to be ready")
+    parser.add_argument("--logs", type=Path, metavar="FOLDER", help="keep the servers' logs there")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the result as JSON")
+    options.add_arguments(parser.add_argument_group("the load, as of `peftserve bench serve`"))
+    return parser.parse_args(words)
+
+
+def make_models(arguments: argparse.Namespace, scratch: Path) -> Models:
+    if arguments.base:
+        adapters = dict(_adapter(pair) for pair in arguments.adapter)
+        return Models(_existing(str(arguments.base)), adapters, scratch, arguments.dtype)
+    from smollm import write_adapters, write_base, write_tokenizer  # torch and PEFT, for nothing else
+
+    base, store = scratch / "base", scratch / "store"
+    write_base(base)
+    write_tokenizer(base)
+    digests = write_adapters(base, store)[: arguments.adapters] if arguments.adapters else []
+    adapters = {f"ad{index}": store / digest for index, digest in enumerate(digests)}
+    return Models(base, adapters, scratch, arguments.dtype)
+
+
+def _adapter(pair: str) -> tuple[str, Path]:
+    name, _, folder = pair.partition("=")
+    return name, _existing(folder)
+
+
+def _existing(folder: str) -> Path:
+    if not (folder and Path(folder).is_dir()):
+        raise ValueError(f"there is no folder {folder!r}")
+    return Path(folder).resolve()
+
+
+def compare(presets: Sequence[Preset], models: Models, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Every run's report by server, and what was run. Each round begins with another server than the one before it."""
+    runs: dict[str, list[dict[str, Any]]] = {preset.name: [] for preset in presets}
+    for number in range(arguments.rounds):
+        load = load_of_round(arguments, models, number)
+        first = number % len(presets)
+        for preset in [*presets[first:], *presets[:first]]:
+            print(f"round {number + 1} of {arguments.rounds}: {preset.name}", file=sys.stderr)
+            runs[preset.name].append(run(preset, models, load, arguments))
+            print(readable(runs[preset.name][-1]).split("\n", 3)[2], file=sys.stderr)
+    commands = {preset.name: preset.command for preset in presets}
+    about = {"command": shlex.join(["python", *sys.argv]), "machine": machine(), "servers": commands}
+    return {**about, "rounds": arguments.rounds, "ratios": ratios(runs), "runs": runs}
+
+
+def load_of_round(arguments: argparse.Namespace, models: Models, number: int) -> Load:
+    chosen = argparse.Namespace(**vars(arguments))
+    chosen.save_trace = chosen.save_trace if number == 0 else None
+    if not chosen.trace:
+        chosen.models = chosen.models or ",".join(models.adapters or [BASE])
+        chosen.seed = int(options.load(chosen).settings["seed"]) + number
+    return options.load(chosen)
+
+
+def run(preset: Preset, models: Models, load: Load, arguments: argparse.Namespace) -> dict[str, Any]:
+    asked = list(dict.fromkeys(request.model for request in load.trace))
+    if preset.max_models and len(asked) > preset.max_models:
+        raise ValueError(f"{preset.name} serves {preset.max_models} model, not {len(asked)}: --adapters 0 is the base")
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    target = Target(url, dialect=preset.dialect, names=preset.names(models))
+    log = (arguments.logs or models.scratch) / f"{preset.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with running(preset.words(models, port), url, preset.health, log, arguments.patience, environment()):
+        warm(asked, target, log)
+        return make_report(load, *measure(load.trace, target, load.concurrency))
+
+
+def warm(asked: Sequence[str], target: Target, log: Path) -> None:
+    """What a server does only once for a model is not counted."""
+    trace = [Request(None, model, WARM_TOKENS, WARM_TOKENS, index) for index, model in enumerate(asked)]
+    for measurement in measure(trace, target, 1)[0]:
+        if not measurement.is_good:
+            raise ServerError(f"{measurement.model} does not answer: {measurement.error}\n{tail(log)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""A server as a process of its own: started, waited for, and stopped with all that it started."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import httpx
+
+GRACE = 60.0  # seconds from SIGTERM to SIGKILL
+
+
+class ServerError(Exception):
+    """A server that did not become ready; the message has the end of its log."""
+
+
+@contextlib.contextmanager
+def running(
+    words: Sequence[str], url: str, health: str, log: Path, patience: float, environment: Mapping[str, str]
+) -> Iterator[None]:
+    """Inside, the server is ready. patience: seconds until it must be."""
+    with log.open("wb") as out:
+        try:
+            process = subprocess.Popen(
+                words, stdout=out, stderr=subprocess.STDOUT, start_new_session=True, env=environment
+            )
+        except OSError as error:
+            raise ServerError(f"{words[0]}: {error.strerror}") from None
+    try:
+        _wait(process, url + health, log, patience)
+        yield
+    finally:
+        _stop(process)
+
+
+def _wait(process: subprocess.Popen[bytes], url: str, log: Path, patience: float) -> None:
+    deadline = time.monotonic() + patience
+    while not _answers(url):
+        if process.poll() is not None:
+            raise ServerError(f"the server has exited with {process.returncode}:\n{tail(log)}")
+        if time.monotonic() > deadline:
+            raise ServerError(f"the server was not ready after {patience:.0f} s:\n{tail(log)}")
+        time.sleep(0.05)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, trust_env=False, timeout=5.0).is_success
+    except httpx.TransportError:
+        return False
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """The process has a session of its own, so its children are in its group."""
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def tail(log: Path, lines: int = 20) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

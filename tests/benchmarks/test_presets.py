@@ -1,0 +1,54 @@
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+Script = Callable[[str], ModuleType]
+
+
+@pytest.fixture
+def models(script: Script, tmp_path: Path) -> Any:
+    base = tmp_path / "base"
+    adapters = {name: tmp_path / f"of-{name}" for name in ("a", "b")}
+    for folder, file in [(base, "config.json"), *((folder, "adapter_config.json") for folder in adapters.values())]:
+        folder.mkdir()
+        (folder / file).write_text("{}")
+    return script("presets").Models(base, adapters, tmp_path / "scratch")
+
+
+def test_a_command_gets_the_port_the_base_and_the_adapters(script: Script, models: Any) -> None:
+    presets = script("presets")
+    words = presets.PRESETS["peftserve"].words(models, 81)
+    assert words[1:3] == ["serve", str(models.base)]
+    assert words[-4:] == ["--adapter", f"a={models.adapters['a']}", "--adapter", f"b={models.adapters['b']}"]
+    assert words[words.index("--port") + 1] == "81"
+    vllm = presets.PRESETS["vllm"].words(models, 81)
+    assert vllm[vllm.index("--max-loras") + 1] == "2"
+    assert vllm[-1] == f"b={models.adapters['b']}"
+    bare = presets.PRESETS["vllm"].words(presets.Models(models.base, {}, models.scratch), 81)
+    assert "--enable-lora" not in bare
+
+
+def test_transformers_gets_a_folder_of_base_and_adapter_together(script: Script, models: Any) -> None:
+    names = script("presets").PRESETS["transformers-serve"].names(models)
+    assert names["base"] == str(models.base)
+    assert {file.name for file in Path(names["a"]).iterdir()} == {"config.json", "adapter_config.json"}
+    assert script("presets").PRESETS["peftserve"].names(models) == {}
+
+
+def test_a_server_is_a_preset_or_a_command(script: Script) -> None:
+    presets = script("presets")
+    assert presets.parse("vllm") is not None
+    assert (own := presets.parse("mine=run --port {port}")).command == "run --port {port}"
+    assert (own.dialect, own.health) == ("vllm", "/health")
+    other = presets.parse("two:transformers-serve=t {port}")
+    assert (other.name, other.command, other.dialect) == ("two", "t {port}", "transformers")
+    assert presets.parse("two:vllm").command == presets.PRESETS["vllm"].command
+
+
+@pytest.mark.parametrize("text", ["nobody", "x:nobody=run", "a b", "=run"])
+def test_what_is_no_server(script: Script, text: str) -> None:
+    with pytest.raises(ValueError, match=r"no preset is named|is not PRESET"):
+        script("presets").parse(text)
