@@ -102,10 +102,16 @@ def compare(presets: Sequence[Preset], models: Models, arguments: argparse.Names
         for preset in [*presets[first:], *presets[:first]]:
             print(f"round {number + 1} of {arguments.rounds}: {preset.name}", file=sys.stderr)
             runs[preset.name].append(run(preset, models, load, arguments))
-            print(readable(runs[preset.name][-1]).split("\n", 3)[2], file=sys.stderr)
+            print(*_lines(runs[preset.name][-1]), sep="\n", file=sys.stderr)
     commands = {preset.name: preset.command for preset in presets}
     about = {"command": shlex.join(["python", *sys.argv]), "machine": machine(), "servers": commands}
     return {**about, "rounds": arguments.rounds, "ratios": ratios(runs), "runs": runs}
+
+
+def _lines(report: dict[str, Any]) -> list[str]:
+    """Of all requests, without the models' rows."""
+    whole = {**report, "models": {}}
+    return readable(whole).splitlines()
 
 
 def load_of_round(arguments: argparse.Namespace, models: Models, number: int) -> Load:

@@ -22,6 +22,7 @@ from .stream import ask
 from .trace import Request
 
 _SILENCE = 600.0  # seconds without a word from the server, after which a request has failed
+_IDLE = 2.0  # seconds that a connection may wait for its next request: servers close theirs after 5, or as one is sent
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,9 @@ def measure(trace: Sequence[Request], target: Target, concurrency: int) -> tuple
 async def _measure(trace: Sequence[Request], target: Target, concurrency: int) -> tuple[list[Measurement], float]:
     is_open = trace[0].arrival is not None
     calls = [Call(request, target.body(request)) for request in trace]
-    async with _client(target, None if is_open else concurrency) as http:
+    async with _client(target, 1) as http:  # closed before the clock runs, as a server may do with it after an error
         await _check(http, target.url)
+    async with _client(target, None if is_open else concurrency) as http:
         with tqdm(total=len(calls), unit="req", disable=None) as progress:
             start = time.perf_counter()
             measured = await (_open(http, calls, progress) if is_open else _closed(http, calls, concurrency, progress))
@@ -66,7 +68,7 @@ async def _measure(trace: Sequence[Request], target: Target, concurrency: int) -
 
 
 def _client(target: Target, connections: int | None) -> httpx.AsyncClient:
-    limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
+    limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=_IDLE)
     timeout = httpx.Timeout(_SILENCE, pool=None)
     extra = {"content-type": "application/json", **headers(target.api_key)}
     return httpx.AsyncClient(

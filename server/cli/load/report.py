@@ -49,19 +49,20 @@ def _row(name: str, row: Mapping[str, Any]) -> str:
 
 
 def _remarks(report: Mapping[str, Any]) -> list[str]:
-    remarks = [f"error: {message}" for message in report["errors"]]
+    """What a reader of the figures must know: errors, other work than was asked for, a generator that was too slow."""
+    found = [f"error: {message}" for message in report["errors"]]
     whole, asked = report["all"], report["asked"]
     if not whole["failed"] and whole["output_tokens"] != asked["output_tokens"]:
-        remarks.append(f"{whole['output_tokens']} tokens came, {asked['output_tokens']} were asked for")
+        found.append(f"{whole['output_tokens']} tokens came, {asked['output_tokens']} were asked for")
     if not whole["failed"] and whole["prompt_tokens"] not in (0, asked["prompt_tokens"]):
-        remarks.append(f"the server read {whole['prompt_tokens']} tokens of prompts, not {asked['prompt_tokens']}")
+        found.append(f"the server read {whole['prompt_tokens']} tokens of prompts, not {asked['prompt_tokens']}")
     late = report.get("generator", {})
     if late.get("late_requests"):
-        remarks.append(
+        found.append(
             f"the generator could not keep up: {late['late_requests']} of {whole['requests']} requests were sent more "
             f"than {1000 * LATE:.0f} ms after their arrival, the latest {late['max_ms']:.0f} ms"
         )
-    return remarks
+    return found
 
 
 def command_line(program: Sequence[str]) -> str:
