@@ -1,0 +1,222 @@
+"""What the HTTP front end costs: CPU time of the API process for each request and each streamed token.
+
+    python benchmarks/front_end.py [--before FOLDER] [--rounds 5] [--out FILE.json]
+
+The real server in a process of its own, an engine that answers at once (`instant_engine.py`) in another, and this
+process as its clients, all on the same cores. FOLDER: one in which `peftserve` is an older checkout; its server takes
+turns with this one's, so that both meet the same neighbours.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import uvloop
+
+ENGINE = Path(__file__).with_name("instant_engine.py")
+TICKS = os.sysconf("SC_CLK_TCK")
+START_SECONDS = 60.0
+CHAT = [
+    {"role": "system", "content": "You answer briefly."},
+    {"role": "user", "content": "Which animals are in the table?"},
+]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """num_requests over `concurrency` connections that stay open. step_ms: from one step of the engine to the next."""
+
+    path: str
+    body: dict[str, Any]
+    num_requests: int
+    concurrency: int
+    step_ms: float = 0.0
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.body["max_tokens"])
+
+    def request(self) -> bytes:
+        body = json.dumps({"model": "instant", **self.body}).encode()
+        head = f"POST {self.path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+        return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+_PROMPT = {"prompt": "Which animals are in the table? Write a query that names them all."}
+SCENARIOS = {
+    "completions of 8 tokens": Scenario("/v1/completions", {**_PROMPT, "max_tokens": 8}, 3000, 32),
+    "chats of 8 tokens": Scenario("/v1/chat/completions", {"messages": CHAT, "max_tokens": 8}, 3000, 32),
+    "streams of 256 tokens": Scenario("/v1/completions", {**_PROMPT, "max_tokens": 256, "stream": True}, 256, 64),
+    "streams of 256 tokens, a step each 10 ms": Scenario(
+        "/v1/completions", {**_PROMPT, "max_tokens": 256, "stream": True}, 64, 64, step_ms=10.0
+    ),
+    "streamed chats of 256 tokens": Scenario(
+        "/v1/chat/completions", {"messages": CHAT, "max_tokens": 256, "stream": True}, 256, 64
+    ),
+}
+
+
+class _Client(asyncio.Protocol):
+    """One connection: asks, reads to the answer's end, asks again, while there is something left to ask for."""
+
+    def __init__(self, request: bytes, left: Iterator[int], answers: list[bytes]) -> None:
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._request = request
+        self._left = left
+        self._answers = answers
+        self._transport: asyncio.Transport | None = None  # set when the connection is made
+        self._parts: list[bytes] = []
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+        self._ask()
+
+    def data_received(self, data: bytes) -> None:
+        self._parts.append(data)
+        if self._is_whole():
+            self._answers.append(b"".join(self._parts))
+            self._parts.clear()
+            self._ask()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self.done.done():
+            self.done.set_exception(error or ConnectionError("the server has closed the connection"))
+
+    def _ask(self) -> None:
+        assert self._transport is not None
+        if next(self._left, None) is not None:
+            self._transport.write(self._request)
+        elif not self.done.done():
+            self.done.set_result(None)
+            self._transport.close()
+
+    def _is_whole(self) -> bool:
+        head, _, body = self._parts[0].partition(b"\r\n\r\n")
+        if b"chunked" in head:
+            return b"".join(self._parts[-2:]).endswith(b"0\r\n\r\n")
+        length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
+        return len(body) + sum(map(len, self._parts[1:])) >= length
+
+
+async def drive(scenario: Scenario, port: int) -> list[bytes]:
+    loop, answers = asyncio.get_running_loop(), list[bytes]()
+    left = iter(range(scenario.num_requests))
+    request = scenario.request()
+    made = [
+        await loop.create_connection(lambda: _Client(request, left, answers), "127.0.0.1", port)
+        for _ in range(scenario.concurrency)
+    ]
+    await asyncio.gather(*(client.done for _, client in made))
+    return answers
+
+
+def check(scenario: Scenario, answers: list[bytes]) -> None:
+    """Every answer is whole: each token is an event of its own, or all are counted. Raises SystemExit."""
+    streamed = scenario.num_tokens + 1 + scenario.path.startswith("/v1/chat")
+    wanted = (b"data: ", streamed) if scenario.body.get("stream") else (b'"completion_tokens":8', 1)
+    faulty = [answer for answer in answers if answer.count(wanted[0]) != wanted[1]]
+    if faulty or len(answers) != scenario.num_requests:
+        raise SystemExit(f"{len(faulty)} answers are not as they should be: {faulty[:1]!r:.1000}")
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of all threads of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+@contextlib.contextmanager
+def server(package: Path | None, step_ms: float) -> Iterator[tuple[int, int]]:
+    """(pid, port) of a server that is ready."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    environment = {**os.environ, **({"PYTHONPATH": str(package)} if package else {})}
+    with tempfile.TemporaryDirectory() as state:
+        command = [sys.executable, str(ENGINE), "serve", str(port), state, str(step_ms)]
+        process = subprocess.Popen(command, env=environment)
+        try:
+            _wait_until_ready(port)
+            yield process.pid, port
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def _wait_until_ready(port: int) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1) as connection:
+            connection.sendall(b"GET /health/ready HTTP/1.0\r\n\r\n")
+            if b" 200 " in connection.recv(100):
+                return
+        time.sleep(0.1)
+    raise SystemExit("the server does not get ready")
+
+
+def measure(scenario: Scenario, pid: int, port: int) -> dict[str, float]:
+    before, begun = cpu_seconds(pid), time.perf_counter()
+    answers = uvloop.run(drive(scenario, port))
+    seconds, cpu = time.perf_counter() - begun, cpu_seconds(pid) - before
+    check(scenario, answers)
+    tokens = scenario.num_requests * scenario.num_tokens
+    return {
+        "requests_per_second": scenario.num_requests / seconds,
+        "tokens_per_second": tokens / seconds,
+        "cpu_us_per_request": cpu / scenario.num_requests * 1e6,
+        "cpu_us_per_token": cpu / tokens * 1e6,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--before", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", help="scenarios whose name begins so", default="")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    contestants = {"after": None} if args.before is None else {"before": args.before.resolve(), "after": None}
+    chosen = {name: scenario for name, scenario in SCENARIOS.items() if name.startswith(args.only)}
+    result: dict[str, Any] = {}
+    for step_ms in sorted({scenario.step_ms for scenario in chosen.values()}):
+        with contextlib.ExitStack() as stack:
+            servers = {name: stack.enter_context(server(path, step_ms)) for name, path in contestants.items()}
+            for name, scenario in chosen.items():
+                if scenario.step_ms == step_ms:
+                    result[name] = _take_turns(scenario, servers, args.rounds)
+                    _show(name, result[name])
+    if args.out is not None:
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _take_turns(scenario: Scenario, servers: dict[str, tuple[int, int]], rounds: int) -> dict[str, dict[str, float]]:
+    """Each contestant's medians, after one round that is not counted."""
+    seen: dict[str, list[dict[str, float]]] = {name: [] for name in servers}
+    for _ in range(rounds + 1):
+        for name, (pid, port) in servers.items():
+            seen[name].append(measure(scenario, pid, port))
+    return {
+        name: {key: round(statistics.median(one[key] for one in runs[1:]), 1) for key in runs[0]}
+        for name, runs in seen.items()
+    }
+
+
+def _show(name: str, medians: dict[str, dict[str, float]]) -> None:
+    print(name)
+    for who, values in medians.items():
+        print(f"  {who:8}" + "  ".join(f"{key} {value:,.0f}" for key, value in values.items()), flush=True)
+
+
+if __name__ == "__main__":
+    main()
