@@ -16,7 +16,7 @@ from .services import Services
 from .streaming import CLIENT_GONE, ClientGone, EventStream, until_disconnect
 
 Whole = Callable[[Generation], Awaitable[msgspec.Struct]]
-Stream = Callable[[Generation], AsyncGenerator[msgspec.Struct]]
+Stream = Callable[[Generation], AsyncGenerator[bytes]]
 
 
 def new_id(prefix: str) -> tuple[str, int]:
@@ -66,9 +66,10 @@ class UsageCounter:
 
     def add(self, sequence: int, delta: Delta) -> None:
         self._generated += len(delta.token_ids)
-        prompt, sample = divmod(sequence, self._plan.samples)
-        if sample == 0 and delta.cached_tokens is not None:
-            self._cached[prompt] = delta.cached_tokens
+        if delta.cached_tokens is not None:
+            prompt, sample = divmod(sequence, self._plan.samples)
+            if sample == 0:
+                self._cached[prompt] = delta.cached_tokens
 
     def usage(self) -> Usage:
         prompt = self._plan.num_prompt_tokens

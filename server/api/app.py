@@ -9,6 +9,7 @@ from . import adapters, chat, completions, health, models, tokens, vllm_adapters
 from .admission import Admission
 from .auth import BearerAuth
 from .body import BodyLimit
+from .direct import DirectRoutes
 from .engine import Engine
 from .engine_metrics import EngineCollector
 from .errors import install_error_handlers
@@ -16,6 +17,10 @@ from .metrics import Metrics
 from .services import Adapters, Services, base_id
 
 ROUTES = (completions, chat, models, adapters, vllm_adapters, tokens, health)
+DIRECT = {
+    "/v1/completions": completions.create_completion,
+    "/v1/chat/completions": chat.create_chat_completion,
+}
 
 
 def create_app(engine: Engine, config: ServerConfig, opened: Adapters) -> FastAPI:
@@ -30,6 +35,7 @@ def create_app(engine: Engine, config: ServerConfig, opened: Adapters) -> FastAP
     )
     app.state.services = services
     install_error_handlers(app)
+    app.add_middleware(DirectRoutes, services=services, posts=DIRECT)
     app.add_middleware(BodyLimit, limit=config.body_limit, upload_limit=config.upload_limit)
     app.add_middleware(BearerAuth, keys=config.api_keys)
     for routes in ROUTES:

@@ -38,9 +38,14 @@ def json_body(model: type[M]) -> Callable[[Request], Awaitable[M]]:
     """A dependency that reads JSON, whatever the content type says. Raises pydantic's ValidationError, ApiError 413."""
 
     async def read(request: Request) -> M:
-        return model.model_validate_json(await request.body())
+        return await read_json(request, model)
 
     return read
+
+
+async def read_json(request: Request, model: type[M]) -> M:
+    """Raises what `json_body` does."""
+    return model.model_validate_json(await request.body())
 
 
 def _is_upload(scope: Scope) -> bool:

@@ -1,14 +1,16 @@
 """POST /v1/chat/completions, as OpenAI has it, with vLLM's extra fields."""
 
-from collections.abc import AsyncGenerator
-from typing import Annotated, Any
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from msgspec import UNSET, UnsetType
 
 from .answers import UsageCounter, answer, new_id, usage_of
-from .body import json_body
-from .generation import Generation, Plan, Prompt
+from .body import read_json
+from .frames import TextFrames, frame
+from .generation import Generation, Plan, Prompt, Said
 from .logprobs import chat_logprobs, prompt_logprobs
 from .planning import adapter_parts, check_ids, check_min_tokens, fit_length, salt_of, who_answers
 from .responses import (
@@ -30,9 +32,8 @@ router = APIRouter()
 
 
 @router.post("/v1/chat/completions")
-async def create_chat_completion(
-    request: Request, services: ServicesOf, body: Annotated[ChatRequest, Depends(json_body(ChatRequest))]
-) -> Response:
+async def create_chat_completion(request: Request, services: ServicesOf) -> Response:
+    body = await read_json(request, ChatRequest)
     tokenizer = services.tokenizer()
     plan = await _plan(services, tokenizer, request, body)
     form = _Form(body, tokenizer)
@@ -78,6 +79,7 @@ class _Form:
     def __init__(self, body: ChatRequest, tokenizer: Tokenizer) -> None:
         self._body = body
         self._tokenizer = tokenizer
+        self._text_only = not body.logprobs and not body.return_token_ids
         self._id, self._created = new_id("chatcmpl")
 
     async def whole(self, generation: Generation) -> ChatCompletion:
@@ -95,18 +97,36 @@ class _Form:
             chat.prompt_token_ids = generation.plan.prompts[0].token_ids
         return chat
 
-    async def stream(self, generation: Generation) -> AsyncGenerator[ChatChunk]:
+    async def stream(self, generation: Generation) -> AsyncGenerator[bytes]:
         counter = UsageCounter(generation.plan)
         usage = None if self._body.include_usage else UNSET
+
+        def chunk(choice: ChatChunkChoice) -> ChatChunk:
+            return self._chunk(generation, [choice], usage)
+
+        text_frames = TextFrames(lambda index, text: chunk(self._chunk_choice(index, Delta(text))))
         for index in range(generation.plan.num_sequences):
-            role = ChatChunkChoice(index, ChatDelta(role="assistant", content=""))
-            yield self._chunk(generation, [role], usage)
-        async for index, delta in generation.deltas():
-            counter.add(index, delta)
-            if self._says_something(delta):
-                yield self._chunk(generation, [self._chunk_choice(index, delta)], usage)
+            yield frame(chunk(ChatChunkChoice(index, ChatDelta(role="assistant", content=""))))
+        async with aclosing(generation.deltas()) as deltas:
+            async for said in deltas:
+                yield b"".join(self._frames(said, counter, text_frames, chunk))
         if self._body.include_usage:
-            yield self._chunk(generation, [], counter.usage())
+            yield frame(self._chunk(generation, [], counter.usage()))
+
+    def _frames(
+        self,
+        said: list[Said],
+        counter: UsageCounter,
+        text_frames: TextFrames,
+        chunk: Callable[[ChatChunkChoice], ChatChunk],
+    ) -> Iterator[bytes]:
+        for index, delta in said:
+            counter.add(index, delta)
+            if self._text_only and delta.finish_reason is None:
+                if delta.text:
+                    yield text_frames(index, delta.text)
+            elif self._says_something(delta):
+                yield frame(chunk(self._chunk_choice(index, delta)))
 
     def _chunk(
         self, generation: Generation, choices: list[ChatChunkChoice], usage: Usage | UnsetType | None

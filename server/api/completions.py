@@ -1,15 +1,16 @@
 """POST /v1/completions, as OpenAI has it, with vLLM's extra fields."""
 
-from collections.abc import AsyncGenerator
-from typing import Annotated
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from msgspec import UNSET, UnsetType
 
 from .answers import UsageCounter, answer, new_id, usage_of
-from .body import json_body
+from .body import read_json
 from .echo import Echo
-from .generation import Generation, Plan, Prompt
+from .frames import TextFrames, frame
+from .generation import Generation, Plan, Prompt, Said
 from .logprobs import completion_logprobs, prompt_logprobs
 from .planning import adapter_parts, check_ids, check_min_tokens, fit_length, salt_of, who_answers
 from .responses import Completion, CompletionChoice, Usage
@@ -22,9 +23,8 @@ router = APIRouter()
 
 
 @router.post("/v1/completions")
-async def create_completion(
-    request: Request, services: ServicesOf, body: Annotated[CompletionRequest, Depends(json_body(CompletionRequest))]
-) -> Response:
+async def create_completion(request: Request, services: ServicesOf) -> Response:
+    body = await read_json(request, CompletionRequest)
     tokenizer = services.tokenizer()
     plan = await _plan(services, tokenizer, request, body)
     form = _Form(body, tokenizer)
@@ -68,6 +68,7 @@ class _Form:
         self._body = body
         self._tokenizer = tokenizer
         self._echo = Echo(tokenizer, body.skip_special_tokens) if body.echo else None
+        self._text_only = body.logprobs is None and not body.echo and not body.return_token_ids
         self._id, self._created = new_id("cmpl")
 
     async def whole(self, generation: Generation) -> Completion:
@@ -78,19 +79,34 @@ class _Form:
             choices.append(self._choice(len(choices), prompt, sample, first=True))
         return self._completion(generation, choices, usage)
 
-    async def stream(self, generation: Generation) -> AsyncGenerator[Completion]:
+    async def stream(self, generation: Generation) -> AsyncGenerator[bytes]:
         counter = UsageCounter(generation.plan)
         begun: set[int] = set()
-        usage = None if self._body.include_usage else UNSET
-        async for index, delta in generation.deltas():
+        text_frames = TextFrames(lambda index, text: self._chunk(generation, index, Delta(text), first=False))
+        async with aclosing(generation.deltas()) as deltas:
+            async for said in deltas:
+                yield b"".join(self._frames(generation, said, begun, counter, text_frames))
+        if self._body.include_usage:
+            yield frame(self._completion(generation, [], counter.usage()))
+
+    def _frames(
+        self, generation: Generation, said: list[Said], begun: set[int], counter: UsageCounter, text_frames: TextFrames
+    ) -> Iterator[bytes]:
+        for index, delta in said:
             counter.add(index, delta)
             first = index not in begun
-            if first or self._says_something(delta):
-                begun.add(index)
-                prompt = generation.plan.prompts[index // generation.plan.samples]
-                yield self._completion(generation, [self._choice(index, prompt, delta, first)], usage)
-        if self._body.include_usage:
-            yield self._completion(generation, [], counter.usage())
+            if not first and not self._says_something(delta):
+                continue
+            begun.add(index)
+            if self._text_only and delta.finish_reason is None:
+                yield text_frames(index, delta.text)
+            else:
+                yield frame(self._chunk(generation, index, delta, first))
+
+    def _chunk(self, generation: Generation, index: int, delta: Delta, first: bool) -> Completion:
+        prompt = generation.plan.prompts[index // generation.plan.samples]
+        usage = None if self._body.include_usage else UNSET
+        return self._completion(generation, [self._choice(index, prompt, delta, first)], usage)
 
     def _best(self, plan: Plan, wholes: list[Delta]) -> list[tuple[Prompt, Delta]]:
         """The n answers of each prompt; of best_of, those that the model finds most likely as a whole."""

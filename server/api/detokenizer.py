@@ -26,17 +26,34 @@ class Detokenizer(Protocol):
 
 
 class ByteLevelDetokenizer:
-    """token_bytes: the bytes of a token, or b"" for one that is not shown."""
+    """token_bytes: the bytes of a token, or b"" for one that is not shown.
 
-    def __init__(self, token_bytes: Callable[[int], bytes]) -> None:
+    texts: text of the tokens that are whole characters, shared by all detokenizers of the same `token_bytes`, which
+    fill it: between whole characters, such a token is its text and nothing is left to decode.
+    """
+
+    def __init__(self, token_bytes: Callable[[int], bytes], texts: dict[int, str]) -> None:
         self._token_bytes = token_bytes
+        self._texts = texts
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._inside = False  # a character has begun and not ended
 
     def push(self, token_id: int) -> str:
-        return self._decoder.decode(self._token_bytes(token_id))
+        if not self._inside and (text := self._texts.get(token_id)) is not None:
+            return text
+        return self._decode(token_id)
 
     def flush(self) -> str:
         return self._decoder.decode(b"", True)
+
+    def _decode(self, token_id: int) -> str:
+        content = self._token_bytes(token_id)
+        whole = not self._inside
+        text = self._decoder.decode(content)
+        self._inside = bool(self._decoder.getstate()[0])
+        if whole and not self._inside and text.encode() == content:
+            self._texts[token_id] = text
+        return text
 
 
 class WindowDetokenizer:

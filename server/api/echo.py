@@ -1,6 +1,6 @@
 """OpenAI's `echo`: the prompt in front of its answer, in the text and in the logprobs."""
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from .generation import Prompt
 from .sequence import Delta, ShownToken

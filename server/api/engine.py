@@ -31,8 +31,8 @@ class Engine(Protocol):
     def add_stats_listener(self, listener: StatsListener) -> None:
         """Calls `listener` with every `EngineStats` from now on."""
 
-    def generate(self, request: AddRequest) -> AsyncGenerator[SequenceOutput]:
-        """The outputs of one sequence; the last has a finish reason or an error.
+    def generate(self, request: AddRequest) -> AsyncGenerator[list[SequenceOutput]]:
+        """The outputs of one sequence, each time all that have come; the last has a finish reason or an error.
 
         Raises EngineDead, at once also where it waits. Closing it early aborts the sequence.
         """

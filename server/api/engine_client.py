@@ -8,6 +8,7 @@ import itertools
 import logging
 from collections.abc import AsyncGenerator
 from pathlib import Path
+from typing import cast
 
 import msgspec
 
@@ -33,12 +34,13 @@ from ..wire.messages import (
 )
 from .engine import EngineDead, StatsListener
 from .engine_process import CommandMaker, EngineProcess
+from .mailbox import Mailbox
 
 logger = logging.getLogger(__name__)
 
 SHUTDOWN_PATIENCE = 10.0  # seconds that an engine may take to leave its step loop
 
-Mailbox = asyncio.Queue[SequenceOutput | EngineDead]
+Outbox = Mailbox[SequenceOutput | EngineDead]
 
 
 class EngineClient:
@@ -53,7 +55,7 @@ class EngineClient:
         self._loaded: asyncio.Future[ModelInfo] | None = None  # set by launch()
         self._dead: EngineDead | None = None  # set when the engine ends, for good
         self._tasks: list[asyncio.Task[None]] = []
-        self._mailboxes: dict[str, Mailbox] = {}
+        self._mailboxes: dict[str, Outbox] = {}
         self._calls: dict[int, asyncio.Future[Reply]] = {}
         self._call_ids = itertools.count(1)
         self._listeners: list[StatsListener] = []
@@ -87,20 +89,21 @@ class EngineClient:
         assert self._loaded is not None
         return await asyncio.shield(self._loaded)
 
-    async def generate(self, request: AddRequest) -> AsyncGenerator[SequenceOutput]:
-        mailbox: Mailbox = asyncio.Queue()
+    async def generate(self, request: AddRequest) -> AsyncGenerator[list[SequenceOutput]]:
+        mailbox: Outbox = Mailbox()
         self._send(request)
         self._mailboxes[request.request_id] = mailbox
         ended = False
         try:
             while not ended:
-                output = await mailbox.get()
-                if isinstance(output, EngineDead):
-                    raise EngineDead(*output.args)
-                ended = output.finish_reason is not None or output.error is not None
-                if ended:
-                    self._mailboxes.pop(request.request_id, None)
-                yield output
+                outputs, death = _split(await mailbox.take())
+                if outputs:
+                    ended = outputs[-1].finish_reason is not None or outputs[-1].error is not None
+                    if ended:
+                        self._mailboxes.pop(request.request_id, None)
+                    yield outputs
+                if death is not None and not ended:
+                    raise EngineDead(*death.args)
         finally:
             self._mailboxes.pop(request.request_id, None)
             if not ended and self.alive:
@@ -186,7 +189,7 @@ class EngineClient:
         for output in event.outputs:
             mailbox = self._mailboxes.get(output.request_id)
             if mailbox is not None:
-                mailbox.put_nowait(output)
+                mailbox.put(output)
 
     async def _watch(self, process: EngineProcess) -> None:
         code = await process.wait()
@@ -201,13 +204,19 @@ class EngineClient:
             logger.error("The engine is gone: %s", message)
         self._dead = EngineDead(message)
         for mailbox in self._mailboxes.values():
-            mailbox.put_nowait(self._dead)
+            mailbox.put(self._dead)
         waiting: list[asyncio.Future[Reply] | asyncio.Future[ModelInfo]] = [*self._calls.values()]
         if self._loaded is not None:
             waiting.append(self._loaded)
         for future in waiting:
             if not future.done():
                 future.set_exception(EngineDead(message))
+
+
+def _split(taken: list[SequenceOutput | EngineDead]) -> tuple[list[SequenceOutput], EngineDead | None]:
+    """The outputs, and the engine's death where it came behind them."""
+    death = taken.pop() if isinstance(taken[-1], EngineDead) else None
+    return cast(list[SequenceOutput], taken), cast(EngineDead | None, death)
 
 
 def _adapter_error(reply: Reply) -> errors.AdapterError:

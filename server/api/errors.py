@@ -27,6 +27,8 @@ RETRY_SECONDS = 1
 RETRY_AFTER_DEATH_SECONDS = 10
 ENGINE_DEAD_MESSAGE = "The model's engine has stopped; the server cannot answer until it is restarted."
 
+EXPECTED = (HTTPException, RequestValidationError, ValidationError, ClientDisconnect, AdapterError, EngineDead)
+
 _TYPES = {401: "authentication_error", 413: "request_too_large", 429: "rate_limit_error", 503: "service_unavailable"}
 _ADAPTER_ANSWERS: dict[type[AdapterError], tuple[int, str]] = {
     adapter_errors.InvalidAdapter: (400, "invalid_adapter"),
@@ -113,10 +115,7 @@ def install_error_handlers(app: FastAPI) -> None:
     async def answer(request: Request, error: Exception) -> Response:
         return error_response(error)
 
-    for kind in (
-        *(HTTPException, RequestValidationError, ValidationError, ClientDisconnect),
-        *(AdapterError, EngineDead, Exception),
-    ):
+    for kind in (*EXPECTED, Exception):
         app.add_exception_handler(kind, answer)
 
 

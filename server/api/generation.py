@@ -4,7 +4,7 @@ Knows the engine's messages and how text comes out of them; knows nothing of the
 """
 
 import asyncio
-import uuid
+import itertools
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -17,11 +17,14 @@ from peftserve.adapters.router import Resolved
 from ..wire.messages import AdapterPart, AddRequest, SamplingParams
 from .engine import EngineDead
 from .errors import bad_request
+from .mailbox import Mailbox
 from .metrics import SequenceTimer
 from .schema import GenerationRequest
 from .sequence import Delta, SequenceDecoder
 from .services import Services
 from .stop_strings import StopStrings
+
+_ids = itertools.count(1)  # for the engine, which serves this process only
 
 SEED_MASK = (1 << 63) - 1
 
@@ -60,6 +63,9 @@ class Plan:
         return sum(len(prompt.token_ids) for prompt in self.prompts)
 
 
+Said = tuple[int, Delta]  # a sequence, and what a step showed of it
+
+
 class Generation:
     """Held by `Services.hold` while it runs. Sequence i answers prompt i // samples."""
 
@@ -68,39 +74,41 @@ class Generation:
         self.resolved = plan.resolved
         self._services = services
         self._labels = services.metrics.adapter_labels(plan.resolved)
-        self._id = uuid.uuid4().hex
+        self._id = next(_ids)
 
-    async def deltas(self) -> AsyncGenerator[tuple[int, Delta]]:
-        """(sequence, delta) as they come. Raises EngineDead, ApiError."""
-        async with aclosing(merge(self._streams())) as merged:
-            async for item in merged:
-                yield item
+    def deltas(self) -> AsyncGenerator[list[Said]]:
+        """What the sequences say, each time all that has come. To be closed. Raises EngineDead, ApiError."""
+        self._services.metrics.prompt_tokens.inc(self.plan.num_prompt_tokens)
+        streams = [self._run(index) for index in range(self.plan.num_sequences)]
+        return streams[0] if len(streams) == 1 else merge(streams)
 
     async def collect(self) -> list[Delta]:
         """Every sequence, whole."""
         wholes = [Delta() for _ in range(self.plan.num_sequences)]
         async with aclosing(self.deltas()) as deltas:
-            async for index, delta in deltas:
-                wholes[index].extend(delta)
+            async for said in deltas:
+                for index, delta in said:
+                    wholes[index].extend(delta)
         return wholes
 
-    def _streams(self) -> list[AsyncGenerator[Delta]]:
-        self._services.metrics.prompt_tokens.inc(self.plan.num_prompt_tokens)
-        return [self._run(index) for index in range(self.plan.num_sequences)]
-
-    async def _run(self, index: int) -> AsyncGenerator[Delta]:
+    async def _run(self, index: int) -> AsyncGenerator[list[Said]]:
         """One sequence. Leaving early, for a stop string or a client that is gone, aborts it in the engine."""
         timer = SequenceTimer(self._services.metrics, self._labels)
         decoder = self._decoder()
-        async with aclosing(self._services.engine.generate(self._request(index))) as outputs:
-            async for output in outputs:
-                if output.error is not None:
-                    raise bad_request(output.error, code="sequence_failed")
-                timer.observe(output)
-                delta = decoder.push(output)
-                yield delta
-                if delta.finish_reason is not None:
-                    return
+        async with aclosing(self._services.engine.generate(self._request(index))) as batches:
+            async for outputs in batches:
+                said: list[Said] = []
+                for output in outputs:
+                    if output.error is not None:
+                        yield said
+                        raise bad_request(output.error, code="sequence_failed")
+                    timer.observe(output)
+                    delta = decoder.push(output)
+                    said.append((index, delta))
+                    if delta.finish_reason is not None:
+                        yield said
+                        return
+                yield said
         raise EngineDead("a sequence ended without a reason")
 
     def _request(self, index: int) -> AddRequest:
@@ -126,36 +134,34 @@ class Generation:
         )
 
 
-async def merge(streams: Sequence[AsyncGenerator[T]]) -> AsyncGenerator[tuple[int, T]]:
-    """(stream, item) of all streams as they come. The first error, or leaving early, closes all of them."""
-    if len(streams) == 1:
-        async with aclosing(streams[0]) as only:
-            async for item in only:
-                yield 0, item
-        return
-    queue: asyncio.Queue[tuple[int, T] | Exception | None] = asyncio.Queue()
-    pumps = [asyncio.create_task(_pump(i, stream, queue)) for i, stream in enumerate(streams)]
+async def merge(streams: Sequence[AsyncGenerator[list[T]]]) -> AsyncGenerator[list[T]]:
+    """The items of all streams as they come. The first error, or leaving early, closes all of them."""
+    mailbox: Mailbox[list[T] | Exception | None] = Mailbox()
+    pumps = [asyncio.create_task(_pump(stream, mailbox)) for stream in streams]
     try:
         running = len(pumps)
         while running:
-            entry = await queue.get()
-            if entry is None:
-                running -= 1
-            elif isinstance(entry, Exception):
-                raise entry
-            else:
-                yield entry
+            items: list[T] = []
+            for entry in await mailbox.take():
+                if isinstance(entry, Exception):
+                    yield items
+                    raise entry
+                if entry is None:
+                    running -= 1
+                else:
+                    items += entry
+            yield items
     finally:
         for pump in pumps:
             pump.cancel()
         await asyncio.gather(*pumps, return_exceptions=True)
 
 
-async def _pump(index: int, stream: AsyncGenerator[T], queue: asyncio.Queue[tuple[int, T] | Exception | None]) -> None:
+async def _pump(stream: AsyncGenerator[list[T]], mailbox: Mailbox[list[T] | Exception | None]) -> None:
     try:
         async with aclosing(stream):
-            async for item in stream:
-                queue.put_nowait((index, item))
-        queue.put_nowait(None)
+            async for items in stream:
+                mailbox.put(items)
+        mailbox.put(None)
     except Exception as error:
-        queue.put_nowait(error)
+        mailbox.put(error)

@@ -69,10 +69,9 @@ class Metrics:
         """The label values that stand for a request's adapters; `other` once there are too many."""
         return sorted({self._label(part.ref.name) for part in resolved.parts})
 
-    def count_tokens(self, labels: list[str], number: int) -> None:
-        self.generated_tokens.inc(number)
-        for label in labels:
-            self._adapter_tokens.labels(label).inc(number)
+    def token_counters(self, labels: list[str]) -> list[Counter]:
+        """What counts the tokens of a request: looked up once, counted up at each step."""
+        return [self.generated_tokens, *(self._adapter_tokens.labels(label) for label in labels)]
 
     def names_of(self, digest: str) -> list[str]:
         """The names under which requests in flight use an adapter."""
@@ -96,7 +95,7 @@ class SequenceTimer:
 
     def __init__(self, metrics: Metrics, labels: list[str]) -> None:
         self._metrics = metrics
-        self._labels = labels
+        self._counters = metrics.token_counters(labels)
         self._last = time.perf_counter()
         self._seen = False
 
@@ -109,4 +108,5 @@ class SequenceTimer:
         histogram = self._metrics.per_token if self._seen else self._metrics.first_token
         histogram.observe(now - self._last)
         self._last, self._seen = now, True
-        self._metrics.count_tokens(self._labels, len(output.token_ids))
+        for counter in self._counters:
+            counter.inc(len(output.token_ids))

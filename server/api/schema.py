@@ -59,7 +59,7 @@ class GenerationRequest(Body):
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     logit_bias: dict[TokenId, Bias] | None = None
     seed: int | None = Field(default=None, ge=-INT64, lt=INT64)
-    stop: Stops = []
+    stop: Stops = Field(default_factory=list)  # a default list would be copied deeply each time
     stop_token_ids: list[TokenId] | None = Field(default=None, max_length=64)
     min_tokens: int | None = Field(default=None, ge=0, lt=1 << 31)
     ignore_eos: bool = False

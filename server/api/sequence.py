@@ -4,15 +4,15 @@ Knows no HTTP and no engine; it is fed.
 """
 
 from collections import deque
-from dataclasses import dataclass, field
+
+import msgspec
 
 from ..wire.messages import FinishReason, SequenceOutput, TokenLogprobs
 from .detokenizer import Detokenizer
 from .stop_strings import StopStrings
 
 
-@dataclass(frozen=True)
-class ShownToken:
+class ShownToken(msgspec.Struct, frozen=True):
     """offset: where the token's text begins in the generated text, in characters."""
 
     token_id: int
@@ -20,8 +20,7 @@ class ShownToken:
     logprobs: TokenLogprobs | None
 
 
-@dataclass
-class Delta:
+class Delta(msgspec.Struct):
     """What one step showed of a sequence. Text is never taken back.
 
     token_ids: as the engine made them, whether or not their text is shown yet.
@@ -30,8 +29,8 @@ class Delta:
     """
 
     text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    shown: list[ShownToken] = field(default_factory=list)
+    token_ids: list[int] = []
+    shown: list[ShownToken] = []
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     prompt_logprobs: list[TokenLogprobs | None] | None = None

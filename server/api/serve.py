@@ -24,6 +24,7 @@ from ..config import ServerConfig
 from .app import create_app
 from .engine import EngineDead
 from .engine_client import EngineClient
+from .joined_writes import JoinedHttpProtocol
 from .services import Services, base_id, open_adapters
 
 logger = logging.getLogger(__name__)
@@ -128,6 +129,7 @@ async def _close(server: "_Server", http: "asyncio.Task[None]", engine: EngineCl
 def _uvicorn_config(app: FastAPI) -> uvicorn.Config:
     return uvicorn.Config(
         app,
+        http=JoinedHttpProtocol,
         log_config=None,
         access_log=False,
         server_header=False,

@@ -107,7 +107,8 @@ def base_id(config: ServerConfig) -> str:
     return model.resolve().name if model.is_dir() else config.engine.model
 
 
-def get_services(request: Request) -> Services:
+async def get_services(request: Request) -> Services:
+    """Async although it waits for nothing: the framework would run it on a thread."""
     services: Services = request.app.state.services
     return services
 

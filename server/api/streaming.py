@@ -5,15 +5,15 @@ Knows ASGI; does not know what is sent.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Mapping
 from contextlib import ExitStack, aclosing
 from typing import Any, TypeVar
 
-import msgspec
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
 from .errors import ErrorEnvelope, translate
+from .frames import frame
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,6 @@ DONE = b"data: [DONE]\n\n"
 CLIENT_GONE = 499  # nobody reads this status; access logs show it
 
 T = TypeVar("T")
-_encode = msgspec.json.Encoder().encode
 
 
 class ClientGone(Exception):
@@ -29,11 +28,14 @@ class ClientGone(Exception):
 
 
 class EventStream(Response):
-    """events: what goes into the stream, in order. held: released when the stream ends, however it ends."""
+    """events: the stream's bytes, one or more whole events each time.
+
+    held: released when the stream ends, however it ends.
+    """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[msgspec.Struct], held: ExitStack, headers: Mapping[str, str]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes], held: ExitStack, headers: Mapping[str, str]) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
         del self.headers["content-length"]
         self._events = events
@@ -53,25 +55,45 @@ class EventStream(Response):
             # Released here, so that what is held learns how the stream ended.
             with self._held:
                 async with aclosing(self._events):
-                    async for event in self._events:
-                        await _send_part(send, b"data: %b\n\n" % _encode(event))
+                    async for events in self._events:
+                        if events:
+                            await _send_part(send, events)
         except Exception as error:
             await _send_part(send, _error_event(error))
         await send({"type": "http.response.body", "body": DONE, "more_body": False})
 
 
-async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, unless the client leaves first: then `work` is cancelled. Raises ClientGone."""
-    tasks = (asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive)))
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if tasks[0].done():
-            return tasks[0].result()
-        raise ClientGone
-    finally:
-        for task in tasks:
+async def until_disconnect(receive: Receive, work: Awaitable[T]) -> T:
+    """The result of `work`, unless the client leaves first: then `work` is cancelled. Raises ClientGone.
+
+    In the caller's own task, with one other that waits for the client to leave.
+    """
+    task, gone = _current_task(), False
+
+    def leave(watch: "asyncio.Task[None]") -> None:
+        nonlocal gone
+        if not watch.cancelled():
+            watch.exception()  # whatever it is, nobody reads the answer
+            gone = True
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+
+    watch = asyncio.ensure_future(_disconnected(receive))
+    watch.add_done_callback(leave)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if gone and task.uncancel() == 0:
+            raise ClientGone from None
+        raise
+    finally:
+        watch.remove_done_callback(leave)
+        watch.cancel()
+
+
+def _current_task() -> "asyncio.Task[Any]":
+    task = asyncio.current_task()
+    assert task is not None
+    return task
 
 
 async def _disconnected(receive: Receive) -> None:
@@ -87,4 +109,4 @@ def _error_event(error: Exception) -> bytes:
     answer = translate(error)
     if answer.status_code == 500:
         logger.error("A stream has failed", exc_info=error)
-    return b"data: %b\n\n" % _encode(ErrorEnvelope(answer.body))
+    return frame(ErrorEnvelope(answer.body))

@@ -36,6 +36,8 @@ class Tokenizer:
         self._special_ids = _special_ids(self._fast)
         self._token_bytes = TokenBytes(self._fast, self._byte_level) if self._fast is not None else None
 
+        self._texts: dict[bool, dict[int, str]] = {True: {}, False: {}}  # by whether special tokens are skipped
+
     @property
     def has_text(self) -> bool:
         return self._fast is not None
@@ -56,7 +58,8 @@ class Tokenizer:
         if fast is None or table is None:
             return WindowDetokenizer(lambda ids: "", frozenset())
         if self._byte_level:
-            return ByteLevelDetokenizer(lambda token_id: b"" if token_id in hidden else table(token_id))
+            texts = self._texts[skip_special_tokens]
+            return ByteLevelDetokenizer(lambda token_id: b"" if token_id in hidden else table(token_id), texts)
         return WindowDetokenizer(lambda ids: fast.decode(ids, skip_special_tokens=False), hidden)
 
     def token_bytes(self, token_id: int) -> bytes:

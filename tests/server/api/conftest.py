@@ -84,7 +84,7 @@ class FakeEngine:
                 if death.done():
                     death.result()
                 ended = output.finish_reason is not None or output.error is not None
-                yield output
+                yield [output]
                 if ended:
                     return
         finally:

@@ -37,7 +37,7 @@ def _request(request_id="a", max_tokens=5):
 
 
 async def _tokens(client, request):
-    return [token async for output in client.generate(request) for token in output.token_ids]
+    return [token async for outputs in client.generate(request) for output in outputs for token in output.token_ids]
 
 
 async def _until(condition):

@@ -125,7 +125,8 @@ def test_labels_of_adapters_are_bounded():
     for i in range(MAX_ADAPTER_LABELS + 10):
         resolved = Resolved((Part(VersionRef(f"a{i}", 1, "d"), 1.0),), "", "")
         with metrics.request(resolved):
-            metrics.count_tokens(metrics.adapter_labels(resolved), 3)
+            for counter in metrics.token_counters(metrics.adapter_labels(resolved)):
+                counter.inc(3)
     values = {
         sample.labels["adapter"]: sample.value
         for family in metrics.registry.collect()

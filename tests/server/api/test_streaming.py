@@ -1,0 +1,61 @@
+import asyncio
+
+import pytest
+
+from peftserve.server.api.streaming import ClientGone, until_disconnect
+
+
+class _Client:
+    """An ASGI `receive` that says `http.disconnect` once `leave` is called."""
+
+    def __init__(self):
+        self._left = asyncio.Event()
+        self.leave = self._left.set
+
+    async def receive(self):
+        await self._left.wait()
+        return {"type": "http.disconnect"}
+
+
+async def test_work_that_ends_first_gives_its_result():
+    async def work():
+        await asyncio.sleep(0)
+        return 5
+
+    before = asyncio.all_tasks()
+    assert await until_disconnect(_Client().receive, work()) == 5
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == before
+
+
+async def test_errors_of_the_work_are_its_callers():
+    async def work():
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError):
+        await until_disconnect(_Client().receive, work())
+
+
+async def test_a_client_that_leaves_cancels_the_work_and_not_the_task():
+    client, ended = _Client(), []
+
+    async def work():
+        try:
+            client.leave()
+            await asyncio.sleep(60)
+        finally:
+            ended.append(True)
+
+    with pytest.raises(ClientGone):
+        await until_disconnect(client.receive, work())
+    assert ended == [True]
+    await asyncio.sleep(0.001)
+    assert asyncio.current_task().cancelling() == 0
+
+
+async def test_a_task_that_is_cancelled_itself_is_cancelled():
+    task = asyncio.create_task(until_disconnect(_Client().receive, asyncio.sleep(60)))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
