@@ -56,9 +56,9 @@ class Scenario:
 
 _PROMPT = {"prompt": "Which animals are in the table? Write a query that names them all."}
 SCENARIOS = {
-    "completions of 8 tokens": Scenario("/v1/completions", {**_PROMPT, "max_tokens": 8}, 3000, 32),
-    "chats of 8 tokens": Scenario("/v1/chat/completions", {"messages": CHAT, "max_tokens": 8}, 3000, 32),
-    "streams of 256 tokens": Scenario("/v1/completions", {**_PROMPT, "max_tokens": 256, "stream": True}, 256, 64),
+    "completions of 8 tokens": Scenario("/v1/completions", {**_PROMPT, "max_tokens": 8}, 1500, 32),
+    "chats of 8 tokens": Scenario("/v1/chat/completions", {"messages": CHAT, "max_tokens": 8}, 1500, 32),
+    "streams of 256 tokens": Scenario("/v1/completions", {**_PROMPT, "max_tokens": 256, "stream": True}, 128, 64),
     "streams of 256 tokens, a step each 10 ms": Scenario(
         "/v1/completions", {**_PROMPT, "max_tokens": 256, "stream": True}, 64, 64, step_ms=10.0
     ),

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from peftserve.adapters.router import Resolved
 
 from ..wire.messages import EngineStats, SequenceOutput
+from .tallies import Spread, Tally
 
 MAX_ADAPTER_LABELS = 256
 OTHER = "other"
@@ -27,10 +28,10 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.requests = self._counter("requests", "Generation requests that ended", "outcome")
         self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of admitted sequences")
-        self.generated_tokens = self._counter("generation_tokens", "Tokens generated")
+        self.generated_tokens = Tally("peftserve_generation_tokens", "Tokens generated", self.registry)
         self.first_token = self._histogram("time_to_first_token_seconds", "From admission to a sequence's first token")
-        self.per_token = self._histogram(
-            "time_per_output_token_seconds", "Between tokens of a sequence", buckets=_PER_TOKEN
+        self.per_token = Spread(
+            "peftserve_time_per_output_token_seconds", "Between tokens of a sequence", self.registry, _PER_TOKEN
         )
         self.end_to_end = self._histogram("request_seconds", "From admission to the end of a request")
         self.queued = self._histogram("queue_seconds", "From arrival in the engine to a sequence's first step")
@@ -69,7 +70,7 @@ class Metrics:
         """The label values that stand for a request's adapters; `other` once there are too many."""
         return sorted({self._label(part.ref.name) for part in resolved.parts})
 
-    def token_counters(self, labels: list[str]) -> list[Counter]:
+    def token_counters(self, labels: list[str]) -> list[Tally | Counter]:
         """What counts the tokens of a request: looked up once, counted up at each step."""
         return [self.generated_tokens, *(self._adapter_tokens.labels(label) for label in labels)]
 
@@ -80,8 +81,8 @@ class Metrics:
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"peftserve_{name}", text, labels, registry=self.registry)
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...] = _LATENCY) -> Histogram:
-        return Histogram(f"peftserve_{name}", text, buckets=buckets, registry=self.registry)
+    def _histogram(self, name: str, text: str) -> Histogram:
+        return Histogram(f"peftserve_{name}", text, buckets=_LATENCY, registry=self.registry)
 
     def _label(self, name: str) -> str:
         if name not in self._labels and len(self._labels) >= MAX_ADAPTER_LABELS:
@@ -105,8 +106,10 @@ class SequenceTimer:
         if not output.token_ids:
             return
         now = time.perf_counter()
-        histogram = self._metrics.per_token if self._seen else self._metrics.first_token
-        histogram.observe(now - self._last)
+        if self._seen:
+            self._metrics.per_token.observe(now - self._last)
+        else:
+            self._metrics.first_token.observe(now - self._last)
         self._last, self._seen = now, True
         for counter in self._counters:
             counter.inc(len(output.token_ids))

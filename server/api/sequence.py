@@ -24,7 +24,7 @@ class Delta(msgspec.Struct):
     """What one step showed of a sequence. Text is never taken back.
 
     token_ids: as the engine made them, whether or not their text is shown yet.
-    shown: the tokens whose text has begun to show; all of a sequence's text is covered by them.
+    shown: the tokens whose text has begun to show, where the engine reports logprobs; they cover all of the text.
     finish_reason: with the last delta. stop_reason: the stop string or token id that ended it.
     """
 
@@ -90,7 +90,8 @@ class SequenceDecoder:
 
     def _take(self, token_id: int, logprobs: TokenLogprobs | None, hidden: bool) -> str:
         self._num_tokens += 1
-        self._waiting.append(ShownToken(token_id, self._decoded, logprobs))
+        if logprobs is not None:
+            self._waiting.append(ShownToken(token_id, self._decoded, logprobs))
         return "" if hidden else self._check(self._detokenizer.push(token_id))
 
     def _check(self, text: str) -> str:
