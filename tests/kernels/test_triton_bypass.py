@@ -90,7 +90,7 @@ work = st.lists(
 
 
 @given(work, st.sampled_from([torch.float16, torch.float32]), st.sampled_from([TritonBypass, InTwoLaunches]))
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_work_list(kit: ModuleType, segments: list[Segment], dtype: torch.dtype, kind: type[TritonBypass]) -> None:
     case, backend = make(kit, dtype, kind)
     kit.check_step(case, backend, segments, segments[:1], 300, 1e-6 if dtype is torch.float32 else 2e-3)
