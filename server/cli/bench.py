@@ -33,7 +33,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise CommandError("--plot: it needs matplotlib: pip install 'peftserve[bench]'")
     renames = _renames(arguments)
     load = options.load(arguments)
-    target = Target(arguments.url.rstrip("/"), arguments.api_key, arguments.dialect, renames)
+    url = arguments.url.rstrip("/").removesuffix("/v1")  # as OpenAI's clients have it, too
+    target = Target(url, arguments.api_key, arguments.dialect, renames)
     measured, seconds = measure(load.trace, target, load.concurrency)
     about = {"command": report.command_line(["peftserve"]), "url": target.url, "dialect": target.dialect}
     made = {**about, **report.make_report(load, measured, seconds)}

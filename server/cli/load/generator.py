@@ -18,11 +18,8 @@ from ..client import headers
 from ..errors import FAILED, UNREACHABLE, CommandError
 from .dialect import DIALECTS
 from .measure import Measurement
-from .stream import ask
+from .stream import Endpoint, ask
 from .trace import Request
-
-_SILENCE = 600.0  # seconds without a word from the server, after which a request has failed
-_IDLE = 2.0  # seconds that a connection may wait for its next request: servers close theirs after 5, or as one is sent
 
 
 @dataclass(frozen=True)
@@ -58,27 +55,19 @@ def measure(trace: Sequence[Request], target: Target, concurrency: int) -> tuple
 async def _measure(trace: Sequence[Request], target: Target, concurrency: int) -> tuple[list[Measurement], float]:
     is_open = trace[0].arrival is not None
     calls = [Call(request, target.body(request)) for request in trace]
-    async with _client(target, 1) as http:  # closed before the clock runs, as a server may do with it after an error
-        await _check(http, target.url)
-    async with _client(target, None if is_open else concurrency) as http:
-        with tqdm(total=len(calls), unit="req", disable=None) as progress:
-            start = time.perf_counter()
-            measured = await (_open(http, calls, progress) if is_open else _closed(http, calls, concurrency, progress))
-            return measured, time.perf_counter() - start
+    await _check(target)
+    endpoint = Endpoint(httpx.URL(target.url), headers(target.api_key))
+    with tqdm(total=len(calls), unit="req", disable=None) as progress:
+        start = time.perf_counter()
+        sent = _open(endpoint, calls, progress) if is_open else _closed(endpoint, calls, concurrency, progress)
+        return await sent, time.perf_counter() - start
 
 
-def _client(target: Target, connections: int | None) -> httpx.AsyncClient:
-    limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=_IDLE)
-    timeout = httpx.Timeout(_SILENCE, pool=None)
-    extra = {"content-type": "application/json", **headers(target.api_key)}
-    return httpx.AsyncClient(
-        base_url=target.url.rstrip("/"), headers=extra, timeout=timeout, limits=limits, trust_env=False
-    )
-
-
-async def _check(http: httpx.AsyncClient, url: str) -> None:
+async def _check(target: Target) -> None:
+    url = target.url.rstrip("/")
     try:
-        response = await http.get("/v1/models")
+        async with httpx.AsyncClient(headers=headers(target.api_key), trust_env=False) as http:
+            response = await http.get(f"{url}/v1/models")
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise CommandError(f"no answer from {url}: {error}", UNREACHABLE) from None
     if response.is_client_error:  # one that fails at its own list may well answer: transformers' does, without a cache
@@ -86,34 +75,32 @@ async def _check(http: httpx.AsyncClient, url: str) -> None:
 
 
 async def _closed(
-    http: httpx.AsyncClient, calls: Sequence[Call], concurrency: int, progress: "tqdm[Any]"
+    endpoint: Endpoint, calls: Sequence[Call], concurrency: int, progress: "tqdm[Any]"
 ) -> list[Measurement]:
     measured = [Measurement(call.request.model, 0.0) for call in calls]
     waiting = iter(zip(calls, measured, strict=True))
-    await asyncio.gather(*(_one_client(http, waiting, progress) for _ in range(min(concurrency, len(calls)))))
+    await asyncio.gather(*(_one_client(endpoint, waiting, progress) for _ in range(min(concurrency, len(calls)))))
     return measured
 
 
-async def _one_client(
-    http: httpx.AsyncClient, waiting: Iterator[tuple[Call, Measurement]], progress: "tqdm[Any]"
-) -> None:
+async def _one_client(endpoint: Endpoint, waiting: Iterator[tuple[Call, Measurement]], progress: "tqdm[Any]") -> None:
     for call, measurement in waiting:
         measurement.start = time.perf_counter()
-        await ask(http, call.body, measurement)
+        await ask(endpoint, call.body, measurement)
         progress.update()
 
 
-async def _open(http: httpx.AsyncClient, calls: Sequence[Call], progress: "tqdm[Any]") -> list[Measurement]:
+async def _open(endpoint: Endpoint, calls: Sequence[Call], progress: "tqdm[Any]") -> list[Measurement]:
     start = time.perf_counter()
     measured = [Measurement(call.request.model, start + (call.request.arrival or 0.0)) for call in calls]
     async with asyncio.TaskGroup() as tasks:
         for call, measurement in zip(calls, measured, strict=True):
             await asyncio.sleep(max(0.0, measurement.start - time.perf_counter()))
-            tasks.create_task(_send(http, call, measurement, progress))
+            tasks.create_task(_send(endpoint, call, measurement, progress))
     return measured
 
 
-async def _send(http: httpx.AsyncClient, call: Call, measurement: Measurement, progress: "tqdm[Any]") -> None:
+async def _send(endpoint: Endpoint, call: Call, measurement: Measurement, progress: "tqdm[Any]") -> None:
     measurement.late = max(0.0, time.perf_counter() - measurement.start)
-    await ask(http, call.body, measurement)
+    await ask(endpoint, call.body, measurement)
     progress.update()

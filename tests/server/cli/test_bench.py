@@ -92,7 +92,7 @@ def test_a_saved_trace_asks_another_server_the_same(stub: Any, tmp_path: Path) -
     file, out = str(tmp_path / "trace.jsonl"), tmp_path / "out.json"
     assert open_loop(stub, "--models", "m,n", "--num-requests", "6", "--save-trace", file) == 0
     other = ["--rename", "m=x", "--dialect", "openai", "--out", str(out)]
-    assert main(["bench", "serve", "--base-url", stub.url, "--trace", file, *other]) == 0
+    assert main(["bench", "serve", "--base-url", stub.url + "/v1/", "--trace", file, *other]) == 0
     bodies = [json.loads(asked.body) for asked in stub.asked if asked.method == "POST"]
     assert sorted(str(b["prompt"]) for b in bodies[:6]) == sorted(str(b["prompt"]) for b in bodies[6:])
     assert {body["model"] for body in bodies[6:]} == {"x", "n"}

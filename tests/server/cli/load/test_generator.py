@@ -2,13 +2,13 @@ import asyncio
 import time
 from typing import Any
 
-import httpx
 import pytest
 
 from peftserve.server.cli.errors import CommandError
 from peftserve.server.cli.load import generator
 from peftserve.server.cli.load.generator import Target, measure
 from peftserve.server.cli.load.measure import LATE, Measurement
+from peftserve.server.cli.load.stream import Endpoint
 from peftserve.server.cli.load.trace import Request
 
 SHORT = 2.5 * LATE
@@ -25,7 +25,7 @@ class Fake:
         self.running = self.most = 0
         self.bodies: list[bytes] = []
 
-    async def ask(self, _: httpx.AsyncClient, body: bytes, measurement: Measurement) -> None:
+    async def ask(self, _: Endpoint, body: bytes, measurement: Measurement) -> None:
         self.bodies.append(body)
         self.running += 1
         self.most = max(self.most, self.running)
@@ -36,10 +36,10 @@ class Fake:
 
 
 class Blocking(Fake):
-    async def ask(self, http: httpx.AsyncClient, body: bytes, measurement: Measurement) -> None:
+    async def ask(self, endpoint: Endpoint, body: bytes, measurement: Measurement) -> None:
         if not self.bodies:
             time.sleep(SHORT)  # the whole generator stands still, as on a machine that is too slow for it
-        await super().ask(http, body, measurement)
+        await super().ask(endpoint, body, measurement)
 
 
 @pytest.fixture
