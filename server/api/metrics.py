@@ -6,7 +6,7 @@ of label values is bounded, so that ten thousand adapters do not make a million 
 
 import time
 from collections import Counter as Count
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -59,8 +59,7 @@ class Metrics:
             outcome = "failed"
             raise
         finally:
-            self._names.subtract(pairs)
-            self._names += Count()  # drops what has come down to zero
+            self._forget(pairs)
             self.requests.labels(outcome).inc()
             self.end_to_end.observe(time.perf_counter() - started)
             for label in self.adapter_labels(resolved):
@@ -77,6 +76,13 @@ class Metrics:
     def names_of(self, digest: str) -> list[str]:
         """The names under which requests in flight use an adapter."""
         return sorted(name for known, name in self._names if known == digest)
+
+    def _forget(self, pairs: Iterable[tuple[str, str]]) -> None:
+        """Looks at these only, however many are in flight."""
+        for pair in pairs:
+            self._names[pair] -= 1
+            if self._names[pair] == 0:
+                del self._names[pair]
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"peftserve_{name}", text, labels, registry=self.registry)

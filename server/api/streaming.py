@@ -77,7 +77,7 @@ async def until_disconnect(receive: Receive, work: Awaitable[T]) -> T:
             gone = True
             task.cancel()
 
-    watch = asyncio.ensure_future(_disconnected(receive))
+    watch = asyncio.create_task(_disconnected(receive))
     watch.add_done_callback(leave)
     try:
         return await work
