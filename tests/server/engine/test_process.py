@@ -208,7 +208,7 @@ async def client_of(model: Path, **options: Any) -> AsyncIterator[EngineClient]:
 
 
 async def collect(client: EngineClient, message: AddRequest) -> list[int]:
-    return [token async for output in client.generate(message) for token in output.token_ids]
+    return [token async for outputs in client.generate(message) for output in outputs for token in output.token_ids]
 
 
 async def test_a_whole_life_of_the_process(tiny_llama: Path, adapters: dict[str, Path], peft: Any) -> None:
