@@ -21,7 +21,7 @@ from .adapters.service import AdapterService
 from .completion import OutputMaker
 from .memory import free_bytes, kv_pages
 from .model.errors import UnservableModel
-from .model.fused import fuse_siblings, separate_modules
+from .model.fused import fuse_siblings, is_faster, separate_modules
 from .model.hooks import BypassHooks
 from .model.kv_cache import KVCache
 from .model.loading import Trace, eos_token_ids, load_model, tokenizer_facts, vocabulary_size
@@ -49,7 +49,7 @@ class Engine:
         loaded = load_model(config)
         self._model = loaded.model
         modules = dict(loaded.model.named_modules())
-        fused = fuse_siblings(modules, loaded.sites.groups)
+        fused = fuse_siblings(modules, loaded.sites.groups) if is_faster(loaded.device) else {}
         products = [*fused.values(), *separate_modules(modules, loaded.sites.groups, fused)]
         pack_linears(products, int(free_bytes(loaded.device) * PACKED_SHARE))
         self.adapters = AdapterService(config, loaded)

@@ -10,9 +10,11 @@ from torch import nn
 from peftserve.kernels.layout import Group
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
+from peftserve.server.engine import engine as engine_module
 from peftserve.server.engine.adapters.packing import SiteGroups
 from peftserve.server.engine.model.fused import fuse_siblings, separate_modules
 from peftserve.server.engine.model.hooks import _Siblings
+from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingParams
 
 SITES = SiteGroups((Group(8, (6, 4)), Group(6, (8,))), {"q": (0, 0), "k": (0, 1), "o": (1, 0)})
 
@@ -81,7 +83,42 @@ def test_a_model_that_cannot_take_parts_gets_products_of_its_own(
             raise RuntimeError("view size is not compatible with input tensor's size and stride")
         return base(self, *args)
 
+    monkeypatch.setattr(engine_module, "is_faster", lambda device: True)
     monkeypatch.setattr(_Siblings, "_base", refuse)
     engine = Engine(EngineConfig(model=str(oracle.tiny_model("llama", 0, tmp_path)), device="cpu"))
     engine.close()
     assert "one by one: view size is not compatible" in caplog.text
+
+
+@pytest.mark.parametrize("architecture", ["llama_biased", "qwen2", "gemma2"])
+def test_the_engines_tokens_are_those_of_peft(
+    oracle: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str
+) -> None:
+    """The base, LoRA, and what changes inputs and outputs of single modules, in one batch."""
+    monkeypatch.setattr(engine_module, "is_faster", lambda device: True)
+    model = oracle.tiny_model(architecture, 3, tmp_path / "model")
+    kind = oracle.kind_of(oracle.plain_model(model).config.model_type)
+    adapters = {
+        name: oracle.method_adapter(model, tmp_path / name, oracle.CATALOG[name].make(kind))
+        for name in ("lora", "ia3", "oft", "lora-bias-all")
+    }
+    prompt = [7, 81, 40, 41, 9, 210]
+    wanted = {n: oracle.peft_generate(oracle.peft_model(model, made), prompt, 6) for n, made in adapters.items()}
+    wanted[""] = oracle.peft_generate(oracle.plain_model(model), prompt, 6)
+    engine = Engine(EngineConfig(model=str(model), device="cpu", dtype="float32"))
+    try:
+        assert any(group.fused is not None for group in engine._runner._hooks._groups)
+        for name, adapter in adapters.items():
+            engine.inspect_adapter(name, adapter)
+        sampling = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
+        for name in wanted:
+            parts = [AdapterPart(name)] if name else []
+            engine.add_request(AddRequest(request_id=name, prompt_token_ids=prompt, sampling=sampling, adapters=parts))
+        found: dict[str, list[int]] = {name: [] for name in wanted}
+        while engine.has_work():
+            for output in engine.step():
+                assert not output.error
+                found[output.request_id] += output.token_ids
+        assert found == {name: answer.token_ids for name, answer in wanted.items()}
+    finally:
+        engine.close()
