@@ -14,7 +14,7 @@ from ..adapters.packing import SiteGroups
 
 
 def is_faster(device: torch.device) -> bool:
-    """On a GPU it saves launches. On a CPU parts of wider rows cost more than calls: a step took 1.05 to 1.14 as long."""
+    """On a GPU it saves launches. On CPUs parts of wider rows cost more than calls: steps took 1.05 to 1.14 as long."""
     return device.type == "cuda"
 
 
