@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that waits for a GPU, in one command of under 9 minutes: the kernels against their references; then how
-# fast they are, beside vLLM's, SGLang's, PEFT's and torch's, and beside the base's products; then, as far as time goes, the engine against PEFT on the
-# device, and its speed beside transformers and PEFT. The kernels' tables come last.
+# fast they are, beside vLLM's, SGLang's, PEFT's and torch's, and beside the base's products; then, as far as time goes,
+# the engine against PEFT on the device, and its speed beside transformers and PEFT. The kernels' tables come last.
 #
 #   benchmarks/gpu.sh [OUT_DIR]
 #
@@ -34,6 +34,7 @@ kernels() {
 at_most 120 python3 -m pytest tests/kernels --ignore tests/kernels/bench --ignore tests/kernels/test_triton_kernels.py
 kernels 210 decode 3
 kernels 90 prefill 1.2
+: >"$out/overlap.txt"
 for step in '1 1' '16 16' '64 64' '64 1'; do
   at_most 30 python3 benchmarks/overlap.py --tokens "${step% *}" --adapters "${step#* }" >>"$out/overlap.txt"
 done

@@ -13,10 +13,12 @@ import sys
 import tempfile
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from peftserve.kernels.triton_bypass import compile_options
 from peftserve.kernels.triton_kernels import bypass_kernel
 from peftserve.kernels.tuning import Blocks, defaults
 
@@ -42,17 +44,11 @@ POINTERS = {"table_ptr": "*i64", "list_ptr": "*i32", "h_ptr": "*fp32", "counters
 
 
 def compile_kernel(blocks: Blocks, mode: str, dtype: str, target: GPUTarget, *, pdl: bool = False) -> Any:
-    constants: dict[str, Any] = {
-        **MODES[mode],
-        "GEMV": blocks.gemv,
-        "MAX_SPLIT": blocks.max_split,
-        "BLOCK_M": blocks.block_m,
-        "BLOCK_R": blocks.block_r,
-        "BLOCK_K": blocks.block_k,
-        "BLOCK_N": blocks.block_n,
-        "ALIGN": 8,
-        "PDL": pdl,
-    }
+    chosen = compile_options(blocks, torch.device("cuda"), pdl=pdl)
+    constants = {**MODES[mode], "ALIGN": 8, "PDL": pdl, **{k: v for k, v in chosen.items() if k.isupper()}}
+    options = {k: v for k, v in chosen.items() if not k.isupper()}
+    if target.backend == "hip":
+        del options["maxnreg"]
     pointers = POINTERS | ({"x_ptr": "*i64"} if mode == "gather" else {})
     signature = {
         arg: "constexpr" if arg in constants else pointers.get(arg, f"*{dtype}" if arg.endswith("_ptr") else "i32")
@@ -64,9 +60,6 @@ def compile_kernel(blocks: Blocks, mode: str, dtype: str, target: GPUTarget, *, 
         for i, arg in enumerate(bypass_kernel.arg_names)
         if arg.endswith(("_ptr", "_stride", "_features")) or arg.startswith("width")
     }
-    options = {"num_warps": blocks.warps, "num_stages": blocks.stages, "enable_fp_fusion": True}
-    if target.backend == "cuda":
-        options |= {"maxnreg": blocks.registers, "launch_pdl": pdl}
     return triton.compile(ASTSource(bypass_kernel, signature, constants, aligned), target=target, options=options)
 
 

@@ -6,6 +6,7 @@ twice, names and `state_dict` stay, and whoever reads a module's weight reads wh
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import TypeGuard
 
 import torch
 from torch import nn
@@ -24,10 +25,11 @@ def fuse_siblings(modules: Mapping[str, nn.Module], sites: SiteGroups) -> dict[i
     members: dict[int, list[nn.Module]] = {}
     for name, (group, _) in sorted(sites.places.items(), key=lambda item: item[1]):
         members.setdefault(group, []).append(modules[name])
+    plain = {group: [m for m in there if _is_plain(m, uses)] for group, there in members.items()}
     return {
-        group: _fuse([m for m in there if isinstance(m, nn.Linear)])
-        for group, there in members.items()
-        if len(there) > 1 and _alike(there) and all(uses[id(p)] == 1 for m in there for p in m.parameters())
+        group: _fuse(linears)
+        for group, linears in plain.items()
+        if len(linears) == len(members[group]) > 1 and _alike(linears)
     }
 
 
@@ -39,13 +41,14 @@ def separate_modules(
     return [module for module in modules.values() if module not in parts]
 
 
-def _alike(members: Sequence[nn.Module]) -> bool:
-    kinds = {
-        (type(m), "forward" in vars(m), m.weight.dtype, m.weight.device, m.bias is None)
-        for m in members
-        if type(m) is nn.Linear
-    }
-    return len(kinds) == 1 and all(type(m) is nn.Linear for m in members) and not next(iter(kinds))[1]
+def _is_plain(module: nn.Module, uses: Mapping[int, int]) -> TypeGuard[nn.Linear]:
+    """uses: of each parameter, by its id."""
+    plain = type(module) is nn.Linear and "forward" not in vars(module)
+    return plain and all(uses[id(p)] == 1 for p in module.parameters())
+
+
+def _alike(linears: Sequence[nn.Linear]) -> bool:
+    return len({(m.weight.dtype, m.weight.device, m.bias is None) for m in linears}) == 1
 
 
 def _fuse(members: Sequence[nn.Linear]) -> nn.Linear:
