@@ -2,7 +2,7 @@
 
 from ..wire.messages import FinishReason, SequenceOutput, TokenLogprobs
 from .model.runner import StepLogits
-from .sampling import SampledToken, Sampler, SampleRow, prompt_logprobs
+from .sampling import SampledToken, Sampler, SampleRow, start_prompt_logprobs
 from .scheduling.batch import Batch, Span
 from .scheduling.scheduler import Scheduler
 from .scheduling.sequence import Sequence
@@ -26,7 +26,7 @@ class OutputMaker:
         chosen = logits.logits if len(last) == logits.offsets[-1] else logits.logits[last]
         outputs = [
             self._advance(batch.spans[i].sequence, token)
-            for i, token in zip(sampling, self._sampler.sample(chosen, rows), strict=True)
+            for i, token in zip(sampling, self._sampler.start(chosen, rows).result(), strict=True)
         ]
         return outputs + [_scored(span.sequence) for span in batch.spans if _is_only_scored(span)]
 
@@ -39,7 +39,7 @@ class OutputMaker:
             offset = logits.offsets[index] - span.start - 1
             scored = logits.logits[offset + first : offset + last + 1]
             top = sequence.sampling.prompt_logprobs or 0
-            sequence.prompt_logprobs += prompt_logprobs(scored, sequence.tokens[first : last + 1], top)
+            sequence.prompt_logprobs += start_prompt_logprobs(scored, sequence.tokens[first : last + 1], top).result()
 
     def _advance(self, sequence: Sequence, token: SampledToken) -> SequenceOutput:
         first = not sequence.output

@@ -1,7 +1,7 @@
 """From the logits of a step to its tokens. Knows rows of logits and sampling parameters, no sequence and no model."""
 
-from .logprobs import prompt_logprobs
+from .logprobs import PendingLogprobs, start_prompt_logprobs
 from .rows import SampledToken, SampleRow
-from .sampler import Sampler
+from .sampler import Sampler, Sampling
 
-__all__ = ["SampleRow", "SampledToken", "Sampler", "prompt_logprobs"]
+__all__ = ["PendingLogprobs", "SampleRow", "SampledToken", "Sampler", "Sampling", "start_prompt_logprobs"]

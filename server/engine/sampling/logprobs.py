@@ -1,11 +1,14 @@
 """Log-probabilities to report: of the model's raw distribution, before any bias, penalty or temperature."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ...wire.messages import Logprob, TokenLogprobs
+from ..staging import Returning, to_device
 
 LOWEST = -9999.0
 """Reported for a probability of 0 and for a NaN, as OpenAI does: JSON has neither infinity nor NaN."""
@@ -14,43 +17,62 @@ _CHUNK = 64
 """Rows handled at once: bounds the float32 copies of a long prompt's logits."""
 
 
-def prompt_logprobs(logits: Tensor, next_token_ids: Sequence[int], top: int) -> list[TokenLogprobs]:
+class Scores(NamedTuple):
+    """Of one token each in rows of logits; best first, equals by lowest id.
+
+    chosen: (rows,) float32 log-probability. rank: (rows,) int64, 1 plus the number of strictly likelier tokens.
+    best: (rows, top) int64 ids of the most likely tokens. best_logprobs: theirs, (rows, top) float32.
+    """
+
+    chosen: Tensor
+    rank: Tensor
+    best: Tensor
+    best_logprobs: Tensor
+
+
+class PendingLogprobs:
+    """Reports that are on their way to the host."""
+
+    def __init__(self, token_ids: Sequence[int], scores: Sequence[Tensor]) -> None:
+        self._token_ids = token_ids
+        self._returning = Returning(scores)
+
+    def result(self) -> list[TokenLogprobs]:
+        """One for each token. Waits for them."""
+        return list(reports(self._token_ids, Scores(*self._returning.result()))) if self._token_ids else []
+
+
+def start_prompt_logprobs(logits: Tensor, next_token_ids: Sequence[int], top: int) -> PendingLogprobs:
     """Report on `next_token_ids` under the rows of logits (n, vocab) that predict them, with `top` alternatives each.
 
-    Ranks are 1 plus the number of strictly likelier tokens. Alternatives come best first, equals by lowest id.
+    Enqueues the work on the logits' device and waits for nothing.
     """
-    reports: list[TokenLogprobs] = []
-    for start in range(0, len(next_token_ids), _CHUNK):
-        ids = next_token_ids[start : start + _CHUNK]
-        reports += _report(logits[start : start + _CHUNK], ids, min(top, logits.shape[1]))
-    return reports
+    ids = list(next_token_ids)
+    if not ids:
+        return PendingLogprobs(ids, ())
+    [[on_device]] = to_device([[np.array(ids, np.int64)]], logits.device)
+    return PendingLogprobs(ids, score(logits, on_device, top))
 
 
-def sampled_logprobs(
-    logits: Tensor, token_ids: Sequence[int], tops: Sequence[int | None]
-) -> list[TokenLogprobs | None]:
-    """The same for a step's sampled tokens, where each row asks for its own number of alternatives or for None."""
-    reports: list[TokenLogprobs | None] = [None] * len(token_ids)
-    asking = [(i, top) for i, top in enumerate(tops) if top is not None]
-    if not asking:
-        return reports
-    picked = logits if len(asking) == len(tops) else logits[[i for i, _ in asking]]
-    found = prompt_logprobs(picked, [token_ids[i] for i, _ in asking], max(top for _, top in asking))
-    for (i, top), report in zip(asking, found, strict=True):
-        reports[i] = TokenLogprobs(report.chosen, report.top[:top])
-    return reports
+def score(logits: Tensor, token_ids: Tensor, top: int) -> Scores:
+    """Of `token_ids` (rows,) int64 in the rows of logits (rows, vocab), at least one, with `top` alternatives each."""
+    top = min(top, logits.shape[1])
+    chunks = [_score(*pair, top) for pair in zip(logits.split(_CHUNK), token_ids.split(_CHUNK), strict=True)]
+    return chunks[0] if len(chunks) == 1 else Scores(*map(torch.cat, zip(*chunks, strict=True)))
 
 
-def _report(logits: Tensor, token_ids: Sequence[int], top: int) -> list[TokenLogprobs]:
+def reports(token_ids: Iterable[int], scores: Scores) -> Iterable[TokenLogprobs]:
+    """From scores on the host to what is sent."""
+    for token_id, logprob, rank, ids, values in zip(token_ids, *(column.tolist() for column in scores), strict=True):
+        yield TokenLogprobs(Logprob(token_id, logprob, rank), _ranked(ids, values))
+
+
+def _score(logits: Tensor, token_ids: Tensor, top: int) -> Scores:
     logprobs = torch.log_softmax(logits, dim=-1, dtype=torch.float32).nan_to_num_(LOWEST, neginf=LOWEST)
-    chosen = logprobs.gather(1, torch.tensor(token_ids).to(logits.device)[:, None])
-    ranks = (logprobs > chosen).sum(dim=-1) + 1
+    chosen = logprobs.gather(1, token_ids[:, None])
+    rank = (logprobs > chosen).sum(dim=-1) + 1
     best = _best_ids(logprobs, top)
-    columns = (token_ids, chosen.squeeze(1).tolist(), ranks.tolist(), best.tolist(), logprobs.gather(1, best).tolist())
-    return [
-        TokenLogprobs(Logprob(token_id, logprob, rank), _ranked(ids, values))
-        for token_id, logprob, rank, ids, values in zip(*columns, strict=True)
-    ]
+    return Scores(chosen.squeeze(1), rank, best, logprobs.gather(1, best))
 
 
 def _best_ids(logprobs: Tensor, top: int) -> Tensor:

@@ -5,28 +5,52 @@ how a sort breaks ties, which are common in bfloat16, nor on what else is in the
 """
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...wire.messages import SamplingParams
+from .nucleus import nucleus_floors
 
-_NUCLEUS_GUESS = 512
-"""Tokens sorted for top-p at first. Most nuclei are smaller, and to sort a whole vocabulary costs many times more."""
+Arrays = list[NDArray[Any]]
 
 
-def truncated_probabilities(scores: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+class Cuts(NamedTuple):
+    """Of all rows, on the device. Each is empty where no row cuts so, else one tensor (rows,).
+
+    min_p: float32. top_k: int64, 0 is off. top_p: float64. max_k: the highest of top_k.
+    """
+
+    min_p: Sequence[Tensor]
+    top_k: Sequence[Tensor]
+    top_p: Sequence[Tensor]
+    max_k: int
+
+
+def cuts(params: Sequence[SamplingParams]) -> list[Arrays]:
+    """The members of `Cuts` but the last, on the host."""
+    min_p = [np.array([p.min_p for p in params], np.float32)] if any(p.min_p > 0.0 for p in params) else []
+    top_k = [np.array([p.top_k for p in params], np.int64)] if any(p.top_k > 0 for p in params) else []
+    top_p = [np.array([p.top_p for p in params], np.float64)] if any(p.top_p < 1.0 for p in params) else []
+    return [min_p, top_k, top_p]
+
+
+def truncated_probabilities(scores: Tensor, cuts: Cuts) -> Tensor:
     """scores: (rows, vocab) float32, divided by the temperature; overwritten.
 
     Returns (rows, vocab) float32: probabilities, 0 for the tokens cut off; after top-p they sum to less than 1.
     """
-    if any(p.min_p > 0.0 for p in params):
-        _cut_min_p(scores, torch.tensor([p.min_p for p in params]).to(scores.device))
-    if any(p.top_k > 0 for p in params):
-        _cut_top_k(scores, [p.top_k for p in params])
+    if cuts.min_p:
+        _cut_min_p(scores, cuts.min_p[0])
+    if cuts.top_k:
+        _cut_top_k(scores, cuts.top_k[0], cuts.max_k)
     probabilities = torch.softmax(scores, dim=-1)
-    if any(p.top_p < 1.0 for p in params):
-        _cut_top_p(probabilities, torch.tensor([p.top_p for p in params], dtype=torch.float64).to(scores.device))
+    if cuts.top_p:
+        floors = nucleus_floors(probabilities, cuts.top_p[0])
+        probabilities.masked_fill_(probabilities < floors[:, None], 0.0)
     return probabilities
 
 
@@ -36,26 +60,8 @@ def _cut_min_p(scores: Tensor, min_p: Tensor) -> None:
     scores.masked_fill_(scores < floor[:, None], -torch.inf)
 
 
-def _cut_top_k(scores: Tensor, top_k: list[int]) -> None:
+def _cut_top_k(scores: Tensor, top_k: Tensor, max_k: int) -> None:
     """Drop the tokens below the k-th highest score; k = 0 leaves a row as it is."""
-    ks = [min(k, scores.shape[1]) for k in top_k]
-    k = torch.tensor(ks).to(scores.device)[:, None]
-    kth = scores.topk(max(ks)).values.gather(1, (k - 1).clamp(min=0))
-    scores.masked_fill_((scores < kth) & (k > 0), -torch.inf)
-
-
-def _cut_top_p(probabilities: Tensor, top_p: Tensor) -> None:
-    """Zero the tokens outside the smallest set of most likely ones that holds a mass of `top_p` (rows,) float64."""
-    floor, short = _nucleus_floor(probabilities, top_p, min(_NUCLEUS_GUESS, probabilities.shape[1]))
-    if short.any():
-        floor[short] = _nucleus_floor(probabilities[short], top_p[short], probabilities.shape[1])[0]
-    probabilities.masked_fill_(probabilities < floor[:, None], 0.0)
-
-
-def _nucleus_floor(probabilities: Tensor, top_p: Tensor, num_best: int) -> tuple[Tensor, Tensor]:
-    """The probability of each nucleus's last token, and whether `num_best` tokens were too few to find it."""
-    best = probabilities.topk(num_best).values
-    mass = best.cumsum(dim=-1, dtype=torch.float64)
-    size = (mass - best < top_p[:, None]).sum(dim=-1).clamp(min=1)
-    floor = best.gather(1, size[:, None] - 1).squeeze(1)
-    return torch.where(top_p < 1.0, floor, 0.0), (top_p < 1.0) & (mass[:, -1] < top_p)
+    best = scores.topk(min(max_k, scores.shape[1])).values
+    kth = best.gather(1, (top_k[:, None] - 1).clamp(min=0, max=best.shape[1] - 1))
+    scores.masked_fill_((scores < kth) & (top_k[:, None] > 0), -torch.inf)

@@ -4,9 +4,15 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
-from peftserve.server.engine.sampling import logprobs, prompt_logprobs
-from peftserve.server.engine.sampling.logprobs import LOWEST, sampled_logprobs
+from peftserve.server.engine.sampling import Sampler, SampleRow, logprobs, start_prompt_logprobs
+from peftserve.server.engine.sampling.logprobs import LOWEST
+from peftserve.server.wire.messages import SamplingParams, TokenLogprobs
+
+
+def prompt_logprobs(logits: Tensor, next_token_ids: list[int], top: int) -> list[TokenLogprobs]:
+    return start_prompt_logprobs(logits, next_token_ids, top).result()
 
 
 def test_values_ranks_and_order() -> None:
@@ -38,10 +44,14 @@ def test_many_rows_are_reported_in_chunks(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_each_row_gets_as_many_as_it_asks_for() -> None:
     logits = torch.randn(4, 30)
-    reports = sampled_logprobs(logits, [1, 2, 3, 4], [None, 0, 3, 50])
-    assert reports[0] is None
-    assert [len(r.top) for r in reports[1:] if r] == [0, 3, 30]
-    assert [r.chosen.token_id for r in reports[1:] if r] == [2, 3, 4]
+    wanted = [None, 0, 3, 50]
+    rows = [SampleRow(SamplingParams(temperature=0.0, logprobs=top), [], [], 0) for top in wanted]
+    tokens = Sampler(30, logits.device).sample(logits, rows)
+    assert tokens[0].logprobs is None
+    for token, row, count in zip(tokens[1:], logits[1:], [0, 3, 30], strict=True):
+        (expected,) = prompt_logprobs(row[None], [token.token_id], count)
+        assert token.logprobs == expected
+        assert len(expected.top) == count
 
 
 @pytest.mark.parametrize("value", [math.nan, -math.inf])

@@ -8,10 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from peftserve.server.engine.sampling import SampleRow
-from peftserve.server.engine.sampling.penalties import edit
+from peftserve.server.engine.sampling.penalties import Edits, edit, edits
+from peftserve.server.engine.staging import to_device
 from peftserve.server.wire.messages import SamplingParams
 
 VOCAB = 23
@@ -22,6 +24,10 @@ def row(
     params: SamplingParams, prompt: Sequence[int] = (), output: Sequence[int] = (), banned: Sequence[int] = ()
 ) -> SampleRow:
     return SampleRow(params, prompt, output, 0, banned)
+
+
+def edited(logits: Tensor, rows: list[SampleRow]) -> Tensor:
+    return edit(logits, Edits(*to_device(edits(rows, logits.shape[1]), logits.device)))
 
 
 def edited_by_hand(logits: list[float], row: SampleRow) -> list[float]:
@@ -58,7 +64,7 @@ ROWS = st.builds(
 def test_every_row_gets_its_own_edits(rows: list[SampleRow], seed: int) -> None:
     logits = torch.randn(len(rows), VOCAB, generator=torch.Generator().manual_seed(seed)) * 4
     expected = torch.tensor([edited_by_hand(line.tolist(), one) for line, one in zip(logits, rows, strict=True)])
-    torch.testing.assert_close(edit(logits, rows), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(edited(logits, rows), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("penalty", [1.2, 0.8])
@@ -66,18 +72,18 @@ def test_repetition_penalty_is_transformers(penalty: float) -> None:
     logits = torch.randn(1, VOCAB)
     prompt, output = [1, 5, 5, 7], [2, 5, 22, 2]
     expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([prompt + output]), logits.clone())
-    assert torch.equal(edit(logits, [row(SamplingParams(repetition_penalty=penalty), prompt, output)]), expected)
+    assert torch.equal(edited(logits, [row(SamplingParams(repetition_penalty=penalty), prompt, output)]), expected)
 
 
 def test_plain_rows_cost_nothing() -> None:
     logits = torch.randn(3, VOCAB, dtype=torch.bfloat16)
-    assert edit(logits, [row(SamplingParams(), [1], [2])] * 3) is logits
+    assert edited(logits, [row(SamplingParams(), [1], [2])] * 3) is logits
 
 
 def test_the_input_stays_and_plain_neighbours_too() -> None:
     logits = torch.randn(2, VOCAB)
     before = logits.clone()
-    scores = edit(logits, [row(SamplingParams(logit_bias={3: 1.0})), row(SamplingParams())])
+    scores = edited(logits, [row(SamplingParams(logit_bias={3: 1.0})), row(SamplingParams())])
     assert torch.equal(logits, before)
     assert torch.equal(scores[1], before[1])
 
@@ -85,7 +91,7 @@ def test_the_input_stays_and_plain_neighbours_too() -> None:
 def test_tokens_that_do_not_exist_are_ignored() -> None:
     logits = torch.zeros(1, VOCAB)
     params = SamplingParams(logit_bias={VOCAB: 5.0, 1: 2.0, -1: 3.0}, repetition_penalty=2.0, presence_penalty=1.0)
-    scores = edit(logits, [row(params, [VOCAB + 3], [VOCAB, 1], [VOCAB, -1, 2])])
+    scores = edited(logits, [row(params, [VOCAB + 3], [VOCAB, 1], [VOCAB, -1, 2])])
     assert scores[0, 1] == 0.0
     assert scores[0, 2] == -math.inf
     assert scores[0].count_nonzero() == 1

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from peftserve.server.engine.sampling import SampledToken, Sampler, SampleRow, sampler
+from peftserve.server.engine.sampling import SampledToken, Sampler, SampleRow, parameters
 from peftserve.server.wire.messages import SamplingParams
 
 VOCAB = 40
@@ -137,7 +137,7 @@ def test_extreme_uniforms_stay_in_the_distribution(
     sample: Sample, monkeypatch: pytest.MonkeyPatch, largest: bool
 ) -> None:
     uniform = 1 - 2.0**-53 if largest else 0.0
-    monkeypatch.setattr(sampler, "uniforms", lambda seeds, _: np.full(len(seeds), uniform))
+    monkeypatch.setattr(parameters, "uniforms", lambda seeds, _: np.full(len(seeds), uniform))
     logits = torch.randn(200, 333) * 5
     logits[:, 0] = logits[:, -1] = -math.inf
     assert set(ids(sample(logits, [row(SamplingParams())] * 200))) == {331 if largest else 1}

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from peftserve.server.engine.sampling import truncation
-from peftserve.server.engine.sampling.truncation import truncated_probabilities
+from peftserve.server.engine.sampling import nucleus
+from peftserve.server.engine.sampling.truncation import Cuts, cuts, truncated_probabilities
+from peftserve.server.engine.staging import to_device
 from peftserve.server.wire.messages import SamplingParams
 
 VOCAB = 700
@@ -26,6 +27,10 @@ def distinct_scores(rows: int, seed: int, spread: float = 2.0) -> Tensor:
     return torch.randn(rows, VOCAB, generator=generator) * spread
 
 
+def probabilities_of(scores: Tensor, params: list[SamplingParams]) -> Tensor:
+    return truncated_probabilities(scores, Cuts(*to_device(cuts(params), scores.device), max(p.top_k for p in params)))
+
+
 def by_transformers(scores: Tensor, params: SamplingParams) -> Tensor:
     if params.min_p > 0:
         scores = MinPLogitsWarper(params.min_p)(IDS, scores)
@@ -41,7 +46,7 @@ def by_transformers(scores: Tensor, params: SamplingParams) -> Tensor:
 def test_equals_transformers_row_by_row(params: list[SamplingParams], seed: int, spread: float) -> None:
     scores = distinct_scores(len(params), seed, spread)
     expected = torch.cat([by_transformers(scores[i : i + 1].clone(), p) for i, p in enumerate(params)])
-    probabilities = truncated_probabilities(scores.clone(), params)
+    probabilities = probabilities_of(scores.clone(), params)
     probabilities /= probabilities.sum(dim=-1, keepdim=True)
     torch.testing.assert_close(probabilities, expected, rtol=1e-4, atol=1e-7)
 
@@ -50,8 +55,8 @@ def test_equals_transformers_row_by_row(params: list[SamplingParams], seed: int,
 @given(st.lists(PARAMS, min_size=2, max_size=5), st.integers(0, 1000))
 def test_a_row_does_not_depend_on_its_neighbours(params: list[SamplingParams], seed: int) -> None:
     scores = distinct_scores(len(params), seed).bfloat16().float()  # ties
-    together = truncated_probabilities(scores.clone(), params)
-    alone = torch.cat([truncated_probabilities(scores[i : i + 1].clone(), [p]) for i, p in enumerate(params)])
+    together = probabilities_of(scores.clone(), params)
+    alone = torch.cat([probabilities_of(scores[i : i + 1].clone(), [p]) for i, p in enumerate(params)])
     assert torch.equal(together, alone)
 
 
@@ -59,14 +64,14 @@ def test_equals_at_the_threshold_stay_together() -> None:
     scores = torch.tensor([[1.0, 3.0, 2.0, 2.0, 2.0, 0.0]])
     kept = [1, 2, 3, 4]
     for params in (SamplingParams(top_k=2), SamplingParams(top_p=0.6)):
-        assert truncated_probabilities(scores.clone(), [params])[0].nonzero().flatten().tolist() == kept
+        assert probabilities_of(scores.clone(), [params])[0].nonzero().flatten().tolist() == kept
 
 
 @pytest.mark.parametrize("top_p", [0.3, 0.99])
 def test_a_nucleus_larger_than_the_guess(monkeypatch: pytest.MonkeyPatch, top_p: float) -> None:
     scores, params = distinct_scores(2, 0, 0.1), [SamplingParams(top_p=top_p), SamplingParams(top_p=1.0)]
-    expected = truncated_probabilities(scores.clone(), params)
-    monkeypatch.setattr(truncation, "_NUCLEUS_GUESS", 16)
-    assert torch.equal(truncated_probabilities(scores.clone(), params), expected)
+    expected = probabilities_of(scores.clone(), params)
+    monkeypatch.setattr(nucleus, "_GUESS", 16)
+    assert torch.equal(probabilities_of(scores.clone(), params), expected)
     assert expected[0].count_nonzero() > 16
     assert expected[1].all()

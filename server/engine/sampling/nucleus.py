@@ -1,0 +1,71 @@
+"""Where the nucleus of top-p ends: the probability of its last token, for rows of probabilities and a mass for each.
+
+The floor of a row is its least probability v for which all probabilities above v hold less than the mass.
+"""
+
+import torch
+from torch import Tensor
+
+from .. import staging
+
+_GUESS = 512
+"""Tokens sorted on a CPU at first. Most nuclei are smaller, and to sort a whole vocabulary costs many times more."""
+
+_ROWS = 64
+"""Rows handled at once on a device: bounds the integer copies of their probabilities."""
+
+_DIGITS = ((20, 11), (10, 10), (0, 10))
+"""Lowest bit and number of bits of each digit of a float32 that is not negative, from the highest digit on."""
+
+_UNITS = 2.0**62
+"""What a probability of 1 counts for in whole numbers. A row's sum may pass 1 by its rounding, and still fits."""
+
+
+def nucleus_floors(probabilities: Tensor, top_p: Tensor) -> Tensor:
+    """probabilities: (rows, vocab) float32. top_p: (rows,) float64. Returns (rows,) float32; 0 where top_p is 1.
+
+    A row of NaNs gets any number. On a device nothing waits.
+    """
+    if staging.is_host(probabilities.device):
+        floors = _floors_by_sorting(probabilities, top_p)
+    else:
+        pairs = zip(probabilities.split(_ROWS), top_p.split(_ROWS), strict=True)
+        floors = torch.cat([_floors_by_digits(*pair) for pair in pairs])
+    return torch.where(top_p < 1.0, floors, 0.0)
+
+
+def _floors_by_sorting(probabilities: Tensor, top_p: Tensor) -> Tensor:
+    floors, short = _floors_of_best(probabilities, top_p, min(_GUESS, probabilities.shape[1]))
+    if short.any():
+        floors[short] = _floors_of_best(probabilities[short], top_p[short], probabilities.shape[1])[0]
+    return floors
+
+
+def _floors_of_best(probabilities: Tensor, top_p: Tensor, num_best: int) -> tuple[Tensor, Tensor]:
+    """The floors, and whether `num_best` tokens were too few to find them."""
+    best = probabilities.topk(num_best).values
+    mass = best.cumsum(dim=-1, dtype=torch.float64)
+    size = (mass - best < top_p[:, None]).sum(dim=-1).clamp(min=1)
+    return best.gather(1, size[:, None] - 1).squeeze(1), (top_p < 1.0) & (mass[:, -1] < top_p)
+
+
+def _floors_by_digits(probabilities: Tensor, top_p: Tensor) -> Tensor:
+    """Finds the floor's bits from the highest on, each digit from the mass that every value of it holds.
+
+    Floats that are not negative are in the order of their bits. Masses are whole numbers, so that the order in which a
+    device adds them does not show.
+    """
+    bits = probabilities.view(torch.int32).bitwise_and(0x7FFFFFFF)
+    mass = (probabilities.to(torch.float64) * _UNITS).to(torch.int64)
+    wanted = (top_p * _UNITS).to(torch.int64).clamp(min=1)[:, None]
+    above, found = torch.zeros_like(wanted), torch.zeros_like(wanted)
+    for low, size in _DIGITS:
+        digit = (bits >> low) & ((1 << size) - 1)
+        candidate = (bits >> (low + size)) == found
+        held = mass.new_zeros(len(mass), 1 << size)
+        held.scatter_add_(1, digit.to(torch.int64), torch.where(candidate, mass, 0))
+        higher = above + held.flip(1).cumsum(1).flip(1) - held  # what lies above each value of the digit
+        value = (higher >= wanted).sum(dim=1, keepdim=True)
+        above = higher.gather(1, value)
+        found = (found << size) + value
+    return found.squeeze(1).to(torch.int32).view(torch.float32)
