@@ -1,10 +1,10 @@
 """What the HTTP front end costs: CPU time of the API process for each request and each streamed token.
 
-    python benchmarks/front_end.py [--before FOLDER] [--rounds 5] [--out FILE.json]
+    python benchmarks/front_end.py [--before CHECKOUT] [--api-workers N] [--rounds 5] [--out FILE.json]
 
 The real server in a process of its own, an engine that answers at once (`instant_engine.py`) in another, and this
-process as its clients, all on the same cores. FOLDER: one in which `peftserve` is an older checkout; its server takes
-turns with this one's, so that both meet the same neighbours.
+process as its clients, all on the same cores. CHECKOUT: an older one, whose server takes turns with this one's, so that
+both meet the same neighbours. N: as many API processes, in turns with the one.
 """
 
 import argparse
@@ -25,7 +25,8 @@ from typing import Any, cast
 
 import uvloop
 
-ENGINE = Path(__file__).with_name("instant_engine.py")
+ROOT = Path(__file__).resolve().parents[1]
+ENGINE = "instant_engine.py"
 TICKS = os.sysconf("SC_CLK_TCK")
 START_SECONDS = 60.0
 CHAT = [
@@ -52,6 +53,15 @@ class Scenario:
         body = json.dumps({"model": "instant", **self.body}).encode()
         head = f"POST {self.path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
         return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+Servers = dict[str, tuple[list[int], int]]  # name to API processes and port
+
+
+@dataclass(frozen=True)
+class Contestant:
+    checkout: Path
+    api_workers: int = 1
 
 
 _PROMPT = {"prompt": "Which animals are in the table? Write a query that names them all."}
@@ -131,27 +141,43 @@ def check(scenario: Scenario, answers: list[bytes]) -> None:
         raise SystemExit(f"{len(faulty)} answers are not as they should be: {faulty[:1]!r:.1000}")
 
 
-def cpu_seconds(pid: int) -> float:
-    """User and system time of all threads of a process."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
+def cpu_seconds(pids: list[int]) -> float:
+    """User and system time of all threads of some processes."""
+    stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
+    return sum(int(fields[11]) + int(fields[12]) for fields in stats) / TICKS
+
+
+def api_processes(pid: int) -> list[int]:
+    """A server's first process and its children but the engine."""
+    children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return [pid, *(child for child in children if ENGINE.encode() not in Path(f"/proc/{child}/cmdline").read_bytes())]
 
 
 @contextlib.contextmanager
-def server(package: Path | None, step_ms: float) -> Iterator[tuple[int, int]]:
-    """(pid, port) of a server that is ready."""
+def server(contestant: Contestant, step_ms: float) -> Iterator[tuple[list[int], int]]:
+    """(API processes, port) of a server that is ready."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    environment = {**os.environ, **({"PYTHONPATH": str(package)} if package else {})}
-    with tempfile.TemporaryDirectory() as state:
-        command = [sys.executable, str(ENGINE), "serve", str(port), state, str(step_ms)]
-        process = subprocess.Popen(command, env=environment)
+    with tempfile.TemporaryDirectory() as folder:
+        package = Path(folder) / "package"
+        _link_package(contestant.checkout, package)
+        script = contestant.checkout / "benchmarks" / ENGINE
+        command = [sys.executable, str(script), "serve", str(port), f"{folder}/state", str(step_ms)]
+        workers = [str(contestant.api_workers)] if contestant.api_workers > 1 else []
+        process = subprocess.Popen(command + workers, env={**os.environ, "PYTHONPATH": str(package)})
         try:
             _wait_until_ready(port)
-            yield process.pid, port
+            yield api_processes(process.pid), port
         finally:
             process.terminate()
             process.wait(20)
+
+
+def _link_package(checkout: Path, package: Path) -> None:
+    """Make a folder in which `peftserve` is this checkout."""
+    (package / "peftserve").mkdir(parents=True)
+    for folder in ("server", "kernels", "adapters"):
+        (package / "peftserve" / folder).symlink_to(checkout / folder)
 
 
 def _wait_until_ready(port: int) -> None:
@@ -165,10 +191,10 @@ def _wait_until_ready(port: int) -> None:
     raise SystemExit("the server does not get ready")
 
 
-def measure(scenario: Scenario, pid: int, port: int) -> dict[str, float]:
-    before, begun = cpu_seconds(pid), time.perf_counter()
+def measure(scenario: Scenario, pids: list[int], port: int) -> dict[str, float]:
+    before, begun = cpu_seconds(pids), time.perf_counter()
     answers = uvloop.run(drive(scenario, port))
-    seconds, cpu = time.perf_counter() - begun, cpu_seconds(pid) - before
+    seconds, cpu = time.perf_counter() - begun, cpu_seconds(pids) - before
     check(scenario, answers)
     tokens = scenario.num_requests * scenario.num_tokens
     return {
@@ -182,16 +208,20 @@ def measure(scenario: Scenario, pid: int, port: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--before", type=Path)
+    parser.add_argument("--api-workers", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", help="scenarios whose name begins so", default="")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    contestants = {"after": None} if args.before is None else {"before": args.before.resolve(), "after": None}
+    contestants = {} if args.before is None else {"before": Contestant(args.before.resolve())}
+    contestants["after"] = Contestant(ROOT)
+    if args.api_workers > 1:
+        contestants[f"after, {args.api_workers} processes"] = Contestant(ROOT, args.api_workers)
     chosen = {name: scenario for name, scenario in SCENARIOS.items() if name.startswith(args.only)}
     result: dict[str, Any] = {}
     for step_ms in sorted({scenario.step_ms for scenario in chosen.values()}):
         with contextlib.ExitStack() as stack:
-            servers = {name: stack.enter_context(server(path, step_ms)) for name, path in contestants.items()}
+            servers = {name: stack.enter_context(server(who, step_ms)) for name, who in contestants.items()}
             for name, scenario in chosen.items():
                 if scenario.step_ms == step_ms:
                     result[name] = _take_turns(scenario, servers, args.rounds)
@@ -200,12 +230,14 @@ def main() -> None:
         args.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def _take_turns(scenario: Scenario, servers: dict[str, tuple[int, int]], rounds: int) -> dict[str, dict[str, float]]:
+def _take_turns(
+    scenario: Scenario, servers: dict[str, tuple[list[int], int]], rounds: int
+) -> dict[str, dict[str, float]]:
     """Each contestant's medians, after one round that is not counted."""
     seen: dict[str, list[dict[str, float]]] = {name: [] for name in servers}
     for _ in range(rounds + 1):
-        for name, (pid, port) in servers.items():
-            seen[name].append(measure(scenario, pid, port))
+        for name, (pids, port) in servers.items():
+            seen[name].append(measure(scenario, pids, port))
     return {
         name: {key: round(statistics.median(one[key] for one in runs[1:]), 1) for key in runs[0]}
         for name, runs in seen.items()
@@ -215,7 +247,7 @@ def _take_turns(scenario: Scenario, servers: dict[str, tuple[int, int]], rounds:
 def _show(name: str, medians: dict[str, dict[str, float]]) -> None:
     print(name)
     for who, values in medians.items():
-        print(f"  {who:8}" + "  ".join(f"{key} {value:,.0f}" for key, value in values.items()), flush=True)
+        print(f"  {who:20}" + "  ".join(f"{key} {value:,.0f}" for key, value in values.items()), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """An engine process that answers at once, and the server around it: what `front_end.py` measures.
 
     python benchmarks/instant_engine.py serve PORT STATE STEP_MS     the API server, which starts the engine
-    python benchmarks/instant_engine.py engine ADDRESS CONFIG        the engine
+    python benchmarks/instant_engine.py engine DOOR CONFIG           the engine
 
 It speaks the real wire protocol: a step is one message with a token of every running sequence. STEP_MS is the time from
 one step to the next; 0 is none.
@@ -15,18 +15,18 @@ from pathlib import Path
 
 from peftserve.server.config import EngineConfig, ServerConfig
 from peftserve.server.demo import DEMO_MODEL
+from peftserve.server.wire.engine_socket import EngineSocket
 from peftserve.server.wire.launch import encode_config, exit_with_parent, parse_engine_arguments
 from peftserve.server.wire.messages import AddRequest, EngineStats, ModelInfo, Outputs, SequenceOutput, Shutdown
-from peftserve.server.wire.transport import EngineSocket
 
 TEXT = "The quick brown fox jumps over the lazy dog, and then it writes a query: SELECT name FROM animals; "
 STATS_SECONDS = 0.25  # as the real engine
 
 
-def engine(address: str, config: str) -> None:
-    _, chosen = parse_engine_arguments((address, config))
+def engine(*arguments: str) -> None:
+    door, chosen = parse_engine_arguments(arguments)
     exit_with_parent()
-    socket = EngineSocket(address)
+    socket = EngineSocket(door)
     socket.send(_info())
     _Loop(socket, float(chosen.model) / 1000).run()
     socket.close()
@@ -97,12 +97,12 @@ def _info() -> ModelInfo:
 
 def serve(port: int, state: Path, step_ms: float) -> int:
     from peftserve.server.api import serve as api
-    from peftserve.server.api.engine_client import EngineClient
+    from peftserve.server.api.own_engine import OwnEngine
 
-    def command(address: str, config: EngineConfig) -> list[str]:
-        return [sys.executable, __file__, "engine", address, encode_config(config)]
+    def command(door: int, config: EngineConfig) -> list[str]:
+        return [sys.executable, __file__, "engine", str(door), encode_config(config)]
 
-    api.EngineClient = functools.partial(EngineClient, make_command=command)  # type: ignore[misc, assignment]
+    api.OwnEngine = functools.partial(OwnEngine, make_command=command)  # type: ignore[misc, assignment]
     config = ServerConfig(
         EngineConfig(model=str(step_ms)), state, port=port, served_model_name="instant", log_level="warning"
     )

@@ -1,6 +1,6 @@
 """What the HTTP side needs of an engine. `EngineClient` is the real one; tests bring their own."""
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +11,16 @@ StatsListener = Callable[[EngineStats], None]
 
 class EngineDead(Exception):
     """The engine process has ended or cannot start. The message is for the operator, not for clients."""
+
+
+class Sink(Protocol):
+    """Where the outputs of one sequence go, each at once when it comes."""
+
+    def push(self, output: SequenceOutput) -> None:
+        """The last has a finish reason or an error. Raises nothing."""
+
+    def fail(self, death: EngineDead) -> None:
+        """In place of all that would have come."""
 
 
 class Engine(Protocol):
@@ -31,11 +41,11 @@ class Engine(Protocol):
     def add_stats_listener(self, listener: StatsListener) -> None:
         """Calls `listener` with every `EngineStats` from now on."""
 
-    def generate(self, request: AddRequest) -> AsyncGenerator[list[SequenceOutput]]:
-        """The outputs of one sequence, each time all that have come; the last has a finish reason or an error.
+    def submit(self, request: AddRequest, sink: Sink) -> None:
+        """Begin a sequence. Raises EngineDead."""
 
-        Raises EngineDead, at once also where it waits. Closing it early aborts the sequence.
-        """
+    def abort(self, request_id: str) -> None:
+        """Forget a sequence: its sink hears nothing more. An unknown id is fine: it may have ended."""
 
     async def inspect_adapter(self, digest: str, path: Path) -> AdapterCard:
         """Raises one of adapters/errors.py, or EngineDead."""

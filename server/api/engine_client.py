@@ -1,21 +1,18 @@
 """The engine as the HTTP side sees it: sequences in, outputs back, calls with replies, one clear error when it dies.
 
-Knows the messages; does not know HTTP, names of adapters, or text.
+Knows the messages; does not know who started the engine, HTTP, names of adapters, or text.
 """
 
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncGenerator
+import socket
 from pathlib import Path
-from typing import cast
 
 import msgspec
 
 from peftserve.adapters import errors
 
-from ..config import EngineConfig
-from ..wire.launch import engine_command
 from ..wire.messages import (
     AbortRequest,
     AdapterCard,
@@ -29,85 +26,68 @@ from ..wire.messages import (
     Outputs,
     ReleaseAdapter,
     Reply,
-    SequenceOutput,
-    Shutdown,
 )
-from .engine import EngineDead, StatsListener
-from .engine_process import CommandMaker, EngineProcess
-from .mailbox import Mailbox
+from ..wire.transport import Channel
+from .engine import EngineDead, Sink, StatsListener
 
 logger = logging.getLogger(__name__)
 
-SHUTDOWN_PATIENCE = 10.0  # seconds that an engine may take to leave its step loop
-
-Outbox = Mailbox[SequenceOutput | EngineDead]
+SHUTTING_DOWN = "the server is shutting down"
 
 
 class EngineClient:
-    """One engine process. `start` first; every method belongs to the event loop that called it."""
+    """A connection to an engine. `attach` first; every method belongs to the event loop that called it."""
 
-    def __init__(self, config: EngineConfig, make_command: CommandMaker = engine_command) -> None:
+    def __init__(self) -> None:
         self.info: ModelInfo | None = None  # set by the engine's first event
         self.stats = EngineStats()
-        self._config = config
-        self._make_command = make_command
-        self._process: EngineProcess | None = None  # set by launch()
-        self._loaded: asyncio.Future[ModelInfo] | None = None  # set by launch()
+        self._channel: Channel[Command, Event] | None = None  # set by attach()
+        self._loaded: asyncio.Future[ModelInfo] | None = None  # set by attach()
         self._dead: EngineDead | None = None  # set when the engine ends, for good
-        self._tasks: list[asyncio.Task[None]] = []
-        self._mailboxes: dict[str, Outbox] = {}
+        self._inquest: asyncio.Task[None] | None = None  # set when the connection ends
+        self._sinks: dict[str, Sink] = {}
         self._calls: dict[int, asyncio.Future[Reply]] = {}
         self._call_ids = itertools.count(1)
         self._listeners: list[StatsListener] = []
 
     @property
     def alive(self) -> bool:
-        return self._process is not None and self._dead is None
+        return self._channel is not None and self._dead is None
 
     @property
     def num_sequences(self) -> int:
-        return len(self._mailboxes)
+        return len(self._sinks)
 
     def add_stats_listener(self, listener: StatsListener) -> None:
         self._listeners.append(listener)
 
-    async def launch(self) -> None:
-        """Starts the process without waiting for its model. Raises OSError."""
+    async def attach(self, connection: socket.socket) -> None:
+        """Take over a connection to the engine, whether or not its model is loaded."""
         self._loaded = asyncio.get_running_loop().create_future()
         # Whether or not anyone waits for the model, its failure is no unhandled exception.
         self._loaded.add_done_callback(lambda future: future.exception())
-        self._process = await EngineProcess.start(self._config, self._make_command)
-        self._tasks = [
-            asyncio.create_task(self._receive(self._process), name="engine-events"),
-            asyncio.create_task(self._watch(self._process), name="engine-exit"),
-        ]
+        decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
+        self._channel = Channel(decoder, self._receive, self._disconnected)
+        await self._channel.open(connection)
 
-    async def start(self) -> ModelInfo:
-        """Starts the process, unless `launch` has, and waits until the model is loaded. Raises EngineDead, OSError."""
-        if self._loaded is None:
-            await self.launch()
+    async def loaded(self) -> ModelInfo:
+        """Wait for the model. Raises EngineDead."""
         assert self._loaded is not None
         return await asyncio.shield(self._loaded)
 
-    async def generate(self, request: AddRequest) -> AsyncGenerator[list[SequenceOutput]]:
-        mailbox: Outbox = Mailbox()
+    def leave(self) -> None:
+        """End the connection: open sequences and calls get EngineDead, and the engine aborts the sequences."""
+        self._die(SHUTTING_DOWN)
+        if self._channel is not None:
+            self._channel.close()
+
+    def submit(self, request: AddRequest, sink: Sink) -> None:
         self._send(request)
-        self._mailboxes[request.request_id] = mailbox
-        ended = False
-        try:
-            while not ended:
-                outputs, death = _split(await mailbox.take())
-                if outputs:
-                    ended = outputs[-1].finish_reason is not None or outputs[-1].error is not None
-                    if ended:
-                        self._mailboxes.pop(request.request_id, None)
-                    yield outputs
-                if death is not None and not ended:
-                    raise EngineDead(*death.args)
-        finally:
-            self._mailboxes.pop(request.request_id, None)
-            if not ended and self.alive:
-                self._send(AbortRequest(request.request_id))
+        self._sinks[request.request_id] = sink
+
+    def abort(self, request_id: str) -> None:
+        if self._sinks.pop(request_id, None) is not None and self.alive:
+            self._send(AbortRequest(request_id))
 
     async def inspect_adapter(self, digest: str, path: Path) -> AdapterCard:
         reply = await self._call(InspectAdapter(next(self._call_ids), digest, str(path)))
@@ -120,26 +100,14 @@ class EngineClient:
         if reply.error is not None:
             raise _adapter_error(reply)
 
-    async def shutdown(self) -> None:
-        """Ends the engine: asks first, then insists. Open sequences and calls get EngineDead. Idempotent."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        # An engine that still loads its model hears nothing; one that is dead has nothing left to do.
-        asked = self._dead is None and self.info is not None
-        if asked:
-            process.socket.send(Shutdown())
-        self._die("the server is shutting down")
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await process.stop(SHUTDOWN_PATIENCE if asked else 0)
-        process.close()
+    async def _why(self) -> str:
+        """Why the connection has ended."""
+        return "the engine has closed its connection"
 
     def _send(self, command: Command) -> None:
-        if self._process is None or self._dead is not None:
+        if self._channel is None or self._dead is not None:
             raise EngineDead(*(self._dead.args if self._dead else ("the engine is not running",)))
-        self._process.socket.send(command)
+        self._channel.send(command)
 
     async def _call(self, command: InspectAdapter | ReleaseAdapter) -> Reply:
         self._send(command)
@@ -150,12 +118,9 @@ class EngineClient:
         finally:
             self._calls.pop(command.call_id, None)
 
-    async def _receive(self, process: EngineProcess) -> None:
+    def _receive(self, event: Event) -> None:
         try:
-            while True:
-                self._dispatch(await process.socket.receive())
-        except msgspec.MsgspecError as error:
-            self._die(f"the engine does not speak this server's language: {error}")
+            self._dispatch(event)
         except Exception as error:
             # Nobody would hear of later outputs: an error for all is better than silence.
             logger.exception("An engine's message could not be handled")
@@ -173,50 +138,46 @@ class EngineClient:
                 if (call := self._calls.get(event.call_id)) is not None and not call.done():
                     call.set_result(event)
             case ModelInfo():
-                self._begin(event)
+                self.info = event
+                assert self._loaded is not None
+                if not self._loaded.done():
+                    self._loaded.set_result(event)
             case EngineFailed():
                 self._die(event.message)
 
-    def _begin(self, info: ModelInfo) -> None:
-        assert self._loaded is not None
-        assert self._process is not None
-        self.info = info
-        self._process.forget_folder()
-        if not self._loaded.done():
-            self._loaded.set_result(info)
-
     def _deliver(self, event: Outputs) -> None:
         for output in event.outputs:
-            mailbox = self._mailboxes.get(output.request_id)
-            if mailbox is not None:
-                mailbox.put(output)
+            sink = self._sinks.get(output.request_id)
+            if sink is None:
+                continue
+            if output.finish_reason is not None or output.error is not None:
+                del self._sinks[output.request_id]
+            sink.push(output)
 
-    async def _watch(self, process: EngineProcess) -> None:
-        code = await process.wait()
-        # What the engine said last may still be on its way through the socket.
-        await asyncio.sleep(0.05)
-        self._die(f"the engine process has ended with exit code {code}")
+    def _disconnected(self, fault: msgspec.MsgspecError | None) -> None:
+        if fault is not None:
+            self._die(f"the engine does not speak this server's language: {fault}")
+        elif self._dead is None:
+            self._inquest = asyncio.create_task(self._find_out(), name="engine-end")
+
+    async def _find_out(self) -> None:
+        self._die(await self._why())
 
     def _die(self, message: str) -> None:
         if self._dead is not None:
             return
-        if self._process is not None:
+        if message != SHUTTING_DOWN:
             logger.error("The engine is gone: %s", message)
         self._dead = EngineDead(message)
-        for mailbox in self._mailboxes.values():
-            mailbox.put(self._dead)
+        sinks, self._sinks = self._sinks, {}
+        for sink in sinks.values():
+            sink.fail(EngineDead(message))
         waiting: list[asyncio.Future[Reply] | asyncio.Future[ModelInfo]] = [*self._calls.values()]
         if self._loaded is not None:
             waiting.append(self._loaded)
         for future in waiting:
             if not future.done():
                 future.set_exception(EngineDead(message))
-
-
-def _split(taken: list[SequenceOutput | EngineDead]) -> tuple[list[SequenceOutput], EngineDead | None]:
-    """The outputs, and the engine's death where it came behind them."""
-    death = taken.pop() if isinstance(taken[-1], EngineDead) else None
-    return cast(list[SequenceOutput], taken), cast(EngineDead | None, death)
 
 
 def _adapter_error(reply: Reply) -> errors.AdapterError:

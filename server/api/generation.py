@@ -5,17 +5,17 @@ Knows the engine's messages and how text comes out of them; knows nothing of the
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+import os
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 import msgspec
 
 from peftserve.adapters.router import Resolved
 
-from ..wire.messages import AdapterPart, AddRequest, SamplingParams
-from .engine import EngineDead
+from ..wire.messages import AdapterPart, AddRequest, SamplingParams, SequenceOutput
+from .engine import Engine, EngineDead
 from .errors import bad_request
 from .mailbox import Mailbox
 from .metrics import SequenceTimer
@@ -24,11 +24,9 @@ from .sequence import Delta, SequenceDecoder
 from .services import Services
 from .stop_strings import StopStrings
 
-_ids = itertools.count(1)  # for the engine, which serves this process only
+_ids = itertools.count(1)  # of this process's requests; the engine serves several processes
 
 SEED_MASK = (1 << 63) - 1
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -74,42 +72,44 @@ class Generation:
         self.resolved = plan.resolved
         self._services = services
         self._labels = services.metrics.adapter_labels(plan.resolved)
-        self._id = next(_ids)
+        self._id = f"{os.getpid()}-{next(_ids)}"
 
-    def deltas(self) -> AsyncGenerator[list[Said]]:
+    async def deltas(self) -> AsyncGenerator[list[Said]]:
         """What the sequences say, each time all that has come. To be closed. Raises EngineDead, ApiError."""
-        self._services.metrics.prompt_tokens.inc(self.plan.num_prompt_tokens)
-        streams = [self._run(index) for index in range(self.plan.num_sequences)]
-        return streams[0] if len(streams) == 1 else merge(streams)
+        mailbox: Mailbox[Said | Exception] = Mailbox()
+        with self._running(mailbox.put, mailbox.put):
+            running = self.plan.num_sequences
+            while running:
+                items: list[Said] = []
+                for entry in await mailbox.take():
+                    if isinstance(entry, Exception):
+                        yield items
+                        raise entry
+                    items.append(entry)
+                    running -= entry[1].finish_reason is not None
+                yield items
 
     async def collect(self) -> list[Delta]:
-        """Every sequence, whole."""
-        wholes = [Delta() for _ in range(self.plan.num_sequences)]
-        async with aclosing(self.deltas()) as deltas:
-            async for said in deltas:
-                for index, delta in said:
-                    wholes[index].extend(delta)
-        return wholes
+        """Every sequence, whole: the caller sleeps until the last has ended. Raises EngineDead, ApiError."""
+        gathered = _Gathered(self.plan.num_sequences)
+        with self._running(gathered.put, gathered.fail):
+            await gathered.ended
+        return gathered.wholes
 
-    async def _run(self, index: int) -> AsyncGenerator[list[Said]]:
-        """One sequence. Leaving early, for a stop string or a client that is gone, aborts it in the engine."""
-        timer = SequenceTimer(self._services.metrics, self._labels)
-        decoder = self._decoder()
-        async with aclosing(self._services.engine.generate(self._request(index))) as batches:
-            async for outputs in batches:
-                said: list[Said] = []
-                for output in outputs:
-                    if output.error is not None:
-                        yield said
-                        raise bad_request(output.error, code="sequence_failed")
-                    timer.observe(output)
-                    delta = decoder.push(output)
-                    said.append((index, delta))
-                    if delta.finish_reason is not None:
-                        yield said
-                        return
-                yield said
-        raise EngineDead("a sequence ended without a reason")
+    @contextmanager
+    def _running(self, say: "Callable[[Said], None]", fail: Callable[[Exception], None]) -> Iterator[None]:
+        """All sequences run inside; those that have not ended when it is left are aborted."""
+        engine = self._services.engine
+        self._services.metrics.prompt_tokens.inc(self.plan.num_prompt_tokens)
+        requests = [self._request(index) for index in range(self.plan.num_sequences)]
+        try:
+            for index, request in enumerate(requests):
+                timer = SequenceTimer(self._services.metrics, self._labels)
+                engine.submit(request, _Sequence(engine, request.request_id, index, timer, self._decoder(), say, fail))
+            yield
+        finally:
+            for request in requests:
+                engine.abort(request.request_id)
 
     def _request(self, index: int) -> AddRequest:
         prompt, sample = divmod(index, self.plan.samples)
@@ -134,34 +134,62 @@ class Generation:
         )
 
 
-async def merge(streams: Sequence[AsyncGenerator[list[T]]]) -> AsyncGenerator[list[T]]:
-    """The items of all streams as they come. The first error, or leaving early, closes all of them."""
-    mailbox: Mailbox[list[T] | Exception | None] = Mailbox()
-    pumps = [asyncio.create_task(_pump(stream, mailbox)) for stream in streams]
-    try:
-        running = len(pumps)
-        while running:
-            items: list[T] = []
-            for entry in await mailbox.take():
-                if isinstance(entry, Exception):
-                    yield items
-                    raise entry
-                if entry is None:
-                    running -= 1
-                else:
-                    items += entry
-            yield items
-    finally:
-        for pump in pumps:
-            pump.cancel()
-        await asyncio.gather(*pumps, return_exceptions=True)
+class _Sequence:
+    """Where the engine's outputs of one sequence become what a client sees, as they come."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        request_id: str,
+        index: int,
+        timer: SequenceTimer,
+        decoder: SequenceDecoder,
+        say: Callable[[Said], None],
+        fail: Callable[[Exception], None],
+    ) -> None:
+        self._engine = engine
+        self._request_id = request_id
+        self._index = index
+        self._timer = timer
+        self._decoder = decoder
+        self._say = say
+        self._fail = fail
+
+    def push(self, output: SequenceOutput) -> None:
+        try:
+            self._take(output)
+        except Exception as error:  # of this request, and of no other
+            self._fail(error)
+            self._engine.abort(self._request_id)
+
+    def fail(self, death: EngineDead) -> None:
+        self._fail(death)
+
+    def _take(self, output: SequenceOutput) -> None:
+        if output.error is not None:
+            raise bad_request(output.error, code="sequence_failed")
+        self._timer.observe(output)
+        delta = self._decoder.push(output)
+        if delta.finish_reason is not None and output.finish_reason is None:
+            self._engine.abort(self._request_id)  # a stop string, of which the engine does not know
+        self._say((self._index, delta))
 
 
-async def _pump(stream: AsyncGenerator[list[T]], mailbox: Mailbox[list[T] | Exception | None]) -> None:
-    try:
-        async with aclosing(stream):
-            async for items in stream:
-                mailbox.put(items)
-        mailbox.put(None)
-    except Exception as error:
-        mailbox.put(error)
+class _Gathered:
+    """The sum of what each sequence says. ended: when all have, or with the first error."""
+
+    def __init__(self, count: int) -> None:
+        self.wholes = [Delta() for _ in range(count)]
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._running = count
+
+    def put(self, said: Said) -> None:
+        index, delta = said
+        self.wholes[index].extend(delta)
+        self._running -= delta.finish_reason is not None
+        if not self._running and not self.ended.done():
+            self.ended.set_result(None)
+
+    def fail(self, error: Exception) -> None:
+        if not self.ended.done():
+            self.ended.set_exception(error)

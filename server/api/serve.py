@@ -23,8 +23,8 @@ from peftserve.adapters.errors import AdapterError
 from ..config import ServerConfig
 from .app import create_app
 from .engine import EngineDead
-from .engine_client import EngineClient
 from .joined_writes import JoinedHttpProtocol
+from .own_engine import OwnEngine
 from .services import Services, base_id, open_adapters
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def run(config: ServerConfig) -> int:
 
 async def serve(config: ServerConfig) -> int:
     """Raises EngineDead, AdapterError or OSError where the start fails."""
-    engine = EngineClient(replace(config.engine, store=config.engine.store or config.state_dir / "adapters"))
+    engine = OwnEngine(replace(config.engine, store=config.engine.store or config.state_dir / "adapters"))
     with _listen(config.host, config.port) as listener:
         async with open_adapters(config.state_dir, engine, base_id(config)) as adapters:
             app = create_app(engine, config, adapters)
@@ -65,7 +65,7 @@ async def serve(config: ServerConfig) -> int:
 
 
 async def _serve_until(
-    stopping: "_Signals", server: "_Server", listener: socket.socket, services: Services, engine: EngineClient
+    stopping: "_Signals", server: "_Server", listener: socket.socket, services: Services, engine: OwnEngine
 ) -> None:
     http = asyncio.create_task(server.serve([listener]), name="http")
     start = asyncio.create_task(_start(services, engine, listener), name="start")
@@ -83,7 +83,7 @@ async def _serve_until(
         await _close(server, http, engine)
 
 
-async def _start(services: Services, engine: EngineClient, listener: socket.socket) -> None:
+async def _start(services: Services, engine: OwnEngine, listener: socket.socket) -> None:
     """Bring the server to readiness. Raises EngineDead, AdapterError."""
     for ref in await asyncio.to_thread(services.adapters.library.recover):
         logger.error("Adapter %s has lost its files; requests for it will fail. Upload it again or remove it.", ref)
@@ -117,7 +117,7 @@ async def _drain(services: Services, stopping: "_Signals") -> None:
         task.cancel()
 
 
-async def _close(server: "_Server", http: "asyncio.Task[None]", engine: EngineClient) -> None:
+async def _close(server: "_Server", http: "asyncio.Task[None]", engine: OwnEngine) -> None:
     """Ends what is still running with an error, and then the connections."""
     await engine.shutdown()
     server.should_exit = True

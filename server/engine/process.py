@@ -13,6 +13,7 @@ from pathlib import Path
 
 from peftserve.adapters.errors import AdapterError
 
+from ..wire.engine_socket import EngineSocket
 from ..wire.launch import exit_with_parent, parse_engine_arguments
 from ..wire.messages import (
     AbortRequest,
@@ -27,7 +28,6 @@ from ..wire.messages import (
     SequenceOutput,
     Shutdown,
 )
-from ..wire.transport import EngineSocket
 from .engine import Engine
 
 logger = logging.getLogger(__name__)
@@ -129,11 +129,11 @@ def _inspection_reply(call_id: int, inspection: Future[AdapterCard]) -> Reply:
 
 def main(arguments: Sequence[str]) -> int:
     """Exit status 0 after `Shutdown`, 1 if the engine failed or the parent has gone."""
-    address, config = parse_engine_arguments(arguments)
+    door, config = parse_engine_arguments(arguments)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is for the API process, which drains and then says Shutdown
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     exit_with_parent()
-    socket = EngineSocket(address)
+    socket = EngineSocket(door)
     try:
         engine = Engine(config)
         socket.send(engine.info)

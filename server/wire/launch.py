@@ -1,7 +1,8 @@
 """What the parent hands to the engine process at its start, and how the engine notices that the parent is gone.
 
-The command line is `python -m peftserve.server.engine.process ADDRESS CONFIG`, CONFIG being an `EngineConfig` in JSON.
-The parent holds the other end of the child's standard input and never writes to it.
+The command line is `python -m peftserve.server.engine.process DOOR CONFIG`: the descriptor of a socket through which
+API processes' connections come, and an `EngineConfig` in JSON. The parent holds the other end of the child's standard
+input and never writes to it.
 """
 
 import os
@@ -18,9 +19,9 @@ from ..config import EngineConfig
 ENGINE_MODULE = "peftserve.server.engine.process"
 
 
-def engine_command(address: str, config: EngineConfig, *, module: str = ENGINE_MODULE) -> list[str]:
+def engine_command(door: int, config: EngineConfig, *, module: str = ENGINE_MODULE) -> list[str]:
     """The engine process's argument vector."""
-    return [sys.executable, "-m", module, address, encode_config(config)]
+    return [sys.executable, "-m", module, str(door), encode_config(config)]
 
 
 def engine_environment() -> dict[str, str]:
@@ -32,10 +33,10 @@ def engine_environment() -> dict[str, str]:
     return {"GOMP_SPINCOUNT": "3000", **os.environ}
 
 
-def parse_engine_arguments(arguments: Sequence[str]) -> tuple[str, EngineConfig]:
-    """(address, config) of `sys.argv[1:]`. Raises ValueError if they are not what `engine_command` made."""
-    address, config = arguments
-    return address, decode_config(config)
+def parse_engine_arguments(arguments: Sequence[str]) -> tuple[int, EngineConfig]:
+    """(door, config) of `sys.argv[1:]`. Raises ValueError if they are not what `engine_command` made."""
+    door, config = arguments
+    return int(door), decode_config(config)
 
 
 def encode_config(config: EngineConfig) -> str:

@@ -1,121 +1,143 @@
-"""Both ends of the wire: one ZeroMQ PAIR on a Unix socket, one msgpack message a frame.
+"""Both kinds of ends of a connection between two of our processes: msgpack messages over a Unix stream socket.
 
-The API binds (`ApiSocket`, asyncio), the engine connects (`EngineSocket`, synchronous). Queues have no limit on either
-side, so neither end ever blocks on the other: an engine that outruns a slow API fills that process's memory by what
-its running sequences say, which the limit on running sequences bounds. Knows nothing of who starts whom.
+`Channel` is an event loop's end, `Connection` that of a thread that polls. Neither ever blocks on the other: what does
+not fit into the socket waits in memory, so an engine that outruns a slow API fills its own by what its running
+sequences say, which the limit on running sequences bounds. Sockets come in pairs without a name, so that nobody else
+can connect. Knows of the messages only how they are coded.
 """
 
 import asyncio
-from collections import deque
-from typing import Any
+import contextlib
+import socket
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar, cast
 
 import msgspec
-import zmq
 
-from .messages import Command, Event
+from .framing import Unframer, framed
 
-IN, OUT = int(zmq.POLLIN), int(zmq.POLLOUT)  # zmq's own are enums, slow to combine
-IN_OR_OUT = IN | OUT
-LINGER_MS = 500  # what a closing end waits for its last message (`EngineFailed`, `Shutdown`) to leave
+READ_SIZE = 1 << 18
+
+Out = TypeVar("Out")
+In = TypeVar("In")
+
+_encode = msgspec.msgpack.Encoder().encode
 
 
-class EngineSocket:
-    """The engine's end. Not thread-safe: the step loop's thread owns it.
+def encode(message: Any) -> bytes:
+    """A message as it goes over the wire."""
+    return framed(_encode(message))
 
-    `socket` may be registered in a `zmq.Poller` beside other descriptors; it is level-triggered there.
+
+class Channel(asyncio.Protocol, Generic[Out, In]):
+    """An event loop's end. What is sent in one turn of the loop leaves in one call to the system.
+
+    deliver: called with each message that comes. ended: once, when the connection has closed, with what was wrong with
+    the other end's last message, if anything was.
     """
 
-    def __init__(self, address: str) -> None:
-        self._context: zmq.Context[Any] = zmq.Context(io_threads=1)
-        self.socket = _configure(self._context.socket(zmq.PAIR))
-        self.socket.connect(address)
-        self._encoder = msgspec.msgpack.Encoder()
-        self._decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
+    def __init__(
+        self,
+        decoder: "msgspec.msgpack.Decoder[In]",
+        deliver: Callable[[In], None],
+        ended: Callable[[msgspec.MsgspecError | None], None],
+    ) -> None:
+        self._decode = decoder.decode
+        self._deliver = deliver
+        self._ended = ended
+        self._unframer = Unframer()
+        self._fault: msgspec.MsgspecError | None = None
+        self._transport: asyncio.Transport | None = None  # set when the event loop has taken the socket
 
-    def poll(self, timeout: float | None = 0.0) -> list[Command]:
-        """All commands that have arrived, in order; waits for the first at most `timeout` seconds (None: for ever)."""
-        if not self.socket.poll(None if timeout is None else round(timeout * 1000)):
-            return []
-        commands: list[Command] = []
-        while (frame := _receive_now(self.socket)) is not None:
-            commands.append(self._decoder.decode(frame))
-        return commands
+    async def open(self, end: socket.socket) -> None:
+        """Take a connected socket over."""
+        end.setblocking(False)
+        await asyncio.get_running_loop().create_connection(lambda: self, sock=end)
 
-    def send(self, event: Event) -> None:
-        """Never blocks while the API is connected or yet to answer the connection."""
-        self.socket.send(self._encoder.encode(event), zmq.NOBLOCK)
-
-    def close(self) -> None:
-        self.socket.close()
-        self._context.term()
-
-
-class ApiSocket:
-    """The API's end, for one event loop: of all that has arrived at once, one wake-up.
-
-    The loop watches ZeroMQ's own descriptor, which tells of a change only once, whatever it is; so each time, and after
-    each call that may have taken the news away, both directions are looked at until there is nothing left to do.
-    """
-
-    def __init__(self, address: str) -> None:
-        self._context: zmq.Context[Any] = zmq.Context(io_threads=1)
-        self._socket = _configure(self._context.socket(zmq.PAIR))
-        self._socket.bind(address)
-        self._encoder = msgspec.msgpack.Encoder()
-        self._decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
-        self._unsent: deque[bytes] = deque()  # before the engine has connected
-        self._arrived: deque[bytes] = deque()
-        self._reader: asyncio.Future[None] | None = None  # set while `receive` waits
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._socket.FD, self._look)
-
-    def send(self, command: Command) -> None:
-        """Queues a command. Until the engine has connected it waits here, in order."""
-        self._unsent.append(self._encoder.encode(command))
-        self._look()
-
-    async def receive(self) -> Event:
-        """The next event. Raises msgspec.MsgspecError for what is none. For one caller at a time."""
-        while not self._arrived:
-            self._reader = self._loop.create_future()
-            self._look()
-            await self._reader
-        return self._decoder.decode(self._arrived.popleft())
+    def send(self, message: Out) -> None:
+        """To a closed connection, nothing happens."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(encode(message))
 
     def close(self) -> None:
-        self._loop.remove_reader(self._socket.FD)
+        """What was sent before leaves before."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+
+    def data_received(self, data: bytes) -> None:
+        for message in self._unframer.push(data):
+            try:
+                decoded = self._decode(message)
+            except msgspec.MsgspecError as fault:
+                self._fault = fault
+                self.close()
+                return
+            self._deliver(decoded)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._ended(self._fault)
+
+
+class Connection:
+    """The end of a thread that polls: nothing here waits."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._socket = end
+        self._socket.setblocking(False)
+        self._unframer = Unframer()
+        self._unsent = bytearray()
+        self.open = True  # False when the other end has gone
+
+    @property
+    def has_unsent(self) -> bool:
+        return bool(self._unsent)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def receive(self) -> list[memoryview]:
+        """All messages that have arrived."""
+        messages: list[memoryview] = []
+        while self.open:
+            try:
+                data = self._socket.recv(READ_SIZE)
+            except BlockingIOError:
+                break
+            except OSError:
+                data = b""
+            self.open = bool(data)
+            messages += self._unframer.push(data)
+            if len(data) < READ_SIZE:
+                break
+        return messages
+
+    def send(self, data: bytes) -> None:
+        """data: of `encode`. To an end that has gone, nothing happens."""
+        if self._unsent:
+            self._unsent += data
+        elif (sent := self._try_to_send(data)) < len(data):
+            self._unsent += memoryview(data)[sent:]
+
+    def flush(self) -> None:
+        """Send what fits now of what did not fit before."""
+        if self._unsent:
+            del self._unsent[: self._try_to_send(self._unsent)]
+
+    def close(self, patience: float) -> None:
+        """Waits for at most `patience` seconds for what is still to be sent."""
+        with contextlib.suppress(OSError):
+            self._socket.settimeout(patience)
+            self._socket.sendall(self._unsent)
         self._socket.close()
-        self._context.term()
 
-    def _look(self) -> None:
-        """Until ZeroMQ, whose news is taken away by asking, says that there is nothing to do."""
-        while todo := self._socket.getsockopt(zmq.EVENTS) & (IN_OR_OUT if self._unsent else IN):
-            if todo & OUT and _send_now(self._socket, self._unsent[0]):
-                self._unsent.popleft()
-            if todo & IN and (frame := _receive_now(self._socket)) is not None:
-                self._arrived.append(frame)
-        if self._arrived and self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
-
-
-def _configure(socket: Any) -> Any:
-    socket.setsockopt(zmq.SNDHWM, 0)
-    socket.setsockopt(zmq.RCVHWM, 0)
-    socket.setsockopt(zmq.LINGER, LINGER_MS)
-    return socket
-
-
-def _receive_now(socket: Any) -> bytes | None:
-    try:
-        frame: bytes = socket.recv(zmq.NOBLOCK)
-    except zmq.Again:
-        return None
-    return frame
-
-
-def _send_now(socket: Any, frame: bytes) -> bool:
-    try:
-        socket.send(frame, zmq.NOBLOCK)
-    except zmq.Again:
-        return False
-    return True
+    def _try_to_send(self, data: bytes | bytearray) -> int:
+        """The number of bytes that are done with."""
+        try:
+            return self._socket.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            return len(data)

@@ -52,7 +52,7 @@ class FakeEngine:
         self.error = None
         self.facts = {}
         self.requests = []  # every AddRequest
-        self.running = {}  # request id to the future that ends it when the engine dies
+        self.running = {}  # request id to its sink and the task that feeds it
         self.aborted = []
         self.released = []
         self._listeners = []
@@ -67,30 +67,28 @@ class FakeEngine:
 
     def die(self):
         self.alive = False
-        for death in self.running.values():
-            if not death.done():
-                death.set_exception(EngineDead("killed at /secret/path"))
+        for sink, task in self.running.values():
+            task.cancel()
+            sink.fail(EngineDead("killed at /secret/path"))
+        self.running.clear()
 
-    async def generate(self, request):
+    def submit(self, request, sink):
         if not self.alive:
             raise EngineDead("dead at /secret/path")
         self.requests.append(request)
-        death = self.running[request.request_id] = asyncio.get_running_loop().create_future()
-        death.add_done_callback(lambda future: future.cancelled() or future.exception())
-        ended = False
-        try:
-            for output in self._outputs(request):
-                await asyncio.wait([death], timeout=self.delay)
-                if death.done():
-                    death.result()
-                ended = output.finish_reason is not None or output.error is not None
-                yield [output]
-                if ended:
-                    return
-        finally:
-            self.running.pop(request.request_id)
-            if not ended:
-                self.aborted.append(request.request_id)
+        self.running[request.request_id] = sink, asyncio.create_task(self._answer(request, sink))
+
+    def abort(self, request_id):
+        if request_id in self.running:
+            self.running.pop(request_id)[1].cancel()
+            self.aborted.append(request_id)
+
+    async def _answer(self, request, sink):
+        for output in self._outputs(request):
+            await asyncio.sleep(self.delay)
+            if output.finish_reason is not None or output.error is not None:
+                del self.running[request.request_id]
+            sink.push(output)
 
     async def inspect_adapter(self, digest, path):
         config = json.loads((path / "adapter_config.json").read_text())

@@ -1,6 +1,6 @@
 """An engine process without a model: speaks the real transport, answers with the prompt's tokens in turn.
 
-Run as `python fake_engine_process.py ADDRESS CONFIG`; the model's name chooses what goes wrong: `fails` says
+Run as `python fake_engine_process.py DOOR CONFIG`; the model's name chooses what goes wrong: `fails` says
 EngineFailed, `crashes` exits, `loads` never ends loading, `garbage` sends what is no message, `slow` gives a token
 each 50 ms.
 """
@@ -8,6 +8,8 @@ each 50 ms.
 import sys
 import time
 
+from peftserve.server.wire.engine_socket import EngineSocket
+from peftserve.server.wire.framing import framed
 from peftserve.server.wire.launch import exit_with_parent, parse_engine_arguments
 from peftserve.server.wire.messages import (
     AbortRequest,
@@ -23,7 +25,6 @@ from peftserve.server.wire.messages import (
     SequenceOutput,
     Shutdown,
 )
-from peftserve.server.wire.transport import EngineSocket
 
 INFO = ModelInfo(
     model_name="fake",
@@ -46,9 +47,9 @@ INFO = ModelInfo(
 
 
 def main() -> None:
-    address, config = parse_engine_arguments(sys.argv[1:])
+    door, config = parse_engine_arguments(sys.argv[1:])
     exit_with_parent()
-    socket = EngineSocket(address)
+    socket = EngineSocket(door)
     if config.model == "fails":
         socket.send(EngineFailed("no such model"))
         socket.close()
@@ -59,7 +60,8 @@ def main() -> None:
         time.sleep(3600)
     socket.send(INFO)
     if config.model == "garbage":
-        socket.socket.send(b"\xc1")
+        for client in socket._clients.values():
+            client.connection.send(framed(b"\xc1"))
     serve(socket, 0.05 if config.model == "slow" else 0.0)
     socket.close()
 

@@ -6,15 +6,15 @@ import sys
 from pathlib import Path
 
 from peftserve.server.api import serve
-from peftserve.server.api.engine_client import EngineClient
+from peftserve.server.api.own_engine import OwnEngine
 from peftserve.server.config import EngineConfig, ServerConfig
 from peftserve.server.wire.launch import encode_config
 
 ENGINE = Path(__file__).with_name("fake_engine_process.py")
 
 
-def engine_command(address: str, config: EngineConfig) -> list[str]:
-    return [sys.executable, str(ENGINE), address, encode_config(config)]
+def engine_command(door: int, config: EngineConfig) -> list[str]:
+    return [sys.executable, str(ENGINE), str(door), encode_config(config)]
 
 
 def main() -> int:
@@ -27,7 +27,7 @@ def main() -> int:
         preload=tuple((name, Path(folder)) for name, folder in options["preload"]),
         grace_seconds=options["grace"],
     )
-    serve.EngineClient = functools.partial(EngineClient, make_command=engine_command)
+    serve.OwnEngine = functools.partial(OwnEngine, make_command=engine_command)
     return serve.run(config)
 
 

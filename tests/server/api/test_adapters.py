@@ -137,7 +137,7 @@ async def test_a_mixture_carries_its_weights(server):
 
 async def test_a_deleted_adapter_serves_its_requests_to_the_end(server, engine, until, check_envelope):
     digest = (await server.upload()).json()["digest"]
-    engine.delay = 0.02
+    engine.delay = 0.1
     body = {"model": "sql", "prompt": "ab", "max_tokens": 20}
     running = asyncio.create_task(server.http.post("/v1/completions", json=body))
     await until(lambda: engine.running)

@@ -149,7 +149,7 @@ async def test_every_refusal_is_the_envelope(server, check_envelope):
 
 
 async def test_our_own_mistakes_are_a_500_without_their_insides(server, engine, check_envelope, monkeypatch):
-    monkeypatch.setattr(engine, "generate", lambda request: 1 / 0)
+    monkeypatch.setattr(engine, "submit", lambda request, sink: 1 / 0)
     response = await server.http.post("/v1/completions", json={"prompt": "abc"})
     message = check_envelope(response, 500, "internal_error")["message"]
     assert "division" not in message

@@ -10,6 +10,7 @@ import pytest
 from peftserve.adapters.errors import InvalidAdapter
 from peftserve.server.api.engine import EngineDead
 from peftserve.server.api.engine_client import EngineClient
+from peftserve.server.api.own_engine import OwnEngine
 from peftserve.server.config import EngineConfig
 from peftserve.server.wire.launch import encode_config
 from peftserve.server.wire.messages import AddRequest, SamplingParams
@@ -17,13 +18,13 @@ from peftserve.server.wire.messages import AddRequest, SamplingParams
 SCRIPT = Path(__file__).with_name("fake_engine_process.py")
 
 
-def _command(address, config):
-    return [sys.executable, str(SCRIPT), address, encode_config(config)]
+def _command(door, config):
+    return [sys.executable, str(SCRIPT), str(door), encode_config(config)]
 
 
 @contextlib.asynccontextmanager
 async def _client(model="fake"):
-    client = EngineClient(EngineConfig(model=model), _command)
+    client = OwnEngine(EngineConfig(model=model), _command)
     try:
         await client.start()
         yield client
@@ -36,8 +37,25 @@ def _request(request_id="a", max_tokens=5):
     return AddRequest(request_id=request_id, prompt_token_ids=[5, 6, 7], sampling=sampling)
 
 
+class _Reader:
+    """What a sequence says: its tokens, and a future that ends with it."""
+
+    def __init__(self, client, request):
+        self.tokens = []
+        self.ended = asyncio.get_running_loop().create_future()
+        client.submit(request, self)
+
+    def push(self, output):
+        self.tokens += output.token_ids
+        if output.finish_reason:
+            self.ended.set_result(self.tokens)
+
+    def fail(self, death):
+        self.ended.set_exception(death)
+
+
 async def _tokens(client, request):
-    return [token async for outputs in client.generate(request) for output in outputs for token in output.token_ids]
+    return await _Reader(client, request).ended
 
 
 async def _until(condition):
@@ -64,23 +82,42 @@ async def test_stats_reach_the_listener_and_the_field():
         assert client.stats is seen[-1]
 
 
-async def test_closing_a_stream_aborts_its_sequence():
+async def test_an_aborted_sequence_ends_in_the_engine_and_says_nothing_more():
     async with _client("slow") as client:
-        stream = client.generate(_request(max_tokens=10_000))
-        await anext(stream)
-        await _until(lambda: client.stats.num_running == 1)
-        await stream.aclose()
+        reader = _Reader(client, _request(max_tokens=10_000))
+        await _until(lambda: reader.tokens)
+        client.abort("a")
+        client.abort("a")
+        said = len(reader.tokens)
         assert client.num_sequences == 0
         await _until(lambda: client.stats.num_running == 0)
+        assert (len(reader.tokens), reader.ended.done()) == (said, False)
 
 
-async def test_cancelling_a_reader_aborts_its_sequence():
+async def test_two_clients_hear_of_their_own_sequences_and_one_that_leaves_aborts_its_own():
     async with _client("slow") as client:
-        reader = asyncio.create_task(_tokens(client, _request(max_tokens=10_000)))
+        other = EngineClient()
+        await other.attach(client.connect())
+        assert await other.loaded() == client.info
+        own, others = _Reader(client, _request("a", 40)), _Reader(other, _request("b", 10_000))
+        await _until(lambda: own.tokens and others.tokens and client.stats.num_running == 2)
+        other.leave()
         await _until(lambda: client.stats.num_running == 1)
-        reader.cancel()
-        await _until(lambda: client.stats.num_running == 0)
-        assert client.num_sequences == 0
+        assert await own.ended == ([5, 6, 7] * 14)[:40]
+        with pytest.raises(EngineDead, match="shutting down"):
+            await others.ended
+
+
+async def test_every_client_hears_of_the_engines_death():
+    async with _client("slow") as client:
+        other = EngineClient()
+        await other.attach(client.connect())
+        await other.loaded()
+        os.kill(client._process._process.pid, signal.SIGKILL)
+        async with asyncio.timeout(2):
+            with pytest.raises(EngineDead, match="closed its connection"):
+                await _tokens(other, _request())
+        assert not other.alive
 
 
 async def test_adapter_calls_return_cards_and_raise_the_errors_of_adapters():
@@ -132,7 +169,7 @@ async def test_a_listener_that_fails_is_an_error_and_no_silence():
 
 
 async def test_shutdown_ends_open_streams_and_the_process_and_can_be_repeated():
-    client = EngineClient(EngineConfig(model="slow"), _command)
+    client = OwnEngine(EngineConfig(model="slow"), _command)
     await client.start()
     stream = asyncio.create_task(_tokens(client, _request(max_tokens=10_000)))
     await _until(lambda: client.num_sequences == 1)
@@ -146,25 +183,9 @@ async def test_shutdown_ends_open_streams_and_the_process_and_can_be_repeated():
 
 
 async def test_shutdown_does_not_wait_for_an_engine_that_still_loads():
-    client = EngineClient(EngineConfig(model="loads"), _command)
+    client = OwnEngine(EngineConfig(model="loads"), _command)
     await client.launch()
     async with asyncio.timeout(5):
         await client.shutdown()
     with pytest.raises(EngineDead, match="shutting down"):
         await client.start()
-
-
-async def test_socket_is_private_and_its_path_is_gone_once_connected(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    modes = []
-
-    def command(address, config):
-        folder = Path(address.removeprefix("ipc://")).parent
-        modes.append(folder.stat().st_mode & 0o777)
-        return _command(address, config)
-
-    client = EngineClient(EngineConfig(model="fake"), command)
-    await client.start()
-    assert modes == [0o700]
-    assert list(tmp_path.iterdir()) == []
-    await client.shutdown()

@@ -14,6 +14,7 @@ from peftserve.adapters.errors import InvalidAdapter
 from peftserve.server.api.engine import EngineDead
 from peftserve.server.api.engine_client import EngineClient
 from peftserve.server.api.engine_process import EngineProcess
+from peftserve.server.api.own_engine import OwnEngine
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine.process import EngineLoop
 from peftserve.server.wire.messages import (
@@ -29,6 +30,7 @@ from peftserve.server.wire.messages import (
     ReleaseAdapter,
     Reply,
     SamplingParams,
+    SequenceOutput,
     Shutdown,
 )
 
@@ -198,17 +200,37 @@ def test_books_that_disagree_are_logged_and_the_loop_goes_on(
 
 
 @contextlib.asynccontextmanager
-async def client_of(model: Path, **options: Any) -> AsyncIterator[EngineClient]:
+async def client_of(model: Path, **options: Any) -> AsyncIterator[OwnEngine]:
     config = EngineConfig(model=str(model), device="cpu", num_threads=1, kv_cache_tokens=1024, **options)
-    client = EngineClient(config)
+    client = OwnEngine(config)
     try:
         yield client
     finally:
         await client.shutdown()
 
 
+class Reader:
+    """The tokens of a sequence; `begun` and `ended` are futures."""
+
+    def __init__(self, client: EngineClient, message: AddRequest) -> None:
+        self.tokens: list[int] = []
+        self.begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.ended: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
+        client.submit(message, self)
+
+    def push(self, output: SequenceOutput) -> None:
+        self.tokens += output.token_ids
+        if not self.begun.done():
+            self.begun.set_result(None)
+        if output.finish_reason is not None:
+            self.ended.set_result(self.tokens)
+
+    def fail(self, death: EngineDead) -> None:
+        self.ended.set_exception(death)
+
+
 async def collect(client: EngineClient, message: AddRequest) -> list[int]:
-    return [token async for outputs in client.generate(message) for output in outputs for token in output.token_ids]
+    return await Reader(client, message).ended
 
 
 async def test_a_whole_life_of_the_process(tiny_llama: Path, adapters: dict[str, Path], peft: Any) -> None:
@@ -227,9 +249,8 @@ async def test_a_whole_life_of_the_process(tiny_llama: Path, adapters: dict[str,
         assert plain == peft.greedy(PROMPT, 6).token_ids
         assert adapted == peft.greedy(PROMPT, 6, ((adapters["a"], 1.0),)).token_ids
         os.kill(info.pid, signal.SIGINT)  # ^C in the terminal is for the API process
-        stream = client.generate(request("left", max_tokens=200))
-        await anext(stream)
-        await stream.aclose()
+        await Reader(client, request("left", max_tokens=200)).begun
+        client.abort("left")
         await client.release_adapter("a")
         assert client.stats.device_adapter_bytes == 0
         process = client._process
@@ -241,14 +262,17 @@ async def test_a_whole_life_of_the_process(tiny_llama: Path, adapters: dict[str,
 async def test_it_ends_with_its_parent(tiny_llama: Path) -> None:
     async with asyncio.timeout(PATIENCE):
         process = await EngineProcess.start(EngineConfig(model=str(tiny_llama), device="cpu", num_threads=1))
+        client = EngineClient()
         try:
-            assert isinstance(await process.socket.receive(), ModelInfo)
+            await client.attach(process.connect())
+            await client.loaded()
             life_line = process._process.stdin
             assert life_line is not None
             life_line.close()
             assert await process.wait() == 1
         finally:
             await process.stop(0)
+            client.leave()
             process.close()
 
 

@@ -1,117 +1,88 @@
 import asyncio
-import os
-import threading
-import time
+import socket
 
+import msgspec
 import pytest
-import zmq
 
-from peftserve.server.wire.messages import (
-    AbortRequest,
-    AddRequest,
-    EngineStats,
-    Outputs,
-    SamplingParams,
-    SequenceOutput,
-    Shutdown,
-)
-from peftserve.server.wire.transport import ApiSocket, EngineSocket
+from peftserve.server.wire.framing import framed
+from peftserve.server.wire.transport import Channel, Connection, encode
+
+
+class _Listener:
+    def __init__(self):
+        self.heard = []
+        self.ended = asyncio.get_running_loop().create_future()
+        self.channel = Channel(msgspec.msgpack.Decoder(str), self.heard.append, self.ended.set_result)
 
 
 @pytest.fixture
-def address(tmp_path):
-    return f"ipc://{tmp_path / 'wire'}"
+async def ends():
+    """An event loop's end and a thread's of one connection."""
+    ours, theirs = socket.socketpair()
+    listener, connection = _Listener(), Connection(theirs)
+    await listener.channel.open(ours)
+    yield listener, connection
+    listener.channel.close()
+    connection.close(0)
 
 
-async def _poll(engine, count):
-    """Commands until there are `count`, without blocking the loop that sends them."""
-    commands = []
-    while len(commands) < count:
-        commands += engine.poll(0)
+async def _receive(connection, count):
+    received = []
+    async with asyncio.timeout(10):
+        while len(received) < count:
+            received += [msgspec.msgpack.decode(message) for message in connection.receive()]
+            await asyncio.sleep(0.001)
+    return received
+
+
+async def test_messages_arrive_whole_and_in_order_both_ways(ends):
+    listener, connection = ends
+    listener.channel.send("a")
+    listener.channel.send("b" * 1_000_000)
+    listener.channel.send("c")
+    assert await _receive(connection, 3) == ["a", "b" * 1_000_000, "c"]
+    connection.send(encode("x"))
+    connection.send(encode("y"))
+    async with asyncio.timeout(10):
+        while len(listener.heard) < 2:
+            await asyncio.sleep(0.001)
+    assert listener.heard == ["x", "y"]
+
+
+async def test_a_sender_never_blocks_on_an_end_that_does_not_read(ends):
+    listener, connection = ends
+    for number in range(20_000):  # far beyond the kernel's buffers
+        connection.send(encode(str(number) * 50))
+    assert connection.has_unsent
+    async with asyncio.timeout(10):
+        while len(listener.heard) < 20_000:
+            connection.flush()
+            await asyncio.sleep(0)
+    assert listener.heard == [str(number) * 50 for number in range(20_000)]
+    assert not connection.has_unsent
+
+
+async def test_what_was_sent_before_the_end_is_heard_before_it(ends):
+    listener, connection = ends
+    connection.send(encode("last"))
+    connection.close(1)
+    assert await asyncio.wait_for(listener.ended, 10) is None
+    assert listener.heard == ["last"]
+    listener.channel.send("to nobody")
+
+
+async def test_an_end_that_has_gone_is_seen(ends):
+    listener, connection = ends
+    listener.channel.send("last")
+    listener.channel.close()
+    assert await _receive(connection, 1) == ["last"]
+    while connection.open:
+        assert connection.receive() == []
         await asyncio.sleep(0.001)
-    return commands
+    connection.send(encode("to nobody"))
 
 
-async def test_messages_arrive_whole_and_in_order_both_ways(address):
-    api, engine = ApiSocket(address), EngineSocket(address)
-    try:
-        request = AddRequest(
-            request_id="a", prompt_token_ids=[1, 2], sampling=SamplingParams(logit_bias={5: -1.5}, seed=3)
-        )
-        api.send(request)
-        api.send(AbortRequest("a"))
-        api.send(Shutdown())
-        assert await _poll(engine, 3) == [request, AbortRequest("a"), Shutdown()]
-        outputs = Outputs([SequenceOutput(request_id="a", token_ids=[7], finish_reason="stop")])
-        engine.send(EngineStats(num_running=2))
-        engine.send(outputs)
-        assert await api.receive() == EngineStats(num_running=2)
-        assert await api.receive() == outputs
-    finally:
-        engine.close()
-        api.close()
-
-
-async def test_commands_sent_before_the_engine_connects_wait_for_it(address):
-    api = ApiSocket(address)
-    for i in range(3):
-        api.send(AbortRequest(str(i)))
-    engine = EngineSocket(address)
-    try:
-        assert [c.request_id for c in await _poll(engine, 3)] == ["0", "1", "2"]
-    finally:
-        engine.close()
-        api.close()
-
-
-async def test_engine_never_blocks_on_an_api_that_does_not_read(address):
-    api, engine = ApiSocket(address), EngineSocket(address)
-    try:
-        for i in range(20_000):  # far beyond ZeroMQ's default marks and the kernel's socket buffers
-            engine.send(Outputs([SequenceOutput(request_id=str(i), token_ids=[1] * 50)]))
-        for i in range(20_000):
-            event = await api.receive()
-            assert isinstance(event, Outputs)
-            assert event.outputs[0].request_id == str(i)
-    finally:
-        engine.close()
-        api.close()
-
-
-async def test_engine_socket_works_in_a_poller_beside_another_descriptor(address):
-    api, engine = ApiSocket(address), EngineSocket(address)
-    reader, writer = os.pipe()
-    try:
-        poller = zmq.Poller()
-        poller.register(engine.socket, zmq.POLLIN)
-        poller.register(reader, zmq.POLLIN)
-        api.send(Shutdown())
-        ready = await asyncio.to_thread(poller.poll, 5000)
-        assert [handle for handle, _ in ready] == [engine.socket]
-        assert engine.poll(0) == [Shutdown()]
-        os.close(writer)
-        ready = await asyncio.to_thread(poller.poll, 5000)
-        assert [handle for handle, _ in ready] == [reader]
-    finally:
-        os.close(reader)
-        engine.close()
-        api.close()
-
-
-def test_poll_wakes_for_a_command_and_gives_up_after_its_timeout(address):
-    engine = EngineSocket(address)
-    assert engine.poll(0.01) == []
-    sent = threading.Event()
-
-    async def send():
-        api = ApiSocket(address)
-        api.send(Shutdown())
-        await asyncio.to_thread(sent.wait)
-        api.close()
-
-    thread = threading.Thread(target=lambda: (time.sleep(0.05), asyncio.run(send())))
-    thread.start()
-    assert engine.poll(None) == [Shutdown()]
-    sent.set()
-    thread.join()
-    engine.close()
+async def test_what_is_no_message_ends_the_connection_with_the_reason(ends):
+    listener, connection = ends
+    connection.send(framed(b"\xc1"))
+    assert isinstance(await asyncio.wait_for(listener.ended, 10), msgspec.MsgspecError)

@@ -1,0 +1,168 @@
+"""The engine's end of the wire: any number of API processes at once, each hearing of its own requests only.
+
+Connections come through the door, a socket that the parent has given the engine: whatever it sends there is one end of
+a pair, of which an API process has the other. Knows nothing of who starts whom.
+"""
+
+import select
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import msgspec
+
+from .messages import (
+    AbortRequest,
+    AddRequest,
+    Command,
+    Event,
+    InspectAdapter,
+    ModelInfo,
+    Outputs,
+    ReleaseAdapter,
+    Reply,
+    SequenceOutput,
+)
+from .transport import Connection, encode
+
+LINGER_SECONDS = 0.5  # what a closing engine waits for its last message (`EngineFailed`) to leave
+KNOCK = b"c"  # comes with each connection: a message of descriptors needs a byte of content
+MOST_AT_ONCE = 16  # connections taken through the door with one call
+
+
+@dataclass(eq=False)
+class _Client:
+    connection: Connection
+    requests: set[str] = field(default_factory=set)  # ids of its sequences that have not ended
+
+
+class EngineSocket:
+    """Not thread-safe: the step loop's thread owns it. door: a descriptor, which this takes over.
+
+    Calls (`InspectAdapter`, `ReleaseAdapter`) may come from one client only; their ids would be mixed up.
+    """
+
+    def __init__(self, door: int) -> None:
+        self._door = socket.socket(fileno=door)
+        self._door.setblocking(False)
+        self._poller = select.poll()
+        self._poller.register(self._door, select.POLLIN)
+        self._decode = msgspec.msgpack.Decoder(Command).decode
+        self._clients: dict[int, _Client] = {}  # by descriptor
+        self._owners: dict[str, _Client] = {}  # by request id
+        self._callers: dict[int, _Client] = {}  # by call id
+        self._info: ModelInfo | None = None  # set by `send`, for clients that come later
+        self._welcome()
+
+    def poll(self, timeout: float | None = 0.0) -> list[Command]:
+        """All commands that have arrived; waits for the first at most `timeout` seconds (None: for ever).
+
+        A client that has gone aborts its sequences.
+        """
+        commands: list[Command] = []
+        for descriptor, what in self._poller.poll(None if timeout is None else timeout * 1000):
+            if descriptor == self._door.fileno():
+                self._welcome()
+                continue
+            client = self._clients[descriptor]
+            if what & select.POLLOUT:
+                self._flush(client)
+            if what & ~select.POLLOUT:
+                commands += self._read(client)
+        return commands
+
+    def send(self, event: Event) -> None:
+        """Never blocks. Outputs go to whose sequences they are, replies to who asked, all else to everyone."""
+        match event:
+            case Outputs(outputs):
+                for client, own in self._by_owner(outputs).items():
+                    self._send(client, encode(Outputs(own)))
+            case Reply(call_id):
+                if (caller := self._callers.pop(call_id, None)) is not None:
+                    self._send(caller, encode(event))
+            case _:
+                if isinstance(event, ModelInfo):
+                    self._info = event
+                self._welcome()
+                encoded = encode(event)
+                for client in self._clients.values():
+                    self._send(client, encoded)
+
+    def close(self) -> None:
+        self._door.close()
+        for client in self._clients.values():
+            client.connection.close(LINGER_SECONDS)
+
+    def _welcome(self) -> None:
+        """Take in all that wait at the door."""
+        while True:
+            try:
+                knock, descriptors, _, _ = socket.recv_fds(self._door, MOST_AT_ONCE, MOST_AT_ONCE)
+            except BlockingIOError:
+                return
+            if not knock:  # the parent has gone, which ends this process elsewhere
+                self._poller.unregister(self._door)
+                return
+            for descriptor in descriptors:
+                self._add(_Client(Connection(socket.socket(fileno=descriptor))))
+
+    def _add(self, client: _Client) -> None:
+        self._clients[client.connection.fileno()] = client
+        self._poller.register(client.connection, select.POLLIN)
+        if self._info is not None:
+            self._send(client, encode(self._info))
+
+    def _read(self, client: _Client) -> Iterator[Command]:
+        for message in client.connection.receive():
+            command = self._decode(message)
+            self._note(client, command)
+            yield command
+        if not client.connection.open:
+            yield from self._leave(client)
+
+    def _note(self, client: _Client, command: Command) -> None:
+        match command:
+            case AddRequest(request_id=request_id):
+                client.requests.add(request_id)
+                self._owners[request_id] = client
+            case AbortRequest(request_id):
+                self._forget(request_id)
+            case InspectAdapter(call_id) | ReleaseAdapter(call_id):
+                self._callers[call_id] = client
+
+    def _leave(self, client: _Client) -> Iterator[Command]:
+        self._poller.unregister(client.connection)
+        del self._clients[client.connection.fileno()]
+        client.connection.close(0)
+        self._callers = {call_id: caller for call_id, caller in self._callers.items() if caller is not client}
+        for request_id in tuple(client.requests):
+            self._forget(request_id)
+            yield AbortRequest(request_id)
+
+    def _by_owner(self, outputs: list[SequenceOutput]) -> dict[_Client, list[SequenceOutput]]:
+        owned: dict[_Client, list[SequenceOutput]] = {}
+        for output in outputs:
+            owner = self._owners.get(output.request_id)
+            if owner is None:  # it has left, and the abort is on its way
+                continue
+            owned.setdefault(owner, []).append(output)
+            if output.finish_reason is not None or output.error is not None:
+                self._forget(output.request_id)
+        return owned
+
+    def _forget(self, request_id: str) -> None:
+        if (owner := self._owners.pop(request_id, None)) is not None:
+            owner.requests.discard(request_id)
+
+    def _send(self, client: _Client, encoded: bytes) -> None:
+        client.connection.send(encoded)
+        self._watch(client)
+
+    def _flush(self, client: _Client) -> None:
+        client.connection.flush()
+        self._watch(client)
+
+    def _watch(self, client: _Client) -> None:
+        """Be woken when there is room for what is unsent."""
+        wanted = select.POLLIN | (select.POLLOUT if client.connection.has_unsent else 0)
+        self._poller.modify(client.connection, wanted)
