@@ -4,12 +4,15 @@ On a CPU nothing is copied: what goes in comes out.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+Arrays = list[NDArray[Any]]
 
 _ALIGNMENT = 16  # bytes; more than any number needs, so that every part can be seen as its own type
 
@@ -19,7 +22,7 @@ def is_host(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-def to_device(groups: Sequence[Sequence[NDArray[Any]]], device: torch.device) -> list[list[Tensor]]:
+def to_device(groups: Sequence[Arrays], device: torch.device) -> list[list[Tensor]]:
     """The arrays as tensors on the device, in the same groups. On a CPU they share memory with the arrays."""
     if is_host(device):
         return [[torch.from_numpy(array) for array in group] for group in groups]
@@ -29,7 +32,7 @@ def to_device(groups: Sequence[Sequence[NDArray[Any]]], device: torch.device) ->
     memory = pinned.numpy()
     for begin, array in zip(begins, arrays, strict=True):
         memory[begin : begin + array.nbytes] = array.reshape(-1).view(np.uint8)
-    there = pinned.to(device, non_blocking=True) if size else pinned
+    there = pinned.to(device, non_blocking=True)
     parts = iter(
         there[begin : begin + array.nbytes].view(torch.from_numpy(array).dtype).view(array.shape)
         for begin, array in zip(begins, arrays, strict=True)
@@ -67,10 +70,7 @@ class Returning:
 
 def _layout(sizes: list[int]) -> tuple[list[int], int]:
     """Where each part begins, and the size of all, in bytes."""
-    begins, end = [], 0
-    for size in sizes:
-        begins.append(end)
-        end += -(-size // _ALIGNMENT) * _ALIGNMENT
+    *begins, end = accumulate((-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes), initial=0)
     return begins, end
 
 

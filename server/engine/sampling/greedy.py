@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from ..staging import is_host
+from .. import staging
 
 
 def take_best(scores: Tensor) -> Tensor:
     """scores: (rows, vocab) of any floating dtype. Returns (rows,) int64: the lowest id of equals; of a NaN, if any."""
-    if not is_host(scores.device):
+    if not staging.is_host(scores.device):
         return scores.argmax(dim=-1)
     # On a CPU numpy compares many numbers at once where torch compares one.
     return torch.from_numpy(scores.to(torch.float32).numpy().argmax(axis=-1))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...wire.messages import Logprob, TokenLogprobs
-from ..staging import Returning, to_device
+from .. import staging
 
 LOWEST = -9999.0
 """Reported for a probability of 0 and for a NaN, as OpenAI does: JSON has neither infinity nor NaN."""
@@ -35,7 +35,7 @@ class PendingLogprobs:
 
     def __init__(self, token_ids: Sequence[int], scores: Sequence[Tensor]) -> None:
         self._token_ids = token_ids
-        self._returning = Returning(scores)
+        self._returning = staging.Returning(scores)
 
     def result(self) -> list[TokenLogprobs]:
         """One for each token. Waits for them."""
@@ -50,7 +50,7 @@ def start_prompt_logprobs(logits: Tensor, next_token_ids: Sequence[int], top: in
     ids = list(next_token_ids)
     if not ids:
         return PendingLogprobs(ids, ())
-    [[on_device]] = to_device([[np.array(ids, np.int64)]], logits.device)
+    [[on_device]] = staging.to_device([[np.array(ids, np.int64)]], logits.device)
     return PendingLogprobs(ids, score(logits, on_device, top))
 
 
@@ -70,12 +70,14 @@ def reports(token_ids: Iterable[int], scores: Scores) -> Iterable[TokenLogprobs]
 def _score(logits: Tensor, token_ids: Tensor, top: int) -> Scores:
     logprobs = torch.log_softmax(logits, dim=-1, dtype=torch.float32).nan_to_num_(LOWEST, neginf=LOWEST)
     chosen = logprobs.gather(1, token_ids[:, None])
-    rank = (logprobs > chosen).sum(dim=-1) + 1
-    best = _best_ids(logprobs, top)
+    if staging.is_host(logits.device):
+        rank, best = _ranks_on_host(logprobs, chosen), _best_on_host(logprobs, top)
+    else:
+        rank, best = (logprobs > chosen).sum(dim=-1) + 1, _best(logprobs, top)
     return Scores(chosen.squeeze(1), rank, best, logprobs.gather(1, best))
 
 
-def _best_ids(logprobs: Tensor, top: int) -> Tensor:
+def _best(logprobs: Tensor, top: int) -> Tensor:
     """(rows, top) ids of the most likely tokens, equals by lowest id, which torch's own topk leaves open.
 
     Packs an order-preserving integer image of the value above the complement of the id, so that all keys differ.
@@ -85,6 +87,22 @@ def _best_ids(logprobs: Tensor, top: int) -> Tensor:
     complement = torch.arange(logprobs.shape[1] - 1, -1, -1, device=logprobs.device)
     keys = ((ordered << 32) + complement).topk(top).values
     return logprobs.shape[1] - 1 - (keys & 0xFFFFFFFF)
+
+
+def _best_on_host(logprobs: Tensor, top: int) -> Tensor:
+    """The same, from those that are at least the last of the best: numpy looks for these many numbers at once."""
+    values = logprobs.numpy()
+    best = np.empty((len(values), top), np.int64)
+    if top:
+        for row, last, ids in zip(values, np.partition(values, -top, axis=-1)[:, -top], best, strict=True):
+            candidates = np.flatnonzero(row >= last)
+            ids[:] = candidates[np.argsort(-row[candidates], kind="stable")[:top]]
+    return torch.from_numpy(best)
+
+
+def _ranks_on_host(logprobs: Tensor, chosen: Tensor) -> Tensor:
+    pairs = zip(logprobs.numpy(), chosen.numpy(), strict=True)
+    return torch.tensor([1 + np.count_nonzero(row > own) for row, own in pairs], dtype=torch.int64)
 
 
 def _ranked(ids: list[int], values: list[float]) -> list[Logprob]:

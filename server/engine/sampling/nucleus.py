@@ -3,12 +3,14 @@
 The floor of a row is its least probability v for which all probabilities above v hold less than the mass.
 """
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import staging
 
-_GUESS = 512
+_GUESSES = (512, 8192)
 """Tokens sorted on a CPU at first. Most nuclei are smaller, and to sort a whole vocabulary costs many times more."""
 
 _ROWS = 64
@@ -27,35 +29,41 @@ def nucleus_floors(probabilities: Tensor, top_p: Tensor) -> Tensor:
     A row of NaNs gets any number. On a device nothing waits.
     """
     if staging.is_host(probabilities.device):
-        floors = _floors_by_sorting(probabilities, top_p)
-    else:
-        pairs = zip(probabilities.split(_ROWS), top_p.split(_ROWS), strict=True)
-        floors = torch.cat([_floors_by_digits(*pair) for pair in pairs])
-    return torch.where(top_p < 1.0, floors, 0.0)
+        return torch.from_numpy(_floors_by_sorting(probabilities.numpy(), top_p.numpy()))
+    pairs = zip(probabilities.split(_ROWS), top_p.split(_ROWS), strict=True)
+    return torch.where(top_p < 1.0, torch.cat([_floors_by_digits(*pair) for pair in pairs]), 0.0)
 
 
-def _floors_by_sorting(probabilities: Tensor, top_p: Tensor) -> Tensor:
-    floors, short = _floors_of_best(probabilities, top_p, min(_GUESS, probabilities.shape[1]))
-    if short.any():
-        floors[short] = _floors_of_best(probabilities[short], top_p[short], probabilities.shape[1])[0]
+def _floors_by_sorting(probabilities: NDArray[np.float32], top_p: NDArray[np.float64]) -> NDArray[np.float32]:
+    floors = np.zeros(len(top_p), np.float32)
+    left = np.flatnonzero(top_p < 1.0)
+    for num_best in (*_GUESSES, probabilities.shape[1]):
+        if len(left):
+            floors[left], short = _floors_of_best(probabilities[left], top_p[left], num_best)
+            left = left[short]
     return floors
 
 
-def _floors_of_best(probabilities: Tensor, top_p: Tensor, num_best: int) -> tuple[Tensor, Tensor]:
+def _floors_of_best(
+    probabilities: NDArray[np.float32], top_p: NDArray[np.float64], num_best: int
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """The floors, and whether `num_best` tokens were too few to find them."""
-    best = probabilities.topk(num_best).values
-    mass = best.cumsum(dim=-1, dtype=torch.float64)
-    size = (mass - best < top_p[:, None]).sum(dim=-1).clamp(min=1)
-    return best.gather(1, size[:, None] - 1).squeeze(1), (top_p < 1.0) & (mass[:, -1] < top_p)
+    if num_best < probabilities.shape[1]:
+        probabilities = np.partition(probabilities, -num_best, axis=-1)[:, -num_best:]
+    best = np.sort(probabilities, axis=-1)[:, ::-1]
+    mass = best.cumsum(axis=-1, dtype=np.float64)
+    size = (mass - best < top_p[:, None]).sum(axis=-1).clip(min=1)
+    return np.take_along_axis(best, size[:, None] - 1, axis=-1)[:, 0], mass[:, -1] < top_p
 
 
 def _floors_by_digits(probabilities: Tensor, top_p: Tensor) -> Tensor:
     """Finds the floor's bits from the highest on, each digit from the mass that every value of it holds.
 
     Floats that are not negative are in the order of their bits. Masses are whole numbers, so that the order in which a
-    device adds them does not show.
+    device adds them does not show. A NaN would be a place outside of the table, and stop a GPU.
     """
-    bits = probabilities.view(torch.int32).bitwise_and(0x7FFFFFFF)
+    probabilities = probabilities.nan_to_num(nan=0.0)
+    bits = probabilities.view(torch.int32)
     mass = (probabilities.to(torch.float64) * _UNITS).to(torch.int64)
     wanted = (top_p * _UNITS).to(torch.int64).clamp(min=1)[:, None]
     above, found = torch.zeros_like(wanted), torch.zeros_like(wanted)

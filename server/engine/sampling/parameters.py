@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..staging import to_device
+from ..staging import Arrays, to_device
 from .penalties import Edits, edits
 from .randomness import uniforms
 from .rows import SampleRow
@@ -30,7 +30,7 @@ class Parameters:
         reported = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
         members = [rows[i] for i in drawn]
         params = [row.params for row in members]
-        host = [
+        host: list[Arrays] = [
             *edits(rows, width),
             *cuts(params),
             [np.array([p.temperature for p in params], np.float32), _uniforms(members)],

@@ -4,7 +4,8 @@ Work on the host is in the number of tokens of the rows that ask for it, never i
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...wire.messages import SamplingParams
+from ..staging import Arrays
 from .rows import SampleRow
 
 Ids = NDArray[np.int64]
-Arrays = list[NDArray[Any]]
 
 
 class Edits(NamedTuple):
@@ -81,43 +82,37 @@ def _bans(rows: Sequence[SampleRow], width: int) -> Arrays:
 
 
 def _penalties(rows: Sequence[SampleRow], width: int) -> Arrays:
-    penalized = [i for i, row in enumerate(rows) if _penalizes(row.params)]
-    if not penalized:
+    if not any(_penalizes(row.params) for row in rows):
         return []
-    seen = [_seen(rows[i], width) for i in penalized]
-    repeats = [len(tokens) for tokens, _ in seen]
-    tokens = np.concatenate([tokens for tokens, _ in seen])
-    return [np.repeat(penalized, repeats), tokens, *_amounts(rows, penalized, seen, repeats)]
+    row, token, count = _seen(rows, width)
+    params = [row.params for row in rows]
+    repetition = np.array([p.repetition_penalty for p in params], np.float32)
+    presence = np.array([p.presence_penalty for p in params], np.float64)
+    frequency = np.array([p.frequency_penalty for p in params], np.float64)
+    subtrahend = presence[row] * (count > 0) + frequency[row] * count
+    return [row, token, repetition[row], subtrahend.astype(np.float32)]
 
 
 def _penalizes(params: SamplingParams) -> bool:
     return params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
 
 
-def _seen(row: SampleRow, width: int) -> tuple[Ids, Ids]:
-    """Distinct tokens that the row's penalties touch, and how often each is in the output."""
-    tokens, counts = np.unique(np.asarray(row.output_token_ids, np.int64), return_counts=True)
-    if row.params.repetition_penalty != 1.0:
-        prompt = np.unique(np.asarray(row.prompt_token_ids, np.int64))
-        prompt = np.setdiff1d(prompt, tokens, assume_unique=True)
-        tokens = np.concatenate((tokens, prompt))
-        counts = np.concatenate((counts, np.zeros_like(prompt)))
+def _seen(rows: Sequence[SampleRow], width: int) -> tuple[Ids, Ids, Ids]:
+    """Row, token and number of times in the row's output, of each token that a row's penalties touch."""
+    outputs = [row.output_token_ids if _penalizes(row.params) else () for row in rows]
+    prompts = [row.prompt_token_ids if row.params.repetition_penalty != 1.0 else () for row in rows]
+    # One sort for all: by row, then token, then whether it is of the prompt.
+    found = np.sort(np.concatenate((2 * _places(outputs, width), 2 * _places(prompts, width) + 1)))
+    place, is_output = found >> 1, 1 - (found & 1)
+    firsts = np.flatnonzero(np.diff(place, prepend=-1))
+    count = np.add.reduceat(is_output, firsts) if len(firsts) else is_output
+    return place[firsts] // width, place[firsts] % width, count
+
+
+def _places(token_ids: Sequence[Sequence[int]], width: int) -> Ids:
+    """Where each token lies in a flat (rows, width), without tokens that do not exist."""
+    lengths = [len(ids) for ids in token_ids]
+    tokens = np.fromiter(chain.from_iterable(token_ids), np.int64, sum(lengths))
+    places = np.repeat(np.arange(len(lengths)) * width, lengths) + tokens
     exists = (tokens >= 0) & (tokens < width)
-    return tokens[exists], counts[exists]
-
-
-def _amounts(
-    rows: Sequence[SampleRow], penalized: list[int], seen: list[tuple[Ids, Ids]], repeats: list[int]
-) -> NDArray[np.float32]:
-    """(2, entries): what each logit is divided or multiplied by, and what is then taken off it."""
-    params = [rows[i].params for i in penalized]
-    repetition, presence, frequency = (
-        np.repeat(np.array(values, np.float64), repeats)
-        for values in (
-            [p.repetition_penalty for p in params],
-            [p.presence_penalty for p in params],
-            [p.frequency_penalty for p in params],
-        )
-    )
-    counts = np.concatenate([count for _, count in seen])
-    return np.stack((repetition, presence * (counts > 0) + frequency * counts)).astype(np.float32)
+    return places if exists.all() else places[exists]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...wire.messages import TokenLogprobs
-from ..staging import Returning, is_host
+from .. import staging
 from .draw import draw
 from .greedy import take_best, take_best_number
 from .logprobs import Scores, reports, score
@@ -33,7 +33,7 @@ class Sampling:
         self.token_ids = token_ids
         self._reported = reported
         self._tops = tops
-        self._returning = Returning((token_ids, *scores))
+        self._returning = staging.Returning((token_ids, *scores))
 
     def result(self) -> list[SampledToken]:
         """Waits for the tokens, and for nothing that was enqueued after them."""
@@ -85,7 +85,7 @@ def _choose(logits: Tensor, parameters: Parameters) -> Tensor:
             for tensor, values in zip((known, token_ids), _draw(drawn.of(scores), parameters), strict=True):
                 drawn.put(tensor, values)
     sound = known.isfinite()
-    if is_host(logits.device) and bool(sound.all()):
+    if staging.is_host(logits.device) and bool(sound.all()):
         return token_ids
     return torch.where(sound, token_ids, take_best_number(logits))
 

@@ -5,17 +5,15 @@ how a sort breaks ties, which are common in bfloat16, nor on what else is in the
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ...wire.messages import SamplingParams
+from .. import staging
 from .nucleus import nucleus_floors
-
-Arrays = list[NDArray[Any]]
 
 
 class Cuts(NamedTuple):
@@ -30,7 +28,7 @@ class Cuts(NamedTuple):
     max_k: int
 
 
-def cuts(params: Sequence[SamplingParams]) -> list[Arrays]:
+def cuts(params: Sequence[SamplingParams]) -> list[staging.Arrays]:
     """The members of `Cuts` but the last, on the host."""
     min_p = [np.array([p.min_p for p in params], np.float32)] if any(p.min_p > 0.0 for p in params) else []
     top_k = [np.array([p.top_k for p in params], np.int64)] if any(p.top_k > 0 for p in params) else []
@@ -49,19 +47,36 @@ def truncated_probabilities(scores: Tensor, cuts: Cuts) -> Tensor:
         _cut_top_k(scores, cuts.top_k[0], cuts.max_k)
     probabilities = torch.softmax(scores, dim=-1)
     if cuts.top_p:
-        floors = nucleus_floors(probabilities, cuts.top_p[0])
-        probabilities.masked_fill_(probabilities < floors[:, None], 0.0)
+        _drop_below(nucleus_floors(probabilities, cuts.top_p[0]), probabilities, 0.0)
     return probabilities
 
 
 def _cut_min_p(scores: Tensor, min_p: Tensor) -> None:
     """Drop the tokens less likely than `min_p` (rows,) times the most likely one."""
-    floor = scores.amax(dim=-1) + min_p.log()
-    scores.masked_fill_(scores < floor[:, None], -torch.inf)
+    _drop_below(scores.amax(dim=-1) + min_p.log(), scores, -torch.inf)
 
 
 def _cut_top_k(scores: Tensor, top_k: Tensor, max_k: int) -> None:
     """Drop the tokens below the k-th highest score; k = 0 leaves a row as it is."""
-    best = scores.topk(min(max_k, scores.shape[1])).values
-    kth = best.gather(1, (top_k[:, None] - 1).clamp(min=0, max=best.shape[1] - 1))
-    scores.masked_fill_((scores < kth) & (top_k[:, None] > 0), -torch.inf)
+    _drop_below(torch.where(top_k > 0, _kth_highest(scores, top_k, max_k), -torch.inf), scores, -torch.inf)
+
+
+def _kth_highest(scores: Tensor, k: Tensor, max_k: int) -> Tensor:
+    """(rows,): the lowest score where there are fewer than k, the highest where k is 0."""
+    num_best = min(max_k, scores.shape[1])
+    if staging.is_host(scores.device):  # where numpy compares many numbers at once
+        best = torch.from_numpy(np.partition(scores.numpy(), -num_best, axis=-1)[:, -num_best:])
+        best = best.sort(dim=-1, descending=True).values
+    else:
+        best = scores.topk(num_best).values
+    return best.gather(1, (k[:, None] - 1).clamp(min=0, max=num_best - 1)).squeeze(1)
+
+
+def _drop_below(floors: Tensor, values: Tensor, replacement: float) -> None:
+    """Overwrite what is less than its row's floor; a NaN is not."""
+    if not staging.is_host(values.device):
+        values.masked_fill_(values < floors[:, None], replacement)
+        return
+    # With one number as the threshold a CPU compares many at once, and drops what is not above it.
+    for row, floor in zip(values, np.nextafter(floors.numpy(), -np.inf, dtype=np.float32).tolist(), strict=True):
+        torch.threshold_(row, floor, replacement)

@@ -3,11 +3,12 @@
 import math
 import random
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -73,6 +74,21 @@ def test_a_row_depends_on_nothing_else(
     order = list(range(len(rows)))
     shuffler.shuffle(order)
     assert sample(logits[order], [rows[i] for i in order]) == [together[i] for i in order]
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(ROWS, min_size=1, max_size=8), st.integers(0, 8), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_without_a_look_at_the_numbers_it_is_the_same(
+    unseen: Callable[[], AbstractContextManager[None]], rows: list[SampleRow], sound: int, dtype: torch.dtype
+) -> None:
+    logits = (torch.randn(len(rows), VOCAB, generator=torch.Generator().manual_seed(len(rows))) * 3).to(dtype)
+    logits[sound:, 3] = math.nan
+    sampler = Sampler(VOCAB, logits.device)
+    expected = sampler.sample(logits, rows)
+    with unseen():
+        sampling = sampler.start(logits, rows)
+    assert sampling.result() == expected
+    assert sampling.token_ids.tolist() == ids(expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -71,7 +71,7 @@ def test_equals_at_the_threshold_stay_together() -> None:
 def test_a_nucleus_larger_than_the_guess(monkeypatch: pytest.MonkeyPatch, top_p: float) -> None:
     scores, params = distinct_scores(2, 0, 0.1), [SamplingParams(top_p=top_p), SamplingParams(top_p=1.0)]
     expected = probabilities_of(scores.clone(), params)
-    monkeypatch.setattr(nucleus, "_GUESS", 16)
+    monkeypatch.setattr(nucleus, "_GUESSES", (16,))
     assert torch.equal(probabilities_of(scores.clone(), params), expected)
     assert expected[0].count_nonzero() > 16
     assert expected[1].all()
