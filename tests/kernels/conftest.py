@@ -8,8 +8,10 @@ from types import ModuleType
 import pytest
 import torch
 
+from peftserve.kernels.attention import AttentionBackend, AttentionLayer, Span
 from peftserve.kernels.layout import BlobLayout, BypassBackend, Group, GroupLayout, Rows, Segment
 from peftserve.kernels.naive import naive_delta
+from peftserve.kernels.naive_attention import naive_attend, naive_write
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -82,6 +84,70 @@ def check_step(
         for position, (y, got) in enumerate(zip(before, after, strict=True)):
             assert_close(f"group {index} site {position}", case.reference(segments, index, position, x, y), got, tol)
             assert torch.equal(got[bare], y[bare])
+
+
+@dataclass
+class AttentionCase:
+    """One layer's cache, and sequences in it at pages of their own; NaN wherever no token has been."""
+
+    layer: AttentionLayer
+    page_size: int = 16
+    dtype: torch.dtype = torch.float32
+    num_pages: int = 128
+
+    def __post_init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(0)
+        places = (self.num_pages, self.page_size, self.layer.kv_heads)
+        self.keys = torch.full((*places, self.layer.key_dim), float("nan"), dtype=self.dtype, device=DEVICE)
+        self.values = torch.full((*places, self.layer.value_dim), float("nan"), dtype=self.dtype, device=DEVICE)
+        self._free = torch.randperm(self.num_pages, generator=self.generator).tolist()
+
+    def spans(self, sequences: Sequence[tuple[int, int]]) -> list[Span]:
+        """For each (rows, context), after filling its context. Its pages are taken for good."""
+        spans, row = [], 0
+        for rows, context in sequences:
+            pages = [self._free.pop() for _ in range(-(-(rows + context) // self.page_size))]
+            spans.append(Span(row, rows, rows + context, pages))
+            before = [Span(0, context, context, pages)]
+            naive_write(before, self._randn(context, self.layer.kv_heads, self.layer.key_dim), self.keys)
+            naive_write(before, self._randn(context, self.layer.kv_heads, self.layer.value_dim), self.values)
+            row += rows
+        return spans
+
+    def inputs(self, rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Query, key and value (1, heads, rows, dim), of strides as transformers makes them."""
+        layer = self.layer
+        query = self._randn(rows, layer.heads, layer.key_dim)
+        joined = self._randn(rows, layer.kv_heads, layer.key_dim + layer.value_dim)
+        return query, joined[..., : layer.key_dim], joined[..., layer.key_dim :]
+
+    def sinks(self) -> torch.Tensor | None:
+        return self._randn(1, self.layer.heads, 1).flatten() if self.layer.sinks else None
+
+    def _randn(self, rows: int, heads: int, dim: int) -> torch.Tensor:
+        made = torch.randn(1, rows, heads, dim, generator=self.generator)
+        return made.to(DEVICE, self.dtype).transpose(1, 2)
+
+
+def check_attention(
+    case: AttentionCase, backend: AttentionBackend, spans: Sequence[Span], capacity: int | None, tol: float
+) -> torch.Tensor:
+    """One step of the only layer against the reference. What the cache holds must then be the same, bit for bit."""
+    used = sum(span.rows for span in spans)
+    query, key, value = case.inputs(capacity or used)
+    keys, values, sinks = case.keys.clone(), case.values.clone(), case.sinks()
+    naive_write(spans, key, keys)
+    naive_write(spans, value, values)
+    backend.begin(spans, capacity=capacity)
+    backend.write(key, value, case.keys, case.values)
+    got = backend.attend(0, query, case.keys, case.values, sinks)
+    assert torch.equal(case.keys.nan_to_num(9.0), keys.nan_to_num(9.0))
+    assert torch.equal(case.values.nan_to_num(9.0), values.nan_to_num(9.0))
+    expected = naive_attend(spans, case.layer, query, keys, values, sinks)
+    if used:
+        assert_close("attention", expected[:used], got[:used], tol)
+    assert not got[used:].any()
+    return got
 
 
 def assert_close(name: str, ref: torch.Tensor, got: torch.Tensor, tol: float) -> None:

@@ -1,0 +1,86 @@
+"""What a step asks of paged attention, and what a backend is. Knows no model and no scheduler.
+
+A layer's cache is keys (pages, page_size, kv_heads, key_dim) and values (pages, page_size, kv_heads, value_dim), both
+contiguous. Position p of a sequence lies in its page p // page_size, at place p % page_size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+
+@dataclass(frozen=True)
+class AttentionLayer:
+    """One layer's heads, and how it turns products into weights.
+
+    scale: of the products. window: keys that a query sees, itself included; None for all. softcap: scores are bent to
+    within plus and minus it (Gemma 2, arXiv:2408.00118). sinks: whether each head has a logit that joins the softmax's
+    denominator and has no value (gpt-oss).
+    """
+
+    heads: int
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    sinks: bool = False
+
+    @property
+    def group(self) -> int:
+        """Query heads of each kv head."""
+        return self.heads // self.kv_heads
+
+
+class Span(NamedTuple):
+    """Consecutive tokens of one sequence: rows [row, row + rows) of the step, the last of its `total` positions.
+
+    One row is a decode. pages: those of all `total` positions, in order, and perhaps more; pages that no row's window
+    reaches may be any number.
+    """
+
+    row: int
+    rows: int
+    total: int
+    pages: Sequence[int] | npt.NDArray[np.integer]
+
+
+class AttentionBackend(Protocol):
+    """begin once a step, then write and attend once for each layer.
+
+    generation: goes up when graphs that were captured before must not be replayed any more.
+    reads_whole_pages: what lies in a sequence's last page beyond its tokens must be finite, though it counts for
+    nothing.
+    """
+
+    generation: int
+    reads_whole_pages: bool
+
+    def begin(self, spans: Sequence[Span], *, capacity: int | None = None) -> None:
+        """capacity: rows that the launches are for, if not just those of the step: what a graph is captured with.
+
+        The spans cover the first rows. Rows beyond are not written to the cache, and their outputs are 0.
+        Raises ValueError if spans need more than their pages or the capacity.
+        """
+
+    def write(self, key: torch.Tensor, value: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Store the step's key and value, (1, kv_heads, rows, dim) of any strides, in a layer's cache."""
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        sinks: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """query: (1, heads, rows, key_dim) of any strides. Returns (rows, heads, value_dim), contiguous.
+
+        Each row sees the positions of its sequence up to its own, within the layer's window, as the cache holds them.
+        sinks: (heads,), for a layer that has them.
+        """

@@ -1,0 +1,176 @@
+"""Paged attention on a GPU: two launches a layer, one that writes to the cache and one that reads it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from .attention import AttentionLayer, Span
+from .attention_kernels import attention_kernel, write_kernel
+from .attention_plan import HEADER_FIELDS, Items, Shape, items_of, pack, positions_of, step_of
+from .attention_tiles import Tiles, compile_options, shape_of, tiles_for
+
+MOST_NARROW_ROWS = 4  # of a span; steps with longer ones run in wide tiles
+_WRITE_BLOCK = 1024  # elements
+
+
+class TritonAttention:
+    """`AttentionBackend` in Triton. No floating-point atomics: the same step gives the same bits.
+
+    A launch depends on the step only through device memory whose addresses stay. So a CUDA graph that was captured
+    after `begin(..., capacity=n)` may be replayed after any other `begin` of that capacity, for as long as `generation`
+    is what it was. With a capacity tiles are narrow: it is meant for steps of a row or a few for each sequence.
+
+    layers: of the model, by the index that `attend` is given. page_size: a power of two. dtype: of the caches and of
+    all that is given. batch_invariant: a row's bits depend on its own sequence alone: all steps run in wide tiles, and
+    keys are never split. num_programs: how many run at once, if not what the device has room for.
+    """
+
+    reads_whole_pages = False
+
+    def __init__(
+        self,
+        layers: Sequence[AttentionLayer],
+        page_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        batch_invariant: bool = False,
+        num_programs: int | None = None,
+    ) -> None:
+        if page_size < 1 or page_size & (page_size - 1):
+            raise ValueError(f"a page of {page_size} tokens: it must be a power of two")
+        self.generation = 0
+        self.reads_whole_pages = False
+        self._layers = tuple(layers)
+        self._page_size = page_size
+        self._dtype = dtype
+        self._batch_invariant = batch_invariant
+        self._num_programs = num_programs
+        self._multiprocessors = _multiprocessors(device)
+        # Of each layer, and then of each plan: for steps in narrow tiles, and for those in wide ones.
+        self._tiles = [[tiles_for(layer, dtype, wide=wide) for wide in (False, True)] for layer in self._layers]
+        shapes = [
+            tuple(self._shape(layer, tiles) for tiles in both)
+            for layer, both in zip(self._layers, self._tiles, strict=True)
+        ]
+        self._shapes = list(dict.fromkeys(shapes))
+        self._plans = [self._shapes.index(both) for both in shapes]
+        self._value_dim = max((layer.value_dim for layer in self._layers), default=0)
+        self._records = torch.zeros(1 << 16, dtype=torch.int32, device=device)
+        self._partials = torch.zeros(1 << 20, dtype=torch.float32, device=device)
+        self._counters = torch.zeros(1 << 12, dtype=torch.int32, device=device)
+        self._num_rows = 0  # this and the next are the step's, set by `begin`
+        self._wide = False
+
+    def begin(self, spans: Sequence[Span], *, capacity: int | None = None) -> None:
+        used = sum(span.rows for span in spans)
+        self._num_rows = used if capacity is None else capacity
+        if used > self._num_rows:
+            raise ValueError(f"{used} rows are more than the capacity of {capacity}")
+        longest = max((span.rows for span in spans), default=0)
+        self._wide = self._batch_invariant or (capacity is None and longest > MOST_NARROW_ROWS)
+        step = step_of(spans, self._num_rows, self._page_size)
+        plans = [items_of(step, shapes[self._wide]) for shapes in self._shapes]
+        flat = torch.from_numpy(pack(step, plans, positions_of(step, self._page_size)))
+        self._reserve(len(flat), plans)
+        flat = flat.pin_memory() if self._records.is_cuda else flat
+        self._records[: len(flat)].copy_(flat, non_blocking=True)
+
+    def write(self, key: torch.Tensor, value: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        _, kv_heads, rows, key_dim = key.shape
+        value_dim = value.shape[3]
+        assert rows == self._num_rows
+        blocks = -(-kv_heads * max(key_dim, value_dim) // _WRITE_BLOCK)
+        positions = self._records[len(self._shapes) * HEADER_FIELDS :]
+        key, value = _adjoining(key), _adjoining(value)
+        write_kernel[(rows, blocks)](
+            key, value, keys, values, positions, *key.stride()[1:3], *value.stride()[1:3],
+            KV_HEADS=kv_heads, KEY_DIM=key_dim, VALUE_DIM=value_dim, BLOCK=_WRITE_BLOCK,
+        )  # fmt: skip
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        sinks: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        assert query.shape[2] == self._num_rows
+        assert self._layers[layer].sinks == (sinks is not None)
+        out = query.new_empty(self._num_rows, query.shape[1], values.shape[3])
+        self._attend(layer, _adjoining(query), keys, values, out if sinks is None else sinks, out)
+        return out
+
+    def warm_up(self) -> list[Any]:
+        """Compile all that steps may launch, which takes seconds for each kernel that triton has not kept on disk.
+
+        The kernels as triton made them; none in its interpreter.
+        """
+        self.begin([])
+        kernels, new = [], self._records.new_zeros
+        for spec in dict.fromkeys(self._layers):
+            query = new(1, spec.heads, 1, spec.key_dim, dtype=self._dtype)
+            keys = new(1, self._page_size, spec.kv_heads, spec.key_dim, dtype=self._dtype)
+            values = new(1, self._page_size, spec.kv_heads, spec.value_dim, dtype=self._dtype)
+            out = new(1, spec.heads, spec.value_dim, dtype=self._dtype)
+            for wide in {self._batch_invariant, True}:
+                self._wide = wide
+                kernels.append(self._attend(self._layers.index(spec), query, keys, values, out, out))
+        return [kernel for kernel in kernels if kernel is not None]
+
+    def _attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        sinks: torch.Tensor,
+        out: torch.Tensor,
+    ) -> Any:
+        spec, tiles = self._layers[layer], self._tiles[layer][self._wide]
+        return attention_kernel[(self._programs(tiles),)](
+            query,
+            keys,
+            values,
+            sinks,
+            out,
+            self._records,
+            self._partials,
+            self._counters,
+            *query.stride()[1:3],
+            self._plans[layer],
+            spec.scale,
+            **compile_options(spec, tiles, self._page_size),
+        )
+
+    def _shape(self, layer: AttentionLayer, tiles: Tiles) -> Shape:
+        return shape_of(layer, tiles, self._programs(tiles), splits=not self._batch_invariant)
+
+    def _programs(self, tiles: Tiles) -> int:
+        return self._num_programs or self._multiprocessors * tiles.programs
+
+    def _reserve(self, records: int, plans: Sequence[Items]) -> None:
+        """Graphs that were captured with the buffers that this replaces must not be replayed any more."""
+        shapes = [shapes[self._wide] for shapes in self._shapes]
+        slots = [plan.slots * shape.kv_heads for plan, shape in zip(plans, shapes, strict=True)]
+        partials = [count * shape.block_m * (self._value_dim + 2) for count, shape in zip(slots, shapes, strict=True)]
+        needed = (records, max(partials, default=0), max(slots, default=0))
+        buffers = (self._records, self._partials, self._counters)
+        if all(size <= len(buffer) for size, buffer in zip(needed, buffers, strict=True)):
+            return
+        self._records, self._partials, self._counters = (
+            buffer if size <= len(buffer) else buffer.new_zeros(2 * size)
+            for size, buffer in zip(needed, buffers, strict=True)
+        )
+        self.generation += 1
+
+
+def _adjoining(tensor: torch.Tensor) -> torch.Tensor:
+    """With columns that adjoin."""
+    return tensor if tensor.stride(3) == 1 else tensor.contiguous()
+
+
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
