@@ -30,6 +30,13 @@ class Leases:
         """Number of requests that hold an adapter."""
         return self._counts.get(digest, 0)
 
+    def counts(self) -> dict[str, int]:
+        """The same for each adapter that any request holds."""
+        return dict(self._counts)
+
+    async def is_held(self, digest: str) -> bool:
+        return digest in self._counts
+
     async def idle(self, digest: str) -> None:
         """Wait until no request holds an adapter. Another may take it right after."""
         while digest in self._counts:

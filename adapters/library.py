@@ -12,14 +12,13 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 from .checkpoint import read_header
 from .errors import InvalidAdapter, said_of
 from .facts import AdapterFacts, FactsLike
 from .files import WEIGHTS, experts_of
-from .leases import Leases
 from .names import VersionRef, check_name
 from .peft.config import read_config
 from .registry import AdapterRecord, AdapterRegistry
@@ -33,8 +32,17 @@ Release = Callable[[str], Awaitable[None]]
 _T = TypeVar("_T")
 
 
+class Holders(Protocol):
+    """The requests that hold adapters: `Leases`, or those of several processes together."""
+
+    async def idle(self, digest: str) -> None:
+        """Wait until none holds an adapter. Another may take it right after, unless no row refers to it."""
+
+    async def is_held(self, digest: str) -> bool: ...
+
+
 class AdapterLibrary:
-    """Methods run on one event loop, which must be the leases' own; disk work goes to threads.
+    """Methods run on one event loop; disk work goes to threads.
 
     inspect: compiles the adapter with a digest, in a folder, against the base; raises AdapterError.
     release: gives the adapter's memory back in the engine.
@@ -45,7 +53,7 @@ class AdapterLibrary:
         self,
         store: AdapterStore,
         registry: AdapterRegistry,
-        leases: Leases,
+        holders: Holders,
         *,
         inspect: Inspect,
         release: Release,
@@ -53,7 +61,7 @@ class AdapterLibrary:
     ) -> None:
         self._store = store
         self._registry = registry
-        self._leases = leases
+        self._holders = holders
         self._inspect = inspect
         self._release = release
         self._reserved = reserved
@@ -134,10 +142,10 @@ class AdapterLibrary:
 
     async def _collect(self, digest: str) -> None:
         """Remove an adapter from memory and disk if nothing refers to it any more."""
-        await self._leases.idle(digest)
+        await self._holders.idle(digest)
         async with self._alone(digest):
             # No row, then no request can come to it; a row of the same content may have come back meanwhile.
-            if self._registry.in_use(digest) or self._leases.count(digest):
+            if self._registry.in_use(digest) or await self._holders.is_held(digest):
                 return
             try:
                 await self._release(digest)

@@ -1,7 +1,7 @@
 """An engine process that answers at once, and the server around it: what `front_end.py` measures.
 
-    python benchmarks/instant_engine.py serve PORT STATE STEP_MS     the API server, which starts the engine
-    python benchmarks/instant_engine.py engine DOOR CONFIG           the engine
+    python benchmarks/instant_engine.py serve PORT STATE STEP_MS [API_WORKERS]     the server, which starts the engine
+    python benchmarks/instant_engine.py engine DOOR CONFIG                         the engine
 
 It speaks the real wire protocol: a step is one message with a token of every running sequence. STEP_MS is the time from
 one step to the next; 0 is none.
@@ -95,7 +95,7 @@ def _info() -> ModelInfo:
     )
 
 
-def serve(port: int, state: Path, step_ms: float) -> int:
+def serve(port: int, state: Path, step_ms: float, api_workers: int = 1) -> int:
     from peftserve.server.api import serve as api
     from peftserve.server.api.own_engine import OwnEngine
 
@@ -104,7 +104,12 @@ def serve(port: int, state: Path, step_ms: float) -> int:
 
     api.OwnEngine = functools.partial(OwnEngine, make_command=command)  # type: ignore[misc, assignment]
     config = ServerConfig(
-        EngineConfig(model=str(step_ms)), state, port=port, served_model_name="instant", log_level="warning"
+        EngineConfig(model=str(step_ms)),
+        state,
+        port=port,
+        api_workers=api_workers,
+        served_model_name="instant",
+        log_level="warning",
     )
     return api.run(config)
 
@@ -113,4 +118,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "engine":
         engine(*sys.argv[2:])
     else:
-        sys.exit(serve(int(sys.argv[2]), Path(sys.argv[3]), float(sys.argv[4])))
+        sys.exit(serve(int(sys.argv[2]), Path(sys.argv[3]), float(sys.argv[4]), *map(int, sys.argv[5:])))

@@ -47,8 +47,9 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """All that the API process needs; `engine` goes to the engine process.
+    """All that the API processes need; `engine` goes to the engine process.
 
+    api_workers: number of API processes.
     preload: (name, folder) pairs of `--adapter`, loaded at start.
     max_queue: sequences that may be in flight beyond max_running before new requests get 429.
     upload_limit: most bytes of one uploaded adapter. body_limit: of any other request's body.
@@ -58,6 +59,7 @@ class ServerConfig:
     state_dir: Path
     host: str = "127.0.0.1"
     port: int = 8000
+    api_workers: int = 1
     served_model_name: str | None = None
     preload: tuple[tuple[str, Path], ...] = ()
     allow_adapter_paths: tuple[Path, ...] = ()

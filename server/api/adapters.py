@@ -46,7 +46,7 @@ class SetDefault(Body):
 async def add_adapter(request: Request, services: ServicesOf) -> Response:
     services.model()
     services.admission.check_open()
-    staged = await asyncio.to_thread(services.adapters.store.stage, services.config.upload_limit)
+    staged = await asyncio.to_thread(services.owned.store.stage, services.config.upload_limit)
     with staged:
         content_type = request.headers.get("content-type", "")
         if content_type.lower().startswith("multipart/form-data"):
@@ -55,8 +55,8 @@ async def add_adapter(request: Request, services: ServicesOf) -> Response:
             body = await json_body(AddAdapter)(request)
             name = body.name
             await fetch(services, body.source.type, body.source.uri, staged)
-        record = await services.adapters.library.add(staged, name)
-    return json_response(_cards(services, [record])[0], 201)
+        record = await services.owned.library.add(staged, name)
+    return json_response((await _cards(services, [record]))[0], 201)
 
 
 @router.get("/v1/adapters")
@@ -66,21 +66,21 @@ async def list_adapters(
     """The newest version of each, by name; all of them, or `limit` of them behind the name `after`."""
     records = await asyncio.to_thread(_read, services, after, limit)
     has_more = len(records) == limit and bool(services.adapters.registry.page(after=records[-1].name, limit=1))
-    return json_response(CardList(data=_cards(services, records), has_more=has_more))
+    return json_response(CardList(data=await _cards(services, records), has_more=has_more))
 
 
 @router.get("/v1/adapters/{name}")
 async def get_adapter(services: ServicesOf, name: str) -> Response:
     reference = _reference(name)
     record = services.adapters.registry.get(reference.name, reference.version)
-    return json_response(_cards(services, [record])[0])
+    return json_response((await _cards(services, [record]))[0])
 
 
 @router.delete("/v1/adapters/{name}")
 async def delete_adapter(services: ServicesOf, name: str) -> Response:
     """Of a name all versions, of `name@2` the one. Requests that run finish on what they have."""
     reference = _reference(name)
-    await services.adapters.library.delete(reference.name, reference.version)
+    await services.owned.library.delete(reference.name, reference.version)
     return json_response(Deleted(id=name))
 
 
@@ -91,7 +91,7 @@ async def get_default(services: ServicesOf) -> Response:
 
 @router.put("/v1/default-adapter")
 async def set_default(services: ServicesOf, body: Annotated[SetDefault, Depends(json_body(SetDefault))]) -> Response:
-    await services.adapters.library.set_default(body.adapter)
+    await services.owned.library.set_default(body.adapter)
     return json_response(DefaultAdapter(body.adapter))
 
 
@@ -121,7 +121,8 @@ def _reference(text: str) -> Reference:
     return reference
 
 
-def _cards(services: Services, records: Sequence[AdapterRecord]) -> list[Card]:
+async def _cards(services: Services, records: Sequence[AdapterRecord]) -> list[Card]:
+    running = await services.owned.requests_running()
     stats = services.engine.stats
     device, host = set(stats.device_adapters), set(stats.host_adapters)
     return [
@@ -139,7 +140,7 @@ def _cards(services: Services, records: Sequence[AdapterRecord]) -> list[Card]:
             virtual_tokens=record.facts.virtual_tokens or UNSET,
             num_tasks=record.facts.num_tasks or UNSET,
             state="device" if record.digest in device else "host" if record.digest in host else "disk",
-            requests_running=services.adapters.leases.count(record.digest),
+            requests_running=running[record.digest],
             created=int(record.created),
         )
         for record in records

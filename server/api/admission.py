@@ -1,33 +1,47 @@
 """How many sequences may be in flight, and whether new ones are taken at all."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableSequence
 from contextlib import contextmanager
 
 from .errors import RETRY_SECONDS, ApiError, bad_request, unavailable
 
 
 class Admission:
-    """capacity: most sequences in flight, running and waiting together."""
+    """capacity: most sequences in flight, running and waiting together, in all processes of the server.
 
-    def __init__(self, capacity: int) -> None:
+    counts: sequences in flight by process; all of them see it, and each writes its own, at the place `own`. Two
+    processes that look at the same moment may overshoot the capacity by what one of them admits then.
+    """
+
+    def __init__(self, capacity: int, counts: MutableSequence[int], own: int = 0) -> None:
         self.capacity = capacity
-        self.in_flight = 0
         self.draining = False
+        self._counts = counts
+        self._own = own
         self._idle = asyncio.Event()
         self._idle.set()
+
+    @property
+    def in_flight(self) -> int:
+        """Of this process."""
+        return self._counts[self._own]
+
+    @property
+    def in_flight_everywhere(self) -> int:
+        return sum(self._counts)
 
     @contextmanager
     def enter(self, count: int) -> Iterator[None]:
         """Holds room for the `count` sequences of one request. Raises ApiError 400, 429 or 503."""
         self._check(count)
-        self.in_flight += count
+        self._counts[self._own] += count
         self._idle.clear()
         try:
             yield
         finally:
-            self.in_flight -= count
-            if self.in_flight == 0:
+            self._counts[self._own] -= count
+            if self._counts[self._own] == 0:
                 self._idle.set()
 
     def drain(self) -> None:
@@ -35,7 +49,7 @@ class Admission:
         self.draining = True
 
     async def idle(self) -> None:
-        """Wait until nothing is in flight."""
+        """Wait until nothing of this process is in flight."""
         await self._idle.wait()
 
     def check_open(self) -> None:
@@ -46,10 +60,11 @@ class Admission:
         self.check_open()
         if count > self.capacity:
             raise bad_request(f"The request asks for {count} sequences; this server takes {self.capacity} at once.")
-        if self.in_flight + count > self.capacity:
+        in_flight = self.in_flight_everywhere
+        if in_flight + count > self.capacity:
             raise ApiError(
                 429,
-                f"The server's queue is full ({self.in_flight} of {self.capacity} sequences); try again later.",
+                f"The server's queue is full ({in_flight} of {self.capacity} sequences); try again later.",
                 code="queue_full",
                 headers={"Retry-After": str(RETRY_SECONDS)},
             )

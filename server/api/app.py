@@ -1,34 +1,65 @@
 """The HTTP application, put together. Knows every part by its interface and nothing of processes or sockets."""
 
+import time
+from collections.abc import MutableSequence, Sequence
 from importlib.metadata import version
+from types import ModuleType
 
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from ..config import ServerConfig
-from . import adapters, chat, completions, health, models, tokens, vllm_adapters
+from . import adapters, chat, completions, health, models, scrape, tokens, vllm_adapters
 from .admission import Admission
 from .auth import BearerAuth
 from .body import BodyLimit
 from .direct import DirectRoutes
 from .engine import Engine
-from .engine_metrics import EngineCollector
 from .errors import install_error_handlers
 from .metrics import Metrics
 from .services import Adapters, Services, base_id
 
-ROUTES = (completions, chat, models, adapters, vllm_adapters, tokens, health)
+EVERYWHERE = (completions, chat, models, tokens, health)
+FIRST_ONLY = (adapters, vllm_adapters, scrape)
 DIRECT = {
     "/v1/completions": completions.create_completion,
     "/v1/chat/completions": chat.create_chat_completion,
 }
 
 
-def create_app(engine: Engine, config: ServerConfig, opened: Adapters) -> FastAPI:
-    """opened: what `open_adapters` gave for the same engine. The app's `state.services` is what the routes share."""
-    services = _services(engine, config, opened)
+def create_app(services: Services) -> FastAPI:
+    """Of the process that has the adapters. The app's `state.services` is what the routes share."""
+    services.engine.add_stats_listener(services.metrics.observe_stats)
+    return _app(services, [*EVERYWHERE, *FIRST_ONLY])
+
+
+def create_worker_app(services: Services, forward: ASGIApp) -> FastAPI:
+    """Of another process. forward: answers all that is not of the model itself."""
+    app = _app(services, EVERYWHERE, openapi_url=None)
+    app.mount("/", forward)
+    return app
+
+
+def make_services(
+    engine: Engine,
+    config: ServerConfig,
+    opened: Adapters,
+    counts: MutableSequence[int],
+    number: int = 0,
+    started: int | None = None,
+) -> Services:
+    """counts: sequences in flight by process, this one's at the place `number`. started: when the server was."""
+    admission = Admission(config.engine.max_running + config.max_queue, counts, number)
+    started = int(time.time()) if started is None else started
+    return Services(config, engine, opened, admission, Metrics(), base_id(config), started)
+
+
+def _app(services: Services, routes: Sequence[ModuleType], openapi_url: str | None = "/openapi.json") -> FastAPI:
+    config = services.config
     app = FastAPI(
         title="peftserve",
         version=version("peftserve"),
+        openapi_url=openapi_url,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -38,15 +69,6 @@ def create_app(engine: Engine, config: ServerConfig, opened: Adapters) -> FastAP
     app.add_middleware(DirectRoutes, services=services, posts=DIRECT)
     app.add_middleware(BodyLimit, limit=config.body_limit, upload_limit=config.upload_limit)
     app.add_middleware(BearerAuth, keys=config.api_keys)
-    for routes in ROUTES:
-        app.include_router(routes.router)
+    for module in routes:
+        app.include_router(module.router)
     return app
-
-
-def _services(engine: Engine, config: ServerConfig, opened: Adapters) -> Services:
-    name = base_id(config)
-    metrics = Metrics()
-    metrics.registry.register(EngineCollector(engine, metrics, name))
-    engine.add_stats_listener(metrics.observe_stats)
-    admission = Admission(config.engine.max_running + config.max_queue)
-    return Services(config, engine, opened, admission, metrics, name)

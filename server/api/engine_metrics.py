@@ -4,23 +4,22 @@ Beside our own names stand those of vLLM that Kubernetes inference gateways read
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from ..wire.messages import EngineStats, ModelInfo
 from .engine import Engine
-from .metrics import Metrics
 
 
 class EngineCollector(Collector):
-    """model_name: the base's id, vLLM's label."""
+    """model_name: the base's id, vLLM's label. names: (digest, name) of the adapters that requests in flight use."""
 
-    def __init__(self, engine: Engine, metrics: Metrics, model_name: str) -> None:
+    def __init__(self, engine: Engine, model_name: str, names: Collection[tuple[str, str]]) -> None:
         self._engine = engine
-        self._metrics = metrics
         self._model_name = model_name
+        self._names = names
 
     def collect(self) -> Iterable[Metric]:
         stats, info = self._engine.stats, self._engine.info
@@ -49,12 +48,12 @@ class EngineCollector(Collector):
             "Adapters of running and of waiting sequences; the value is the time",
             labels=["max_lora", "running_lora_adapters", "waiting_lora_adapters"],
         )
-        running, waiting = self._names(stats.running_adapters), self._names(stats.waiting_adapters)
+        running, waiting = self._named(stats.running_adapters), self._named(stats.waiting_adapters)
         gauge.add_metric([str(info.max_loras), running, waiting], time.time())
         return gauge
 
-    def _names(self, adapters: Mapping[str, int]) -> str:
-        return ",".join(sorted({name for digest in adapters for name in self._metrics.names_of(digest)}))
+    def _named(self, adapters: Mapping[str, int]) -> str:
+        return ",".join(sorted({name for digest, name in self._names if digest in adapters}))
 
 
 def _kv_usage(stats: EngineStats) -> float:

@@ -1,8 +1,7 @@
-"""Whether the process lives, whether it takes requests, and what it counts. Open to everyone, without a key."""
+"""Whether the server lives and takes requests. Open to everyone, without a key."""
 
 import msgspec
 from fastapi import APIRouter, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from .answers import json_response
 from .errors import ENGINE_DEAD_MESSAGE, unavailable
@@ -32,8 +31,3 @@ async def ready(services: ServicesOf) -> Response:
     if not services.preloaded:
         raise unavailable("Adapters are being loaded; try again soon.", "loading")
     return json_response(Health())
-
-
-@router.get("/metrics")
-async def metrics(services: ServicesOf) -> Response:
-    return Response(generate_latest(services.metrics.registry), media_type=CONTENT_TYPE_LATEST)

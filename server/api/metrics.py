@@ -73,9 +73,9 @@ class Metrics:
         """What counts the tokens of a request: looked up once, counted up at each step."""
         return [self.generated_tokens, *(self._adapter_tokens.labels(label) for label in labels)]
 
-    def names_of(self, digest: str) -> list[str]:
-        """The names under which requests in flight use an adapter."""
-        return sorted(name for known, name in self._names if known == digest)
+    def names_in_use(self) -> list[tuple[str, str]]:
+        """(digest, name) of the adapters that requests in flight use."""
+        return list(self._names)
 
     def _forget(self, pairs: Iterable[tuple[str, str]]) -> None:
         """Looks at these only, however many are in flight."""

@@ -1,6 +1,6 @@
 """What the routes work with, made once by `create_app` and found through the request's app."""
 
-import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field
@@ -22,17 +22,34 @@ from .engine import Engine, EngineDead
 from .errors import unavailable
 from .metrics import Metrics
 from .tokenizer import Tokenizer
+from .workers import SharedLeases, Workers
+
+REGISTRY = "registry.sqlite"
 
 
 @dataclass(frozen=True)
 class Adapters:
-    """The adapters of one state folder."""
+    """The adapters of one state folder, as every API process sees them. leases: of this process's requests."""
 
-    store: AdapterStore
     registry: AdapterRegistry
     leases: Leases
-    library: AdapterLibrary
     router: Router
+
+
+@dataclass(frozen=True)
+class OwnedAdapters(Adapters):
+    """The same in the process that has the folder, and alone changes what is in it. workers: the other processes."""
+
+    store: AdapterStore
+    library: AdapterLibrary
+    workers: Workers
+
+    async def requests_running(self) -> Counter[str]:
+        """Digest to requests that hold it, in all processes."""
+        total = Counter(self.leases.counts())
+        for accounts in await self.workers.accounts():
+            total.update(accounts.leases)
+        return total
 
 
 @dataclass
@@ -43,13 +60,15 @@ class Services:
     admission: Admission
     metrics: Metrics
     base_id: str
-    started: int = field(default_factory=lambda: int(time.time()))
+    started: int
     preloaded: bool = True  # False until serve() has loaded the adapters of the command line
     _tokenizer: Tokenizer | None = field(default=None, repr=False)  # set when the model's first use asks for it
 
     @property
-    def ready(self) -> bool:
-        return self.engine.alive and self.engine.info is not None and self.preloaded and not self.admission.draining
+    def owned(self) -> OwnedAdapters:
+        """For the routes that only the process with the state folder answers."""
+        assert isinstance(self.adapters, OwnedAdapters)
+        return self.adapters
 
     def model(self) -> ModelInfo:
         """Raises EngineDead, ApiError 503 while the model loads."""
@@ -81,22 +100,31 @@ class Services:
 
 
 @asynccontextmanager
-async def open_adapters(state_dir: Path, engine: Engine, base_id: str) -> AsyncIterator[Adapters]:
+async def open_adapters(
+    state_dir: Path, engine: Engine, base_id: str, workers: Workers
+) -> AsyncIterator[OwnedAdapters]:
     """The adapters of a state folder, closed again at the end. Raises AdapterConflict if another server has it."""
-    with closing(AdapterStore(state_dir)) as store, closing(AdapterRegistry(state_dir / "registry.sqlite")) as registry:
+    with closing(AdapterStore(state_dir)) as store, closing(AdapterRegistry(state_dir / REGISTRY)) as registry:
         leases = Leases()
         library = AdapterLibrary(
             store,
             registry,
-            leases,
+            SharedLeases(leases, workers),
             inspect=engine.inspect_adapter,
             release=engine.release_adapter,
             reserved=frozenset({base_id}),
         )
         try:
-            yield Adapters(store, registry, leases, library, Router(registry, base_id))
+            yield OwnedAdapters(registry, leases, Router(registry, base_id), store, library, workers)
         finally:
             await library.close()
+
+
+@contextmanager
+def open_replica(state_dir: Path, base_id: str) -> Iterator[Adapters]:
+    """The same for another process, which sees each change as soon as the one with the folder has made it."""
+    with closing(AdapterRegistry(state_dir / REGISTRY)) as registry:
+        yield Adapters(registry, Leases(), Router(registry, base_id))
 
 
 def base_id(config: ServerConfig) -> str:

@@ -46,10 +46,10 @@ async def load_lora_adapter(
         )
     if not allowed_folder(services.config.allow_adapter_paths, body.lora_path).is_dir():
         raise ApiError(404, f"No adapter found for {body.lora_path}", param="lora_path", code="adapter_not_found")
-    staged = await asyncio.to_thread(services.adapters.store.stage, services.config.upload_limit)
+    staged = await asyncio.to_thread(services.owned.store.stage, services.config.upload_limit)
     with staged:
         await fetch(services, "path", body.lora_path, staged)
-        await services.adapters.library.add(staged, body.lora_name)
+        await services.owned.library.add(staged, body.lora_name)
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
 
@@ -64,5 +64,5 @@ async def unload_lora_adapter(
         raise ApiError(
             404, f"The lora adapter '{body.lora_name}' cannot be found.", param="lora_name", code="model_not_found"
         )
-    await services.adapters.library.delete(*reference)
+    await services.owned.library.delete(*reference)
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")

@@ -43,6 +43,7 @@ def make_config(chosen: Mapping[str, Any], environ: Mapping[str, str]) -> Server
         state_dir=state_dir,
         host=chosen["host"],
         port=chosen["port"],
+        api_workers=chosen["api_workers"],
         served_model_name=name,
         preload=_checked([*demo, *chosen["adapter"], *chosen["lora_modules"]]),
         allow_adapter_paths=tuple(_existing(folder, "--allow-adapter-path") for folder in chosen["allow_adapter_path"]),

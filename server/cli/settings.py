@@ -52,6 +52,7 @@ SETTINGS = (
     Setting("model", "MODEL", values.text, "folder or hub id of the base, in Hugging Face format", shown="the demo"),
     Setting("host", "HOST", values.text, "address to listen on", "127.0.0.1"),
     Setting("port", "PORT", values.whole(0, 65535), "port to listen on; 0 takes a free one", 8000),
+    Setting("api-workers", "N", _COUNT, "processes that answer HTTP, on the one port and with the one engine", 1),
     Setting("adapter", "NAME=PATH", values.named_folder, "adapter to load at start; repeatable", many=True),
     Setting(
         "state-dir",

@@ -10,13 +10,15 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
-from ..config import EngineConfig
+from ..config import EngineConfig, ServerConfig
 
 ENGINE_MODULE = "peftserve.server.engine.process"
+
+Config = TypeVar("Config", EngineConfig, ServerConfig)
 
 
 def engine_command(door: int, config: EngineConfig, *, module: str = ENGINE_MODULE) -> list[str]:
@@ -36,16 +38,16 @@ def engine_environment() -> dict[str, str]:
 def parse_engine_arguments(arguments: Sequence[str]) -> tuple[int, EngineConfig]:
     """(door, config) of `sys.argv[1:]`. Raises ValueError if they are not what `engine_command` made."""
     door, config = arguments
-    return int(door), decode_config(config)
+    return int(door), decode_config(config, EngineConfig)
 
 
-def encode_config(config: EngineConfig) -> str:
+def encode_config(config: EngineConfig | ServerConfig) -> str:
     return msgspec.json.encode(config, enc_hook=str).decode()
 
 
-def decode_config(text: str) -> EngineConfig:
+def decode_config(text: str, kind: type[Config]) -> Config:
     """Raises ValueError (msgspec's ValidationError is one) where the text is no such configuration."""
-    return msgspec.json.decode(text, type=EngineConfig, dec_hook=_make_path)
+    return msgspec.json.decode(text, type=kind, dec_hook=_make_path)
 
 
 def exit_with_parent(descriptor: int = 0) -> None:

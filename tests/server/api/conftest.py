@@ -15,9 +15,10 @@ from safetensors.numpy import save
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from peftserve.adapters.errors import InvalidAdapter
-from peftserve.server.api.app import create_app
+from peftserve.server.api.app import create_app, make_services
 from peftserve.server.api.engine import EngineDead
 from peftserve.server.api.services import open_adapters
+from peftserve.server.api.workers import Workers
 from peftserve.server.config import EngineConfig, ServerConfig
 from peftserve.server.wire.messages import (
     AdapterCard,
@@ -199,8 +200,8 @@ def make_server(engine, tmp_path):
             served_model_name="base",
             **{"max_queue": 12, **fields},
         )
-        async with open_adapters(config.state_dir, engine, "base") as adapters:
-            app = create_app(engine, config, adapters)
+        async with open_adapters(config.state_dir, engine, "base", Workers(0, None, None)) as adapters:
+            app = create_app(make_services(engine, config, adapters, [0]))
             async with _uvicorn(app) as url, _Clients(url) as clients:
                 clients.engine = engine
                 clients.services = app.state.services

@@ -23,6 +23,7 @@ def main() -> int:
         engine=EngineConfig(model=options["model"]),
         state_dir=Path(options["state"]),
         port=options["port"],
+        api_workers=options.get("api_workers", 1),
         served_model_name="base",
         preload=tuple((name, Path(folder)) for name, folder in options["preload"]),
         grace_seconds=options["grace"],

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from peftserve.server.config import EngineConfig
+from peftserve.server.config import EngineConfig, ServerConfig
 from peftserve.server.wire.launch import decode_config, encode_config, engine_command, parse_engine_arguments
 
 
@@ -16,7 +16,7 @@ from peftserve.server.wire.launch import decode_config, encode_config, engine_co
     ],
 )
 def test_config_survives_the_command_line(config):
-    assert decode_config(encode_config(config)) == config
+    assert decode_config(encode_config(config), EngineConfig) == config
     command = engine_command(7, config)
     assert parse_engine_arguments(command[3:]) == (7, config)
 
@@ -24,7 +24,19 @@ def test_config_survives_the_command_line(config):
 @pytest.mark.parametrize("text", ["", "{}", '{"model": 1}', '{"model": "m", "device": "tpu"}'])
 def test_malformed_config_is_a_value_error(text):
     with pytest.raises(ValueError, match=r".+"):
-        decode_config(text)
+        decode_config(text, EngineConfig)
+
+
+def test_a_servers_config_survives_too():
+    config = ServerConfig(
+        EngineConfig(model="m"),
+        Path("/state"),
+        preload=(("a", Path("/a")),),
+        allow_adapter_paths=(Path("/p"),),
+        allow_adapter_sources=frozenset({"hub"}),
+        api_keys=("ü",),
+    )
+    assert decode_config(encode_config(config), ServerConfig) == config
 
 
 def test_process_ends_with_its_parent_even_while_busy():

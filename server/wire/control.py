@@ -1,0 +1,76 @@
+"""What the first API process and the others say to each other. Never pickle.
+
+The first has the state folder, the engine process and the routes that change adapters. A call carries a `call_id` that
+its `Done` repeats; calls are answered in any order.
+"""
+
+import msgspec
+
+Sample = tuple[str, dict[str, str], float]  # name, labels, value
+
+# The first to another
+
+
+class Begin(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The first message.
+
+    number: which of the processes this is; the first is 0. config: a `ServerConfig` in JSON. port: the one that all
+    listen on. folder: has the socket on which the first answers. started: when it did, in seconds since 1970.
+    """
+
+    number: int
+    config: str
+    port: int
+    folder: str
+    started: int
+
+
+class Serve(msgspec.Struct, frozen=True, tag=True):
+    """Listen. Done when it does, which waits for the model."""
+
+    call_id: int
+
+
+class AwaitIdle(msgspec.Struct, frozen=True, tag=True):
+    """Done when no request of this process holds the adapter, whose rows are gone from the registry."""
+
+    call_id: int
+    digest: str
+
+
+class GiveAccounts(msgspec.Struct, frozen=True, tag=True):
+    """Done at once, with `Accounts`."""
+
+    call_id: int
+
+
+class Drain(msgspec.Struct, frozen=True, tag=True):
+    """Take no new requests. Done when none runs."""
+
+    call_id: int
+
+
+class Stop(msgspec.Struct, frozen=True, tag=True):
+    """End what still runs with an error, then the connections and the process."""
+
+
+Call = Serve | AwaitIdle | GiveAccounts | Drain
+Order = Begin | Call | Stop
+
+# Another to the first
+
+
+class Accounts(msgspec.Struct, frozen=True):
+    """leases: digest to requests that hold it. names: (digest, name) of adapters that requests in flight use.
+
+    tallies: family of metrics to its samples, totals since the start of the process.
+    """
+
+    leases: dict[str, int] = {}
+    names: list[tuple[str, str]] = []
+    tallies: dict[str, list[Sample]] = {}
+
+
+class Done(msgspec.Struct, frozen=True):
+    call_id: int
+    accounts: Accounts | None = None
