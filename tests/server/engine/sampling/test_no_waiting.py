@@ -127,6 +127,7 @@ def test_what_would_wait_is_noticed(pinned: list[Tensor], look: Any) -> None:
         look(there)
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("params", STEPS.values(), ids=STEPS)
 def test_a_gpu_does_not_wait(device: str, params: list[SamplingParams]) -> None:
     if device == "cpu":
