@@ -38,10 +38,14 @@ class _Server:
         return self.process.wait(20)
 
     @property
-    def engine_pid(self):
+    def children(self):
         pid = self.process.pid
-        (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return int(child)
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    @property
+    def engine_pid(self):
+        (child,) = self.children
+        return child
 
     @contextlib.contextmanager
     def stream(self, body=LONG):
@@ -69,12 +73,14 @@ def start(tmp_path):
     """Starts servers on one state folder, one after the other, and ends what is left of them."""
     with contextlib.ExitStack() as stack:
 
-        def start(model="fake", grace=10.0, preload=()):
+        def start(model="fake", grace=10.0, preload=(), api_workers=1, folder=None):
             with socket.create_server(("127.0.0.1", 0)) as probe:
                 port = probe.getsockname()[1]
             options = {"model": model, "state": str(tmp_path / "state"), "port": port, "preload": preload}
-            command = [sys.executable, str(SCRIPT), json.dumps({**options, "grace": grace})]
-            process = stack.enter_context(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+            options |= {"grace": grace, "api_workers": api_workers}
+            environment = {**os.environ, **({"TMPDIR": str(folder)} if folder else {})}
+            command = [sys.executable, str(SCRIPT), json.dumps(options)]
+            process = stack.enter_context(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment))
             stack.callback(process.kill)
             server = _Server(process, port)
             stack.callback(server.http.close)
@@ -149,15 +155,34 @@ def test_kill_of_the_engine_is_an_error_at_once_and_fails_liveness(start):
     assert server.stop() == 0
 
 
-def test_kill_of_the_server_takes_the_engine_with_it(start):
-    server = start("slow")
+def test_kill_of_the_server_takes_every_process_with_it_and_leaves_nothing(start, tmp_path):
+    (tmp_path / "tmp").mkdir()
+    server = start("slow", api_workers=2, folder=tmp_path / "tmp")
     server.wait_for()
-    engine = server.engine_pid
+    children = server.children
+    assert len(children) == 2
     server.process.kill()
     deadline = time.monotonic() + 20
-    while Path(f"/proc/{engine}").exists() and "Z" not in Path(f"/proc/{engine}/stat").read_text().split()[2]:
+    while any(map(_runs, children)) or list((tmp_path / "tmp").iterdir()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def _runs(pid):
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]
+    return False
+
+
+def test_sigterm_drains_every_process(start):
+    server = start("slow", api_workers=2)
+    server.wait_for()
+    with contextlib.ExitStack() as stack:
+        streams = [stack.enter_context(server.stream(SHORT))[0] for _ in range(6)]
+        server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(20) == 0
+    assert [lines[-1] for lines in streams] == ["data: [DONE]"] * 6
+    assert all('"finish_reason":"length"' in lines[-2] for lines in streams)
 
 
 @pytest.mark.parametrize("model", ["fails", "crashes"])
