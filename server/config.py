@@ -22,6 +22,7 @@ class EngineConfig:
     adapter_memory: bytes of the device's arena. max_loras: adapters resident at once.
     host_adapter_memory: bytes of compiled adapters kept in host memory. max_cpu_loras: the same, as a number.
     max_dense_delta: most bytes that the full-rank deltas of one adapter may take.
+    async_scheduling: prepare a step while the one before it runs; None for where it helps, which is on GPUs.
     store: folder whose sub-folders, named by digest, hold the adapters' files.
     """
 
@@ -42,6 +43,7 @@ class EngineConfig:
     max_dense_delta: int = 1 << 30
     store: Path | None = None
     num_threads: int | None = None
+    async_scheduling: bool | None = None
     trust_remote_code: bool = False
 
 

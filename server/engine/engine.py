@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 from peftserve.adapters.errors import AdapterError
+from peftserve.kernels.paged_attention import make_attention_backend
 
 from ..config import EngineConfig
 from ..wire.messages import AdapterCard, AdapterPart, AddRequest, EngineStats, ModelInfo, SequenceOutput
 from .adapters.service import AdapterService
-from .completion import OutputMaker
 from .memory import free_bytes, kv_pages
 from .model.errors import UnservableModel
 from .model.fused import fuse_siblings, is_faster, separate_modules
@@ -28,8 +28,8 @@ from .model.loading import Trace, eos_token_ids, load_model, tokenizer_facts, vo
 from .model.packed_linear import pack_linears
 from .model.runner import ModelRunner
 from .model.self_check import check_paged_attention
+from .pipeline import Pipeline
 from .sampling import Sampler
-from .scheduling.batch import Batch
 from .scheduling.page_pool import PagePool
 from .scheduling.scheduler import Scheduler
 from .scheduling.sequence import Lease, Sequence
@@ -53,21 +53,22 @@ class Engine:
         products = [*fused.values(), *separate_modules(modules, loaded.sites.groups, fused)]
         pack_linears(products, int(free_bytes(loaded.device) * PACKED_SHARE))
         self.adapters = AdapterService(config, loaded)
-        shapes = loaded.attention.shapes
+        layers = loaded.attention.layers
         num_pages = kv_pages(
             config.kv_cache_tokens,
-            shapes,
+            layers,
             page_size=config.page_size,
             max_tokens=config.max_running * loaded.max_model_len,
             dtype=loaded.dtype,
             device=loaded.device,
         )
         self._max_model_len = min(loaded.max_model_len, num_pages * config.page_size)
-        cache = KVCache(shapes, num_pages, config.page_size, loaded.dtype, loaded.device)
+        attention = make_attention_backend([*layers.values()], config.page_size, loaded.dtype, loaded.device)
+        cache = KVCache(layers, num_pages, config.page_size, loaded.dtype, loaded.device)
         attachments = self.adapters.attachments
         hooks = BypassHooks(modules, loaded.sites.groups, attachments.backend, attachments.side, loaded.experts, fused)
         vocab_size = loaded.trace.logits.shape[-1]
-        self._runner = ModelRunner(loaded.model, loaded.attention, cache, hooks, attachments, vocab_size)
+        self._runner = ModelRunner(loaded.model, loaded.attention, attention, cache, hooks, attachments, vocab_size)
         self._check(hooks, loaded.trace.first(self._max_model_len))
         self._scheduler = Scheduler(
             PagePool(num_pages),
@@ -80,7 +81,9 @@ class Engine:
         )
         facts = tokenizer_facts(config.model, config.trust_remote_code)
         self.info = self._describe(num_pages, *facts)
-        self._outputs = OutputMaker(Sampler(vocab_size, loaded.device), self._scheduler, self._max_model_len)
+        sampler = Sampler(vocab_size, loaded.device)
+        overlapped = loaded.device.type == "cuda" if config.async_scheduling is None else config.async_scheduling
+        self._pipeline = Pipeline(self._runner, sampler, self._scheduler, self._end, overlapped=overlapped)
         self._sequences: dict[str, Sequence] = {}
         self._arrivals = count()
         self._steps = 0
@@ -134,6 +137,7 @@ class Engine:
             seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
             eos_token_ids=frozenset(self.info.eos_token_ids),
             arrival=next(self._arrivals),
+            max_len=self._max_model_len,
         )
         if len(sequence.adapters) > self._config.max_loras:
             raise ValueError(f"a mixture of {len(sequence.adapters)} adapters needs --max-loras of at least as many")
@@ -157,38 +161,23 @@ class Engine:
             self._scheduler.remove(sequence)
 
     def has_work(self) -> bool:
-        return bool(self._sequences)
+        return bool(self._sequences or self._pipeline)
 
     # Steps
 
     def step(self) -> list[SequenceOutput]:
-        """Run one step. Empty while everything waits for adapters."""
+        """Let the device run a step. Empty while everything waits for adapters, or for the first step's tokens."""
         failures = self._fail_unloadable()
         batch = self._scheduler.schedule()
         failures += self._fail_refused()
-        if not batch:
+        if not batch and not self._pipeline:
             time.sleep(IDLE_SECONDS if self.has_work() else 0)
             return failures
-        outputs = self._run(batch)
-        for output in outputs:
-            if output.finish_reason is not None or output.error is not None:
-                self.abort(output.request_id)
-        self._steps += 1
-        return failures + outputs
+        self._steps += bool(batch)
+        return failures + self._pipeline.advance(batch)
 
-    def _run(self, batch: Batch) -> list[SequenceOutput]:
-        try:
-            logits = self._runner.run(batch)
-            return self._outputs.update(batch, logits)
-        except Exception:
-            logger.exception("a step of %d sequences failed", len(batch.spans))
-            return self._fail(batch)
-
-    def _fail(self, batch: Batch) -> list[SequenceOutput]:
-        """The step broke: its sequences end, and no page that it may have left half-written is found again."""
-        self._scheduler.pool.forget_all()
-        message = "the engine could not run this request's step; the server's log has the cause"
-        return [_failed(span.sequence, message) for span in batch.spans]
+    def _end(self, sequence: Sequence) -> None:
+        self.abort(sequence.request_id)
 
     def _fail_unloadable(self) -> list[SequenceOutput]:
         self.adapters.poll(self._uses)

@@ -1,10 +1,13 @@
 """How much memory there is, and how much of it pages and adapters get when the operator does not say."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from .model.kv_cache import KVShape
+from peftserve.kernels.attention import AttentionLayer
+
+from .model.kv_cache import elements_per_token
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _ADAPTER_SHARE, _ADAPTER_MOST = 0.1, 4 << 30
@@ -29,7 +32,7 @@ def adapter_elements(asked_bytes: int | None, dtype: torch.dtype, device: torch.
 
 def kv_pages(
     asked_tokens: int | None,
-    shapes: dict[int, KVShape],
+    layers: Mapping[int, AttentionLayer],
     *,
     page_size: int,
     max_tokens: int,
@@ -39,6 +42,6 @@ def kv_pages(
     """Pages of the cache: as asked, else what fits the free memory, at most enough for `max_tokens`."""
     if asked_tokens is not None:
         return max(asked_tokens // page_size, 1)
-    page_bytes = page_size * dtype.itemsize * sum(shape.elements_per_token for shape in shapes.values())
+    page_bytes = page_size * dtype.itemsize * sum(map(elements_per_token, layers.values()))
     fitting = int(free_bytes(device) * _KV_SHARE[device.type]) // page_bytes
     return max(min(fitting, -(-max_tokens // page_size)), 1)

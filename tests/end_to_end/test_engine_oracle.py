@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
@@ -21,8 +22,18 @@ MOST_STEPS = 20_000
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "whole prompts": {"max_batch_tokens": 512, "prefix_caching": False},
-    "chunks and shared prefixes": {"max_batch_tokens": 16, "prefix_caching": True, "page_size": 8},
-    "preemption": {"max_batch_tokens": 512, "prefix_caching": True, "kv_cache_tokens": 256},
+    "chunks and shared prefixes": {
+        "max_batch_tokens": 16,
+        "prefix_caching": True,
+        "page_size": 8,
+        "async_scheduling": True,
+    },
+    "preemption": {
+        "max_batch_tokens": 512,
+        "prefix_caching": True,
+        "kv_cache_tokens": 256,
+        "async_scheduling": True,
+    },
     "preemption, chunks, shared prefixes and few slots": {
         "max_batch_tokens": 16,
         "prefix_caching": True,
@@ -106,6 +117,33 @@ def test_prompt_logprobs_are_those_of_peft(scenario: Scenario) -> None:
         assert [report.chosen.token_id for report in reports] == request.prompt[1:]
         expected = scenario.reference.prompt_logprobs(request.prompt, request.mixture)
         assert [report.chosen.logprob for report in reports] == pytest.approx(expected, abs=1e-3)
+
+
+def test_attention_sinks_are_those_of_peft(oracle: ModuleType, device: str, tmp_path: Path) -> None:
+    model = oracle.tiny_model("gpt_oss", 0, tmp_path / "model")
+    config = LoraConfig(r=4, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
+    adapter = oracle.method_adapter(model, tmp_path / "adapter", config)
+    prompts = [[(7 * i + length) % 80 + 9 for i in range(length)] for length in (1, 9, 40)]
+    engine = Engine(EngineConfig(model=str(model), device=device, dtype="float32", max_batch_tokens=16))
+    try:
+        engine.inspect_adapter("lora", adapter)
+        wanted = {}
+        for parts, peft in (([], oracle.plain_model(model)), (["lora"], oracle.peft_model(model, adapter))):
+            for prompt in prompts:
+                name = f"{parts} {len(prompt)}"
+                wanted[name] = oracle.peft_generate(peft, prompt, 8).token_ids
+                sampling = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+                adapters = [AdapterPart(part) for part in parts]
+                engine.add_request(
+                    AddRequest(request_id=name, prompt_token_ids=prompt, sampling=sampling, adapters=adapters)
+                )
+        found: dict[str, list[int]] = {name: [] for name in wanted}
+        while engine.has_work():
+            for output in engine.step():
+                found[output.request_id] += output.token_ids
+    finally:
+        engine.close()
+    assert found == wanted
 
 
 @contextmanager

@@ -23,7 +23,8 @@ MAX_TOKENS = 8
 SETTINGS: dict[str, dict[str, Any]] = {
     "whole prompts": {"max_batch_tokens": 1024, "prefix_caching": False, "max_loras": 128},
     "chunks and shared prefixes": {"max_batch_tokens": 24, "page_size": 4, "max_loras": 128},
-    "preemption and few slots": {"max_batch_tokens": 64, "page_size": 8, "kv_cache_tokens": 256, "max_loras": 6},
+    "preemption and few slots": {"max_batch_tokens": 64, "page_size": 8, "kv_cache_tokens": 256, "max_loras": 6}
+    | {"async_scheduling": True},
 }
 
 

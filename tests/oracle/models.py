@@ -84,6 +84,15 @@ ARCHITECTURES: dict[str, Callable[..., PretrainedConfig]] = {
         moe_intermediate_size=48,
         tie_word_embeddings=False,
     ),
+    "gpt_oss": _decoder(
+        transformers.GptOssConfig,
+        head_dim=32,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=24,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        layer_types=["sliding_attention", "full_attention"],
+    ),
     "phi3": _decoder(transformers.Phi3Config, tie_word_embeddings=False, original_max_position_embeddings=256),
     "gpt2": lambda **overrides: transformers.GPT2Config(
         **{

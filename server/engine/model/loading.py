@@ -159,7 +159,7 @@ def _trace(model: PreTrainedModel, num_tokens: int) -> tuple[PagedAttention, Tra
     model.set_attn_implementation(attention.name)
     with SiteTracer(model, num_tokens) as tracer:
         logits = _logits(model, ids, positions)
-    if not attention.shapes:
+    if not attention.layers:
         raise UnservableModel(f"{type(model).__name__} does not call transformers' attention interface")
     trace.check(logits, "attention behind transformers' interface")
     return attention, tracer.result(), trace

@@ -81,7 +81,11 @@ class Scheduler:
         self.waiting.add(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence wherever it is, and give back its pages and slots."""
+        """Forget a sequence wherever it is, and give back its pages and slots.
+
+        A step that still runs it may go on to use both: the device does what later steps ask of them after that.
+        """
+        sequence.is_over = True
         if sequence in self.running:
             self.running.remove(sequence)
         elif sequence in self.preempted:
@@ -104,16 +108,23 @@ class Scheduler:
             self._admit(spans)
         return Batch.by_adapter(list(spans.values()))
 
-    def complete(self, span: Span) -> None:
-        """The span has run: its keys and values are in the pages."""
-        span.sequence.num_computed = span.end
-        self.waiting.charge(span.sequence.tenant, span.num_tokens)
+    def launched(self, batch: Batch) -> None:
+        """The device has the step: whatever comes after it finds its keys and values, and its tokens, there.
+
+        All tokens of the steps before are known by now.
+        """
+        for span in batch.spans:
+            span.sequence.num_computed = span.end
+            self.waiting.charge(span.sequence.tenant, span.num_tokens)
+            if span.samples:
+                span.sequence.expect()
 
     # Running sequences
 
     def _schedule_running(self) -> dict[Sequence, Span]:
-        decodes = [sequence for sequence in self.running if sequence.num_remaining == 1]
-        prefills = [sequence for sequence in self.running if sequence.num_remaining > 1]
+        going_on = [sequence for sequence in self.running if not sequence.awaits_its_end]
+        decodes = [sequence for sequence in going_on if sequence.num_remaining == 1]
+        prefills = [sequence for sequence in going_on if sequence.num_remaining > 1]
         spans: dict[Sequence, Span] = {}
         budget = self._max_batch_tokens
         for sequence in decodes + prefills:
@@ -150,7 +161,7 @@ class Scheduler:
     def _give_up_pages(self, sequence: Sequence) -> None:
         self.pool.release(sequence.pages)
         sequence.pages.clear()
-        sequence.num_computed = 0
+        sequence.num_computed = sequence.num_published = 0
 
     # Waiting sequences
 
@@ -183,7 +194,7 @@ class Scheduler:
             self._leave_queue(sequence)
 
     def _candidates(self) -> Iterator[Sequence]:
-        yield from self.preempted
+        yield from (sequence for sequence in self.preempted if not sequence.awaits_its_end)
         yield from self.waiting.in_order()
 
     def _reserve(self, sequence: Sequence) -> bool:
@@ -207,7 +218,7 @@ class Scheduler:
             return None
         self.pool.hold(hits)
         sequence.pages = hits + self.pool.take(needed)
-        sequence.num_computed = start
+        sequence.num_computed, sequence.num_published = start, len(hits)
         self._note_start(sequence, max(found - sequence.num_virtual, 0))
         self.running.append(sequence)
         return self._span(sequence, count, fill=found if found < start else None)
@@ -224,7 +235,7 @@ class Scheduler:
         """Held or free pages with the sequence's beginning; at least one token is left to run."""
         if not self._prefix_caching or sequence.wants_prompt_logprobs:
             return []
-        full = (len(sequence.tokens) - 1) // self._page_size
+        full = min(len(sequence.tokens) - 1, sequence.num_known) // self._page_size
         self._extend_keys(sequence, full)
         return self.pool.lookup(sequence.page_keys[:full])
 
@@ -248,13 +259,18 @@ class Scheduler:
             keys.append(next_key(previous, sequence.tokens[begin:end]))
 
     def _span(self, sequence: Sequence, count: int, fill: int | None = None) -> Span:
-        """The span to run. Pages that it fills can be shared from this step on: every layer writes before it reads."""
+        """The span to run.
+
+        Pages that it fills can be shared from this step on, as every layer writes before it reads; one with a token
+        that is not known yet, from the next step on.
+        """
         begin, end = sequence.num_computed, sequence.num_computed + count
         if self._prefix_caching:
-            first, last = (begin if fill is None else fill) // self._page_size, end // self._page_size
-            self._extend_keys(sequence, last)
-            for i in range(first, last):
+            full = min(end, sequence.num_known) // self._page_size
+            self._extend_keys(sequence, full)
+            for i in range(sequence.num_published, full):
                 self.pool.publish(sequence.pages[i], sequence.page_keys[i])
+            sequence.num_published = max(sequence.num_published, full)
         samples = end == len(sequence.tokens) and sequence.sampling.max_tokens > 0
         return Span(sequence, begin, count, samples, fill)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from ...wire.messages import AdapterPart, SamplingParams, TokenLogprobs
 
 VIRTUAL = -1  # stands for a token of a prefix, which has keys and values and no id
+UNKNOWN = -2  # stands for a token that a step is sampling, until it reaches the host
 NEVER = 1 << 62
 
 
@@ -15,15 +16,19 @@ class Sequence:
     """Tokens [0, num_computed) have keys and values in `pages`; the rest is still to be run.
 
     tokens: the adapter's virtual tokens, the prompt, then the output; `prompt` and `output` are the two by themselves.
+        The last one is UNKNOWN while a step is sampling it; everything else is known.
+    max_len: most tokens, whatever the request asks for.
     seed: the request's, or one that the engine drew.
     lease: the adapters' slots; set by the scheduler when it reserves them, None before and after.
     pages, page_keys: pages held, in order, and the prefix-cache keys of the full ones; set by the scheduler.
+    num_published: first pages that others can find; counted by the scheduler.
     prompt_logprobs: of the prompt's tokens so far, if the request wants them; the first token has none.
     num_cached: prompt tokens found in the prefix cache at the first admission.
     arrived: when it was made, of time.monotonic(). queue_seconds: from then to its first step; set by the scheduler.
     num_virtual: tokens before the prompt whose keys and values the adapter brings. active_from: the first of `tokens`
         that the adapters work on; past all tokens if none. Both are set by `begin`.
     blocked_steps: steps in which the device had no room for its adapters; counted by the scheduler.
+    is_over: it has ended or was aborted; steps that still run it say nothing. Set by the scheduler.
     """
 
     request_id: str
@@ -34,6 +39,7 @@ class Sequence:
     seed: int
     eos_token_ids: frozenset[int]
     arrival: int = 0
+    max_len: int = 1 << 62
     tokens: list[int] = field(init=False)
     output: list[int] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=lambda: [None])
@@ -41,12 +47,14 @@ class Sequence:
     num_cached: int | None = None
     pages: list[int] = field(default_factory=list)
     page_keys: list[bytes] = field(default_factory=list)
+    num_published: int = 0
     lease: "Lease | None" = None
     arrived: float = field(default_factory=time.monotonic)
     queue_seconds: float | None = None
     num_virtual: int = 0
     active_from: int = 0
     blocked_steps: int = 0
+    is_over: bool = False
 
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt)
@@ -64,9 +72,29 @@ class Sequence:
         """Virtual tokens and prompt."""
         return self.num_virtual + len(self.prompt)
 
+    def expect(self) -> None:
+        """A step is sampling the next token."""
+        self.tokens.append(UNKNOWN)
+
     def append(self, token: int) -> None:
+        """The token that was expected."""
         self.output.append(token)
-        self.tokens.append(token)
+        self.tokens[-1] = token
+
+    @property
+    def num_known(self) -> int:
+        """Tokens whose ids the host knows."""
+        return len(self.tokens) - (self.tokens[-1] == UNKNOWN)
+
+    @property
+    def awaits_its_end(self) -> bool:
+        """Whether the token that a step is sampling is its last one, whichever it is."""
+        return self.tokens[-1] == UNKNOWN and self.is_full
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it has as many tokens as it may."""
+        return len(self.tokens) >= min(self.num_prompt + self.sampling.max_tokens, self.max_len)
 
     @property
     def num_remaining(self) -> int:

@@ -1,16 +1,15 @@
 """From logits to outputs, with logits of one's choice."""
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 
-from peftserve.server.engine.completion import OutputMaker
+from peftserve.server.engine.completion import StartedStep, start_step
 from peftserve.server.engine.model.runner import StepLogits
 from peftserve.server.engine.sampling import Sampler
 from peftserve.server.engine.scheduling.batch import Batch, Span
-from peftserve.server.engine.scheduling.scheduler import Scheduler
 from peftserve.server.engine.scheduling.sequence import Sequence
 from peftserve.server.wire.messages import SamplingParams
 
@@ -18,28 +17,9 @@ VOCAB, EOS = 8, 7
 MakeSequence = Callable[..., Sequence]
 
 
-class FakeScheduler:
-    def __init__(self) -> None:
-        self.completed: list[Span] = []
-
-    def complete(self, span: Span) -> None:
-        self.completed.append(span)
-        span.sequence.num_computed = span.end
-
-
-@pytest.fixture
-def scheduler() -> FakeScheduler:
-    return FakeScheduler()
-
-
-@pytest.fixture
-def maker(scheduler: FakeScheduler) -> OutputMaker:
-    return OutputMaker(Sampler(VOCAB, torch.device("cpu")), cast(Scheduler, scheduler), max_model_len=10)
-
-
 def sequence(prompt: list[int], name: str = "one", **sampling: Any) -> Sequence:
     params = SamplingParams(**{"temperature": 0.0, "max_tokens": 5, **sampling})
-    return Sequence(name, prompt, params, (), salt="", seed=0, eos_token_ids=frozenset([EOS]))
+    return Sequence(name, prompt, params, (), salt="", seed=0, eos_token_ids=frozenset([EOS]), max_len=10)
 
 
 def one_hot(*tokens: int) -> torch.Tensor:
@@ -55,29 +35,37 @@ def logits_of(spans: list[Span], *tokens: int) -> StepLogits:
     return StepLogits(one_hot(*tokens) if tokens else torch.empty(0, VOCAB), offsets)
 
 
-def update(maker: OutputMaker, spans: list[Span], *tokens: int) -> dict[str, Any]:
-    outputs = maker.update(Batch(spans), logits_of(spans, *tokens))
+def start(spans: list[Span], *tokens: int) -> StartedStep:
+    """What the pipeline does with a step that has run."""
+    for span in spans:
+        span.sequence.num_computed = span.end
+        if span.samples:
+            span.sequence.expect()
+    return start_step(Sampler(VOCAB, torch.device("cpu")), Batch(spans), logits_of(spans, *tokens))
+
+
+def update(spans: list[Span], *tokens: int) -> dict[str, Any]:
+    outputs = start(spans, *tokens).finish()
     assert len({output.request_id for output in outputs}) == len(outputs)
     return {output.request_id: output for output in outputs}
 
 
-def test_only_finished_prompts_say_something(maker: OutputMaker, scheduler: FakeScheduler) -> None:
+def test_only_finished_prompts_say_something() -> None:
     spans = [
         Span(sequence([1, 2, 3], "chunk"), 0, 2, samples=False),
         Span(sequence([1, 2], "prompt"), 0, 2, samples=True),
         Span(sequence([4], "other"), 0, 1, samples=True),
     ]
-    outputs = update(maker, spans, 5, 6)
+    outputs = update(spans, 5, 6)
     assert {name: output.token_ids for name, output in outputs.items()} == {"prompt": [5], "other": [6]}
-    assert scheduler.completed == spans
     assert spans[1].sequence.tokens == [1, 2, 5]
 
 
-def test_facts_of_the_start_come_with_the_first_output_only(maker: OutputMaker) -> None:
+def test_facts_of_the_start_come_with_the_first_output_only() -> None:
     one = sequence([1])
     one.num_cached, one.queue_seconds = 0, 0.5
-    first = update(maker, [Span(one, 0, 1, samples=True)], 3)["one"]
-    second = update(maker, [Span(one, 1, 1, samples=True)], 4)["one"]
+    first = update([Span(one, 0, 1, samples=True)], 3)["one"]
+    second = update([Span(one, 1, 1, samples=True)], 4)["one"]
     assert (first.cached_tokens, first.queue_seconds) == (0, 0.5)
     assert (second.cached_tokens, second.queue_seconds) == (None, None)
 
@@ -94,56 +82,67 @@ def test_facts_of_the_start_come_with_the_first_output_only(maker: OutputMaker) 
         ({"max_tokens": 1}, EOS, "stop", EOS),
     ],
 )
-def test_what_ends_a_sequence(
-    maker: OutputMaker, sampling: dict[str, Any], token: int, reason: str | None, stop: int | None
-) -> None:
-    output = update(maker, [Span(sequence([1], **sampling), 0, 1, samples=True)], token)["one"]
+def test_what_ends_a_sequence(sampling: dict[str, Any], token: int, reason: str | None, stop: int | None) -> None:
+    output = update([Span(sequence([1], **sampling), 0, 1, samples=True)], token)["one"]
     assert (output.token_ids, output.finish_reason, output.stop_token_id) == ([token], reason, stop)
 
 
-def test_the_context_is_never_exceeded(maker: OutputMaker) -> None:
-    output = update(maker, [Span(sequence([1] * 9), 0, 9, samples=True)], 3)["one"]
+def test_the_context_is_never_exceeded() -> None:
+    output = update([Span(sequence([1] * 9), 0, 9, samples=True)], 3)["one"]
     assert output.finish_reason == "length"
 
 
-def test_no_end_comes_before_min_tokens(maker: OutputMaker) -> None:
+def test_no_end_comes_before_min_tokens() -> None:
     one = sequence([1], min_tokens=2, stop_token_ids=[3])
     tokens = []
     for position, wanted in enumerate([EOS, 3, EOS]):
-        output = update(maker, [Span(one, position, 1, samples=True)], wanted)["one"]
+        output = update([Span(one, position, 1, samples=True)], wanted)["one"]
         tokens += output.token_ids
     assert not {EOS, 3} & set(tokens[:2])
     assert (tokens[2], output.finish_reason) == (EOS, "stop")
 
 
-def test_where_every_token_would_end_it_min_tokens_still_holds(maker: OutputMaker) -> None:
+def test_where_every_token_would_end_it_min_tokens_still_holds() -> None:
     """Some token has to come out, and it is one that may not end the sequence yet."""
     one = sequence([1], min_tokens=2, stop_token_ids=list(range(VOCAB)))
-    reasons = [update(maker, [Span(one, i, 1, samples=True)], EOS)["one"].finish_reason for i in range(3)]
+    reasons = [update([Span(one, i, 1, samples=True)], EOS)["one"].finish_reason for i in range(3)]
     assert reasons == [None, None, "stop"]
 
 
-def test_prompt_logprobs_are_put_together_over_chunks_and_a_preemption(maker: OutputMaker) -> None:
+def test_prompt_logprobs_are_put_together_over_chunks_and_a_preemption() -> None:
     prompt = [1, 2, 3, 4, 5]
     one = sequence(prompt, prompt_logprobs=1)
     following = [2, 3, 4, 5]
-    assert not update(maker, [Span(one, 0, 2, samples=False)], *following[:2])
+    assert not update([Span(one, 0, 2, samples=False)], *following[:2])
     one.num_computed = 0  # preempted: it begins anew, in other chunks
-    assert not update(maker, [Span(one, 0, 1, samples=False)], following[0])
-    assert not update(maker, [Span(one, 1, 3, samples=False)], *following[1:])
-    output = update(maker, [Span(one, 4, 1, samples=True)], 6)["one"]
+    assert not update([Span(one, 0, 1, samples=False)], following[0])
+    assert not update([Span(one, 1, 3, samples=False)], *following[1:])
+    output = update([Span(one, 4, 1, samples=True)], 6)["one"]
     assert output.token_ids == [6]
     none, *reports = output.prompt_logprobs
     assert none is None
     assert [report.chosen.token_id for report in reports] == following
     assert [report.chosen.rank for report in reports] == [1, 1, 1, 1]
-    after = update(maker, [Span(one, 5, 1, samples=True)], 6)["one"]
+    after = update([Span(one, 5, 1, samples=True)], 6)["one"]
     assert after.prompt_logprobs is None
 
 
-def test_a_prompt_may_only_be_scored(maker: OutputMaker) -> None:
+def test_a_prompt_may_only_be_scored() -> None:
     one = sequence([1, 2, 3], max_tokens=0, prompt_logprobs=0)
-    assert not update(maker, [Span(one, 0, 2, samples=False)], 2, 3)
-    output = update(maker, [Span(one, 2, 1, samples=False)], 4)["one"]
+    assert not update([Span(one, 0, 2, samples=False)], 2, 3)
+    output = update([Span(one, 2, 1, samples=False)], 4)["one"]
     assert (output.token_ids, output.finish_reason) == ([], "length")
     assert len(output.prompt_logprobs) == 3
+
+
+def test_a_sequence_that_is_over_says_nothing() -> None:
+    one, other = sequence([1], "one", prompt_logprobs=0), sequence([2], "other")
+    spans = [Span(one, 0, 1, samples=True), Span(other, 0, 1, samples=True)]
+    other.is_over = True
+    started = start(spans, 3, 4)
+    assert list(started.feed.rows) == [one]
+    assert [output.token_ids for output in started.finish()] == [[3]]
+    started = start([Span(one, 1, 1, samples=True)], 5)
+    one.is_over = True
+    assert started.finish() == []
+    assert one.output == [3]

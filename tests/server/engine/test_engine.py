@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from peftserve.kernels import torch_attention
 from peftserve.server.engine.model.errors import UnservableModel
-from peftserve.server.engine.model.kv_cache import KVCache
 
 MakeBench = Callable[..., Any]
 EOS = 1
@@ -288,7 +288,7 @@ def test_a_step_that_fails_fails_only_its_batch(
     runner = bench.engine._runner
     run = runner.run
 
-    def fail_once(batch: Any) -> Any:
+    def fail_once(*_: Any) -> Any:
         monkeypatch.setattr(runner, "run", run)
         raise RuntimeError("out of luck")
 
@@ -304,8 +304,8 @@ def test_a_step_that_fails_fails_only_its_batch(
 
 
 def test_a_model_that_pages_would_change_is_refused(make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = KVCache.read
-    monkeypatch.setattr(KVCache, "read", lambda self, layer, pages: read(self, layer, pages.roll(1)))
+    read = torch_attention._read
+    monkeypatch.setattr(torch_attention, "_read", lambda cache, pages: read(cache, pages.roll(1)))
     with pytest.raises(UnservableModel, match="with the paged KV cache"):
         make_bench()
 

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from peftserve.kernels.attention import AttentionLayer
 from peftserve.server.engine import memory
 from peftserve.server.engine.memory import adapter_elements, free_bytes, kv_pages
-from peftserve.server.engine.model.kv_cache import KVShape
 
 CPU = torch.device("cpu")
 GIB = 1 << 30
-SHAPES = {0: KVShape(2, 8, 8), 1: KVShape(1, 8, 4)}  # 44 elements a token
+LAYERS = {0: AttentionLayer(2, 2, 8, 8, 1.0), 1: AttentionLayer(2, 1, 8, 4, 1.0)}  # 44 elements a token
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def free(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pages(asked: int | None = None, max_tokens: int = 1 << 60) -> int:
-    return kv_pages(asked, SHAPES, page_size=16, max_tokens=max_tokens, dtype=torch.bfloat16, device=CPU)
+    return kv_pages(asked, LAYERS, page_size=16, max_tokens=max_tokens, dtype=torch.bfloat16, device=CPU)
 
 
 @pytest.mark.parametrize(("asked", "expected"), [(160, 10), (175, 10), (16, 1), (1, 1)])

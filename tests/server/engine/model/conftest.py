@@ -8,8 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from peftserve.kernels.attention import AttentionLayer
 from peftserve.kernels.layout import Segment
+from peftserve.kernels.torch_attention import TorchAttention
 from peftserve.server.engine.model.attention import PagedAttention
+from peftserve.server.engine.model.kv_cache import KVCache
+from peftserve.server.engine.model.runner import ModelRunner
 from peftserve.server.engine.scheduling.sequence import Sequence
 from peftserve.server.wire.messages import SamplingParams
 
@@ -35,20 +39,29 @@ class ToyModel(nn.Module):
         self.attention = PagedAttention()
         self.layer = nn.Module()
         self.layer.layer_idx = 0
-        self.options: dict[str, float | int | None] = {}
+        self.options: dict[str, Any] = {}
 
     def forward(
-        self, input_ids: torch.Tensor, position_ids: torch.Tensor, use_cache: bool, logits_to_keep: torch.Tensor
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, use_cache: bool, logits_to_keep: torch.Tensor | int
     ) -> SimpleNamespace:
         heads = [table[input_ids[0], position_ids[0]].transpose(0, 1)[None] for table in (self.q, self.k, self.v)]
         out, _ = self.attention(self.layer, *heads, None, **self.options)
-        return SimpleNamespace(logits=out.flatten(2)[:, logits_to_keep])
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        return SimpleNamespace(logits=out.flatten(2)[:, kept])
+
+    def connected(self, cache: KVCache, hooks: Any, attachments: Any) -> ModelRunner:
+        """A runner on this model's attention, as its options are now."""
+        ids = torch.zeros(1, 1, dtype=torch.int64)
+        self(ids, ids, False, 0)
+        backend = TorchAttention([*self.attention.layers.values()], cache.page_size, self.device)
+        return ModelRunner(self, self.attention, backend, cache, hooks, attachments)
 
     def expected(self, tokens: list[int]) -> torch.Tensor:
         """(tokens, heads · value dim) by the textbook, in float64, one query at a time."""
         ids, positions = torch.tensor(tokens), torch.arange(len(tokens))
         q, k, v = (table[ids, positions].double() for table in (self.q, self.k, self.v))
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
+        sinks = self.options.get("s_aux")
         window, softcap = self.options.get("sliding_window"), self.options.get("softcap")
         rows = []
         for i in range(len(tokens)):
@@ -58,7 +71,10 @@ class ToyModel(nn.Module):
             )
             if softcap is not None:
                 scores = softcap * torch.tanh(scores / softcap)
-            rows.append(torch.einsum("hk,khd->hd", scores.softmax(-1), v[first : i + 1]).flatten())
+            if sinks is not None:
+                scores = torch.cat([scores, sinks[:, None].double()], -1)
+            weights = scores.softmax(-1)[:, : i + 1 - first]
+            rows.append(torch.einsum("hk,khd->hd", weights, v[first : i + 1]).flatten())
         return torch.stack(rows)
 
 
@@ -87,7 +103,11 @@ class NoHooks:
 
 @pytest.fixture(scope="session")
 def toy() -> SimpleNamespace:
-    return SimpleNamespace(Model=ToyModel, NoBackend=NoBackend, NoHooks=NoHooks, VOCAB=VOCAB, VALUE_DIM=VALUE_DIM)
+    def layer(heads: int, kv_heads: int) -> AttentionLayer:
+        return AttentionLayer(heads, kv_heads, 8, VALUE_DIM, 1.0)
+
+    parts = {"Model": ToyModel, "NoBackend": NoBackend, "NoHooks": NoHooks, "layer": layer}
+    return SimpleNamespace(**parts, VOCAB=VOCAB, VALUE_DIM=VALUE_DIM)
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from peftserve.kernels.attention import AttentionLayer
 from peftserve.server.engine.model.attention import PagedAttention
 from peftserve.server.engine.model.errors import UnservableModel
-from peftserve.server.engine.model.kv_cache import KVCache, KVShape
+from peftserve.server.engine.model.kv_cache import KVCache
 from peftserve.server.engine.model.runner import ModelRunner
 from peftserve.server.engine.scheduling.batch import Batch, Span
 from peftserve.server.engine.scheduling.sequence import Sequence
@@ -26,16 +27,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "window longer than all": {"sliding_window": 1000},
     "softcap": {"softcap": 0.8},
     "softcap and window": {"softcap": 0.8, "sliding_window": 7, "scaling": 1.5},
+    "sinks": {"sinks": True},
+    "sinks and window": {"sinks": True, "sliding_window": 3},
 }
 
 
 def make_runner(toy: SimpleNamespace, model: Any, page_size: int, poison: float = float("nan")) -> ModelRunner:
     """poison: what unwritten pages hold, as left there by others."""
-    shape = KVShape(model.k.shape[2], model.k.shape[3], toy.VALUE_DIM)
-    cache = KVCache({0: shape}, NUM_PAGES, page_size, torch.float32, torch.device("cpu"))
+    layer = toy.layer(model.q.shape[2], model.k.shape[2])
+    cache = KVCache({0: layer}, NUM_PAGES, page_size, torch.float32, torch.device("cpu"))
     cache.keys[0].fill_(poison)
     cache.values[0].fill_(poison)
-    return ModelRunner(model, model.attention, cache, toy.NoHooks(), toy.NoBackend())
+    return model.connected(cache, toy.NoHooks(), toy.NoBackend())  # type: ignore[no-any-return]
 
 
 def random_batches(chance: random.Random, sequences: list[Sequence]) -> list[Batch]:
@@ -61,7 +64,9 @@ def test_it_is_plain_attention_whatever_the_pages_and_chunks(
     chance = random.Random(f"{options}{heads}")
     for page_size in (1, 4, 16):
         model = toy.Model(*heads)
-        model.options = OPTIONS[options]
+        model.options = dict(OPTIONS[options])
+        if model.options.pop("sinks", False):
+            model.options["s_aux"] = torch.linspace(-1, 2, heads[0])
         runner = make_runner(toy, model, page_size)
         free = chance.sample(range(NUM_PAGES), NUM_PAGES)
         lengths = [1, page_size, page_size + 1, chance.randint(2, 20), 20]
@@ -125,10 +130,10 @@ def test_without_a_cache_it_notes_the_shapes_of_layers(toy: SimpleNamespace) -> 
     ids = torch.tensor([[4, 5, 6]])
     out = model(ids, torch.arange(3)[None], False, torch.arange(3)).logits
     torch.testing.assert_close(out[0], model.expected([4, 5, 6]).float(), atol=1e-5, rtol=1e-5)
-    assert model.attention.shapes == {0: KVShape(3, 8, toy.VALUE_DIM)}
+    assert model.attention.layers == {0: AttentionLayer(6, 3, 8, toy.VALUE_DIM, 8**-0.5)}
 
 
-@pytest.mark.parametrize("name", ["s_aux", "position_bias", "head_mask"])
+@pytest.mark.parametrize("name", ["position_bias", "head_mask"])
 def test_attention_with_inputs_it_does_not_know_is_refused(toy: SimpleNamespace, name: str) -> None:
     model = toy.Model()
     q, k, v = (torch.zeros(1, count, 3, 8) for count in (4, 2, 2))

@@ -44,7 +44,7 @@ def _hooks(loaded: LoadedModel, backend: Any) -> BypassHooks:
 
 def run(loaded: LoadedModel) -> torch.Tensor:
     with torch.inference_mode():
-        loaded.attention.shapes.clear()
+        loaded.attention.layers.clear()
         ids = torch.arange(5)[None]
         logits: torch.Tensor = loaded.model(input_ids=ids, position_ids=ids, use_cache=False, logits_to_keep=2).logits
     return logits

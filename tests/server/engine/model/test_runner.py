@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from peftserve.kernels import torch_attention
 from peftserve.kernels.layout import Segment
-from peftserve.server.engine.model import runner as runner_module
-from peftserve.server.engine.model.kv_cache import KVCache, KVShape
-from peftserve.server.engine.model.runner import ModelRunner
+from peftserve.server.engine.model.kv_cache import KVCache
 from peftserve.server.engine.scheduling.batch import Batch, Span
 from peftserve.server.engine.scheduling.sequence import Lease, Sequence
 
@@ -21,8 +20,8 @@ class Harness:
     def __init__(self, toy: SimpleNamespace) -> None:
         self.model = toy.Model()
         self.backend, self.hooks = toy.NoBackend(), toy.NoHooks()
-        cache = KVCache({0: KVShape(2, 8, toy.VALUE_DIM)}, 32, 4, torch.float32, torch.device("cpu"))
-        self.runner = ModelRunner(self.model, self.model.attention, cache, self.hooks, self.backend)
+        cache = KVCache({0: toy.layer(4, 2)}, 32, 4, torch.float32, torch.device("cpu"))
+        self.runner = self.model.connected(cache, self.hooks, self.backend)
 
 
 @pytest.fixture
@@ -50,6 +49,7 @@ def test_logits_are_of_the_rows_that_need_them(harness: Harness, make_sequence: 
 
 def test_output_tokens_of_a_scored_prompt_need_one_row(make_sequence: MakeSequence) -> None:
     scored = make_sequence([1, 2], [0], prompt_logprobs=0)
+    scored.expect()
     scored.append(3)
     assert Span(scored, 2, 1, True).num_logit_rows == 1
     assert Span(scored, 0, 3, True).num_logit_rows == 3
@@ -89,14 +89,14 @@ def test_a_step_that_fails_leaves_nothing_behind(harness: Harness, make_sequence
     with pytest.raises(IndexError):
         harness.runner.run(Batch([Span(make_sequence([10_000], [0]), 0, 1, True)]))
     assert forgotten
-    assert harness.model.attention.step is None
+    assert not harness.model.attention.side
 
 
 @pytest.mark.parametrize("block", [1, 3, 4, 100])
 def test_a_long_chunk_after_a_context_runs_in_blocks(
     harness: Harness, make_sequence: MakeSequence, monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
-    monkeypatch.setattr(runner_module, "MASKED_ROWS", block)
+    monkeypatch.setattr(torch_attention, "MASKED_ROWS", block)
     tokens = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8]
     sequence = make_sequence(tokens, [4, 0, 2, 5, 1], prompt_logprobs=0)
     harness.runner.run(Batch([Span(sequence, 0, 6, False)]))

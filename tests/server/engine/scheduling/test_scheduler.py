@@ -18,7 +18,7 @@ from peftserve.server.engine.scheduling.scheduler import (
     STARVATION_STEPS,
     Scheduler,
 )
-from peftserve.server.engine.scheduling.sequence import Lease
+from peftserve.server.engine.scheduling.sequence import UNKNOWN, Lease
 from peftserve.server.engine.scheduling.sequence import Sequence as EngineSequence
 from peftserve.server.wire.messages import AdapterPart
 
@@ -71,13 +71,18 @@ class FakeResidency:
 
 @dataclass
 class Simulation:
-    """Runs the batches of a scheduler on a cache that holds, for each position, the prefix that it belongs to."""
+    """Runs the batches of a scheduler on a cache that holds, for each position, the prefix that it belongs to.
+
+    overlapped: a step's tokens are known only when the next one is on its way.
+    """
 
     scheduler: Scheduler
     page_size: int
     cache: dict[int, tuple[Any, ...]] = field(default_factory=dict)
     done: dict[str, list[int]] = field(default_factory=dict)
     computed: int = 0
+    overlapped: bool = False
+    on_its_way: Batch = field(default_factory=Batch)
 
     def step(self) -> Batch:
         batch = self.scheduler.schedule()
@@ -85,12 +90,20 @@ class Simulation:
         self._write(batch)
         for span in batch.spans:
             self._check_context(span.sequence, span.end)
-            self.scheduler.complete(span)
             self.computed += span.num_tokens
-            if span.samples:
-                self._advance(span.sequence)
+        if self.overlapped:
+            self._collect(self.on_its_way)
+        self.scheduler.launched(batch)
+        self.on_its_way = batch
+        if not self.overlapped:
+            self._collect(batch)
         self.scheduler.check_integrity()
         return batch
+
+    def _collect(self, batch: Batch) -> None:
+        for span in batch.spans:
+            if span.samples and not span.sequence.is_over:
+                self._advance(span.sequence)
 
     def run(self, sequences: Sequence[EngineSequence] = ()) -> None:
         for sequence in sequences:
@@ -120,8 +133,8 @@ class Simulation:
             assert self.cache[position] == depends_on(sequence, i), f"token {i} of {sequence.request_id}"
 
     def _advance(self, sequence: EngineSequence) -> None:
-        sequence.append(model(sequence, sequence.tokens))
-        if len(sequence.output) == sequence.sampling.max_tokens:
+        sequence.append(known(sequence)[-1])
+        if sequence.is_full or sequence.output[-1] in sequence.end_token_ids:
             self.scheduler.remove(sequence)
             self.done[sequence.request_id] = sequence.output
             assert not sequence.pages
@@ -129,7 +142,13 @@ class Simulation:
 
 
 def depends_on(sequence: EngineSequence, i: int) -> tuple[Any, ...]:
-    return (sequence.salt, sequence.adapters, *sequence.tokens[: i + 1])
+    return (sequence.salt, sequence.adapters, *known(sequence)[: i + 1])
+
+
+def known(sequence: EngineSequence) -> list[int]:
+    """The tokens as the device knows them."""
+    tokens = sequence.tokens
+    return tokens if tokens[-1] != UNKNOWN else [*tokens[:-1], model(sequence, tokens[:-1])]
 
 
 def model(sequence: EngineSequence, tokens: list[int]) -> int:
@@ -139,8 +158,10 @@ def model(sequence: EngineSequence, tokens: list[int]) -> int:
 
 def answer(sequence: EngineSequence) -> list[int]:
     tokens = list(sequence.prompt)
-    for _ in range(sequence.sampling.max_tokens):
+    while len(tokens) < sequence.num_prompt + sequence.sampling.max_tokens:
         tokens.append(model(sequence, tokens))
+        if tokens[-1] in sequence.end_token_ids:
+            break
     return tokens[sequence.num_prompt :]
 
 
@@ -151,6 +172,7 @@ def simulation(
     budget: int = 64,
     max_running: int = 8,
     prefix_caching: bool = True,
+    overlapped: bool = False,
 ) -> Simulation:
     scheduler = Scheduler(
         PagePool(num_pages),
@@ -160,7 +182,7 @@ def simulation(
         max_running=max_running,
         prefix_caching=prefix_caching,
     )
-    return Simulation(scheduler, page_size)
+    return Simulation(scheduler, page_size, overlapped=overlapped)
 
 
 @st.composite
@@ -175,6 +197,7 @@ def workloads(draw: st.DrawFn) -> list[tuple[int, dict[str, Any]]]:
                     "salt": st.sampled_from(["", "tenant"]),
                     "max_tokens": st.integers(1, 6),
                     "prompt_logprobs": st.sampled_from([None, None, 0]),
+                    "stop_token_ids": st.sampled_from([[], [1]]),
                 }
             ),
             min_size=1,
@@ -192,6 +215,7 @@ def workloads(draw: st.DrawFn) -> list[tuple[int, dict[str, Any]]]:
     budget=st.integers(1, 20),
     max_running=st.integers(1, 6),
     prefix_caching=st.booleans(),
+    overlapped=st.booleans(),
     residency=st.builds(
         FakeResidency, slots=st.integers(2, 4), fetch_steps=st.integers(0, 3), copy_steps=st.integers(0, 3)
     ),
@@ -204,11 +228,12 @@ def test_every_sequence_gets_its_answer_within_the_limits(
     budget: int,
     max_running: int,
     prefix_caching: bool,
+    overlapped: bool,
     residency: FakeResidency,
 ) -> None:
     needs = [-(-(len(r["prompt"]) + r["max_tokens"]) // page_size) for _, r in requests]
     num_pages = max(needs) + spare_pages
-    run = simulation(num_pages, page_size, residency, budget, max_running, prefix_caching)
+    run = simulation(num_pages, page_size, residency, budget, max_running, prefix_caching, overlapped)
     arriving = deque((step, make_sequence(**r)) for step, r in sorted(requests, key=lambda pair: pair[0]))
     sequences = [sequence for _, sequence in arriving]
     for step in range(MOST_STEPS):
@@ -227,7 +252,7 @@ def test_every_sequence_gets_its_answer_within_the_limits(
 
 def check_step(run: Simulation, budget: int, max_running: int) -> None:
     """Neither limit is exceeded, and no decode waits for a prefill."""
-    decodes = {s.request_id for s in run.scheduler.running if s.num_remaining == 1}
+    decodes = {s.request_id for s in run.scheduler.running if s.num_remaining == 1 and not s.awaits_its_end}
     preemptions = run.scheduler.num_preemptions
     batch = run.step()
     assert batch.num_tokens <= budget

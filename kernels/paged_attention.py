@@ -1,0 +1,19 @@
+"""Picks the implementation of paged attention for a device."""
+
+from collections.abc import Sequence
+
+import torch
+
+from .attention import AttentionBackend, AttentionLayer
+from .torch_attention import TorchAttention
+
+
+def make_attention_backend(
+    layers: Sequence[AttentionLayer], page_size: int, dtype: torch.dtype, device: torch.device
+) -> AttentionBackend:
+    """layers: of the model, by the index that `attend` is given. dtype: of the caches. page_size: a power of two."""
+    if device.type == "cuda":
+        from .triton_attention import TritonAttention  # not on machines without a GPU, which need no triton
+
+        return TritonAttention(layers, page_size, dtype, device)
+    return TorchAttention(layers, page_size, device)

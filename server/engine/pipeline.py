@@ -1,0 +1,100 @@
+"""Steps on their way through the device: launched, sampled, collected.
+
+    launch N+1      the forward pass; tokens of step N that the host does not know go from the device to the device
+    collect N       its tokens reach the host, which ends what has ended
+    sample N+1      penalties and seeds know all tokens up to N
+
+The device has step N+1 to run while the host collects step N, and while it schedules step N+2. A sequence that ended
+in step N has run once too often by then: that token is dropped.
+"""
+
+import logging
+from collections.abc import Callable
+
+from ..wire.messages import SequenceOutput
+from .completion import StartedStep, start_step
+from .model.runner import ModelRunner, StepLogits
+from .sampling import Sampler
+from .scheduling.batch import Batch
+from .scheduling.scheduler import Scheduler
+from .scheduling.sequence import Sequence
+
+logger = logging.getLogger(__name__)
+
+
+class Pipeline:
+    """end: called with each sequence that has ended, before the next one is sampled.
+
+    overlapped: without it, a step is collected before the next one is launched: what a device does best that computes
+    while the host calls it, such as a CPU.
+    """
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        sampler: Sampler,
+        scheduler: Scheduler,
+        end: Callable[[Sequence], None],
+        *,
+        overlapped: bool,
+    ) -> None:
+        self._runner = runner
+        self._sampler = sampler
+        self._scheduler = scheduler
+        self._end = end
+        self._overlapped = overlapped
+        self._started: StartedStep | None = None
+
+    def __bool__(self) -> bool:
+        """Whether a step is on its way."""
+        return self._started is not None
+
+    def advance(self, batch: Batch) -> list[SequenceOutput]:
+        """Let the device go on with the batch, if any, and return what is new of the step before, or of this one."""
+        logits = self._launch(batch) if batch else None
+        outputs = self._collect()
+        if logits is not None:
+            outputs += self._sample(batch, logits)
+        elif batch:
+            outputs += self._fail(batch)
+        return outputs if self._overlapped else outputs + self._collect()
+
+    def _launch(self, batch: Batch) -> StepLogits | None:
+        try:
+            return self._runner.run(batch, self._started.feed if self._started else None)
+        except Exception:
+            logger.exception("a step of %d sequences could not be launched", len(batch.spans))
+            return None
+
+    def _sample(self, batch: Batch, logits: StepLogits) -> list[SequenceOutput]:
+        self._scheduler.launched(batch)
+        try:
+            self._started = start_step(self._sampler, batch, logits)
+        except Exception:
+            logger.exception("a step of %d sequences could not be sampled", len(batch.spans))
+            return self._fail(batch)
+        return []
+
+    def _collect(self) -> list[SequenceOutput]:
+        started, self._started = self._started, None
+        if started is None:
+            return []
+        try:
+            outputs = started.finish()
+        except Exception:
+            logger.exception("a step of %d sequences failed", len(started.batch.spans))
+            return self._fail(started.batch)
+        ended = {output.request_id for output in outputs if output.finish_reason is not None}
+        for span in started.batch.spans if ended else ():
+            if span.sequence.request_id in ended and not span.sequence.is_over:
+                self._end(span.sequence)
+        return outputs
+
+    def _fail(self, batch: Batch) -> list[SequenceOutput]:
+        """The step broke: its sequences end, and no page that it may have left half-written is found again."""
+        self._scheduler.pool.forget_all()
+        failed = [span.sequence for span in batch.spans if not span.sequence.is_over]
+        for sequence in failed:
+            self._end(sequence)
+        message = "the engine could not run this request's step; the server's log has the cause"
+        return [SequenceOutput(request_id=s.request_id, token_ids=[], error=message) for s in failed]

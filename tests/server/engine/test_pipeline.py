@@ -1,0 +1,151 @@
+"""Steps that overlap, over a model that only notes what it is asked."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+import torch
+
+from peftserve.server.engine.model.inputs import Feed
+from peftserve.server.engine.model.runner import ModelRunner, StepLogits
+from peftserve.server.engine.pipeline import Pipeline
+from peftserve.server.engine.sampling import Sampler
+from peftserve.server.engine.scheduling.batch import Batch, Span
+from peftserve.server.engine.scheduling.scheduler import Scheduler
+from peftserve.server.engine.scheduling.sequence import UNKNOWN, Sequence
+from peftserve.server.wire.messages import SamplingParams, SequenceOutput
+
+VOCAB = 8
+EOS = 7
+
+
+class CountingModel:
+    """The token after t is t + 1, and after the last one 0; it fails in the steps of `fails`, counted from 0."""
+
+    def __init__(self) -> None:
+        self.fails: set[int] = set()
+        self.steps: list[list[int]] = []
+
+    def run(self, batch: Batch, feed: Feed | None = None) -> StepLogits:
+        seen = []
+        for span in batch.spans:
+            token = span.sequence.tokens[span.end - 1]
+            if token == UNKNOWN:
+                assert feed is not None
+                token = int(feed.token_ids[feed.rows[span.sequence]])
+            seen.append(token)
+        self.steps.append(seen)
+        if len(self.steps) - 1 in self.fails:
+            raise RuntimeError("out of luck")
+        return StepLogits(torch.eye(VOCAB)[[(token + 1) % VOCAB for token in seen]], list(range(len(seen) + 1)))
+
+
+class FakeScheduler:
+    """All sequences decode in every step."""
+
+    def __init__(self) -> None:
+        self.sequences: list[Sequence] = []
+        self.pool = self
+        self.forgotten = 0
+
+    def schedule(self) -> Batch:
+        return Batch([Span(s, len(s.tokens) - 1, 1, True) for s in self.sequences if not s.awaits_its_end])
+
+    launched = Scheduler.launched
+
+    @property
+    def waiting(self) -> Any:
+        return self
+
+    def charge(self, *_: object) -> None: ...
+
+    def forget_all(self) -> None:
+        self.forgotten += 1
+
+
+class Line:
+    def __init__(self, overlapped: bool) -> None:
+        self.model, self.scheduler = CountingModel(), FakeScheduler()
+        sampler = Sampler(VOCAB, torch.device("cpu"))
+        parts = cast(ModelRunner, self.model), sampler, cast(Scheduler, self.scheduler)
+        self.pipeline = Pipeline(*parts, self.end, overlapped=overlapped)
+
+    def add(self, name: str, first: int, max_tokens: int = 20) -> Sequence:
+        params = SamplingParams(temperature=0.0, max_tokens=max_tokens)
+        sequence = Sequence(name, [first], params, (), salt="", seed=0, eos_token_ids=frozenset([EOS]))
+        self.scheduler.sequences.append(sequence)
+        return sequence
+
+    def end(self, sequence: Sequence) -> None:
+        sequence.is_over = True
+        self.scheduler.sequences.remove(sequence)
+
+    def step(self) -> dict[str, list[int] | str | None]:
+        outputs = self.pipeline.advance(self.scheduler.schedule())
+        return {output.request_id: output.error or output.token_ids for output in outputs}
+
+    def run(self) -> dict[str, list[SequenceOutput]]:
+        outputs: dict[str, list[SequenceOutput]] = {}
+        while self.scheduler.sequences or self.pipeline:
+            for output in self.pipeline.advance(self.scheduler.schedule()):
+                outputs.setdefault(output.request_id, []).append(output)
+        return outputs
+
+
+@pytest.fixture
+def line() -> Callable[[bool], Line]:
+    return Line
+
+
+@pytest.mark.parametrize("overlapped", [False, True])
+def test_every_sequence_gets_its_tokens_and_ends_once(line: Callable[[bool], Line], overlapped: bool) -> None:
+    there = line(overlapped)
+    for name, first, most in (("stops", 3, 20), ("long", 0, 6), ("short", 1, 1)):
+        there.add(name, first, most)
+    outputs = there.run()
+    tokens = {name: [token for output in given for token in output.token_ids] for name, given in outputs.items()}
+    assert tokens == {"stops": [4, 5, 6, 7], "long": [1, 2, 3, 4, 5, 6], "short": [2]}
+    reasons = {name: [output.finish_reason for output in given] for name, given in outputs.items()}
+    assert all(given[:-1] == [None] * (len(given) - 1) for given in reasons.values())
+    assert {name: given[-1] for name, given in reasons.items()} == {
+        "stops": "stop",
+        "long": "length",
+        "short": "length",
+    }
+    ran = [len(seen) for seen in there.model.steps]
+    assert ran == ([3, 2, 2, 2, 2, 1] if overlapped else [3, 2, 2, 2, 1, 1]), "an end that nobody foresees costs a step"
+
+
+def test_the_next_step_is_launched_before_the_tokens_are_known(line: Callable[[bool], Line]) -> None:
+    there = line(True)
+    sequence = there.add("one", 0)
+    assert there.step() == {}
+    assert sequence.tokens == [0, UNKNOWN]
+    assert there.step() == {"one": [1]}
+    assert sequence.tokens == [0, 1, UNKNOWN]
+    assert there.model.steps == [[0], [1]]
+
+
+def test_a_step_that_cannot_be_launched_takes_nothing_from_the_one_before(
+    line: Callable[[bool], Line], caplog: pytest.LogCaptureFixture
+) -> None:
+    there = line(True)
+    there.model.fails = {1}
+    there.add("one", 0)
+    assert there.step() == {}
+    outputs = there.pipeline.advance(there.scheduler.schedule())
+    assert [output.token_ids for output in outputs] == [[1], []]
+    assert "could not run this request's step" in (outputs[1].error or "")
+    assert there.scheduler.forgotten == 1
+    assert not there.pipeline
+    there.add("two", 2)
+    assert [output.token_ids for output in there.run()["two"]][:2] == [[3], [4]]
+
+
+def test_an_aborted_sequence_says_nothing_more(line: Callable[[bool], Line]) -> None:
+    there = line(True)
+    one, _ = there.add("one", 0), there.add("two", 0)
+    there.step()
+    there.end(one)
+    assert there.step() == {"two": [1]}
+    assert there.step() == {"two": [2]}
