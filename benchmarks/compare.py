@@ -22,7 +22,6 @@ from typing import Any
 from comparison import ratios, table
 from machine import machine
 from presets import BASE, PRESETS, Models, Preset, environment, parse
-from server_process import ServerError, free_port, running, tail
 
 from peftserve.server.cli.errors import CommandError
 from peftserve.server.cli.load import options
@@ -30,6 +29,7 @@ from peftserve.server.cli.load.generator import Target, measure
 from peftserve.server.cli.load.options import Load
 from peftserve.server.cli.load.report import make_report, readable
 from peftserve.server.cli.load.trace import Request
+from peftserve.server.cli.server_process import ServerError, free_port, running, tail
 
 WARM_TOKENS = 8
 
@@ -42,7 +42,7 @@ def main(words: Sequence[str] | None = None) -> int:
             raise ValueError("two servers have one name")
         with tempfile.TemporaryDirectory() as folder:
             report = compare(presets, make_models(arguments, Path(folder)), arguments)
-    except (CommandError, ServerError, ValueError) as error:
+    except (CommandError, ValueError) as error:
         print(f"compare: {error}", file=sys.stderr)
         return 2
     print(table(report))

@@ -59,7 +59,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _add(arguments: argparse.Namespace) -> int:
-    paths = _files(arguments.folder)
+    paths = files_of(arguments.folder)
     total = sum(path.stat().st_size for path in paths.values())
     with (
         Server(arguments.url, arguments.api_key) as server,
@@ -89,7 +89,7 @@ class _Counted:
         return getattr(self._file, name)
 
 
-def _files(folder: Path) -> dict[str, Path]:
+def files_of(folder: Path) -> dict[str, Path]:
     """All that make up the adapter, by the names under which they are sent."""
     own = {name: _file(folder, name) for name in FILES}
     try:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import bench_kernels, client
+from . import bench_kernels, bench_swap, client
 from .errors import FAILED, CommandError
 from .load import names, options, plot, report
 from .load.generator import Target, measure
@@ -25,6 +25,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     serve.add_argument("--out", type=Path, metavar="FILE", help="also write the result as JSON")
     serve.add_argument("--plot", type=Path, metavar="FILE", help="also draw the distributions, as PNG, SVG or PDF")
     serve.set_defaults(run=run)
+    bench_swap.add_parser(kinds)
     bench_kernels.add_parser(kinds)
 
 

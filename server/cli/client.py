@@ -20,6 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser, url_flag: str = "--url") -> N
         default=os.environ.get("PEFTSERVE_URL", DEFAULT_URL),
         help=f"the server (default: PEFTSERVE_URL or {DEFAULT_URL})",
     )
+    add_key_argument(parser)
+
+
+def add_key_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--api-key", default=os.environ.get("PEFTSERVE_API_KEY"), help="Bearer key (default: PEFTSERVE_API_KEY)"
     )
@@ -48,11 +52,11 @@ class Server:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise CommandError(f"no answer from {self.url}: {error}", UNREACHABLE) from None
         if response.is_error:
-            raise CommandError(_message(response), FAILED)
+            raise CommandError(message_of(response), FAILED)
         return response.json() if response.content else None
 
 
-def _message(response: httpx.Response) -> str:
+def message_of(response: httpx.Response) -> str:
     """The message of OpenAI's error envelope; the status where an answer has none."""
     try:
         return str(response.json()["error"]["message"])

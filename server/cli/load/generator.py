@@ -53,11 +53,18 @@ def measure(trace: Sequence[Request], target: Target, concurrency: int) -> tuple
 
 
 async def _measure(trace: Sequence[Request], target: Target, concurrency: int) -> tuple[list[Measurement], float]:
+    await _check(target)
+    return await send(trace, target, concurrency)
+
+
+async def send(
+    trace: Sequence[Request], target: Target, concurrency: int, *, quiet: bool = False
+) -> tuple[list[Measurement], float]:
+    """The same, on a loop that runs, without a look at the server first. quiet: shows no progress."""
     is_open = trace[0].arrival is not None
     calls = [Call(request, target.body(request)) for request in trace]
-    await _check(target)
     endpoint = Endpoint(httpx.URL(target.url), headers(target.api_key))
-    with tqdm(total=len(calls), unit="req", disable=None) as progress:
+    with tqdm(total=len(calls), unit="req", disable=quiet or None) as progress:
         start = time.perf_counter()
         sent = _open(endpoint, calls, progress) if is_open else _closed(endpoint, calls, concurrency, progress)
         return await sent, time.perf_counter() - start

@@ -47,9 +47,11 @@ async def ask(endpoint: Endpoint, body: bytes, measurement: Measurement) -> None
     except OSError as error:
         measurement.error = f"no connection: {error}"
     else:
-        transport.write(endpoint.message(body))
-        await reply.wait()
-        transport.close()
+        try:
+            transport.write(endpoint.message(body))
+            await reply.wait()
+        finally:
+            transport.close()
     if not measurement.chunks:
         measurement.error = measurement.error or "the answer had no token"
     measurement.end = reply.heard or time.perf_counter()

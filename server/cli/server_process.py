@@ -11,11 +11,16 @@ from pathlib import Path
 
 import httpx
 
+from .errors import FAILED, CommandError
+
 GRACE = 60.0  # seconds from SIGTERM to SIGKILL
 
 
-class ServerError(Exception):
+class ServerError(CommandError):
     """A server that did not become ready; the message has the end of its log."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, FAILED)
 
 
 @contextlib.contextmanager

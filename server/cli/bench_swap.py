@@ -1,0 +1,144 @@
+"""`peftserve bench swap`: what it costs to move adapters, over HTTP, with copies of one adapter.
+
+first-token: from disk, from the host, on the device and after an upload. stall: what other requests' streams feel of
+loads and uploads. cycle: adapters a second through the device. registered: throughput over the number of registered
+adapters. Without --base-url it starts servers of its own, in folders that go with them; with it, the copies are
+uploaded there and deleted at the end.
+"""
+
+import argparse
+import asyncio
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack
+from pathlib import Path
+from typing import Any
+
+from ..demo import DEMO_ADAPTERS
+from . import client
+from .errors import CommandError
+from .load.names import expand
+from .load.report import command_line
+from .swap import cycling, first_token, registered, report, stall
+from .swap.copies import Copies
+from .swap.own_server import SMALL_POOLS, started
+from .swap.subject import Subject
+
+ON_ONE = ("first-token", "stall", "cycle")
+ALL = (*ON_ONE, "registered")
+SETTINGS = ("copies", "rounds", "streams", "window", "hot", "requests")
+
+
+def add_parser(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = kinds.add_parser("swap", help="what it costs to move adapters", description=__doc__)
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="to serve, with --adapter; without it, the demo")
+    parser.add_argument("--adapter", type=Path, metavar="FOLDER", help="of which copies are made")
+    parser.add_argument("--base-url", dest="url", help="a server that runs (default: its own)")
+    client.add_key_argument(parser)
+    parser.add_argument("--serve", default="", metavar="FLAGS", help="more flags for its own servers, in one word")
+    parser.add_argument("--measure", metavar="A,B", help=f"some of {', '.join(ALL)} (default: all)")
+    parser.add_argument("--copies", type=_count, default=32, metavar="N", help="adapters to move (default: 32)")
+    parser.add_argument("--rounds", type=_count, default=20, metavar="N", help="of each measurement (default: 20)")
+    parser.add_argument("--streams", type=_count, default=2, metavar="N", help="stall: other requests (default: 2)")
+    parser.add_argument("--window", type=float, default=3.0, metavar="S", help="stall: seconds of each (default: 3)")
+    parser.add_argument(
+        "--registered",
+        default="1,10,100,1000,10000",
+        metavar="N,M",
+        help="numbers of adapters (default: 1,10,100,1000,10000)",
+    )
+    parser.add_argument("--hot", type=_count, default=32, metavar="N", help="registered: asked for (default: 32)")
+    parser.add_argument(
+        "--requests", type=_count, default=200, metavar="N", help="registered, cycle: in a window (default: 200)"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the result as JSON")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    chosen = _chosen(arguments)
+    copies = Copies(_folder(arguments))
+    settings = {name: getattr(arguments, name) for name in SETTINGS}
+    about = {"command": command_line(["peftserve"]), "adapter_bytes": copies.num_bytes, "settings": settings}
+    made = {**about, **_measure(chosen, copies, arguments)}
+    print(report.readable(made))
+    if arguments.out:
+        arguments.out.write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def _chosen(arguments: argparse.Namespace) -> list[str]:
+    default = ON_ONE if arguments.url else ALL
+    chosen = expand(arguments.measure) if arguments.measure else [*default]
+    if unknown := [name for name in chosen if name not in ALL]:
+        raise CommandError(f"--measure: {unknown[0]!r} is none of {', '.join(ALL)}")
+    if arguments.url and (arguments.model or arguments.serve):
+        raise CommandError("--base-url: the server there has its model and its flags already")
+    if arguments.url and "registered" in chosen:
+        raise CommandError("--measure registered: it compares servers, and starts them itself, without --base-url")
+    if arguments.copies < arguments.streams + 3:
+        raise CommandError(f"--copies: {arguments.copies} are too few beside {arguments.streams} streams")
+    return chosen
+
+
+def _folder(arguments: argparse.Namespace) -> Path:
+    if arguments.adapter is not None:
+        folder: Path = arguments.adapter
+        return folder
+    if arguments.model or arguments.url:
+        raise CommandError("--adapter: give the folder of an adapter that fits the model")
+    return next(iter(DEMO_ADAPTERS.values()))
+
+
+def _measure(chosen: Sequence[str], copies: Copies, arguments: argparse.Namespace) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    flags = shlex.split(arguments.serve)
+    if on_one := [name for name in chosen if name in ON_ONE]:
+        with ExitStack() as servers:
+            url = arguments.url or servers.enter_context(started(arguments.model, flags, SMALL_POOLS))
+            made |= asyncio.run(_on_one(on_one, url, copies, arguments))
+    if "registered" in chosen:
+        with ExitStack() as servers:
+            numbers = _numbers(arguments.registered)
+            urls = {number: servers.enter_context(started(arguments.model, flags, {})) for number in numbers}
+            made["registered"] = asyncio.run(_registered(urls, copies, arguments))
+    return made
+
+
+async def _on_one(chosen: Sequence[str], url: str, copies: Copies, arguments: argparse.Namespace) -> dict[str, Any]:
+    made = {}
+    async with Subject(url, arguments.api_key, copies, keep=not arguments.url) as subject:
+        names = await subject.register(arguments.copies)
+        if "first-token" in chosen:
+            made["first_token"] = await first_token.measure(subject, names, arguments.rounds)
+        if "stall" in chosen:
+            made["stall"] = await stall.measure(subject, names, arguments.streams, arguments.rounds, arguments.window)
+        if "cycle" in chosen:
+            made["cycle"] = await cycling.measure(subject, names, arguments.requests, clients=arguments.streams)
+    return made
+
+
+async def _registered(urls: Mapping[int, str], copies: Copies, arguments: argparse.Namespace) -> dict[str, Any]:
+    async with AsyncExitStack() as stack:
+        subjects = {}
+        for number, url in urls.items():
+            subject = Subject(url, arguments.api_key, copies, keep=True)
+            subjects[number] = await stack.enter_async_context(subject)
+        return await registered.measure(
+            subjects, hot=arguments.hot, rounds=arguments.rounds, requests=arguments.requests
+        )
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return sorted({_count(number) for number in text.split(",")})
+    except (ValueError, argparse.ArgumentTypeError):
+        raise CommandError(f"--registered: {text!r} are not numbers of 1 or more") from None
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("1 or more is asked for")
+    return number

@@ -1,0 +1,79 @@
+"""Throughput over the number of registered adapters: a server for each number, and their windows of load take turns.
+
+`hot`: requests go to the same few adapters, which stay on the device: only the number that is registered differs.
+`power`: requests go to all, the k-th with a probability proportional to 1 / k, and many need a load.
+"""
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from ..load import trace
+from ..load.generator import send
+from ..load.lengths import Range
+from ..load.workload import Workload
+from .subject import Subject
+
+CLIENTS = 16
+OUTPUT_TOKENS = Range(16, 16)
+PROMPT_TOKENS = Range(16, 16)
+BASELINE = 10  # registered adapters to which others are compared; with fewer, batches have fewer of them too
+LOADS = ("hot", "power")
+
+
+async def measure(subjects: Mapping[int, Subject], *, hot: int, rounds: int, requests: int) -> dict[str, Any]:
+    """JSON: by number registered, how fast they were registered and tokens a second under each load.
+
+    subjects: servers, by the number of copies to register. hot: adapters that the first load asks for, at most.
+    """
+    names = {}
+    made: dict[int, dict[str, Any]] = {}
+    for number, subject in subjects.items():
+        start = time.perf_counter()
+        names[number] = await subject.register(number)
+        made[number] = {"registered_per_second": number / (time.perf_counter() - start)}
+    runs: dict[str, dict[int, list[dict[str, float]]]] = {load: {n: [] for n in subjects} for load in LOADS}
+    order = [*subjects]
+    with tqdm(total=len(LOADS) * (rounds + 1) * len(subjects), unit="window", desc="registered", disable=None) as bar:
+        for load in LOADS:
+            for turn in range(rounds + 1):
+                first = turn % len(order)
+                for number in [*order[first:], *order[:first]]:
+                    models = names[number][:hot] if load == "hot" else names[number]
+                    run = await _window(subjects[number], models, requests, turn)
+                    if turn:  # the first brings adapters to the device and is not counted
+                        runs[load][number].append(run)
+                    bar.update()
+    for load, by_number in runs.items():
+        for number, found in by_number.items():
+            made[number][load] = summarize(found, by_number.get(BASELINE, found))
+    return {str(number): about for number, about in made.items()}
+
+
+def summarize(found: Sequence[Mapping[str, float]], baseline: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Medians, and that of the ratios to the baseline's window of the same round."""
+    ratios = [own["tokens_per_second"] / base["tokens_per_second"] for own, base in zip(found, baseline, strict=True)]
+    medians = {name: statistics.median(run[name] for run in found) for name in found[0]}
+    return {**medians, "over_baseline": statistics.median(ratios), "ratios": ratios}
+
+
+async def _window(subject: Subject, models: Sequence[str], requests: int, seed: int) -> dict[str, float]:
+    workload = Workload(
+        models=tuple(models),
+        num_requests=requests,
+        seed=seed,
+        popularity="zipf",
+        concurrency=CLIENTS,
+        prompt_tokens=PROMPT_TOKENS,
+        output_tokens=OUTPUT_TOKENS,
+    )
+    drawn = trace.draw(workload)
+    before = await subject.loads()
+    measured, seconds = await send(drawn, subject.target, workload.concurrency, quiet=True)
+    loads = await subject.loads() - before
+    tokens = sum(measurement.num_tokens for measurement in measured if measurement.is_good)
+    failed = sum(not measurement.is_good for measurement in measured)
+    return {"tokens_per_second": tokens / seconds, "hit_rate": 1 - loads / requests, "failed": failed}

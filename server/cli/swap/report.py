@@ -1,0 +1,102 @@
+"""What of the measurements is printed."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_SHOWN = ("mean", "p50", "p90", "p99")
+_TIERS = {
+    "device": "on the device",
+    "host": "on the host",
+    "disk": "on disk",
+    "after_upload": "just uploaded",
+    "upload": "(the upload itself)",
+}
+_KINDS = {
+    "quiet": "nothing else",
+    "warm": "requests for one that is there",
+    "load": "requests for ones to load",
+    "upload": "uploads",
+}
+
+
+def readable(made: Mapping[str, Any]) -> str:
+    parts = [_PARTS[name](made[name]) for name in _PARTS if name in made]
+    return "\n\n".join(parts)
+
+
+def table(heading: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
+    """A heading and columns to the right."""
+    lines = [(heading, columns), *rows.items()]
+    first = max(len(name) for name, _ in lines)
+    widths = [max(len(line[1][i]) for line in lines) for i in range(len(columns))]
+    return "\n".join(
+        "  ".join([f"{name:<{first}}", *(f"{cell:>{w}}" for cell, w in zip(cells, widths, strict=True))])
+        for name, cells in lines
+    )
+
+
+def _first_token(made: Mapping[str, Any]) -> str:
+    rows = {
+        text: [*_numbers(made[kind]), _extra(made["extra_ms"].get(kind))] for kind, text in _TIERS.items() if made[kind]
+    }
+    return table("first token (ms)", [*_SHOWN, "extra"], rows)
+
+
+def _stall(made: Mapping[str, Any]) -> str:
+    rows = {
+        text: [
+            *_numbers(made[kind]),
+            *(_ratio(made["over_quiet"].get(kind, {}).get(share)) for share in ("p50", "p99")),
+        ]
+        for kind, text in _KINDS.items()
+        if made[kind]
+    }
+    return table("between tokens of others (ms)", [*_SHOWN, "p50 ratio", "p99 ratio"], rows)
+
+
+def _cycle(made: Mapping[str, Any]) -> str:
+    rows = {
+        f"from {'disk' if tier == 'disk' else 'the host'}": [
+            f"{there['loads_per_second']:.1f}",
+            f"{there['requests_per_second']:.1f}",
+            str(there["loads"]),
+            str(there["adapters"]),
+        ]
+        for tier, there in made.items()
+    }
+    return table("round-robin", ["loads/s", "requests/s", "loads", "adapters"], rows)
+
+
+def _registered(made: Mapping[str, Any]) -> str:
+    rows = {
+        number: [
+            f"{there['registered_per_second']:.0f}",
+            *(
+                text
+                for load in ("hot", "power")
+                for text in (
+                    f"{there[load]['tokens_per_second']:.0f}",
+                    _ratio(there[load]["over_baseline"]),
+                    f"{100 * there[load]['hit_rate']:.0f}%",
+                )
+            ),
+        ]
+        for number, there in made.items()
+    }
+    columns = ["uploads/s", "hot tok/s", "ratio", "hits", "power tok/s", "ratio", "hits"]
+    return table("registered", columns, rows)
+
+
+def _numbers(found: Mapping[str, float]) -> list[str]:
+    return [f"{found[name]:.1f}" for name in _SHOWN]
+
+
+def _extra(milliseconds: float | None) -> str:
+    return "" if milliseconds is None else f"{milliseconds:+.1f}"
+
+
+def _ratio(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2f}"
+
+
+_PARTS = {"first_token": _first_token, "stall": _stall, "cycle": _cycle, "registered": _registered}

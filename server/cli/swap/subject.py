@@ -1,0 +1,133 @@
+"""The server that is measured, and the copies of an adapter that a measurement puts there and takes away."""
+
+import asyncio
+import contextlib
+import itertools
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, NamedTuple, Self, TypeVar
+
+import httpx
+from tqdm import tqdm
+
+from ..client import headers, message_of
+from ..errors import FAILED, UNREACHABLE, CommandError
+from ..load.generator import Target
+from ..load.measure import Measurement
+from ..load.stream import Endpoint, ask
+from ..load.trace import Request
+from .copies import Copies
+
+PROMPT_TOKENS = 8
+CLIENTS = 8  # that upload or delete at the same time
+SETTLING = 0.05  # seconds after a request in which the engine says where its adapters are now
+_TIMEOUT = httpx.Timeout(300.0, connect=10.0)
+_PAGE = 100_000
+_Item = TypeVar("_Item")
+
+
+class Uploaded(NamedTuple):
+    """seconds: from the first byte sent to the answer."""
+
+    name: str
+    seconds: float
+
+
+class Subject:
+    """An async context, at whose end the copies are removed again unless the server goes too, as `keep` says."""
+
+    def __init__(self, url: str, api_key: str | None, copies: Copies, *, keep: bool) -> None:
+        self.target = Target(url.rstrip("/").removesuffix("/v1"), api_key)
+        self._copies = copies
+        self._keep = keep
+        self._http = httpx.AsyncClient(
+            base_url=self.target.url, headers=headers(api_key), timeout=_TIMEOUT, trust_env=False
+        )
+        self._endpoint = Endpoint(httpx.URL(self.target.url), headers(api_key))
+        self._prefix = f"swap-{secrets.token_hex(4)}-"
+        self._numbers = itertools.count()
+        self._seeds = itertools.count()
+        self._names: dict[str, None] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        try:
+            if not self._keep:
+                with contextlib.suppress(CommandError):
+                    await self._each([*self._names], self.remove)
+        finally:
+            await self._http.aclose()
+
+    async def upload(self) -> Uploaded:
+        """A new copy."""
+        name = f"{self._prefix}{next(self._numbers):06}"
+        parts = self._copies.parts(name)
+        start = time.perf_counter()
+        await self._call("POST", "/v1/adapters", data={"name": name}, files=parts)
+        self._names[name] = None
+        return Uploaded(name, time.perf_counter() - start)
+
+    async def register(self, number: int) -> list[str]:
+        """The names of so many new copies, from several clients at once."""
+        before = len(self._names)
+        with tqdm(total=number, unit="adapter", desc="upload", leave=False, disable=None) as progress:
+
+            async def one(_: int) -> None:
+                await self.upload()
+                progress.update()
+
+            await self._each(range(number), one)
+        return sorted([*self._names][before:])
+
+    async def remove(self, name: str) -> None:
+        self._names.pop(name, None)
+        await self._call("DELETE", f"/v1/adapters/{name}")
+
+    async def states(self) -> dict[str, str]:
+        """Name to where it is (`disk`, `host` or `device`), of every copy. Right while nothing moves."""
+        await asyncio.sleep(SETTLING)
+        response = await self._call("GET", "/v1/adapters", params={"after": self._prefix, "limit": str(_PAGE)})
+        return {card["name"]: card["state"] for card in response.json()["data"] if card["name"] in self._names}
+
+    async def ask(self, name: str, output_tokens: int = 1, record: list[Measurement] | None = None) -> Measurement:
+        """One request, with a prompt that no other has. Raises CommandError if it fails.
+
+        record: where the measurement is put at once, so that it is there also if nobody waits for its end.
+        """
+        body = self.target.body(Request(None, name, PROMPT_TOKENS, output_tokens, next(self._seeds)))
+        measurement = Measurement(name, time.perf_counter())
+        if record is not None:
+            record.append(measurement)
+        await ask(self._endpoint, body, measurement)
+        if not measurement.is_good:
+            raise CommandError(f"{name} does not answer: {measurement.error}", FAILED)
+        return measurement
+
+    async def loads(self) -> int:
+        """Adapters that the server has brought to its device since it started."""
+        await asyncio.sleep(SETTLING)
+        text = (await self._call("GET", "/metrics")).text
+        found = re.search(r"^peftserve_adapter_loads_total (\S+)$", text, re.MULTILINE)
+        return int(float(found[1])) if found else 0
+
+    async def _each(self, items: Iterable[_Item], work: Callable[[_Item], Awaitable[None]]) -> None:
+        waiting = iter(items)
+
+        async def one_client() -> None:
+            for item in waiting:
+                await work(item)
+
+        await asyncio.gather(*(one_client() for _ in range(CLIENTS)))
+
+    async def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
+        try:
+            response = await self._http.request(method, path, **options)
+        except httpx.HTTPError as error:
+            raise CommandError(f"no answer from {self.target.url}: {error!r}", UNREACHABLE) from None
+        if response.is_error:
+            raise CommandError(message_of(response), FAILED)
+        return response
