@@ -1,52 +1,84 @@
 """Compiled adapters in host memory: least recently used first out, by bytes and by number."""
 
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from .packing import Blob
 
 
 class HostTier:
-    """max_bytes bounds what is kept; max_count too, unless it is None."""
+    """max_bytes bounds what is kept; max_count too, unless it is None. evicted: is given what has to go for that.
 
-    def __init__(self, max_bytes: int, max_count: int | None = None) -> None:
+    A key is a digest, with a task behind it where there is one. Only the two lists and the check look at all blobs.
+    """
+
+    def __init__(
+        self,
+        max_bytes: int,
+        max_count: int | None = None,
+        evicted: Callable[[str, Blob], None] = lambda *_: None,
+    ) -> None:
         self._max_bytes = max_bytes
         self._max_count = max_count
+        self._evicted = evicted
         self._blobs: OrderedDict[str, Blob] = OrderedDict()
+        self._keys: dict[str, set[str]] = {}  # by digest
         self.num_bytes = 0
 
-    def __contains__(self, digest: str) -> bool:
-        return digest in self._blobs
+    def __contains__(self, key: str) -> bool:
+        return key in self._blobs
 
-    def digests(self) -> list[str]:
+    def keys(self) -> list[str]:
+        """The one that was used longest ago is the first."""
         return list(self._blobs)
 
-    def get(self, digest: str) -> Blob | None:
-        blob = self._blobs.get(digest)
+    def digests(self) -> list[str]:
+        """Each once, whatever tasks of it there are."""
+        return list(self._keys)
+
+    def keys_of(self, digest: str) -> list[str]:
+        return list(self._keys.get(digest, ()))
+
+    def get(self, key: str) -> Blob | None:
+        blob = self._blobs.get(key)
         if blob is not None:
-            self._blobs.move_to_end(digest)
+            self._blobs.move_to_end(key)
         return blob
 
-    def put(self, digest: str, blob: Blob, keep: Collection[str] = ()) -> None:
+    def put(self, key: str, blob: Blob, keep: Collection[str] = ()) -> None:
         """Add a blob and drop the oldest ones over the limits, but none in `keep` and not the new one."""
-        self.drop(digest)
-        self._blobs[digest] = blob
+        self.drop(key)
+        self._blobs[key] = blob
+        self._keys.setdefault(digest_of(key), set()).add(key)
         self.num_bytes += blob.num_bytes
-        for candidate in [d for d in self._blobs if d != digest and d not in keep]:
-            if not self._is_over():
-                break
-            self.drop(candidate)
+        while self._is_over() and (oldest := self._oldest({key, *keep})) is not None:
+            gone = self._blobs[oldest]
+            self.drop(oldest)
+            self._evicted(oldest, gone)
 
-    def drop(self, digest: str) -> None:
-        blob = self._blobs.pop(digest, None)
-        if blob is not None:
-            self.num_bytes -= blob.num_bytes
+    def drop(self, key: str) -> None:
+        blob = self._blobs.pop(key, None)
+        if blob is None:
+            return
+        self.num_bytes -= blob.num_bytes
+        keys = self._keys[digest_of(key)]
+        keys.remove(key)
+        if not keys:
+            del self._keys[digest_of(key)]
+
+    def _oldest(self, keep: Collection[str]) -> str | None:
+        return next((key for key in self._blobs if key not in keep), None)
 
     def _is_over(self) -> bool:
         too_many = self._max_count is not None and len(self._blobs) > self._max_count
         return too_many or self.num_bytes > self._max_bytes
 
     def check_integrity(self) -> None:
-        """Raises AssertionError if the byte count is not the sum over the blobs."""
+        """Raises AssertionError if the byte count is not the sum over the blobs, or the keys are not theirs."""
         total = sum(blob.num_bytes for blob in self._blobs.values())
         assert total == self.num_bytes, f"host tier counts {self.num_bytes} bytes, holds {total}"
+        assert {key for keys in self._keys.values() for key in keys} == self._blobs.keys(), "keys and blobs differ"
+
+
+def digest_of(key: str) -> str:
+    return key.partition(":")[0]

@@ -3,6 +3,9 @@
 One worker: loads are bound by the disk and by copies, and a second one would only take time from the steps.
 """
 
+import os
+import sys
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
@@ -10,6 +13,8 @@ from typing import TypeVar
 import torch
 
 from .packing import Blob
+
+NICENESS = 10  # a tenth of a core where the steps need them all, and all of it where they do not
 
 T = TypeVar("T")
 
@@ -21,7 +26,7 @@ class AdapterLoader:
         self._compile = compile
         self._arena = arena
         self._stream = torch.cuda.Stream(arena.device) if arena.is_cuda else None
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="adapter-loader", initializer=_use_one_core)
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="adapter-loader", initializer=give_way)
 
     def fetch(self, key: str) -> Future[Blob]:
         """Compile an adapter of the store."""
@@ -51,6 +56,10 @@ class AdapterLoader:
             self._arena[start : start + data.numel()].copy_(data, non_blocking=True)
 
 
-def _use_one_core() -> None:
-    """For this thread only: a second team of torch's threads would take the cores from the steps."""
+def give_way() -> None:
+    """For this thread only: to use one core, as a second team of torch's threads would take them from the steps, and to
+    use it after the steps.
+    """
     torch.set_num_threads(1)
+    if sys.platform == "linux":  # elsewhere priorities are the process's
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.nice(0) + NICENESS)

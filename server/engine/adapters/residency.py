@@ -19,7 +19,7 @@ from peftserve.adapters.errors import AdapterTooLarge
 
 from ...wire.messages import AdapterPart
 from ..scheduling.sequence import Lease
-from .host_tier import HostTier
+from .host_tier import HostTier, digest_of
 from .loader import AdapterLoader
 from .packing import AdapterLayout, Blob
 from .ranges import RangeAllocator
@@ -142,8 +142,8 @@ class AdapterResidency:
 
     def drop(self, digest: str) -> bool:
         """Forget an adapter that no lease holds, all its tasks. False: a load of it is still running, ask again."""
-        keys = {*self._residents, *self._fetches, *self.host.digests()}
-        held = [key for key in keys if key.partition(":")[0] == digest and not self._drop(key)]
+        keys = {key for key in (*self._residents, *self._fetches) if digest_of(key) == digest}
+        held = [key for key in keys.union(self.host.keys_of(digest)) if not self._drop(key)]
         return not held
 
     def _drop(self, key: str) -> bool:

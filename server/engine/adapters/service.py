@@ -21,11 +21,14 @@ from ...wire.messages import AdapterCard
 from ..memory import adapter_elements
 from ..model.loading import LoadedModel
 from .attachments import Attachments
-from .host_tier import HostTier
+from .host_tier import HostTier, digest_of
 from .loader import AdapterLoader
 from .packing import ALIGNMENT, Blob, SharedPiece, pack
 from .ranges import RangeAllocator
 from .residency import AdapterResidency
+from .spill import Spill
+
+SPILL_FACTOR = 16  # of the host's memory for adapters: what their compiled forms may take on the disk
 
 
 class AdapterService:
@@ -42,7 +45,8 @@ class AdapterService:
         side, head = SideOps(loaded.sites.rows()), loaded.sites.table.head
         self.attachments = Attachments(self._arena, backend, side, modules, head, loaded.sites.groups)
         self._loader = AdapterLoader(self._compile_key, self._arena)
-        host = HostTier(config.host_adapter_memory, config.max_cpu_loras)
+        self._spill = _spill(config, loaded)
+        host = HostTier(config.host_adapter_memory, config.max_cpu_loras, self._spill.keep)
         ranges = RangeAllocator(elements, ALIGNMENT)
         self.residency = AdapterResidency(self._loader, self.attachments, host, ranges, config.max_loras)
         self._pieces: WeakValueDictionary[str, SharedPiece] = WeakValueDictionary()  # the loader's thread's
@@ -55,7 +59,7 @@ class AdapterService:
         return self._loader.submit(partial(self._inspect, digest, folder))
 
     def release(self, digest: str) -> Future[None]:
-        """Done once no sequence uses the adapter and it is gone from device and host."""
+        """Done once no sequence uses the adapter and all that was made of it is gone: from device, host and disk."""
         release: Future[None] = Future()
         self._releases.setdefault(digest, []).append(release)
         return release
@@ -68,8 +72,9 @@ class AdapterService:
         for digest in list(self._releases):
             if not is_used(digest) and self.residency.drop(digest):
                 self._folders.pop(digest, None)
+                gone = self._spill.forget(digest)
                 for release in self._releases.pop(digest):
-                    release.set_result(None)
+                    gone.add_done_callback(partial(_settle, release))
 
     def take_failures(self) -> dict[tuple[str, ...], BaseException]:
         """Digests that could not be loaded since the last call, alone or together, and why."""
@@ -84,8 +89,8 @@ class AdapterService:
             "adapter_loads": residency.num_loads,
             "adapter_evictions": residency.num_evictions,
             "adapter_load_seconds": seconds,
-            "device_adapters": _digests(residency.digests()),
-            "host_adapters": _digests(residency.host.digests()),
+            "device_adapters": list(dict.fromkeys(map(digest_of, residency.digests()))),
+            "host_adapters": residency.host.digests(),
             "device_adapter_bytes": residency.num_elements() * self._arena.element_size(),
             "host_adapter_bytes": residency.host.num_bytes,
         }
@@ -99,6 +104,7 @@ class AdapterService:
 
     def close(self) -> None:
         self._loader.close()
+        self._spill.close()
 
     # On the loader's thread
 
@@ -125,6 +131,8 @@ class AdapterService:
         )
 
     def _compile_key(self, key: str) -> Blob:
+        if (blob := self._spill.read(key)) is not None:
+            return blob
         digest, _, task = key.partition(":")
         return self._pack(self._compile(self._folder_of(digest), int(task or 0)))
 
@@ -162,6 +170,11 @@ class AdapterService:
         return self._folders[digest]
 
 
-def _digests(keys: list[str]) -> list[str]:
-    """Each once, whatever tasks of it there are."""
-    return list(dict.fromkeys(key.partition(":")[0] for key in keys))
+def _spill(config: EngineConfig, loaded: LoadedModel) -> Spill:
+    folder = None if config.store is None else config.store.parent / "compiled"
+    pin = loaded.device.type == "cuda"
+    return Spill(folder, SPILL_FACTOR * config.host_adapter_memory, loaded.dtype, pin=pin)
+
+
+def _settle(release: Future[None], _: Future[None]) -> None:
+    release.set_result(None)

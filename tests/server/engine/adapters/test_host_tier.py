@@ -18,7 +18,7 @@ def test_the_least_recently_used_goes_when_bytes_run_out(make_blob: MakeBlob) ->
         tier.put(digest, make_blob(10))
     assert tier.get("a") is not None
     tier.put("d", make_blob(5))
-    assert tier.digests() == ["c", "a", "d"]
+    assert tier.keys() == ["c", "a", "d"]
     assert "b" not in tier
     assert tier.get("b") is None
 
@@ -27,16 +27,16 @@ def test_the_least_recently_used_goes_when_there_are_too_many(make_blob: MakeBlo
     tier = HostTier(1 << 30, max_count=2)
     for digest in "abc":
         tier.put(digest, make_blob(1))
-    assert tier.digests() == ["b", "c"]
+    assert tier.keys() == ["b", "c"]
 
 
 def test_what_is_to_be_kept_and_the_new_one_stay(make_blob: MakeBlob) -> None:
     tier = HostTier(10 * FLOAT, max_count=1)
     tier.put("a", make_blob(10))
     tier.put("b", make_blob(100), keep={"a"})
-    assert tier.digests() == ["a", "b"]
+    assert tier.keys() == ["a", "b"]
     tier.put("c", make_blob(1))
-    assert tier.digests() == ["c"]
+    assert tier.keys() == ["c"]
 
 
 def test_the_same_digest_again_replaces_its_blob(make_blob: MakeBlob) -> None:
@@ -72,5 +72,5 @@ def test_it_holds_the_most_recently_used_that_fit(
             used += [entry] if entry else []
         else:
             tier.drop(digest)
-        assert tier.digests() == [digest for digest, _ in used]
+        assert tier.keys() == [digest for digest, _ in used]
         tier.check_integrity()

@@ -1,0 +1,155 @@
+"""Compiled adapters that the host had no room for, on disk as they were: the next load reads what it need not compile.
+
+For the life of one engine: the next one's base may be another. A file is
+
+    8 bytes: N, unsigned little-endian | N bytes of msgpack: the layout | the data, as in `Blob`
+"""
+
+import logging
+import os
+import shutil
+import struct
+from concurrent.futures import Future, ThreadPoolExecutor
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from .host_tier import digest_of
+from .loader import give_way
+from .packing import AdapterLayout, Blob
+
+logger = logging.getLogger(__name__)
+
+MOST_WAITING = 4  # blobs, which take memory until they are written; others are not written this time
+LEAST_FREE = 0.1  # of the disk: what is below it is left to others
+
+
+class Spill:
+    """Writes on a thread of its own; reads on the caller's. Never raises for a disk that fails: it forgets.
+
+    folder: its own, deleted now and made when it is needed; None keeps nothing. max_bytes: of all of it. dtype, pin: of
+        the blobs.
+    """
+
+    def __init__(self, folder: Path | None, max_bytes: int, dtype: torch.dtype, *, pin: bool = False) -> None:
+        self.num_bytes = 0
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._dtype = dtype
+        self._pin = pin
+        self._written: dict[str, dict[str, int]] = {}  # by digest: keys and the bytes of each
+        self._waiting: set[str] = set()
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="adapter-spill", initializer=give_way)
+        self._encoder = msgspec.msgpack.Encoder(enc_hook=_to_plain)
+        self._decoder = msgspec.msgpack.Decoder(AdapterLayout, dec_hook=_from_plain)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._written.get(digest_of(key), ())
+
+    def keep(self, key: str, blob: Blob) -> None:
+        """Write a blob before long, unless it is there or shares pieces with others."""
+        if self._folder is None or blob.shared or key in self or key in self._waiting:
+            return
+        if len(self._waiting) < MOST_WAITING:
+            self._waiting.add(key)
+            self._worker.submit(self._write, key, blob)
+
+    def read(self, key: str) -> Blob | None:
+        """A blob that was written, or None."""
+        if key not in self:
+            return None
+        try:
+            with self._path(key).open("rb", buffering=0) as file:
+                return self._read(file)
+        except (OSError, EOFError, struct.error, msgspec.MsgspecError):
+            logger.exception("a compiled adapter could not be read again")
+            return None
+
+    def forget(self, digest: str) -> Future[None]:
+        """Done when nothing of this adapter is on the disk."""
+        if digest not in self._written and not self._waiting:
+            nothing: Future[None] = Future()
+            nothing.set_result(None)
+            return nothing
+        return self._worker.submit(self._delete, digest)
+
+    def close(self) -> None:
+        self._worker.shutdown(wait=True, cancel_futures=True)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _path(self, key: str) -> Path:
+        assert self._folder is not None
+        return self._folder / key.replace(":", ".")
+
+    def _read(self, file: FileIO) -> Blob:
+        (length,) = struct.unpack("<Q", file.read(8))
+        layout = self._decoder.decode(file.read(length))
+        size = os.fstat(file.fileno()).st_size - 8 - length
+        data = torch.empty(size // self._dtype.itemsize, dtype=self._dtype, pin_memory=self._pin)
+        view, done = _bytes(data), 0
+        while done < size:
+            if not (count := file.readinto(view[done:])):
+                raise EOFError
+            done += count
+        return Blob(data, layout)
+
+    # On the worker's thread
+
+    def _write(self, key: str, blob: Blob) -> None:
+        try:
+            text = self._encoder.encode(blob.layout)
+            # What some primitive has as a tuple may come back as a list.
+            if self._decoder.decode(text) == blob.layout and self._has_room(blob):
+                self._write_file(self._path(key), text, blob.data)
+                self._written.setdefault(digest_of(key), {})[key] = blob.num_bytes
+                self.num_bytes += blob.num_bytes
+        except (OSError, TypeError) as error:
+            logger.warning("a compiled adapter is not kept on disk: %s", error)
+        finally:
+            self._waiting.discard(key)
+
+    def _has_room(self, blob: Blob) -> bool:
+        assert self._folder is not None
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        usage = shutil.disk_usage(self._folder)
+        return self.num_bytes + blob.num_bytes <= self._max_bytes and usage.free > LEAST_FREE * usage.total
+
+    def _write_file(self, path: Path, text: bytes, data: torch.Tensor) -> None:
+        try:
+            with path.open("wb", buffering=0) as file:
+                for piece in (struct.pack("<Q", len(text)), text, _bytes(data)):
+                    _write_all(file, piece)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+
+    def _delete(self, digest: str) -> None:
+        for key, size in self._written.pop(digest, {}).items():
+            self.num_bytes -= size
+            self._path(key).unlink(missing_ok=True)
+
+
+def _bytes(data: torch.Tensor) -> memoryview:
+    return data.view(torch.uint8).numpy().data
+
+
+def _write_all(file: FileIO, piece: bytes | memoryview) -> None:
+    view = memoryview(piece)
+    while view:
+        view = view[file.write(view) :]
+
+
+def _to_plain(value: Any) -> Any:
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    raise TypeError(f"a layout with a {type(value).__name__}")
+
+
+def _from_plain(kind: type, value: Any) -> Any:
+    return torch.Size(value) if kind is torch.Size else getattr(torch, value)
