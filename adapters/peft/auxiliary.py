@@ -136,11 +136,13 @@ def _with_rows(site: Site, whole: Replacement | None, rows: Rows | None) -> Repl
 def _biases(
     config: AuxiliaryConfig, checkpoint: Checkpoint, base: Base, saved: Mapping[str, Replacement]
 ) -> Iterator[tuple[str, Primitive]]:
-    touched = _parents(checkpoint)
+    touched = _parents(checkpoint) if config.bias not in ("all", "none") else set()
     for site in base.table.sites.values():
-        wanted = config.bias == "all" or (config.bias != "none" and site.name in touched)
+        wanted = config.bias == "all" or site.name in touched
+        if site.name in saved or not (wanted or site.name == base.table.head):
+            continue
         own = base.parameter(site.name, "bias")
-        if site.name in saved or own is None or not (wanted or site.name == base.table.head):
+        if own is None:
             continue
         found = next((suffix for suffix in _BIASES if f"{site.name}.{suffix}" in checkpoint), None)
         if found is None and not wanted:

@@ -1,6 +1,7 @@
 """What an adapter is compiled against, and the checks that every compiler makes of a checkpoint's tensors."""
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
@@ -104,7 +105,7 @@ class Named(NamedTuple):
             raise InvalidAdapter(f"{self.key} holds {kind}, where weights should be", param="files")
         scaled = self.tensor if scaling == 1.0 else self.tensor.float() * scaling
         result = scaled.to(dtype).contiguous()
-        if not result.isfinite().all():
+        if not is_finite(result):
             self._refuse(dtype)
         return result
 
@@ -113,6 +114,14 @@ class Named(NamedTuple):
             raise InvalidAdapter(f"{self.key} holds NaN or infinity", param="files")
         name = str(dtype).removeprefix("torch.")
         raise InvalidAdapter(f"{self.key} is too large for {name}, in which this base is served", param="files")
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Without NaN or infinity, in one pass: torch's own `isfinite` takes four."""
+    if not tensor.numel():
+        return True
+    least, most = tensor.aminmax()  # NaN if any is
+    return math.isfinite(least.item()) and math.isfinite(most.item())
 
 
 def is_same(base: Base, site: str, copy: Named) -> bool:
