@@ -27,17 +27,17 @@ DIRECT = {
 }
 
 
-def create_app(services: Services) -> FastAPI:
-    """Of the process that has the adapters. The app's `state.services` is what the routes share."""
+def create_app(services: Services) -> ASGIApp:
+    """Of the process that has the adapters. services: what the routes share."""
     services.engine.add_stats_listener(services.metrics.observe_stats)
-    return _app(services, [*EVERYWHERE, *FIRST_ONLY])
+    return _guarded(services, _framework(services, [*EVERYWHERE, *FIRST_ONLY]))
 
 
-def create_worker_app(services: Services, forward: ASGIApp) -> FastAPI:
+def create_worker_app(services: Services, forward: ASGIApp) -> ASGIApp:
     """Of another process. forward: answers all that is not of the model itself."""
-    app = _app(services, EVERYWHERE, openapi_url=None)
-    app.mount("/", forward)
-    return app
+    framework = _framework(services, EVERYWHERE, openapi_url=None)
+    framework.mount("/", forward)
+    return _guarded(services, framework)
 
 
 def make_services(
@@ -54,8 +54,15 @@ def make_services(
     return Services(config, engine, opened, admission, Metrics(), base_id(config), started)
 
 
-def _app(services: Services, routes: Sequence[ModuleType], openapi_url: str | None = "/openapi.json") -> FastAPI:
+def _guarded(services: Services, framework: ASGIApp) -> ASGIApp:
+    """Keys and sizes are looked at before the request goes its direct way, or the framework's."""
     config = services.config
+    app: ASGIApp = DirectRoutes(framework, services=services, posts=DIRECT)
+    app = BodyLimit(app, limit=config.body_limit, upload_limit=config.upload_limit)
+    return BearerAuth(app, keys=config.api_keys) if config.api_keys else app
+
+
+def _framework(services: Services, routes: Sequence[ModuleType], openapi_url: str | None = "/openapi.json") -> FastAPI:
     app = FastAPI(
         title="peftserve",
         version=version("peftserve"),
@@ -66,9 +73,6 @@ def _app(services: Services, routes: Sequence[ModuleType], openapi_url: str | No
     )
     app.state.services = services
     install_error_handlers(app)
-    app.add_middleware(DirectRoutes, services=services, posts=DIRECT)
-    app.add_middleware(BodyLimit, limit=config.body_limit, upload_limit=config.upload_limit)
-    app.add_middleware(BearerAuth, keys=config.api_keys)
     for module in routes:
         app.include_router(module.router)
     return app

@@ -1,4 +1,4 @@
-"""Bearer keys. With none configured, every caller is let in."""
+"""Bearer keys."""
 
 import hashlib
 import hmac
@@ -21,7 +21,7 @@ class BearerAuth:
         self._keys = [key.encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._keys and _is_guarded(scope["path"]):
+        if scope["type"] == "http" and _is_guarded(scope["path"]):
             key = _bearer(Headers(scope=scope).get("authorization", ""))
             if not self._knows(key):
                 await _refusal()(scope, receive, send)

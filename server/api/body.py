@@ -6,6 +6,7 @@ from typing import TypeVar
 from fastapi import Request
 from pydantic import BaseModel
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import ApiError, error_response
@@ -28,10 +29,13 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         limit = self._upload_limit if _is_upload(scope) else self._limit
-        if _declared_length(scope) > limit:
+        declared = _declared_length(scope)
+        if declared is None:
+            receive = _counting(receive, limit)
+        elif declared > limit:
             await error_response(_too_large(limit))(scope, receive, send)
             return
-        await self._app(scope, _counting(receive, limit), send)
+        await self._app(scope, receive, send)
 
 
 def json_body(model: type[M]) -> Callable[[Request], Awaitable[M]]:
@@ -45,7 +49,14 @@ def json_body(model: type[M]) -> Callable[[Request], Awaitable[M]]:
 
 async def read_json(request: Request, model: type[M]) -> M:
     """Raises what `json_body` does."""
-    return model.model_validate_json(await request.body())
+    body = b""
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body += message.get("body", b"")
+        if not message.get("more_body", False):
+            return model.model_validate_json(body)
 
 
 def _is_upload(scope: Scope) -> bool:
@@ -54,10 +65,12 @@ def _is_upload(scope: Scope) -> bool:
     )
 
 
-def _declared_length(scope: Scope) -> int:
-    """0 where there is no usable Content-Length; the counting then decides."""
-    length = Headers(scope=scope).get("content-length", "")
-    return int(length) if length.isascii() and length.isdigit() and len(length) < 20 else 0
+def _declared_length(scope: Scope) -> int | None:
+    """Content-Length, beyond which the server reads nothing. None where there is none: the body comes in chunks."""
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            return int(value) if value.isdigit() and len(value) < 20 else None
+    return None
 
 
 def _counting(receive: Receive, limit: int) -> Receive:

@@ -1,9 +1,10 @@
-"""The routes that are asked for thousands of times a second, answered before the framework looks for a route.
+"""The routes that are asked for thousands of times a second, answered before the framework sees the request.
 
 They stand among the framework's routes too, which say what other methods get. Knows ASGI; does not know what the
 routes do.
 """
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 
 from fastapi import Request, Response
@@ -11,6 +12,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .errors import EXPECTED, error_response
 from .services import Services
+
+logger = logging.getLogger(__name__)
 
 Handler = Callable[[Request, Services], Awaitable[Response]]
 
@@ -28,8 +31,14 @@ class DirectRoutes:
         if handler is None:
             await self._app(scope, receive, send)
             return
-        try:
-            response = await handler(Request(scope, receive), self._services)
-        except EXPECTED as error:
-            response = error_response(error)
+        response = await self._answer(handler, Request(scope, receive))
         await response(scope, receive, send)
+
+    async def _answer(self, handler: Handler, request: Request) -> Response:
+        try:
+            return await handler(request, self._services)
+        except EXPECTED as error:
+            return error_response(error)
+        except Exception as error:
+            logger.exception("A request has failed")
+            return error_response(error)

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Iterator
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from .joined_writes import JoinedHttpProtocol
 
@@ -18,7 +18,7 @@ CLOSING_SECONDS = 5  # for answers on their way out after the engine has stopped
 class HttpServer(uvicorn.Server):
     """Leaves signals to us: uvicorn's own way out closes the port before the grace time."""
 
-    def __init__(self, app: FastAPI) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -27,6 +27,7 @@ class HttpServer(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 lifespan="off",
+                proxy_headers=False,  # nobody asks who the client is
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
             )
         )

@@ -10,13 +10,13 @@ import httpx
 import numpy
 import openai
 import pytest
-import uvicorn
 from safetensors.numpy import save
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from peftserve.adapters.errors import InvalidAdapter
 from peftserve.server.api.app import create_app, make_services
 from peftserve.server.api.engine import EngineDead
+from peftserve.server.api.http_server import HttpServer
 from peftserve.server.api.services import open_adapters
 from peftserve.server.api.workers import Workers
 from peftserve.server.config import EngineConfig, ServerConfig
@@ -201,10 +201,10 @@ def make_server(engine, tmp_path):
             **{"max_queue": 12, **fields},
         )
         async with open_adapters(config.state_dir, engine, "base", Workers(0, None, None)) as adapters:
-            app = create_app(make_services(engine, config, adapters, [0]))
-            async with _uvicorn(app) as url, _Clients(url) as clients:
+            services = make_services(engine, config, adapters, [0])
+            async with _uvicorn(create_app(services)) as url, _Clients(url) as clients:
                 clients.engine = engine
-                clients.services = app.state.services
+                clients.services = services
                 clients.config = config
                 yield clients
 
@@ -220,8 +220,7 @@ async def server(make_server):
 @contextlib.asynccontextmanager
 async def _uvicorn(app):
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", access_log=False))
-    server.capture_signals = contextlib.nullcontext
+    server = HttpServer(app)
     task = asyncio.create_task(server.serve([listener]))
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
