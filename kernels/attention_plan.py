@@ -14,6 +14,7 @@ Places of items and pages count from the array's first element. Slots hold parti
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import chain
 from typing import NamedTuple
 
@@ -67,14 +68,15 @@ class Items(NamedTuple):
 
 def step_of(spans: Sequence[Span], num_rows: int, page_size: int) -> Step:
     """Raises ValueError if a span's positions are more than its pages hold, or fewer than its rows."""
-    row, rows, total = np.array([span[:3] for span in spans], dtype=np.int64).reshape(-1, 3).T
-    counts = np.array([len(span.pages) for span in spans], dtype=np.int64)
+    rows_of, rows_in, totals, lists = zip(*spans, strict=True) if spans else ((), (), (), ())
+    row, rows, total = (np.array(column, dtype=np.int64) for column in (rows_of, rows_in, totals))
+    counts = np.fromiter(map(len, lists), np.int64, len(lists))
     if (counts * page_size < total).any() or (rows > total).any():
         raise ValueError("a span has more positions than its pages hold, or fewer than rows")
-    if spans and isinstance(spans[0].pages, np.ndarray):
-        pages = np.concatenate([span.pages for span in spans]).astype(np.int64)
+    if lists and isinstance(lists[0], np.ndarray):
+        pages = np.concatenate(lists).astype(np.int64)
     else:
-        pages = np.fromiter(chain.from_iterable(span.pages for span in spans), np.int64, int(counts.sum()))
+        pages = np.fromiter(chain.from_iterable(lists), np.int64, int(counts.sum()))
     used = int(rows.sum())
     if used < num_rows:
         row, rows = np.append(row, used), np.append(rows, num_rows - used)
@@ -85,7 +87,7 @@ def step_of(spans: Sequence[Span], num_rows: int, page_size: int) -> Step:
 def positions_of(step: Step, page_size: int) -> Ints:
     """(rows,) places in the cache, -1 for rows of no span."""
     rows = np.where(step.total > 0, step.rows, 0)
-    span, offset = np.repeat(np.arange(len(rows)), rows), _ranges(rows)
+    span, offset = _repeated(rows)
     position = (step.total - rows)[span] + offset
     page = step.pages[step.first_page[span] + position // page_size]
     positions = np.full(int(step.rows.sum()), -1, dtype=np.int64)
@@ -97,8 +99,8 @@ def items_of(step: Step, shape: Shape) -> Items:
     """The longest first, so that programs end at nearly the same time."""
     queries = step.rows * shape.group
     tiles = -(-queries // shape.block_m)
-    span = np.repeat(np.arange(len(tiles)), tiles)
-    first = _ranges(tiles) * shape.block_m
+    span, index = _repeated(tiles)
+    first = index * shape.block_m
     context = (step.total - step.rows)[span]
     end = context + (np.minimum(first + shape.block_m, queries[span]) - 1) // shape.group + 1
     begin = np.zeros_like(end)
@@ -107,48 +109,57 @@ def items_of(step: Step, shape: Shape) -> Items:
     blocks = np.maximum(-(-(end - begin) // shape.block_n), 0)
     chunk = best_chunk(blocks, shape)
     splits = np.maximum(-(-blocks // chunk), 1)
-    slots = np.where(splits > 1, splits, 0)
-    first_slot = np.cumsum(slots) - slots
-    tile, split = np.repeat(np.arange(len(span)), splits), _ranges(splits)
-    start = begin[tile] + split * chunk * shape.block_n
-    stop = np.minimum(start + chunk * shape.block_n, end[tile])
+    slots = splits * (splits > 1)
+    tile, split = _repeated(splits)
     of = span[tile]
-    items = np.stack(
-        [
-            step.row[of],
-            first[tile],
-            queries[of],
-            context[tile],
-            step.first_page[of],
-            start,
-            stop,
-            splits[tile],
-            first_slot[tile],
-            split,
-        ],
-        axis=1,
+    start = begin[tile] + split * (chunk * shape.block_n)
+    stop = np.minimum(start + chunk * shape.block_n, end[tile])
+    items = np.empty((len(tile), ITEM_FIELDS), dtype=np.int64)
+    columns = (
+        step.row[of],
+        first[tile],
+        queries[of],
+        context[tile],
+        step.first_page[of],
+        start,
+        stop,
+        splits[tile],
+        (np.cumsum(slots) - slots)[tile],
+        split,
     )
+    for field, column in enumerate(columns):
+        items[:, field] = column
     return Items(items[np.argsort(start - stop, kind="stable")], int(slots.sum()))
 
 
 def best_chunk(blocks: Ints, shape: Shape) -> int:
-    """How many blocks of keys a unit takes at most, so that all programs end soonest. blocks: (tiles,)."""
+    """How many blocks of keys a unit takes at most, so that all programs end soonest. blocks: (tiles,).
+
+    Counted in blocks that the busiest program takes: units of whole chunks go first, and the rests fill their last
+    round and then rounds of their own.
+    """
     most = int(blocks.max(initial=1))
-    if not shape.splits or most == 1:
+    if not shape.splits or most <= 1:
         return max(most, 1)
-    chunk = np.unique(np.geomspace(1, most, num=min(most, 16)).round().astype(np.int64))
-    full, rest = np.divmod(blocks[:, None], chunk)
-    left = rest > 0
-    split = np.where(full + left > 1, full + left, 0)
-    waves = shape.programs / shape.kv_heads  # items at once
-    num_full, num_left = full.sum(0), left.sum(0)
-    full_waves = np.ceil(num_full / waves)
-    left_waves = np.ceil(np.maximum(num_left - (full_waves * waves - num_full), 0) / waves)
-    mean_left = rest.sum(0) / np.maximum(num_left, 1)
-    combining = np.where(split.any(0), _SPLIT_COST + split.max(0) / 8, 0)
-    cost = full_waves * (chunk + _UNIT_COST) + left_waves * (mean_left + _UNIT_COST) + combining
-    cost[(split.sum(0) > _UNITS_OF_SPLITS * waves) & (chunk < most)] = np.inf
+    chunk = _chunks(most)
+    at_once = shape.programs / shape.kv_heads
+    full = blocks[:, None] // chunk
+    units = -(-blocks[:, None] // chunk)
+    num_full, num_units = full.sum(0), units.sum(0)
+    full_rounds = np.ceil(num_full / at_once)
+    num_rests = num_units - num_full
+    rest_rounds = np.ceil(np.maximum(num_units / at_once - full_rounds, 0))
+    rest = (blocks.sum() - num_full * chunk) / np.maximum(num_rests, 1)
+    cost = full_rounds * (chunk + _UNIT_COST) + rest_rounds * (rest + _UNIT_COST)
+    cost[:-1] += _SPLIT_COST + most / chunk[:-1] / 8
+    cost[:-1][(num_units - (units == 1).sum(0))[:-1] > _UNITS_OF_SPLITS * at_once] = np.inf
     return int(chunk[cost.argmin()])
+
+
+@lru_cache(maxsize=1024)
+def _chunks(most: int) -> Ints:
+    """Candidates from 1 to `most`, the last."""
+    return np.unique(np.geomspace(1, most, num=min(most, 16)).round().astype(np.int64))
 
 
 def pack(step: Step, plans: Sequence[Items], positions: Ints) -> npt.NDArray[np.int32]:
@@ -164,6 +175,9 @@ def pack(step: Step, plans: Sequence[Items], positions: Ints) -> npt.NDArray[np.
     return np.concatenate([np.array(headers, dtype=np.int64), positions, step.pages, *lists]).astype(np.int32)
 
 
-def _ranges(sizes: Ints) -> Ints:
-    """0 to size - 1 for each size, one after the other."""
-    return np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+def _repeated(sizes: Ints) -> tuple[Ints, Ints]:
+    """Each index as often as its size says, and 0 to size - 1 for each."""
+    if (sizes == 1).all():
+        return np.arange(len(sizes)), np.zeros_like(sizes)
+    index = np.repeat(np.arange(len(sizes)), sizes)
+    return index, np.arange(len(index)) - (np.cumsum(sizes) - sizes)[index]

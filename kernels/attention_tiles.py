@@ -18,22 +18,24 @@ class Tiles:
 
     block_m: int
     block_n: int
-    warps: int
-    stages: int
-    programs: int
+    warps: int = 4
+    stages: int = 2
+    programs: int = 2
 
 
 def tiles_for(layer: AttentionLayer, dtype: torch.dtype, *, wide: bool) -> Tiles:
     """wide: for steps with spans of many rows. Narrow tiles hold the query heads of one token, which share its keys.
 
-    A program takes 32 KiB of keys and values at once, or 16 in wide tiles: what compiles without spilling registers.
+    A program takes 32 KiB of keys and values at once, or 16 in tiles of many rows: what compiles without spilling
+    registers. Several programs on a multiprocessor keep its memory busy while each waits for its own.
     """
     width = _power_of_two(_power_of_two(layer.key_dim) + _power_of_two(layer.value_dim)) * dtype.itemsize
-    if wide:
-        warps = 4 if layer.value_dim <= 128 else 8
-        return Tiles(64, max(16, min(64, (1 << 14) // width)), warps=warps, stages=3, programs=8 // warps)
-    block_m = max(16, min(64, _power_of_two(layer.group)))
-    return Tiles(block_m, max(16, min(128, (1 << 15) // width)), warps=4, stages=2, programs=4)
+    block_m = 64 if wide else max(16, min(64, _power_of_two(layer.group)))
+    slim = layer.value_dim <= 128
+    if block_m == 16:
+        return Tiles(16, max(16, min(128, (1 << 15) // width)), programs=4 if slim else 2)
+    warps = 4 if slim else 8
+    return Tiles(block_m, max(16, min(64, (1 << 14) // width)), warps, programs=8 // warps)
 
 
 def shape_of(layer: AttentionLayer, tiles: Tiles, num_programs: int, *, splits: bool) -> Shape:
@@ -57,6 +59,7 @@ def compile_options(layer: AttentionLayer, tiles: Tiles, page_size: int) -> dict
         "BLOCK_V": max(16, _power_of_two(layer.value_dim)),
         "num_warps": tiles.warps,
         "num_stages": tiles.stages,
+        "enable_fp_fusion": True,
     }
 
 

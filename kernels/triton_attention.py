@@ -86,7 +86,7 @@ class TritonAttention:
         key, value = _adjoining(key), _adjoining(value)
         write_kernel[(rows, blocks)](
             key, value, keys, values, positions, *key.stride()[1:3], *value.stride()[1:3],
-            KV_HEADS=kv_heads, KEY_DIM=key_dim, VALUE_DIM=value_dim, BLOCK=_WRITE_BLOCK,
+            KV_HEADS=kv_heads, KEY_DIM=key_dim, VALUE_DIM=value_dim, BLOCK=_WRITE_BLOCK, enable_fp_fusion=True,
         )  # fmt: skip
 
     def attend(

@@ -1,4 +1,4 @@
-"""Compiles the bypass kernel for every GPU served, in all configurations shipped, for what programs take of the device.
+"""Compiles the kernels for every GPU served, in the configurations shipped, for what programs take of the device.
 
     python tests/kernels/compile_kernels.py [--table]
 
@@ -6,11 +6,13 @@ Prints one JSON object a line, or the table of docs/kernels.md. Run by test_trit
 since triton either interprets kernels or compiles them.
 """
 
+import itertools
 import json
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,6 +20,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from peftserve.kernels import attention_tiles
+from peftserve.kernels.attention import AttentionLayer
+from peftserve.kernels.attention_kernels import attention_kernel
 from peftserve.kernels.triton_bypass import compile_options
 from peftserve.kernels.triton_kernels import bypass_kernel
 from peftserve.kernels.tuning import Blocks, defaults
@@ -40,7 +45,12 @@ VARIANTS = [  # those of float32, which is for checks, on one GPU
     ("few_rows", "fused", "fp32"),
     ("many_rows", "fused", "fp32"),
 ]
-POINTERS = {"table_ptr": "*i64", "list_ptr": "*i32", "h_ptr": "*fp32", "counters_ptr": "*i32"}
+POINTERS = {"table_ptr": "*i64", "list_ptr": "*i32", "h_ptr": "*fp32", "counters_ptr": "*i32", "partial_ptr": "*fp32"}
+LAYERS = {  # by their heads' dim
+    64: AttentionLayer(64, 8, 64, 64, 0.125, window=128, sinks=True),
+    128: AttentionLayer(32, 8, 128, 128, 0.09),
+    256: AttentionLayer(8, 4, 256, 256, 0.06, window=4096, softcap=50.0),
+}
 
 
 def compile_kernel(blocks: Blocks, mode: str, dtype: str, target: GPUTarget, *, pdl: bool = False) -> Any:
@@ -63,6 +73,24 @@ def compile_kernel(blocks: Blocks, mode: str, dtype: str, target: GPUTarget, *, 
     return triton.compile(ASTSource(bypass_kernel, signature, constants, aligned), target=target, options=options)
 
 
+def compile_attention(layer: AttentionLayer, tiles: attention_tiles.Tiles, target: GPUTarget) -> Any:
+    """In bf16, at pages of 16 tokens."""
+    chosen = attention_tiles.compile_options(layer, tiles, page_size=16)
+    constants = {k: v for k, v in chosen.items() if k.isupper()}
+    options = {k: v for k, v in chosen.items() if not k.isupper()}
+    types = POINTERS | {"scale": "fp32"}
+    signature = {
+        arg: "constexpr" if arg in constants else types.get(arg, "*bf16" if arg.endswith("_ptr") else "i32")
+        for arg in attention_kernel.arg_names
+    }
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, arg in enumerate(attention_kernel.arg_names)
+        if arg.endswith(("_ptr", "_stride"))
+    }
+    return triton.compile(ASTSource(attention_kernel, signature, constants, aligned), target=target, options=options)
+
+
 def resources(compiled: Any) -> dict[str, int]:
     """Registers of a thread, and what it spills: bytes of local memory (CUDA) or registers (ROCm)."""
     if "amdgcn" in compiled.asm:
@@ -80,29 +108,53 @@ def resources(compiled: Any) -> dict[str, int]:
     return {"registers": int(fields["REG"]), "spilled": int(fields["STACK"]) + int(fields["LOCAL"])}
 
 
-def entries() -> Any:
+def bypass_entries(target_name: str, target: GPUTarget) -> Iterator[dict[str, Any]]:
+    for name, mode, dtype in VARIANTS if target_name == "sm_90" else VARIANTS[:4]:
+        capability = target.arch // 10 if target.backend == "cuda" else 9
+        blocks: Blocks = getattr(defaults(2 if dtype == "bf16" else 4, capability, target.warp_size), name)
+        compiled = compile_kernel(blocks, mode, dtype, target)
+        yield {
+            "target": target_name,
+            "blocks": name,
+            "mode": mode,
+            "dtype": dtype,
+            "threads": blocks.warps * target.warp_size,
+            "programs": blocks.programs,
+            "shared": compiled.metadata.shared,
+            **resources(compiled),
+        }
+
+
+def attention_entries(target_name: str, target: GPUTarget, *, every: bool) -> Iterator[dict[str, Any]]:
+    """every: for the table. Otherwise the narrow tiles of one layer, and its wide ones for one GPU."""
+    for dim, wide in itertools.product(LAYERS if every else (128,), (False, True)):
+        if wide and not every and target_name != "sm_90":
+            continue
+        tiles = attention_tiles.tiles_for(LAYERS[dim], torch.bfloat16, wide=wide)
+        compiled = compile_attention(LAYERS[dim], tiles, target)
+        yield {
+            "target": target_name,
+            "blocks": "wide" if wide else "narrow",
+            "mode": f"attention {dim}",
+            "dtype": "bf16",
+            "threads": tiles.warps * target.warp_size,
+            "programs": 1,  # none waits for another
+            "shared": compiled.metadata.shared,
+            **resources(compiled),
+        }
+
+
+def entries(*, every: bool) -> Iterator[dict[str, Any]]:
     for target_name, target in TARGETS.items():
-        for name, mode, dtype in VARIANTS if target_name == "sm_90" else VARIANTS[:4]:
-            capability = target.arch // 10 if target.backend == "cuda" else 9
-            blocks: Blocks = getattr(defaults(2 if dtype == "bf16" else 4, capability, target.warp_size), name)
-            compiled = compile_kernel(blocks, mode, dtype, target)
-            yield {
-                "target": target_name,
-                "blocks": name,
-                "mode": mode,
-                "dtype": dtype,
-                "threads": blocks.warps * target.warp_size,
-                "programs": blocks.programs,
-                "shared": compiled.metadata.shared,
-                **resources(compiled),
-            }
+        yield from bypass_entries(target_name, target)
+        yield from attention_entries(target_name, target, every=every)
 
 
 def main() -> None:
     table = sys.argv[1:] == ["--table"]
     if table:
         print("| GPU | blocks | mode | type | registers | shared memory | spilled |\n" + "| --- " * 7 + "|")
-    for entry in entries():
+    for entry in entries(every=table):
         if table:
             cells = [entry[key] for key in ("target", "blocks", "mode", "dtype", "registers", "shared", "spilled")]
             print("| " + " | ".join(map(str, cells)) + " |", flush=True)

@@ -9,8 +9,10 @@ import pytest
 import torch
 from triton.runtime import interpreter
 
+from peftserve.kernels.attention import AttentionLayer
 from peftserve.kernels.bench.cost import Share, cost_of
 from peftserve.kernels.layout import Group, Segment
+from peftserve.kernels.triton_attention import TritonAttention
 from peftserve.kernels.triton_bypass import TritonBypass
 
 
@@ -103,3 +105,32 @@ def test_an_adapter_that_many_rows_share_is_read_once_for_each_tile(kit: ModuleT
     floor = cost_of([GROUP], [Share(RANKS[0], 40)], torch.float16)
     assert found.distinct["factors read"] == floor.factors
     assert found.asked["factors read"] == 3 * floor.factors
+
+
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize(
+    ("sequences", "tiles"),
+    [([(1, 200), (1, 77), (1, 0)], [(200, 200), (77, 77), (0, 0)]), ([(32, 30)], [(30, 45), (46, 61)])],
+    ids=["decode", "prefill"],
+)
+def test_attention_reads_each_key_and_value_once_for_each_tile(
+    kit: ModuleType,
+    recorders: list[Recorder],
+    sequences: list[tuple[int, int]],
+    tiles: list[tuple[int, int]],
+    window: int | None,
+) -> None:
+    """tiles: the positions of each one's first and last token. Nothing before the window is read."""
+    layer = AttentionLayer(8, 2, 16, 32, 0.25, window)
+    case = kit.AttentionCase(layer, dtype=torch.float16)
+    spans = case.spans(sequences)
+    query, key, value = case.inputs(sum(span.rows for span in spans))
+    backend = TritonAttention([layer], case.page_size, case.dtype, torch.device("cpu"), num_programs=8)
+    backend.begin(spans)
+    backend.write(key, value, case.keys, case.values)
+    recorders.append(Recorder({"keys": case.keys, "values": case.values, "partials": backend._partials}))
+    backend.attend(0, query, case.keys, case.values)
+    found, seen = recorders[0], sum(last + 1 - max(first - (window or 999) + 1, 0) for first, last in tiles)
+    assert found.asked["keys read"] == seen * layer.kv_heads * layer.key_dim * 2
+    assert found.asked["values read"] == seen * layer.kv_heads * layer.value_dim * 2
+    assert found.asked["partials read"] == found.asked["partials written"]

@@ -1,0 +1,244 @@
+"""Paged attention of one layer, timed on a GPU beside torch's own ways and the least time that its bytes take.
+
+    python benchmarks/attention.py [--out FILE.json]     # Llama-3.1-8B's layer in bf16
+    python benchmarks/attention.py --check               # correctness alone, at a small size; also without a GPU
+
+Each contestant is held against float64 before it is timed. It runs over layers enough that no cache holds them, in one
+CUDA graph, and takes turns with the others.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported
+
+from peftserve.kernels.attention import AttentionLayer, Span
+from peftserve.kernels.bench.cost import Cost, Machine, measure_machine
+from peftserve.kernels.bench.timing import captured, medians
+from peftserve.kernels.naive_attention import naive_attend
+from peftserve.kernels.triton_attention import TritonAttention
+
+PAGE_SIZE, VARLEN_PAGE_SIZE = 16, 256
+CACHE_BYTES = 256 << 20  # of keys and values, under which a device's cache might hold them
+ROUNDS, MOST_LAYERS, TOLERANCE = 20, 64, 1e-2
+LLAMA_8B = AttentionLayer(32, 8, 128, 128, 128**-0.5)
+SMALL = AttentionLayer(4, 2, 16, 16, 0.25)
+
+Sequences = Sequence[tuple[int, int]]  # (rows, context) of each
+Attend = Callable[[int], torch.Tensor]  # of layer i: (rows, heads, dim)
+
+STEPS: dict[str, Sequences] = {
+    "1 decode of 512": [(1, 511)],
+    "16 decodes of 512": [(1, 511)] * 16,
+    "64 decodes of 512": [(1, 511)] * 64,
+    "256 decodes of 512": [(1, 511)] * 256,
+    "1 decode of 32768": [(1, 32767)],
+    "16 decodes of 8192": [(1, 8191)] * 16,
+    "64 decodes of 64 to 4096": [(1, 63 + 64 * i) for i in range(64)],
+    "prefill of 2048": [(2048, 0)],
+    "prefill of 512 after 1536": [(512, 1536)],
+    "the same beside 64 decodes": [(1, 511)] * 64 + [(512, 1536)],
+}
+SMALL_STEPS: dict[str, Sequences] = {
+    "3 decodes": [(1, 40)] * 3,
+    "2 prefills": [(9, 40)] * 2,
+    "mixed": [(1, 20), (9, 3), (5, 0)],
+}
+
+
+@dataclass
+class Problem:
+    """A step over `num_layers` caches with random keys and values, all alike in shape."""
+
+    layer: AttentionLayer
+    sequences: Sequences
+    dtype: torch.dtype
+    device: str
+    num_layers: int
+    spans: list[Span] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        counts = [-(-(rows + context) // PAGE_SIZE) for rows, context in self.sequences]
+        free = torch.randperm(sum(counts)).tolist()
+        for (rows, context), count in zip(self.sequences, counts, strict=True):
+            pages = [free.pop() for _ in range(count)]
+            self.spans.append(Span(sum(span.rows for span in self.spans), rows, rows + context, pages))
+        cache = (self.num_layers, sum(counts), PAGE_SIZE, self.layer.kv_heads)
+        self.keys = self._randn(*cache, self.layer.key_dim)
+        self.values = self._randn(*cache, self.layer.value_dim)
+        rows = sum(span.rows for span in self.spans)
+        self.query = self._randn(1, rows, self.layer.heads, self.layer.key_dim).transpose(1, 2)
+
+    def error(self, attend: Attend) -> float:
+        """Of the last layer, relative to float64, by the root mean square."""
+        last = self.num_layers - 1
+        expected = naive_attend(self.spans, self.layer, self.query, self.keys[last], self.values[last])
+        return float((attend(last).double() - expected).norm() / expected.norm())
+
+    def cost(self) -> Cost:
+        """Of one layer: every key and value that a sequence sees once, queries and outputs once."""
+        layer, rows = self.layer, self.query.shape[2]
+        seen = sum(span.total for span in self.spans) * layer.kv_heads * (layer.key_dim + layer.value_dim)
+        own = rows * layer.heads * (layer.key_dim + layer.value_dim)
+        pairs = sum(span.rows * (2 * span.total - span.rows + 1) // 2 for span in self.spans)
+        flops = 2 * pairs * layer.heads * (layer.key_dim + layer.value_dim)
+        return Cost(seen * self.dtype.itemsize, own * self.dtype.itemsize, flops)
+
+    def _randn(self, *shape: int) -> torch.Tensor:
+        return torch.randn(*shape, device=self.device, dtype=self.dtype)
+
+
+def ours(problem: Problem) -> Attend:
+    backend = TritonAttention([problem.layer], PAGE_SIZE, problem.dtype, torch.device(problem.device))
+    backend.begin(problem.spans)
+    return lambda i: backend.attend(0, problem.query, problem.keys[i], problem.values[i])
+
+
+def gathered(problem: Problem) -> Attend | None:
+    """SDPA over gathered pages; None unless all sequences are alike."""
+    first = problem.spans[0]
+    if any((span.rows, span.total) != (first.rows, first.total) for span in problem.spans):
+        return None
+    batch, scale = len(problem.spans), problem.layer.scale
+    pages = torch.tensor([page for span in problem.spans for page in span.pages], device=problem.device)
+    query = problem.query[0].unflatten(1, (batch, first.rows)).transpose(0, 1)
+    key = torch.arange(first.total, device=problem.device)
+    mask = None if first.rows == 1 else key <= key[first.total - first.rows :, None]
+
+    def seen(cache: torch.Tensor) -> torch.Tensor:
+        found = cache.index_select(0, pages).unflatten(0, (batch, -1)).flatten(1, 2)
+        return found[:, : first.total].transpose(1, 2)
+
+    def attend(i: int) -> torch.Tensor:
+        kv = seen(problem.keys[i]), seen(problem.values[i])
+        if first.rows == first.total:
+            out = F.scaled_dot_product_attention(query, *kv, is_causal=True, scale=scale, enable_gqa=True)
+        else:
+            out = F.scaled_dot_product_attention(query, *kv, attn_mask=mask, scale=scale, enable_gqa=True)
+        return out.transpose(1, 2).flatten(0, 1)
+
+    return attend
+
+
+def varlen(problem: Problem) -> Attend | None:
+    """torch's varlen_attn, over pages of the size that it demands; None without a GPU, and before torch 2.12."""
+    if problem.device == "cpu":
+        return None
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    counts = [-(-span.total // VARLEN_PAGE_SIZE) for span in problem.spans]
+    table = torch.zeros(len(counts), max(counts), dtype=torch.int32)
+    for index, count in enumerate(counts):
+        table[index, :count] = torch.arange(count) + sum(counts[:index])
+    keys, values = (_in_pages(problem.spans, cache, sum(counts)) for cache in (problem.keys, problem.values))
+    ends = torch.tensor([0, *(span.row + span.rows for span in problem.spans)], dtype=torch.int32, device="cuda")
+    lengths = torch.tensor([span.total for span in problem.spans], dtype=torch.int32, device="cuda")
+    starts = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+    rows, total = (max(span[field] for span in problem.spans) for field in (1, 2))
+    query, table = problem.query[0].transpose(0, 1).contiguous(), table.cuda()
+
+    def attend(i: int) -> torch.Tensor:
+        return varlen_attn(
+            query, keys[i], values[i], ends, starts, rows, total,
+            scale=problem.layer.scale, window_size=(-1, 0), enable_gqa=True, seqused_k=lengths, block_table=table,
+        )  # fmt: skip
+
+    return attend
+
+
+def _in_pages(spans: Sequence[Span], caches: torch.Tensor, count: int) -> torch.Tensor:
+    """The same tokens in pages of VARLEN_PAGE_SIZE, one sequence after the other."""
+    layers, _, _, heads, dim = caches.shape
+    out = caches.new_zeros(layers, count * VARLEN_PAGE_SIZE, heads, dim)
+    place = 0
+    for span in spans:
+        pages = torch.as_tensor(span.pages, device=caches.device)
+        out[:, place : place + span.total] = caches[:, pages].flatten(1, 2)[:, : span.total]
+        place += -(-span.total // VARLEN_PAGE_SIZE) * VARLEN_PAGE_SIZE
+    return out.view(layers, count, VARLEN_PAGE_SIZE, heads, dim)
+
+
+CONTESTANTS: Mapping[str, Callable[[Problem], Attend | None]] = {
+    "ours": ours,
+    "varlen_attn": varlen,
+    "SDPA, gathered": gathered,
+}
+
+
+def right(problem: Problem) -> dict[str, Attend]:
+    """Those that can run the step and give what they should. Prints those that do not."""
+    found = {}
+    for name, make in CONTESTANTS.items():
+        try:
+            if (attend := make(problem)) is None:
+                continue
+            error = problem.error(attend)
+        except RuntimeError as refused:
+            print(f"  {name} cannot run it: {str(refused).splitlines()[0]}")
+            continue
+        if not error < TOLERANCE:
+            print(f"  {name} is wrong by {error:.1e}")
+            continue
+        found[name] = attend
+    if "ours" not in found:
+        raise SystemExit("ours is wrong")
+    return found
+
+
+def timed(name: str, sequences: Sequences, machine: Machine) -> dict[str, float]:
+    """Microseconds of one layer."""
+    one = Problem(LLAMA_8B, sequences, torch.bfloat16, "cuda", 1)
+    layers = max(2, min(MOST_LAYERS, -(-CACHE_BYTES // one.cost().num_bytes)))
+    problem = Problem(LLAMA_8B, sequences, torch.bfloat16, "cuda", layers)
+
+    def over_layers(attend: Attend) -> None:
+        for i in range(layers):
+            attend(i)
+
+    runs = {who: captured(partial(over_layers, attend), "cuda") for who, attend in right(problem).items()}
+    times = {who: seconds / layers * 1e6 for who, seconds in medians(runs, "cuda", ROUNDS).items()}
+    times["floor"] = machine.seconds(problem.cost()) * 1e6
+    columns = "".join(f"{times.get(who, float('nan')):16.1f}" for who in (*CONTESTANTS, "floor"))
+    print(f"{name:32}{columns}{times['ours'] / times['floor']:12.2f}")
+    return times
+
+
+def check(device: str) -> None:
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    for name, sequences in SMALL_STEPS.items():
+        print(name)
+        for who, attend in right(problem := Problem(SMALL, sequences, dtype, device, 1)).items():
+            print(f"  {who}: within {problem.error(attend):.1e} of float64")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    if args.check:
+        return check("cuda" if torch.cuda.is_available() else "cpu")
+    machine = measure_machine("cuda", torch.bfloat16)
+    device = torch.cuda.get_device_name()
+    print(f"{device}: {machine.bandwidth / 1e9:.0f} GB/s, {machine.peak / 1e12:.0f} TFLOP/s; microseconds of a layer")
+    print(f"{'':32}" + "".join(f"{who:>16}" for who in (*CONTESTANTS, "floor")) + f"{'ours/floor':>12}")
+    found = {name: timed(name, sequences, machine) for name, sequences in STEPS.items()}
+    if args.out:
+        args.out.write_text(json.dumps({"device": device, "us": found}) + "\n", encoding="utf-8")
+    return None
+
+
+if __name__ == "__main__":
+    main()
