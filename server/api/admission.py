@@ -1,8 +1,7 @@
 """How many sequences may be in flight, and whether new ones are taken at all."""
 
 import asyncio
-from collections.abc import Iterator, MutableSequence
-from contextlib import contextmanager
+from collections.abc import MutableSequence
 
 from .errors import RETRY_SECONDS, ApiError, bad_request, unavailable
 
@@ -31,18 +30,17 @@ class Admission:
     def in_flight_everywhere(self) -> int:
         return sum(self._counts)
 
-    @contextmanager
-    def enter(self, count: int) -> Iterator[None]:
-        """Holds room for the `count` sequences of one request. Raises ApiError 400, 429 or 503."""
+    def enter(self, count: int) -> None:
+        """Takes room for the `count` sequences of one request. Raises ApiError 400, 429 or 503."""
         self._check(count)
         self._counts[self._own] += count
         self._idle.clear()
-        try:
-            yield
-        finally:
-            self._counts[self._own] -= count
-            if self._counts[self._own] == 0:
-                self._idle.set()
+
+    def leave(self, count: int) -> None:
+        """Gives it back."""
+        self._counts[self._own] -= count
+        if self._counts[self._own] == 0:
+            self._idle.set()
 
     def drain(self) -> None:
         """Take no new requests from now on."""

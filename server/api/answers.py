@@ -1,15 +1,14 @@
 """What the answers of completions and chats have in common: identity, usage, and the split between stream and whole."""
 
+import secrets
 import time
-import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import ExitStack
 
 import msgspec
 from fastapi import Request, Response
 
 from .generation import Generation, Plan
-from .planning import answer_headers, begin
+from .http_protocol import CONNECTION
 from .responses import CachedTokens, Usage
 from .sequence import Delta
 from .services import Services
@@ -21,32 +20,23 @@ Stream = Callable[[Generation], AsyncGenerator[bytes]]
 
 def new_id(prefix: str) -> tuple[str, int]:
     """(id, created) of an answer."""
-    return f"{prefix}-{uuid.uuid4().hex}", int(time.time())
+    return f"{prefix}-{secrets.token_hex(16)}", int(time.time())
 
 
 async def answer(services: Services, request: Request, plan: Plan, whole: Whole, stream: Stream) -> Response:
     """Run a plan of this turn of the event loop, sent the way the client asked for. Raises ApiError, EngineDead."""
-    with ExitStack() as held:
-        generation = begin(services, plan, held)
-        headers = answer_headers(generation)
-        if plan.body.stream:
-            return EventStream(stream(generation), held.pop_all(), headers)
-        return await _whole(request, generation, whole, held.pop_all(), headers)
-
-
-async def _whole(
-    request: Request, generation: Generation, whole: Whole, held: ExitStack, headers: dict[str, str]
-) -> Response:
-    async def work() -> bytes:
-        with held:
-            return msgspec.json.encode(await whole(generation))
-
-    try:
-        return json_response(await until_disconnect(request.receive, work()), headers=headers)
-    except ClientGone:
-        return Response(status_code=CLIENT_GONE)
-    finally:
-        held.close()
+    generation = Generation(services, plan)
+    headers = {"x-peftserve-adapter": plan.resolved.label}
+    held = services.hold(plan.resolved, plan.num_sequences)
+    if plan.body.stream:
+        return EventStream(stream(generation), held, headers)
+    with held:
+        try:
+            content = msgspec.json.encode(await until_disconnect(request.scope[CONNECTION], whole(generation)))
+        except ClientGone:
+            held.close()
+            return Response(status_code=CLIENT_GONE)
+    return json_response(content, headers=headers)
 
 
 def json_response(

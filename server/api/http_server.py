@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
-from .joined_writes import JoinedHttpProtocol
+from .http_protocol import HttpProtocol
 
 BACKLOG = 2048
 KEEP_ALIVE_SECONDS = 75  # longer than load balancers keep an idle connection, so that they close it and not we
@@ -22,7 +22,7 @@ class HttpServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=JoinedHttpProtocol,
+                http=HttpProtocol,
                 log_config=None,
                 access_log=False,
                 server_header=False,

@@ -1,17 +1,15 @@
-"""uvicorn's connections, with all that is written in one turn of the event loop in one call to the system.
+"""A transport that joins all that is written in one turn of the event loop to one call to the system.
 
 A call to send costs more than what makes the bytes: an answer's head and body are two, of which one is saved. Knows
 transports; does not know what is sent.
 """
 
 import asyncio
-from typing import Any, cast
-
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from typing import Any
 
 
 class JoinedWrites:
-    """A transport that holds back what is written until the end of this turn. All else is the transport's own."""
+    """Holds back what is written until the end of this turn. All else is the transport's own."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
@@ -35,8 +33,3 @@ class JoinedWrites:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
-
-
-class JoinedHttpProtocol(HttpToolsProtocol):
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(cast(asyncio.Transport, JoinedWrites(transport, self.loop)))

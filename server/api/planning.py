@@ -1,7 +1,6 @@
 """From a checked body to a plan: who answers, lengths that fit, sampling parameters. The same for all routes."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 
 from fastapi import Request
 
@@ -10,7 +9,7 @@ from peftserve.adapters.router import Resolved
 from ..wire.messages import AdapterPart, ModelInfo, SamplingParams
 from .auth import TENANT
 from .errors import bad_request
-from .generation import Generation, Plan, Prompt
+from .generation import Prompt
 from .schema import GenerationRequest
 from .services import Services
 
@@ -27,7 +26,7 @@ def check_ids(info: ModelInfo, body: GenerationRequest, prompts: Sequence[Prompt
 
 
 def who_answers(services: Services, body: GenerationRequest, prompts: Sequence[Prompt]) -> Resolved:
-    """To be called behind the last await before `begin`: see `Services.hold`. Raises AdapterError."""
+    """To be called behind the last await before `answer`: see `Services.hold`. Raises AdapterError."""
     mixture = None if body.adapters is None else [(part.name, part.weight) for part in body.adapters]
     return services.adapters.router.resolve(body.model, mixture, prompts[0].token_ids, body.user)
 
@@ -70,16 +69,6 @@ def check_min_tokens(body: GenerationRequest, sampling: Sequence[SamplingParams]
 def salt_of(request: Request, body: GenerationRequest) -> str:
     """What keeps the prefix caches of different keys apart, and of requests that ask for it."""
     return f"{request.scope.get(TENANT, '')}{body.cache_salt or ''}"
-
-
-def begin(services: Services, plan: Plan, held: ExitStack) -> Generation:
-    """Take room and leases into `held`. No await between `who_answers` and here. Raises ApiError 429 or 503."""
-    held.enter_context(services.hold(plan.resolved, plan.num_sequences))
-    return Generation(services, plan)
-
-
-def answer_headers(generation: Generation) -> dict[str, str]:
-    return {"x-peftserve-adapter": generation.resolved.label}
 
 
 def _check_vocabulary(vocabulary: int, ids: Sequence[int], param: str) -> None:

@@ -72,6 +72,8 @@ class SequenceDecoder:
 
     def push(self, output: SequenceOutput) -> Delta:
         """After a delta with a finish reason, nothing more may be pushed; the engine may not know of the end yet."""
+        if output.finish_reason is None and output.logprobs is None and not self._stops.any and not self._waiting:
+            return self._push_text(output)
         delta = Delta(prompt_logprobs=output.prompt_logprobs, cached_tokens=output.cached_tokens)
         for position, token_id in enumerate(output.token_ids):
             hidden = (
@@ -86,6 +88,17 @@ class SequenceDecoder:
         self._end(delta, output)
         self._emitted += len(delta.text)
         self._release(delta)
+        return delta
+
+    def _push_text(self, output: SequenceOutput) -> Delta:
+        """The same where there is nothing to look for but text."""
+        text = "".join(map(self._detokenizer.push, output.token_ids))
+        self._num_tokens += len(output.token_ids)
+        self._decoded += len(text)
+        self._emitted += len(text)
+        delta = Delta(text, output.token_ids)
+        if output.cached_tokens is not None:
+            delta.cached_tokens, delta.prompt_logprobs = output.cached_tokens, output.prompt_logprobs
         return delta
 
     def _take(self, token_id: int, logprobs: TokenLogprobs | None, hidden: bool) -> str:

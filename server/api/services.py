@@ -20,6 +20,7 @@ from ..wire.messages import ModelInfo
 from .admission import Admission
 from .engine import Engine, EngineDead
 from .errors import unavailable
+from .held import Held
 from .metrics import Metrics
 from .tokenizer import Tokenizer
 from .workers import SharedLeases, Workers
@@ -85,18 +86,12 @@ class Services:
             self._tokenizer = Tokenizer(info)
         return self._tokenizer
 
-    @contextmanager
-    def hold(self, resolved: Resolved, sequences: int) -> Iterator[None]:
+    def hold(self, resolved: Resolved, sequences: int) -> Held:
         """Room for a request's sequences and its adapters, for as long as it runs. Raises ApiError 429 or 503.
 
-        To be entered in the same turn of the event loop as the look-up of `resolved`.
+        To be called in the same turn of the event loop as the look-up of `resolved`.
         """
-        with self.admission.enter(sequences), self.metrics.request(resolved):
-            self.adapters.leases.acquire(resolved)
-            try:
-                yield
-            finally:
-                self.adapters.leases.release(resolved)
+        return Held(self.admission, self.adapters.leases, self.metrics, resolved, sequences)
 
 
 @asynccontextmanager

@@ -19,6 +19,11 @@ class StopStrings:
         self._include = include
         self._held = ""
 
+    @property
+    def any(self) -> bool:
+        """Whether there is anything to look for."""
+        return bool(self._matchers)
+
     def push(self, text: str) -> str:
         """The text that is safe to show now."""
         if not self._matchers:

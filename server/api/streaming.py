@@ -5,15 +5,17 @@ Knows ASGI; does not know what is sent.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Mapping
-from contextlib import ExitStack, aclosing
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from typing import Any, Protocol, TypeVar
 
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
 from .errors import ErrorEnvelope, translate
 from .frames import frame
+from .held import Held
+from .http_protocol import CONNECTION
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +25,15 @@ CLIENT_GONE = 499  # nobody reads this status; access logs show it
 T = TypeVar("T")
 
 
+class Connection(Protocol):
+    """Of the client; in the ASGI scope as `CONNECTION`."""
+
+    def watch(self, leave: Callable[[], None]) -> None:
+        """Call `leave` when the client leaves, at once if it has left, until `unwatch`."""
+
+    def unwatch(self) -> None: ...
+
+
 class ClientGone(Exception):
     """The client has closed its connection."""
 
@@ -30,12 +41,12 @@ class ClientGone(Exception):
 class EventStream(Response):
     """events: the stream's bytes, one or more whole events each time.
 
-    held: released when the stream ends, however it ends.
+    held: given back when the stream ends, however it ends.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes], held: ExitStack, headers: Mapping[str, str]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes], held: Held, headers: Mapping[str, str]) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
         del self.headers["content-length"]
         self._events = events
@@ -43,7 +54,7 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await until_disconnect(receive, self._stream(send))
+            await until_disconnect(scope[CONNECTION], self._stream(send))
         except ClientGone:
             pass
         finally:
@@ -63,22 +74,16 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": DONE, "more_body": False})
 
 
-async def until_disconnect(receive: Receive, work: Awaitable[T]) -> T:
-    """The result of `work`, unless the client leaves first: then `work` is cancelled. Raises ClientGone.
-
-    In the caller's own task, with one other that waits for the client to leave.
-    """
+async def until_disconnect(connection: Connection, work: Awaitable[T]) -> T:
+    """The result of `work`, unless the client leaves first: then `work` is cancelled. Raises ClientGone."""
     task, gone = _current_task(), False
 
-    def leave(watch: "asyncio.Task[None]") -> None:
+    def leave() -> None:
         nonlocal gone
-        if not watch.cancelled():
-            watch.exception()  # whatever it is, nobody reads the answer
-            gone = True
-            task.cancel()
+        gone = True
+        task.cancel()
 
-    watch = asyncio.create_task(_disconnected(receive))
-    watch.add_done_callback(leave)
+    connection.watch(leave)
     try:
         return await work
     except asyncio.CancelledError:
@@ -86,19 +91,13 @@ async def until_disconnect(receive: Receive, work: Awaitable[T]) -> T:
             raise ClientGone from None
         raise
     finally:
-        watch.remove_done_callback(leave)
-        watch.cancel()
+        connection.unwatch()
 
 
 def _current_task() -> "asyncio.Task[Any]":
     task = asyncio.current_task()
     assert task is not None
     return task
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _send_part(send: Send, body: bytes) -> None:

@@ -124,9 +124,10 @@ def test_labels_of_adapters_are_bounded():
     metrics = Metrics()
     for i in range(MAX_ADAPTER_LABELS + 10):
         resolved = Resolved((Part(VersionRef(f"a{i}", 1, "d"), 1.0),), "", "")
-        with metrics.request(resolved):
-            for counter in metrics.token_counters(metrics.adapter_labels(resolved)):
-                counter.inc(3)
+        metrics.begin(resolved)
+        for counter in metrics.token_counters(metrics.adapter_labels(resolved)):
+            counter.inc(3)
+        metrics.end(resolved, "completed", 0.1)
     values = {
         sample.labels["adapter"]: sample.value
         for family in metrics.registry.collect()

@@ -6,15 +6,13 @@ from peftserve.server.api.streaming import ClientGone, until_disconnect
 
 
 class _Client:
-    """An ASGI `receive` that says `http.disconnect` once `leave` is called."""
+    """Its connection: who watches it is called by `leave`."""
 
-    def __init__(self):
-        self._left = asyncio.Event()
-        self.leave = self._left.set
+    def watch(self, leave):
+        self.leave = leave
 
-    async def receive(self):
-        await self._left.wait()
-        return {"type": "http.disconnect"}
+    def unwatch(self):
+        self.leave = None
 
 
 async def test_work_that_ends_first_gives_its_result():
@@ -22,10 +20,9 @@ async def test_work_that_ends_first_gives_its_result():
         await asyncio.sleep(0)
         return 5
 
-    before = asyncio.all_tasks()
-    assert await until_disconnect(_Client().receive, work()) == 5
-    await asyncio.sleep(0)
-    assert asyncio.all_tasks() == before
+    client = _Client()
+    assert await until_disconnect(client, work()) == 5
+    assert client.leave is None
 
 
 async def test_errors_of_the_work_are_its_callers():
@@ -33,7 +30,7 @@ async def test_errors_of_the_work_are_its_callers():
         raise KeyError("mine")
 
     with pytest.raises(KeyError):
-        await until_disconnect(_Client().receive, work())
+        await until_disconnect(_Client(), work())
 
 
 async def test_a_client_that_leaves_cancels_the_work_and_not_the_task():
@@ -47,14 +44,14 @@ async def test_a_client_that_leaves_cancels_the_work_and_not_the_task():
             ended.append(True)
 
     with pytest.raises(ClientGone):
-        await until_disconnect(client.receive, work())
+        await until_disconnect(client, work())
     assert ended == [True]
     await asyncio.sleep(0.001)
     assert asyncio.current_task().cancelling() == 0
 
 
 async def test_a_task_that_is_cancelled_itself_is_cancelled():
-    task = asyncio.create_task(until_disconnect(_Client().receive, asyncio.sleep(60)))
+    task = asyncio.create_task(until_disconnect(_Client(), asyncio.sleep(60)))
     await asyncio.sleep(0)
     task.cancel()
     await asyncio.wait([task])
