@@ -59,6 +59,7 @@ class TorchBypass:
     """
 
     takes_rows = False
+    generation = 0
 
     def __init__(self, arena: torch.Tensor, groups: Sequence[Group], costs: Costs | None = None) -> None:
         self._arena = arena
@@ -82,7 +83,7 @@ class TorchBypass:
         del self._slots[slot]
         self._step = None
 
-    def begin(self, tokens: Sequence[Segment], logits: Sequence[Segment]) -> None:
+    def begin(self, tokens: Sequence[Segment], logits: Sequence[Segment], *, capacity: int | None = None) -> None:
         step = (tuple(tokens), tuple(logits))
         if step == self._step:
             return

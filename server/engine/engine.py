@@ -22,6 +22,7 @@ from .adapters.service import AdapterService
 from .memory import free_bytes, kv_pages
 from .model.errors import UnservableModel
 from .model.fused import fuse_siblings, is_faster, separate_modules
+from .model.graphs import Recorder, make_recorder
 from .model.hooks import BypassHooks
 from .model.kv_cache import KVCache
 from .model.loading import Trace, eos_token_ids, load_model, tokenizer_facts, vocabulary_size
@@ -69,7 +70,10 @@ class Engine:
         hooks = BypassHooks(modules, loaded.sites.groups, attachments.backend, attachments.side, loaded.experts, fused)
         vocab_size = loaded.trace.logits.shape[-1]
         self._runner = ModelRunner(loaded.model, loaded.attention, attention, cache, hooks, attachments, vocab_size)
-        self._check(hooks, loaded.trace.first(self._max_model_len))
+        trace = loaded.trace.first(self._max_model_len)
+        self._check(hooks, trace)
+        if not config.enforce_eager:
+            self._capture_graphs(make_recorder(loaded.device), trace)
         self._scheduler = Scheduler(
             PagePool(num_pages),
             self.adapters.residency,
@@ -96,6 +100,17 @@ class Engine:
             hooks.separate()
             check_paged_attention(self._runner, trace, self._config.page_size)
             logger.warning("q, k and v, and gate and up, are multiplied one by one: %s", error)
+
+    def _capture_graphs(self, recorder: Recorder | None, trace: Trace) -> None:
+        """Where the device has graphs, and they give what the model gives."""
+        if recorder is None:
+            return
+        try:
+            self._runner.capture_graphs(recorder, self._config.max_running)
+            check_paged_attention(self._runner, trace, self._config.page_size)
+        except (RuntimeError, UnservableModel) as error:
+            self._runner.drop_graphs()
+            logger.warning("this model runs without CUDA graphs, so that it decodes slower: %s", error)
 
     def _describe(
         self, num_pages: int, tokenizer: str | None, template: str | None, special: dict[str, str], eos: int | None

@@ -1,5 +1,7 @@
-"""The engine on the Triton kernel, interpreted where there is no GPU: PEFT's tokens, in as few launches as promised."""
+"""The engine on Triton kernels, interpreted where there is no GPU: PEFT's tokens, in as few launches as promised."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -7,10 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from peftserve.kernels.triton_attention import TritonAttention
 from peftserve.kernels.triton_bypass import TritonBypass
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
+from peftserve.server.engine import engine as engine_module
 from peftserve.server.engine.adapters import service
+from peftserve.server.engine.model import graphs
 from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingParams
 
 MAX_TOKENS = 2
@@ -39,7 +44,45 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return groups
 
 
-def test_tokens_are_those_of_peft(oracle: ModuleType, launches: list[int], device: str, tmp_path: Path) -> None:
+class Replays:
+    """Records what it is to run again. Each recording runs once, with no sequences in it; each replay, once more."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def record(self, run: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+        out = run().clone()
+
+        def replay() -> None:
+            self.runs += 1
+            out.copy_(run())
+
+        return replay, out
+
+
+@pytest.fixture
+def replays(monkeypatch: pytest.MonkeyPatch, device: str) -> Replays:
+    """Paged attention in Triton, and graphs: of a GPU's own, or recorded here."""
+    recorder = Replays()
+    programs = None if device == "cuda" else 1
+    backend = partial(TritonAttention, num_programs=programs)
+    monkeypatch.setattr(engine_module, "make_attention_backend", backend)
+    if device == "cpu":
+        monkeypatch.setattr(engine_module, "make_recorder", lambda _: recorder)
+    monkeypatch.setattr(graphs, "SIZES", (4, 16))
+    return recorder
+
+
+def test_tokens_are_those_of_peft(
+    oracle: ModuleType,
+    launches: list[int],
+    device: str,
+    tmp_path: Path,
+    replays: Replays,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All that a GPU runs, at once: kernels, graphs, steps that overlap, and one product for modules of one input."""
+    monkeypatch.setattr(engine_module, "is_faster", lambda _: True)
     model = oracle.tiny_model("llama_biased", 3, tmp_path / "model")
     kind = oracle.kind_of("llama")
     adapters = {name: oracle.method_adapter(model, tmp_path / name, oracle.CATALOG[name].make(kind)) for name in NAMES}
@@ -50,7 +93,10 @@ def test_tokens_are_those_of_peft(oracle: ModuleType, launches: list[int], devic
     for name, mixture in MIXTURES.items():
         mixed = oracle.peft_mixture(model, [(adapters[part], weight) for part, weight in mixture.items()])
         wanted[name] = oracle.peft_generate(mixed, PROMPT, MAX_TOKENS)
-    engine = Engine(EngineConfig(model=str(model), device=device, dtype="float32", max_loras=8))
+    config = EngineConfig(model=str(model), device=device, dtype="float32", max_loras=8, async_scheduling=True)
+    engine = Engine(config)
+    launches.clear()
+    replays.runs = 0
     try:
         for name, adapter in adapters.items():
             engine.inspect_adapter(name, adapter)
@@ -71,8 +117,46 @@ def test_tokens_are_those_of_peft(oracle: ModuleType, launches: list[int], devic
     layers = 2
     assert len(launches) == MAX_TOKENS * layers * 4  # q/k/v, o, gate/up and down; nobody changes embedding and head
     assert len(set(launches)) == layers * 4
+    assert replays.runs == 0, "adapters with operators beside the kernels run without graphs"
 
 
-def request(name: str, parts: list[AdapterPart]) -> AddRequest:
-    sampling = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, ignore_eos=True, logprobs=0)
+def test_graphs_serve_any_mix(
+    oracle: ModuleType, replays: Replays, launches: list[int], device: str, tmp_path: Path
+) -> None:
+    """One recording for steps of any adapters and of none, while adapters come, go and take each other's slots."""
+    model = oracle.tiny_model("llama", 3, tmp_path / "model")
+    kind = oracle.kind_of("llama")
+    made = {n: oracle.method_adapter(model, tmp_path / n, oracle.CATALOG[n].make(kind)) for n in ("lora", "ia3")}
+    folders = {"a": made["lora"], "b": made["ia3"], "c": made["lora"]}
+    plain = oracle.peft_generate(oracle.plain_model(model), PROMPT, 4).token_ids
+    answers = {
+        n: oracle.peft_generate(oracle.peft_model(model, there), PROMPT, 4).token_ids for n, there in made.items()
+    }
+    wanted = {"": plain, "a": answers["lora"], "b": answers["ia3"], "c": answers["lora"]}
+    config = EngineConfig(
+        model=str(model), device=device, dtype="float32", max_loras=2, max_running=4, async_scheduling=True
+    )
+    engine = Engine(config)
+    try:
+        for name, folder in folders.items():
+            engine.inspect_adapter(name, folder)
+        found: dict[str, list[int]] = {}
+        for round, names in enumerate((["", "a"], ["b", "c", ""], [""])):
+            for name in names:
+                parts = [AdapterPart(name)] if name else []
+                engine.add_request(request(f"{round} {name}", parts, max_tokens=4))
+            while engine.has_work():
+                for output in engine.step():
+                    assert not output.error
+                    found.setdefault(output.request_id, []).extend(output.token_ids)
+            engine.check_integrity()
+    finally:
+        engine.close()
+    assert found == {name: wanted[name.split(" ")[1]] for name in found}
+    assert len(found) == 6
+    assert device == "cuda" or replays.runs >= 6, "decodes are replays"
+
+
+def request(name: str, parts: list[AdapterPart], max_tokens: int = MAX_TOKENS) -> AddRequest:
+    sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, logprobs=0)
     return AddRequest(request_id=name, prompt_token_ids=PROMPT, sampling=sampling, adapters=parts)

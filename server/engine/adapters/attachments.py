@@ -54,6 +54,7 @@ class Attachments:
         self.side = side
         self._sites = sites
         self._ops: dict[int, Ops] = {}
+        self._operators: set[int] = set()  # slots with any of these
         self._riders: dict[int, _Rider] = {}
         self._arena = arena
         self._modules = modules
@@ -88,18 +89,31 @@ class Attachments:
     def detach(self, slot: int) -> None:
         self.backend.detach(slot)
         self._ops.pop(slot, None)
+        self._operators.discard(slot)
         self._riders.pop(slot, None)
         self._vocabularies.pop(slot, None)
         self.side.detach(slot)
         self._prefixes.pop(slot, None)
         self._side_attention.pop(slot, None)
 
-    def begin(self, tokens: Sequence[Segment], logits: Sequence[Segment]) -> None:
-        """Set the step's work: segments over token rows, and over the rows that reach the head."""
+    def begin(self, tokens: Sequence[Segment], logits: Sequence[Segment], *, capacity: int | None = None) -> None:
+        """Set the step's work: segments over token rows, and over the rows that reach the head.
+
+        capacity: of the backend's launches; only for steps that `run_in_the_backend`.
+        """
+        self._settle(tokens)
+        self.backend.begin(tokens, logits, capacity=capacity)
+        self.side.begin(tokens, logits)
+
+    def run_in_the_backend(self, tokens: Sequence[Segment]) -> bool:
+        """Whether these adapters ask for nothing but the backend's launches."""
+        self._settle(tokens)
+        slots = {segment.slot for segment in tokens}
+        return not any(slot in there for slot in slots for there in (self._operators, self._side_attention))
+
+    def _settle(self, tokens: Sequence[Segment]) -> None:
         for slot in set(self._conflicting(tokens)):
             self._stop_riding(slot)
-        self.backend.begin(tokens, logits)
-        self.side.begin(tokens, logits)
 
     def vocabulary(self, slots: Sequence[int], base: int) -> int:
         """Tokens that the adapters in `slots` know together, of a base that knows `base`."""
@@ -115,6 +129,9 @@ class Attachments:
 
     def _attach_ops(self, slot: int, ops: Ops, base: int, shared: Mapping[str, int]) -> None:
         self._ops[slot] = ops
+        self._operators.discard(slot)
+        if ops:
+            self._operators.add(slot)
         self.side.attach(slot, {s: [self._op(s, op, base, shared) for op in there] for s, there in ops.items()})
 
     def _conflicting(self, tokens: Sequence[Segment]) -> Iterator[int]:

@@ -1,8 +1,10 @@
 """Runs a batch of spans through the model: fills the step's metadata, returns the logits of the rows that need them."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel
@@ -14,9 +16,12 @@ from peftserve.kernels.layout import Segment
 from ..adapters.attachments import Attachments
 from ..scheduling.batch import Batch, Span
 from .attention import PagedAttention, SideRows
+from .graphs import DecodeGraphs, Recorder
 from .hooks import BypassHooks
 from .inputs import Feed, StepInputs, step_inputs
 from .kv_cache import KVCache
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,14 @@ class StepLogits:
 
     logits: torch.Tensor
     offsets: list[int]
+
+
+class _Work(NamedTuple):
+    """What the kernels are told. tokens, logits: segments over all rows of the step, and over those of the head."""
+
+    rows: list[Rows]
+    tokens: list[Segment]
+    logits: list[Segment]
 
 
 class ModelRunner:
@@ -47,6 +60,26 @@ class ModelRunner:
         self._hooks = hooks
         self._attachments = attachments
         self._vocab_size = vocab_size
+        self._bypassed = False  # whether the step has adapters
+        self._graphs: DecodeGraphs | None = None
+
+    @torch.inference_mode()
+    def capture_graphs(self, recorder: Recorder, most_rows: int) -> None:
+        """Run decode steps of up to `most_rows` rows as graphs. Raises RuntimeError if the model allows none."""
+        graphs = DecodeGraphs(
+            self._forward,
+            self._prepare,
+            lambda: self._backend.generation + self._attachments.backend.generation,
+            recorder,
+            most_rows=most_rows,
+            device=self._model.device,
+        )
+        graphs.capture()
+        self._graphs = graphs
+
+    def drop_graphs(self) -> None:
+        """From now on, every operator of a step is a launch."""
+        self._graphs = None
 
     @torch.inference_mode()
     def run(self, batch: Batch, feed: Feed | None = None) -> StepLogits:
@@ -58,28 +91,55 @@ class ModelRunner:
         if self._backend.reads_whole_pages:
             self._cache.clear(self._tensor(self._begun_pages(spans)))
         self._fill_prefixes(spans)
-        tokens = _segments(spans, offsets)
-        self._backend.begin([_rows(span, offset) for span, offset in zip(spans, offsets, strict=False)])
+        work = _Work(
+            [
+                Rows(offset, span.num_tokens, span.end, span.sequence.pages)
+                for span, offset in zip(spans, offsets, strict=False)
+            ],
+            _segments(spans, offsets),
+            _segments(spans, row_offsets),
+        )
+        if self._graphs is not None and (size := self._graph_rows(self._graphs, inputs, work)):
+            bypassed = bool(work.tokens)
+            logits = self._graphs.run(size, bypassed, inputs, lambda: self._begin(work, bypassed, size))
+        else:
+            self._begin(work, bool(work.tokens))
+            logits = self._forward(inputs)
+        return StepLogits(self._without_foreign(logits, spans, row_offsets), row_offsets)
+
+    def _graph_rows(self, graphs: DecodeGraphs, inputs: StepInputs, work: "_Work") -> int | None:
+        """Rows of the graph that can run the step; None if there is none."""
+        decodes = inputs.logit_rows is None and len(work.rows) == len(inputs.ids)
+        fits = decodes and self._attachments.run_in_the_backend(work.tokens)
+        return graphs.rows_for(len(inputs.ids)) if fits else None
+
+    def _prepare(self, rows: int, bypassed: bool) -> None:
+        self._begin(_Work([], [], []), bypassed, rows)
+
+    def _begin(self, work: "_Work", bypassed: bool, capacity: int | None = None) -> None:
+        """Tell the kernels of the step. capacity: rows of the graph that runs it, if any."""
+        self._bypassed = bypassed
+        self._backend.begin(work.rows, capacity=capacity)
         self._attention.side = [
             SideRows(segment.start, segment.end, segment.weight, layers)
-            for segment, layers in self._attachments.side_attention(tokens)
+            for segment, layers in self._attachments.side_attention(work.tokens)
         ]
-        self._begin_bypass(tokens, _segments(spans, row_offsets))
+        if bypassed:
+            self._attachments.begin(work.tokens, work.logits, capacity=capacity)
+
+    def _forward(self, inputs: StepInputs) -> torch.Tensor:
+        """(rows, vocabulary), of the step that has begun."""
+        self._hooks.begin(self._bypassed)
         try:
-            logits = self._forward(inputs)
+            output = self._model(
+                input_ids=inputs.ids[None],
+                position_ids=inputs.positions[None],
+                use_cache=False,
+                logits_to_keep=0 if inputs.logit_rows is None else inputs.logit_rows,
+            )
         finally:
             self._attention.side = ()
             self._hooks.end()
-        return StepLogits(self._without_foreign(logits, spans, row_offsets), row_offsets)
-
-    def _forward(self, inputs: StepInputs) -> torch.Tensor:
-        """(rows, vocabulary)."""
-        output = self._model(
-            input_ids=inputs.ids[None],
-            position_ids=inputs.positions[None],
-            use_cache=False,
-            logits_to_keep=0 if inputs.logit_rows is None else inputs.logit_rows,
-        )
         logits: torch.Tensor = output.logits[0]
         return logits
 
@@ -96,13 +156,6 @@ class ModelRunner:
     def _tensor(self, values: Sequence[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64).to(self._model.device, non_blocking=True)
 
-    # Bypasses
-
-    def _begin_bypass(self, tokens: list[Segment], logits: list[Segment]) -> None:
-        if tokens:
-            self._attachments.begin(tokens, logits)
-        self._hooks.begin(bool(tokens))
-
     def _fill_prefixes(self, spans: list[Span]) -> None:
         """Copy the keys and values that adapters bring to the pages of sequences that begin with them."""
         for span in spans:
@@ -111,8 +164,6 @@ class ModelRunner:
                 for slot in span.sequence.lease.slots:
                     for layer, (keys, values) in self._attachments.prefix(slot).items():
                         self._cache.write(layer, rows, keys[span.fill : span.start], values[span.fill : span.start])
-
-    # Pages
 
     def _begun_pages(self, spans: list[Span]) -> list[int]:
         """Pages that the step begins and does not fill. Decodes read their rest as well, masked."""
@@ -126,10 +177,6 @@ class ModelRunner:
         """Flat positions of tokens [start, end) of the span's sequence."""
         pages, size = span.sequence.pages, self._cache.page_size
         return (pages[i // size] * size + i % size for i in range(start, end))
-
-
-def _rows(span: Span, offset: int) -> Rows:
-    return Rows(offset, span.num_tokens, span.end, span.sequence.pages)
 
 
 def _segments(spans: list[Span], offsets: list[int]) -> list[Segment]:

@@ -84,7 +84,7 @@ class NoBackend:
     def __init__(self) -> None:
         self.begun: list[tuple[list[Segment], list[Segment]]] = []
 
-    def begin(self, tokens: list[Segment], logits: list[Segment]) -> None:
+    def begin(self, tokens: list[Segment], logits: list[Segment], *, capacity: int | None = None) -> None:
         self.begun.append((tokens, logits))
 
     def side_attention(self, tokens: list[Segment]) -> list[Any]:
