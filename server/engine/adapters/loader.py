@@ -37,17 +37,22 @@ class AdapterLoader:
         return self._worker.submit(task)
 
     def copy(self, pieces: Sequence[tuple[torch.Tensor, int]]) -> Future[None]:
-        """Copy each tensor to its element of the arena; done when the device has all of them, and all before them."""
-        return self._worker.submit(self._copy, tuple(pieces))
+        """Copy each tensor to its element of the arena; done when the device has all of them, and all before them.
+
+        The copies begin when all steps so far have run, which may still read what they replace.
+        """
+        steps = torch.cuda.current_stream(self._arena.device).record_event() if self._arena.is_cuda else None
+        return self._worker.submit(self._copy, tuple(pieces), steps)
 
     def close(self) -> None:
         self._worker.shutdown(wait=True, cancel_futures=True)
 
-    def _copy(self, pieces: tuple[tuple[torch.Tensor, int], ...]) -> None:
-        if self._stream is None:
+    def _copy(self, pieces: tuple[tuple[torch.Tensor, int], ...], steps: torch.cuda.Event | None) -> None:
+        if self._stream is None or steps is None:
             self._enqueue(pieces)
             return
         with torch.cuda.stream(self._stream):
+            self._stream.wait_event(steps)
             self._enqueue(pieces)
         self._stream.synchronize()
 
