@@ -2,8 +2,8 @@
 
 first-token: from disk, from the host, on the device and after an upload. stall: what other requests' streams feel of
 loads and uploads. cycle: adapters a second through the device. registered: throughput over the number of registered
-adapters. Without --base-url it starts servers of its own, in folders that go with them; with it, the copies are
-uploaded there and deleted at the end.
+adapters. Without --base-url it starts servers of its own, in folders that go with them, and restarts one, after which
+adapters have to be compiled again; with it, the copies are uploaded there and deleted at the end.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..demo import DEMO_ADAPTERS
@@ -27,6 +28,7 @@ from .swap.subject import Subject
 
 ON_ONE = ("first-token", "stall", "cycle")
 ALL = (*ON_ONE, "registered")
+PREFIX = "peftserve-swap-"  # of the folders in which its own servers keep their state
 SETTINGS = ("copies", "rounds", "streams", "window", "hot", "requests")
 
 
@@ -93,25 +95,51 @@ def _folder(arguments: argparse.Namespace) -> Path:
 
 def _measure(chosen: Sequence[str], copies: Copies, arguments: argparse.Namespace) -> dict[str, Any]:
     made: dict[str, Any] = {}
-    flags = shlex.split(arguments.serve)
     if on_one := [name for name in chosen if name in ON_ONE]:
-        with ExitStack() as servers:
-            url = arguments.url or servers.enter_context(started(arguments.model, flags, SMALL_POOLS))
-            made |= asyncio.run(_on_one(on_one, url, copies, arguments))
+        if arguments.url:
+            made |= asyncio.run(_on_one(on_one, arguments.url, copies, arguments, ()))
+        else:
+            made |= _on_its_own(on_one, copies, arguments)
     if "registered" in chosen:
         with ExitStack() as servers:
-            numbers = _numbers(arguments.registered)
-            urls = {number: servers.enter_context(started(arguments.model, flags, {})) for number in numbers}
+            urls = {number: _start(servers, arguments, {}) for number in _numbers(arguments.registered)}
             made["registered"] = asyncio.run(_registered(urls, copies, arguments))
     return made
 
 
-async def _on_one(chosen: Sequence[str], url: str, copies: Copies, arguments: argparse.Namespace) -> dict[str, Any]:
-    made = {}
-    async with Subject(url, arguments.api_key, copies, keep=not arguments.url) as subject:
-        names = await subject.register(arguments.copies)
+def _on_its_own(chosen: Sequence[str], copies: Copies, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The copies are uploaded to one server, and found by the next."""
+    with TemporaryDirectory(prefix=PREFIX) as folder:
+        with ExitStack() as servers:
+            url = _start(servers, arguments, SMALL_POOLS, Path(folder))
+            names = asyncio.run(_upload(url, copies, arguments))
+        with ExitStack() as servers:
+            url = _start(servers, arguments, SMALL_POOLS, Path(folder))
+            return asyncio.run(_on_one(chosen, url, copies, arguments, names))
+
+
+def _start(
+    servers: ExitStack, arguments: argparse.Namespace, pools: Mapping[str, int], folder: Path | None = None
+) -> str:
+    if folder is None:
+        folder = Path(servers.enter_context(TemporaryDirectory(prefix=PREFIX)))
+    return servers.enter_context(started(arguments.model, shlex.split(arguments.serve), pools, folder))
+
+
+async def _upload(url: str, copies: Copies, arguments: argparse.Namespace) -> list[str]:
+    async with Subject(url, arguments.api_key, copies, keep=True) as subject:
+        return await subject.register(arguments.copies)
+
+
+async def _on_one(
+    chosen: Sequence[str], url: str, copies: Copies, arguments: argparse.Namespace, known: Sequence[str]
+) -> dict[str, Any]:
+    """known: copies that are there already, since a restart."""
+    made: dict[str, Any] = {}
+    async with Subject(url, arguments.api_key, copies, keep=bool(known), known=known) as subject:
+        names = [*known] or await subject.register(arguments.copies)
         if "first-token" in chosen:
-            made["first_token"] = await first_token.measure(subject, names, arguments.rounds)
+            made["first_token"] = await first_token.measure(subject, names, arguments.rounds, restarted=bool(known))
         if "stall" in chosen:
             made["stall"] = await stall.measure(subject, names, arguments.streams, arguments.rounds, arguments.window)
         if "cycle" in chosen:

@@ -11,18 +11,20 @@ from ..load.measure import percentiles
 from .subject import Subject
 
 TIERS = ("device", "host", "disk")
+OTHERS = ("restarted", "upload", "after_upload")
+WARMING = 3  # requests in which a server does what it does only once
 
 
-async def measure(subject: Subject, names: list[str], rounds: int) -> dict[str, Any]:
+async def measure(subject: Subject, names: list[str], rounds: int, *, restarted: bool) -> dict[str, Any]:
     """JSON: milliseconds by tier; empty for a tier that none of the adapters was found in.
 
     upload: from the first byte to the answer. after_upload: from there to the first token. extra: medians over that of
-    the device.
+    the device. restarted: the server has just been, and the first requests for the adapters since are of this kind.
     """
     asked = dict.fromkeys(names)  # longest ago first
-    seconds: dict[str, list[float]] = {kind: [] for kind in (*TIERS, "upload", "after_upload")}
-    for warm in names[:4]:  # what a server does only once is not counted
-        await subject.ask(warm)
+    seconds: dict[str, list[float]] = {kind: [] for kind in (*TIERS, *OTHERS)}
+    first = [(await subject.ask(name)).ttft for name in tqdm(names, unit="req", desc="first", disable=None)]
+    seconds["restarted"] = first[WARMING:] if restarted else []
     for _ in tqdm(range(rounds), unit="round", desc="first token", disable=None):
         for tier in TIERS:
             if name := await _one_in(subject, tier, asked):
@@ -34,7 +36,7 @@ async def measure(subject: Subject, names: list[str], rounds: int) -> dict[str, 
         await subject.remove(new.name)
     made: dict[str, Any] = {kind: percentiles(found) for kind, found in seconds.items()}
     device = made["device"].get("p50")
-    others = ("host", "disk", "after_upload")
+    others = ("host", "disk", "restarted", "after_upload")
     made["extra_ms"] = {} if device is None else {k: made[k]["p50"] - device for k in others if made[k]}
     made["adapters_loaded"] = {kind: len(found) for kind, found in seconds.items()}
     return made

@@ -1,9 +1,8 @@
-"""A server of the command's own, in a state folder that goes when it does."""
+"""A server of the command's own."""
 
 import contextlib
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -16,13 +15,14 @@ SMALL_POOLS: Mapping[str, int] = {"max-loras": 4, "max-cpu-loras": 16}
 
 
 @contextlib.contextmanager
-def started(model: str | None, flags: Sequence[str], pools: Mapping[str, int]) -> Iterator[str]:
-    """Its address. flags: the user's own, which win over the pools. Raises ServerError."""
+def started(model: str | None, flags: Sequence[str], pools: Mapping[str, int], folder: Path) -> Iterator[str]:
+    """Its address. folder: for its state, which another may have left there. flags: the user's own, which win over the
+    pools. Raises ServerError.
+    """
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     limits = [word for name, value in pools.items() for word in (f"--{name}", str(value))]
-    with tempfile.TemporaryDirectory(prefix="peftserve-swap-") as folder:
-        own = ["--port", str(port), "--state-dir", folder, *limits]
-        words = [*WORDS, *([model] if model else []), *own, *flags]
-        with running(words, url, "/health/ready", Path(folder) / "log", PATIENCE, os.environ):
-            yield url
+    own = ["--port", str(port), "--state-dir", str(folder / "state"), *limits]
+    words = [*WORDS, *([model] if model else []), *own, *flags]
+    with running(words, url, "/health/ready", folder / "log", PATIENCE, os.environ):
+        yield url

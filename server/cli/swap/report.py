@@ -8,6 +8,7 @@ _TIERS = {
     "device": "on the device",
     "host": "on the host",
     "disk": "on disk",
+    "restarted": "on disk, after a restart",
     "after_upload": "just uploaded",
     "upload": "(the upload itself)",
 }

@@ -6,7 +6,7 @@ import itertools
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Self, TypeVar
 
 import httpx
@@ -25,6 +25,7 @@ CLIENTS = 8  # that upload or delete at the same time
 SETTLING = 0.05  # seconds after a request in which the engine says where its adapters are now
 _TIMEOUT = httpx.Timeout(300.0, connect=10.0)
 _PAGE = 100_000
+_DIGITS = 6
 _Item = TypeVar("_Item")
 
 
@@ -38,7 +39,8 @@ class Uploaded(NamedTuple):
 class Subject:
     """An async context, at whose end the copies are removed again unless the server goes too, as `keep` says."""
 
-    def __init__(self, url: str, api_key: str | None, copies: Copies, *, keep: bool) -> None:
+    def __init__(self, url: str, api_key: str | None, copies: Copies, *, keep: bool, known: Sequence[str] = ()) -> None:
+        """known: copies that another subject has left there."""
         self.target = Target(url.rstrip("/").removesuffix("/v1"), api_key)
         self._copies = copies
         self._keep = keep
@@ -46,10 +48,10 @@ class Subject:
             base_url=self.target.url, headers=headers(api_key), timeout=_TIMEOUT, trust_env=False
         )
         self._endpoint = Endpoint(httpx.URL(self.target.url), headers(api_key))
-        self._prefix = f"swap-{secrets.token_hex(4)}-"
-        self._numbers = itertools.count()
+        self._prefix = known[0][:-_DIGITS] if known else f"swap-{secrets.token_hex(4)}-"
+        self._numbers = itertools.count(len(known))
         self._seeds = itertools.count()
-        self._names: dict[str, None] = {}
+        self._names = dict.fromkeys(known)
 
     async def __aenter__(self) -> Self:
         return self
@@ -64,7 +66,7 @@ class Subject:
 
     async def upload(self) -> Uploaded:
         """A new copy."""
-        name = f"{self._prefix}{next(self._numbers):06}"
+        name = f"{self._prefix}{next(self._numbers):0{_DIGITS}}"
         parts = self._copies.parts(name)
         start = time.perf_counter()
         await self._call("POST", "/v1/adapters", data={"name": name}, files=parts)

@@ -1,5 +1,6 @@
 """Two stub servers: one answers from a table and remembers what it was asked, one keeps adapters in tiers."""
 
+import contextlib
 import json
 import re
 import struct
@@ -127,9 +128,10 @@ class _TieredHandler(BaseHTTPRequestHandler):
         self.server.use(asked["model"])
         self.send_response(200)
         self.end_headers()
-        for _ in range(asked["max_tokens"]):
-            self.wfile.write(EVENT)
-            time.sleep(self.server.slow)
+        with contextlib.suppress(OSError):  # a client that left
+            for _ in range(asked["max_tokens"]):
+                self.wfile.write(EVENT)
+                time.sleep(self.server.slow)
         return None
 
     def do_GET(self) -> None:
