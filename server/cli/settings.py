@@ -107,6 +107,10 @@ SETTINGS = (
     Setting("body-limit", "SIZE", values.size, "largest body of any other request", 16 << 20, "16MiB"),
     Setting("grace-period", "SECONDS", values.seconds, "time for running requests to end on SIGTERM", 30.0, "30"),
     Setting("num-threads", "N", _COUNT, "CPU threads of the engine", shown="the cores"),
+    Setting(
+        "async-scheduling", "", values.boolean, "prepare a step while the one before it runs", shown="on a GPU only"
+    ),
+    Setting("enforce-eager", "", values.boolean, "no CUDA graphs: a step is a launch for each operator", False),
     Setting("trust-remote-code", "", values.boolean, "run Python code that comes with the model", False),
     Setting(
         "log-level",
