@@ -61,6 +61,7 @@ class AdapterRegistry:
     """Safe to use from any thread. A method that changes something returns when the change is on the disk.
 
     One connection writes and another reads, so that a look-up on the event loop never waits for a write's fsync.
+    Other processes read the same file, and see a change as soon as it is made: nothing is remembered here.
     """
 
     def __init__(self, path: Path) -> None:

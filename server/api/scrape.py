@@ -17,8 +17,9 @@ router = APIRouter()
 @router.get("/metrics")
 async def metrics(services: ServicesOf) -> Response:
     workers = services.owned.workers
-    tallies = await workers.tallies()
-    names = {pair for accounts in await workers.accounts() for pair in accounts.names}
+    accounts = await workers.accounts()
+    tallies = [*(one.tallies for one in accounts), workers.past]
+    names = {pair for one in accounts for pair in one.names}
     everything = _Everything(services, tallies, names.union(services.metrics.names_in_use()))
     return Response(generate_latest(everything), media_type=CONTENT_TYPE_LATEST)
 

@@ -33,13 +33,13 @@ class Workers:
     """
 
     def __init__(self, count: int, start: StartWorker, ended: Callable[[int], None]) -> None:
+        self.past: dict[str, list[Sample]] = {}  # what those have counted that have ended
         self._start = start
         self._ended = ended
         self._links: dict[int, WorkerLink] = {}
         self._keepers: list[asyncio.Task[None]] = []
         self._serving = {number: asyncio.Event() for number in range(1, count + 1)}
         self._may_serve = asyncio.Event()
-        self._past: dict[str, list[Sample]] = {}  # what those have counted that have ended
         self._stopping = False
 
     def launch(self) -> None:
@@ -56,19 +56,11 @@ class Workers:
             for keeper in filter(asyncio.Task.done, self._keepers):
                 keeper.result()
 
-    async def _all_serve(self) -> None:
-        for event in self._serving.values():
-            await event.wait()
-
     async def accounts(self) -> list[Accounts]:
         """Of all that run; as last heard, of one that takes long."""
         links = list(self._links.values())
         await asyncio.gather(*map(_look_soon, links))
         return [link.accounts for link in links]
-
-    async def tallies(self) -> list[dict[str, list[Sample]]]:
-        """What all have counted, those that have ended included."""
-        return [*(accounts.tallies for accounts in await self.accounts()), self._past]
 
     async def idle(self, digest: str) -> None:
         """Wait until none of them holds an adapter, which the registry has forgotten."""
@@ -105,7 +97,7 @@ class Workers:
             await self._attend(number, link)
             await link.end(0)
             del self._links[number]
-            self._past = added_up([self._past, link.accounts.tallies])
+            self.past = added_up([self.past, link.accounts.tallies])
             self._ended(number)
             if self._stopping:
                 return
@@ -125,6 +117,10 @@ class Workers:
                 await _look_soon(link)
         finally:
             serving.cancel()
+
+    async def _all_serve(self) -> None:
+        for event in self._serving.values():
+            await event.wait()
 
     async def _let_serve(self, number: int, link: WorkerLink) -> None:
         await self._may_serve.wait()

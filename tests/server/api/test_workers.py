@@ -69,7 +69,7 @@ async def test_of_none_nothing_is_waited_for(run):
     workers = await run(0, [])
     await workers.idle("d")
     await workers.drain()
-    assert (await workers.accounts(), await workers.holds("d"), await workers.tallies()) == ([], False, [{}])
+    assert (await workers.accounts(), await workers.holds("d"), workers.past) == ([], False, {})
 
 
 async def test_an_adapter_is_idle_when_every_process_says_so_or_has_gone(run):
@@ -95,12 +95,12 @@ async def test_an_adapter_is_held_when_any_process_holds_it(run):
 async def test_one_that_ends_is_replaced_and_what_it_counted_stays(run, until):
     links, ended = [_Link(counted=5), _Link(counted=2)], []
     workers = await run(1, links, ended.append)
-    assert await workers.tallies() == [{"requests": [("requests_total", {}, 5.0)]}, {}]
+    assert [one.tallies for one in await workers.accounts()] == [{"requests": [("requests_total", {}, 5.0)]}]
     links[0].gone.set()
     await until(lambda: links[1].told)
     assert ended == [1]
-    total = [sample for tallies in await workers.tallies() for sample in tallies["requests"]]
-    assert total == [("requests_total", {}, 2.0), ("requests_total", {}, 5.0)]
+    assert [one.tallies for one in await workers.accounts()] == [{"requests": [("requests_total", {}, 2.0)]}]
+    assert workers.past == {"requests": [("requests_total", {}, 5.0)]}
 
 
 async def test_one_that_ends_before_it_serves_fails_the_start(run):
