@@ -17,9 +17,9 @@ import torch
 class AttentionLayer:
     """One layer's heads, and how it turns products into weights.
 
-    scale: of the products. window: keys that a query sees, itself included; None for all. softcap: scores are bent to
-    within plus and minus it (Gemma 2, arXiv:2408.00118). sinks: whether each head has a logit that joins the softmax's
-    denominator and has no value (gpt-oss).
+    scale: of the products, positive. window: keys that a query sees, itself included; None for all. softcap: scores
+    are bent to within plus and minus it (Gemma 2, arXiv:2408.00118). sinks: whether each head has a logit that joins
+    the softmax's denominator and has no value (gpt-oss).
     """
 
     heads: int

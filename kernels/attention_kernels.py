@@ -57,6 +57,7 @@ def attention_kernel(
     keys, values: (pages, PAGE_SIZE, KV_HEADS, dim). counters: int32, one for each slot and kv head, all 0 before and
     after. BLOCK_M: queries of an item. BLOCK_N: keys at a time. BLOCK_K, BLOCK_V: powers of two from the dims on.
     """
+    factor = (scale if SOFTCAP is None else SOFTCAP) * LOG2_E
     header = list_ptr + plan * HEADER
     items = list_ptr + tl.load(header)
     num_units = tl.load(header + 1) * KV_HEADS
@@ -104,17 +105,14 @@ def attention_kernel(
                 other=0.0,
             )
             scores = tl.dot(query, tl.trans(keys), input_precision="ieee")
-            if SOFTCAP is None:
-                scores *= scale * LOG2_E
-            else:  # tanh(x) = 1 - 2 / (exp(2x) + 1)
-                bent = 1.0 - 2.0 / (tl.exp2(scores * (scale * 2.0 * LOG2_E / SOFTCAP)) + 1.0)
-                scores = bent * (SOFTCAP * LOG2_E)
+            if SOFTCAP is not None:  # tanh(x) = 1 - 2 / (exp(2x) + 1)
+                scores = 1.0 - 2.0 / (tl.exp2(scores * (2.0 * LOG2_E * scale / SOFTCAP)) + 1.0)
             seen = key[None, :] <= position[:, None]
             if WINDOW is not None:
                 seen &= key[None, :] > position[:, None] - WINDOW
             scores = tl.where(seen, scores, float("-inf"))
-            new_top = tl.maximum(top, tl.max(scores, 1))
-            weights = tl.exp2(scores - new_top[:, None])
+            new_top = tl.maximum(top, tl.max(scores, 1) * factor)
+            weights = tl.exp2(scores * factor - new_top[:, None])
             fade = tl.exp2(top - new_top)
             total = total * fade + tl.sum(weights, 1)
             acc = tl.dot(weights.to(values.dtype), values, acc * fade[:, None], input_precision="ieee")
@@ -226,7 +224,7 @@ def _finish(
         fade = tl.exp2(top - new_top)
         total = total * fade + tl.exp2(sink - new_top)
         acc = acc * fade[:, None]
-    result = acc / tl.where(total > 0, total, 1.0)[:, None]
+    result = acc * (1.0 / tl.where(total > 0, total, 1.0))[:, None]
     place = (row + index // GROUP).to(tl.int64) * (KV_HEADS * GROUP) + head
     out = out_ptr + place[:, None] * VALUE_DIM + v_dim[None, :]
     tl.store(out, result.to(out_ptr.dtype.element_ty), mask=real[:, None] & (v_dim < VALUE_DIM)[None, :])

@@ -30,6 +30,8 @@ _UNITS_OF_SPLITS = 4  # most units that have partial sums, for each program
 
 Ints = npt.NDArray[np.int64]
 
+_PARTS: Ints = np.array([1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128])
+
 
 class Shape(NamedTuple):
     """What a plan depends on beside the step. block_m: queries of a tile. block_n: keys that a program takes at once.
@@ -156,10 +158,10 @@ def best_chunk(blocks: Ints, shape: Shape) -> int:
     return int(chunk[cost.argmin()])
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=4096)
 def _chunks(most: int) -> Ints:
-    """Candidates from 1 to `most`, the last."""
-    return np.unique(np.geomspace(1, most, num=min(most, 16)).round().astype(np.int64))
+    """Candidates: `most` blocks in so many parts, the smallest first."""
+    return np.unique(-(-most // _PARTS))
 
 
 def pack(step: Step, plans: Sequence[Items], positions: Ints) -> npt.NDArray[np.int32]:
