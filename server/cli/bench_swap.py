@@ -23,7 +23,7 @@ from .load.names import expand
 from .load.report import command_line
 from .swap import cycling, first_token, registered, report, stall
 from .swap.copies import Copies
-from .swap.own_server import SMALL_POOLS, started
+from .swap.own_server import SMALL_POOLS, OwnServer, started
 from .swap.subject import Subject
 
 ON_ONE = ("first-token", "stall", "cycle")
@@ -102,8 +102,8 @@ def _measure(chosen: Sequence[str], copies: Copies, arguments: argparse.Namespac
             made |= _on_its_own(on_one, copies, arguments)
     if "registered" in chosen:
         with ExitStack() as servers:
-            urls = {number: _start(servers, arguments, {}) for number in _numbers(arguments.registered)}
-            made["registered"] = asyncio.run(_registered(urls, copies, arguments))
+            own = {number: _start(servers, arguments, {}) for number in _numbers(arguments.registered)}
+            made["registered"] = asyncio.run(_registered(own, copies, arguments))
     return made
 
 
@@ -111,16 +111,16 @@ def _on_its_own(chosen: Sequence[str], copies: Copies, arguments: argparse.Names
     """The copies are uploaded to one server, and found by the next."""
     with TemporaryDirectory(prefix=PREFIX) as folder:
         with ExitStack() as servers:
-            url = _start(servers, arguments, SMALL_POOLS, Path(folder))
+            url = _start(servers, arguments, SMALL_POOLS, Path(folder)).url
             names = asyncio.run(_upload(url, copies, arguments))
         with ExitStack() as servers:
-            url = _start(servers, arguments, SMALL_POOLS, Path(folder))
+            url = _start(servers, arguments, SMALL_POOLS, Path(folder)).url
             return asyncio.run(_on_one(chosen, url, copies, arguments, names))
 
 
 def _start(
     servers: ExitStack, arguments: argparse.Namespace, pools: Mapping[str, int], folder: Path | None = None
-) -> str:
+) -> OwnServer:
     if folder is None:
         folder = Path(servers.enter_context(TemporaryDirectory(prefix=PREFIX)))
     return servers.enter_context(started(arguments.model, shlex.split(arguments.serve), pools, folder))
@@ -147,11 +147,11 @@ async def _on_one(
     return made
 
 
-async def _registered(urls: Mapping[int, str], copies: Copies, arguments: argparse.Namespace) -> dict[str, Any]:
+async def _registered(own: Mapping[int, OwnServer], copies: Copies, arguments: argparse.Namespace) -> dict[str, Any]:
     async with AsyncExitStack() as stack:
         subjects = {}
-        for number, url in urls.items():
-            subject = Subject(url, arguments.api_key, copies, keep=True)
+        for number, server in own.items():
+            subject = Subject(server.url, arguments.api_key, copies, keep=True, cpu_seconds=server.cpu_seconds)
             subjects[number] = await stack.enter_async_context(subject)
         return await registered.measure(
             subjects, hot=arguments.hot, rounds=arguments.rounds, requests=arguments.requests

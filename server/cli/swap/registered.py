@@ -54,10 +54,12 @@ async def measure(subjects: Mapping[int, Subject], *, hot: int, rounds: int, req
 
 
 def summarize(found: Sequence[Mapping[str, float]], baseline: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Medians, and that of the ratios to the baseline's window of the same round."""
-    ratios = [own["tokens_per_second"] / base["tokens_per_second"] for own, base in zip(found, baseline, strict=True)]
-    medians = {name: statistics.median(run[name] for run in found) for name in found[0]}
-    return {**medians, "over_baseline": statistics.median(ratios), "ratios": ratios}
+    """Medians, and those of the ratios to the baseline's window of the same round."""
+    made: dict[str, Any] = {name: statistics.median(run[name] for run in found) for name in found[0]}
+    for name, key in (("over_baseline", "tokens_per_second"), ("cpu_over_baseline", "cpu_ms_per_token")):
+        ratios = [own[key] / base[key] for own, base in zip(found, baseline, strict=True) if base[key]]
+        made[name] = statistics.median(ratios) if ratios else None
+    return made
 
 
 async def _window(subject: Subject, models: Sequence[str], requests: int, seed: int) -> dict[str, float]:
@@ -71,9 +73,15 @@ async def _window(subject: Subject, models: Sequence[str], requests: int, seed: 
         output_tokens=OUTPUT_TOKENS,
     )
     drawn = trace.draw(workload)
-    before = await subject.loads()
+    before, cpu = await subject.loads(), subject.cpu_seconds()
     measured, seconds = await send(drawn, subject.target, workload.concurrency, quiet=True)
+    cpu = subject.cpu_seconds() - cpu
     loads = await subject.loads() - before
     tokens = sum(measurement.num_tokens for measurement in measured if measurement.is_good)
     failed = sum(not measurement.is_good for measurement in measured)
-    return {"tokens_per_second": tokens / seconds, "hit_rate": 1 - loads / requests, "failed": failed}
+    return {
+        "tokens_per_second": tokens / seconds,
+        "cpu_ms_per_token": 1000 * cpu / max(tokens, 1),
+        "hit_rate": 1 - loads / requests,
+        "failed": failed,
+    }

@@ -70,22 +70,21 @@ def _cycle(made: Mapping[str, Any]) -> str:
 
 def _registered(made: Mapping[str, Any]) -> str:
     rows = {
-        number: [
-            f"{there['registered_per_second']:.0f}",
-            *(
-                text
-                for load in ("hot", "power")
-                for text in (
-                    f"{there[load]['tokens_per_second']:.0f}",
-                    _ratio(there[load]["over_baseline"]),
-                    f"{100 * there[load]['hit_rate']:.0f}%",
-                )
-            ),
-        ]
+        number: [f"{there['registered_per_second']:.0f}", *_load(there["hot"]), *_load(there["power"])]
         for number, there in made.items()
     }
-    columns = ["uploads/s", "hot tok/s", "ratio", "hits", "power tok/s", "ratio", "hits"]
-    return table("registered", columns, rows)
+    columns = [f"{load} {name}" for load in ("hot", "power") for name in ("tok/s", "ratio", "CPU", "ratio", "hits")]
+    return table("registered", ["uploads/s", *columns], rows)
+
+
+def _load(found: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{found['tokens_per_second']:.0f}",
+        _ratio(found["over_baseline"]),
+        f"{found['cpu_ms_per_token']:.2f}",
+        _ratio(found["cpu_over_baseline"]),
+        f"{100 * found['hit_rate']:.0f}%",
+    ]
 
 
 def _numbers(found: Mapping[str, float]) -> list[str]:

@@ -39,8 +39,18 @@ class Uploaded(NamedTuple):
 class Subject:
     """An async context, at whose end the copies are removed again unless the server goes too, as `keep` says."""
 
-    def __init__(self, url: str, api_key: str | None, copies: Copies, *, keep: bool, known: Sequence[str] = ()) -> None:
-        """known: copies that another subject has left there."""
+    def __init__(
+        self,
+        url: str,
+        api_key: str | None,
+        copies: Copies,
+        *,
+        keep: bool,
+        known: Sequence[str] = (),
+        cpu_seconds: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        """known: copies that another subject has left there. cpu_seconds: of the server's processes, where known."""
+        self.cpu_seconds = cpu_seconds
         self.target = Target(url.rstrip("/").removesuffix("/v1"), api_key)
         self._copies = copies
         self._keep = keep

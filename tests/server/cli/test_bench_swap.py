@@ -1,5 +1,6 @@
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from peftserve.server.cli import bench_swap
 from peftserve.server.cli.main import main
 from peftserve.server.cli.swap import first_token
+from peftserve.server.cli.swap.own_server import OwnServer
 
 
 @pytest.fixture
@@ -48,10 +50,10 @@ def own(tiered: Any, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     folders: list[Path] = []
 
     @contextlib.contextmanager
-    def started(model: str | None, flags: list[str], pools: dict[str, int], folder: Path) -> Iterator[str]:
+    def started(model: str | None, flags: list[str], pools: dict[str, int], folder: Path) -> Iterator[OwnServer]:
         folders.append(folder)
         tiered.device, tiered.host = [], []
-        yield tiered.url
+        yield OwnServer(tiered.url, os.getpid())
 
     monkeypatch.setattr(bench_swap, "started", started)
     return folders

@@ -20,7 +20,8 @@ server.serve_forever()
 def test_it_answers_inside_and_is_gone_after(tmp_path: Path) -> None:
     port = process.free_port()
     url, words = f"http://127.0.0.1:{port}", [sys.executable, "-S", "-c", SERVER, str(port)]
-    with process.running(words, url, "/", tmp_path / "out", 60, os.environ):
+    with process.running(words, url, "/", tmp_path / "out", 60, os.environ) as pid:
+        assert process.cpu_seconds(pid) > 0
         assert httpx.get(url).status_code == 200
     with pytest.raises(httpx.TransportError):
         httpx.get(url)
