@@ -3,6 +3,7 @@
     <state>/lock                        held while a server uses the folder
     <state>/staging/<random>/           uploads in progress and folders on their way out
     <state>/adapters/<digest>/          the adapter's files, as `files` names them
+    <state>/compiled/                   not ours: what the engine has made of them, deleted whenever it starts
 
 A folder gets to and leaves `adapters/` by one rename, so that a kill at any point leaves it whole or absent. Knows
 no names, no registry, and nothing of what the files say.
