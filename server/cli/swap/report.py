@@ -44,15 +44,14 @@ def _first_token(made: Mapping[str, Any]) -> str:
 
 
 def _stall(made: Mapping[str, Any]) -> str:
+    ratios = [("over_quiet", share) for share in ("p50", "p99")] + [("over_warm", share) for share in ("p50", "p99")]
     rows = {
-        text: [
-            *_numbers(made[kind]),
-            *(_ratio(made["over_quiet"].get(kind, {}).get(share)) for share in ("p50", "p99")),
-        ]
+        text: [*_numbers(made[kind]), *(_ratio(made[over].get(kind, {}).get(share)) for over, share in ratios)]
         for kind, text in _KINDS.items()
         if made[kind]
     }
-    return table("between tokens of others (ms)", [*_SHOWN, "p50 ratio", "p99 ratio"], rows)
+    columns = [f"{over.removeprefix('over_')} {share}" for over, share in ratios]
+    return table("between tokens of others (ms)", [*_SHOWN, *(f"/{column}" for column in columns)], rows)
 
 
 def _cycle(made: Mapping[str, Any]) -> str:

@@ -38,7 +38,9 @@ class Window:
 
 
 async def measure(subject: Subject, names: Sequence[str], streams: int, rounds: int, seconds: float) -> dict[str, Any]:
-    """JSON: by kind, milliseconds between tokens, and p50 and p99 of each kind over those of the quiet windows.
+    """JSON: by kind, milliseconds between tokens, and those of each kind over those of the quiet and warm windows.
+
+    What a load adds to a request that needs it is what `load` has over `warm`.
 
     names: copies. The first `streams` of them have a stream each; the next is the warm one; the rest are loaded.
     """
@@ -64,9 +66,11 @@ def summarize(windows: Sequence[Window], measured: Sequence[Measurement]) -> dic
     for window in windows:
         found[window.kind] += [end - start for start, end in gaps if window.counts(start, end)]
     made: dict[str, Any] = {kind: percentiles(seconds) for kind, seconds in found.items()}
-    quiet = made["quiet"]
-    ours = [kind for kind in KINDS[1:] if quiet and made[kind]]
-    made["over_quiet"] = {kind: {p: made[kind][p] / quiet[p] for p in ("mean", "p50", "p99")} for kind in ours}
+    for base in ("quiet", "warm"):
+        ours = [kind for kind in KINDS[KINDS.index(base) + 1 :] if made[base] and made[kind]]
+        made[f"over_{base}"] = {
+            kind: {share: made[kind][share] / made[base][share] for share in ("mean", "p50", "p99")} for kind in ours
+        }
     made["gaps"] = {kind: len(seconds) for kind, seconds in found.items()}
     made["events"] = {kind: sum(len(w.busy) for w in windows if w.kind == kind) for kind in KINDS[1:]}
     return made

@@ -3,9 +3,6 @@
 One worker: loads are bound by the disk and by copies, and a second one would only take time from the steps.
 """
 
-import os
-import sys
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
@@ -13,8 +10,6 @@ from typing import TypeVar
 import torch
 
 from .packing import Blob
-
-NICENESS = 10  # a tenth of a core where the steps need them all, and all of it where they do not
 
 T = TypeVar("T")
 
@@ -26,7 +21,7 @@ class AdapterLoader:
         self._compile = compile
         self._arena = arena
         self._stream = torch.cuda.Stream(arena.device) if arena.is_cuda else None
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="adapter-loader", initializer=give_way)
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="adapter-loader", initializer=use_one_core)
 
     def fetch(self, key: str) -> Future[Blob]:
         """Compile an adapter of the store."""
@@ -61,10 +56,6 @@ class AdapterLoader:
             self._arena[start : start + data.numel()].copy_(data, non_blocking=True)
 
 
-def give_way() -> None:
-    """For this thread only: to use one core, as a second team of torch's threads would take them from the steps, and to
-    use it after the steps.
-    """
+def use_one_core() -> None:
+    """For this thread only: a second team of torch's threads would take the cores from the steps."""
     torch.set_num_threads(1)
-    if sys.platform == "linux":  # elsewhere priorities are the process's
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.nice(0) + NICENESS)

@@ -9,6 +9,8 @@ import logging
 import os
 import shutil
 import struct
+import sys
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import FileIO
 from pathlib import Path
@@ -18,12 +20,13 @@ import msgspec
 import torch
 
 from .host_tier import digest_of
-from .loader import give_way
+from .loader import use_one_core
 from .packing import AdapterLayout, Blob
 
 logger = logging.getLogger(__name__)
 
 MOST_WAITING = 4  # blobs, which take memory until they are written; others are not written this time
+NICENESS = 10  # nobody waits for a write
 LEAST_FREE = 0.1  # of the disk: what is below it is left to others
 
 
@@ -42,7 +45,7 @@ class Spill:
         self._pin = pin
         self._written: dict[str, dict[str, int]] = {}  # by digest: keys and the bytes of each
         self._waiting: set[str] = set()
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="adapter-spill", initializer=give_way)
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="adapter-spill", initializer=_give_way)
         self._encoder = msgspec.msgpack.Encoder(enc_hook=_to_plain)
         self._decoder = msgspec.msgpack.Decoder(AdapterLayout, dec_hook=_from_plain)
         if folder is not None:
@@ -133,6 +136,13 @@ class Spill:
         for key, size in self._written.pop(digest, {}).items():
             self.num_bytes -= size
             self._path(key).unlink(missing_ok=True)
+
+
+def _give_way() -> None:
+    """For this thread only: to work after the others. Not for one that compiles, for whose interpreter steps wait."""
+    use_one_core()
+    if sys.platform == "linux":  # elsewhere priorities are the process's
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.nice(0) + NICENESS)
 
 
 def _bytes(data: torch.Tensor) -> memoryview:

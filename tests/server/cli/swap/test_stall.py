@@ -13,6 +13,7 @@ def test_gaps_count_by_what_was_under_way() -> None:
     assert made["over_quiet"]["load"]["p50"] == pytest.approx(3.0)
     assert made["events"] == {"warm": 0, "load": 1, "upload": 0}
     assert "upload" not in made["over_quiet"]
+    assert made["over_warm"] == {}
 
 
 def test_a_gap_over_the_edge_of_a_window_is_none_of_it() -> None:
