@@ -9,11 +9,14 @@ from .torch_attention import TorchAttention
 
 
 def make_attention_backend(
-    layers: Sequence[AttentionLayer], page_size: int, dtype: torch.dtype, device: torch.device
+    layers: Sequence[AttentionLayer], page_size: int, dtype: torch.dtype, device: torch.device, spare_bytes: int = 0
 ) -> AttentionBackend:
-    """layers: of the model, by the index that `attend` is given. dtype: of the caches. page_size: a power of two."""
+    """layers: of the model, by the index that `attend` is given. page_size: on GPUs a power of two.
+
+    dtype: of the caches. spare_bytes: of memory for copies of keys and values, where they make it faster.
+    """
     if device.type == "cuda":
         from .triton_attention import TritonAttention  # not on machines without a GPU, which need no triton
 
         return TritonAttention(layers, page_size, dtype, device)
-    return TorchAttention(layers, page_size, device)
+    return TorchAttention(layers, page_size, dtype, device, spare_bytes)

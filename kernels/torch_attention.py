@@ -4,7 +4,7 @@ Decodes of similar length run together over their gathered pages; longer spans o
 themselves where nothing comes before it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from .attention import AttentionLayer, Span
 from .attention_plan import positions_of, step_of
+from .running_keys import RunningKeys
 
 MASKED_ROWS = 256  # rows of a masked product at a time: bounds the mask, and skips keys that no row of a block sees
 
@@ -22,24 +23,29 @@ MASKED_ROWS = 256  # rows of a masked product at a time: bounds the mask, and sk
 class Decodes:
     """Rows of one query each.
 
-    rows: (batch,) row numbers in the step, or None for all rows in order. pages: (batch, pages), padded with any
-    page. lengths: (batch,) keys that each may see, its own included.
+    rows: (batch,) row numbers in the step, or None for all rows in order. lengths: (batch,) keys that each may see, its
+    own included. running: where their keys lie side by side; or else pages: (batch, pages), padded with any page.
     """
 
     rows: torch.Tensor | None
-    pages: torch.Tensor
     lengths: torch.Tensor
-    masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
+    running: RunningKeys | None
+    pages: torch.Tensor | None
+    masks: dict[tuple[int | None, int], torch.Tensor] = field(default_factory=dict)
 
-    def mask(self, window: int | None, num_keys: int) -> torch.Tensor:
-        """(batch, 1, 1, num_keys) booleans: which keys are seen. Made once a step for each window."""
-        if window not in self.masks:
+    def mask(self, window: int | None, num_keys: int, kv_heads: int) -> torch.Tensor:
+        """(batch, kv_heads, 1, num_keys) float32, minus infinity for keys that are not seen.
+
+        Made once a step for each window and number of heads.
+        """
+        if (window, kv_heads) not in self.masks:
             keys = torch.arange(num_keys, device=self.lengths.device)
-            seen = keys < self.lengths[:, None]
+            unseen = keys >= self.lengths[:, None]
             if window is not None:
-                seen &= keys >= self.lengths[:, None] - window
-            self.masks[window] = seen[:, None, None, :]
-        return self.masks[window]
+                unseen |= keys < self.lengths[:, None] - window
+            mask = torch.zeros(unseen.shape, device=unseen.device).masked_fill_(unseen, float("-inf"))
+            self.masks[window, kv_heads] = mask[:, None, None].repeat(1, kv_heads, 1, 1)
+        return self.masks[window, kv_heads]
 
 
 @dataclass
@@ -75,16 +81,28 @@ class Prefill:
 class TorchAttention:
     """`AttentionBackend` in torch operators.
 
-    layers: of the model, by the index that `attend` is given. page_size: tokens of a page.
+    layers: of the model, by the index that `attend` is given. page_size: tokens of a page. dtype: of the caches.
+    spare_bytes: of memory for copies of the keys and values of sequences that decode together, which are then not
+        gathered in each step.
     """
 
     generation = 0
     reads_whole_pages = True
 
-    def __init__(self, layers: Sequence[AttentionLayer], page_size: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        layers: Sequence[AttentionLayer],
+        page_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        spare_bytes: int = 0,
+    ) -> None:
         self._layers = tuple(layers)
         self._page_size = page_size
         self._device = device
+        self._spare = spare_bytes // dtype.itemsize
+        self._width = sum(layer.kv_heads * (layer.key_dim + layer.value_dim) for layer in layers)
+        self._running: dict[int, RunningKeys] = {}  # of the last step, by what its lengths have in common
         self._num_rows = 0  # this and those below are the step's, set by `begin`
         self._places = torch.empty(0, dtype=torch.int64, device=device)
         self._decodes: list[Decodes] = []
@@ -100,7 +118,11 @@ class TorchAttention:
         singles = [span for span in spans if span.rows == 1]
         self._prefills = [rows for span in spans if span.rows > 1 for rows in self._prefill(span)]
         whole = not self._prefills and capacity in (None, self._num_rows)
-        self._decodes = [self._decode(group, whole and len(group) == len(spans)) for group in self._by_length(singles)]
+        groups = self._by_length(singles)
+        before, self._running = self._running, {}
+        self._decodes = [
+            self._decode(kind, there, before, whole and len(groups) == 1) for kind, there in groups.items()
+        ]
 
     def write(self, key: torch.Tensor, value: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         for new, cache in ((key, keys), (value, values)):
@@ -120,15 +142,25 @@ class TorchAttention:
         if not self._decodes or self._decodes[0].rows is not None:
             out = query.new_zeros(query.shape[2], query.shape[1], values.shape[-1])
         for decode in self._decodes:
-            gathered = _read(keys, decode.pages), _read(values, decode.pages)
+            there = self._keys(decode, layer, keys, values)
             if decode.rows is None:
-                return _decoded(decode, rows, *gathered, spec, sinks)
-            out[decode.rows] = _decoded(decode, rows[decode.rows], *gathered, spec, sinks)
+                return _decoded(decode, rows, *there, spec, sinks)
+            out[decode.rows] = _decoded(decode, rows[decode.rows], *there, spec, sinks)
         for span in self._prefills:
             seen = self._seen(span, keys, values)
             result = prefill(span, query[0, :, span.begin : span.end], *seen, spec, sinks)
             out[span.begin : span.end] = result.transpose(0, 1)
         return out
+
+    def _keys(
+        self, decode: Decodes, layer: int, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values (batch, heads, tokens, dim) of all that the rows may see, and perhaps more."""
+        if decode.running is not None:
+            assert self._own is not None
+            return decode.running.of_layer(layer, *self._own, keys, values)
+        assert decode.pages is not None
+        return _read(keys, decode.pages), _read(values, decode.pages)
 
     def _seen(self, span: Prefill, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values (1, heads, tokens, dim) of all that the span's rows may see."""
@@ -149,16 +181,25 @@ class TorchAttention:
             for begin in range(0, span.rows, block)
         ]
 
-    def _by_length(self, spans: Sequence[Span]) -> list[list[Span]]:
+    def _by_length(self, spans: Sequence[Span]) -> dict[int, list[Span]]:
         """Decodes of similar length together: padding at most quadruples what a short one reads."""
         groups: dict[int, list[Span]] = {}
         for span in spans:
             groups.setdefault((span.total // self._page_size).bit_length() // 2, []).append(span)
-        return list(groups.values())
+        return groups
 
-    def _decode(self, group: Sequence[Span], whole: bool) -> Decodes:
+    def _decode(self, kind: int, group: Sequence[Span], before: Mapping[int, RunningKeys], whole: bool) -> Decodes:
+        """kind: what the group's lengths have in common. before: what lies there from the last step."""
+        running = before.get(kind)
+        if running is None or not running.follow(group):
+            running = RunningKeys(group, self._page_size)
+        used = sum(there.num_positions for there in self._running.values())
+        if (used + running.num_positions) * self._width <= self._spare:
+            self._running[kind] = running
+            rows = None if whole and running.rows is None else running.numbers
+            return Decodes(rows, running.lengths, running, None)
         rows = None if whole else self._tensor(np.array([span.row for span in group]))
-        return Decodes(rows, self._pages(group), self._tensor(np.array([span.total for span in group])))
+        return Decodes(rows, self._tensor(np.array([span.total for span in group])), None, self._pages(group))
 
     def _pages(self, spans: Sequence[Span]) -> torch.Tensor:
         """(spans, pages): those that hold each span's tokens so far, padded with its own first one."""
@@ -214,8 +255,34 @@ def _decoded(
     batch, heads, dim = query.shape
     kv_heads = keys.shape[1]
     grouped = query.reshape(batch, kv_heads, heads // kv_heads, dim)
-    out = _attend(grouped, keys, values, decode.mask(layer.window, keys.shape[2]), layer, sinks)
+    mask = decode.mask(layer.window, keys.shape[2], kv_heads)
+    if query.dtype == torch.float32 and query.device.type == "cpu":
+        out = _multiplied(grouped, keys, values, mask, layer, sinks)
+    else:
+        out = _attend(grouped, keys, values, mask == 0, layer, sinks)
     return out.reshape(batch, heads, values.shape[-1])
+
+
+def _multiplied(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor,
+    layer: AttentionLayer,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """`_attend` as batches of products, of which MKL makes two calls: for a few rows faster than what torch fuses."""
+    query, keys, values, mask = (tensor.flatten(0, 1) for tensor in (query, keys, values, mask))
+    if layer.softcap is None:
+        scores = torch.baddbmm(mask, query, keys.transpose(1, 2), alpha=layer.scale)
+    else:
+        scores = torch.bmm(query, keys.transpose(1, 2)).mul_(layer.scale / layer.softcap).tanh_().mul_(layer.softcap)
+        scores += mask
+    if sinks is None:
+        return torch.bmm(scores.softmax(-1), values)
+    column = sinks.float().view(layer.kv_heads, -1, 1).repeat(len(query) // layer.kv_heads, 1, 1)
+    weights = torch.cat([scores, column], -1).softmax(-1)
+    return torch.bmm(weights[..., :-1], values)
 
 
 def _attend(

@@ -24,7 +24,7 @@ from .model.errors import UnservableModel
 from .model.fused import fuse_siblings, is_faster, separate_modules
 from .model.graphs import Recorder, make_recorder
 from .model.hooks import BypassHooks
-from .model.kv_cache import KVCache
+from .model.kv_cache import KVCache, elements_per_token
 from .model.loading import Trace, eos_token_ids, load_model, tokenizer_facts, vocabulary_size
 from .model.packed_linear import pack_linears
 from .model.runner import ModelRunner
@@ -38,6 +38,7 @@ from .scheduling.sequence import Lease, Sequence
 logger = logging.getLogger(__name__)
 
 PACKED_SHARE = 0.25  # of the free memory, for second copies of weights in a faster layout
+COPIED_SHARE = 0.25  # of the KV cache's size, for copies of what is decoded
 IDLE_SECONDS = 0.0005  # what an empty step waits for an adapter's load, so that a caller's loop does not spin
 
 
@@ -64,7 +65,9 @@ class Engine:
             device=loaded.device,
         )
         self._max_model_len = min(loaded.max_model_len, num_pages * config.page_size)
-        attention = make_attention_backend([*layers.values()], config.page_size, loaded.dtype, loaded.device)
+        tokens = num_pages * config.page_size
+        spare = int(tokens * sum(map(elements_per_token, layers.values())) * loaded.dtype.itemsize * COPIED_SHARE)
+        attention = make_attention_backend([*layers.values()], config.page_size, loaded.dtype, loaded.device, spare)
         cache = KVCache(layers, num_pages, config.page_size, loaded.dtype, loaded.device)
         attachments = self.adapters.attachments
         hooks = BypassHooks(modules, loaded.sites.groups, attachments.backend, attachments.side, loaded.experts, fused)

@@ -1,5 +1,6 @@
 """How much memory there is, and how much of it pages and adapters get when the operator does not say."""
 
+import ctypes
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,6 +23,13 @@ def free_bytes(device: torch.device) -> int:
     available = int(fields["MemAvailable"].split()[0]) * 1024
     limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.exists() else "max"
     return available if limit == "max" else min(available, int(limit))
+
+
+def give_back_free_memory() -> None:
+    """To the system, what the C library keeps for later, where it is glibc."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def adapter_elements(asked_bytes: int | None, dtype: torch.dtype, device: torch.device) -> int:

@@ -14,7 +14,10 @@ MIXED = [(1, 0), (1, 15), (1, 90), (20, 0), (9, 33), (1, 400)]
 
 
 def make(kit: ModuleType, layer: AttentionLayer) -> tuple[Any, TorchAttention]:
-    case, backend = kit.AttentionCase(layer), TorchAttention([layer], 16, torch.device(kit.DEVICE))
+    case, backend = (
+        kit.AttentionCase(layer),
+        TorchAttention([layer], 16, torch.float32, torch.device(kit.DEVICE)),
+    )
     assert backend.reads_whole_pages
     for cache in (case.keys, case.values):
         cache.nan_to_num_()

@@ -18,7 +18,7 @@ from peftserve.kernels.side import SideOps
 
 from ...config import EngineConfig
 from ...wire.messages import AdapterCard
-from ..memory import adapter_elements
+from ..memory import adapter_elements, give_back_free_memory
 from ..model.loading import LoadedModel
 from .attachments import Attachments
 from .host_tier import HostTier, digest_of
@@ -177,4 +177,5 @@ def _spill(config: EngineConfig, loaded: LoadedModel) -> Spill:
 
 
 def _settle(release: Future[None], _: Future[None]) -> None:
+    give_back_free_memory()
     release.set_result(None)

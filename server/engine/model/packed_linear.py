@@ -1,15 +1,36 @@
-"""Linear layers of a bfloat16 model on a CPU, with weights laid out once for oneDNN's kernels.
+"""Linear layers on a CPU with weights laid out once for oneDNN's kernels.
 
 At the few rows of a decode step the plain layout costs as much to rearrange as to multiply. The packed copy is beside
 the plain weight, which stays what it was: compilers of adapters read it, and nothing ever writes it.
 """
 
+import platform
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 DECODE_ROWS = 16  # the number of rows that the layout is chosen for; others run too
+SMALL_WEIGHT = 1 << 19  # elements of a float32 weight that stays in the caches, where it is rearranged for nothing
+
+
+class _Gain(NamedTuple):
+    """Where the packed weight is faster: for first to last rows."""
+
+    first: int
+    last: int | None
+
+    def covers(self, rows: int) -> bool:
+        return self.first <= rows and (self.last is None or rows <= self.last)
+
+
+_BFLOAT16 = _Gain(1, None)
+_FLOAT32 = _Gain(2, 96)
+"""Measured with AVX2, 576 to 8,192 wide: 1.1 to 3.4 times as fast, most at 3 and 4 rows. One row is MKL's
+matrix-vector product, and beyond a hundred rows what is rearranged is little beside what is multiplied: there the
+plain product is 1.0 to 1.25 times as fast."""
 
 
 def pack_linears(modules: Iterable[nn.Module], spare_bytes: int) -> int:
@@ -17,27 +38,32 @@ def pack_linears(modules: Iterable[nn.Module], spare_bytes: int) -> int:
 
     Returns the bytes taken: 0 where the device, the type or the processor would gain nothing, or memory is short.
     """
-    linears = [module for module in modules if type(module) is nn.Linear and _gains(module.weight)]
-    num_bytes = sum(linear.weight.nbytes for linear in linears)
+    linears = [(m, gain) for m in modules if type(m) is nn.Linear and (gain := _gain(m.weight)) is not None]
+    num_bytes = sum(linear.weight.nbytes for linear, _ in linears)
     if num_bytes > spare_bytes:
         return 0
-    for linear in linears:
-        linear.forward = _packed_forward(linear)  # type: ignore[method-assign, assignment]
+    for linear, gain in linears:
+        linear.forward = _packed_forward(linear, gain)  # type: ignore[method-assign, assignment]
     return num_bytes
 
 
-def _gains(weight: torch.Tensor) -> bool:
-    if weight.device.type != "cpu" or weight.dtype != torch.bfloat16:
-        return False
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+def _gain(weight: torch.Tensor) -> _Gain | None:
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return None
+    if weight.dtype == torch.bfloat16:
+        return _BFLOAT16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else None
+    large = weight.dtype == torch.float32 and weight.numel() >= SMALL_WEIGHT
+    return _FLOAT32 if large and platform.machine() in ("x86_64", "AMD64") else None
 
 
-def _packed_forward(linear: nn.Linear) -> Callable[[torch.Tensor], torch.Tensor]:
+def _packed_forward(linear: nn.Linear, gain: _Gain) -> Callable[[torch.Tensor], torch.Tensor]:
     packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), DECODE_ROWS)
-    bias = linear.bias
+    weight, bias, width = linear.weight, linear.bias, linear.in_features
     multiply = torch.ops.mkldnn._linear_pointwise.default
 
     def forward(x: torch.Tensor) -> torch.Tensor:
+        if not gain.covers(x.numel() // width):
+            return F.linear(x, weight, bias)
         y: torch.Tensor = multiply(x, packed, bias, "none", [], "")
         return y
 

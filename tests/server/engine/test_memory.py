@@ -1,5 +1,7 @@
 """What pages and adapters get when the operator does not say."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 from peftserve.kernels.attention import AttentionLayer
 from peftserve.server.engine import memory
 from peftserve.server.engine.memory import adapter_elements, free_bytes, kv_pages
+from peftserve.server.wire.launch import engine_environment
 
 CPU = torch.device("cpu")
 GIB = 1 << 30
@@ -57,3 +60,22 @@ def test_a_container_counts(limit: str, within: bool, tmp_path: Path, monkeypatc
     assert (free_bytes(CPU) == 1 << 20) == within
     monkeypatch.setattr(memory, "_CGROUP_LIMIT", tmp_path / "absent")
     assert free_bytes(CPU) > 1 << 20
+
+
+def test_what_the_c_library_keeps_can_be_given_back() -> None:
+    """Under the engine process's settings, a block that is freed stays the process's until then."""
+    script = """
+import ctypes, os, resource
+from peftserve.server.wire.launch import engine_environment
+from peftserve.server.engine.memory import give_back_free_memory
+size = 24 << 20
+held = lambda: int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+block = ctypes.create_string_buffer(size)
+ctypes.memset(block, 1, size)
+del block
+before = held()
+give_back_free_memory()
+print(before - held() > size // 2)
+"""
+    run = subprocess.run([sys.executable, "-c", script], env=engine_environment(), capture_output=True, text=True)
+    assert run.stdout.strip() == "True", run.stderr

@@ -53,7 +53,9 @@ class ToyModel(nn.Module):
         """A runner on this model's attention, as its options are now."""
         ids = torch.zeros(1, 1, dtype=torch.int64)
         self(ids, ids, False, 0)
-        backend = TorchAttention([*self.attention.layers.values()], cache.page_size, self.device)
+        backend = TorchAttention(
+            [*self.attention.layers.values()], cache.page_size, torch.float32, self.device, 1 << 20
+        )
         return ModelRunner(self, self.attention, backend, cache, hooks, attachments)
 
     def expected(self, tokens: list[int]) -> torch.Tensor:

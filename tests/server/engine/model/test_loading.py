@@ -174,7 +174,8 @@ def test_auto_is_cuda_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> Non
     ("stored", "asked", "used"),
     [
         ("float32", "auto", torch.float32),
-        ("bfloat16", "auto", torch.bfloat16),
+        ("bfloat16", "auto", torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32),
+        ("bfloat16", "bfloat16", torch.bfloat16),
         ("float16", "auto", torch.float32),
         ("float16", "float16", torch.float16),
         ("float32", "bfloat16", torch.bfloat16),

@@ -28,7 +28,7 @@ def loaded(oracle: ModuleType, tmp_path: Path) -> LoadedModel:
 @pytest.fixture
 def check(loaded: LoadedModel, toy: SimpleNamespace) -> Callable[[type[TorchAttention]], None]:
     def run(kind: type[TorchAttention] = TorchAttention) -> None:
-        backend = kind([*loaded.attention.layers.values()], PAGE_SIZE, loaded.device)
+        backend = kind([*loaded.attention.layers.values()], PAGE_SIZE, loaded.dtype, loaded.device)
         cache = KVCache(loaded.attention.layers, 8, PAGE_SIZE, loaded.dtype, loaded.device)
         runner = ModelRunner(loaded.model, loaded.attention, backend, cache, toy.NoHooks(), toy.NoBackend())
         check_paged_attention(runner, loaded.trace, PAGE_SIZE)
