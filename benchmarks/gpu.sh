@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Everything that waits for a GPU, in one command of under 9 minutes: the kernels against their references; then how
 # fast they are, beside vLLM's, SGLang's, PEFT's and torch's, and beside the base's products; paged attention beside
-# torch's; then, as far as time goes, the engine against PEFT on the device, and its speed beside transformers and PEFT.
-# The kernels' tables come last.
+# torch's; then, as far as time goes, the engine against PEFT on the device, a decode step of it beside its floor, and its
+# speed beside transformers and PEFT. The tables come last.
 #
 #   benchmarks/gpu.sh [OUT_DIR]
 #
@@ -33,17 +33,19 @@ kernels() {
 }
 
 at_most 120 python3 -m pytest tests/kernels --ignore tests/kernels/bench --ignore tests/kernels/test_triton_kernels.py
-kernels 210 decode 3
-kernels 90 prefill 1.2
+kernels 150 decode 2
+kernels 60 prefill 0.8
 : >"$out/overlap.txt"
 for step in '1 1' '16 16' '64 64' '64 1'; do
   at_most 30 python3 benchmarks/overlap.py --tokens "${step% *}" --adapters "${step#* }" >>"$out/overlap.txt"
 done
 at_most 20 python3 benchmarks/attention.py --check
 at_most 70 python3 benchmarks/attention.py --out "$out/attention.json" >"$out/attention.txt"
-at_most 100 python3 -m pytest --device cuda tests/end_to_end/test_engine_oracle.py -k 'llama or gemma2 or gpt2'
-at_most 90 python3 -m pytest --device cuda tests/end_to_end/test_methods.py -k 'in_one_batch and llama_biased and whole'
-at_most 90 python3 benchmarks/engine_vs_peft.py --device cuda --rounds 3 --out "$out/engine_vs_peft_gpu.json"
-cat "$out"/overlap.txt "$out"/attention.txt "$out"/kernels_decode.txt "$out"/kernels_prefill.txt
+at_most 90 python3 -m pytest --device cuda tests/end_to_end/test_engine_oracle.py -k 'llama or gemma2 or sinks'
+at_most 40 python3 -m pytest --device cuda tests/end_to_end/test_triton_engine.py tests/server/engine/sampling
+at_most 120 python3 benchmarks/decode_step.py --out "$out/decode_step.json" >"$out/decode_step.txt"
+at_most 60 python3 -m pytest --device cuda tests/end_to_end/test_methods.py -k 'in_one_batch and llama_biased and whole'
+at_most 60 python3 benchmarks/engine_vs_peft.py --device cuda --rounds 2 --out "$out/engine_vs_peft_gpu.json"
+cat "$out"/decode_step.txt "$out"/overlap.txt "$out"/attention.txt "$out"/kernels_decode.txt "$out"/kernels_prefill.txt
 echo "$SECONDS s in all"
 exit "$failed"
