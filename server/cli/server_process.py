@@ -70,13 +70,17 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def cpu_seconds(pid: int) -> float:
-    """That a server has taken until now, with all that it started and that still runs; 0 without Linux's /proc."""
-    ticks = 0
+    """That a process has taken until now, with all that it started and that still runs; 0 without Linux's /proc."""
+    parents: dict[int, int] = {}
+    ticks: dict[int, int] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # it has ended
-            fields = stat.read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12]) if int(fields[3]) == pid else 0  # fields[3]: its session
-    return ticks / os.sysconf("SC_CLK_TCK")
+            own, fields = int(stat.parent.name), stat.read_text().rpartition(")")[2].split()
+            parents[own], ticks[own] = int(fields[1]), int(fields[11]) + int(fields[12])
+    family = {pid}
+    while grown := {child for child, parent in parents.items() if parent in family} - family:
+        family |= grown
+    return sum(ticks.get(one, 0) for one in family) / os.sysconf("SC_CLK_TCK")
 
 
 def tail(log: Path, lines: int = 20) -> str:

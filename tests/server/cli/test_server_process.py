@@ -1,4 +1,5 @@
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -44,3 +45,15 @@ def test_what_does_not_start(tmp_path: Path, words: list[str], message: str) -> 
         process.running(words, url, "/health", tmp_path / "out", patience, os.environ),
     ):
         pytest.fail("it is said to be ready")
+
+
+def test_the_time_of_what_a_process_has_started_counts_too() -> None:
+    """Also where it is in a session of its own, as the engine is."""
+    work = "import time\nwhile time.process_time() < 0.2: pass\nprint(flush=True); input()"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-Sc', {work!r}], start_new_session=True)"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-Sc", parent], **pipes) as started:
+        assert started.stdout
+        started.stdout.readline()
+        assert process.cpu_seconds(started.pid) >= 0.2
+        started.communicate(b"\n")
