@@ -77,9 +77,10 @@ class RunningKeys:
     def _add(self, new: torch.Tensor, there: torch.Tensor) -> None:
         count, heads, capacity, dim = there.shape
         rows = new[0] if self.rows is None else new[0].index_select(1, self.rows)
-        first = torch.arange(count * heads).view(count, heads) * capacity
-        places = (first + self.lengths[:, None] - 1).flatten()
-        there.view(-1, dim).index_copy_(0, places, rows[:, :count].transpose(0, 1).reshape(-1, dim))
+        if heads not in self._places:
+            first = torch.arange(count * heads).view(count, heads) * capacity
+            self._places[heads] = (first + self.lengths[:, None] - 1).flatten()
+        there.view(-1, dim).index_copy_(0, self._places[heads], rows[:, :count].transpose(0, 1).reshape(-1, dim))
 
     def _gather(self, cache: torch.Tensor) -> torch.Tensor:
         """Zeros where there is nothing."""
@@ -92,6 +93,7 @@ class RunningKeys:
 
     def _set(self) -> None:
         self.lengths = torch.from_numpy(self._totals.copy())
+        self._places: dict[int, torch.Tensor] = {}  # of the step's keys among the copies, by the number of heads
         in_order = bool((self._rows == np.arange(len(self._rows))).all())
         self.rows = None if in_order else self.numbers
 
