@@ -16,9 +16,9 @@ from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingPara
 Run = Callable[[list[list[int]]], int]  # takes prompts; returns the number of tokens that it made
 
 
-def engine(base: Path, store: Path, digests: Sequence[str], device: str) -> Engine:
+def engine(base: Path, store: Path, digests: Sequence[str], device: str, dtype: str) -> Engine:
     """With these adapters compiled; the first run on them, which is not counted, brings them to the device."""
-    made = Engine(EngineConfig(model=str(base), dtype="bfloat16", device=device, store=store, kv_cache_tokens=16384))
+    made = Engine(EngineConfig(model=str(base), dtype=dtype, device=device, store=store, kv_cache_tokens=16384))
     for digest in digests:
         made.inspect_adapter(digest, store / digest)
     return made
@@ -44,18 +44,18 @@ def on_engine(made: Engine, work: Work, digests: Sequence[str]) -> Run:
     return run
 
 
-def on_transformers(base: Path, work: Work, device: str) -> Run:
-    model = LlamaForCausalLM.from_pretrained(base, dtype=torch.bfloat16).to(device)
+def on_transformers(base: Path, work: Work, device: str, dtype: str) -> Run:
+    model = LlamaForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype)).to(device)
     return lambda prompts: _generate(model, work, prompts)
 
 
-def on_peft(base: Path, store: Path, work: Work, digests: Sequence[str], device: str) -> Run:
+def on_peft(base: Path, store: Path, work: Work, digests: Sequence[str], device: str, dtype: str) -> Run:
     first, *others = digests
-    model = LlamaForCausalLM.from_pretrained(base, dtype=torch.bfloat16).to(device)
+    model = LlamaForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype)).to(device)
     mixed = PeftModel.from_pretrained(model, store / first, adapter_name=first)
     for digest in others:
         mixed.load_adapter(store / digest, adapter_name=digest)
-    mixed.to(device=device, dtype=torch.bfloat16).eval()
+    mixed.to(device=device, dtype=getattr(torch, dtype)).eval()
     names = [digests[index % len(digests)] for index in range(work.num_requests)]
     return lambda prompts: _generate(mixed, work, prompts, adapter_names=names)
 

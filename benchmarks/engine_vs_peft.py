@@ -37,9 +37,9 @@ def main() -> int:
         torch.set_num_threads(arguments.threads)
     work = Work(arguments.requests, arguments.prompt_tokens, arguments.output_tokens)
     with tempfile.TemporaryDirectory() as folder:
-        contenders = make_contenders(Path(folder), work, arguments.device)
+        contenders = make_contenders(Path(folder), work, arguments.device, arguments.dtype)
         speeds = measure(contenders, work, arguments.rounds)
-    report = make_report(speeds, work)
+    report = make_report(speeds, work, arguments.dtype)
     for name, entry in report["tokens_per_second"].items():
         print(f"{name:<45}{entry['median']:10.1f} tok/s")
     for name, entry in report["ratios"].items():
@@ -53,6 +53,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds (default: 5)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument("--requests", type=int, default=16)
     parser.add_argument("--prompt-tokens", type=int, default=128)
@@ -61,17 +62,17 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_contenders(folder: Path, work: Work, device: str) -> dict[str, Run]:
+def make_contenders(folder: Path, work: Work, device: str, dtype: str) -> dict[str, Run]:
     base, store = folder / "base", folder / "store"
     write_base(base)
     digests = write_adapters(base, store)
-    bare, full = engine(base, store, [], device), engine(base, store, digests, device)
+    bare, full = engine(base, store, [], device, dtype), engine(base, store, digests, device, dtype)
     return {
         "ours, no adapters": on_engine(bare, work, []),
         "ours, adapters unused": on_engine(full, work, []),
         "ours, mixed": on_engine(full, work, digests),
-        "transformers": on_transformers(base, work, device),
-        "PEFT, mixed": on_peft(base, store, work, digests, device),
+        "transformers": on_transformers(base, work, device, dtype),
+        "PEFT, mixed": on_peft(base, store, work, digests, device, dtype),
     }
 
 
@@ -102,7 +103,7 @@ def _speed(run: Run, prompts: list[list[int]], expected: int) -> float:
     return made / seconds
 
 
-def make_report(speeds: dict[str, list[float]], work: Work) -> dict[str, dict]:
+def make_report(speeds: dict[str, list[float]], work: Work, dtype: str) -> dict[str, dict]:
     """Ratios are taken in each round, and then their median: what slows the machine slows both of a round."""
     ratios = {
         name: [over / under for over, under in zip(speeds[top], speeds[bottom], strict=True)]
@@ -111,7 +112,7 @@ def make_report(speeds: dict[str, list[float]], work: Work) -> dict[str, dict]:
     return {
         "command": shlex.join(["python", *sys.argv]),
         "machine": machine(),
-        "work": vars(work),
+        "work": vars(work) | {"dtype": dtype},
         "tokens_per_second": {name: _spread(values) for name, values in speeds.items()},
         "ratios": {name: _spread(values) for name, values in ratios.items()},
     }
