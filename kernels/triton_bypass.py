@@ -28,7 +28,7 @@ class TritonBypass:
 
     A launch depends on the step only through device memory whose addresses stay. So a CUDA graph that was captured
     after `begin(..., capacity=n)` may be replayed after any other `begin` of that capacity, for as long as `generation`
-    is what it was. While a graph is captured, every group is launched.
+    is what it was. With a capacity every group is launched, whatever the step has for it.
 
     num_programs: how many programs run at once; more than the device holds together would wait for each other for ever.
     batch_invariant: a row's bits depend on its own adapters alone, whatever else runs in the step.
@@ -64,6 +64,7 @@ class TritonBypass:
         self._work: object = None  # this and those below are the step's, set by `begin`
         self._blocks: list[Blocks] = []
         self._busy: list[bool] = []
+        self._launches_all = False
         self._started: set[int] = set()  # groups, by `start`
 
     def attach(self, slot: int, base: int, layout: BlobLayout) -> None:
@@ -80,6 +81,7 @@ class TritonBypass:
         if work == self._work:
             return
         self._work = work
+        self._launches_all = capacity is not None
         segments = {Rows.TOKENS: tokens, Rows.LOGITS: logits}
         self._blocks = self._choose(segments, capacity)
         lists = self._lists(segments)
@@ -172,7 +174,7 @@ class TritonBypass:
         )
 
     def _launches(self, group: int) -> bool:
-        return self._busy[group] or _capturing(self._arena)
+        return self._busy[group] or self._launches_all
 
     def _choose(self, segments: Mapping[Rows, Sequence[Segment]], capacity: int | None) -> list[Blocks]:
         """For each group, by the largest mean rank of its sites in the step; by 0 where there is a capacity."""
@@ -259,7 +261,3 @@ def _tuning(arena: torch.Tensor) -> tuning.Tuning:
     properties = torch.cuda.get_device_properties(arena.device)
     otherwise = tuning.defaults(arena.element_size(), properties.major, properties.warp_size)
     return tuning.load(properties.name, otherwise)
-
-
-def _capturing(arena: torch.Tensor) -> bool:
-    return arena.is_cuda and torch.cuda.is_current_stream_capturing()
