@@ -131,6 +131,8 @@ class EngineClient:
             case Outputs():
                 self._deliver(event)
             case EngineStats():
+                if event.host_unchanged:
+                    event = msgspec.structs.replace(event, host_adapters=self.stats.host_adapters)
                 self.stats = event
                 for listener in self._listeners:
                     listener(event)

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
+import msgspec
+
 from peftserve.adapters.errors import AdapterError
 
 from ..wire.engine_socket import EngineSocket
@@ -22,6 +24,7 @@ from ..wire.messages import (
     AddRequest,
     Command,
     EngineFailed,
+    EngineStats,
     InspectAdapter,
     Outputs,
     ReleaseAdapter,
@@ -34,6 +37,7 @@ from .engine import Engine
 logger = logging.getLogger(__name__)
 
 STATS_SECONDS = 0.25
+LIST_SECONDS = 5.0
 BUSY_POLL_SECONDS = 0.002  # while only a load or an inspection is awaited
 IDLE_POLL_SECONDS = 0.5
 CHECK_SHARE = 0.01  # of the time, for comparing the books when there is nothing to do
@@ -50,6 +54,8 @@ class EngineLoop:
         self._stats_due = 0.0
         self._stats_are_final = False
         self._check_due = 0.0
+        self._listed_changes = -1  # of the host's adapters, when they were listed last
+        self._list_due = 0.0
 
     def run(self) -> None:
         """Until `Shutdown`."""
@@ -108,11 +114,21 @@ class EngineLoop:
         active = self._engine.has_work() or self._is_awaited()
         due = time.monotonic() >= self._stats_due if active else not self._stats_are_final
         if due or now:
-            self._socket.send(self._engine.stats())
+            self._socket.send(self._stats())
             self._stats_due = time.monotonic() + STATS_SECONDS
         if due and not active:
             self._check_integrity()
         self._stats_are_final = not active
+
+    def _stats(self) -> EngineStats:
+        """The host's adapters are listed when they have changed, and now and then for who has come since: a list of ten
+        thousand takes 3 ms from one end to the other.
+        """
+        stats, changes = self._engine.stats(), self._engine.adapters.residency.host.num_changes
+        if changes == self._listed_changes and time.monotonic() < self._list_due:
+            return msgspec.structs.replace(stats, host_adapters=[], host_unchanged=True)
+        self._listed_changes, self._list_due = changes, time.monotonic() + LIST_SECONDS
+        return stats
 
     def _check_integrity(self) -> None:
         """Not each time: a request that comes may wait for it, 10 ms where ten thousand adapters are on the host."""

@@ -208,7 +208,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """State of the engine, sent at most a few times a second while it works and once when it goes idle.
 
     Counters are totals since the start. adapter_load_seconds: durations of loads since the last message.
-    running_adapters, waiting_adapters: digest to number of sequences. bytes: by tier.
+    running_adapters, waiting_adapters: digest to number of sequences. bytes: by tier. host_unchanged: host_adapters are
+        those of the message before, and left out of this one.
     """
 
     num_running: int = 0
@@ -224,6 +225,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     adapter_load_seconds: list[float] = []
     device_adapters: list[str] = []
     host_adapters: list[str] = []
+    host_unchanged: bool = False
     device_adapter_bytes: int = 0
     host_adapter_bytes: int = 0
     running_adapters: dict[str, int] = {}

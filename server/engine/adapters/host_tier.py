@@ -24,6 +24,7 @@ class HostTier:
         self._blobs: OrderedDict[str, Blob] = OrderedDict()
         self._keys: dict[str, set[str]] = {}  # by digest
         self.num_bytes = 0
+        self.num_changes = 0  # of what is there, in all its time
 
     def __contains__(self, key: str) -> bool:
         return key in self._blobs
@@ -50,6 +51,7 @@ class HostTier:
         self.drop(key)
         self._blobs[key] = blob
         self._keys.setdefault(digest_of(key), set()).add(key)
+        self.num_changes += 1
         self.num_bytes += blob.num_bytes
         while self._is_over() and (oldest := self._oldest({key, *keep})) is not None:
             gone = self._blobs[oldest]
@@ -60,6 +62,7 @@ class HostTier:
         blob = self._blobs.pop(key, None)
         if blob is None:
             return
+        self.num_changes += 1
         self.num_bytes -= blob.num_bytes
         keys = self._keys[digest_of(key)]
         keys.remove(key)

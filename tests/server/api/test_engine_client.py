@@ -13,7 +13,7 @@ from peftserve.server.api.engine_client import EngineClient
 from peftserve.server.api.own_engine import OwnEngine
 from peftserve.server.config import EngineConfig
 from peftserve.server.wire.launch import encode_config
-from peftserve.server.wire.messages import AddRequest, SamplingParams
+from peftserve.server.wire.messages import AddRequest, EngineStats, SamplingParams
 
 SCRIPT = Path(__file__).with_name("fake_engine_process.py")
 
@@ -80,6 +80,15 @@ async def test_stats_reach_the_listener_and_the_field():
         await _tokens(client, _request())
         assert seen[0].num_running == 1
         assert client.stats is seen[-1]
+
+
+async def test_adapters_of_the_host_are_those_listed_last():
+    async with _client("slow") as client:
+        client._receive(EngineStats(host_adapters=["a", "b"]))
+        client._receive(EngineStats(num_waiting=3, host_unchanged=True))
+        assert (client.stats.num_waiting, client.stats.host_adapters) == (3, ["a", "b"])
+        client._receive(EngineStats(host_adapters=["b"]))
+        assert client.stats.host_adapters == ["b"]
 
 
 async def test_an_aborted_sequence_ends_in_the_engine_and_says_nothing_more():

@@ -183,6 +183,21 @@ def test_the_last_accounts_of_an_idle_engine_are_sent_once(make_bench: MakeBench
     assert len([event for event in socket.events[end:] if isinstance(event, EngineStats)]) == 1
 
 
+def test_the_hosts_adapters_are_listed_when_they_change(make_bench: MakeBench, adapters: dict[str, Path]) -> None:
+    socket = run_loop(
+        make_bench(),
+        (at_once, [request("one")]),
+        (lambda s: s.is_done("one"), [InspectAdapter(1, "a", str(next(iter(adapters.values()))))]),
+        (lambda s: s.stats()[-1].host_adapters == ["a"], [request("two")]),
+        (lambda s: s.is_done("two"), []),
+    )
+    listed = [event for event in socket.stats() if not event.host_unchanged]
+    assert [event.host_adapters for event in listed[:1]] == [[]]
+    assert ["a"] in [event.host_adapters for event in listed]
+    assert socket.stats()[-1].host_unchanged
+    assert socket.stats()[-1].host_adapters == []
+
+
 def test_books_that_disagree_are_logged_and_the_loop_goes_on(
     make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
