@@ -72,8 +72,8 @@ class DecodeGraphs:
         most_rows: int,
         device: torch.device,
     ) -> None:
-        self.sizes = [size for size in SIZES if size < most_rows]
-        self.sizes += [min(most_rows, SIZES[-1])]
+        largest = min(most_rows, SIZES[-1])
+        self.sizes = [*(size for size in SIZES if size < largest), largest]
         self._forward = forward
         self._prepare = prepare
         self._generation = generation
