@@ -20,6 +20,9 @@ GRAIN = 64  # tokens by which copies are larger than what they begin with
 class RunningKeys:
     """Of spans of one row each, in the order of the spans that it began with.
 
+    A sequence is known by the object that its pages are in: another one may be given the very same pages, with other
+    contents, between two steps.
+
     capacity: positions of each sequence that there is room for. num_positions: of all together.
     rows: (sequences,) the row in the step of each; None if they are the first rows, in order.
     lengths: (sequences,) positions that each may see in the step, its own included.
@@ -27,6 +30,7 @@ class RunningKeys:
 
     def __init__(self, spans: Sequence[Span], page_size: int) -> None:
         self._page_size = page_size
+        self._sources: list[Pages] = [span.pages for span in spans]
         self._pages = [list(span.pages[: self._num_pages(span.total)]) for span in spans]
         self._rows = np.array([span.row for span in spans])
         self._totals = np.array([span.total for span in spans])
@@ -45,9 +49,8 @@ class RunningKeys:
         """Go on with the next step, if it runs the same sequences one position further. False: it does not."""
         if len(spans) != len(self._pages) or max(span.total for span in spans) > self.capacity:
             return False
-        marks = (self._mark(pages, total) for pages, total in zip(self._pages, self._totals, strict=True))
-        place = {mark: i for i, mark in enumerate(marks)}
-        found = [place.get(self._mark(span.pages, span.total - 1), -1) for span in spans]
+        place = {id(source): i for i, source in enumerate(self._sources)}
+        found = [place.get(id(span.pages), -1) for span in spans]
         if sorted(found) != list(range(len(spans))) or not all(map(self._continues, spans, found)):
             return False
         for span, i in zip(spans, found, strict=True):
@@ -100,11 +103,7 @@ class RunningKeys:
     def _num_pages(self, total: int) -> int:
         return -(-total // self._page_size)
 
-    def _mark(self, pages: Pages, total: int) -> tuple[int, int]:
-        """The page of the last position, which few others have, and its position."""
-        return int(pages[(total - 1) // self._page_size]), int(total)
-
     def _continues(self, span: Span, index: int) -> bool:
         """What the sequence's copies were made of is where the span has its positions but for the last."""
         pages = self._pages[index]
-        return list(span.pages[: len(pages)]) == pages
+        return span.total == self._totals[index] + 1 and list(span.pages[: len(pages)]) == pages

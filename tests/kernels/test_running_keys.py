@@ -56,3 +56,13 @@ def test_no_more_memory_is_taken_than_there_is_to_spare(kit: ModuleType) -> None
     case, backend = make(kit, AttentionLayer(2, 2, 16, 16, 0.3), spare_bytes=64 * 64 * 4)
     kit.check_attention(case, backend, case.spans([(1, 20), (1, 300)]), None, 1e-5)
     assert [running.num_positions for running in backend._running.values()] == [64]
+
+
+def test_another_sequence_may_have_the_same_pages_at_once(kit: ModuleType) -> None:
+    """One that begins with keys and values of its adapter's, where one has just ended that was as long."""
+    case, backend = make(kit, AttentionLayer(2, 2, 16, 16, 0.3))
+    (ended,) = case.spans([(1, 20)])
+    kit.check_attention(case, backend, [ended], None, 1e-5)
+    for cache in (case.keys, case.values):
+        cache[ended.pages] += 1.0
+    kit.check_attention(case, backend, [Span(0, 1, 22, list(ended.pages))], None, 1e-5)

@@ -4,7 +4,6 @@ A graph is for a number of rows, and serves every step of up to as many: whateve
 memory that the kernels read, at addresses that stay. Rows beyond the step's compute what nobody reads.
 """
 
-import logging
 from bisect import bisect_left
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
@@ -13,8 +12,6 @@ import torch
 from tqdm import tqdm
 
 from .inputs import StepInputs
-
-logger = logging.getLogger(__name__)
 
 SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
