@@ -16,9 +16,12 @@ from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingPara
 Run = Callable[[list[list[int]]], int]  # takes prompts; returns the number of tokens that it made
 
 
-def engine(base: Path, store: Path, digests: Sequence[str], device: str, dtype: str) -> Engine:
-    """With these adapters compiled; the first run on them, which is not counted, brings them to the device."""
-    made = Engine(EngineConfig(model=str(base), dtype=dtype, device=device, store=store, kv_cache_tokens=16384))
+def engine(base: Path, store: Path, digests: Sequence[str], **config: Any) -> Engine:
+    """With these adapters compiled; the first run on them, which is not counted, brings them to the device.
+
+    config: of the engine, besides.
+    """
+    made = Engine(EngineConfig(model=str(base), store=store, kv_cache_tokens=16384, **config))
     for digest in digests:
         made.inspect_adapter(digest, store / digest)
     return made

@@ -37,7 +37,7 @@ def main() -> int:
         torch.set_num_threads(arguments.threads)
     work = Work(arguments.requests, arguments.prompt_tokens, arguments.output_tokens)
     with tempfile.TemporaryDirectory() as folder:
-        contenders = make_contenders(Path(folder), work, arguments.device, arguments.dtype)
+        contenders = make_contenders(Path(folder), work, arguments.device, arguments.dtype, arguments.compile)
         speeds = measure(contenders, work, arguments.rounds)
     report = make_report(speeds, work, arguments.dtype)
     for name, entry in report["tokens_per_second"].items():
@@ -54,6 +54,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds (default: 5)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    parser.add_argument("--compile", action="store_true", help="the engine's decode steps, as `serve --compile` does")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument("--requests", type=int, default=16)
     parser.add_argument("--prompt-tokens", type=int, default=128)
@@ -62,11 +63,13 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_contenders(folder: Path, work: Work, device: str, dtype: str) -> dict[str, Run]:
+def make_contenders(folder: Path, work: Work, device: str, dtype: str, compiled: bool) -> dict[str, Run]:
     base, store = folder / "base", folder / "store"
     write_base(base)
     digests = write_adapters(base, store)
-    bare, full = engine(base, store, [], device, dtype), engine(base, store, digests, device, dtype)
+    bare, full = (
+        engine(base, store, there, device=device, dtype=dtype, compile=compiled) for there in ([], digests)
+    )
     return {
         "ours, no adapters": on_engine(bare, work, []),
         "ours, adapters unused": on_engine(full, work, []),

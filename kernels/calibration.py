@@ -27,7 +27,7 @@ Runs = Mapping[str, Callable[[], object]]
 
 def costs_of(arena: torch.Tensor) -> Costs:
     if arena.device.type == "cpu":
-        return _measure(arena.dtype)
+        return _measure(arena.dtype)._replace(threads=torch.get_num_threads())
     return Costs({WIDE: Cost(1.0)}, {WIDE: Cost(1.0)})  # elsewhere this is only a reference
 
 
@@ -40,7 +40,7 @@ def _measure(dtype: torch.dtype) -> Costs:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """More gain all ways alike, but where a core is taken by another process, each call waits milliseconds for it."""
+    """What more of them gain is known (`Cost`), and where a core is taken by another process, each call waits milliseconds for it."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -8,13 +8,15 @@ from .factors import Factors
 from .products import PLAIN
 from .slices import DOTS, ROWWISE, SHORT, SUMS, Way
 
-BAGS = 1.5
-"""Bags are chosen only where they cost so many times less: each of their calls, however small, starts all threads, and
-one whose core is taken by another process keeps the others waiting for milliseconds."""
+SHARES = 4
+"""Segments that are thought to share the calls of bags, which a lone one then pays for: some 10 us a group."""
 
 
 class Cost(NamedTuple):
-    """Seconds of a product: call + rows · row + elements · (element + rows · term), elements being the factor's."""
+    """Seconds of a product: call + rows · row + elements · (element + rows · term), elements being the factor's.
+
+    Of one thread: several share all but the call.
+    """
 
     call: float
     row: float = 0.0
@@ -24,33 +26,44 @@ class Cost(NamedTuple):
     def of(self, rows: int, elements: int) -> float:
         return self.call + rows * self.row + elements * (self.element + rows * self.term)
 
+    def in_bags(self, rows: int, elements: int, threads: int) -> float:
+        return self.call / SHARES + (rows * self.row + elements * (self.element + rows * self.term)) / threads
+
 
 class Costs(NamedTuple):
-    """By the name of each way. Those that are missing are never chosen."""
+    """By the name of each way. Those that are missing are never chosen. threads: that share the work of bags.
+
+    Products of short segments are too small for more than one thread, however many segments there are.
+    """
 
     shrinks: Mapping[str, Cost]
     expands: Mapping[str, Cost]
+    threads: int = 1
 
     def best(self, factors: Factors, rows: int) -> Way:
-        """The cheapest for a segment of so many rows that is alone in the step.
+        """The cheapest for a segment of so many rows.
 
-        In bags, others would share the calls; but then a row's last bits would depend on who its neighbours are, and
-        a lone segment could be served more slowly than by a plain loop.
+        Whoever its neighbours are: or else a row's last bits would depend on them.
         """
         return min(self._ways(factors, rows), key=lambda way: self._of(way, factors, rows))
 
     def _ways(self, factors: Factors, rows: int) -> Iterator[Way]:
-        """Bags need rows of B in pieces of a length that is worth a call to memory."""
+        """Bags need rows of B in pieces of a length that is worth a call to memory.
+
+        They are for short segments: products of more rows share the work among threads as well.
+        """
         short = rows <= SHORT and not factors.gather
         for shrink, expand in product(self.shrinks, self.expands):
-            possible = {SUMS: not factors.gather and factors.grain >= 16, ROWWISE: short and shrink == PLAIN}
+            possible = {SUMS: short and factors.grain >= 16, ROWWISE: short and shrink == PLAIN}
             if possible.get(expand, shrink != DOTS):
                 yield Way(shrink, expand)
 
     def _of(self, way: Way, factors: Factors, rows: int) -> float:
         shrink, expand = self.shrinks[way.shrink], self.expands[way.expand]
         sizes = [b.numel() for b in factors.b if b.numel()]
-        seconds = shrink.of(rows, factors.a.numel())
+        elements = factors.a.numel()
+        dots = way.shrink == DOTS
+        seconds = shrink.in_bags(rows, elements, self.threads) if dots else shrink.of(rows, elements)
         if way.expand == SUMS:  # one call for all sites
-            return BAGS * (seconds + expand.of(rows, sum(sizes)))
+            return seconds + expand.in_bags(rows, sum(sizes), self.threads)
         return seconds + sum(expand.of(rows, size) for size in sizes)

@@ -92,11 +92,15 @@ class SitePlan(NamedTuple):
         self.phases[Phase.INPUT].apply_(Phase.INPUT, x, changed)
         return changed
 
+    @property
+    def width(self) -> int:
+        """Of the largest vocabulary that replaces the base's own; 0 if none does."""
+        parts = self.phases[Phase.REPLACE].parts if Phase.REPLACE in self.phases else []
+        return max((part.op.fields.get("width") or 0 for part in parts), default=0)
+
     def widened(self, y: torch.Tensor) -> torch.Tensor:
         """The base's output with room for the rows of the largest vocabulary that replaces its own."""
-        parts = self.phases[Phase.REPLACE].parts if Phase.REPLACE in self.phases else []
-        width = max((part.op.fields.get("width") or 0 for part in parts), default=0)
-        return F.pad(y, (0, width - y.shape[-1])) if width > y.shape[-1] else y
+        return F.pad(y, (0, self.width - y.shape[-1])) if self.width > y.shape[-1] else y
 
     def after_(self, x: torch.Tensor, y: torch.Tensor, inputs: Inputs = _NONE) -> None:
         """Change the base's output y in place. x: the module's own input. inputs: those of the sources."""

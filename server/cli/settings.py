@@ -110,7 +110,8 @@ SETTINGS = (
     Setting(
         "async-scheduling", "", values.boolean, "prepare a step while the one before it runs", shown="on a GPU only"
     ),
-    Setting("enforce-eager", "", values.boolean, "no CUDA graphs: a step is a launch for each operator", False),
+    Setting("compile", "", values.boolean, "on a CPU, compile decode steps at start, with a C++ compiler", False),
+    Setting("enforce-eager", "", values.boolean, "no CUDA graphs and nothing compiled: operator by operator", False),
     Setting("trust-remote-code", "", values.boolean, "run Python code that comes with the model", False),
     Setting(
         "log-level",

@@ -21,7 +21,7 @@ from ..wire.messages import AdapterCard, AdapterPart, AddRequest, EngineStats, M
 from .adapters.service import AdapterService
 from .memory import free_bytes, kv_pages
 from .model.errors import UnservableModel
-from .model.fused import fuse_siblings, is_faster, separate_modules
+from .model.fused import fuse_siblings, fused_rows, separate_modules
 from .model.graphs import Recorder, make_recorder
 from .model.hooks import BypassHooks
 from .model.kv_cache import KVCache, elements_per_token
@@ -51,7 +51,7 @@ class Engine:
         loaded = load_model(config)
         self._model = loaded.model
         modules = dict(loaded.model.named_modules())
-        fused = fuse_siblings(modules, loaded.sites.groups) if is_faster(loaded.device) else {}
+        fused = fuse_siblings(modules, loaded.sites.groups)
         products = [*fused.values(), *separate_modules(modules, loaded.sites.groups, fused)]
         pack_linears(products, int(free_bytes(loaded.device) * PACKED_SHARE))
         self.adapters = AdapterService(config, loaded)
@@ -70,13 +70,14 @@ class Engine:
         attention = make_attention_backend([*layers.values()], config.page_size, loaded.dtype, loaded.device, spare)
         cache = KVCache(layers, num_pages, config.page_size, loaded.dtype, loaded.device)
         attachments = self.adapters.attachments
-        hooks = BypassHooks(modules, loaded.sites.groups, attachments.backend, attachments.side, loaded.experts, fused)
+        hooks = BypassHooks(modules, loaded.sites.groups, attachments.backend, attachments.side, loaded.experts, fused, fused_rows(loaded.device))
         vocab_size = loaded.trace.logits.shape[-1]
         self._runner = ModelRunner(loaded.model, loaded.attention, attention, cache, hooks, attachments, vocab_size)
         trace = loaded.trace.first(self._max_model_len)
         self._check(hooks, trace)
         if not config.enforce_eager:
             self._capture_graphs(make_recorder(loaded.device), trace)
+            self._compile(trace)
         self._scheduler = Scheduler(
             PagePool(num_pages),
             self.adapters.residency,
@@ -112,8 +113,27 @@ class Engine:
             self._runner.capture_graphs(recorder, self._config.max_running)
             check_paged_attention(self._runner, trace, self._config.page_size)
         except (RuntimeError, UnservableModel) as error:
-            self._runner.drop_graphs()
+            self._runner.run_eagerly()
             logger.warning("this model runs without CUDA graphs, so that it decodes slower: %s", error)
+
+    def _compile(self, trace: Trace) -> None:
+        """If it is asked for, the model and the machine allow it, and it gives what the model gives."""
+        if not self._config.compile:
+            return
+        if self._model.device.type != "cpu":
+            logger.warning("--compile is for CPUs and does nothing here: on a GPU a decode step is a CUDA graph")
+            return
+        begun = time.perf_counter()
+        logger.info("compiling decode steps: a minute or so the first time, less while the compiler's cache is there")
+        try:
+            self._runner.compile()
+            check_paged_attention(self._runner, trace, self._config.page_size)
+        except Exception as error:  # the compiler's own errors share no class
+            self._runner.run_eagerly()
+            check_paged_attention(self._runner, trace, self._config.page_size)  # which tracing may not have changed
+            logger.warning("this model runs without being compiled, so that it decodes slower: %s", error)
+        else:
+            logger.info("compiled in %.0f seconds", time.perf_counter() - begun)
 
     def _describe(
         self, num_pages: int, tokenizer: str | None, template: str | None, special: dict[str, str], eos: int | None

@@ -4,11 +4,12 @@ import asyncio
 import hashlib
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -120,6 +121,32 @@ def test_neighbours_get_what_they_get_without_the_others(world: World, device: s
         others = [(name, prompt) for name in world.adapters if name != "lora" for prompt in _prompts()]
         alone = _tokens(engine, digests, plain)
         assert _tokens(engine, digests, plain + others)[: len(plain)] == alone
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("world", ARCHITECTURES[:1], indirect=True)
+def test_every_method_by_itself_in_compiled_decodes(world: World, device: str) -> None:
+    """And then in one batch, but those that change norms or read another module's input: nothing compiled runs these."""
+    engine = _engine(world, device, compile=True, prefix_caching=False, max_loras=128)
+    try:
+        engine._runner._compiled = compiled = Mock(wraps=engine._runner._compiled)
+        digests = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("", *world.adapters)}
+        for name, adapter in world.adapters.items():
+            engine.inspect_adapter(digests[name], adapter)
+
+        def steps_compiled(*names: str) -> int:
+            before = compiled.call_count
+            asked = replace(world, requests=[request for request in world.requests if request[0] in names])
+            wrong = _serve(engine, asked, digests)
+            assert not wrong, "\n".join(wrong)
+            steps: int = compiled.call_count - before
+            return steps
+
+        served = [name for name in ("", *world.adapters) if steps_compiled(name)]
+        assert {"", "lora", "lora-dora", "ia3", "oft", "loha", "prefix-tuning"} <= {*served}
+        assert "ln-tuning" not in served
+        assert steps_compiled(*served)
     finally:
         engine.close()
 

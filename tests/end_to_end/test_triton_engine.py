@@ -82,7 +82,7 @@ def test_tokens_are_those_of_peft(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """All that a GPU runs, at once: kernels, graphs, steps that overlap, and one product for modules of one input."""
-    monkeypatch.setattr(engine_module, "is_faster", lambda _: True)
+    monkeypatch.setattr(engine_module, "fused_rows", lambda _: None)
     model = oracle.tiny_model("llama_biased", 3, tmp_path / "model")
     kind = oracle.kind_of("llama")
     adapters = {name: oracle.method_adapter(model, tmp_path / name, oracle.CATALOG[name].make(kind)) for name in NAMES}

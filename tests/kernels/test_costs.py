@@ -1,6 +1,6 @@
 import torch
 
-from peftserve.kernels.costs import BAGS, Cost, Costs
+from peftserve.kernels.costs import SHARES, Cost, Costs
 from peftserve.kernels.factors import Factors, view_factors
 from peftserve.kernels.layout import Group, GroupLayout
 from peftserve.kernels.products import PLAIN, WIDE
@@ -30,9 +30,18 @@ def test_rows_have_products_of_their_own_in_short_segments_only() -> None:
     assert costs.best(factors(8, gather=True), 1) == Way(WIDE, PLAIN)
 
 
-def test_bags_take_one_call_for_all_sites_and_must_be_well_worth_it() -> None:
-    costs = Costs({DOTS: Cost(1.0), PLAIN: Cost(1.0)}, {SUMS: Cost(1.0), PLAIN: Cost(1.0)})
-    assert BAGS > 1
+def test_bags_share_calls_and_the_work_of_short_segments_among_threads() -> None:
+    assert Cost(8.0, 2.0, 3.0, 5.0).in_bags(7, 11, 2) == 8 / SHARES + (7 * 2 + 11 * (3 + 7 * 5)) / 2
+    products, bags = Cost(1.0, term=1.0), Cost(2.0 * SHARES, term=1.5)
+    costs = Costs({DOTS: bags, PLAIN: products}, {SUMS: bags, PLAIN: products})
+    assert costs.best(factors(8), SHORT) == Way(PLAIN, PLAIN)
+    assert costs._replace(threads=2).best(factors(8), SHORT) == Way(DOTS, SUMS)
+    assert costs._replace(threads=2).best(factors(8), SHORT + 1) == Way(PLAIN, PLAIN)
+
+
+def test_bags_take_one_call_for_all_sites() -> None:
+    one = Cost(1.0 * SHARES)
+    costs = Costs({DOTS: one, PLAIN: Cost(0.5)}, {SUMS: one, PLAIN: Cost(0.5)})
     assert costs.best(factors(8, sites=1), 1).expand == PLAIN
     assert costs.best(factors(8, sites=3), 1).expand == SUMS
 

@@ -7,6 +7,7 @@ written before any are read, so sequences of one step may share pages.
 
 import itertools
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -15,6 +16,7 @@ from transformers import AttentionInterface
 from peftserve.kernels.attention import AttentionBackend, AttentionLayer
 from peftserve.kernels.torch_attention import Prefill, prefill
 
+from .callouts import call_out
 from .errors import UnservableModel
 from .kv_cache import KVCache
 
@@ -100,12 +102,24 @@ class PagedAttention:
             layer = self._note(index, query, key, value, (scale, sliding_window, softcap, s_aux is not None))
             rows = Prefill(0, query.shape[2], 0, torch.empty(0))
             return prefill(rows, query[0], key, value, layer, s_aux).transpose(0, 1)[None], None
+        sinks = () if s_aux is None else (s_aux,)
+        return call_out(partial(self._attend, index), _like, query, key, value, *sinks), None
+
+    def _attend(
+        self,
+        index: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        sinks: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        assert self._cache is not None and self._backend is not None
         keys, values = self._cache.keys[index], self._cache.values[index]
         self._backend.write(key, value, keys, values)
-        out = self._backend.attend(self._places[index], query, keys, values, s_aux)
+        out = self._backend.attend(self._places[index], query, keys, values, sinks)
         for rows_beside in self.side:
             rows_beside.add_(index, query[0], out)
-        return out[None], None
+        return out[None]
 
     def _note(
         self, index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scoring: tuple[Any, ...]
@@ -115,6 +129,10 @@ class PagedAttention:
         heads, kv_heads = query.shape[1], key.shape[1]
         self.layers[index] = AttentionLayer(heads, kv_heads, key.shape[3], value.shape[3], *scoring)
         return self.layers[index]
+
+
+def _like(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+    return query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
 
 
 def _index_of(module: torch.nn.Module) -> int:

@@ -9,6 +9,7 @@ with the deltas of each token's own adapters. Expert parallelism is not served.
 
 import itertools
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -20,6 +21,8 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from peftserve.adapters.sites import ExpertParameter
 from peftserve.kernels.experts import add_expert_low_rank_
 from peftserve.kernels.side import Part
+
+from .callouts import call_out
 
 _names = itertools.count()
 _FACTS = ("has_gate", "has_bias", "is_transposed", "has_post_expert_norm", "num_experts")
@@ -45,6 +48,13 @@ class ExpertsBypass:
     ) -> torch.Tensor:
         """hidden_states: (tokens, hidden); top_k_index, top_k_weights: (tokens, k). Returns (tokens, hidden)."""
         self.called.add(module)
+        return call_out(
+            partial(self._run, module), lambda x, *_: torch.empty_like(x), hidden_states, top_k_index, top_k_weights
+        )
+
+    def _run(
+        self, module: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
         if parts := self.parts.get(module):
             return _with_parts(module, hidden_states, top_k_index, top_k_weights, parts)
         eager = type(module).forward.__wrapped__  # type: ignore[attr-defined]  # what transformers' decorator wraps

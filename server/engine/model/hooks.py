@@ -17,6 +17,7 @@ from peftserve.kernels.ops import Phase
 from peftserve.kernels.side import SideOps, SitePlan
 
 from ..adapters.packing import SiteGroups
+from .callouts import call_out, is_traced
 from .experts import ExpertsBypass
 
 
@@ -34,8 +35,9 @@ class BypassHooks:
         side: SideOps,
         experts: ExpertsBypass | None = None,
         fused: Mapping[int, nn.Linear] | None = None,
+        fused_rows: int | None = None,
     ) -> None:
-        """fused: of each group that has one, its modules as one."""
+        """fused: of each group that has one, its modules as one, for up to `fused_rows` rows."""
         self.active = False
         self._modules = modules
         self._side = side
@@ -50,6 +52,7 @@ class BypassHooks:
         self._groups = [_Siblings(backend, index, group, self._streams) for index, group in enumerate(members)]
         for group_index, module in (fused or {}).items():
             self._groups[group_index].fused = module
+            self._groups[group_index].fused_rows = fused_rows
         for siblings in self._groups:
             for position, member in enumerate(siblings.members):
                 member.module.forward = self._around(siblings, position, member.forward)
@@ -68,6 +71,11 @@ class BypassHooks:
         for source in {source for plan in plans.values() for source in plan.sources}:
             self._handles.append(self._modules[source].register_forward_pre_hook(self._keep(source), prepend=True))
 
+    @property
+    def in_calls(self) -> bool:
+        """Whether the step's work is all inside what a compiled model calls (`callouts.py`)."""
+        return not self._handles and all(group.keeps_widths for group in self._groups)
+
     def end(self) -> None:
         """Keep none of the step's tensors alive, and none of its hooks."""
         for handle in self._handles:
@@ -83,7 +91,9 @@ class BypassHooks:
         self, group: "_Siblings", position: int, base: Callable[..., torch.Tensor]
     ) -> Callable[..., torch.Tensor]:
         def forward(*args: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-            together = self.active or group.fused is not None
+            if is_traced():
+                return group.called_out(args[0], position, lambda: self.active)
+            together = self.active or group.fuses(args[0])
             return group.output(args[0], position, self.active) if together else base(*args, **kwargs)
 
         return forward
@@ -148,7 +158,7 @@ class _Siblings:
     """The modules of one group, which read one input.
 
     plans: those of the step, by the module's name; filled by the hooks.
-    fused: all modules as one; None where they have products of their own.
+    fused: all modules as one, for up to `fused_rows` rows; None where they have products of their own.
     """
 
     def __init__(
@@ -156,22 +166,48 @@ class _Siblings:
     ) -> None:
         self.members = members
         self.fused: nn.Linear | None = None
+        self.fused_rows: int | None = None
         self.plans: dict[str, SitePlan] = {}
         self._backend = backend
         self._index = index
         self._streams = streams
         self._input: torch.Tensor | None = None
         self._outputs: list[torch.Tensor | None] = [None] * len(members)
+        self._widths = [member.width for member in members]
+        self._everyone = frozenset(range(len(members)))
+
+    @property
+    def keeps_widths(self) -> bool:
+        """Whether the step's plans leave all outputs as wide as the base's."""
+        return all(self.plans[m.name].width <= m.width for m in self.members if m.name in self.plans)
+
+    def fuses(self, x: torch.Tensor) -> bool:
+        """Whether one product gives the base's outputs for such an input."""
+        few = self.fused_rows is None or x.numel() // x.shape[-1] <= self.fused_rows
+        return self.fused is not None and few
+
+    def called_out(self, x: torch.Tensor, position: int, active: Callable[[], bool]) -> torch.Tensor:
+        """`output` in a compiled model, which makes one call for all modules. active: of the step, when it runs."""
+        if x is not self._input or self._outputs[position] is None:
+            self._input = x
+            whole = call_out(lambda x: self._whole(x, active()), self._like_whole, x)
+            self._outputs = [*whole.split(self._widths, dim=-1)]
+        return self._hand_out(position)
 
     def output(self, x: torch.Tensor, position: int, active: bool) -> torch.Tensor:
         """Handed out once: whoever gets it may change it. active: with the step's bypasses."""
         if x is not self._input:
             self._input = x
-            self._outputs = self._run(x, self._together(position), active)
-        output = self._outputs[position]
-        if output is None:
-            (output,) = (y for y in self._run(x, {position}, active) if y is not None)
-        self._outputs[position] = None
+            together = self._together(position)
+            whole = self._product(x) if self.fuses(x) and together == self._everyone else None
+            self._outputs = self._run(x, together, active, whole)
+        if self._outputs[position] is None:
+            self._outputs[position] = self._run(x, frozenset({position}), active, None)[position]
+        return self._hand_out(position)
+
+    def _hand_out(self, position: int) -> torch.Tensor:
+        output, self._outputs[position] = self._outputs[position], None
+        assert output is not None
         return output
 
     def forget(self) -> None:
@@ -179,13 +215,16 @@ class _Siblings:
         self._outputs = [None] * len(self.members)
         self.plans.clear()
 
-    def _together(self, position: int) -> set[int]:
+    def _together(self, position: int) -> frozenset[int]:
         """The modules to run when the one at `position` is called: those that need another's input wait for it."""
         waiting = any(plan.sources for plan in self.plans.values())
-        return {position} if waiting else set(range(len(self.members)))
+        return frozenset({position}) if waiting else self._everyone
 
-    def _run(self, x: torch.Tensor, positions: set[int], active: bool) -> list[torch.Tensor | None]:
-        base = self._base(x, positions)
+    def _run(
+        self, x: torch.Tensor, positions: frozenset[int], active: bool, whole: torch.Tensor | None
+    ) -> list[torch.Tensor | None]:
+        """whole: the base's outputs side by side, if they are there already; changed in place then."""
+        base = [None] * len(self.members) if whole is None else whole.split(self._widths, dim=-1)
         outputs = [
             member.run(x, self.plans.get(member.name), self._streams, base[position]) if position in positions else None
             for position, member in enumerate(self.members)
@@ -196,17 +235,35 @@ class _Siblings:
             None if y is None else y.view(-1, y.shape[-1])[:, : member.width]
             for y, member in zip(outputs, self.members, strict=True)
         ]
-        self._backend.add_(self._index, x.flatten(0, -2) if x.is_floating_point() else x.flatten(), sites)
+        self._add_bypasses(x, sites)
         return outputs
 
-    def _base(self, x: torch.Tensor, positions: set[int]) -> Sequence[torch.Tensor | None]:
-        """All outputs by one product, unless a module sees another input or only some of them are asked for."""
-        changed = any(Phase.INPUT in plan.phases for plan in self.plans.values())
-        if self.fused is None or changed or len(positions) < len(self.members):
-            return [None] * len(self.members)
-        whole: torch.Tensor = self.fused(x)
-        parts: tuple[torch.Tensor, ...] = whole.split([member.width for member in self.members], dim=-1)
-        return parts
+    def _add_bypasses(self, x: torch.Tensor, sites: Sequence[torch.Tensor | None]) -> None:
+        """sites: (rows, out_features) of each module, changed in place; None for those to leave alone."""
+        self._backend.add_(self._index, x.flatten(0, -2) if x.is_floating_point() else x.flatten(), sites)
+
+    def _product(self, x: torch.Tensor) -> torch.Tensor | None:
+        """The base's outputs side by side; None without a product of all, or if a module is to see another input."""
+        if any(Phase.INPUT in plan.phases for plan in self.plans.values()):
+            return None
+        if len(self.members) == 1 and not self.plans:
+            return self.members[0].forward(x)
+        return None if self.fused is None else self.fused(x)
+
+    def _whole(self, x: torch.Tensor, active: bool) -> torch.Tensor:
+        """All outputs side by side, of plans that keep their widths."""
+        whole = self._product(x)
+        if whole is not None and not self.plans:  # in as few calls as can be
+            if active:
+                self._add_bypasses(x, whole.flatten(0, -2).split(self._widths, 1))
+            return whole
+        outputs = self._run(x, self._everyone, active, whole)
+        return torch.cat([y for y in outputs if y is not None], -1) if whole is None else whole
+
+    def _like_whole(self, x: torch.Tensor) -> torch.Tensor:
+        weight = next(self.members[0].module.parameters())
+        leading, dtype = (x.shape[:-1], x.dtype) if x.is_floating_point() else (x.shape, weight.dtype)
+        return x.new_empty(*leading, sum(self._widths), dtype=dtype)
 
 
 def _rows(tensor: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ from peftserve.kernels.layout import Segment
 from ..adapters.attachments import Attachments
 from ..scheduling.batch import Batch, Span
 from .attention import PagedAttention, SideRows
+from .compiled import CompiledForward
 from .graphs import DecodeGraphs, Recorder
 from .hooks import BypassHooks
 from .inputs import Feed, StepInputs, step_inputs
@@ -62,6 +63,7 @@ class ModelRunner:
         self._vocab_size = vocab_size
         self._bypassed = False  # whether the step has adapters
         self._graphs: DecodeGraphs | None = None
+        self._compiled: CompiledForward | None = None
 
     @torch.inference_mode()
     def capture_graphs(self, recorder: Recorder, most_rows: int) -> None:
@@ -77,9 +79,14 @@ class ModelRunner:
         graphs.capture()
         self._graphs = graphs
 
-    def drop_graphs(self) -> None:
-        """From now on, every operator of a step is a launch."""
-        self._graphs = None
+    def compile(self) -> None:
+        """Run decode steps compiled. Raises what `CompiledForward` raises if the model cannot be."""
+        self._bypassed = False
+        self._compiled = CompiledForward(self._forward)
+
+    def run_eagerly(self) -> None:
+        """From now on, without graphs and without what is compiled."""
+        self._graphs = self._compiled = None
 
     @torch.inference_mode()
     def run(self, batch: Batch, feed: Feed | None = None) -> StepLogits:
@@ -131,6 +138,8 @@ class ModelRunner:
         """(rows, vocabulary), of the step that has begun."""
         self._hooks.begin(self._bypassed)
         try:
+            if self._compiled is not None and self._hooks.in_calls and self._compiled.fits(inputs):
+                return self._compiled(inputs)
             output = self._model(
                 input_ids=inputs.ids[None],
                 position_ids=inputs.positions[None],

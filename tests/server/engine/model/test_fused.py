@@ -76,15 +76,15 @@ def test_a_model_that_cannot_take_parts_gets_products_of_its_own(
     oracle: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As one whose code wants adjoining elements: its first pass fails, and it is served without."""
-    base = _Siblings._base
+    base = _Siblings._product
 
     def refuse(self: _Siblings, *args: Any) -> Any:
         if self.fused is not None:
             raise RuntimeError("view size is not compatible with input tensor's size and stride")
         return base(self, *args)
 
-    monkeypatch.setattr(engine_module, "is_faster", lambda device: True)
-    monkeypatch.setattr(_Siblings, "_base", refuse)
+    monkeypatch.setattr(engine_module, "fused_rows", lambda device: None)
+    monkeypatch.setattr(_Siblings, "_product", refuse)
     engine = Engine(EngineConfig(model=str(oracle.tiny_model("llama", 0, tmp_path)), device="cpu"))
     engine.close()
     assert "one by one: view size is not compatible" in caplog.text
@@ -95,7 +95,7 @@ def test_the_engines_tokens_are_those_of_peft(
     oracle: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str
 ) -> None:
     """The base, LoRA, and what changes inputs and outputs of single modules, in one batch."""
-    monkeypatch.setattr(engine_module, "is_faster", lambda device: True)
+    monkeypatch.setattr(engine_module, "fused_rows", lambda device: None)
     model = oracle.tiny_model(architecture, 3, tmp_path / "model")
     kind = oracle.kind_of(oracle.plain_model(model).config.model_type)
     adapters = {
