@@ -67,9 +67,7 @@ def make_contenders(folder: Path, work: Work, device: str, dtype: str, compiled:
     base, store = folder / "base", folder / "store"
     write_base(base)
     digests = write_adapters(base, store)
-    bare, full = (
-        engine(base, store, there, device=device, dtype=dtype, compile=compiled) for there in ([], digests)
-    )
+    bare, full = (engine(base, store, there, device=device, dtype=dtype, compile=compiled) for there in ([], digests))
     return {
         "ours, no adapters": on_engine(bare, work, []),
         "ours, adapters unused": on_engine(full, work, []),

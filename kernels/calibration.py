@@ -40,7 +40,7 @@ def _measure(dtype: torch.dtype) -> Costs:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """What more of them gain is known (`Cost`), and where a core is taken by another process, each call waits milliseconds for it."""
+    """What more gain is known (`Cost`), and each call waits milliseconds for a core that another process has."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

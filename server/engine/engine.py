@@ -70,7 +70,15 @@ class Engine:
         attention = make_attention_backend([*layers.values()], config.page_size, loaded.dtype, loaded.device, spare)
         cache = KVCache(layers, num_pages, config.page_size, loaded.dtype, loaded.device)
         attachments = self.adapters.attachments
-        hooks = BypassHooks(modules, loaded.sites.groups, attachments.backend, attachments.side, loaded.experts, fused, fused_rows(loaded.device))
+        hooks = BypassHooks(
+            modules,
+            loaded.sites.groups,
+            attachments.backend,
+            attachments.side,
+            loaded.experts,
+            fused,
+            fused_rows(loaded.device),
+        )
         vocab_size = loaded.trace.logits.shape[-1]
         self._runner = ModelRunner(loaded.model, loaded.attention, attention, cache, hooks, attachments, vocab_size)
         trace = loaded.trace.first(self._max_model_len)

@@ -127,7 +127,7 @@ def test_neighbours_get_what_they_get_without_the_others(world: World, device: s
 
 @pytest.mark.parametrize("world", ARCHITECTURES[:1], indirect=True)
 def test_every_method_by_itself_in_compiled_decodes(world: World, device: str) -> None:
-    """And then in one batch, but those that change norms or read another module's input: nothing compiled runs these."""
+    """And then in one batch, but those that change norms or read another's input: nothing compiled runs these."""
     engine = _engine(world, device, compile=True, prefix_caching=False, max_loras=128)
     try:
         engine._runner._compiled = compiled = Mock(wraps=engine._runner._compiled)

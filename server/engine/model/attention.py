@@ -113,7 +113,8 @@ class PagedAttention:
         value: torch.Tensor,
         sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        assert self._cache is not None and self._backend is not None
+        assert self._cache is not None
+        assert self._backend is not None
         keys, values = self._cache.keys[index], self._cache.values[index]
         self._backend.write(key, value, keys, values)
         out = self._backend.attend(self._places[index], query, keys, values, sinks)

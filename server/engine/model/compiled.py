@@ -5,7 +5,7 @@ adapters, because what they change is called back (`callouts.py`). For CPUs, whe
 on operators and Python between the products as on attention.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,13 +31,13 @@ class CompiledForward:
     def __init__(self, forward: Callable[[StepInputs], torch.Tensor]) -> None:
         shapes = ShapeEnv()
         fake = FakeTensorMode(allow_non_fake_inputs=True, shape_env=shapes)
-        inputs = [_row_ids(fake, name) for name in ("ids", "positions")]
+        inputs: list[Any] = [_row_ids(fake, name) for name in ("ids", "positions")]
         with torch.no_grad(), leaving_calls() as self._calls:
             graph = make_fx(lambda ids, positions: forward(StepInputs(ids, positions, None)), tracing_mode="fake")(
                 *inputs
             )
         with torch.no_grad():
-            self._run: Callable[..., Sequence[torch.Tensor]] = torch._inductor.compile(graph, inputs)
+            self._run: Callable[..., torch.Tensor] = torch._inductor.compile(graph, inputs)
         self._assumed = shapes.produce_guards_expression(inputs, ignore_static=False)
         self._shapes = shapes
         self._fits: dict[int, bool] = {}  # by the number of rows
@@ -56,8 +56,7 @@ class CompiledForward:
 
     def __call__(self, inputs: StepInputs) -> torch.Tensor:
         """Logits (rows, vocabulary) of a step that fits."""
-        result = self._run(inputs.ids, inputs.positions)
-        return result if isinstance(result, torch.Tensor) else result[0]
+        return self._run(inputs.ids, inputs.positions)
 
 
 def _row_ids(fake: FakeTensorMode, name: str) -> torch.Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from peftserve.server.engine.model.callouts import call_out, is_traced, leaving_calls
+from peftserve.server.engine.model.callouts import Calls, call_out, is_traced, leaving_calls
 
 
 class Scale:
@@ -15,6 +15,13 @@ class Scale:
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         return call_out(lambda x: x * self.factor, torch.empty_like, x + 1) - 1
+
+
+def traced(factor: float) -> tuple[torch.fx.GraphModule, Calls]:
+    scale = Scale()
+    scale.factor = factor
+    with leaving_calls() as calls:
+        return make_fx(lambda x: scale.apply(x), tracing_mode="fake")(torch.zeros(1)), calls
 
 
 def test_outside_of_a_graph_it_is_what_it_runs() -> None:
@@ -45,13 +52,7 @@ def test_calls_are_forgotten_with_their_graph() -> None:
 
 def test_two_graphs_at_a_time_keep_their_own() -> None:
     """One may be traced again after another has gone."""
-    graphs, kept = [], []
-    for factor in (1.0, 2.0, 3.0):
-        scale = Scale()
-        scale.factor = factor
-        with leaving_calls() as calls:
-            graphs.append(make_fx(lambda x: scale.apply(x), tracing_mode="fake")(torch.zeros(1)))
-        kept.append(calls)
-        if factor == 2.0:
-            del kept[0], graphs[0], calls
-    assert [graph(torch.ones(1)).item() for graph in graphs] == [3.0, 5.0]
+    first, second = traced(1.0), traced(2.0)
+    del first
+    third = traced(3.0)
+    assert [graph(torch.ones(1)).item() for graph, _ in (second, third)] == [3.0, 5.0]
