@@ -12,6 +12,7 @@ from itertools import count
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from peftserve.adapters.errors import AdapterError
 from peftserve.kernels.paged_attention import make_attention_backend
@@ -131,17 +132,15 @@ class Engine:
         if self._model.device.type != "cpu":
             logger.warning("--compile is for CPUs and does nothing here: on a GPU a decode step is a CUDA graph")
             return
-        begun = time.perf_counter()
-        logger.info("compiling decode steps: a minute or so the first time, less while the compiler's cache is there")
         try:
-            self._runner.compile()
+            with tqdm(total=1, desc="compiling decode steps", unit="graph", disable=None) as progress:
+                self._runner.compile()
+                progress.update()
             check_paged_attention(self._runner, trace, self._config.page_size)
         except Exception as error:  # the compiler's own errors share no class
             self._runner.run_eagerly()
             check_paged_attention(self._runner, trace, self._config.page_size)  # which tracing may not have changed
             logger.warning("this model runs without being compiled, so that it decodes slower: %s", error)
-        else:
-            logger.info("compiled in %.0f seconds", time.perf_counter() - begun)
 
     def _describe(
         self, num_pages: int, tokenizer: str | None, template: str | None, special: dict[str, str], eos: int | None
