@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-CLIENTS = 16
+CLIENTS = 8
 OPERATORS = 8
 ROUNDS = 25  # of each operator: 200 deletions and switches of the default, and twice as many uploads
 NUM_TOKENS = 12

@@ -19,7 +19,7 @@ from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
 from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingParams
 
-ARCHITECTURES = ["llama_biased", "qwen2", "gemma2", "phi3", "gpt2", "mixtral"]
+ARCHITECTURES = ["llama_biased", "gemma2", "phi3", "gpt2", "mixtral"]
 MAX_TOKENS = 8
 SETTINGS: dict[str, dict[str, Any]] = {
     "whole prompts": {"max_batch_tokens": 1024, "prefix_caching": False, "max_loras": 128},
