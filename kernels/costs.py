@@ -27,7 +27,7 @@ class Cost(NamedTuple):
         return self.call + rows * self.row + elements * (self.element + rows * self.term)
 
     def in_bags(self, rows: int, elements: int, threads: int) -> float:
-        return self.call / SHARES + (rows * self.row + elements * (self.element + rows * self.term)) / threads
+        return self.call / SHARES + (self.of(rows, elements) - self.call) / threads
 
 
 class Costs(NamedTuple):

@@ -1,8 +1,9 @@
-"""The model's forward pass compiled by TorchInductor: norms, rotations and activations of a layer in a few loops.
+"""The model's forward pass compiled by TorchInductor for decode steps on a CPU.
 
-Traced once, with a symbolic number of rows, by running it on tensors without values; nothing in the graph depends on
-adapters, because what they change is called back (`callouts.py`). For CPUs, where a step of a few rows spends as much
-on operators and Python between the products as on attention.
+Norms, rotations and activations of a layer become a few loops: a step of a few rows spends as much on operators and
+Python between the products as on attention. The graph is traced once, with a symbolic number of rows, by running the
+model on tensors without values; nothing in it depends on adapters, because what they change is called back
+(`callouts.py`).
 """
 
 from collections.abc import Callable

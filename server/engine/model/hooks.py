@@ -74,7 +74,7 @@ class BypassHooks:
     @property
     def in_calls(self) -> bool:
         """Whether the step's work is all inside what a compiled model calls (`callouts.py`)."""
-        return not self._handles and all(group.keeps_widths for group in self._groups)
+        return not self._handles and all(group.keeps_widths for group in self._groups if group.plans)
 
     def end(self) -> None:
         """Keep none of the step's tensors alive, and none of its hooks."""
@@ -261,9 +261,9 @@ class _Siblings:
         return torch.cat([y for y in outputs if y is not None], -1) if whole is None else whole
 
     def _like_whole(self, x: torch.Tensor) -> torch.Tensor:
-        weight = next(self.members[0].module.parameters())
-        leading, dtype = (x.shape[:-1], x.dtype) if x.is_floating_point() else (x.shape, weight.dtype)
-        return x.new_empty(*leading, sum(self._widths), dtype=dtype)
+        if x.is_floating_point():
+            return x.new_empty(*x.shape[:-1], sum(self._widths))
+        return x.new_empty(*x.shape, sum(self._widths), dtype=next(self.members[0].module.parameters()).dtype)
 
 
 def _rows(tensor: torch.Tensor) -> torch.Tensor:
