@@ -114,9 +114,10 @@ def test_tokens_are_those_of_peft(
         assert [report.chosen.token_id for report in found[name]] == answer.token_ids, name
         logprobs = [report.chosen.logprob for report in found[name]]
         assert logprobs == pytest.approx(answer.logprobs, abs=1e-4), name
-    layers = 2
-    assert len(launches) == MAX_TOKENS * layers * 4  # q/k/v, o, gate/up and down; nobody changes embedding and head
-    assert len(set(launches)) == layers * 4
+    groups = 2 * 4  # in each layer q/k/v, o, gate/up and down; nobody changes embedding and head
+    steps = [launches[first : first + groups] for first in range(0, len(launches), groups)]
+    assert len(steps) >= MAX_TOKENS, "one more for each adapter that was still on its way in the step before"
+    assert all(len(set(step)) == groups for step in steps), "one launch a group and step"
     assert replays.runs == 0, "adapters with operators beside the kernels run without graphs"
 
 
