@@ -3,7 +3,6 @@
 One thread calls everything here. Nothing in `step` waits for a client, a disk or an adapter.
 """
 
-import logging
 import os
 import secrets
 import time
@@ -12,34 +11,21 @@ from itertools import count
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from peftserve.adapters.errors import AdapterError
-from peftserve.kernels.paged_attention import make_attention_backend
 
 from ..config import EngineConfig
 from ..wire.messages import AdapterCard, AdapterPart, AddRequest, EngineStats, ModelInfo, SequenceOutput
 from .adapters.service import AdapterService
-from .memory import free_bytes, kv_pages
-from .model.errors import UnservableModel
-from .model.fused import fuse_siblings, fused_rows, separate_modules
-from .model.graphs import Recorder, make_recorder
-from .model.hooks import BypassHooks
-from .model.kv_cache import KVCache, elements_per_token
-from .model.loading import Trace, eos_token_ids, load_model, tokenizer_facts, vocabulary_size
-from .model.packed_linear import pack_linears
-from .model.runner import ModelRunner
-from .model.self_check import check_paged_attention
+from .assembly import lay_out_products, make_runner
+from .memory import kv_pages
+from .model.loading import eos_token_ids, load_model, tokenizer_facts, vocabulary_size
 from .pipeline import Pipeline
 from .sampling import Sampler
 from .scheduling.page_pool import PagePool
 from .scheduling.scheduler import Scheduler
 from .scheduling.sequence import Lease, Sequence
 
-logger = logging.getLogger(__name__)
-
-PACKED_SHARE = 0.25  # of the free memory, for second copies of weights in a faster layout
-COPIED_SHARE = 0.25  # of the KV cache's size, for copies of what is decoded
 IDLE_SECONDS = 0.0005  # what an empty step waits for an adapter's load, so that a caller's loop does not spin
 
 
@@ -51,42 +37,18 @@ class Engine:
         self._config = config
         loaded = load_model(config)
         self._model = loaded.model
-        modules = dict(loaded.model.named_modules())
-        fused = fuse_siblings(modules, loaded.sites.groups)
-        products = [*fused.values(), *separate_modules(modules, loaded.sites.groups, fused)]
-        pack_linears(products, int(free_bytes(loaded.device) * PACKED_SHARE))
+        fused = lay_out_products(loaded)
         self.adapters = AdapterService(config, loaded)
-        layers = loaded.attention.layers
         num_pages = kv_pages(
             config.kv_cache_tokens,
-            layers,
+            loaded.attention.layers,
             page_size=config.page_size,
             max_tokens=config.max_running * loaded.max_model_len,
             dtype=loaded.dtype,
             device=loaded.device,
         )
         self._max_model_len = min(loaded.max_model_len, num_pages * config.page_size)
-        tokens = num_pages * config.page_size
-        spare = int(tokens * sum(map(elements_per_token, layers.values())) * loaded.dtype.itemsize * COPIED_SHARE)
-        attention = make_attention_backend([*layers.values()], config.page_size, loaded.dtype, loaded.device, spare)
-        cache = KVCache(layers, num_pages, config.page_size, loaded.dtype, loaded.device)
-        attachments = self.adapters.attachments
-        hooks = BypassHooks(
-            modules,
-            loaded.sites.groups,
-            attachments.backend,
-            attachments.side,
-            loaded.experts,
-            fused,
-            fused_rows(loaded.device),
-        )
-        vocab_size = loaded.trace.logits.shape[-1]
-        self._runner = ModelRunner(loaded.model, loaded.attention, attention, cache, hooks, attachments, vocab_size)
-        trace = loaded.trace.first(self._max_model_len)
-        self._check(hooks, trace)
-        if not config.enforce_eager:
-            self._capture_graphs(make_recorder(loaded.device), trace)
-            self._compile(trace)
+        self._runner = make_runner(config, loaded, fused, self.adapters.attachments, num_pages)
         self._scheduler = Scheduler(
             PagePool(num_pages),
             self.adapters.residency,
@@ -98,49 +60,12 @@ class Engine:
         )
         facts = tokenizer_facts(config.model, config.trust_remote_code)
         self.info = self._describe(num_pages, *facts)
-        sampler = Sampler(vocab_size, loaded.device)
+        sampler = Sampler(loaded.trace.logits.shape[-1], loaded.device)
         overlapped = loaded.device.type == "cuda" if config.async_scheduling is None else config.async_scheduling
         self._pipeline = Pipeline(self._runner, sampler, self._scheduler, self._end, overlapped=overlapped)
         self._sequences: dict[str, Sequence] = {}
         self._arrivals = count()
         self._steps = 0
-
-    def _check(self, hooks: BypassHooks, trace: Trace) -> None:
-        """Raises UnservableModel. A model that cannot take parts of one product gets a product for each module."""
-        try:
-            check_paged_attention(self._runner, trace, self._config.page_size)
-        except (RuntimeError, UnservableModel) as error:
-            hooks.separate()
-            check_paged_attention(self._runner, trace, self._config.page_size)
-            logger.warning("q, k and v, and gate and up, are multiplied one by one: %s", error)
-
-    def _capture_graphs(self, recorder: Recorder | None, trace: Trace) -> None:
-        """Where the device has graphs, and they give what the model gives."""
-        if recorder is None:
-            return
-        try:
-            self._runner.capture_graphs(recorder, self._config.max_running)
-            check_paged_attention(self._runner, trace, self._config.page_size)
-        except (RuntimeError, UnservableModel) as error:
-            self._runner.run_eagerly()
-            logger.warning("this model runs without CUDA graphs, so that it decodes slower: %s", error)
-
-    def _compile(self, trace: Trace) -> None:
-        """If it is asked for, the model and the machine allow it, and it gives what the model gives."""
-        if not self._config.compile:
-            return
-        if self._model.device.type != "cpu":
-            logger.warning("--compile is for CPUs and does nothing here: on a GPU a decode step is a CUDA graph")
-            return
-        try:
-            with tqdm(total=1, desc="compiling decode steps", unit="graph", disable=None) as progress:
-                self._runner.compile()
-                progress.update()
-            check_paged_attention(self._runner, trace, self._config.page_size)
-        except Exception as error:  # the compiler's own errors share no class
-            self._runner.run_eagerly()
-            check_paged_attention(self._runner, trace, self._config.page_size)  # which tracing may not have changed
-            logger.warning("this model runs without being compiled, so that it decodes slower: %s", error)
 
     def _describe(
         self, num_pages: int, tokenizer: str | None, template: str | None, special: dict[str, str], eos: int | None

@@ -12,8 +12,7 @@ import torch
 from peftserve.kernels.triton_attention import TritonAttention
 from peftserve.kernels.triton_bypass import TritonBypass
 from peftserve.server.config import EngineConfig
-from peftserve.server.engine import Engine
-from peftserve.server.engine import engine as engine_module
+from peftserve.server.engine import Engine, assembly
 from peftserve.server.engine.adapters import service
 from peftserve.server.engine.model import graphs
 from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingParams
@@ -66,9 +65,9 @@ def replays(monkeypatch: pytest.MonkeyPatch, device: str) -> Replays:
     recorder = Replays()
     programs = None if device == "cuda" else 1
     backend = partial(TritonAttention, num_programs=programs)
-    monkeypatch.setattr(engine_module, "make_attention_backend", lambda *args: backend(*args[:-1]))
+    monkeypatch.setattr(assembly, "make_attention_backend", lambda *args: backend(*args[:-1]))
     if device == "cpu":
-        monkeypatch.setattr(engine_module, "make_recorder", lambda _: recorder)
+        monkeypatch.setattr(assembly, "make_recorder", lambda _: recorder)
     monkeypatch.setattr(graphs, "SIZES", (4, 16))
     return recorder
 
@@ -82,7 +81,7 @@ def test_tokens_are_those_of_peft(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """All that a GPU runs, at once: kernels, graphs, steps that overlap, and one product for modules of one input."""
-    monkeypatch.setattr(engine_module, "fused_rows", lambda _: None)
+    monkeypatch.setattr(assembly, "fused_rows", lambda _: None)
     model = oracle.tiny_model("llama_biased", 3, tmp_path / "model")
     kind = oracle.kind_of("llama")
     adapters = {name: oracle.method_adapter(model, tmp_path / name, oracle.CATALOG[name].make(kind)) for name in NAMES}

@@ -1,22 +1,13 @@
 """The compiled forward pass gives the model's logits for any number of rows, and says which steps it is for."""
 
-import logging
-from pathlib import Path
-from types import ModuleType
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from peftserve.server.config import EngineConfig
-from peftserve.server.engine import Engine
-from peftserve.server.engine.model import runner as runner_module
 from peftserve.server.engine.model.callouts import call_out
 from peftserve.server.engine.model.compiled import CompiledForward
 from peftserve.server.engine.model.inputs import StepInputs
-from peftserve.server.wire.messages import AddRequest, SamplingParams
 
 
 class Layer:
@@ -77,23 +68,3 @@ def test_a_graph_that_assumes_more_of_the_rows_says_so() -> None:
 def test_a_model_that_looks_at_values_cannot_be_compiled() -> None:
     with pytest.raises(Exception, match="data-dependent"):
         CompiledForward(lambda step: step.ids.float() if step.ids.max() > 3 else step.positions.float())
-
-
-def test_a_model_that_cannot_be_compiled_is_served_as_it_is(
-    oracle: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def refuse(forward: Any) -> None:
-        raise ValueError("no compiler is here")
-
-    monkeypatch.setattr(runner_module, "CompiledForward", refuse)
-    with caplog.at_level(logging.WARNING):
-        engine = Engine(
-            EngineConfig(
-                model=str(oracle.tiny_model("llama", 0, tmp_path)), device="cpu", kv_cache_tokens=64, compile=True
-            )
-        )
-    assert "no compiler is here" in caplog.text
-    sampling = SamplingParams(max_tokens=3, temperature=0.0, ignore_eos=True)
-    engine.add_request(AddRequest(request_id="a", prompt_token_ids=[5, 6, 7], sampling=sampling, adapters=[]))
-    tokens = [token for _ in range(3) for output in engine.step() for token in output.token_ids]
-    assert len(tokens) == 3

@@ -1,7 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
@@ -9,11 +8,9 @@ from torch import nn
 
 from peftserve.kernels.layout import Group
 from peftserve.server.config import EngineConfig
-from peftserve.server.engine import Engine
-from peftserve.server.engine import engine as engine_module
+from peftserve.server.engine import Engine, assembly
 from peftserve.server.engine.adapters.packing import SiteGroups
 from peftserve.server.engine.model.fused import fuse_siblings, separate_modules
-from peftserve.server.engine.model.hooks import _Siblings
 from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingParams
 
 SITES = SiteGroups((Group(8, (6, 4)), Group(6, (8,))), {"q": (0, 0), "k": (0, 1), "o": (1, 0)})
@@ -72,30 +69,12 @@ def test_others_stay_apart(change: Callable[[dict[str, nn.Module]], None]) -> No
     assert fuse_siblings(made, SITES) == {}
 
 
-def test_a_model_that_cannot_take_parts_gets_products_of_its_own(
-    oracle: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """As one whose code wants adjoining elements: its first pass fails, and it is served without."""
-    base = _Siblings._product
-
-    def refuse(self: _Siblings, *args: Any) -> Any:
-        if self.fused is not None:
-            raise RuntimeError("view size is not compatible with input tensor's size and stride")
-        return base(self, *args)
-
-    monkeypatch.setattr(engine_module, "fused_rows", lambda device: None)
-    monkeypatch.setattr(_Siblings, "_product", refuse)
-    engine = Engine(EngineConfig(model=str(oracle.tiny_model("llama", 0, tmp_path)), device="cpu"))
-    engine.close()
-    assert "one by one: view size is not compatible" in caplog.text
-
-
 @pytest.mark.parametrize("architecture", ["llama_biased", "qwen2", "gemma2"])
 def test_the_engines_tokens_are_those_of_peft(
     oracle: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str
 ) -> None:
     """The base, LoRA, and what changes inputs and outputs of single modules, in one batch."""
-    monkeypatch.setattr(engine_module, "fused_rows", lambda device: None)
+    monkeypatch.setattr(assembly, "fused_rows", lambda device: None)
     model = oracle.tiny_model(architecture, 3, tmp_path / "model")
     kind = oracle.kind_of(oracle.plain_model(model).config.model_type)
     adapters = {

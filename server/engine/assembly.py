@@ -1,0 +1,116 @@
+"""Puts the model's runner together, and settles how its steps run on this device.
+
+Each way that is quicker is taken only if it gives the logits of a plain pass: one product for several modules, CUDA
+graphs, compiled decode steps.
+"""
+
+import logging
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from peftserve.kernels.paged_attention import make_attention_backend
+
+from ..config import EngineConfig
+from .adapters.attachments import Attachments
+from .memory import free_bytes
+from .model.errors import UnservableModel
+from .model.fused import fuse_siblings, fused_rows, separate_modules
+from .model.graphs import make_recorder
+from .model.hooks import BypassHooks
+from .model.kv_cache import KVCache, elements_per_token
+from .model.loading import LoadedModel, Trace
+from .model.packed_linear import pack_linears
+from .model.runner import ModelRunner
+from .model.self_check import check_paged_attention
+
+logger = logging.getLogger(__name__)
+
+PACKED_SHARE = 0.25  # of the free memory, for second copies of weights in a faster layout
+COPIED_SHARE = 0.25  # of the KV cache's size, for copies of what is decoded
+
+
+def lay_out_products(loaded: LoadedModel) -> dict[int, nn.Linear]:
+    """Makes one product of those that read one input, by group, and packs weights where that is faster."""
+    modules = dict(loaded.model.named_modules())
+    fused = fuse_siblings(modules, loaded.sites.groups)
+    products = [*fused.values(), *separate_modules(modules, loaded.sites.groups, fused)]
+    pack_linears(products, int(free_bytes(loaded.device) * PACKED_SHARE))
+    return fused
+
+
+def make_runner(
+    config: EngineConfig, loaded: LoadedModel, fused: dict[int, nn.Linear], attachments: Attachments, num_pages: int
+) -> ModelRunner:
+    """fused: from `lay_out_products`. num_pages: of the KV cache, which is allocated here.
+
+    Raises UnservableModel if the paged cache does not give what the model gives.
+    """
+    layers, dtype, device = loaded.attention.layers, loaded.dtype, loaded.device
+    tokens = num_pages * config.page_size
+    spare = int(tokens * sum(map(elements_per_token, layers.values())) * dtype.itemsize * COPIED_SHARE)
+    hooks = BypassHooks(
+        dict(loaded.model.named_modules()),
+        loaded.sites.groups,
+        attachments.backend,
+        attachments.side,
+        loaded.experts,
+        fused,
+        fused_rows(device),
+    )
+    runner = ModelRunner(
+        loaded.model,
+        loaded.attention,
+        make_attention_backend([*layers.values()], config.page_size, dtype, device, spare),
+        KVCache(layers, num_pages, config.page_size, dtype, device),
+        hooks,
+        attachments,
+        loaded.trace.logits.shape[-1],
+    )
+    trace = loaded.trace.first(tokens)
+    _settle_products(runner, hooks, config, trace)
+    if not config.enforce_eager:
+        _capture_graphs(runner, config, trace, device)
+        if config.compile:
+            _compile(runner, config, trace, device)
+    return runner
+
+
+def _settle_products(runner: ModelRunner, hooks: BypassHooks, config: EngineConfig, trace: Trace) -> None:
+    """Raises UnservableModel. A model that cannot take parts of one product gets a product for each module."""
+    try:
+        check_paged_attention(runner, trace, config.page_size)
+    except (RuntimeError, UnservableModel) as error:
+        hooks.separate()
+        check_paged_attention(runner, trace, config.page_size)
+        logger.warning("q, k and v, and gate and up, are multiplied one by one: %s", error)
+
+
+def _capture_graphs(runner: ModelRunner, config: EngineConfig, trace: Trace, device: torch.device) -> None:
+    """Where the device has graphs, and they give what the model gives."""
+    recorder = make_recorder(device)
+    if recorder is None:
+        return
+    try:
+        runner.capture_graphs(recorder, config.max_running)
+        check_paged_attention(runner, trace, config.page_size)
+    except (RuntimeError, UnservableModel) as error:
+        runner.run_eagerly()
+        logger.warning("this model runs without CUDA graphs, so that it decodes slower: %s", error)
+
+
+def _compile(runner: ModelRunner, config: EngineConfig, trace: Trace, device: torch.device) -> None:
+    """Where the model and the machine allow it, and it gives what the model gives."""
+    if device.type != "cpu":
+        logger.warning("--compile is for CPUs and does nothing here: on a GPU a decode step is a CUDA graph")
+        return
+    try:
+        with tqdm(total=1, desc="compiling decode steps", unit="graph", disable=None) as progress:
+            runner.compile()
+            progress.update()
+        check_paged_attention(runner, trace, config.page_size)
+    except Exception as error:  # the compiler's own errors share no class
+        runner.run_eagerly()
+        check_paged_attention(runner, trace, config.page_size)  # which tracing may not have changed
+        logger.warning("this model runs without being compiled, so that it decodes slower: %s", error)

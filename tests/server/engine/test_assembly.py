@@ -1,0 +1,117 @@
+"""A quicker way that fails, or that gives other logits, is given up with a warning, and the model is served without."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from peftserve.server.config import EngineConfig
+from peftserve.server.engine import Engine, assembly
+from peftserve.server.engine.model import runner as runner_module
+from peftserve.server.engine.model.hooks import _Siblings
+from peftserve.server.wire.messages import AddRequest, SamplingParams
+
+
+@pytest.fixture
+def model(oracle: ModuleType, tmp_path: Path) -> str:
+    return str(oracle.tiny_model("llama", 0, tmp_path))
+
+
+def assert_serves(model: str, wanted: list[int], **settings: Any) -> None:
+    engine = Engine(EngineConfig(model=model, device="cpu", dtype="float32", kv_cache_tokens=64, **settings))
+    try:
+        sampling = SamplingParams(max_tokens=3, temperature=0.0, ignore_eos=True)
+        engine.add_request(AddRequest(request_id="a", prompt_token_ids=[5, 6, 7], sampling=sampling, adapters=[]))
+        found: list[int] = []
+        while engine.has_work():
+            found += [token for output in engine.step() for token in output.token_ids]
+        assert found == wanted
+    finally:
+        engine.close()
+
+
+@pytest.fixture
+def wanted(oracle: ModuleType, model: str) -> list[int]:
+    tokens: list[int] = oracle.peft_generate(oracle.plain_model(Path(model)), [5, 6, 7], 3).token_ids
+    return tokens
+
+
+def test_a_model_that_cannot_take_parts_gets_products_of_its_own(
+    model: str, wanted: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one whose code wants adjoining elements: its first pass fails."""
+    base = _Siblings._product
+
+    def refuse(self: _Siblings, *args: Any) -> Any:
+        if self.fused is not None:
+            raise RuntimeError("view size is not compatible with input tensor's size and stride")
+        return base(self, *args)
+
+    monkeypatch.setattr(assembly, "fused_rows", lambda device: None)
+    monkeypatch.setattr(_Siblings, "_product", refuse)
+    assert_serves(model, wanted)
+    assert "one by one: view size is not compatible" in caplog.text
+
+
+class Refuses:
+    def record(self, run: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+
+class Forgets:
+    """Its recordings do nothing when they are run again."""
+
+    def record(self, run: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+        return lambda: None, torch.zeros_like(run())
+
+
+@pytest.mark.parametrize(("recorder", "why"), [(Refuses(), "not permitted"), (Forgets(), "the paged KV cache")])
+def test_a_model_that_cannot_be_recorded_runs_without_graphs(
+    model: str,
+    wanted: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    recorder: Refuses | Forgets,
+    why: str,
+) -> None:
+    monkeypatch.setattr(assembly, "make_recorder", lambda device: recorder)
+    assert_serves(model, wanted)
+    assert "runs without CUDA graphs" in caplog.text
+    assert why in caplog.text
+
+
+def cannot_compile(forward: Any) -> Any:
+    raise ValueError("no compiler is here")
+
+
+class CompiledWrongly:
+    def __init__(self, forward: Any) -> None:
+        self._forward = forward
+
+    def fits(self, inputs: Any) -> bool:
+        return True
+
+    def __call__(self, inputs: Any) -> torch.Tensor:
+        return torch.zeros(len(inputs.ids), 300)  # the tiny models' vocabulary
+
+
+@pytest.mark.parametrize(
+    ("made", "why"), [(cannot_compile, "no compiler is here"), (CompiledWrongly, "the paged KV cache")]
+)
+def test_a_model_that_cannot_be_compiled_is_served_as_it_is(
+    model: str,
+    wanted: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    made: Callable[[Any], Any],
+    why: str,
+) -> None:
+    monkeypatch.setattr(runner_module, "CompiledForward", made)
+    with caplog.at_level(logging.WARNING):
+        assert_serves(model, wanted, compile=True)
+    assert "runs without being compiled" in caplog.text
+    assert why in caplog.text
