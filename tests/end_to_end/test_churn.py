@@ -8,7 +8,7 @@ from typing import Any
 
 CLIENTS = 8
 OPERATORS = 8
-ROUNDS = 25  # of each operator: 200 deletions and switches of the default, and twice as many uploads
+ROUNDS = 13  # of each operator: 104 deletions and switches of the default, and twice as many uploads
 NUM_TOKENS = 12
 OPTIONS = {"max_tokens": NUM_TOKENS, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
 
