@@ -13,6 +13,7 @@ class SiteKind(StrEnum):
     LINEAR = "linear"  # nn.Linear, Conv1D or a quantised linear: y = x Wᵀ + b
     EMBEDDING = "embedding"  # nn.Embedding: y = W[id] · embed_scale
     HEAD = "head"  # the output embedding: a linear that sees only the rows that are sampled
+    INNER = "inner"  # a linear that a module makes by itself with its own weight, as a mixture's router does
     NORM = "norm"  # any other module with a one-dimensional weight: its parameters can be replaced
     EXPERTS = "experts"  # a mixture's experts in stacked parameters, computed by transformers' interface for them
 

@@ -10,9 +10,9 @@ from ..bypass import Bypass
 from .arrow import compile_arrow
 from .base import Base
 from .config import LoraConfig
-from .experts import compile_experts
 from .lora_factors import read_modules
 from .lora_variants import primitives_of
+from .target_parameters import compile_parameters
 from .tensors import Checkpoint
 
 
@@ -21,7 +21,7 @@ def compile_lora(config: LoraConfig, checkpoint: Checkpoint, base: Base) -> Bypa
     variant = config.variant
     if variant.arrow is not None:
         return compile_arrow(config, variant.arrow, checkpoint, base)
-    sites = compile_experts(config, checkpoint, base)
+    sites = compile_parameters(config, checkpoint, base)
     if config.targets.modules:
         modules = read_modules(config, checkpoint, base)
         sites |= {name: primitives_of(m.site, m.factors, m.scaling, variant, base) for name, m in modules.items()}

@@ -33,9 +33,8 @@ COPIED_SHARE = 0.25  # of the KV cache's size, for copies of what is decoded
 
 def lay_out_products(loaded: LoadedModel) -> dict[int, nn.Linear]:
     """Makes one product of those that read one input, by group, and packs weights where that is faster."""
-    modules = dict(loaded.model.named_modules())
-    fused = fuse_siblings(modules, loaded.sites.groups)
-    products = [*fused.values(), *separate_modules(modules, loaded.sites.groups, fused)]
+    fused = fuse_siblings(loaded.modules, loaded.sites.groups)
+    products = [*fused.values(), *separate_modules(loaded.modules, loaded.sites.groups, fused)]
     pack_linears(products, int(free_bytes(loaded.device) * PACKED_SHARE))
     return fused
 
@@ -51,7 +50,7 @@ def make_runner(
     tokens = num_pages * config.page_size
     spare = int(tokens * sum(map(elements_per_token, layers.values())) * dtype.itemsize * COPIED_SHARE)
     hooks = BypassHooks(
-        dict(loaded.model.named_modules()),
+        loaded.modules,
         loaded.sites.groups,
         attachments.backend,
         attachments.side,

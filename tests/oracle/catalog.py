@@ -187,6 +187,7 @@ CATALOG: Mapping[str, Entry] = {
     "lora-embedding-and-head": Entry(_embedding),
     "lora-alora": Entry(_invoked),
     "lora-experts": Entry(_experts),
+    "lora-all-linear": Entry(_lora(target_modules="all-linear")),  # on a mixture, its experts and its router too
     "lora-arrow": Entry(_arrow(top_k=2, router_temperature=0.5)),
     "lora-arrow-gks": Entry(_arrow(top_k=3, use_gks=True)),
     "adalora": Entry(_on(peft.AdaLoraConfig, init_r=6, target_r=4, lora_alpha=16, total_step=10)),

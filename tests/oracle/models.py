@@ -93,6 +93,22 @@ ARCHITECTURES: dict[str, Callable[..., PretrainedConfig]] = {
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         layer_types=["sliding_attention", "full_attention"],
     ),
+    "deepseek_v3": _decoder(
+        transformers.DeepseekV3Config,
+        num_key_value_heads=4,
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_rope_head_dim=16,
+        qk_nope_head_dim=16,
+        v_head_dim=16,
+        first_k_dense_replace=1,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=48,
+        n_group=1,
+        topk_group=1,
+        tie_word_embeddings=False,
+    ),
     "phi3": _decoder(transformers.Phi3Config, tie_word_embeddings=False, original_max_position_embeddings=256),
     "gpt2": lambda **overrides: transformers.GPT2Config(
         **{

@@ -1,7 +1,7 @@
 """All that the engine does with adapters, put together: arena, backend, loader, tiers, inspections and releases."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
@@ -11,8 +11,10 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from peftserve.adapters.errors import AdapterTooLarge, InvalidAdapter
+from peftserve.adapters.bypass import KVPrefix
+from peftserve.adapters.errors import AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
 from peftserve.adapters.peft.compile import CompiledAdapter, compile_adapter
+from peftserve.kernels.attention import AttentionLayer
 from peftserve.kernels.bypass import make_bypass_backend
 from peftserve.kernels.side import SideOps
 
@@ -41,9 +43,8 @@ class AdapterService:
         elements = adapter_elements(config.adapter_memory, loaded.dtype, loaded.device)
         self._arena = torch.empty(elements, dtype=loaded.dtype, device=loaded.device)
         backend = make_bypass_backend(self._arena, loaded.sites.groups.groups, max_slots=config.max_loras)
-        modules = dict(loaded.model.named_modules())
         side, head = SideOps(loaded.sites.rows()), loaded.sites.table.head
-        self.attachments = Attachments(self._arena, backend, side, modules, head, loaded.sites.groups)
+        self.attachments = Attachments(self._arena, backend, side, loaded.modules, head, loaded.sites.groups)
         self._loader = AdapterLoader(self._compile_key, self._arena)
         self._spill = _spill(config, loaded)
         host = HostTier(config.host_adapter_memory, config.max_cpu_loras, self._spill.keep)
@@ -137,7 +138,8 @@ class AdapterService:
         return self._pack(self._compile(self._folder_of(digest), int(task or 0)))
 
     def _compile(self, folder: Path, task: int = 0) -> CompiledAdapter:
-        return compile_adapter(
+        """Raises AdapterError."""
+        compiled = compile_adapter(
             folder,
             self._loaded.sites.table,
             self._loaded.dtype,
@@ -146,6 +148,9 @@ class AdapterService:
             max_dense_delta=self._config.max_dense_delta,
             task=task,
         )
+        if compiled.bypass.prefix is not None:
+            _check_prefix(compiled.bypass.prefix, self._loaded.attention.layers)
+        return compiled
 
     def _pack(self, compiled: CompiledAdapter) -> Blob:
         pin = self._loaded.device.type == "cuda"
@@ -168,6 +173,25 @@ class AdapterService:
         if digest not in self._folders:
             raise InvalidAdapter(f"no adapter with digest {digest} was inspected")
         return self._folders[digest]
+
+
+def _check_prefix(prefix: KVPrefix, layers: Mapping[int, AttentionLayer]) -> None:
+    """Raises UnsupportedAdapter unless the base's own cache holds what its attention reads."""
+    for index, (keys, values) in prefix.layers.items():
+        layer = layers[index]
+        brought, read = [
+            f"keys of {heads} heads of {key_dim} and values of {value_dim}"
+            for heads, key_dim, value_dim in (
+                (keys.shape[1], keys.shape[2], values.shape[2]),
+                (layer.kv_heads, layer.key_dim, layer.value_dim),
+            )
+        ]
+        if brought != read:
+            raise UnsupportedAdapter(
+                f"virtual tokens are not supported on this base: its cache holds {brought}, and its attention reads "
+                f"{read}, as that of compressed keys and values does",
+                param="peft_type",
+            )
 
 
 def _spill(config: EngineConfig, loaded: LoadedModel) -> Spill:

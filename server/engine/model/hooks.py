@@ -143,13 +143,13 @@ class _Member:
         if plan is None:
             return output
         output = plan.widened(output)
-        plan.after_(_rows(x), _rows(output), streams)
+        plan.after_(_flat(x), output.view(-1, output.shape[-1]), streams)
         return output
 
     def _seen(self, x: torch.Tensor, plan: SitePlan) -> torch.Tensor:
         """What the base is to see."""
         if x.is_floating_point():
-            return plan.before(_rows(x)).view_as(x)
+            return plan.before(_flat(x)).view_as(x)
         ids: int = self.module.num_embeddings  # type: ignore[assignment]
         return x.clamp(max=ids - 1)  # those of a larger vocabulary are replaced behind the base
 
@@ -240,7 +240,7 @@ class _Siblings:
 
     def _add_bypasses(self, x: torch.Tensor, sites: Sequence[torch.Tensor | None]) -> None:
         """sites: (rows, out_features) of each module, changed in place; None for those to leave alone."""
-        self._backend.add_(self._index, x.flatten(0, -2) if x.is_floating_point() else x.flatten(), sites)
+        self._backend.add_(self._index, _flat(x), sites)
 
     def _product(self, x: torch.Tensor) -> torch.Tensor | None:
         """The base's outputs side by side; None without a product of all, or if a module is to see another input."""
@@ -264,6 +264,11 @@ class _Siblings:
         if x.is_floating_point():
             return x.new_empty(*x.shape[:-1], sum(self._widths))
         return x.new_empty(*x.shape, sum(self._widths), dtype=next(self.members[0].module.parameters()).dtype)
+
+
+def _flat(x: torch.Tensor) -> torch.Tensor:
+    """A linear's input as (rows, width), an embedding's as (rows,) ids."""
+    return x.flatten(0, -2) if x.is_floating_point() else x.flatten()
 
 
 def _rows(tensor: torch.Tensor) -> torch.Tensor:

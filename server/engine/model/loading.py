@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from peftserve.adapters.peft.base import twin
+from peftserve.adapters.sites import SiteKind
 
 from ...config import EngineConfig
 from .attention import PagedAttention
 from .errors import UnservableModel
 from .experts import ExpertsBypass
+from .inner_linears import redirect
 from .sites import SiteTracer, TracedSites
 
 logger = logging.getLogger(__name__)
@@ -60,6 +63,7 @@ class LoadedModel:
     """max_model_len: tokens that the positions allow. sites: where adapters attach.
 
     twin: the model once more, with transformers' own attention over the same weights, for the compilers of adapters.
+    modules: of the model, by name; of a module that makes a linear product by itself, that linear.
     """
 
     model: PreTrainedModel
@@ -69,6 +73,7 @@ class LoadedModel:
     sites: TracedSites
     max_model_len: int
     trace: Trace
+    modules: dict[str, nn.Module]
 
     @property
     def device(self) -> torch.device:
@@ -97,7 +102,10 @@ def load_model(config: EngineConfig) -> LoadedModel:
     experts = ExpertsBypass(model)
     with torch.inference_mode():
         attention, sites, trace = _trace(model, min(TRACE_TOKENS, limit))
-    return LoadedModel(model, copied, attention, experts, sites, limit, trace)
+    inner = [name for name, site in sites.table.sites.items() if site.kind is SiteKind.INNER]
+    modules = dict(model.named_modules())
+    modules |= {name: redirect(modules[name]) for name in inner}
+    return LoadedModel(model, copied, attention, experts, sites, limit, trace, modules)
 
 
 def _check_structure(config: PreTrainedConfig) -> None:

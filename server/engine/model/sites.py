@@ -6,8 +6,9 @@ never a wrong result.
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from peftserve.kernels.layout import Group, Rows
 
 from ..adapters.packing import SiteGroups
 from .experts import expert_parameters, is_dispatched, is_experts
+from .inner_linears import InnerLinears
 
 
 @dataclass(frozen=True)
@@ -49,31 +51,37 @@ class SiteTracer:
         self._model = model
         self._num_tokens = num_tokens
         self._calls: dict[str, _Call] = {}
-        self._handles: list[Any] = []
+        self._recorders = ExitStack()
+        self._names = {module: name for name, module in model.named_modules()}
 
     def __enter__(self) -> "SiteTracer":
         for name, module in self._model.named_modules():
             if isinstance(module, nn.Embedding) or _widths(module) is not None or _norm_width(module) is not None:
-                hook = self._recorder(name)
-                self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
+                handle = module.register_forward_hook(self._recorder(name), with_kwargs=True)
+                self._recorders.callback(handle.remove)
             elif is_experts(module):
-                self._handles.append(module.register_forward_hook(self._experts_recorder(name)))
+                handle = module.register_forward_hook(self._experts_recorder(name))
+                self._recorders.callback(handle.remove)
+        self._recorders.enter_context(InnerLinears(self._model.modules(), self._record_inner))
         return self
 
     def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
+        self._recorders.close()
 
     def _recorder(self, name: str) -> Callable[..., None]:
         def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             if len(args) != 1 or kwargs or not isinstance(output, torch.Tensor):
                 return
             rows = output.shape[1] if output.dim() > 2 else output.shape[0]
-            whole = rows == self._num_tokens and (_norm_width(module) is not None or output.shape[:-1].numel() == rows)
-            if whole and args[0].dtype in (torch.int64, output.dtype):
+            whole = rows if _norm_width(module) is not None else output.shape[:-1].numel()
+            if whole == self._num_tokens and args[0].dtype in (torch.int64, output.dtype):
                 self._calls[name] = _Call(name, module, args[0])
 
         return record
+
+    def _record_inner(self, module: nn.Module, x: torch.Tensor) -> None:
+        if x.shape[:-1].numel() == self._num_tokens:
+            self._calls[self._names[module]] = _Call(self._names[module], module, x)
 
     def _experts_recorder(self, name: str) -> Callable[..., None]:
         """Of modules called once with all tokens in order, and with each token's experts."""
@@ -91,13 +99,12 @@ class SiteTracer:
         # In the model's own order, in which PEFT walks over it: some of its methods draw from one generator on the way.
         called = (name for name, _ in self._model.named_modules() if name in self._calls)
         sites = {name: _site(self._calls[name], head_module) for name in called}
-        names = {module: name for name, module in self._model.named_modules()}
         tied = head_module is not None and getattr(embedding, "weight", None) is head_module.weight
         table = SiteTable(
             sites=sites,
-            head=names.get(head_module) if head_module is not None else None,
-            tied_head=names.get(embedding) if tied else None,
-            other_modules=frozenset(name for name in names.values() if name and name not in sites),
+            head=self._names.get(head_module) if head_module is not None else None,
+            tied_head=self._names.get(embedding) if tied else None,
+            other_modules=frozenset(name for name in self._names.values() if name and name not in sites),
         )
         return TracedSites(table, self._group(sites))
 
@@ -142,8 +149,8 @@ def _site(call: _Call, head: nn.Module | None) -> Site:
         width, transposed = call.input.shape[-1], bool(call.module.is_transposed)
         parameters = expert_parameters(call.module)
         return Site(call.name, SiteKind.EXPERTS, width, width, transposed=transposed, parameters=parameters)
-    widths = _widths(call.module)
-    assert widths is not None, "only linears and embeddings are recorded"
+    if (widths := _widths(call.module)) is None:
+        return Site(call.name, SiteKind.INNER, call.input.shape[-1], len(cast(torch.Tensor, call.module.weight)))
     kind = SiteKind.HEAD if call.module is head else SiteKind.LINEAR
     return Site(call.name, kind, *widths, transposed=isinstance(call.module, Conv1D))
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ class ScriptedSocket:
             return [Shutdown()]
         condition, commands = self.script[0]
         if not condition(self):
+            time.sleep(0.0 if timeout == 0 else 0.001)  # a loop that would wait lets the loader's thread work
             return []
         del self.script[0]
         return commands

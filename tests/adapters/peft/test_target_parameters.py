@@ -1,4 +1,4 @@
-"""LoRA on stacked parameters of experts: each delta is PEFT's, and what cannot be served is refused."""
+"""LoRA on parameters by name: each delta is PEFT's, and what cannot be served is refused."""
 
 import dataclasses
 from collections.abc import Callable
@@ -61,7 +61,7 @@ def test_each_delta_is_that_of_peft(mixtral: Any, oracle: ModuleType, tmp_path: 
 
 def test_what_cannot_be_served_is_refused(mixtral: Any, tiny_base: Any, oracle: ModuleType, tmp_path: Path) -> None:
     adapter = oracle.method_adapter(mixtral.folder, tmp_path, _config({"target_parameters": [UP, DOWN]}))
-    with pytest.raises(AdapterError, match="no such stacked weights of experts"):
+    with pytest.raises(AdapterError, match="no such weight of a linear, and no such stacked weights of experts"):
         compile_adapter(adapter, tiny_base("mixtral").table, torch.float32)
     with pytest.raises(AdapterError, match="rank 8 is over the server's limit of 4"):
         compile_adapter(adapter, mixtral.table, torch.float32, max_rank=4)
@@ -69,3 +69,32 @@ def test_what_cannot_be_served_is_refused(mixtral: Any, tiny_base: Any, oracle: 
     (adapter / "adapter_config.json").write_text(config.replace('"r": 8', '"r": 7'))
     with pytest.raises(AdapterError, match=r"rank 7 of 4 experts at .* takes"):
         compile_adapter(adapter, mixtral.table, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        ("llama", {"r": 4, "target_parameters": ["q_proj.weight", "layers.1.mlp.down_proj.weight", "lm_head.weight"]}),
+        ("llama", {"r": 4, "target_parameters": ["q_proj.weight"], "rank_pattern": {"0.self_attn.q_proj.weight": 2}}),
+        ("gpt2", {"r": 4, "target_parameters": ["c_attn.weight"]}),  # stored transposed
+    ],
+)
+def test_the_weight_of_a_linear_is_the_linear(
+    tiny_base: Any, oracle: ModuleType, tmp_path: Path, architecture: str, options: dict[str, Any]
+) -> None:
+    base = tiny_base(architecture)
+    adapter = oracle.method_adapter(base.folder, tmp_path, _config(options))
+    bypass = compile_adapter(adapter, base.table, torch.float32).bypass
+    wrapped = {
+        name: module
+        for name, module in oracle.peft_model(base.folder, adapter).base_model.model.named_modules()
+        if isinstance(module, ParamWrapper)
+    }
+    assert wrapped
+    for name, module in wrapped.items():
+        (primitive,) = bypass.sites[name]
+        assert isinstance(primitive, LowRank)
+        delta = primitive.b @ primitive.a
+        wanted = module.get_delta_weight("default")
+        torch.testing.assert_close(delta.T if architecture == "gpt2" else delta, wanted)
+    assert len(bypass.sites) == len(wrapped)
