@@ -20,7 +20,7 @@ from peftserve.server.engine import Engine
 from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingParams
 
 ARCHITECTURES = ["llama_biased", "gemma2", "phi3", "gpt2", "mixtral"]
-MAX_TOKENS = 8
+MAX_TOKENS = 6
 SETTINGS: dict[str, dict[str, Any]] = {
     "whole prompts": {"max_batch_tokens": 1024, "prefix_caching": False, "max_loras": 128},
     "chunks and shared prefixes": {"max_batch_tokens": 24, "page_size": 4, "max_loras": 128},

@@ -2,6 +2,7 @@
 server with its clients. Tests get it as the fixture `oracle`.
 """
 
+from peft import PeftModel
 from transformers.utils.logging import disable_progress_bar
 
 from .adapters import random_adapter, varied_adapters
@@ -23,6 +24,8 @@ from .running_server import RunningServer, adapter_files, free_port
 from .workload import Request, random_workload
 
 disable_progress_bar()
+# The README.md of a checkpoint, which nobody reads, took a third of the time that PEFT takes to make one.
+PeftModel.create_or_update_model_card = lambda self, output_dir: None
 
 __all__ = [
     "ARCHITECTURES",
