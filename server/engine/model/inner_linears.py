@@ -12,29 +12,33 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-_Call = Callable[[nn.Module, torch.Tensor], None]
+Product = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]  # input, weight, bias
 
 
-class InnerLinears(TorchFunctionMode):
-    """Tells of the products that modules of a model make so, in a forward pass that runs inside of this context.
+class _Products(TorchFunctionMode):
+    """Inside, each `F.linear` is first offered to `take`, and made as it was where that returns None."""
 
-    tell: called with the module and the input. Of products with a bias, only of those with the module's `bias`.
-    """
-
-    def __init__(self, modules: Iterable[nn.Module], tell: _Call) -> None:
+    def __init__(self, take: Callable[[Product], torch.Tensor | None]) -> None:
         super().__init__()
-        self._modules = {id(module.weight): module for module in modules if _may_multiply(module)}
-        self._tell = tell
+        self._take = take
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func is F.linear:
-            x, weight, bias = _linear_arguments(*args, **(kwargs or {}))
-            module = self._modules.get(id(weight))
-            if module is not None and bias is getattr(module, "bias", None):
-                self._tell(module, x)
-        return func(*args, **(kwargs or {}))
+        taken = self._take(_product(*args, **(kwargs or {}))) if func is F.linear else None
+        return func(*args, **(kwargs or {})) if taken is None else taken
+
+
+def inner_linears(modules: Iterable[nn.Module], tell: Callable[[nn.Module, torch.Tensor], None]) -> TorchFunctionMode:
+    """A context in which `tell` hears of the products that these modules make so: of the module and its input."""
+    by_weight = {id(module.weight): module for module in modules if _may_multiply(module)}
+
+    def take(product: Product) -> None:
+        module = by_weight.get(id(product[1]))
+        if module is not None and _is_own(module, product):
+            tell(module, product[0])
+
+    return _Products(take)
 
 
 def redirect(module: nn.Module) -> nn.Linear:
@@ -46,28 +50,20 @@ def redirect(module: nn.Module) -> nn.Linear:
         linear.bias = module.bias  # type: ignore[assignment]
     base = module.forward
 
+    def take(product: Product) -> torch.Tensor | None:
+        return linear(product[0]) if _is_own(module, product) else None
+
     def forward(*args: Any, **kwargs: Any) -> Any:
-        with _Redirected(weight, linear):
+        with _Products(take):
             return base(*args, **kwargs)
 
     module.forward = forward
     return linear
 
 
-class _Redirected(TorchFunctionMode):
-    def __init__(self, weight: torch.Tensor, linear: nn.Linear) -> None:
-        super().__init__()
-        self._weight = weight
-        self._linear = linear
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if func is F.linear:
-            x, weight, _ = _linear_arguments(*args, **(kwargs or {}))
-            if weight is self._weight:
-                return self._linear(x)
-        return func(*args, **(kwargs or {}))
+def _is_own(module: nn.Module, product: Product) -> bool:
+    """With the module's weight, and with the module's bias if it has one."""
+    return product[1] is module.weight and product[2] is getattr(module, "bias", None)
 
 
 def _may_multiply(module: nn.Module) -> bool:
@@ -77,8 +73,6 @@ def _may_multiply(module: nn.Module) -> bool:
     return weight is not None and weight.dim() == 2 and weight.is_floating_point() and not known
 
 
-def _linear_arguments(
-    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Named as F.linear's are."""
+def _product(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Product:
+    """Of F.linear's arguments, which may come by these names."""
     return input, weight, bias

@@ -20,7 +20,7 @@ from peftserve.kernels.layout import Group, Rows
 
 from ..adapters.packing import SiteGroups
 from .experts import expert_parameters, is_dispatched, is_experts
-from .inner_linears import InnerLinears
+from .inner_linears import inner_linears
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class SiteTracer:
             elif is_experts(module):
                 handle = module.register_forward_hook(self._experts_recorder(name))
                 self._recorders.callback(handle.remove)
-        self._recorders.enter_context(InnerLinears(self._model.modules(), self._record_inner))
+        self._recorders.enter_context(inner_linears(self._model.modules(), self._record_inner))
         return self
 
     def __exit__(self, *_: object) -> None:

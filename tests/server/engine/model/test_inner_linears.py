@@ -15,7 +15,7 @@ from peftserve.adapters.errors import UnsupportedAdapter
 from peftserve.adapters.sites import SiteKind
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
-from peftserve.server.engine.model.inner_linears import InnerLinears, redirect
+from peftserve.server.engine.model.inner_linears import inner_linears, redirect
 from peftserve.server.engine.model.loading import load_model
 from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingParams
 
@@ -51,7 +51,7 @@ class OfItsOwn(nn.Module):
 def test_a_product_is_told_of_and_goes_to_a_linear_over_the_same_weight(bias: bool) -> None:
     router, x, told = Router(bias=bias), torch.randn(5, 4), []
     before = router(x)
-    with InnerLinears([router, router.inside, OfItsOwn()], lambda module, x: told.append((module, x.shape))):
+    with inner_linears([router, router.inside, OfItsOwn()], lambda module, x: told.append((module, x.shape))):
         router(x)
         OfItsOwn()(x)
     assert told == [(router, x.shape)]
@@ -69,7 +69,7 @@ def test_a_bias_that_is_not_the_modules_own_is_another_product() -> None:
             return F.linear(x, self.weight, torch.ones(3))
 
     told: list[Any] = []
-    with InnerLinears([shifted := Shifted()], lambda *call: told.append(call)):
+    with inner_linears([shifted := Shifted()], lambda *call: told.append(call)):
         shifted(torch.randn(2, 4))
     assert not told
 
