@@ -6,6 +6,8 @@ AdapterError            any of these; `message` is safe to show to a client
 ├── AdapterNotFound     no adapter, version or route has this name (404)
 ├── AdapterConflict     the name is reserved, or two operations on it collide (409)
 ├── AdapterTooLarge     over a size limit (413)
+├── AdapterDamaged      its files on the server's disk are not what was uploaded (503)
+├── StateUnusable       the state folder's own files cannot be used; the server does not start
 └── StoreFull           the disk has no room for it (503)
 """
 
@@ -42,8 +44,22 @@ class AdapterTooLarge(AdapterError):
     pass
 
 
+class AdapterDamaged(AdapterError):
+    pass
+
+
+class StateUnusable(AdapterError):
+    pass
+
+
 class StoreFull(AdapterError):
     pass
+
+
+def error_of(kind: str | None, message: str, param: str | None = None) -> AdapterError:
+    """The error of a class by its name, as another process has met it; of a name that is not here, an AdapterError."""
+    known = {error.__name__: error for error in AdapterError.__subclasses__()}
+    return known.get(kind or "", AdapterError)(message, param=param)
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
+import msgspec
+
 
 class FactsLike(Protocol):
     """Anything with these fields: `AdapterFacts`, or the message in which they cross from the engine."""
@@ -83,7 +85,8 @@ class AdapterFacts:
 
     @classmethod
     def from_json(cls, text: str) -> "AdapterFacts":
-        return cls.of(cls(**json.loads(text)))
+        """Of this release, of an older or a newer one. Raises ValueError for any other text."""
+        return cls.of(msgspec.json.decode(text, type=cls))
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

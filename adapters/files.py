@@ -9,6 +9,7 @@ Knows names and places; of what the files say, only which experts there are.
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -58,6 +59,22 @@ def digest_of(hashes: Mapping[str, str]) -> str:
     """
     names = sorted(hashes, key=lambda name: ("/" in name, name))
     return hashlib.sha256("".join(f"{name} {hashes[name]}\n" for name in names).encode()).hexdigest()
+
+
+def content_digest(folder: Path) -> str | None:
+    """The digest that the files of `folder` have; None if they are not exactly those of an adapter. Reads all."""
+    names = [os.path.relpath(os.path.join(path, name), folder) for path, _, files in os.walk(folder) for name in files]
+    if missing_file(names) is not None:
+        return None
+    hashes = {}
+    for name in names:
+        try:
+            fd = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            with open(fd, "rb") as file:
+                hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError:
+            return None
+    return digest_of(hashes)
 
 
 def read_raw_config(folder: Path) -> Mapping[str, Any]:

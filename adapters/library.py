@@ -4,12 +4,13 @@ The one place that orders files, rows and leases:
   - a row is written after its files are in the store, and deleted before they leave it;
   - files leave when no row and no running request uses their digest;
   - of two operations on one digest, the second waits.
-So a kill leaves at most files without a row, which the next start deletes. Knows no HTTP and no torch.
+So a kill leaves at most files without a row, of which the registry knows that they may go: the next start deletes them
+(`recovery`). Files that are damaged leave too, and their rows stay. Knows no HTTP and no torch.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -47,6 +48,8 @@ class AdapterLibrary:
     inspect: compiles the adapter with a digest, in a folder, against the base; raises AdapterError.
     release: gives the adapter's memory back in the engine.
     reserved: names that no adapter may take: the base's id and routes.
+    lost: versions whose files are not there.
+    damaged: digest to what is wrong, of the versions that cannot be served until their files are uploaded again.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class AdapterLibrary:
         inspect: Inspect,
         release: Release,
         reserved: frozenset[str] = frozenset(),
+        lost: Iterable[VersionRef] = (),
     ) -> None:
         self._store = store
         self._registry = registry
@@ -65,16 +69,9 @@ class AdapterLibrary:
         self._inspect = inspect
         self._release = release
         self._reserved = reserved
+        self.damaged: dict[str, str] = {ref.digest: "its files are gone from the server's disk" for ref in lost}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tasks: set[asyncio.Task[Any]] = set()
-
-    def recover(self) -> list[VersionRef]:
-        """At start, before any request: delete what a kill left behind.
-
-        Returns the versions whose files are gone, which only a damaged disk explains; requests for them fail.
-        """
-        self._store.sweep(self._registry.in_use)
-        return [ref for ref in self._registry.refs() if not self._store.has(ref.digest)]
 
     async def add(self, staged: StagedUpload, name: str, *, only_if_new: bool = False) -> AdapterRecord:
         """Check and register a complete upload as the newest version of `name`. The upload is used up, come what may.
@@ -102,6 +99,10 @@ class AdapterLibrary:
     async def set_default(self, name: str | None) -> None:
         """Raises AdapterNotFound. Requests admitted before keep what they have."""
         await asyncio.to_thread(self._registry.set_default, name)
+
+    def doubt(self, digest: str) -> None:
+        """The engine could not use an adapter's files: look at them, and set them aside if they are damaged."""
+        self._spawn(self._examine(digest))
 
     async def settled(self) -> None:
         """Wait for all that runs in the background, such as deletions that wait for requests."""
@@ -134,7 +135,9 @@ class AdapterLibrary:
 
     def _commit(self, staged: StagedUpload, name: str, facts: AdapterFacts, only_if_new: bool) -> AdapterRecord:
         with staged:
+            self._registry.announce(staged.digest)
             digest = self._store.commit(staged)
+            self.damaged.pop(digest, None)
         newest = self._registry.find(name) if only_if_new else None
         if newest is not None and newest.digest == digest:
             return newest
@@ -151,7 +154,28 @@ class AdapterLibrary:
                 await self._release(digest)
             except Exception:
                 logger.exception("the engine did not release adapter %s", digest)
-            await asyncio.to_thread(self._store.remove, digest)
+            await asyncio.to_thread(self._remove_files, digest)
+
+    def _remove_files(self, digest: str) -> None:
+        self._store.remove(digest)
+        self._registry.forget(digest)
+        self.damaged.pop(digest, None)
+
+    async def _examine(self, digest: str) -> None:
+        async with self._alone(digest):
+            if self._registry.in_use(digest) and not await asyncio.to_thread(self._store.is_whole, digest):
+                await asyncio.to_thread(self._quarantine, digest)
+
+    def _quarantine(self, digest: str) -> None:
+        refs = ", ".join(str(ref) for ref in self._registry.refs() if ref.digest == digest)
+        if self._store.has(digest):
+            place = self._store.lose(self._store.path(digest))
+            what = "its files on the server's disk are damaged"
+            logger.error("The files of %s are damaged and lie in %s now: upload the same files again", refs, place)
+        else:
+            what = "its files are gone from the server's disk"
+            logger.error("The files of %s are gone: upload the same files again", refs)
+        self.damaged[digest] = what
 
     @asynccontextmanager
     async def _alone(self, digest: str) -> AsyncIterator[None]:

@@ -8,6 +8,7 @@ from .errors import AdapterConflict, InvalidAdapter
 DEFAULT = "default"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 
@@ -42,6 +43,11 @@ def check_name(name: str, reserved: frozenset[str] | set[str] = frozenset()) -> 
         )
     if name == DEFAULT or name in reserved:
         raise AdapterConflict(f"the name {name!r} is reserved; choose another", param="name")
+
+
+def is_digest(text: str) -> bool:
+    """Whether it is written as the digests of adapters' files are: 64 hexadecimal digits."""
+    return _DIGEST.fullmatch(text) is not None
 
 
 def parse_reference(text: str) -> Reference | None:

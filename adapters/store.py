@@ -3,6 +3,7 @@
     <state>/lock                        held while a server uses the folder
     <state>/staging/<random>/           uploads in progress and folders on their way out
     <state>/adapters/<digest>/          the adapter's files, as `files` names them
+    <state>/lost+found/                 what nobody can place or use, and nobody may delete but a person
     <state>/compiled/                   not ours: what the engine has made of them, deleted whenever it starts
 
 A folder gets to and leaves `adapters/` by one rename, so that a kill at any point leaves it whole or absent. Knows
@@ -10,19 +11,19 @@ no names, no registry, and nothing of what the files say.
 """
 
 import fcntl
-import hashlib
 import os
-import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from .errors import AdapterConflict, InvalidAdapter
-from .files import digest_of, missing_file
+from .files import content_digest
+from .names import is_digest
 from .staging import StagedUpload, fsync_folder, full_disk_named
 
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+ADAPTERS = "adapters"
 
 
 class AdapterStore:
@@ -33,8 +34,9 @@ class AdapterStore:
     def __init__(self, state_dir: Path) -> None:
         """Make the folders where they are missing. Raises AdapterConflict if another server holds them."""
         self._root = state_dir.resolve()
-        self._adapters = self._root / "adapters"
+        self._adapters = self._root / ADAPTERS
         self._staging = self._root / "staging"
+        self._lost = self._root / "lost+found"
         for folder in (self._root, self._adapters, self._staging):
             _make_folder(folder)
         self._lock = _lock(self._root / "lock")
@@ -78,7 +80,7 @@ class AdapterStore:
 
     def path(self, digest: str) -> Path:
         """The folder of a digest, whether it exists or not."""
-        if not _DIGEST.fullmatch(digest):
+        if not is_digest(digest):
             raise InvalidAdapter("a digest is 64 hexadecimal digits")
         return self._adapters / digest
 
@@ -88,21 +90,31 @@ class AdapterStore:
 
     def is_whole(self, digest: str) -> bool:
         """Whether the files are there and their content has this digest. Reads all of them."""
-        return self.has(digest) and _content_digest(self.path(digest)) == digest
+        return self.has(digest) and content_digest(self.path(digest)) == digest
 
-    def sweep(self, in_use: Callable[[str], bool]) -> int:
-        """Delete what a kill left behind: everything staged, and every adapter that is not in use. For the start.
+    def lose(self, *paths: Path) -> str:
+        """Move what is of no use here to `lost+found`. Returns where it is now, as seen from the state folder."""
+        place = self._new_place()
+        for path in paths:
+            os.rename(path, place / path.name)
+            fsync_folder(path.parent)
+        fsync_folder(place)
+        return str((place / paths[0].name if len(paths) == 1 else place).relative_to(self._root))
 
-        Returns the number of adapters deleted.
-        """
+    def keep_text(self, name: str, text: str) -> str:
+        """The same for what is no file: it becomes one of this name."""
+        path = self._new_place() / name
+        path.write_text(text, encoding="utf-8")
+        return str(path.relative_to(self._root))
+
+    def clear_staging(self) -> None:
+        """Delete what a kill left there. For the start."""
         for entry in os.scandir(self._staging):
             _delete(entry)
-        orphans = [e for e in os.scandir(self._adapters) if not _DIGEST.fullmatch(e.name) or not in_use(e.name)]
-        for entry in orphans:
-            self._set_aside(Path(entry.path))
-        for entry in os.scandir(self._staging):
-            _delete(entry)
-        return len(orphans)
+
+    def strangers(self, known: Collection[str]) -> list[Path]:
+        """What lies among the adapters and is not one of `known`."""
+        return sorted(self._adapters / name for name in self.digests() if name not in known or not self.has(name))
 
     def digests(self) -> Iterator[str]:
         with os.scandir(self._adapters) as entries:
@@ -110,7 +122,7 @@ class AdapterStore:
 
     def check_integrity(self) -> None:
         """Raise RuntimeError naming every folder that is not whole. Reads every file."""
-        broken = [name for name in self.digests() if not _DIGEST.fullmatch(name) or not self.is_whole(name)]
+        broken = [name for name in self.digests() if not is_digest(name) or not self.is_whole(name)]
         if broken:
             raise RuntimeError(f"not whole in the adapter store: {', '.join(sorted(broken)[:5])} ({len(broken)})")
 
@@ -118,6 +130,14 @@ class AdapterStore:
         path = self._staging / secrets.token_hex(16)
         path.mkdir(mode=0o700)
         return path
+
+    def _new_place(self) -> Path:
+        """Named by the time; for a person to look through."""
+        place = self._lost / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}-{secrets.token_hex(3)}"
+        place.mkdir(mode=0o700, parents=True)
+        fsync_folder(self._lost)
+        fsync_folder(self._root)
+        return place
 
     def _set_aside(self, path: Path) -> Path | None:
         """Rename into staging, where the next start deletes it if we do not get to; None if it is not there."""
@@ -144,22 +164,6 @@ def _lock(path: Path) -> int:
         os.close(fd)
         raise AdapterConflict("another server uses this state folder; stop it, or choose another --state-dir") from None
     return fd
-
-
-def _content_digest(folder: Path) -> str | None:
-    """The digest that the files of `folder` have; None if they are not exactly ours."""
-    names = [os.path.relpath(os.path.join(path, name), folder) for path, _, files in os.walk(folder) for name in files]
-    if missing_file(names) is not None:
-        return None
-    hashes = {}
-    for name in names:
-        try:
-            fd = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError:
-            return None
-        with open(fd, "rb") as file:
-            hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return digest_of(hashes)
 
 
 def _delete(entry: "os.DirEntry[str]") -> None:

@@ -56,6 +56,7 @@ class ServerConfig:
 
     api_workers: number of API processes.
     preload: (name, folder) pairs of `--adapter`, loaded at start.
+    allow_other_base: serve a state folder's adapters on another base than the one that they were made for.
     max_queue: sequences that may be in flight beyond max_running before new requests get 429.
     upload_limit: most bytes of one uploaded adapter. body_limit: of any other request's body.
     """
@@ -69,6 +70,7 @@ class ServerConfig:
     preload: tuple[tuple[str, Path], ...] = ()
     allow_adapter_paths: tuple[Path, ...] = ()
     allow_adapter_sources: frozenset[str] = frozenset()
+    allow_other_base: bool = False
     api_keys: tuple[str, ...] = ()
     max_queue: int = 1024
     upload_limit: int = 4 << 30

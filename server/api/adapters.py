@@ -142,6 +142,7 @@ async def _cards(services: Services, records: Sequence[AdapterRecord]) -> list[C
             state="device" if record.digest in device else "host" if record.digest in host else "disk",
             requests_running=running[record.digest],
             created=int(record.created),
+            error=services.owned.library.damaged.get(record.digest, UNSET),
         )
         for record in records
     ]

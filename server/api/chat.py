@@ -105,11 +105,15 @@ class _Form:
             return self._chunk(generation, [choice], usage)
 
         text_frames = TextFrames(lambda index, text: chunk(self._chunk_choice(index, Delta(text))))
-        for index in range(generation.plan.num_sequences):
-            yield frame(chunk(ChatChunkChoice(index, ChatDelta(role="assistant", content=""))))
+        roles = (
+            ChatChunkChoice(i, ChatDelta(role="assistant", content="")) for i in range(generation.plan.num_sequences)
+        )
+        opening = b"".join(frame(chunk(role)) for role in roles)  # goes before the first words, and no earlier
         async with aclosing(generation.deltas()) as deltas:
             async for said in deltas:
-                yield b"".join(self._frames(said, counter, text_frames, chunk))
+                if said:
+                    yield opening + b"".join(self._frames(said, counter, text_frames, chunk))
+                    opening = b""
         if self._body.include_usage:
             yield frame(self._chunk(generation, [], counter.usage()))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from peftserve.adapters import errors
+from peftserve.adapters.errors import AdapterError, error_of
 
 from ..wire.messages import (
     AbortRequest,
@@ -182,8 +182,5 @@ class EngineClient:
                 future.set_exception(EngineDead(message))
 
 
-def _adapter_error(reply: Reply) -> errors.AdapterError:
-    """The error of adapters/errors.py that the engine met; a kind that this side does not know is the base class."""
-    kind = getattr(errors, reply.error_kind or "", errors.AdapterError)
-    known = isinstance(kind, type) and issubclass(kind, errors.AdapterError)
-    return (kind if known else errors.AdapterError)(reply.error or "the adapter was refused", param=reply.error_param)
+def _adapter_error(reply: Reply) -> AdapterError:
+    return error_of(reply.error_kind, reply.error or "the adapter was refused", reply.error_param)

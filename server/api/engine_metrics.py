@@ -88,6 +88,11 @@ def _engine_counters(stats: EngineStats) -> Iterable[Metric]:
         ("adapter_evictions", "Adapters moved off the device to make room", stats.adapter_evictions),
     ):
         yield CounterMetricFamily(f"peftserve_{name}", text, value)
+    yield CounterMetricFamily(
+        "peftserve:adapter_integrity_failures",
+        "Adapters' files that were not what was stored",
+        stats.adapter_integrity_failures,
+    )
 
 
 def _adapter_tiers(stats: EngineStats) -> Iterable[Metric]:

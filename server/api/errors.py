@@ -36,6 +36,7 @@ _ADAPTER_ANSWERS: dict[type[AdapterError], tuple[int, str]] = {
     adapter_errors.AdapterNotFound: (404, "model_not_found"),
     adapter_errors.AdapterConflict: (409, "adapter_conflict"),
     adapter_errors.AdapterTooLarge: (413, "adapter_too_large"),
+    adapter_errors.AdapterDamaged: (503, "adapter_damaged"),
     adapter_errors.StoreFull: (503, "store_full"),
 }
 

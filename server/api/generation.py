@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from peftserve.adapters.errors import error_of
 from peftserve.adapters.router import Resolved
 
 from ..wire.messages import AdapterPart, AddRequest, SamplingParams, SequenceOutput
@@ -166,6 +167,8 @@ class _Sequence:
         self._fail(death)
 
     def _take(self, output: SequenceOutput) -> None:
+        if output.error_kind is not None:
+            raise error_of(output.error_kind, output.error or "the request failed")
         if output.error is not None:
             raise bad_request(output.error, code="sequence_failed")
         self._timer.observe(output)

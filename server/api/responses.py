@@ -146,7 +146,7 @@ class Card(msgspec.Struct, kw_only=True):
     """One adapter. size: bytes in the device's memory. state: the fastest place that holds it. created: Unix time.
 
     primitives: primitive to number of places. modules: how many it changes. tensors: of the files, all of them served.
-    virtual_tokens, num_tasks: where they are not zero.
+    virtual_tokens, num_tasks: where they are not zero. error: why it cannot be served from the disk, if it cannot.
     """
 
     id: str
@@ -165,6 +165,7 @@ class Card(msgspec.Struct, kw_only=True):
     state: Literal["disk", "host", "device"]
     requests_running: int
     created: int
+    error: str | UnsetType = UNSET
 
 
 class CardList(msgspec.Struct, kw_only=True):

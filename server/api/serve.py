@@ -15,9 +15,11 @@ from pathlib import Path
 
 import uvloop
 
+from peftserve.adapters.base_binding import Base, bind
 from peftserve.adapters.errors import AdapterError
 
 from ..config import ServerConfig
+from ..wire.messages import ModelInfo
 from .app import create_app, make_services
 from .engine import EngineDead
 from .fleet import Fleet, open_fleet
@@ -84,9 +86,7 @@ async def _serve_until(
 
 async def _start(services: Services, engine: OwnEngine, fleet: Fleet) -> None:
     """Bring the server to readiness. Raises EngineDead, AdapterError, OSError."""
-    for ref in await asyncio.to_thread(services.owned.library.recover):
-        logger.error("Adapter %s has lost its files; requests for it will fail. Upload it again or remove it.", ref)
-    await engine.start()
+    await asyncio.to_thread(_bind, services, await engine.start())
     await asyncio.to_thread(services.tokenizer)
     for name, folder in services.config.preload:
         await _preload(services, name, folder)
@@ -94,6 +94,16 @@ async def _start(services: Services, engine: OwnEngine, fleet: Fleet) -> None:
     services.preloaded = True
     host, port = fleet.listeners[0].getsockname()[:2]
     logger.info("Serving %s on http://%s:%d", services.base_id, f"[{host}]" if ":" in host else host, port)
+
+
+def _bind(services: Services, info: ModelInfo) -> None:
+    """Adapters answer on the base that they were made for. Raises StateUnusable, OSError."""
+    bind(
+        services.config.state_dir,
+        Base(services.base_id, info.fingerprint),
+        in_use=services.adapters.registry.count() > 0,
+        allow_other=services.config.allow_other_base,
+    )
 
 
 async def _preload(services: Services, name: str, folder: Path) -> None:

@@ -11,12 +11,14 @@ from fastapi import Depends, Request
 
 from peftserve.adapters.leases import Leases
 from peftserve.adapters.library import AdapterLibrary
+from peftserve.adapters.recovery import open_registry
 from peftserve.adapters.registry import AdapterRegistry
+from peftserve.adapters.registry_file import NAME as REGISTRY
 from peftserve.adapters.router import Resolved, Router
 from peftserve.adapters.store import AdapterStore
 
 from ..config import ServerConfig
-from ..wire.messages import ModelInfo
+from ..wire.messages import EngineStats, ModelInfo
 from .admission import Admission
 from .engine import Engine, EngineDead
 from .errors import unavailable
@@ -24,8 +26,6 @@ from .held import Held
 from .metrics import Metrics
 from .tokenizer import Tokenizer
 from .workers import SharedLeases, Workers
-
-REGISTRY = "registry.sqlite"
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,11 @@ class Services:
 async def open_adapters(
     state_dir: Path, engine: Engine, base_id: str, workers: Workers
 ) -> AsyncIterator[OwnedAdapters]:
-    """The adapters of a state folder, closed again at the end. Raises AdapterConflict if another server has it."""
-    with closing(AdapterStore(state_dir)) as store, closing(AdapterRegistry(state_dir / REGISTRY)) as registry:
+    """The adapters of a state folder, brought into order first, and closed again at the end.
+
+    Raises AdapterConflict if another server has it, StateUnusable, OSError.
+    """
+    with closing(AdapterStore(state_dir)) as store, open_registry(state_dir, store) as (registry, recovery):
         leases = Leases()
         library = AdapterLibrary(
             store,
@@ -108,11 +111,18 @@ async def open_adapters(
             inspect=engine.inspect_adapter,
             release=engine.release_adapter,
             reserved=frozenset({base_id}),
+            lost=recovery.lost,
         )
+        engine.add_stats_listener(lambda stats: _doubt(library, stats))
         try:
             yield OwnedAdapters(registry, leases, Router(registry, base_id), store, library, workers)
         finally:
             await library.close()
+
+
+def _doubt(library: AdapterLibrary, stats: EngineStats) -> None:
+    for digest in stats.damaged_adapters:
+        library.doubt(digest)
 
 
 @contextmanager

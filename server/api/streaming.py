@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
-from .errors import ErrorEnvelope, translate
+from .errors import ErrorEnvelope, error_response, translate
 from .frames import frame
 from .held import Held
 from .http_protocol import CONNECTION
@@ -54,24 +54,37 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await until_disconnect(scope[CONNECTION], self._stream(send))
+            await until_disconnect(scope[CONNECTION], self._stream(scope, receive, send))
         except ClientGone:
             pass
         finally:
             self._held.close()
 
-    async def _stream(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The head goes with the first event: what fails before it is no stream but an answer of its own."""
+        begun = False
         try:
             # Released here, so that what is held learns how the stream ended.
             with self._held:
                 async with aclosing(self._events):
                     async for events in self._events:
                         if events:
+                            if not begun:
+                                begun = True
+                                await self._begin(send)
                             await _send_part(send, events)
         except Exception as error:
+            if not begun:
+                _log_unexpected(error)
+                await error_response(error)(scope, receive, send)
+                return
             await _send_part(send, _error_event(error))
+        if not begun:
+            await self._begin(send)
         await send({"type": "http.response.body", "body": DONE, "more_body": False})
+
+    async def _begin(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
 
 
 async def until_disconnect(connection: Connection, work: Awaitable[T]) -> T:
@@ -105,7 +118,10 @@ async def _send_part(send: Send, body: bytes) -> None:
 
 
 def _error_event(error: Exception) -> bytes:
-    answer = translate(error)
-    if answer.status_code == 500:
+    _log_unexpected(error)
+    return frame(ErrorEnvelope(translate(error).body))
+
+
+def _log_unexpected(error: Exception) -> None:
+    if translate(error).status_code == 500:
         logger.error("A stream has failed", exc_info=error)
-    return frame(ErrorEnvelope(answer.body))

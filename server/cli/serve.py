@@ -48,6 +48,7 @@ def make_config(chosen: Mapping[str, Any], environ: Mapping[str, str]) -> Server
         preload=_checked([*demo, *chosen["adapter"], *chosen["lora_modules"]]),
         allow_adapter_paths=tuple(_existing(folder, "--allow-adapter-path") for folder in chosen["allow_adapter_path"]),
         allow_adapter_sources=frozenset(chosen["allow_adapter_source"]),
+        allow_other_base=chosen["allow_other_base"],
         api_keys=_read_keys(chosen["api_key_file"]),
         max_queue=chosen["max_queue"],
         upload_limit=chosen["upload_limit"],

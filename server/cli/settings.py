@@ -101,6 +101,13 @@ SETTINGS = (
         "other place that requests may name adapters from: hub or s3; repeatable",
         many=True,
     ),
+    Setting(
+        "allow-other-base",
+        "",
+        values.boolean,
+        "serve the state folder's adapters although they were made for another base",
+        False,
+    ),
     Setting("api-key-file", "FILE", values.path, "Bearer keys, one a line; every /v1 route asks for one", shown="open"),
     Setting("max-queue", "N", values.whole(0), "requests that may wait before new ones get 429", 1024),
     Setting("upload-limit", "SIZE", values.size, "largest uploaded adapter", 4 << 30, "4GiB"),

@@ -3,6 +3,7 @@
 One thread calls everything here. Nothing in `step` waits for a client, a disk or an adapter.
 """
 
+import logging
 import os
 import secrets
 import time
@@ -12,19 +13,22 @@ from pathlib import Path
 
 import torch
 
-from peftserve.adapters.errors import AdapterError
+from peftserve.adapters.errors import AdapterDamaged, AdapterError
 
 from ..config import EngineConfig
 from ..wire.messages import AdapterCard, AdapterPart, AddRequest, EngineStats, ModelInfo, SequenceOutput
 from .adapters.service import AdapterService
 from .assembly import lay_out_products, make_runner
 from .memory import kv_pages
+from .model.fingerprint import fingerprint
 from .model.loading import eos_token_ids, load_model, tokenizer_facts, vocabulary_size
 from .pipeline import Pipeline
 from .sampling import Sampler
 from .scheduling.page_pool import PagePool
 from .scheduling.scheduler import Scheduler
 from .scheduling.sequence import Lease, Sequence
+
+logger = logging.getLogger(__name__)
 
 IDLE_SECONDS = 0.0005  # what an empty step waits for an adapter's load, so that a caller's loop does not spin
 
@@ -88,6 +92,7 @@ class Engine:
             chat_template=template,
             special_tokens=special,
             pid=os.getpid(),
+            fingerprint=fingerprint(config.model),
         )
 
     # Requests
@@ -153,9 +158,12 @@ class Engine:
         self.adapters.poll(self._uses)
         outputs = []
         for digests, error in self.adapters.take_failures().items():
-            message = error.message if isinstance(error, AdapterError) else "its files could not be read"
+            if not isinstance(error, AdapterError):
+                logger.error("An adapter could not be loaded", exc_info=error)
+                error = AdapterDamaged("its files could not be read")
+            kind = type(error).__name__ if isinstance(error, AdapterDamaged) else None
             for sequence in [s for s in self._sequences.values() if {p.key for p in s.adapters}.issuperset(digests)]:
-                outputs.append(_failed(sequence, f"the adapter could not be loaded: {message}"))
+                outputs.append(_failed(sequence, f"the adapter could not be loaded: {error.message}", kind))
                 self.abort(sequence.request_id)
         return outputs
 
@@ -252,5 +260,5 @@ def _count_adapters(sequences: list[Sequence]) -> dict[str, int]:
     return counts
 
 
-def _failed(sequence: Sequence, message: str) -> SequenceOutput:
-    return SequenceOutput(request_id=sequence.request_id, token_ids=[], error=message)
+def _failed(sequence: Sequence, message: str, kind: str | None = None) -> SequenceOutput:
+    return SequenceOutput(request_id=sequence.request_id, token_ids=[], error=message, error_kind=kind)

@@ -109,6 +109,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     tokenizer: the text of a `tokenizer.json` exactly as transformers resolves it, or None if there is none.
     chat_template: Jinja source, or None. special_tokens: name (`bos_token`) to text, for the template.
     eos_token_ids: end a sequence unless `ignore_eos`.
+    fingerprint: of the checkpoint, by part: the same for the same base wherever it lies, another for another base.
     """
 
     model_name: str
@@ -127,6 +128,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     chat_template: str | None
     special_tokens: dict[str, str]
     pid: int
+    fingerprint: dict[str, str] = {}
 
 
 class Logprob(msgspec.Struct, frozen=True):
@@ -155,6 +157,7 @@ class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: prompt tokens taken from the prefix cache; with the first output.
     queue_seconds: from arrival in the engine to its first step; with the first output.
     error: the sequence could not be served after all; what went wrong, for the client.
+    error_kind: name of a class of adapters/errors.py, where it is the server's fault and not the request's.
     """
 
     request_id: str
@@ -166,6 +169,7 @@ class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int | None = None
     queue_seconds: float | None = None
     error: str | None = None
+    error_kind: str | None = None
 
 
 class Outputs(msgspec.Struct, frozen=True, tag=True):
@@ -208,6 +212,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """State of the engine, sent at most a few times a second while it works and once when it goes idle.
 
     Counters are totals since the start. adapter_load_seconds: durations of loads since the last message.
+    adapter_integrity_failures: files of adapters that were not what was stored. damaged_adapters: digests of those of
+        which that is so of the uploaded files, since the last message.
     running_adapters, waiting_adapters: digest to number of sequences. bytes: by tier. host_unchanged: host_adapters are
         those of the message before, and left out of this one.
     """
@@ -223,6 +229,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     adapter_loads: int = 0
     adapter_evictions: int = 0
     adapter_load_seconds: list[float] = []
+    adapter_integrity_failures: int = 0
+    damaged_adapters: list[str] = []
     device_adapters: list[str] = []
     host_adapters: list[str] = []
     host_unchanged: bool = False

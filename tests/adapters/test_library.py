@@ -67,8 +67,9 @@ async def library(
     await library.settled()
     for part in (store, registry, leases):
         part.check_integrity()
-    assert all(store.has(ref.digest) for ref in registry.refs())
-    assert set(store.digests()) == {ref.digest for ref in registry.refs()}, "files without a row, or none for one"
+    assert set(store.digests()) | library.damaged.keys() == {ref.digest for ref in registry.refs()}, (
+        "files without a row, or none for one"
+    )
     assert os.listdir(store.adapters.parent / "staging") == []
 
 
@@ -301,27 +302,64 @@ async def test_the_default(library: AdapterLibrary, router: Router, upload: Uplo
     assert router.resolve("default").weights() == {}
 
 
-async def test_recovery(
-    library: AdapterLibrary, store: AdapterStore, registry: AdapterRegistry, facts: AdapterFacts, upload: Upload
+async def test_damaged_files_are_set_aside_and_the_same_upload_mends_them(
+    library: AdapterLibrary, store: AdapterStore, registry: AdapterRegistry, upload: Upload
 ) -> None:
-    orphan = store.commit(upload("orphan"))
-    kept = (await library.add(upload("kept"), "a")).digest
-    upload("half an upload")
-    lost = registry.add("lost", "d" * 64, facts)
-    assert library.recover() == [lost.ref]
-    assert store.has(kept)
-    assert not store.has(orphan)
-    await library.delete("lost")
+    record = await library.add(upload("x"), "a")
+    await library.add(upload("x"), "b")
+    (store.path(record.digest) / WEIGHTS).write_bytes(b"rotten")
+    library.doubt(record.digest)
+    await library.settled()
+    assert not store.has(record.digest)
+    assert "damaged" in library.damaged[record.digest]
+    assert [str(ref) for ref in registry.refs()] == ["a@1", "b@1"], "requests are told why, and not that it never was"
+    (set_aside,) = (store.adapters.parent / "lost+found").rglob(WEIGHTS)
+    assert set_aside.read_bytes() == b"rotten"
+    await library.add(upload("x"), "c")
+    assert library.damaged == {}
+    assert store.is_whole(record.digest)
+
+
+async def test_files_that_are_whole_after_all_stay(
+    library: AdapterLibrary, store: AdapterStore, upload: Upload
+) -> None:
+    record = await library.add(upload("x"), "a")
+    library.doubt(record.digest)
+    library.doubt("e" * 64)
+    await library.settled()
+    assert store.is_whole(record.digest)
+    assert library.damaged == {}
+
+
+async def test_versions_that_lost_their_files_can_be_deleted(
+    library: AdapterLibrary, store: AdapterStore, registry: AdapterRegistry, upload: Upload
+) -> None:
+    record = await library.add(upload("x"), "a")
+    store.lose(store.path(record.digest))
+    library.doubt(record.digest)
+    await library.settled()
+    assert "gone" in library.damaged[record.digest]
+    await library.delete("a")
+    await library.settled()
+    assert library.damaged == {}
+    assert registry.disposable() == set()
 
 
 async def test_closing_does_not_wait_for_requests(
-    library: AdapterLibrary, router: Router, leases: Leases, registry: AdapterRegistry, upload: Upload
+    library: AdapterLibrary,
+    router: Router,
+    leases: Leases,
+    registry: AdapterRegistry,
+    store: AdapterStore,
+    upload: Upload,
 ) -> None:
     await library.add(upload("x"), "a")
     leases.acquire(router.resolve("a"))
+    (digest,) = store.digests()
     await library.delete("a")
     await library.close()
-    library.recover()
+    assert registry.disposable() == {digest}, "the next start deletes them"
+    store.remove(digest)
 
 
 async def test_everything_at_once(

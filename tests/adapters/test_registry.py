@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from peftserve.adapters import registry as registry_module
-from peftserve.adapters.errors import AdapterNotFound, StoreFull
+from peftserve.adapters.errors import AdapterNotFound, StateUnusable, StoreFull
 from peftserve.adapters.facts import AdapterFacts
 from peftserve.adapters.names import Reference, VersionRef
 from peftserve.adapters.registry import AdapterRecord, AdapterRegistry
@@ -50,7 +50,7 @@ def test_facts_survive_and_older_rows_have_fewer(tmp_path: Path) -> None:
     registry.add("a", DIGESTS[0], facts)
     registry.add("b", DIGESTS[1], FACTS)
     old = '{"method":"LORA","rank":8,"num_bytes":100,"primitives":{"low_rank":2},"sites":2,"consumed":4}'
-    with registry._transaction() as db:
+    with registry.transaction() as db:
         db.execute("UPDATE versions SET facts = ? WHERE name = 'b'", (old,))
     registry.close()
     registry = AdapterRegistry(path)
@@ -138,7 +138,7 @@ def test_another_release_s_file(tmp_path: Path) -> None:
     db = sqlite3.connect(tmp_path / "r.sqlite")
     db.execute("PRAGMA user_version = 99")
     db.close()
-    with pytest.raises(RuntimeError, match="another release"):
+    with pytest.raises(StateUnusable, match="another release"):
         AdapterRegistry(tmp_path / "r.sqlite")
 
 
@@ -162,7 +162,7 @@ def test_threads_get_different_versions_and_readers_never_wait_for_them(registry
     for thread in threads:
         thread.join()
     assert [record.version for record in registry.versions("a")] == list(range(1, 41))
-    with registry._transaction():
+    with registry.transaction():
         assert _ref(registry.find("a")) == VersionRef("a", 40, DIGESTS[0])
 
 
@@ -170,7 +170,7 @@ def test_ten_thousand_adapters(tmp_path: Path) -> None:
     """Start and look-up by the number of rows that SQLite touches, not by the clock."""
     path = tmp_path / "r.sqlite"
     registry = AdapterRegistry(path)
-    with registry._transaction() as db:
+    with registry.transaction() as db:
         facts = '{"method":"LORA","rank":8,"num_bytes":1,"primitives":{},"sites":1,"consumed":2}'
         db.executemany("INSERT INTO names VALUES (?, 1)", [(f"n{i}",) for i in range(10_000)])
         rows = [(f"n{i}", 1, f"{i:064x}", 0.0, facts) for i in range(10_000)]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from peftserve.adapters import store as store_module
 from peftserve.adapters.errors import AdapterConflict, InvalidAdapter, StoreFull
 from peftserve.adapters.files import CONFIG, WEIGHTS
-from peftserve.adapters.registry import AdapterRegistry
+from peftserve.adapters.recovery import open_registry
 from peftserve.adapters.staging import StagedUpload
 from peftserve.adapters.store import AdapterStore
 
@@ -74,25 +75,31 @@ def test_paths_of_what_is_no_digest(store: AdapterStore, digest: str) -> None:
         store.path(digest)
 
 
-def test_sweep_deletes_what_nobody_uses_and_follows_no_link(
-    store: AdapterStore, upload: Upload, tmp_path: Path
-) -> None:
+def test_strangers_are_set_aside_and_no_link_is_followed(store: AdapterStore, upload: Upload, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "precious").write_text("x")
     kept, orphan = store.commit(upload("kept")), store.commit(upload("orphan"))
-    upload("staged")
     (store.adapters / "stray").mkdir()
     (store.adapters / ("b" * 64)).symlink_to(outside)
-    (store.adapters.parent / "staging" / "link").symlink_to(outside)
-    (store.adapters.parent / "staging" / "file").write_text("x")
     assert not store.has("b" * 64)
-    assert store.sweep(lambda digest: digest == kept) == 3
+    strangers = store.strangers({kept, "b" * 64})
+    assert {path.name for path in strangers} == {orphan, "stray", "b" * 64}
+    places = [store.adapters.parent / store.lose(path) for path in strangers]
     assert os.listdir(store.adapters) == [kept]
-    assert not store.has(orphan)
-    assert staging_of(store) == []
+    assert all(os.path.lexists(place) for place in places)
     assert (outside / "precious").exists()
     store.check_integrity()
+
+
+def test_a_start_clears_what_was_staged(store: AdapterStore, upload: Upload, tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("x")
+    upload("staged")
+    (store.adapters.parent / "staging" / "link").symlink_to(tmp_path)
+    (store.adapters.parent / "staging" / "file").write_text("x")
+    store.clear_staging()
+    assert staging_of(store) == []
+    assert (tmp_path / "precious").exists()
 
 
 def test_a_full_disk_at_the_commit(store: AdapterStore, upload: Upload, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,12 +130,13 @@ KILLED = """
 import itertools, sys
 from pathlib import Path
 from peftserve.adapters.facts import AdapterFacts
-from peftserve.adapters.registry import AdapterRegistry
+from peftserve.adapters.recovery import open_registry
 from peftserve.adapters.store import AdapterStore
 
 state = Path(sys.argv[1])
-store, registry = AdapterStore(state), AdapterRegistry(state / "registry.sqlite")
-store.sweep(registry.in_use)
+store = AdapterStore(state)
+opened = open_registry(state, store)
+registry, _ = opened.__enter__()
 facts = AdapterFacts("LORA", 8, 1, {}, 1, 2)
 for i in itertools.count():
     with store.stage(1 << 20) as staged:
@@ -136,6 +144,7 @@ for i in itertools.count():
             with staged.open(name) as file:
                 for _ in range(4):
                     file.write(f"{sys.argv[2]} {i} ".encode() * 1000)
+        registry.announce(staged.digest)
         digest = store.commit(staged)
     version = registry.add("a", digest, facts).version
     print("added", version, digest, flush=True)
@@ -145,6 +154,7 @@ for i in itertools.count():
         registry.delete("a", version - 1)
         print("deleted", version - 1, digest, flush=True)
         store.remove(digest_before)
+        registry.forget(digest_before)
     digest_before = digest
 """
 
@@ -170,15 +180,15 @@ def test_killed_at_any_point_everything_acknowledged_is_there_and_whole(tmp_path
         process.stdout.close()
         process.wait()
 
-        store, registry = AdapterStore(tmp_path), AdapterRegistry(tmp_path / "registry.sqlite")
-        store.sweep(registry.in_use)
-        registry.check_integrity()
-        store.check_integrity()
-        found = {record.version: record.digest for record in registry.versions("a")}
-        assert all(store.is_whole(digest) for version, digest in found.items() if version not in asked)
-        assert {v: d for v, d in added.items() if v not in asked}.items() <= found.items()
-        answer = registry.get_default()
-        assert answer is None or (answer.version or 0) >= default
-        registry.close()
-        store.close()
+        with closing(AdapterStore(tmp_path)) as store, open_registry(tmp_path, store) as (registry, recovery):
+            registry.check_integrity()
+            store.check_integrity()
+            found = {record.version: record.digest for record in registry.versions("a")}
+            assert all(store.is_whole(digest) for version, digest in found.items() if version not in asked)
+            assert {v: d for v, d in added.items() if v not in asked}.items() <= found.items()
+            assert set(store.digests()) <= set(found.values())
+            assert recovery.said == [], "a kill is no damage: what it leaves is known to be disposable"
+            answer = registry.get_default()
+            assert answer is None or (answer.version or 0) >= default
     assert len(added) > 12
+    assert not (tmp_path / "lost+found").exists()

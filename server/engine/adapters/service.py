@@ -12,7 +12,8 @@ from weakref import WeakValueDictionary
 import torch
 
 from peftserve.adapters.bypass import KVPrefix
-from peftserve.adapters.errors import AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
+from peftserve.adapters.errors import AdapterDamaged, AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
+from peftserve.adapters.files import content_digest
 from peftserve.adapters.peft.compile import CompiledAdapter, compile_adapter
 from peftserve.kernels.attention import AttentionLayer
 from peftserve.kernels.bypass import make_bypass_backend
@@ -54,6 +55,8 @@ class AdapterService:
         self._compiled: deque[tuple[str, Blob]] = deque()  # by the loader's thread, for `poll` to take in
         self._releases: dict[str, list[Future[None]]] = {}
         self._failures: dict[tuple[str, ...], BaseException] = {}
+        self._num_damaged = 0  # counted by the loader's thread
+        self._damaged: deque[str] = deque()  # found by it, since the last account
 
     def inspect(self, digest: str, folder: Path) -> Future[AdapterCard]:
         """Compile on the loader's thread; the blob goes to the host tier. The future raises AdapterError."""
@@ -83,10 +86,13 @@ class AdapterService:
         return failures
 
     def stats(self) -> dict[str, Any]:
-        """The adapters' fields of EngineStats. The loads' durations are handed out once."""
+        """The adapters' fields of EngineStats. The loads' durations and what is damaged are handed out once."""
         residency = self.residency
         seconds, residency.load_seconds = residency.load_seconds, []
+        damaged = [self._damaged.popleft() for _ in range(len(self._damaged))]
         return {
+            "adapter_integrity_failures": self._num_damaged + self._spill.num_damaged,
+            "damaged_adapters": damaged,
             "adapter_loads": residency.num_loads,
             "adapter_evictions": residency.num_evictions,
             "adapter_load_seconds": seconds,
@@ -135,7 +141,18 @@ class AdapterService:
         if (blob := self._spill.read(key)) is not None:
             return blob
         digest, _, task = key.partition(":")
-        return self._pack(self._compile(self._folder_of(digest), int(task or 0)))
+        folder = self._folder_of(digest)
+        self._verify(digest, folder)
+        return self._pack(self._compile(folder, int(task or 0)))
+
+    def _verify(self, digest: str, folder: Path) -> None:
+        """What comes from the disk is what was uploaded. Raises AdapterDamaged."""
+        if self._config.store is None or content_digest(folder) == digest:
+            return
+        self._num_damaged += 1
+        self._damaged.append(digest)
+        what = "are damaged" if folder.is_dir() else "are gone"
+        raise AdapterDamaged(f"its files on the server's disk {what}; upload the same files again, which mends it")
 
     def _compile(self, folder: Path, task: int = 0) -> CompiledAdapter:
         """Raises AdapterError."""

@@ -3,6 +3,8 @@
 For the life of one engine: the next one's base may be another. A file is
 
     8 bytes: N, unsigned little-endian | N bytes of msgpack: the layout | the data, as in `Blob`
+
+Its CRC-32 is kept in memory: what the disk has changed is not used.
 """
 
 import logging
@@ -11,6 +13,7 @@ import shutil
 import struct
 import sys
 import threading
+import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import FileIO
 from pathlib import Path
@@ -39,11 +42,13 @@ class Spill:
 
     def __init__(self, folder: Path | None, max_bytes: int, dtype: torch.dtype, *, pin: bool = False) -> None:
         self.num_bytes = 0
+        self.num_damaged = 0  # files that were not what was written
         self._folder = folder
         self._max_bytes = max_bytes
         self._dtype = dtype
         self._pin = pin
         self._written: dict[str, dict[str, int]] = {}  # by digest: keys and the bytes of each
+        self._sums: dict[str, int] = {}  # by key: the CRC-32 of its file
         self._waiting: set[str] = set()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="adapter-spill", initializer=_give_way)
         self._encoder = msgspec.msgpack.Encoder(enc_hook=_to_plain)
@@ -63,15 +68,17 @@ class Spill:
             self._worker.submit(self._write, key, blob)
 
     def read(self, key: str) -> Blob | None:
-        """A blob that was written, or None."""
+        """A blob that was written, or None if it was not, or is damaged."""
         if key not in self:
             return None
         try:
             with self._path(key).open("rb", buffering=0) as file:
-                return self._read(file)
-        except (OSError, EOFError, struct.error, msgspec.MsgspecError):
-            logger.exception("a compiled adapter could not be read again")
-            return None
+                return self._read(file, self._sums[key])
+        except (OSError, EOFError, struct.error, msgspec.MsgspecError) as error:
+            logger.warning("a compiled adapter on the disk is damaged (%s), and is compiled again", error)
+        self.num_damaged += 1
+        self._worker.submit(self._delete, digest_of(key))
+        return None
 
     def forget(self, digest: str) -> Future[None]:
         """Done when nothing of this adapter is on the disk."""
@@ -90,17 +97,23 @@ class Spill:
         assert self._folder is not None
         return self._folder / key.replace(":", ".")
 
-    def _read(self, file: FileIO) -> Blob:
-        (length,) = struct.unpack("<Q", file.read(8))
-        layout = self._decoder.decode(file.read(length))
-        size = os.fstat(file.fileno()).st_size - 8 - length
-        data = torch.empty(size // self._dtype.itemsize, dtype=self._dtype, pin_memory=self._pin)
+    def _read(self, file: FileIO, checksum: int) -> Blob:
+        """Raises EOFError for a file that is not what was written."""
+        size = os.fstat(file.fileno()).st_size - 8
+        head = file.read(8)
+        (length,) = struct.unpack("<Q", head)
+        if length > size:
+            raise EOFError("it is too short")
+        text = file.read(length)
+        data = torch.empty((size - length) // self._dtype.itemsize, dtype=self._dtype, pin_memory=self._pin)
         view, done = _bytes(data), 0
-        while done < size:
+        while done < len(view):
             if not (count := file.readinto(view[done:])):
-                raise EOFError
+                raise EOFError("it is too short")
             done += count
-        return Blob(data, layout)
+        if _checksum(head, text, view) != checksum:
+            raise EOFError("its checksum is another")
+        return Blob(data, self._decoder.decode(text))
 
     # On the worker's thread
 
@@ -109,7 +122,9 @@ class Spill:
             text = self._encoder.encode(blob.layout)
             # What some primitive has as a tuple may come back as a list.
             if self._decoder.decode(text) == blob.layout and self._has_room(blob):
-                self._write_file(self._path(key), text, blob.data)
+                head, data = struct.pack("<Q", len(text)), _bytes(blob.data)
+                self._write_file(self._path(key), head, text, data)
+                self._sums[key] = _checksum(head, text, data)
                 self._written.setdefault(digest_of(key), {})[key] = blob.num_bytes
                 self.num_bytes += blob.num_bytes
         except (OSError, TypeError) as error:
@@ -123,10 +138,10 @@ class Spill:
         usage = shutil.disk_usage(self._folder)
         return self.num_bytes + blob.num_bytes <= self._max_bytes and usage.free > LEAST_FREE * usage.total
 
-    def _write_file(self, path: Path, text: bytes, data: torch.Tensor) -> None:
+    def _write_file(self, path: Path, *pieces: bytes | memoryview) -> None:
         try:
             with path.open("wb", buffering=0) as file:
-                for piece in (struct.pack("<Q", len(text)), text, _bytes(data)):
+                for piece in pieces:
                     _write_all(file, piece)
         except OSError:
             path.unlink(missing_ok=True)
@@ -135,6 +150,7 @@ class Spill:
     def _delete(self, digest: str) -> None:
         for key, size in self._written.pop(digest, {}).items():
             self.num_bytes -= size
+            self._sums.pop(key, None)
             self._path(key).unlink(missing_ok=True)
 
 
@@ -147,6 +163,13 @@ def _give_way() -> None:
 
 def _bytes(data: torch.Tensor) -> memoryview:
     return data.view(torch.uint8).numpy().data
+
+
+def _checksum(*pieces: bytes | memoryview) -> int:
+    checksum = 0
+    for piece in pieces:
+        checksum = zlib.crc32(piece, checksum)
+    return checksum
 
 
 def _write_all(file: FileIO, piece: bytes | memoryview) -> None:

@@ -40,9 +40,9 @@ TEMPLATE = (
 class FakeEngine:
     """Answers with the prompt's tokens in turn, beginning behind the seed; ends at the end-of-sequence token.
 
-    delay: seconds before each token. error: what every sequence fails with. Logprobs: -0.5 for the chosen token,
-    lower for the ids behind it; the k-th sequence of a seeded request is less likely by k. facts: fields of the cards
-    of adapters that are inspected from now on.
+    delay: seconds before each token. error, error_kind: what every sequence fails with. Logprobs: -0.5 for the chosen
+    token, lower for the ids behind it; the k-th sequence of a seeded request is less likely by k. facts: fields of the
+    cards of adapters that are inspected from now on.
     """
 
     def __init__(self, info):
@@ -51,6 +51,7 @@ class FakeEngine:
         self.stats = EngineStats()
         self.delay = 0.0
         self.error = None
+        self.error_kind = None
         self.facts = {}
         self.requests = []  # every AddRequest
         self.running = {}  # request id to its sink and the task that feeds it
@@ -103,7 +104,8 @@ class FakeEngine:
 
     def _outputs(self, request):
         if self.error is not None:
-            yield SequenceOutput(request_id=request.request_id, token_ids=[], error=self.error)
+            failed = {"error": self.error, "error_kind": self.error_kind}
+            yield SequenceOutput(request_id=request.request_id, token_ids=[], **failed)
             return
         sampling, prompt = request.sampling, request.prompt_token_ids
         first = {"cached_tokens": 16 if len(prompt) > 16 else 0, "queue_seconds": 0.001}

@@ -345,3 +345,18 @@ async def test_vllms_routes_speak_as_vllm_does(make_server, folder, check_envelo
         gone = await server.http.post("/v1/unload_lora_adapter", json={"lora_name": "sql"})
         assert "cannot be found" in check_envelope(gone, 404)["message"]
         check_envelope(await server.http.post("/v1/unload_lora_adapter", json={}), 400)
+
+
+async def test_damaged_files_are_told_on_the_card_until_they_are_uploaded_again(server, engine, until):
+    card = (await server.upload("a")).json()
+    weights = server.config.state_dir / "adapters" / card["digest"] / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes() + b"?")
+    engine.publish(EngineStats(damaged_adapters=[card["digest"]]))
+    await until(lambda: server.services.owned.library.damaged)
+    assert "damaged" in (await server.http.get("/v1/adapters/a")).json()["error"]
+    assert _state_files(server, "adapters") == []
+    assert len(_state_files(server, "lost+found")) == 1
+    again = (await server.upload("a")).json()
+    assert (again["version"], again["digest"]) == (2, card["digest"])
+    for name in ("a@1", "a@2"):
+        assert "error" not in (await server.http.get(f"/v1/adapters/{name}")).json()

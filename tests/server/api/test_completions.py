@@ -240,12 +240,14 @@ async def test_a_dead_engine_fails_open_and_new_requests(server, engine, until, 
     engine.delay = 0.02
     body = {"prompt": "abc", "max_tokens": 100}
     whole = asyncio.create_task(server.http.post("/v1/completions", json=body))
-    stream = asyncio.create_task(server.http.post("/v1/completions", json={**body, "stream": True, "n": 2}))
-    await until(lambda: len(engine.running) == 3)
-    engine.die()
-    async with asyncio.timeout(2):
-        assert check_envelope(await whole, 503, "engine_dead")
-        text = (await stream).text
+    async with server.http.stream("POST", "/v1/completions", json={**body, "stream": True, "n": 2}) as stream:
+        late = asyncio.create_task(server.http.post("/v1/completions", json={**body, "stream": True}))
+        await until(lambda: len(engine.running) == 4)
+        engine.die()
+        async with asyncio.timeout(2):
+            assert check_envelope(await whole, 503, "engine_dead")
+            await late
+            text = (await stream.aread()).decode()
     assert '"code":"engine_dead"' in text
     assert "/secret" not in text
     assert text.endswith("data: [DONE]\n\n")
@@ -261,11 +263,21 @@ async def test_a_sequence_that_fails_is_an_error_for_its_request_only(server, en
     engine.error = "the adapter does not fit"
     response = await server.http.post("/v1/completions", json={"prompt": "abc"})
     assert check_envelope(response, 400, "sequence_failed")["message"] == "the adapter does not fit"
-    with pytest.raises(openai.APIError, match="does not fit"):
-        async for _ in await _create(server, stream=True, n=2):
-            pass
+    with pytest.raises(openai.BadRequestError, match="does not fit"):  # no stream has begun: it is an answer of its own
+        await _create(server, stream=True, n=2)
     engine.error = None
     assert (await _create(server, prompt="abc", max_tokens=3)).choices[0].text == "abc"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["completions", "chat/completions"])
+async def test_a_fault_of_the_server_is_none_of_the_request(server, engine, check_envelope, path, stream):
+    engine.error, engine.error_kind = "its files are damaged", "AdapterDamaged"
+    body = {"prompt": "abc", "messages": [{"role": "user", "content": "hi"}], "stream": stream}
+    response = await server.http.post(f"/v1/{path}", json=body)
+    assert check_envelope(response, 503, "adapter_damaged")["message"] == "its files are damaged"
+    assert int(response.headers["retry-after"]) > 0
+    assert server.services.admission.in_flight == 0
 
 
 async def test_a_full_queue_says_when_to_come_back(server, engine, until, check_envelope):

@@ -54,6 +54,7 @@ async def test_the_engines_state_in_our_names_and_vllms(server, engine):
         EngineStats(
             num_running=3,
             num_waiting=2,
+            adapter_integrity_failures=7,
             kv_pages_used=16,
             kv_pages_total=64,
             prefix_query_tokens=100,
@@ -75,6 +76,7 @@ async def test_the_engines_state_in_our_names_and_vllms(server, engine):
     assert samples["vllm:num_requests_waiting"] == {base: 2}
     assert samples["vllm:kv_cache_usage_perc"] == {base: 0.25}
     assert _single(samples, "peftserve_sequences_running") == 3
+    assert _single(samples, "peftserve:adapter_integrity_failures_total") == 7
     assert _single(samples, "peftserve_kv_cache_usage_ratio") == 0.25
     assert _single(samples, "peftserve_prefix_cache_hit_tokens_total") == 40
     assert _single(samples, "peftserve_preemptions_total") == 1

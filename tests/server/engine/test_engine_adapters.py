@@ -1,5 +1,6 @@
 """Adapters in the engine: their answers, their comings and goings, and what is given back."""
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from peftserve.adapters.errors import AdapterTooLarge, InvalidAdapter
+from peftserve.adapters.files import WEIGHTS, content_digest
 
 MakeBench = Callable[..., Any]
 PROMPT = [7, 250, 31, 90, 44, 44, 120, 9, 10, 200, 201]
@@ -113,20 +115,65 @@ def test_adapters_take_turns_in_few_slots_and_come_back_from_disk(
     assert bench.engine.stats().adapter_load_seconds == []
 
 
-def test_adapters_of_the_store_need_no_inspection(make_bench: MakeBench, adapters: dict[str, Path], peft: Any) -> None:
-    bench = make_bench(store=adapters["a"].parent)
-    answer = bench.ask(PROMPT, "b", max_tokens=4)
+@pytest.fixture
+def stored(adapters: dict[str, Path], tmp_path: Path) -> dict[str, str]:
+    """Name to digest of the adapters as they lie in the store at `tmp_path`."""
+    digests = {name: content_digest(folder) or "" for name, folder in adapters.items()}
+    for name, folder in adapters.items():
+        shutil.copytree(folder, tmp_path / digests[name])
+    return digests
+
+
+def test_adapters_of_the_store_need_no_inspection(
+    make_bench: MakeBench, adapters: dict[str, Path], stored: dict[str, str], tmp_path: Path, peft: Any
+) -> None:
+    bench = make_bench(store=tmp_path)
+    answer = bench.ask(PROMPT, [stored["b"]], max_tokens=4)
     assert answer.token_ids == peft.greedy(PROMPT, 4, mixture_of(adapters, ("b", 1.0))).token_ids
 
 
-@pytest.mark.parametrize("stored", [True, False])
-def test_an_adapter_that_is_missing_fails_its_requests_alone(
-    make_bench: MakeBench, adapters: dict[str, Path], peft: Any, stored: bool
+@pytest.mark.parametrize("damage", ["a flipped bit", "a missing file", "another file", "no folder"])
+def test_damaged_files_of_the_store_are_never_computed_with(
+    make_bench: MakeBench, adapters: dict[str, Path], stored: dict[str, str], tmp_path: Path, peft: Any, damage: str
 ) -> None:
-    bench = make_bench(store=adapters["a"].parent) if stored else make_bench(adapters.items())
+    weights = tmp_path / stored["a"] / WEIGHTS
+    match damage:
+        case "a flipped bit":
+            content = bytearray(weights.read_bytes())
+            content[-5] ^= 1
+            weights.write_bytes(content)
+        case "a missing file":
+            weights.unlink()
+        case "another file":
+            weights.with_name("more").touch()
+        case "no folder":
+            shutil.rmtree(weights.parent)
+    bench = make_bench(store=tmp_path)
+    bench.add("bad", PROMPT, [stored["a"]], max_tokens=4)
+    bench.add("good", PROMPT, [stored["b"]], max_tokens=4)
+    answers = bench.run()
+    assert answers["bad"].last.error_kind == "AdapterDamaged"
+    assert answers["bad"].token_ids == []
+    assert answers["good"].token_ids == peft.greedy(PROMPT, 4, mixture_of(adapters, ("b", 1.0))).token_ids
+    stats = bench.engine.stats()
+    assert (stats.adapter_integrity_failures, stats.damaged_adapters) == (1, [stored["a"]])
+    assert bench.engine.stats().damaged_adapters == []
+
+
+@pytest.mark.parametrize("from_store", [True, False])
+def test_an_adapter_that_is_missing_fails_its_requests_alone(
+    make_bench: MakeBench,
+    adapters: dict[str, Path],
+    stored: dict[str, str],
+    tmp_path: Path,
+    peft: Any,
+    from_store: bool,
+) -> None:
+    bench = make_bench(store=tmp_path) if from_store else make_bench(adapters.items())
+    digest = stored["a"] if from_store else "a"
     bench.add("lost", PROMPT, ["gone"])
-    bench.add("mixed", PROMPT, ["a", "gone", "gone too"])
-    bench.add("a", PROMPT, "a", max_tokens=4)
+    bench.add("mixed", PROMPT, [digest, "gone", "gone too"])
+    bench.add("a", PROMPT, [digest], max_tokens=4)
     bench.add("base", PROMPT, max_tokens=4)
     answers = bench.run()
     for name in ("lost", "mixed"):

@@ -110,6 +110,21 @@ def test_a_file_that_was_cut_is_no_blob(spill: Spill, folder: Path, make_blob: M
     assert spill.read("a") is None
 
 
+@pytest.mark.parametrize("place", [0, 7, 9, -1])
+def test_a_flipped_bit_is_no_blob(spill: Spill, folder: Path, make_blob: MakeBlob, place: int) -> None:
+    """Of the length, of the layout or of the data; it is compiled again, and may be written again."""
+    blob = make_blob(8, 1.0)
+    write(spill, "a", blob)
+    content = bytearray((folder / "a").read_bytes())
+    content[place] ^= 1
+    (folder / "a").write_bytes(content)
+    assert spill.read("a") is None
+    assert spill.num_damaged == 1
+    spill._worker.submit(int).result(PATIENCE)
+    write(spill, "a", blob)
+    assert same(spill.read("a"), blob)
+
+
 def test_what_an_engine_before_has_left_is_deleted(folder: Path, make_blob: MakeBlob) -> None:
     folder.mkdir()
     (folder / "a").write_bytes(b"old")

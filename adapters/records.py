@@ -1,0 +1,180 @@
+"""A record of each version beside the adapters' files, from which a registry that is lost is made again.
+
+    <state>/versions/<name>@<version>.json     of a version that is there
+    <state>/versions/<name>@<version>.gone     of a name's newest version, if it was deleted: no number is used twice
+    <state>/versions/default.json              the server's default
+
+A record is written when the row is there, and goes before the row does. So one without a row is never of a version
+that was deleted or refused: the registry has lost it. Each carries the SHA-256 of what it says.
+"""
+
+import hashlib
+import logging
+import os
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import quote, unquote
+
+import msgspec
+
+from .facts import AdapterFacts
+from .names import Reference, VersionRef, is_digest, parse_reference
+from .registry import AdapterRecord
+from .staging import fsync_folder
+
+logger = logging.getLogger(__name__)
+
+FOLDER = "versions"
+DEFAULT_FILE = "default.json"
+_HERE, _GONE = ".json", ".gone"
+_T = TypeVar("_T")
+
+
+class _Version(msgspec.Struct):
+    name: str
+    version: int
+    digest: str
+    created: float
+    facts: AdapterFacts
+
+
+class _Default(msgspec.Struct):
+    name: str | None
+    version: int | None
+
+
+class _Signed(msgspec.Struct):
+    sha256: str
+    record: msgspec.Raw
+
+
+class Listing(msgspec.Struct):
+    """What file names tell. here: versions with a record. gone: deleted ones. strange: other files."""
+
+    here: set[Reference]
+    gone: set[Reference]
+    strange: list[Path]
+
+
+class VersionRecords:
+    """The registry's journal. A record that cannot be written is a warning: the next start writes it again."""
+
+    def __init__(self, folder: Path) -> None:
+        """Make the folder where it is missing."""
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder = folder
+
+    # The registry tells of its changes
+
+    def added(self, record: AdapterRecord) -> None:
+        try:
+            self.write([record])
+        except OSError as error:
+            _not_kept(str(record.ref), error)
+
+    def removing(self, refs: Sequence[VersionRef], last: Mapping[str, int]) -> None:
+        """Raises OSError where a record cannot be taken away: its version must not be deleted then."""
+        for name, version, _ in refs:
+            if version == last.get(name):
+                self._mark_gone(Reference(name, version))
+            self.path(Reference(name, version)).unlink(missing_ok=True)
+        fsync_folder(self.folder)
+
+    def default_set(self, default: Reference | None) -> None:
+        try:
+            self._write_file(self.folder / DEFAULT_FILE, _Default(*(default or (None, None))))
+            fsync_folder(self.folder)
+        except OSError as error:
+            _not_kept("the default", error)
+
+    # A start compares
+
+    def write(self, records: Iterable[AdapterRecord]) -> None:
+        """On the disk when it returns. Raises OSError."""
+        written = list(records)
+        for record in written:
+            ref = Reference(record.name, record.version)
+            content = _Version(record.name, record.version, record.digest, record.created, record.facts)
+            self._write_file(self.path(ref), content, durable=len(written) == 1)
+            self._forget_gone(ref)
+        if len(written) > 1:
+            os.sync()  # one wait for all: a folder of ten thousand is written when an older release's is opened
+        fsync_folder(self.folder)
+
+    def listing(self) -> Listing:
+        listing = Listing(set(), set(), [])
+        for entry in os.scandir(self.folder):
+            stem, end = os.path.splitext(entry.name)
+            reference = parse_reference(unquote(stem))
+            if reference is not None and reference.version is not None and end in (_HERE, _GONE):
+                (listing.here if end == _HERE else listing.gone).add(reference)
+            elif entry.name != DEFAULT_FILE and not entry.name.startswith("."):
+                listing.strange.append(Path(entry.path))
+        return listing
+
+    def clear_half_written(self) -> None:
+        """What a kill left. For the start."""
+        for path in self.folder.glob(".*"):
+            path.unlink()
+
+    def read(self, reference: Reference) -> AdapterRecord | None:
+        """None where the record is damaged or is another's."""
+        found = _read_file(self.path(reference), _Version)
+        if found is None or (found.name, found.version) != reference or not is_digest(found.digest):
+            return None
+        return AdapterRecord(VersionRef(*reference, found.digest), found.created, AdapterFacts.of(found.facts))
+
+    def read_default(self) -> Reference | None:
+        found = _read_file(self.folder / DEFAULT_FILE, _Default)
+        return None if found is None or found.name is None else Reference(found.name, found.version)
+
+    def path(self, reference: Reference) -> Path:
+        return self._path(reference, _HERE)
+
+    def _path(self, reference: Reference, end: str) -> Path:
+        return self.folder / f"{quote(reference.name, safe='')}@{reference.version}{end}"
+
+    def _mark_gone(self, reference: Reference) -> None:
+        try:
+            self._path(reference, _GONE).touch(mode=0o600)
+        except OSError as error:
+            _not_kept(f"that {reference.name}@{reference.version} is gone", error)
+
+    def _forget_gone(self, newest: Reference) -> None:
+        """A newer version is there, so that no older one is needed to count on."""
+        for version in (newest.version, (newest.version or 1) - 1):
+            self._path(Reference(newest.name, version), _GONE).unlink(missing_ok=True)
+
+    def _write_file(self, path: Path, content: msgspec.Struct, *, durable: bool = True) -> None:
+        """Whole or not at all."""
+        record = msgspec.json.encode(content)
+        text = msgspec.json.encode(_Signed(hashlib.sha256(record).hexdigest(), msgspec.Raw(record)))
+        new = self.folder / f".{secrets.token_hex(8)}"
+        try:
+            with new.open("xb") as file:
+                file.write(text)
+                file.flush()
+                if durable:
+                    os.fsync(file.fileno())
+            os.replace(new, path)
+        except OSError:
+            new.unlink(missing_ok=True)
+            raise
+
+
+def _read_file(path: Path, kind: type[_T]) -> _T | None:
+    try:
+        signed = msgspec.json.decode(path.read_bytes(), type=_Signed)
+        if hashlib.sha256(signed.record).hexdigest() == signed.sha256:
+            return msgspec.json.decode(signed.record, type=kind)
+    except (OSError, msgspec.MsgspecError, UnicodeError):
+        pass
+    return None
+
+
+def _not_kept(what: str, error: OSError) -> None:
+    logger.warning(
+        "No record of %s could be kept beside the registry (%s); the next start writes it", what, error.strerror
+    )

@@ -1,0 +1,166 @@
+"""What a start, or a repair, does before anybody is served: files, records and rows are brought to agree.
+
+Nothing is deleted but what the registry says may go. Whatever else nobody can place is moved to `lost+found`, and a
+version whose files are not there stays, so that its requests are told so. Knows the store, the registry and the
+records; knows no requests.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import registry_file
+from .names import Reference, VersionRef
+from .records import FOLDER, VersionRecords
+from .registry import AdapterRecord, AdapterRegistry
+from .registry_repair import parse_row, replace, restore, take_malformed
+from .store import AdapterStore
+
+logger = logging.getLogger(__name__)
+
+MOST_NAMED = 5
+
+
+@dataclass
+class Recovery:
+    """What was found. lost: versions whose files are not there. said: one sentence for each thing that was mended."""
+
+    lost: list[VersionRef] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+
+    def say(self, sentence: str) -> None:
+        logger.warning("%s", sentence)
+        self.said.append(sentence)
+
+
+@contextmanager
+def open_registry(
+    root: Path, store: AdapterStore, *, thorough: bool = False
+) -> Iterator[tuple[AdapterRegistry, Recovery]]:
+    """The registry of the state folder `root`, in agreement with what lies beside it; closed at the end.
+
+    store: of the same folder, which nobody else uses. thorough: read each record, too, which takes long on a slow disk.
+    Raises StateUnusable, OSError.
+    """
+    recovery, records = Recovery(), VersionRecords(root / FOLDER)
+    store.clear_staging()
+    records.clear_half_written()
+    path = root / registry_file.NAME
+    rows = _set_aside_damaged(path, store, recovery)
+    is_new = not path.exists()
+    with closing(AdapterRegistry(path, records)) as registry, registry_file.named_errors():
+        for row in take_malformed(registry):
+            place = store.keep_text("row.json", _as_text(row))
+            recovery.say(f"A row of the registry of adapters made no sense; it lies in {place} now.")
+        _bring_back(registry, records, store, recovery, rows, records.read_default() if is_new else None)
+        _settle(registry, records, store, recovery, thorough)
+        _place_strangers(registry, store, recovery)
+        recovery.lost = [ref for ref in registry.refs() if not store.has(ref.digest)]
+        for ref in recovery.lost:
+            logger.error("The files of %s are gone: upload the same files again, or remove it", ref)
+        yield registry, recovery
+
+
+def _set_aside_damaged(path: Path, store: AdapterStore, recovery: Recovery) -> list[tuple[Any, ...]]:
+    """The rows that a damaged file still gives."""
+    fault = registry_file.fault_of(path)
+    if fault is None:
+        return []
+    rows = registry_file.salvage(path)
+    place = store.lose(*registry_file.files_of(path))
+    recovery.say(f"The registry of adapters {fault}; what is left of it lies in {place}, and it is made anew.")
+    return rows
+
+
+def _bring_back(
+    registry: AdapterRegistry,
+    records: VersionRecords,
+    store: AdapterStore,
+    recovery: Recovery,
+    rows: list[tuple[Any, ...]],
+    default: Reference | None,
+) -> None:
+    """Versions that the registry has lost: from their records, and those without one from the old file's rows."""
+    listing = records.listing()
+    there = {Reference(ref.name, ref.version) for ref in registry.refs()}
+    found: list[AdapterRecord] = []
+    damaged = list(listing.strange)
+    for reference in sorted(listing.here - there):
+        record = records.read(reference)
+        if record is None:
+            damaged.append(records.path(reference))
+        else:
+            found.append(record)
+    known = listing.here | listing.gone
+    salvaged = [record for row in rows if (record := parse_row(row)) is not None]
+    named = {record.digest for record in found}
+    found += [
+        r
+        for r in salvaged
+        if Reference(r.name, r.version) not in known and store.has(r.digest) and r.digest not in named
+    ]
+    last: dict[str, int] = {}
+    for name, version in (*listing.gone, *((record.name, record.version) for record in salvaged)):
+        last[name] = max(last.get(name, 0), version or 0)
+    restore(registry, found, last, default)
+    if found:
+        recovery.say(f"The registry had lost {_named([record.ref for record in found])}: served again.")
+    if damaged:
+        recovery.say(f"Records of versions made no sense ({len(damaged)}); they lie in {store.lose(*damaged)} now.")
+
+
+def _settle(
+    registry: AdapterRegistry, records: VersionRecords, store: AdapterStore, recovery: Recovery, thorough: bool
+) -> None:
+    """Each version has a row and a record, and they agree. A record proves itself, and so it wins over a row.
+
+    Without `thorough`, those are compared of which there is no record or no files.
+    """
+    here = records.listing().here
+    unwritten, wrong = [], []
+    for ref in registry.refs():
+        reference = Reference(ref.name, ref.version)
+        if reference in here and not thorough and store.has(ref.digest):
+            continue
+        row, record = registry.get(*reference), records.read(reference)
+        if record is None:
+            unwritten.append(row)
+        elif record != row:
+            wrong.append(record)
+    if unwritten:
+        records.write(unwritten)
+    if wrong:
+        replace(registry, wrong)
+        recovery.say(f"The registry was wrong about {_named([record.ref for record in wrong])}: mended.")
+    if records.read_default() != registry.get_default():
+        records.default_set(registry.get_default())
+
+
+def _place_strangers(registry: AdapterRegistry, store: AdapterStore, recovery: Recovery) -> None:
+    """Files that no version has are deleted where an upload or a deletion had not ended, and else set aside."""
+    disposable = registry.disposable()
+    for digest in disposable:
+        store.remove(digest)
+        registry.forget(digest)
+    for path in store.strangers({ref.digest for ref in registry.refs()}):
+        recovery.say(f"No version has the files in adapters/{path.name}; they lie in {store.lose(path)} now.")
+
+
+def _reference(ref: VersionRef) -> Reference:
+    return Reference(ref.name, ref.version)
+
+
+def _named(refs: list[VersionRef]) -> str:
+    shown = ", ".join(map(str, refs[:MOST_NAMED]))
+    more = f" and {len(refs) - MOST_NAMED} more" if len(refs) > MOST_NAMED else ""
+    return f"{len(refs)} version{'s' if len(refs) > 1 else ''} ({shown}{more})"
+
+
+def _as_text(row: tuple[Any, ...]) -> str:
+    """JSON. Damaged text need not be UTF-8."""
+    values = [value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value for value in row]
+    return json.dumps(dict(zip(registry_file.COLUMNS.split(", "), values, strict=True)))

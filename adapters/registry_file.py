@@ -1,0 +1,163 @@
+"""The registry's file: how SQLite opens it, its tables, and what can be told and saved of one that is damaged.
+
+Knows SQLite and the columns; knows nothing of what the rows mean.
+"""
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from .errors import StateUnusable
+from .names import is_digest
+
+NAME = "registry.sqlite"
+COLUMNS = "name, version, digest, created, facts"
+_COMPANIONS = ("-wal", "-shm", "-journal")
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+_FIRST = """
+CREATE TABLE names (name TEXT PRIMARY KEY, last_version INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE versions (
+    name TEXT NOT NULL REFERENCES names, version INTEGER NOT NULL, digest TEXT NOT NULL, created REAL NOT NULL,
+    facts TEXT NOT NULL, PRIMARY KEY (name, version)
+) WITHOUT ROWID;
+CREATE INDEX versions_by_digest ON versions (digest);
+CREATE TABLE default_adapter (id INTEGER PRIMARY KEY CHECK (id = 1), name TEXT NOT NULL, version INTEGER)
+"""
+# Digests whose files may be deleted where no version has them: of uploads and of deletions that have not ended.
+_SECOND = "CREATE TABLE disposable (digest TEXT PRIMARY KEY) WITHOUT ROWID"
+_STEPS: Sequence[str] = (_FIRST, _SECOND)  # each brings a file from the schema of its index to the next
+SCHEMA_VERSION = len(_STEPS)
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Raises sqlite3.Error."""
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def existing(path: Path) -> sqlite3.Connection:
+    """To read: not with SQLite's `ro`, which cannot take in what a killed server left in the log beside the file.
+
+    The text of damaged rows need not be UTF-8.
+    """
+    db = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=rw", uri=True, isolation_level=None, timeout=10)
+    db.text_factory = _lenient
+    return db
+
+
+def migrate(db: sqlite3.Connection) -> None:
+    """Inside a transaction. Raises StateUnusable for a file of a newer release."""
+    version = _schema_of(db)
+    if not 0 <= version <= SCHEMA_VERSION:
+        raise StateUnusable(
+            f"the registry of adapters was written by another release of peftserve (schema {version}, this one knows "
+            f"{SCHEMA_VERSION}); serve this state folder with that release, or choose another --state-dir"
+        )
+    for statement in ";".join(_STEPS[version:]).split(";"):
+        if statement.strip():
+            db.execute(statement)
+    db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def disposable_in(db: sqlite3.Connection) -> set[str]:
+    """Digests whose files may be deleted; a file of the first schema knows of none."""
+    if _schema_of(db) < 2:
+        return set()
+    query = "SELECT digest FROM disposable WHERE digest NOT IN (SELECT digest FROM versions)"
+    return {digest for (digest,) in db.execute(query) if is_digest(digest)}
+
+
+def files_of(path: Path) -> list[Path]:
+    """The file, and what SQLite keeps beside it, as far as they are there."""
+    files = [path, *(path.with_name(path.name + end) for end in _COMPANIONS)]
+    return [file for file in files if file.exists() or file.is_symlink()]
+
+
+def fault_of(path: Path) -> str | None:
+    """What is wrong with the file of a registry, as the end of a sentence about it; None if nothing is.
+
+    Changes nothing. Raises StateUnusable where the file may well be whole, but cannot be read or is a newer release's.
+    """
+    if not path.exists():
+        return "is missing" if files_of(path) else None
+    with named_errors():
+        try:
+            if path.stat().st_size == 0:
+                return "is empty"
+            with closing(existing(path)) as db:
+                return _fault_inside(db)
+        except sqlite3.DatabaseError as error:
+            if _is_damage(error):
+                return f"is damaged ({error})"
+            raise
+
+
+def salvage(path: Path) -> list[tuple[Any, ...]]:
+    """The rows of all versions that a damaged file still gives, as `COLUMNS`; nothing is promised of them."""
+    rows: list[tuple[Any, ...]] = []
+    try:
+        with closing(existing(path)) as db:
+            for row in db.execute(f"SELECT {COLUMNS} FROM versions"):
+                rows.append(row)
+    except (sqlite3.Error, OSError, UnicodeError, OverflowError):
+        pass
+    return rows
+
+
+def copy_to(path: Path, target: Path) -> None:
+    """A consistent copy as of one moment, also while a server writes. Raises StateUnusable, OSError."""
+    with named_errors(), closing(existing(path)) as source, closing(sqlite3.connect(target)) as db:
+        source.backup(db)
+
+
+@contextmanager
+def named_errors() -> Iterator[None]:
+    """SQLite's errors as one sentence."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StateUnusable(f"the registry of adapters cannot be read or written: {error}") from None
+
+
+def _fault_inside(db: sqlite3.Connection) -> str | None:
+    problems = [row[0] for row in db.execute("PRAGMA integrity_check(1)") if row[0] != "ok"]
+    if problems:
+        return f"is damaged ({problems[0]})"
+    version = _schema_of(db)
+    if not 0 <= version <= SCHEMA_VERSION:
+        return None  # a newer release's, which opening it says
+    for table in _tables(version):
+        try:
+            db.execute(f"SELECT * FROM {table} LIMIT 1").fetchall()
+        except sqlite3.OperationalError:
+            return f"is damaged (it has no table {table})"
+    if version == 0 and db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        return "is damaged (it has tables and no version)"
+    return None
+
+
+def _tables(version: int) -> Sequence[str]:
+    return ("names", "versions", "default_adapter", "disposable")[: (0, 3, 4)[version]]
+
+
+def _lenient(content: bytes) -> str:
+    return content.decode("utf-8", "replace")
+
+
+def _schema_of(db: sqlite3.Connection) -> int:
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    return int(version)
+
+
+def _is_damage(error: sqlite3.DatabaseError) -> bool:
+    return (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _DAMAGED

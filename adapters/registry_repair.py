@@ -1,0 +1,90 @@
+"""What a start does to the registry's tables before anybody asks them: malformed rows out, lost versions back in.
+
+Knows the tables and what a row must be; does not know where lost versions come from.
+"""
+
+import math
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from .errors import AdapterError
+from .facts import AdapterFacts
+from .names import Reference, VersionRef, check_name, is_digest
+from .registry import AdapterRecord, AdapterRegistry, find_row, put_default, read_default
+from .registry_file import COLUMNS
+
+_RAISE_LAST = "ON CONFLICT (name) DO UPDATE SET last_version = max(last_version, excluded.last_version)"  # never down
+
+
+def take_malformed(registry: AdapterRegistry) -> list[tuple[Any, ...]]:
+    """Remove rows that nobody can have written, and return them: `COLUMNS`, each of whatever type it is.
+
+    The default goes too where it is none.
+    """
+    with registry.transaction() as db:
+        malformed = [row for row in all_rows(db) if parse_row(row) is None]
+        for name, version, *_ in malformed:
+            db.execute(f"DELETE FROM versions WHERE {_is(1, 'name')} AND {_is(2, 'version')}", (name, version))
+        db.execute("DELETE FROM names WHERE typeof(name) <> 'text' OR typeof(last_version) <> 'integer'")
+        db.execute(f"INSERT INTO names SELECT name, max(version) FROM versions WHERE true GROUP BY name {_RAISE_LAST}")
+        db.execute(
+            "DELETE FROM default_adapter WHERE typeof(name) <> 'text' OR typeof(version) NOT IN ('integer', 'null')"
+        )
+        default = read_default(db)
+        if default is not None and find_row(db, default) is None:
+            put_default(db, None)
+    return malformed
+
+
+def _is(parameter: int, column: str) -> str:
+    """SQL. Bytes stand for themselves and for text."""
+    return f"({column} IS ?{parameter} OR {column} = CAST(?{parameter} AS TEXT))"
+
+
+def restore(
+    registry: AdapterRegistry,
+    records: Iterable[AdapterRecord],
+    last: Mapping[str, int],
+    default: Reference | None = None,
+) -> None:
+    """Put versions back that the file has lost. Those that it has stay as they are, and so does its default.
+
+    last: name to a version that it once had, whether or not it is there.
+    """
+    rows = [(*record.ref, record.created, record.facts.to_json()) for record in records]
+    once = [*last.items(), *((name, version) for name, version, *_ in rows)]
+    with registry.transaction() as db:
+        db.executemany(f"INSERT INTO names VALUES (?, ?) {_RAISE_LAST}", once)
+        db.executemany(f"INSERT OR IGNORE INTO versions ({COLUMNS}) VALUES (?, ?, ?, ?, ?)", rows)
+        db.execute("DELETE FROM disposable WHERE digest IN (SELECT digest FROM versions)")
+        if default is not None and read_default(db) is None and find_row(db, default) is not None:
+            put_default(db, default)
+
+
+def replace(registry: AdapterRegistry, records: Iterable[AdapterRecord]) -> None:
+    """Rows of versions that are there, by what they should say."""
+    rows = [(*record.ref, record.created, record.facts.to_json()) for record in records]
+    with registry.transaction() as db:
+        db.executemany(f"REPLACE INTO versions ({COLUMNS}) VALUES (?, ?, ?, ?, ?)", rows)
+
+
+def all_rows(db: sqlite3.Connection) -> list[tuple[Any, ...]]:
+    """`COLUMNS` of all versions. Text comes as bytes: damaged text need not be UTF-8."""
+    before, db.text_factory = db.text_factory, bytes
+    try:
+        return db.execute(f"SELECT {COLUMNS} FROM versions").fetchall()
+    finally:
+        db.text_factory = before
+
+
+def parse_row(row: Sequence[Any]) -> AdapterRecord | None:
+    """A row as a damaged file may give it; None unless everything in it is as it must be. Text may be bytes."""
+    try:
+        name, version, digest, created, facts = (v.decode() if isinstance(v, bytes) else v for v in row)
+        check_name(name)
+        if type(version) is int and version > 0 and is_digest(digest) and math.isfinite(float(created)):
+            return AdapterRecord(VersionRef(name, version, digest), float(created), AdapterFacts.from_json(facts))
+    except (AdapterError, TypeError, ValueError, OverflowError):
+        pass
+    return None
