@@ -3,16 +3,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# An index of CPU builds of torch, for machines without a GPU; empty: the usual one, whose builds for Linux have CUDA.
+TORCH_INDEX ?=
 
-.PHONY: serve test check links readme clean
+.PHONY: serve test check links readme pins clean
 
-$(VENV)/.serve: pyproject.toml constraints.txt
+$(VENV)/.torch: constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(if $(TORCH_INDEX),$(BIN)/pip install --quiet -c constraints.txt --no-deps --index-url $(TORCH_INDEX) torch)
+	touch $@
+
+$(VENV)/.serve: $(VENV)/.torch pyproject.toml
 	$(BIN)/pip install --quiet -c constraints.txt -e .
 	touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@ $(VENV)/.serve
 
@@ -33,6 +38,9 @@ check: $(VENV)/.dev links  ## lint, format and types
 
 readme: $(VENV)/.dev  ## the README's table of settings and its tree
 	$(BIN)/python docs/readme.py
+
+pins: $(VENV)/.dev  ## constraints.txt anew, with the newest versions that fit together; see CONTRIBUTING.md
+	$(BIN)/python docs/pins.py
 
 clean:
 	rm -rf $(VENV) .links build dist *.egg-info
