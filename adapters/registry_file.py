@@ -132,7 +132,7 @@ def named_errors() -> Iterator[None]:
 def _fault_inside(db: sqlite3.Connection) -> str | None:
     problems = [row[0] for row in db.execute("PRAGMA integrity_check(1)") if row[0] != "ok"]
     if problems:
-        return f"is damaged ({problems[0]})"
+        return f"is damaged ({problems[0].splitlines()[-1]})"  # before it stands in which database
     version = _schema_of(db)
     if not 0 <= version <= SCHEMA_VERSION:
         return None  # a newer release's, which opening it says
