@@ -12,6 +12,18 @@ from .errors import bad_request
 from .generation import Prompt
 from .schema import GenerationRequest
 from .services import Services
+from .tokenizer import Tokenizer
+
+
+async def encode_prompts(
+    info: ModelInfo, tokenizer: Tokenizer, prompts: Sequence[str | list[int]], add_special_tokens: bool
+) -> list[Prompt]:
+    """Texts to tokens. A prompt that cannot fit the context is refused before any is encoded. Raises ApiError."""
+    for prompt in prompts:
+        _check_length(info, tokenizer, prompt)
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    encoded = iter(await tokenizer.encode_all(texts, add_special_tokens))
+    return [Prompt(next(encoded), prompt) if isinstance(prompt, str) else Prompt(prompt) for prompt in prompts]
 
 
 def check_ids(info: ModelInfo, body: GenerationRequest, prompts: Sequence[Prompt], resolved: Resolved) -> None:
@@ -69,6 +81,19 @@ def check_min_tokens(body: GenerationRequest, sampling: Sequence[SamplingParams]
 def salt_of(request: Request, body: GenerationRequest) -> str:
     """What keeps the prefix caches of different keys apart, and of requests that ask for it."""
     return f"{request.scope.get(TENANT, '')}{body.cache_salt or ''}"
+
+
+def _check_length(info: ModelInfo, tokenizer: Tokenizer, prompt: str | list[int]) -> None:
+    most, unit = (
+        (tokenizer.most_in_context, "characters") if isinstance(prompt, str) else (info.max_model_len, "tokens")
+    )
+    if len(prompt) > most:
+        raise bad_request(
+            f"This model's maximum context length is {info.max_model_len} tokens. However, a prompt has {len(prompt)} "
+            f"{unit}, and at most {most} are taken. Please reduce the length of the prompt.",
+            "prompt",
+            "context_length_exceeded",
+        )
 
 
 def _check_vocabulary(vocabulary: int, ids: Sequence[int], param: str) -> None:

@@ -69,10 +69,10 @@ async def tokenize(
     tokenizer = services.tokenizer()
     services.adapters.router.resolve(body.model)
     if body.messages is not None:
-        tokens = await tokenizer.encode(render(tokenizer, body.messages, body), body.add_special_tokens or False)
+        tokens = await tokenizer.encode(await render(tokenizer, body.messages, body), body.add_special_tokens or False)
     else:
         tokens = await tokenizer.encode(body.prompt or "", body.add_special_tokens is not False)
-    strings = [tokenizer.token_string(token) or "" for token in tokens] if body.return_token_strs else None
+    strings = await tokenizer.token_strings(tokens) if body.return_token_strs else None
     return json_response(Tokenized(len(tokens), services.model().max_model_len, tokens, strings))
 
 
@@ -84,7 +84,7 @@ async def detokenize(
     services.adapters.router.resolve(body.model)
     if body.tokens and max(body.tokens) >= tokenizer.vocab_size:
         raise bad_request(f"tokens holds an id outside of the vocabulary of {tokenizer.vocab_size}.", "tokens")
-    return json_response(Detokenized(tokenizer.decode(body.tokens, skip_special_tokens=False)))
+    return json_response(Detokenized(await tokenizer.decode_long(body.tokens, skip_special_tokens=False)))
 
 
 @router.get("/tokenizer_info")
