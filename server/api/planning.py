@@ -4,13 +4,15 @@ from collections.abc import Sequence
 
 from fastapi import Request
 
+from peftserve.adapters.names import DEFAULT
 from peftserve.adapters.router import Resolved
 
 from ..wire.messages import AdapterPart, ModelInfo, SamplingParams
+from .adapter_fields import which_model
 from .auth import TENANT
 from .errors import bad_request
 from .generation import Prompt
-from .schema import GenerationRequest
+from .schema import GenerationRequest, ModelRequest
 from .services import Services
 from .tokenizer import Tokenizer
 
@@ -40,7 +42,13 @@ def check_ids(info: ModelInfo, body: GenerationRequest, prompts: Sequence[Prompt
 def who_answers(services: Services, body: GenerationRequest, prompts: Sequence[Prompt]) -> Resolved:
     """To be called behind the last await before `answer`: see `Services.hold`. Raises AdapterError."""
     mixture = None if body.adapters is None else [(part.name, part.weight) for part in body.adapters]
-    return services.adapters.router.resolve(body.model, mixture, prompts[0].token_ids, body.user)
+    model = asked_model(services, body, several=mixture is not None)
+    return services.adapters.router.resolve(model, mixture, prompts[0].token_ids, body.user)
+
+
+def asked_model(services: Services, body: ModelRequest, several: bool = False) -> str | None:
+    """What the request asks for, as `model` or by another server's field. Raises ApiError where they differ."""
+    return which_model(body.model, several, body.named, (None, DEFAULT, services.base_id))
 
 
 def adapter_parts(resolved: Resolved, task_id: int | None) -> list[AdapterPart]:
