@@ -1,5 +1,6 @@
 """Reading a request's body: never more than the limit, and as the type that the route wants."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -9,9 +10,12 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import ApiError, error_response
+from .errors import ApiError, bad_request, error_response
+from .json_values import Values, count_values
 
 FRAMING = 1 << 20  # what multipart boundaries, headers and small fields may take beside the files
+SMALL_BODY = 1 << 18  # bytes, of which no parser has long
+MAX_VALUES = Values((1 << 20) + (1 << 16), 1 << 16, 1 << 18)  # a million token ids and what stands beside them
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -48,15 +52,32 @@ def json_body(model: type[M]) -> Callable[[Request], Awaitable[M]]:
 
 
 async def read_json(request: Request, model: type[M]) -> M:
-    """Raises what `json_body` does."""
-    body = b""
+    """Raises what `json_body` does, and ApiError 400 for so many values that their parsing would stall others."""
+    body = await _read(request)
+    if len(body) > SMALL_BODY:
+        await _check_values(body)
+    return model.model_validate_json(body)
+
+
+async def _read(request: Request) -> bytes:
+    pieces: list[bytes] = []
     while True:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
-        body += message.get("body", b"")
+        pieces.append(message.get("body", b""))
         if not message.get("more_body", False):
-            return model.model_validate_json(body)
+            return b"".join(pieces)
+
+
+async def _check_values(body: bytes) -> None:
+    for counted in count_values(body):
+        for name, number, most in zip(Values._fields, counted, MAX_VALUES, strict=True):
+            if number > most:
+                raise bad_request(
+                    f"The body holds more than {most} JSON {name}; send less at once.", code="body_too_large"
+                )
+        await asyncio.sleep(0)  # others have their turn
 
 
 def _is_upload(scope: Scope) -> bool:

@@ -10,9 +10,9 @@ from msgspec import UNSET, UnsetType
 from .answers import UsageCounter, answer, new_id, usage_of
 from .body import read_json
 from .frames import TextFrames, frame
-from .generation import Generation, Plan, Prompt, Said
+from .generation import Generation, Plan, Said
 from .logprobs import chat_logprobs, prompt_logprobs
-from .planning import adapter_parts, check_ids, check_min_tokens, fit_length, salt_of, who_answers
+from .planning import adapter_parts, check_ids, check_min_tokens, encode_prompts, fit_length, salt_of, who_answers
 from .responses import (
     ChatChoice,
     ChatChunk,
@@ -40,9 +40,9 @@ async def create_chat_completion(request: Request, services: ServicesOf) -> Resp
     return await answer(services, request, plan, form.whole, form.stream)
 
 
-def render(tokenizer: Tokenizer, messages: list[Message], body: Any) -> str:
+async def render(tokenizer: Tokenizer, messages: list[Message], body: Any) -> str:
     """The prompt's text. body: any request with the chat template's arguments. Raises ApiError."""
-    return tokenizer.render_chat(
+    return await tokenizer.render_chat(
         [_as_template_sees_it(message) for message in messages],
         add_generation_prompt=body.add_generation_prompt,
         continue_final_message=body.continue_final_message,
@@ -58,9 +58,9 @@ def _as_template_sees_it(message: Message) -> dict[str, Any]:
 
 async def _plan(services: Services, tokenizer: Tokenizer, request: Request, body: ChatRequest) -> Plan:
     info = services.model()
-    text = render(tokenizer, body.messages, body)
+    text = await render(tokenizer, body.messages, body)
     # The template has written the special tokens itself.
-    prompt = Prompt(await tokenizer.encode(text, body.add_special_tokens), text)
+    [prompt] = await encode_prompts(info, tokenizer, [text], body.add_special_tokens)
     resolved = who_answers(services, body, [prompt])
     check_ids(info, body, [prompt], resolved)
     sampling = body.sampling(

@@ -12,14 +12,17 @@ from .echo import Echo
 from .frames import TextFrames, frame
 from .generation import Generation, Plan, Prompt, Said
 from .logprobs import completion_logprobs, prompt_logprobs
-from .planning import adapter_parts, check_ids, check_min_tokens, fit_length, salt_of, who_answers
+from .planning import adapter_parts, check_ids, check_min_tokens, encode_prompts, fit_length, salt_of, who_answers
 from .responses import Completion, CompletionChoice, Usage
 from .schema import COMPLETION_MAX_TOKENS, CompletionRequest
 from .sequence import Delta
 from .services import Services, ServicesOf
 from .tokenizer import Tokenizer
+from .turns import Turns
 
 router = APIRouter()
+
+CHOICE = 10  # microseconds to make one, beside one for each token that it shows
 
 
 @router.post("/v1/completions")
@@ -33,7 +36,7 @@ async def create_completion(request: Request, services: ServicesOf) -> Response:
 
 async def _plan(services: Services, tokenizer: Tokenizer, request: Request, body: CompletionRequest) -> Plan:
     info = services.model()
-    prompts = [await _tokenize(tokenizer, prompt, body) for prompt in body.prompt]
+    prompts = await encode_prompts(info, tokenizer, body.prompt, body.add_special_tokens)
     resolved = who_answers(services, body, prompts)
     check_ids(info, body, prompts, resolved)
     rerank = body.samples > body.choices  # the best are chosen by their logprobs
@@ -49,12 +52,6 @@ async def _plan(services: Services, tokenizer: Tokenizer, request: Request, body
     check_min_tokens(body, sampling)
     adapters = adapter_parts(resolved, body.task_id)
     return Plan(body, resolved, adapters, prompts, sampling, body.samples, salt_of(request, body))
-
-
-async def _tokenize(tokenizer: Tokenizer, prompt: str | list[int], body: CompletionRequest) -> Prompt:
-    if isinstance(prompt, str):
-        return Prompt(await tokenizer.encode(prompt, body.add_special_tokens), prompt)
-    return Prompt(prompt)
 
 
 def _most(*numbers: int | None) -> int | None:
@@ -75,8 +72,10 @@ class _Form:
         wholes = await generation.collect()
         usage = usage_of(generation.plan, wholes)
         choices: list[CompletionChoice] = []
+        turns = Turns()
         for prompt, sample in self._best(generation.plan, wholes):
             choices.append(self._choice(len(choices), prompt, sample, first=True))
+            await turns.spend(CHOICE + len(sample.shown) + (len(prompt.token_ids) if self._echo is not None else 0))
         return self._completion(generation, choices, usage)
 
     async def stream(self, generation: Generation) -> AsyncGenerator[bytes]:

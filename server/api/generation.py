@@ -6,8 +6,8 @@ Knows the engine's messages and how text comes out of them; knows nothing of the
 import asyncio
 import itertools
 import os
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import msgspec
@@ -23,10 +23,13 @@ from .metrics import SequenceTimer
 from .schema import GenerationRequest
 from .sequence import Delta, SequenceDecoder
 from .services import Services
-from .stop_strings import StopStrings
+from .stop_strings import StopStrings, StopTable
+from .turns import Turns
 
 _ids = itertools.count(1)  # of this process's requests; the engine serves several processes
 
+SUBMISSION = 30  # microseconds for a sequence to begin
+TOKENS_SENT = 50  # of a prompt, in a microsecond
 SEED_MASK = (1 << 63) - 1
 
 
@@ -74,11 +77,12 @@ class Generation:
         self._services = services
         self._labels = services.metrics.adapter_labels(plan.resolved)
         self._id = f"{os.getpid()}-{next(_ids)}"
+        self._stops = StopTable(plan.body.stop)
 
     async def deltas(self) -> AsyncGenerator[list[Said]]:
         """What the sequences say, each time all that has come. To be closed. Raises EngineDead, ApiError."""
         mailbox: Mailbox[Said | Exception] = Mailbox()
-        with self._running(mailbox.put, mailbox.put):
+        async with self._running(mailbox.put, mailbox.put):
             running = self.plan.num_sequences
             while running:
                 items: list[Said] = []
@@ -93,20 +97,24 @@ class Generation:
     async def collect(self) -> list[Delta]:
         """Every sequence, whole: the caller sleeps until the last has ended. Raises EngineDead, ApiError."""
         gathered = _Gathered(self.plan.num_sequences)
-        with self._running(gathered.put, gathered.fail):
+        async with self._running(gathered.put, gathered.fail):
             await gathered.ended
         return gathered.wholes
 
-    @contextmanager
-    def _running(self, say: "Callable[[Said], None]", fail: Callable[[Exception], None]) -> Iterator[None]:
-        """All sequences run inside; those that have not ended when it is left are aborted."""
-        engine = self._services.engine
+    @asynccontextmanager
+    async def _running(self, say: "Callable[[Said], None]", fail: Callable[[Exception], None]) -> AsyncIterator[None]:
+        """All sequences run inside; those that have not ended when it is left are aborted.
+
+        A thousand of them begin in several turns of the event loop.
+        """
+        engine, turns = self._services.engine, Turns()
         self._services.metrics.prompt_tokens.inc(self.plan.num_prompt_tokens)
         requests = [self._request(index) for index in range(self.plan.num_sequences)]
         try:
             for index, request in enumerate(requests):
                 timer = SequenceTimer(self._services.metrics, self._labels)
                 engine.submit(request, _Sequence(engine, request.request_id, index, timer, self._decoder(), say, fail))
+                await turns.spend(SUBMISSION + len(request.prompt_token_ids) // TOKENS_SENT)
             yield
         finally:
             for request in requests:
@@ -129,7 +137,7 @@ class Generation:
         body = self.plan.body
         return SequenceDecoder(
             self._services.tokenizer().detokenizer(body.skip_special_tokens),
-            StopStrings(body.stop, body.include_stop_str_in_output),
+            StopStrings(self._stops, body.include_stop_str_in_output),
             min_tokens=body.min_tokens or 0,
             show_stop_token=body.include_stop_str_in_output,
         )

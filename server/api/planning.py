@@ -4,14 +4,28 @@ from collections.abc import Sequence
 
 from fastapi import Request
 
+from peftserve.adapters.names import DEFAULT
 from peftserve.adapters.router import Resolved
 
 from ..wire.messages import AdapterPart, ModelInfo, SamplingParams
+from .adapter_fields import which_model
 from .auth import TENANT
 from .errors import bad_request
 from .generation import Prompt
-from .schema import GenerationRequest
+from .schema import GenerationRequest, ModelRequest
 from .services import Services
+from .tokenizer import Tokenizer
+
+
+async def encode_prompts(
+    info: ModelInfo, tokenizer: Tokenizer, prompts: Sequence[str | list[int]], add_special_tokens: bool
+) -> list[Prompt]:
+    """Texts to tokens. A prompt that cannot fit the context is refused before any is encoded. Raises ApiError."""
+    for prompt in prompts:
+        _check_length(info, tokenizer, prompt)
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    encoded = iter(await tokenizer.encode_all(texts, add_special_tokens))
+    return [Prompt(next(encoded), prompt) if isinstance(prompt, str) else Prompt(prompt) for prompt in prompts]
 
 
 def check_ids(info: ModelInfo, body: GenerationRequest, prompts: Sequence[Prompt], resolved: Resolved) -> None:
@@ -28,7 +42,13 @@ def check_ids(info: ModelInfo, body: GenerationRequest, prompts: Sequence[Prompt
 def who_answers(services: Services, body: GenerationRequest, prompts: Sequence[Prompt]) -> Resolved:
     """To be called behind the last await before `answer`: see `Services.hold`. Raises AdapterError."""
     mixture = None if body.adapters is None else [(part.name, part.weight) for part in body.adapters]
-    return services.adapters.router.resolve(body.model, mixture, prompts[0].token_ids, body.user)
+    model = asked_model(services, body, several=mixture is not None)
+    return services.adapters.router.resolve(model, mixture, prompts[0].token_ids, body.user)
+
+
+def asked_model(services: Services, body: ModelRequest, several: bool = False) -> str | None:
+    """What the request asks for, as `model` or by another server's field. Raises ApiError where they differ."""
+    return which_model(body.model, several, body.named, (None, DEFAULT, services.base_id))
 
 
 def adapter_parts(resolved: Resolved, task_id: int | None) -> list[AdapterPart]:
@@ -69,6 +89,19 @@ def check_min_tokens(body: GenerationRequest, sampling: Sequence[SamplingParams]
 def salt_of(request: Request, body: GenerationRequest) -> str:
     """What keeps the prefix caches of different keys apart, and of requests that ask for it."""
     return f"{request.scope.get(TENANT, '')}{body.cache_salt or ''}"
+
+
+def _check_length(info: ModelInfo, tokenizer: Tokenizer, prompt: str | list[int]) -> None:
+    most, unit = (
+        (tokenizer.most_in_context, "characters") if isinstance(prompt, str) else (info.max_model_len, "tokens")
+    )
+    if len(prompt) > most:
+        raise bad_request(
+            f"This model's maximum context length is {info.max_model_len} tokens. However, a prompt has {len(prompt)} "
+            f"{unit}, and at most {most} are taken. Please reduce the length of the prompt.",
+            "prompt",
+            "context_length_exceeded",
+        )
 
 
 def _check_vocabulary(vocabulary: int, ids: Sequence[int], param: str) -> None:

@@ -4,12 +4,13 @@ Unknown fields are ignored, as OpenAI's own clients expect of compatible servers
 answer and are not served are refused by name. Knows no engine.
 """
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from ..wire.messages import SamplingParams
+from .adapter_fields import Named, find_named
 from .unsupported import refuse_unsupported
 
 MAX_CHOICES = 128
@@ -33,6 +34,25 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
 
+class ModelRequest(Body):
+    """named: the adapter that another server's field names, if any."""
+
+    model: str | None = Field(default=None, max_length=512)
+    _named: Named | None = PrivateAttr(None)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _find_named(cls, data: Any, handler: Callable[[Any], Self]) -> Self:
+        named = find_named(data) if isinstance(data, dict) else None
+        request = handler(data)
+        request._named = named
+        return request
+
+    @property
+    def named(self) -> Named | None:
+        return self._named
+
+
 class StreamOptions(Body):
     include_usage: bool = False
 
@@ -44,10 +64,9 @@ class MixturePart(Body):
     weight: float = 1.0
 
 
-class GenerationRequest(Body):
+class GenerationRequest(ModelRequest):
     """What completions and chats share."""
 
-    model: str | None = Field(default=None, max_length=512)
     adapters: list[MixturePart] | None = Field(default=None, min_length=1, max_length=MAX_MIXTURE)
     task_id: int | None = Field(default=None, ge=0, lt=1 << 31)
     temperature: float | None = Field(default=None, ge=0, le=100)
@@ -231,4 +250,4 @@ def _list_prompts(prompt: Any) -> list[Prompt]:
 
 
 def _are_token_ids(values: list[Any]) -> bool:
-    return all(type(value) is int for value in values)
+    return set(map(type, values)) <= {int}

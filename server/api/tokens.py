@@ -10,7 +10,8 @@ from .answers import json_response
 from .body import json_body
 from .chat import render
 from .errors import bad_request
-from .schema import MAX_MESSAGES, Body, Message, TokenId
+from .planning import asked_model
+from .schema import MAX_MESSAGES, Message, ModelRequest, TokenId
 from .services import Services, ServicesOf
 from .tokenizer import Tokenizer
 
@@ -19,10 +20,9 @@ router = APIRouter()
 MAX_TOKENS = 1 << 20
 
 
-class TokenizeRequest(Body):
+class TokenizeRequest(ModelRequest):
     """Either a prompt or messages. Special tokens are added to a prompt; a chat template writes its own."""
 
-    model: str | None = Field(default=None, max_length=512)
     prompt: str | None = None
     messages: list[Message] | None = Field(default=None, min_length=1, max_length=MAX_MESSAGES)
     add_special_tokens: bool | None = None
@@ -38,8 +38,7 @@ class TokenizeRequest(Body):
         return self
 
 
-class DetokenizeRequest(Body):
-    model: str | None = Field(default=None, max_length=512)
+class DetokenizeRequest(ModelRequest):
     tokens: list[TokenId] = Field(max_length=MAX_TOKENS, fail_fast=True)
 
 
@@ -67,12 +66,12 @@ async def tokenize(
     services: ServicesOf, body: Annotated[TokenizeRequest, Depends(json_body(TokenizeRequest))]
 ) -> Response:
     tokenizer = services.tokenizer()
-    services.adapters.router.resolve(body.model)
+    services.adapters.router.resolve(asked_model(services, body))
     if body.messages is not None:
-        tokens = await tokenizer.encode(render(tokenizer, body.messages, body), body.add_special_tokens or False)
+        tokens = await tokenizer.encode(await render(tokenizer, body.messages, body), body.add_special_tokens or False)
     else:
         tokens = await tokenizer.encode(body.prompt or "", body.add_special_tokens is not False)
-    strings = [tokenizer.token_string(token) or "" for token in tokens] if body.return_token_strs else None
+    strings = await tokenizer.token_strings(tokens) if body.return_token_strs else None
     return json_response(Tokenized(len(tokens), services.model().max_model_len, tokens, strings))
 
 
@@ -81,10 +80,10 @@ async def detokenize(
     services: ServicesOf, body: Annotated[DetokenizeRequest, Depends(json_body(DetokenizeRequest))]
 ) -> Response:
     tokenizer = _with_text(services)
-    services.adapters.router.resolve(body.model)
+    services.adapters.router.resolve(asked_model(services, body))
     if body.tokens and max(body.tokens) >= tokenizer.vocab_size:
         raise bad_request(f"tokens holds an id outside of the vocabulary of {tokenizer.vocab_size}.", "tokens")
-    return json_response(Detokenized(tokenizer.decode(body.tokens, skip_special_tokens=False)))
+    return json_response(Detokenized(await tokenizer.decode_long(body.tokens, skip_special_tokens=False)))
 
 
 @router.get("/tokenizer_info")

@@ -1,6 +1,11 @@
 """Which adapters, which task and how many tokens a request of either route gets. Prompts are 20 tokens."""
 
+import asyncio
+import threading
+
 import pytest
+
+from peftserve.server.api.tokenizer import Tokenizer
 
 PROMPT = [5] * 20
 
@@ -132,3 +137,40 @@ async def test_the_default_adapter_s_virtual_tokens_count(server, add):
     assert (
         await server.http.post("/v1/completions", json={"prompt": [5] * 8, "max_tokens": 0, "echo": True})
     ).is_success
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("completions", {"prompt": "x" * 3_000_000}),
+        ("completions", {"prompt": "x" * 3_000_000, "echo": True, "max_tokens": 0}),
+        ("completions", {"prompt": ["short"] * 9 + ["the " * 1000]}),
+        ("completions", {"prompt": [[5] * 20, [5] * 129]}),
+        ("chat/completions", {"messages": _messages("x" * 3_000_000)}),
+        ("chat/completions", {"messages": _messages("the ") * 1000}),
+    ],
+)
+async def test_what_cannot_fit_is_refused_before_it_is_encoded(server, monkeypatch, path, fields, check_envelope):
+    monkeypatch.setattr(Tokenizer, "_encode", lambda *_: pytest.fail("encoded"))
+    error = check_envelope(await server.http.post(f"/v1/{path}", json=fields), 400, "context_length_exceeded")
+    assert error["message"].startswith("This model's maximum context length is 128 tokens. However, a prompt has ")
+    assert error["param"] == "prompt"
+
+
+async def test_a_short_request_is_answered_while_a_long_text_is_encoded(server, monkeypatch):
+    """The long text waits for the short request: were it encoded on the loop, neither would end."""
+    answered, encode = threading.Event(), Tokenizer._encode
+
+    def slow(tokenizer, texts, add_special_tokens):
+        assert len(texts[0]) < 100 or answered.wait(5)
+        return encode(tokenizer, texts, add_special_tokens)
+
+    monkeypatch.setattr(Tokenizer, "_encode", slow)
+    long = asyncio.create_task(server.http.post("/tokenize", json={"prompt": "the quick " * 20_000}))
+    middle = asyncio.create_task(server.http.post("/v1/completions", json={"prompt": ["fox " * 30] * 200}))
+    await asyncio.sleep(0.05)
+    short = await server.http.post("/v1/completions", json={"prompt": "fox", "max_tokens": 2})
+    assert (short.status_code, long.done(), middle.done()) == (200, False, False)
+    answered.set()
+    assert (await long).json()["count"] > 20_000
+    assert (await middle).status_code in (200, 400)  # read, and then too many at once
