@@ -76,7 +76,7 @@ def _supertuned(count: int, config: MethodConfig, site: Site, checkpoint: Checkp
 
 def _by_magnitude(count: int, largest: bool, site: Site, base: Base) -> torch.Tensor:
     """The places as PEFT finds them in the base's weight, if there is only one way to."""
-    scores = base.matrix(site.name).abs().flatten()
+    scores = base.matrix(site.name, "SUPERTUNING", rounded_inputs=True).abs().flatten()
     found, places = scores.topk(min(count + 1, len(scores)), largest=largest)
     if (found[1:] == found[:-1]).any():
         raise UnsupportedAdapter(
