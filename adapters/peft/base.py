@@ -82,6 +82,16 @@ class Base:
         matrix = weight.T if self.table.sites[site].transposed else weight
         return matrix.to(matrix.device if on_device else "cpu", torch.float32)
 
+    def require_own_inputs(self, site: str, method: str) -> None:
+        """Raises UnsupportedAdapter where the module quantises its inputs, and PEFT does not where it has `method`."""
+        if self.model is not None:
+            weight = read_weight(self.model.get_submodule(site), self.table.sites[site], self.compute_dtype)
+            if weight is not None and weight.rounds_inputs:
+                raise UnsupportedAdapter(
+                    f"{method} is not supported on this base: {site}, {self.form}, quantises its inputs too",
+                    param="peft_type",
+                )
+
     def is_quantised(self, site: str) -> bool:
         """Whether a weight put in place of the module's own would not be multiplied as the module does."""
         if self.model is None:

@@ -127,10 +127,11 @@ def _odd_part(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 def _without_bias(module: nn.Module) -> nn.Module:
     """A module beside it over the same tensors. A bias costs digits of a 16-bit output."""
-    if module._parameters.get("bias") is None:
+    bias = module._parameters.get("bias")
+    if bias is None:
         return module
     bare = copy.copy(module)
-    bare._parameters = {**module._parameters, "bias": None}
+    bare._parameters = {**module._parameters, "bias": nn.Parameter(torch.zeros_like(bias), requires_grad=False)}
     if isinstance(own := vars(bare).get("forward"), types.MethodType) and own.__self__ is module:
         bare.forward = types.MethodType(own.__func__, bare)
     return bare

@@ -67,9 +67,9 @@ def _check_whole(model: PreTrainedModel, info: Mapping[str, Any], name: str) -> 
     if wrong := sorted(info["mismatched_keys"]):
         shapes = [f"{key} {tuple(stored)}, where its configuration says {tuple(own)}" for key, stored, own in wrong]
         raise UnservableModel(f"tensors in {name} have other shapes than its configuration says: {listed(shapes)}")
-    tensors = model.state_dict()
-    lacking = [key for key in tensors if key in info["missing_keys"]]
-    if lacking := lacking or sorted(info["missing_keys"]):
+    if missing := info["missing_keys"]:
+        tensors = list(model.state_dict(keep_vars=True))
+        lacking = [key for key in tensors if key in missing] or sorted(missing)
         instead = f", and has others that this architecture does not know: {listed(unknown)}" if unknown else ""
         raise UnservableModel(
             f"the checkpoint in {name} lacks {len(lacking)} of the {len(tensors)} tensors of a {type(model).__name__}: "
