@@ -122,7 +122,8 @@ def _read_off(module: nn.Module, site: Site, dtype: torch.dtype) -> torch.Tensor
 
 def _odd_part(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """What a module makes of x without its bias, in float32."""
-    return (module(x).float() - module(-x).float()) / 2
+    twice: torch.Tensor = module(x).float() - module(-x).float()
+    return twice / 2
 
 
 def _without_bias(module: nn.Module) -> nn.Module:

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.utils import find_adapter_config_file
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from peftserve.adapters.peft.listing import listed
 
@@ -40,7 +40,7 @@ def read_config(name: str, trust_remote_code: bool) -> PreTrainedConfig:
 def read_model(name: str, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
     """With every weight from the checkpoint. Raises UnservableModel."""
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
@@ -56,9 +56,10 @@ def read_model(name: str, dtype: torch.dtype, trust_remote_code: bool) -> PreTra
     except _NO_MODEL as error:
         _refuse_adapter(name)
         raise UnservableModel(f"transformers finds no model in {name}: {error}") from error
+    model: PreTrainedModel = loaded[0]
     _check_bare(model, name)
-    _check_whole(model, info, name)
-    return model  # type: ignore[no-any-return]
+    _check_whole(model, loaded[1], name)
+    return model
 
 
 def _check_whole(model: PreTrainedModel, info: Mapping[str, Any], name: str) -> None:
