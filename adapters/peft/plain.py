@@ -10,12 +10,10 @@ import logging
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from ..sites import Site, SiteKind
 
@@ -23,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 PLAIN = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
 
-_PLAIN_CLASSES = (nn.Linear, nn.Embedding, Conv1D)
+_PLAIN_CLASSES = (nn.Linear, nn.Embedding)
 _PROBES = 16
 _OUTLIER = 8.0  # of a probe's first feature: one scale for a row that is rounded to integers makes the others coarse
 _ROWS_AT_ONCE = 512
@@ -78,7 +76,8 @@ def read_weight(module: nn.Module, site: Site, dtype: torch.dtype) -> Weight | N
 
 def compute_dtype(model: nn.Module) -> torch.dtype:
     """Of what goes from module to module: the embedding's, or if that is quantised, the one the model was loaded in."""
-    weight = model.get_input_embeddings().weight if isinstance(model, PreTrainedModel) else None
+    embedding: Any = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None  # type: ignore[operator]
+    weight = getattr(embedding, "weight", None)
     loaded = getattr(getattr(model, "config", None), "dtype", None)
     if is_plain(weight):
         return weight.dtype

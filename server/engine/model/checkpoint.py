@@ -6,7 +6,6 @@ what whoever names a base asks for. Knows nothing of attention and sites.
 
 import json
 import logging
-import pickle
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 _NOWHERE = {"subfolder": "no-adapter-of-this-base"}  # where transformers is to look for an adapter, and finds none
 _NO_MODEL = (OSError, ValueError, ImportError)  # without files, of an unknown kind, of a kind that needs a package
-_UNREADABLE = (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError)
+_UNREADABLE = (SafetensorError, RuntimeError, EOFError)
 
 
 def read_config(name: str, trust_remote_code: bool) -> PreTrainedConfig:
