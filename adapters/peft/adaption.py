@@ -17,6 +17,7 @@ from ..errors import InvalidAdapter, UnsupportedAdapter
 from ..primitives import Bias, Primitive
 from .base import Base, Named
 from .config import MethodConfig
+from .plain import device_of
 from .tensors import Checkpoint
 
 _MODEL_TYPES = ("llama", "mistral")
@@ -25,11 +26,12 @@ _ATTENTION = "self_attn"
 
 def compile_adaption_prompt(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
     """adaption_prompt: (1, adapter_len, hidden size); adaption_gate: (1,). Raises AdapterError."""
-    model: Any = base.fresh_model()
+    model: Any = base.fresh_model(config.peft_type)
     _check_base(config, model)
     sides: dict[int, SideAttention] = {}
     sites: dict[str, tuple[Primitive, ...]] = {}
     for name, module in _attentions(config, model):
+        base.require_own_inputs(f"{name}.o_proj", config.peft_type)  # PEFT has two products there, and we have one
         sides[int(module.layer_idx)] = _side(name, module, config, checkpoint, base)
         if (bias := base.parameter(f"{name}.o_proj", "bias")) is not None:
             sites[f"{name}.o_proj"] = (Bias(bias.to("cpu", base.dtype)),)
@@ -84,19 +86,9 @@ def _heads(name: str, projection: str, module: Any, prompt: torch.Tensor, base: 
         )
     linear = getattr(module, projection)
     with torch.no_grad():
-        projected = linear(prompt.to(_device(linear), _dtype(linear, base)))
+        projected = linear(prompt.to(device_of(linear), base.compute_dtype))
     projected_on_cpu: torch.Tensor = projected.cpu().view(prompt.shape[0], kv_heads, dim)
     return projected_on_cpu
-
-
-def _device(linear: Any) -> torch.device:
-    device: torch.device = linear.weight.device
-    return device
-
-
-def _dtype(linear: Any, base: Base) -> torch.dtype:
-    """What it computes in: its weight's, unless that is quantised."""
-    return linear.weight.dtype if linear.weight.is_floating_point() else base.dtype
 
 
 def _required(config: MethodConfig, field: str) -> int:

@@ -1,19 +1,19 @@
 """What an adapter is compiled against, and the checks that every compiler makes of a checkpoint's tensors."""
 
-import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from ..errors import InvalidAdapter, UnsupportedAdapter
-from ..sites import SiteTable
+from ..sites import SiteKind, SiteTable
+from .plain import compute_dtype, has_plain_parameters, is_plain, read_weight
+from .twin import twin
 
 _ROWS_AT_ONCE = 4096
-_Model = TypeVar("_Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Base:
         need either. Whoever changes it changes a copy: call `fresh_model`.
     max_dense_delta: most bytes that one adapter's dense deltas may take together.
     task: which task of a method that has several (multitask prompt tuning, Poly).
-    replaced: site to the weight that the adapter brings in place of the base's, as `parameter` then has it.
+    replaced: site to the weight that the adapter brings in place of the base's, as `weight` then has it.
+    runs: whether the model, run as it is, computes what is served.
     """
 
     table: SiteTable
@@ -34,48 +35,97 @@ class Base:
     max_dense_delta: int = 1 << 30
     task: int = 0
     replaced: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    runs: bool = True
 
     def parameter(self, site: str, name: str) -> torch.Tensor | None:
-        """The base's own `weight` or `bias` at a module, as it is stored; None if it has none."""
-        if name == "weight" and site in self.replaced:
+        """The base's own at a module, such as its `bias`; None if it has none. Raises UnsupportedAdapter for codes."""
+        value = None if self.model is None else getattr(self.model.get_submodule(site), name, None)
+        if value is not None and not is_plain(value):
+            raise UnsupportedAdapter(
+                f"this adapter needs the {name} of {site}, {self.form}, which cannot be read",
+                param="peft_type",
+            )
+        return None if value is None else value.detach()
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Of the base's activations."""
+        return self.dtype if self.model is None else compute_dtype(self.model)
+
+    def weight(self, site: str, method: str, *, rounded_inputs: bool = False) -> torch.Tensor:
+        """What a linear or an embedding multiplies by, as it would store it: of a quantised one, the numbers it means.
+
+        Raises UnsupportedAdapter, naming `method`, for what cannot be read, and unless `rounded_inputs`, for a module
+        that quantises its inputs as well: what is taken off the weight there would be taken off other inputs.
+        """
+        if site in self.replaced:
             return self.replaced[site]
         if self.model is None:
-            return None
-        value = getattr(self.model.get_submodule(site), name, None)
-        return value.detach() if isinstance(value, torch.Tensor) else None
-
-    def weight(self, site: str) -> torch.Tensor | None:
-        return self.parameter(site, "weight")
-
-    def matrix(self, site: str, *, on_device: bool = False) -> torch.Tensor:
-        """The weight of a linear as (out_features, in_features) in float32, on the CPU as checkpoints are.
-
-        on_device: where the base is, for what would take long on a CPU. Raises UnsupportedAdapter without a weight.
-        """
-        weight = self.weight(site)
-        if weight is None or not weight.is_floating_point() or weight.dim() != 2:
             raise UnsupportedAdapter(
-                f"this method needs the base's weight at {site}, which is quantised or not at hand", param="peft_type"
+                f"{method} needs the base's weight at {site}, which is not at hand", param="peft_type"
             )
+        weight = read_weight(self.model.get_submodule(site), self.table.sites[site], self.compute_dtype)
+        if weight is None or (weight.rounds_inputs and not rounded_inputs):
+            why = "cannot be read" if weight is None else "is multiplied by inputs that are quantised too"
+            raise UnsupportedAdapter(
+                f"{method} is not supported on this base: it needs the weight of {site}, {self.form}, which {why}",
+                param="peft_type",
+            )
+        return weight.values
+
+    def matrix(self, site: str, method: str, *, on_device: bool = False, rounded_inputs: bool = False) -> torch.Tensor:
+        """`weight` of a linear as (out_features, in_features) in float32, on the CPU as checkpoints are.
+
+        on_device: where the base is, for what would take long on a CPU. Raises UnsupportedAdapter.
+        """
+        weight = self.weight(site, method, rounded_inputs=rounded_inputs)
         matrix = weight.T if self.table.sites[site].transposed else weight
         return matrix.to(matrix.device if on_device else "cpu", torch.float32)
 
-    def fresh_model(self) -> nn.Module:
-        """Modules to change at will, over the base's own weights. Raises UnsupportedAdapter if there is no model."""
+    def require_own_inputs(self, site: str, method: str) -> None:
+        """Raises UnsupportedAdapter where the module quantises its inputs, and PEFT does not where it has `method`."""
+        if self.model is not None:
+            weight = read_weight(self.model.get_submodule(site), self.table.sites[site], self.compute_dtype)
+            if weight is not None and weight.rounds_inputs:
+                raise UnsupportedAdapter(
+                    f"{method} is not supported on this base: {site}, {self.form}, quantises its inputs too",
+                    param="peft_type",
+                )
+
+    def is_quantised(self, site: str) -> bool:
+        """Whether a weight put in place of the module's own would not be multiplied as the module does."""
         if self.model is None:
-            raise UnsupportedAdapter("this method needs the base's model, which is not at hand", param="peft_type")
+            return False
+        module = self.model.get_submodule(site)
+        if not has_plain_parameters(module):
+            return True
+        if self.table.sites[site].kind is SiteKind.NORM:
+            return False
+        weight = read_weight(module, self.table.sites[site], self.compute_dtype)
+        return weight is None or weight.rounds_inputs
+
+    @property
+    def form(self) -> str:
+        """In words, what the base's weights are where they are not plain numbers."""
+        config: Any = getattr(getattr(self.model, "config", None), "quantization_config", None)
+        method = config.get("quant_method") if isinstance(config, dict) else getattr(config, "quant_method", None)
+        name = getattr(method, "value", method)  # transformers has an enumeration of those that it knows
+        return f"quantised ({name})" if name else "quantised"
+
+    def fresh_model(self, method: str) -> nn.Module:
+        """Modules to change and to run at will, over the base's own weights.
+
+        Raises UnsupportedAdapter, naming `method`, if there is no model, or none that computes what is served.
+        """
+        if self.model is None:
+            raise UnsupportedAdapter(f"{method} needs the base's model, which is not at hand", param="peft_type")
+        if not self.runs:
+            raise UnsupportedAdapter(
+                f"{method} is not supported on this base, {self.form}: the base would have to read the virtual tokens, "
+                "and a copy of it for that does not compute what it computes",
+                param="peft_type",
+            )
         return twin(self.model)
-
-
-def twin(model: _Model) -> _Model:
-    """The same modules once more, without hooks, over the very same parameters and buffers."""
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    copied = copy.deepcopy(model, shared)
-    for module in copied.modules():
-        module.__dict__.pop("forward", None)  # another layout of the weights, bound to the original
-        module._forward_hooks.clear()
-        module._forward_pre_hooks.clear()
-    return copied
 
 
 class Named(NamedTuple):
@@ -129,14 +179,14 @@ def is_same(base: Base, site: str, copy: Named) -> bool:
 
     Raises UnsupportedAdapter where there is nothing to compare it with.
     """
-    own = base.weight(site)
-    if own is None:
+    if base.model is None:
         raise UnsupportedAdapter(
             f"{copy.key} is not supported yet: there is no weight of the base to compare it with; "
             "save the adapter with save_embedding_layers=False",
             param="files",
         )
-    if own.shape != copy.tensor.shape or not copy.tensor.is_floating_point() or not own.is_floating_point():
+    own = base.weight(site, f"comparing {copy.key} with the base's", rounded_inputs=True)
+    if own.shape != copy.tensor.shape or not copy.tensor.is_floating_point():
         return False
     return _same(own, copy.tensor)
 

@@ -78,9 +78,10 @@ def compile_adapter(
     model: nn.Module | None = None,
     max_dense_delta: int = 1 << 30,
     task: int = 0,
+    runs: bool = True,
 ) -> CompiledAdapter:
     """Compile the adapter in `folder` against a base. See `Base` for the arguments. Raises AdapterError."""
-    base = Base(table, dtype, max_rank, model, max_dense_delta, task)
+    base = Base(table, dtype, max_rank, model, max_dense_delta, task, runs=runs)
     try:
         with ExitStack() as files:
             config = read_config(folder)

@@ -12,7 +12,7 @@ from math import pi
 import torch
 
 from ..bypass import Bypass
-from ..errors import AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
+from ..errors import AdapterTooLarge, InvalidAdapter
 from ..primitives import Dense, LowRank, Primitive
 from ..sites import Site, SiteKind
 from .base import Base, Named
@@ -45,17 +45,12 @@ def _hira(rank: int, site: Site, checkpoint: Checkpoint, base: Base) -> Primitiv
     factor = b.converted(torch.float32) @ a.converted(torch.float32)
     if at_embedding:
         return _multiplied_rows(site, Named(b.key, factor.T), base)
-    return Dense(Named(b.key, base.matrix(site.name) * factor).converted(base.dtype))
+    return Dense(Named(b.key, base.matrix(site.name, "HiRA") * factor).converted(base.dtype))
 
 
 def _multiplied_rows(site: Site, factor: Named, base: Base) -> Primitive:
     """PEFT adds rows that Gemma's embedding does not multiply."""
-    weight = base.weight(site.name)
-    if weight is None or not weight.is_floating_point():
-        raise UnsupportedAdapter(
-            f"HiRA at {site.name} needs the base's weight, which is quantised or not at hand", param="target_modules"
-        )
-    own = weight.to("cpu", torch.float32)
+    own = base.weight(site.name, "HiRA").to("cpu", torch.float32)
     return replacement(site, Named(factor.key, own + own * factor.tensor / site.embed_scale), None, base)
 
 

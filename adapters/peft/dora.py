@@ -35,7 +35,7 @@ def dora(site: Site, a: Named, b: Named, magnitude: Named, base: Base) -> tuple[
 
 def _weight(site: Site, base: Base) -> torch.Tensor:
     """(out_features, in_features)"""
-    weight = base.matrix(site.name, on_device=True)
+    weight = base.matrix(site.name, "DoRA", on_device=True, rounded_inputs=True)
     return weight.T if site.kind is SiteKind.EMBEDDING else weight
 
 

@@ -50,7 +50,7 @@ class _Site:
         bias, change = own_bias(self._site, self._base), None
         own: tuple[Primitive, ...] = ()
         if form == "lora":
-            own = (Dense(self._named(self._base.matrix(site.name) * a + b).converted(dtype)),)
+            own = (Dense(self._named(self._base.matrix(site.name, "GLORA") * a + b).converted(dtype)),)
         elif form != "none":
             scale = self._named(a.expand(site.out_features, 1).flatten()).converted(dtype)
             column = self._named(b.expand(site.out_features, 1)).converted(dtype)
@@ -70,7 +70,7 @@ class _Site:
         result = bias * d + e + (bias.new_zeros(len(bias)) if change is None else change)
         if c_form == "none":
             return result
-        return result + (self._base.matrix(site.name) @ c).flatten()
+        return result + (self._base.matrix(site.name, "GLORA") @ c).flatten()
 
     def _part(self, part: str, form: str, shape: tuple[int, ...]) -> torch.Tensor:
         """shape: of the whole, which a vector has one column of. One number, or none, stands for all."""

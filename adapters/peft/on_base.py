@@ -61,7 +61,7 @@ def compile_hra(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Byp
         found = checkpoint.take(f"{site.name}.hra_u").require_shape((site.in_features, rank), f"r={rank} takes")
         u = _orthonormal(found.weights()) if orthogonal else found.weights() / found.weights().norm(dim=0)
         p = -2 * u if orthogonal else _reflections(u)
-        sites[site.name] = (low_rank(found.key, u.T, base.matrix(site.name) @ p, base),)
+        sites[site.name] = (low_rank(found.key, u.T, base.matrix(site.name, config.peft_type) @ p, base),)
     return Bypass(config.peft_type, sites)
 
 
@@ -93,7 +93,7 @@ def compile_deft(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> By
         why = f"rank {rank} at {site.name} takes"
         p = checkpoint.take(f"{site.name}.deft_P").require_shape((site.out_features, rank), why)
         q = p.weights() if method == "relu" else torch.linalg.qr(p.weights()).Q
-        a = -((q.relu() if method == "relu" else q).T @ base.matrix(site.name))
+        a = -((q.relu() if method == "relu" else q).T @ base.matrix(site.name, config.peft_type))
         if not para:
             r = checkpoint.take(f"{site.name}.deft_R").require_shape((rank, site.in_features), why).weights()
             a = a + r * (alpha / rank if alpha else 1.0)
@@ -112,7 +112,7 @@ def compile_peanut(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> 
         why = f"rank {rank} at {site.name} takes"
         a = checkpoint.take(f"{site.name}.peanut_A.weight").require_shape((rank, site.out_features), why).weights()
         b = checkpoint.take(f"{site.name}.peanut_B.weight").require_shape((site.out_features, rank), why).weights()
-        h = act(base.matrix(site.name).T @ a.T)
+        h = act(base.matrix(site.name, config.peft_type).T @ a.T)
         coders = {
             kind: [
                 checkpoint.take(f"{site.name}.peanut_{kind}.{i}.weight").require_shape((rank, rank), why).weights()
@@ -181,7 +181,7 @@ def _low_parts(site: Site, low: int, checkpoint: Checkpoint) -> tuple[torch.Tens
 
 def _osf(site: Site, low: int, dense: bool, checkpoint: Checkpoint, base: Base) -> Primitive:
     u, s, v = _low_parts(site, low, checkpoint)
-    own_u, own_s, own_v = torch.linalg.svd(base.matrix(site.name), full_matrices=False)
+    own_u, own_s, own_v = torch.linalg.svd(base.matrix(site.name, "OSF"), full_matrices=False)
     own_u, own_s, own_v = own_u[:, -low:], own_s[-low:], own_v[-low:]
     if dense:
         return Dense(Named(site.name, (u * s) @ v - (own_u * own_s) @ own_v).converted(base.dtype))
@@ -226,7 +226,7 @@ def _bat(site: Site, rank: int, config: MethodConfig, checkpoint: Checkpoint, ba
         raise InvalidAdapter(f"r={rank} does not divide {site.name}, as init_weights='bat' needs", param="r")
     shape = (site.out_features // rank, rank, rank)
     m = _block(site, config, checkpoint).require_shape(shape, f"r={rank} at {site.name} takes")
-    blocks = base.matrix(site.name).reshape(shape[0], rank, -1, rank).permute(2, 0, 1, 3)
+    blocks = base.matrix(site.name, config.peft_type).reshape(shape[0], rank, -1, rank).permute(2, 0, 1, 3)
     delta = blocks @ m.weights() + m.weights()
     whole = delta.permute(1, 2, 0, 3).reshape(site.out_features, site.in_features)
     return Dense(Named(m.key, whole).converted(base.dtype))

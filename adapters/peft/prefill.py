@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from .plain import device_of
+
 Layer = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -14,7 +16,7 @@ def prefill(model: Any, embeddings: torch.Tensor) -> dict[int, Layer]:
     Made without a configuration, the cache keeps all keys of sliding layers too, whose mask is the base's own. The
     head is left out: nobody asks for logits.
     """
-    device = model.get_input_embeddings().weight.device
+    device = device_of(model.get_input_embeddings())
     cache = DynamicCache()
     with torch.inference_mode():
         model.eval().base_model(

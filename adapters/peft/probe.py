@@ -71,19 +71,22 @@ class Probed:
 
 def compile_probed(probed: Probed, config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
     """Raises InvalidAdapter, UnsupportedAdapter, AdapterTooLarge."""
-    _require(config.peft_type, _PEFT, probed.requires)
+    method = config.peft_type
+    _require(method, _PEFT, probed.requires)
     names = _targeted(probed, config, base)
     options = _options(probed, config.fields, names)
     tensors = checkpoint.take_all()
-    stand_ins = _stand_ins([base.table.sites[name] for name in names], base, probed.needs_weight)
+    stand_ins = _stand_ins([base.table.sites[name] for name in names], base, method if probed.needs_weight else None)
     with _alone():
         peft_config = _peft_config(probed, options, names, tensors, base)
         model = _loaded(stand_ins, peft_config, tensors)
         for name in names:
             probed.settle(model.get_submodule(name))
         bound = None if probed.rank is None else probed.rank(peft_config)
-        sites = {name: tuple(_primitives(model.get_submodule(name), name, bound, probed, base)) for name in names}
-    return Bypass(config.peft_type, sites)
+        sites = {
+            name: tuple(_primitives(model.get_submodule(name), name, bound, probed, method, base)) for name in names
+        }
+    return Bypass(method, sites)
 
 
 def _require(peft_type: str, *packages: tuple[str, str]) -> None:
@@ -153,8 +156,11 @@ def _peft_config(probed: Probed, options: Mapping[str, Any], names: list[str], t
     return config
 
 
-def _stand_ins(sites: list[Site], base: Base, needs_weight: bool) -> nn.Module:
-    """Linear layers under the sites' own names, in the base's order, which PEFT's draws follow."""
+def _stand_ins(sites: list[Site], base: Base, method: str | None) -> nn.Module:
+    """Linear layers under the sites' own names, in the base's order, which PEFT's draws follow.
+
+    method: that needs the base's weights in them; None for one that needs none.
+    """
     root = nn.Module()
     for site in sites:
         parent: nn.Module = root
@@ -163,13 +169,13 @@ def _stand_ins(sites: list[Site], base: Base, needs_weight: bool) -> nn.Module:
             if part not in parent._modules:
                 parent.add_module(part, nn.Module())
             parent = parent.get_submodule(part)
-        parent.add_module(leaf, _copied(site, base) if needs_weight else _blank(site))
+        parent.add_module(leaf, _copied(site, base, method) if method else _blank(site))
     return root
 
 
-def _copied(site: Site, base: Base) -> nn.Module:
+def _copied(site: Site, base: Base, method: str) -> nn.Module:
     module, bias = _blank(site), base.parameter(site.name, "bias")
-    module.weight = _frozen(base.matrix(site.name).to("cpu", copy=True).contiguous())
+    module.weight = _frozen(base.matrix(site.name, method).to("cpu", copy=True).contiguous())
     if bias is not None:
         module.bias = _frozen(bias.to("cpu", torch.float32, copy=True))
     return module
@@ -219,12 +225,14 @@ def _check_tensors(wanted: Tensors, tensors: Tensors) -> None:
             named.converted(torch.float32)
 
 
-def _primitives(module: Any, name: str, bound: int | None, probed: Probed, base: Base) -> Iterator[Primitive]:
+def _primitives(
+    module: Any, name: str, bound: int | None, probed: Probed, method: str, base: Base
+) -> Iterator[Primitive]:
     site = base.table.sites[name]
     _blank_out(module.get_base_layer(), site)
     weight, bias = _affine(module, site)
     if probed.replaces:
-        weight = weight - base.matrix(name)
+        weight = weight - base.matrix(name, method)
     label = f"{PREFIX}{name}, as PEFT computes it,"
     yield compacted(Named(label, weight), bound, base.dtype)
     if bias.count_nonzero():

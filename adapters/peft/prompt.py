@@ -17,6 +17,7 @@ from ..errors import AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
 from .adaption import compile_adaption_prompt
 from .base import Base, Named
 from .config import MethodConfig
+from .plain import compute_dtype
 from .prefill import Layer, prefill
 from .tensors import Checkpoint
 
@@ -25,7 +26,7 @@ _EXCLUSIVE = ("KV prefix",)
 
 def compile_soft_prompt(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
     """prompt_embeddings: (n, width of the base's embeddings). Raises AdapterError."""
-    model: Any = base.fresh_model()
+    model: Any = base.fresh_model(config.peft_type)
     prompt = _prompt(config, checkpoint, model)
     return _bypass(config, _read_by_base(model, prompt, config), base)
 
@@ -47,7 +48,7 @@ def compile_multitask_prompt(config: MethodConfig, checkpoint: Checkpoint, base:
         raise InvalidAdapter(
             f"task_id {base.task} is not among this adapter's {tasks} tasks, 0 to {tasks - 1}", param="task_id"
         )
-    model: Any = base.fresh_model()
+    model: Any = base.fresh_model(config.peft_type)
     prompt = _prompt(config, checkpoint, model)
     length, width = prompt.tensor.shape
     why = f"{tasks} tasks of rank {ranks} and {length} virtual tokens take"
@@ -63,7 +64,7 @@ def compile_kv_prefix(config: MethodConfig, checkpoint: Checkpoint, base: Base) 
 
     Raises AdapterError.
     """
-    model: Any = base.fresh_model()
+    model: Any = base.fresh_model(config.peft_type)
     length = _checked_length(config, model)
     heads, dim, layers = _cache_shape(config, model)
     wanted = (length, layers * 2 * heads * dim)
@@ -75,8 +76,7 @@ def compile_kv_prefix(config: MethodConfig, checkpoint: Checkpoint, base: Base) 
 
 def _cache_shape(config: MethodConfig, model: Any) -> tuple[int, int, int]:
     """kv heads, dim of each, layers: as the base's cache has them, which the configuration must agree with."""
-    embedding = model.get_input_embeddings()
-    one = torch.zeros(1, _width(model), dtype=embedding.weight.dtype)
+    one = torch.zeros(1, _width(model), dtype=compute_dtype(model))
     cache = prefill(model, one)
     shapes = {(keys.shape[1:], values.shape[1:]) for keys, values in cache.values()}
     keys, values = next(iter(shapes))
@@ -102,7 +102,7 @@ def _prompt(config: MethodConfig, checkpoint: Checkpoint, model: Any) -> Named:
 
 def _read_by_base(model: Any, prompt: Named, config: MethodConfig) -> dict[int, Layer]:
     _require(config, "num_layers", int(model.config.get_text_config().num_hidden_layers), "layers")
-    return prefill(model, prompt.converted(model.get_input_embeddings().weight.dtype))
+    return prefill(model, prompt.converted(compute_dtype(model)))
 
 
 def _bypass(config: MethodConfig, layers: Mapping[int, Layer], base: Base, num_tasks: int = 0) -> Bypass:

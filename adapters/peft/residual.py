@@ -37,7 +37,7 @@ def without_part(name: str, site: Site, a: Named, b: Named, scaling: float, base
         raise AdapterTooLarge(
             f"{name} of rank {rank} is served with twice the rank; the server's limit is {base.max_rank}", param="r"
         )
-    a0, b0 = PARTS[name](site, rank, scaling, base.matrix(site.name, on_device=True))
+    a0, b0 = PARTS[name](site, rank, scaling, base.matrix(site.name, _TITLES[name], on_device=True))
     return (
         Named(a.key, torch.cat((a.tensor.float(), a0.cpu()))),
         Named(b.key, torch.cat((b.tensor, -b0.cpu()), dim=1)),
@@ -65,6 +65,7 @@ def _kasa(site: Site, rank: int, _: float, weight: torch.Tensor) -> Part:
     return right[-rank:], left[:, -rank:] * values[-rank:]
 
 
+_TITLES: Mapping[str, str] = {"pissa": "PiSSA", "olora": "OLoRA", "kasa": "KaSA"}
 PARTS: Mapping[str, Callable[[Site, int, float, torch.Tensor], Part]] = {
     "pissa": _pissa,
     "olora": _olora,

@@ -137,12 +137,7 @@ def _less_identity(key: str, rotation: torch.Tensor, dtype: torch.dtype) -> torc
 
 
 def _rotated_rows(site: Site, named: Named, rotation: torch.Tensor, base: Base) -> Primitive:
-    weight = base.weight(site.name)
-    if weight is None or not weight.is_floating_point():
-        raise UnsupportedAdapter(
-            f"OFT at {site.name} needs the base's weight, which is quantised or not at hand", param="target_modules"
-        )
-    parts = weight.to("cpu", torch.float32).unflatten(-1, (-1, rotation.shape[-1]))
+    parts = base.weight(site.name, "OFT").to("cpu", torch.float32).unflatten(-1, (-1, rotation.shape[-1]))
     rows = torch.einsum("vnj,njk->vnk", parts, rotation.expand(parts.shape[1], -1, -1)).flatten(1)
     return replacement(site, Named(named.key, rows), None, base)
 

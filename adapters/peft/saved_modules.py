@@ -30,10 +30,9 @@ def replacement(site: Site, weight: Named, bias: Named | None, base: Base) -> Re
     if site.kind in (SiteKind.EMBEDDING, SiteKind.HEAD) and weight.tensor.dim() == 2:
         shape = (max(weight.tensor.shape[0], shape[0]), shape[1])
     weight.require_shape(shape, f"the weight of {site.name} in this base takes")
-    own = base.weight(site.name)
-    if own is not None and (not own.is_floating_point() or tuple(own.shape) != stored_shape(site)):
+    if base.is_quantised(site.name):
         raise UnsupportedAdapter(
-            f"{weight.key} is not supported yet: it replaces a quantised module", param="modules_to_save"
+            f"{weight.key} is not supported yet: it replaces a module that is {base.form}", param="modules_to_save"
         )
     if bias is not None:
         bias.require_shape((site.out_features,), f"the bias of {site.name} takes")

@@ -76,7 +76,7 @@ def _supertuned(count: int, config: MethodConfig, site: Site, checkpoint: Checkp
 
 def _by_magnitude(count: int, largest: bool, site: Site, base: Base) -> torch.Tensor:
     """The places as PEFT finds them in the base's weight, if there is only one way to."""
-    scores = base.matrix(site.name).abs().flatten()
+    scores = base.matrix(site.name, "SUPERTUNING").abs().flatten()
     found, places = scores.topk(min(count + 1, len(scores)), largest=largest)
     if (found[1:] == found[:-1]).any():
         raise UnsupportedAdapter(
@@ -105,7 +105,8 @@ def _integers(places: Named, limits: tuple[int, ...]) -> tuple[torch.Tensor, ...
 
 
 def _entries(site: Site, values: Named, rows: torch.Tensor, columns: torch.Tensor, base: Base) -> Primitive:
-    """Sparse, or dense where that is smaller."""
+    """Sparse, or dense where that is smaller. PEFT has both methods in a product of its own, with the whole weight."""
+    base.require_own_inputs(site.name, "An adapter of single entries")
     size = base.dtype.itemsize
     if len(rows) * (_INDEX_BYTES + size) < site.in_features * site.out_features * size:
         order = rows.argsort(stable=True)

@@ -84,6 +84,8 @@ def _taken(
     for name, own in ids.items():
         if together and name == head:
             continue
+        if sites[name].kind is SiteKind.HEAD:
+            base.require_own_inputs(name, "An adapter of single tokens")
         saved = checkpoint.take(f"{name}.{beside}{_ROWS}")
         checkpoint.find(f"{name}.{beside}{_ORIGINAL}")
         rows[name] = _rows(sites[name], own, saved, sizes.get(name), base.dtype)

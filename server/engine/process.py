@@ -33,6 +33,7 @@ from ..wire.messages import (
     Shutdown,
 )
 from .engine import Engine
+from .model.errors import UnservableModel
 
 logger = logging.getLogger(__name__)
 
@@ -173,6 +174,9 @@ def main(arguments: Sequence[str]) -> int:
         _calm_interpreter()
         EngineLoop(engine, socket).run()
         engine.close()
+    except UnservableModel as error:  # the API process says why
+        socket.send(EngineFailed(f"this model cannot be served: {error}"))
+        return 1
     except Exception as error:
         logger.exception("the engine failed")
         socket.send(EngineFailed(f"{type(error).__name__}: {error}"))

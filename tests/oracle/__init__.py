@@ -19,6 +19,7 @@ from .methods import (
     shaken,
 )
 from .models import ARCHITECTURES, BOS, EOS, PAD, VOCAB_SIZE, tiny_model, tiny_tokenizer
+from .quantised import QUANTISED_FORMS, CodesLinear, CodesTensor, quantised_model
 from .reference import Greedy, Mixture, PeftOracle
 from .running_server import RunningServer, adapter_files, free_port
 from .workload import Request, random_workload
@@ -33,9 +34,12 @@ __all__ = [
     "CATALOG",
     "EOS",
     "PAD",
+    "QUANTISED_FORMS",
     "VOCAB_SIZE",
     "Answer",
     "Client",
+    "CodesLinear",
+    "CodesTensor",
     "Greedy",
     "Mixture",
     "PeftOracle",
@@ -52,6 +56,7 @@ __all__ = [
     "peft_mixture",
     "peft_model",
     "plain_model",
+    "quantised_model",
     "random_adapter",
     "random_workload",
     "shaken",

@@ -164,6 +164,7 @@ class AdapterService:
             model=self._loaded.twin,
             max_dense_delta=self._config.max_dense_delta,
             task=task,
+            runs=self._loaded.twin_runs,
         )
         if compiled.bypass.prefix is not None:
             _check_prefix(compiled.bypass.prefix, self._loaded.attention.layers)

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from peftserve.adapters.peft.plain import is_plain
 from peftserve.adapters.sites import ExpertParameter
 from peftserve.kernels.experts import add_expert_low_rank_
 from peftserve.kernels.side import Part
@@ -77,7 +78,11 @@ def is_dispatched(module: nn.Module) -> bool:
 def expert_parameters(module: nn.Module) -> tuple[ExpertParameter, ...]:
     """The stacked weights of `is_experts`, in the module's order."""
     known = ("gate_up_proj" if module.has_gate else "up_proj", "down_proj")
-    stacked = [(name, p) for name, p in module.named_parameters(recurse=False) if name in known and p.dim() == 3]
+    stacked = [
+        (name, p)
+        for name, p in module.named_parameters(recurse=False)
+        if name in known and p.dim() == 3 and is_plain(p)
+    ]
     shapes = [(name, p.shape if module.is_transposed else p.transpose(1, 2).shape) for name, p in stacked]
     return tuple(ExpertParameter(name, *shape) for name, shape in shapes)
 

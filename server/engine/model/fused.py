@@ -11,6 +11,8 @@ from typing import TypeGuard
 import torch
 from torch import nn
 
+from peftserve.adapters.peft.plain import is_plain_linear
+
 from ..adapters.packing import SiteGroups
 
 CPU_ROWS = 96  # as many as packed weights are faster for (`packed_linear.py`)
@@ -48,8 +50,7 @@ def separate_modules(
 
 def _is_plain(module: nn.Module, uses: Mapping[int, int]) -> TypeGuard[nn.Linear]:
     """uses: of each parameter, by its id."""
-    plain = type(module) is nn.Linear and "forward" not in vars(module)
-    return plain and all(uses[id(p)] == 1 for p in module.parameters())
+    return is_plain_linear(module) and all(uses[id(p)] == 1 for p in module.parameters())
 
 
 def _alike(linears: Sequence[nn.Linear]) -> bool:

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from peftserve.adapters.peft.plain import is_plain
+
 Product = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]  # input, weight, bias
 
 
@@ -70,7 +72,7 @@ def _may_multiply(module: nn.Module) -> bool:
     """By its shape, and not being one of the modules that are known to be products."""
     weight = module._parameters.get("weight")
     known = isinstance(module, nn.Linear | nn.Embedding) or hasattr(module, "in_features")
-    return weight is not None and weight.dim() == 2 and weight.is_floating_point() and not known
+    return is_plain(weight) and weight.dim() == 2 and not known
 
 
 def _product(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Product:

@@ -10,13 +10,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from peftserve.adapters.peft.base import twin
+from peftserve.adapters.peft.listing import listed
+from peftserve.adapters.peft.plain import compute_dtype, has_plain_parameters, is_plain
+from peftserve.adapters.peft.twin import carries_extras, twin
 from peftserve.adapters.sites import SiteKind
 
 from ...config import EngineConfig
 from .attention import PagedAttention
+from .checkpoint import read_config, read_model
 from .errors import UnservableModel
 from .experts import ExpertsBypass
 from .inner_linears import redirect
@@ -28,6 +31,7 @@ TRACE_TOKENS = 24
 # What log-probabilities may differ by, in standard deviations of the logits.
 _TOLERANCE = 0.01  # in float32, of any token
 _TOLERANCE_OF_16_BITS = 0.2  # root mean square of a token's, for half of the tokens: rounding can flip an expert
+_TOLERANCE_OF_TWINS = 1e-3  # of any logit, in standard deviations of all: the same kernels over the same weights
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
@@ -63,11 +67,13 @@ class LoadedModel:
     """max_model_len: tokens that the positions allow. sites: where adapters attach.
 
     twin: the model once more, with transformers' own attention over the same weights, for the compilers of adapters.
+    twin_runs: whether it computes what the model does. Where weights are quantised, it need not.
     modules: of the model, by name; of a module that makes a linear product by itself, that linear.
     """
 
     model: PreTrainedModel
     twin: PreTrainedModel
+    twin_runs: bool
     attention: PagedAttention
     experts: ExpertsBypass
     sites: TracedSites
@@ -81,31 +87,27 @@ class LoadedModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.model.dtype
+        return compute_dtype(self.model)
 
 
 def load_model(config: EngineConfig) -> LoadedModel:
-    """Raises UnservableModel with the reason, or what transformers raises for a folder that is no model."""
-    hf_config = AutoConfig.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
+    """Raises UnservableModel with the reason."""
+    hf_config = read_config(config.model, config.trust_remote_code)
     _check_structure(hf_config)
     device = _device(config.device)
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        config.model,
-        dtype=_dtype(config.dtype, hf_config, device),
-        trust_remote_code=config.trust_remote_code,
-        attn_implementation="eager",
-    )
+    model = read_model(config.model, _dtype(config.dtype, hf_config, device), config.trust_remote_code)
     model.to(device)  # type: ignore[arg-type]  # transformers' decorator hides that this is a method
     model.eval().requires_grad_(False)
     limit = _max_model_len(hf_config.get_text_config(), config.max_model_len)
-    copied = twin(model)  # before the model's own attention is replaced
+    trace = _trace(model, min(TRACE_TOKENS, limit))
+    copied, runs = _copied(model, trace)
     experts = ExpertsBypass(model)
     with torch.inference_mode():
-        attention, sites, trace = _trace(model, min(TRACE_TOKENS, limit))
+        attention, sites = _attach(model, trace)
     inner = [name for name, site in sites.table.sites.items() if site.kind is SiteKind.INNER]
     modules = dict(model.named_modules())
     modules |= {name: redirect(modules[name]) for name in inner}
-    return LoadedModel(model, copied, attention, experts, sites, limit, trace, modules)
+    return LoadedModel(model, copied, runs, attention, experts, sites, limit, trace, modules)
 
 
 def _check_structure(config: PreTrainedConfig) -> None:
@@ -166,20 +168,49 @@ def _longrope_limit(config: PreTrainedConfig) -> int | None:
     return original
 
 
-def _trace(model: PreTrainedModel, num_tokens: int) -> tuple[PagedAttention, TracedSites, Trace]:
+@torch.no_grad()
+def _trace(model: PreTrainedModel, num_tokens: int) -> Trace:
+    """With transformers' own attention. Weights that a package multiplies out in the first pass are plain after it."""
+    ids = torch.arange(3, 3 + 7 * num_tokens, 7, device=model.device) % vocabulary_size(model)
+    trace = Trace(ids, _logits(model, ids), compute_dtype(model))
+    model.requires_grad_(False)
+    if not trace.logits.isfinite().all():
+        broken = [name for name, p in model.named_parameters() if is_plain(p) and not p.isfinite().all()]
+        where = f": {listed(broken)} hold such numbers" if broken else f" in {str(trace.dtype).removeprefix('torch.')}"
+        raise UnservableModel(f"its logits are NaN or infinite{where}")
+    return trace
+
+
+def _copied(model: PreTrainedModel, trace: Trace) -> tuple[PreTrainedModel, bool]:
+    """The model's twin, and whether it gives the same logits; without extras and quantised weights, it is known to."""
+    try:
+        copied = twin(model)
+    except Exception as error:  # of whatever the modules are
+        raise UnservableModel(f"its modules cannot be copied: {error}") from error
+    if not carries_extras(model) and all(map(has_plain_parameters, model.modules())):
+        return copied, True
+    try:
+        with torch.no_grad():
+            differences = _logits(copied, trace.token_ids) - trace.logits
+        runs = differences.abs().max().item() <= _TOLERANCE_OF_TWINS * trace.logits.std().item()
+    except Exception as error:
+        logger.warning("a copy of this quantised model does not run: %s", error)
+        runs = False
+    if not runs:
+        logger.warning("adapters of virtual tokens are not served on this base, which cannot be run beside the steps")
+    return copied, runs
+
+
+def _attach(model: PreTrainedModel, trace: Trace) -> tuple[PagedAttention, TracedSites]:
     """Find the sites and the shapes of keys and values, and compare our attention with transformers' own."""
-    vocabulary = vocabulary_size(model)
-    ids = torch.arange(3, 3 + 7 * num_tokens, 7, device=model.device)[None] % vocabulary
-    positions = torch.arange(num_tokens, device=model.device)[None]
-    trace = Trace(ids[0], _logits(model, ids, positions), model.dtype)
     attention = PagedAttention()
     model.set_attn_implementation(attention.name)
-    with SiteTracer(model, num_tokens) as tracer:
-        logits = _logits(model, ids, positions)
+    with SiteTracer(model, len(trace.token_ids)) as tracer:
+        logits = _logits(model, trace.token_ids)
     if not attention.layers:
         raise UnservableModel(f"{type(model).__name__} does not call transformers' attention interface")
     trace.check(logits, "attention behind transformers' interface")
-    return attention, tracer.result(), trace
+    return attention, tracer.result()
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:
@@ -189,10 +220,12 @@ def vocabulary_size(model: PreTrainedModel) -> int:
     return weight.shape[0]
 
 
-def _logits(model: PreTrainedModel, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+def _logits(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
     """(tokens, vocabulary) in float32."""
     try:
-        output = model(input_ids=ids, position_ids=positions, use_cache=False)
+        output = model(
+            input_ids=ids[None], position_ids=torch.arange(len(ids), device=ids.device)[None], use_cache=False
+        )
     except TypeError as error:
         raise UnservableModel(f"its forward pass does not take input_ids and position_ids: {error}") from error
     logits: torch.Tensor = output.logits[0].float()

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from peftserve.adapters.peft.plain import is_plain_linear
+
 DECODE_ROWS = 16  # the number of rows that the layout is chosen for; others run too
 SMALL_WEIGHT = 1 << 18  # elements of a float32 weight that is rearranged in no time
 
@@ -38,7 +40,7 @@ def pack_linears(modules: Iterable[nn.Module], spare_bytes: int) -> int:
 
     Returns the bytes taken: 0 where the device, the type or the processor would gain nothing, or memory is short.
     """
-    linears = [(m, gain) for m in modules if type(m) is nn.Linear and (gain := _gain(m.weight)) is not None]
+    linears = [(m, gain) for m in modules if is_plain_linear(m) and (gain := _gain(m.weight)) is not None]
     num_bytes = sum(linear.weight.nbytes for linear, _ in linears)
     if num_bytes > spare_bytes:
         return 0

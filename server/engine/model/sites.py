@@ -99,7 +99,9 @@ class SiteTracer:
         # In the model's own order, in which PEFT walks over it: some of its methods draw from one generator on the way.
         called = (name for name, _ in self._model.named_modules() if name in self._calls)
         sites = {name: _site(self._calls[name], head_module) for name in called}
-        tied = head_module is not None and getattr(embedding, "weight", None) is head_module.weight
+        tied = head_module is not None and getattr(embedding, "weight", None) is getattr(
+            head_module, "weight", embedding
+        )
         table = SiteTable(
             sites=sites,
             head=self._names.get(head_module) if head_module is not None else None,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +16,7 @@ from peftserve.server.config import EngineConfig
 from peftserve.server.engine.model import attention as attention_module
 from peftserve.server.engine.model import loading
 from peftserve.server.engine.model.errors import UnservableModel
+from peftserve.server.engine.model.fused import fuse_siblings
 from peftserve.server.engine.model.loading import (
     LoadedModel,
     eos_token_ids,
@@ -149,9 +151,55 @@ def test_the_rounding_of_bfloat16_is_no_reason_to_refuse(
         load(tmp_path, dtype="bfloat16")
 
 
-def test_a_folder_without_a_model_is_what_transformers_says(tmp_path: Path) -> None:
-    with pytest.raises((OSError, ValueError)):
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnservableModel, match="transformers finds no model"):
         load(tmp_path)
+
+
+def test_weights_that_are_no_numbers_are_named(tiny: Tiny) -> None:
+    folder = tiny()
+    model = AutoModelForCausalLM.from_pretrained(folder).requires_grad_(False)
+    model.model.layers[1].mlp.down_proj.weight[3, 5] = torch.nan
+    model.save_pretrained(folder)
+    with pytest.raises(UnservableModel, match=r"NaN or infinite: model\.layers\.1\.mlp\.down_proj\.weight hold"):
+        load(folder)
+
+
+# Weights in other forms
+
+
+@pytest.mark.parametrize("form", ["class", "tensor", "hook", "inputs"])
+def test_the_twin_of_a_quantised_model_runs_as_it_does(
+    oracle: ModuleType, tiny: Tiny, tmp_path: Path, form: str
+) -> None:
+    loaded = load(oracle.quantised_model(tiny(), tmp_path, form)[0], dtype="float32")
+    assert loaded.twin_runs
+    assert loaded.dtype == torch.float32
+    own, twins = ([*model.parameters()] for model in (loaded.model, loaded.twin))
+    assert all(a is b for a, b in zip(own, twins, strict=True))
+    assert not any(p.is_inference() or p.requires_grad for p in own)
+    fused = fuse_siblings(loaded.modules, loaded.sites.groups)
+    assert not fused
+    with torch.no_grad():
+        logits = loaded.twin(loaded.trace.token_ids[None]).logits[0]
+    torch.testing.assert_close(logits, loaded.trace.logits)
+
+
+def test_a_twin_that_computes_something_else_is_told(
+    oracle: ModuleType, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a module's own `forward` holds on to the module that it was made for."""
+    plain = loading.read_model
+
+    def read_model(*arguments: Any) -> Any:
+        model = plain(*arguments)
+        for module in (layer.mlp for layer in model.model.layers):
+            module.forward = partial(lambda forward, x: 2 * forward(x), module.forward).__call__
+            module.forward = (lambda forward: lambda x: forward(x))(module.forward)
+        return model
+
+    monkeypatch.setattr(loading, "read_model", read_model)
+    assert not load(tiny()).twin_runs
 
 
 # Device and type

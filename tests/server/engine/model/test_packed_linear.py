@@ -2,6 +2,9 @@
 
 import copy
 import platform
+import types
+from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 import torch
@@ -66,3 +69,22 @@ def test_leaves_small_float32_weights_and_other_types_alone(monkeypatch: pytest.
     pack_linears(model.modules(), 1 << 30)
     assert "forward" not in vars(model[1])
     assert pack_linears(make_model(torch.float64).modules(), 1 << 30) == 0
+
+
+def own_forward(linear: nn.Linear, oracle: ModuleType) -> None:
+    linear.forward = types.MethodType(nn.Linear.forward, linear)  # type: ignore[method-assign]
+
+
+def own_tensor(linear: nn.Linear, oracle: ModuleType) -> None:
+    codes = oracle.CodesTensor.of(linear.weight.detach().to(torch.float8_e4m3fn), torch.ones(160, 1))
+    linear._parameters["weight"] = codes
+
+
+@pytest.mark.parametrize("change", [own_forward, own_tensor])
+def test_quantised_linears_are_left_alone(change: Callable[..., None], oracle: ModuleType) -> None:
+    """Whose product is not that of their parameters, though their class and type say so."""
+    model = make_model(torch.float32)
+    change(model[0], oracle)
+    own = vars(model[0]).get("forward")
+    pack_linears([model[0]], 1 << 30)
+    assert vars(model[0]).get("forward") is own

@@ -1,0 +1,49 @@
+"""A model once more: other modules over the very same tensors, for who changes modules or runs them on another thread.
+
+What modules carry beside their class (a `forward` or hooks of their own, as packages for quantised weights give them)
+comes along and is the copy's own; `carries_extras` says whether there is any, and so whether the copy must be tried
+before it is believed.
+"""
+
+import copy
+import functools
+import types
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+_Model = TypeVar("_Model", bound=nn.Module)
+_DEPTH = 4  # of things in things where a module keeps tensors: bitsandbytes has them in a state, HQQ in a dictionary
+
+
+def twin(model: _Model) -> _Model:
+    """Made before the model's modules are wrapped for serving. Raises what a module that cannot be copied raises."""
+    tensors = [*model.parameters(), *model.buffers()]
+    for module in model.modules():
+        tensors += _tensors_in(vars(module), _DEPTH)
+    copied = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    for module in copied.modules():
+        if not isinstance(vars(module).get("forward"), types.MethodType | functools.partial):
+            vars(module).pop("forward", None)  # a closure over the original, which is not to be run from here
+    return copied
+
+
+def carries_extras(model: nn.Module) -> bool:
+    return any("forward" in vars(m) or m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def _tensors_in(value: Any, depth: int) -> Iterator[torch.Tensor]:
+    """Those that a module keeps neither as parameters nor as buffers: the copy is to share them."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif depth and not isinstance(value, nn.Module | type):
+        for part in _parts_of(value):
+            yield from _tensors_in(part, depth - 1)
+
+
+def _parts_of(value: Any) -> Iterable[Any]:
+    if isinstance(value, list | tuple):
+        return value
+    return (value if isinstance(value, dict) else getattr(value, "__dict__", {})).values()

@@ -1,0 +1,84 @@
+"""Quantised bases from their checkpoints to tokens: what PEFT gives on the base that the codes mean."""
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from peftserve.adapters.errors import UnsupportedAdapter
+from peftserve.server.config import EngineConfig
+from peftserve.server.engine import Engine
+from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingParams
+
+MAX_TOKENS = 5
+PROMPT = [5, 17, 42, 99, 7, 250, 31, 8]
+METHODS = ["lora", "lora-dora", "lora-pissa", "hra", "prompt-tuning", "prefix-tuning"]
+
+
+@pytest.fixture
+def plain(oracle: ModuleType, tmp_path: Path) -> Path:
+    folder: Path = oracle.tiny_model("llama", 4, tmp_path / "plain")
+    return folder
+
+
+def start(folder: Path) -> Engine:
+    return Engine(EngineConfig(model=str(folder), device="cpu", dtype="float32", max_loras=8))
+
+
+def upload(engine: Engine, digest: str, adapter: Path) -> None:
+    inspection = engine.start_inspection(digest, adapter)
+    while not inspection.done():
+        engine.poll()
+    inspection.result()
+
+
+def answers(engine: Engine, digests: list[str]) -> dict[str, list[int]]:
+    """The greedy tokens of each adapter, all in one batch; "" is the base."""
+    sampling = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, ignore_eos=True)
+    for digest in ["", *digests]:
+        parts = [AdapterPart(digest)] if digest else []
+        engine.add_request(AddRequest(request_id=digest, prompt_token_ids=PROMPT, sampling=sampling, adapters=parts))
+    tokens: dict[str, list[int]] = {digest: [] for digest in ["", *digests]}
+    while engine.has_work():
+        for output in engine.step():
+            assert output.error is None
+            tokens[output.request_id] += output.token_ids
+    return tokens
+
+
+@pytest.mark.parametrize("form", ["class", "tensor", "hook"])
+def test_every_way_to_read_a_base_in_one_batch(form: str, plain: Path, oracle: ModuleType, tmp_path: Path) -> None:
+    quantised, meant = oracle.quantised_model(plain, tmp_path, form)
+    kind, wanted = oracle.kind_of("llama"), {"": oracle.plain_model(meant)}
+    engine = start(quantised)
+    try:
+        for name in METHODS:
+            entry = oracle.CATALOG[name]
+            adapter = oracle.method_adapter(meant, tmp_path / name, entry.make(kind), randomize=entry.randomize)
+            upload(engine, name, adapter)
+            wanted[name] = oracle.peft_model(meant, adapter)
+        got = answers(engine, METHODS)
+    finally:
+        engine.close()
+    for name, model in wanted.items():
+        answer: Any = oracle.peft_generate(model, PROMPT, MAX_TOKENS)
+        sure = next((i for i, margin in enumerate(answer.margins) if margin < 1e-3), MAX_TOKENS)
+        assert got[name][:sure] == answer.token_ids[:sure], name
+        assert sure > 0
+
+
+def test_inputs_are_quantised_in_every_pass(plain: Path, oracle: ModuleType, tmp_path: Path) -> None:
+    """The base is what transformers makes of it, and its linears are neither packed nor joined."""
+    quantised, meant = oracle.quantised_model(plain, tmp_path, "inputs")
+    engine = start(quantised)
+    try:
+        pissa = oracle.method_adapter(meant, tmp_path / "a", oracle.CATALOG["lora-pissa"].make(oracle.kind_of("llama")))
+        with pytest.raises(UnsupportedAdapter, match="PiSSA is not supported on this base"):
+            upload(engine, "pissa", pissa)
+        got = answers(engine, [])[""]
+    finally:
+        engine.close()
+    answer: Any = oracle.peft_generate(oracle.plain_model(quantised), PROMPT, MAX_TOKENS)
+    sure = next((i for i, margin in enumerate(answer.margins) if margin < 0.05), MAX_TOKENS)
+    assert got[:sure] == answer.token_ids[:sure]
