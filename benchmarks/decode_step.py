@@ -177,7 +177,7 @@ def measure(
 def run(engine: Engine, sequences: int, digests: Sequence[str], context: int, tokens: int, seed: int) -> None:
     start(engine, sequences, digests, context, tokens, seed)
     while engine.has_work():
-        engine.step()
+        step(engine)
 
 
 def start(engine: Engine, sequences: int, digests: Sequence[str], context: int, tokens: int, seed: int = 1) -> None:
@@ -192,11 +192,20 @@ def start(engine: Engine, sequences: int, digests: Sequence[str], context: int, 
         )
 
 
+def step(engine: Engine) -> set[str]:
+    """The requests that it was for. A step that fails is no measurement."""
+    outputs = engine.step()
+    for output in outputs:
+        if output.error:
+            raise RuntimeError(output.error)
+    return {output.request_id for output in outputs}
+
+
 def settle(engine: Engine, sequences: int) -> None:
     """Until every prompt has run."""
     started: set[str] = set()
     while len(started) < sequences:
-        started |= {output.request_id for output in engine.step()}
+        started |= step(engine)
 
 
 def steps(engine: Engine, count: int) -> float:
@@ -204,7 +213,7 @@ def steps(engine: Engine, count: int) -> float:
     synchronize()
     begin = time.perf_counter()
     for _ in range(count):
-        engine.step()
+        step(engine)
     synchronize()
     return (time.perf_counter() - begin) / count
 
@@ -213,7 +222,7 @@ def busy_share(engine: Engine, count: int) -> float:
     """Of the time from the first kernel's start to the last one's end, how much some kernel runs."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         for _ in range(count):
-            engine.step()
+            step(engine)
         synchronize()
     spans = sorted((e.time_range.start, e.time_range.end) for e in profile.events() if e.time_range.end > 0)
     end = spans[0][0]

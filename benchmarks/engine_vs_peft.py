@@ -8,18 +8,16 @@ its own, so no prefix is ever found again; the first round is not counted.
 
 import argparse
 import json
-import platform
 import shlex
 import statistics
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from contenders import Run, engine, on_engine, on_peft, on_transformers
-from machine import cpu_name
+from machine import machine
 from smollm import Work, write_adapters, write_base
 from tqdm import tqdm
 
@@ -112,23 +110,15 @@ def make_report(speeds: dict[str, list[float]], work: Work, dtype: str) -> dict[
     }
     return {
         "command": shlex.join(["python", *sys.argv]),
-        "machine": machine(),
+        "machine": machine() | {"threads": torch.get_num_threads(), "gpu": gpu()},
         "work": vars(work) | {"dtype": dtype},
         "tokens_per_second": {name: _spread(values) for name, values in speeds.items()},
         "ratios": {name: _spread(values) for name, values in ratios.items()},
     }
 
 
-def machine() -> dict[str, str | int]:
-    packages = {name: version(name) for name in ("torch", "transformers", "peft", "peftserve")}
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return {
-        "cpu": cpu_name(),
-        "threads": torch.get_num_threads(),
-        "gpu": device,
-        "python": platform.python_version(),
-        **packages,
-    }
+def gpu() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
 
 
 def _spread(values: list[float]) -> dict[str, float | list[float]]:

@@ -64,7 +64,8 @@ def contestants(step: Step) -> dict[str, Callable[[], None]]:
     layers = Layers(step)
 
     def made(run: Callable[[Layers, TritonBypass], None], **options: bool) -> Callable[[], None]:
-        backend = TritonBypass(step.arena, step.groups, max_slots=len(step.adapters), **options)
+        slots, rows = len(step.adapters), step.scenario.tokens
+        backend = TritonBypass(step.arena, step.groups, max_slots=slots, max_rows=rows, **options)
         attach_all(backend, step)
         return captured(lambda: run(layers, backend), "cuda")
 

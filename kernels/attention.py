@@ -50,15 +50,21 @@ class Span(NamedTuple):
     pages: Sequence[int] | npt.NDArray[np.integer]
 
 
+class Limits(NamedTuple):
+    """The most of any step. rows: tokens. spans: sequences. positions: of a sequence."""
+
+    rows: int
+    spans: int
+    positions: int
+
+
 class AttentionBackend(Protocol):
     """begin once a step, then write and attend once for each layer.
 
-    generation: goes up when graphs that were captured before must not be replayed any more.
     reads_whole_pages: what lies in a sequence's last page beyond its tokens must be finite, though it counts for
     nothing.
     """
 
-    generation: int
     reads_whole_pages: bool
 
     def begin(self, spans: Sequence[Span], *, capacity: int | None = None) -> None:

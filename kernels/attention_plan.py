@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .attention import Span
+from .attention import Limits, Span
 
 HEADER_FIELDS, ITEM_FIELDS = 2, 10
 _UNIT_COST = 1  # in blocks of keys: what it costs to begin and end a unit
@@ -112,6 +112,7 @@ def items_of(step: Step, shape: Shape) -> Items:
     chunk = best_chunk(blocks, shape)
     splits = np.maximum(-(-blocks // chunk), 1)
     slots = splits * (splits > 1)
+    assert slots.sum() <= most_slots(shape)
     tile, split = _repeated(splits)
     of = span[tile]
     start = begin[tile] + split * (chunk * shape.block_n)
@@ -154,8 +155,26 @@ def best_chunk(blocks: Ints, shape: Shape) -> int:
     rest = (blocks.sum() - num_full * chunk) / np.maximum(num_rests, 1)
     cost = full_rounds * (chunk + _UNIT_COST) + rest_rounds * (rest + _UNIT_COST)
     cost[:-1] += _SPLIT_COST + most / chunk[:-1] / 8
-    cost[:-1][(num_units - (units == 1).sum(0))[:-1] > _UNITS_OF_SPLITS * at_once] = np.inf
+    cost[:-1][(num_units - (units == 1).sum(0))[:-1] > most_slots(shape)] = np.inf
     return int(chunk[cost.argmin()])
+
+
+def most_slots(shape: Shape) -> int:
+    """Of any step: where more would hold partial sums, keys are not split."""
+    return _UNITS_OF_SPLITS * shape.programs // shape.kv_heads if shape.splits else 0
+
+
+def most_fields(plans: Sequence[Sequence[Shape]], limits: Limits, page_size: int) -> int:
+    """Of the array of any step within the limits. plans: for each, the shapes of which a step takes one."""
+    pages = limits.spans * -(-limits.positions // page_size)
+    items = sum(max(most_items(shape, limits) for shape in shapes) for shapes in plans)
+    return len(plans) * HEADER_FIELDS + limits.rows + pages + items * ITEM_FIELDS
+
+
+def most_items(shape: Shape, limits: Limits) -> int:
+    """A span's last tile may hold less than others. One span more is for the rows that no sequence has."""
+    tiles = limits.rows * shape.group // shape.block_m + min(limits.spans, limits.rows) + 1
+    return tiles + most_slots(shape)
 
 
 @lru_cache(maxsize=4096)

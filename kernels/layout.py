@@ -78,21 +78,20 @@ class BypassBackend(Protocol):
     Accumulates in fp32 and adds the delta with one rounding to y's dtype. Deterministic.
     takes_rows: whether it also applies the rows that layouts have, as y += s.weight · (scale ⊙ y + bias), where y on
     the right is the output before any delta.
-    generation: goes up when graphs that were captured before must not be replayed any more.
     """
 
     takes_rows: bool
-    generation: int
 
     def attach(self, slot: int, base: int, layout: BlobLayout) -> None:
         """The blob at element offset `base` of the arena now serves `slot`."""
 
     def detach(self, slot: int) -> None: ...
 
-    def begin(self, tokens: Sequence[Segment], logits: Sequence[Segment], *, capacity: int | None = None) -> None:
+    def begin(self, tokens: Sequence[Segment], logits: Sequence[Segment], *, capacity: int | None = None) -> bool:
         """Set the step's work list: segments over token rows, and over the rows that reach the head.
 
         capacity: rows that the launches are for, if not just those of the step: what a graph is captured with.
+        False if graphs of that capacity have no room for so much work: then it must begin again, without one.
         """
 
     def add_(self, group: int, x: torch.Tensor, outputs: Sequence[torch.Tensor | None]) -> None:

@@ -4,19 +4,25 @@ from collections.abc import Sequence
 
 import torch
 
-from .attention import AttentionBackend, AttentionLayer
+from .attention import AttentionBackend, AttentionLayer, Limits
 from .torch_attention import TorchAttention
 
 
 def make_attention_backend(
-    layers: Sequence[AttentionLayer], page_size: int, dtype: torch.dtype, device: torch.device, spare_bytes: int = 0
+    layers: Sequence[AttentionLayer],
+    page_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    limits: Limits,
+    spare_bytes: int = 0,
 ) -> AttentionBackend:
     """layers: of the model, by the index that `attend` is given. page_size: on GPUs a power of two.
 
-    dtype: of the caches. spare_bytes: of memory for copies of keys and values, where they make it faster.
+    dtype: of the caches. limits: of all steps. spare_bytes: of memory for copies of keys and values, where they make it
+    faster.
     """
     if device.type == "cuda":
         from .triton_attention import TritonAttention  # not on machines without a GPU, which need no triton
 
-        return TritonAttention(layers, page_size, dtype, device)
+        return TritonAttention(layers, page_size, dtype, device, limits)
     return TorchAttention(layers, page_size, dtype, device, spare_bytes)

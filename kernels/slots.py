@@ -9,7 +9,7 @@ import torch
 from .layout import BlobLayout, Group, GroupLayout
 
 TABLE_FIELDS, SITE_FIELDS = 1, 5
-_ALIGNMENT = 8  # elements
+ALIGNMENT = 8  # elements, of factors that kernels read in wide loads
 
 
 class SlotTable:
@@ -25,7 +25,7 @@ class SlotTable:
         self.table = torch.zeros(shape, dtype=torch.int64, device=device)
         self.ranks = np.zeros((len(groups), max_slots), dtype=np.int64)
         self.works = np.zeros((len(groups), max_slots), dtype=np.bool_)
-        self.alignment = _ALIGNMENT
+        self.alignment = ALIGNMENT
 
     def attach(self, slot: int, base: int, layout: BlobLayout) -> None:
         rows = np.zeros(self.table.shape[1:], dtype=np.int64)

@@ -86,7 +86,6 @@ class TorchAttention:
         gathered in each step.
     """
 
-    generation = 0
     reads_whole_pages = True
 
     def __init__(

@@ -59,7 +59,6 @@ class TorchBypass:
     """
 
     takes_rows = False
-    generation = 0
 
     def __init__(self, arena: torch.Tensor, groups: Sequence[Group], costs: Costs | None = None) -> None:
         self._arena = arena
@@ -83,10 +82,10 @@ class TorchBypass:
         del self._slots[slot]
         self._step = None
 
-    def begin(self, tokens: Sequence[Segment], logits: Sequence[Segment], *, capacity: int | None = None) -> None:
+    def begin(self, tokens: Sequence[Segment], logits: Sequence[Segment], *, capacity: int | None = None) -> bool:
         step = (tuple(tokens), tuple(logits))
         if step == self._step:
-            return
+            return True
         self._step = step
         work = Work({}, {}, {})
         for segment in tokens:
@@ -98,6 +97,7 @@ class TorchBypass:
             {index: (part,) for index, part in plan_packed(self._groups, work.packed).items()},
             {index: (part,) for index, part in plan_bags(self._arena, self._groups, work.bagged).items()},
         )
+        return True
 
     def add_(self, group: int, x: torch.Tensor, outputs: Sequence[torch.Tensor | None]) -> None:
         for part in self._plans.get(group, ()):

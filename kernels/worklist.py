@@ -17,7 +17,7 @@ Units count tiles from their list's first. An entry's h is (rows, rank), rank be
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -77,7 +77,7 @@ def lists_of(entries: Entries, ranks: Ints, works: npt.NDArray[np.bool_], block_
     tile, slot, row, rows, weight = (column[works[entries.slot]] for column in entries)
     names, first_entry, tile, num_entries = np.unique(tile, return_index=True, return_inverse=True, return_counts=True)
     rank = ranks[slot]
-    sizes = -(-rows * rank // _H_ALIGNMENT) * _H_ALIGNMENT
+    sizes = h_elements(rows * rank)
     h = np.cumsum(sizes) - sizes
     blocks = -(-rank // block_r)
     entry, block = np.repeat(np.arange(len(slot)), blocks), _ranges(blocks) * block_r
@@ -87,10 +87,10 @@ def lists_of(entries: Entries, ranks: Ints, works: npt.NDArray[np.bool_], block_
     return Lists(_records(*units), _records(*tiles), _records(slot, h, rank, weight), int(sizes.sum()))
 
 
-def pack(groups: Sequence[Lists | None], splits: Callable[[int, int], int]) -> WorkList:
+def pack(groups: Sequence[Lists | None], splits: Callable[[int, Lists], int]) -> WorkList:
     """The table of all groups, None where a group has no work; lists that are the same object are there once.
 
-    splits: how many parts of group g's input are summed apart, by g and its number of units.
+    splits: how many parts of group g's input are summed apart, by g and its lists.
     """
     headers: list[tuple[int, ...]] = []
     parts, places, end = list[Ints](), dict[int, tuple[int, int]](), len(groups)
@@ -106,11 +106,19 @@ def pack(groups: Sequence[Lists | None], splits: Callable[[int, int], int]) -> W
             parts += [lists.units, tiles, lists.entries]
             end = first_tile + len(tiles) + len(lists.entries)
         units, tiles_at = places[id(lists)]
-        split = splits(index, len(lists.units))
+        split = splits(index, lists)
         headers.append((units, len(lists.units), tiles_at, len(lists.tiles), split, lists.h_size, 0, 0))
     table = np.array(headers, dtype=np.int64).reshape(-1, RECORD_FIELDS)
     h_size = int((table[:, 4] * table[:, 5]).max(initial=0))
     return WorkList(np.concatenate([table, *parts]).astype(np.int32), int(table[:, 3].max(initial=0)), h_size)
+
+
+N = TypeVar("N", int, Ints)
+
+
+def h_elements(used: N) -> N:
+    """That an entry takes, where the next one begins aligned."""
+    return -(-used // _H_ALIGNMENT) * _H_ALIGNMENT
 
 
 def _runs(segments: Sequence[Segment]) -> tuple[Ints, Ints, Ints, Ints]:

@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -29,13 +30,24 @@ def device(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def oracle() -> ModuleType:
-    """The package in tests/oracle. Loaded from its path, since tests are not on sys.path, and only when asked for."""
-    folder = Path(__file__).with_name("oracle")
-    spec = importlib.util.spec_from_file_location(
-        "oracle", folder / "__init__.py", submodule_search_locations=[str(folder)]
-    )
+    """The package in tests/oracle, only when asked for."""
+    return _load("oracle", Path(__file__).with_name("oracle") / "__init__.py")
+
+
+@pytest.fixture
+def simulated_cuda(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """CUDA graphs on the CPU: a `SimulatedCuda`, in the place of torch.cuda's until the test ends."""
+    cuda = _load("simulated_cuda", Path(__file__).with_name("simulated_cuda.py")).SimulatedCuda()
+    cuda.install(monkeypatch)
+    return cuda
+
+
+def _load(name: str, path: Path) -> ModuleType:
+    """From its path, since tests are not on sys.path."""
+    folders = [str(path.parent)] if path.name == "__init__.py" else None
+    spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=folders)
     assert spec
     assert spec.loader
-    module = sys.modules["oracle"] = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -13,7 +13,8 @@ class Ours:
     version = ""
 
     def prepare(self, step: Step) -> Run:
-        backend = make_bypass_backend(step.arena, step.groups, max_slots=len(step.adapters))
+        rows, slots = step.scenario.tokens, len(step.adapters)
+        backend = make_bypass_backend(step.arena, step.groups, max_rows=rows, max_slots=slots)
         attach_all(backend, step)
         return partial(add_all, backend, step)
 

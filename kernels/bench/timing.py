@@ -1,7 +1,7 @@
 """Medians of contenders that take turns, so that a busy neighbour or a hot chip slows all of them alike.
 
 On a CUDA device each contender is one graph, as in a server that decodes with graphs: what the host does to launch is
-not in the figures. It is captured on the stream that it was warmed up on, since some keep buffers by stream.
+not in the figures.
 """
 
 import statistics
@@ -11,6 +11,7 @@ from functools import partial
 
 import torch
 
+from ..cuda_graphs import capture
 from .contender import Run
 
 WARM_UPS = 3
@@ -21,19 +22,11 @@ Clock = Callable[[Run, int], float]  # seconds of so many calls
 
 
 def captured(run: Run, device: str) -> Run:
-    """What is timed: the function itself on a CPU, and the replay of its graph on a GPU."""
+    """What is timed: the function itself on a CPU, and the replay of its graph on a GPU, which holds the function."""
     if device == "cpu":
         run()
         return run
-    torch.cuda.synchronize()
-    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UPS):
-            run()
-    torch.cuda.synchronize()
-    with torch.cuda.graph(graph, stream=stream):
-        run()
-    return graph.replay
+    return capture(run, torch.cuda.Stream(), warm_ups=WARM_UPS)
 
 
 def medians(runs: Mapping[str, Run], device: str, rounds: int) -> dict[str, float]:

@@ -116,7 +116,8 @@ def _ready(step: Step, blocks: Blocks, reference: Reference) -> Run | None:
     """None for blocks that do not compile, do not fit, or are wrong here: they are not chosen."""
     only = Tuning(otherwise=defaults()._replace(few_rows=blocks, many_rows=blocks))
     try:
-        backend = TritonBypass(step.arena, step.groups, max_slots=len(step.adapters), table=only)
+        slots, rows = len(step.adapters), step.scenario.tokens
+        backend = TritonBypass(step.arena, step.groups, max_slots=slots, max_rows=rows, table=only)
         if not all(_fits(resources(kernel), blocks) for kernel in backend.compile(blocks)):
             return None
         attach_all(backend, step)

@@ -5,11 +5,14 @@ graphs, compiled decode steps.
 """
 
 import logging
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
+from peftserve.kernels.attention import Limits
 from peftserve.kernels.paged_attention import make_attention_backend
 
 from ..config import EngineConfig
@@ -23,7 +26,8 @@ from .model.kv_cache import KVCache, elements_per_token
 from .model.loading import LoadedModel, Trace
 from .model.packed_linear import pack_linears
 from .model.runner import ModelRunner
-from .model.self_check import check_paged_attention
+from .model.self_check import check_paged_attention, run_largest_step
+from .staging import is_host
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +44,16 @@ def lay_out_products(loaded: LoadedModel) -> dict[int, nn.Linear]:
 
 
 def make_runner(
-    config: EngineConfig, loaded: LoadedModel, fused: dict[int, nn.Linear], attachments: Attachments, num_pages: int
+    config: EngineConfig,
+    loaded: LoadedModel,
+    fused: dict[int, nn.Linear],
+    attachments: Attachments,
+    num_pages: int,
+    limits: Limits,
 ) -> ModelRunner:
-    """fused: from `lay_out_products`. num_pages: of the KV cache, which is allocated here.
+    """fused: from `lay_out_products`. num_pages: of the KV cache, which is allocated here. limits: of all steps.
 
-    Raises UnservableModel if the paged cache does not give what the model gives.
+    Raises UnservableModel if the paged cache does not give what the model gives, or the largest step does not run.
     """
     layers, dtype, device = loaded.attention.layers, loaded.dtype, loaded.device
     tokens = num_pages * config.page_size
@@ -61,7 +70,7 @@ def make_runner(
     runner = ModelRunner(
         loaded.model,
         loaded.attention,
-        make_attention_backend([*layers.values()], config.page_size, dtype, device, spare),
+        make_attention_backend([*layers.values()], config.page_size, dtype, device, limits, spare),
         KVCache(layers, num_pages, config.page_size, dtype, device),
         hooks,
         attachments,
@@ -69,10 +78,13 @@ def make_runner(
     )
     trace = loaded.trace.first(tokens)
     _settle_products(runner, hooks, config, trace)
+    run_largest = partial(run_largest_step, runner, limits, num_pages, config.page_size)
     if not config.enforce_eager:
-        _capture_graphs(runner, config, trace, device)
+        _capture_graphs(runner, config, trace, device, run_largest)
         if config.compile:
             _compile(runner, config, trace, device)
+    if not is_host(device):  # where it takes milliseconds, and where memory ends suddenly
+        run_largest()
     return runner
 
 
@@ -86,13 +98,16 @@ def _settle_products(runner: ModelRunner, hooks: BypassHooks, config: EngineConf
         logger.warning("q, k and v, and gate and up, are multiplied one by one: %s", error)
 
 
-def _capture_graphs(runner: ModelRunner, config: EngineConfig, trace: Trace, device: torch.device) -> None:
-    """Where the device has graphs, and they give what the model gives."""
+def _capture_graphs(
+    runner: ModelRunner, config: EngineConfig, trace: Trace, device: torch.device, run_largest: Callable[[], None]
+) -> None:
+    """Where the device has graphs, and they give what the model gives, after the largest step as well."""
     recorder = make_recorder(device)
     if recorder is None:
         return
     try:
-        runner.capture_graphs(recorder, config.max_running)
+        runner.capture_graphs(recorder, min(config.max_running, config.max_batch_tokens))
+        run_largest()
         check_paged_attention(runner, trace, config.page_size)
     except (RuntimeError, UnservableModel) as error:
         runner.run_eagerly()

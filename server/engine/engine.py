@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from peftserve.adapters.errors import AdapterDamaged, AdapterError
+from peftserve.kernels.attention import Limits
 
 from ..config import EngineConfig
 from ..wire.messages import AdapterCard, AdapterPart, AddRequest, EngineStats, ModelInfo, SequenceOutput
@@ -42,7 +43,8 @@ class Engine:
         loaded = load_model(config)
         self._model = loaded.model
         fused = lay_out_products(loaded)
-        self.adapters = AdapterService(config, loaded)
+        most_rows = max(config.max_batch_tokens, len(loaded.trace.token_ids))  # which the check at start runs
+        self.adapters = AdapterService(config, loaded, most_rows)
         num_pages = kv_pages(
             config.kv_cache_tokens,
             loaded.attention.layers,
@@ -52,7 +54,8 @@ class Engine:
             device=loaded.device,
         )
         self._max_model_len = min(loaded.max_model_len, num_pages * config.page_size)
-        self._runner = make_runner(config, loaded, fused, self.adapters.attachments, num_pages)
+        limits = Limits(most_rows, config.max_running, self._max_model_len)
+        self._runner = make_runner(config, loaded, fused, self.adapters.attachments, num_pages, limits)
         self._scheduler = Scheduler(
             PagePool(num_pages),
             self.adapters.residency,

@@ -91,7 +91,11 @@ class Pipeline:
         return outputs
 
     def _fail(self, batch: Batch) -> list[SequenceOutput]:
-        """The step broke: its sequences end, and no page that it may have left half-written is found again."""
+        """The step broke: its sequences end, and no page that it may have left half-written is found again.
+
+        Raises RuntimeError if no step will run any more: an engine that ends is started anew.
+        """
+        self._runner.check_device()
         self._scheduler.pool.forget_all()
         failed = [span.sequence for span in batch.spans if not span.sequence.is_over]
         for sequence in failed:

@@ -44,9 +44,9 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def worlds(oracle: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], World]:
+def worlds(oracle: ModuleType, device: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], World]:
     """By architecture, each made once."""
-    return cache(lambda architecture: _make_world(oracle, architecture, tmp_path_factory.mktemp(architecture)))
+    return cache(lambda architecture: _make_world(oracle, architecture, tmp_path_factory.mktemp(architecture), device))
 
 
 @pytest.fixture
@@ -54,7 +54,8 @@ def world(request: pytest.FixtureRequest, worlds: Callable[[str], World]) -> Wor
     return worlds(request.param)
 
 
-def _make_world(oracle: ModuleType, architecture: str, folder: Path) -> World:
+def _make_world(oracle: ModuleType, architecture: str, folder: Path, device: str) -> World:
+    """device: the engine's."""
     world = World(oracle, oracle.tiny_model(architecture, 3, folder / "model"))
     prompts = _prompts() if architecture == ARCHITECTURES[0] else _prompts()[:2]  # PEFT takes most of the time
     plain = oracle.plain_model(world.model)
@@ -69,7 +70,7 @@ def _make_world(oracle: ModuleType, architecture: str, folder: Path) -> World:
                 raise
             continue
         world.adapters[name] = made
-        model = oracle.peft_model(world.model, made)
+        model = oracle.peft_model(world.model, made, device if entry.decomposes else "cpu")
         world.requests += [(name, p, oracle.peft_generate(model, p, MAX_TOKENS, entry.task)) for p in prompts]
     world.requests += [("", prompt, oracle.peft_generate(plain, prompt, MAX_TOKENS)) for prompt in prompts]
     return world

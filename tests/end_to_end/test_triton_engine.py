@@ -1,6 +1,5 @@
 """The engine on Triton kernels, interpreted where there is no GPU: PEFT's tokens, in as few launches as promised."""
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -28,8 +27,8 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The group of each launch, as they come."""
     groups: list[int] = []
 
-    def make(arena: torch.Tensor, sites: Any, *, max_slots: int) -> TritonBypass:
-        backend = TritonBypass(arena, sites, max_slots=max_slots, num_programs=None if arena.is_cuda else 1)
+    def make(arena: torch.Tensor, sites: Any, **limits: int) -> TritonBypass:
+        backend = TritonBypass(arena, sites, num_programs=None if arena.is_cuda else 1, **limits)
         launch = backend._launch
 
         def counted(group: int, *args: Any, **options: Any) -> None:
@@ -43,33 +42,31 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return groups
 
 
-class Replays:
-    """Records what it is to run again. Each recording runs once, with no sequences in it; each replay, once more."""
+class Recordings:
+    """What the engine's graphs did. captures: None where a GPU's own are not counted."""
 
-    def __init__(self) -> None:
-        self.runs = 0
+    def __init__(self, cuda: Any) -> None:
+        self._cuda = cuda
 
-    def record(self, run: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
-        out = run().clone()
+    @property
+    def captures(self) -> int:
+        return 0 if self._cuda is None else self._cuda.captures
 
-        def replay() -> None:
-            self.runs += 1
-            out.copy_(run())
-
-        return replay, out
+    @property
+    def replays(self) -> int:
+        return 0 if self._cuda is None else self._cuda.replays
 
 
 @pytest.fixture
-def replays(monkeypatch: pytest.MonkeyPatch, device: str) -> Replays:
-    """Paged attention in Triton, and graphs: of a GPU's own, or recorded here."""
-    recorder = Replays()
-    programs = None if device == "cuda" else 1
-    backend = partial(TritonAttention, num_programs=programs)
+def graphs_of(monkeypatch: pytest.MonkeyPatch, device: str, request: pytest.FixtureRequest) -> Recordings:
+    """Paged attention in Triton, and graphs: a GPU's own, or as strict ones on the CPU."""
+    backend = partial(TritonAttention, num_programs=None if device == "cuda" else 1)
     monkeypatch.setattr(assembly, "make_attention_backend", lambda *args: backend(*args[:-1]))
-    if device == "cpu":
-        monkeypatch.setattr(assembly, "make_recorder", lambda _: recorder)
     monkeypatch.setattr(graphs, "SIZES", (4, 16))
-    return recorder
+    if device == "cuda":
+        return Recordings(None)
+    monkeypatch.setattr(assembly, "make_recorder", graphs.CudaRecorder)
+    return Recordings(request.getfixturevalue("simulated_cuda"))
 
 
 def test_tokens_are_those_of_peft(
@@ -77,7 +74,7 @@ def test_tokens_are_those_of_peft(
     launches: list[int],
     device: str,
     tmp_path: Path,
-    replays: Replays,
+    graphs_of: Recordings,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """All that a GPU runs, at once: kernels, graphs, steps that overlap, and one product for modules of one input."""
@@ -92,10 +89,12 @@ def test_tokens_are_those_of_peft(
     for name, mixture in MIXTURES.items():
         mixed = oracle.peft_mixture(model, [(adapters[part], weight) for part, weight in mixture.items()])
         wanted[name] = oracle.peft_generate(mixed, PROMPT, MAX_TOKENS)
-    config = EngineConfig(model=str(model), device=device, dtype="float32", max_loras=8, async_scheduling=True)
+    config = EngineConfig(
+        model=str(model), device=device, dtype="float32", max_loras=8, max_batch_tokens=64, async_scheduling=True
+    )
     engine = Engine(config)
     launches.clear()
-    replays.runs = 0
+    replays = graphs_of.replays
     try:
         for name, adapter in adapters.items():
             engine.inspect_adapter(name, adapter)
@@ -117,11 +116,11 @@ def test_tokens_are_those_of_peft(
     steps = [launches[first : first + groups] for first in range(0, len(launches), groups)]
     assert len(steps) >= MAX_TOKENS, "one more for each adapter that was still on its way in the step before"
     assert all(len(set(step)) == groups for step in steps), "one launch a group and step"
-    assert replays.runs == 0, "adapters with operators beside the kernels run without graphs"
+    assert graphs_of.replays == replays, "adapters with operators beside the kernels run without graphs"
 
 
 def test_graphs_serve_any_mix(
-    oracle: ModuleType, replays: Replays, launches: list[int], device: str, tmp_path: Path
+    oracle: ModuleType, graphs_of: Recordings, launches: list[int], device: str, tmp_path: Path
 ) -> None:
     """One recording for steps of any adapters and of none, while adapters come, go and take each other's slots."""
     model = oracle.tiny_model("llama", 3, tmp_path / "model")
@@ -134,9 +133,16 @@ def test_graphs_serve_any_mix(
     }
     wanted = {"": plain, "a": answers["lora"], "b": answers["ia3"], "c": answers["lora"]}
     config = EngineConfig(
-        model=str(model), device=device, dtype="float32", max_loras=2, max_running=4, async_scheduling=True
+        model=str(model),
+        device=device,
+        dtype="float32",
+        max_loras=2,
+        max_running=4,
+        max_batch_tokens=32,
+        async_scheduling=True,
     )
     engine = Engine(config)
+    captures, replays = graphs_of.captures, graphs_of.replays
     try:
         for name, folder in folders.items():
             engine.inspect_adapter(name, folder)
@@ -154,7 +160,8 @@ def test_graphs_serve_any_mix(
         engine.close()
     assert found == {name: wanted[name.split(" ")[1]] for name in found}
     assert len(found) == 6
-    assert device == "cuda" or replays.runs >= 6, "decodes are replays"
+    assert device == "cuda" or graphs_of.replays - replays >= 6, "decodes are replays"
+    assert graphs_of.captures == captures, "all graphs are there from the start"
 
 
 def request(name: str, parts: list[AdapterPart], max_tokens: int = MAX_TOKENS) -> AddRequest:

@@ -5,8 +5,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peftserve.kernels.attention import Span
-from peftserve.kernels.attention_plan import HEADER_FIELDS, ITEM_FIELDS, Shape, items_of, pack, positions_of, step_of
+from peftserve.kernels.attention import Limits, Span
+from peftserve.kernels.attention_plan import (
+    HEADER_FIELDS,
+    ITEM_FIELDS,
+    Shape,
+    items_of,
+    most_fields,
+    most_slots,
+    pack,
+    positions_of,
+    step_of,
+)
 
 PAGE = 4
 SHAPE = Shape(group=3, kv_heads=2, window=None, block_m=16, block_n=16, programs=8)
@@ -63,6 +73,24 @@ def test_every_row_meets_every_key_that_it_sees_once(found: list[tuple[int, int]
     assert (padding == 1).all()
     assert (taken == 1).all()
     assert shape.splits or slots == 0
+
+
+@given(st.lists(sequences, min_size=1, max_size=3), shapes, shapes, st.integers(0, 3))
+@settings(max_examples=200, deadline=None)
+def test_no_step_needs_more_than_the_limits_say(
+    steps: list[Sequence[tuple[int, int]]], one: Shape, other: Shape, beyond: int
+) -> None:
+    rows = max(sum(rows for rows, _ in found) for found in steps) + beyond
+    positions = max((rows + context for found in steps for rows, context in found), default=1)
+    limits = Limits(rows, max(map(len, steps)), positions)
+    for found in steps:
+        step = step_of(spans_of(found), rows, PAGE)
+        for both in ((one, other), (other, one)):
+            plans = [items_of(step, shape) for shape in both]
+            assert all(plan.slots <= most_slots(shape) for plan, shape in zip(plans, both, strict=True))
+            needed = len(pack(step, plans, positions_of(step, PAGE)))
+            assert needed <= most_fields([(one, other)] * 2, limits, PAGE)
+            assert needed <= most_fields([(shape,) for shape in both], limits, PAGE)
 
 
 @given(sequences, st.integers(0, 3))

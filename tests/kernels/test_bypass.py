@@ -43,7 +43,8 @@ def make(
     if kind == "torch":
         backend = TorchBypass(case.arena, GROUPS)
     else:
-        backend = TritonBypass(case.arena, GROUPS, max_slots=5, num_programs=None if kit.DEVICE == "cuda" else 1)
+        programs = None if kit.DEVICE == "cuda" else 1
+        backend = TritonBypass(case.arena, GROUPS, max_slots=5, max_rows=ROWS, num_programs=programs)
     case.attach_all(backend)
     return case, backend
 
@@ -164,4 +165,4 @@ def test_the_same_step_twice_gives_the_same_bits(kind: str, kit: ModuleType) -> 
 
 def test_the_arena_decides_the_backend(kit: ModuleType) -> None:
     case = kit.Case(GROUPS, device="cpu")
-    assert isinstance(make_bypass_backend(case.arena, GROUPS), TorchBypass)
+    assert isinstance(make_bypass_backend(case.arena, GROUPS, max_rows=1), TorchBypass)

@@ -11,6 +11,12 @@ from peftserve.kernels.attention import AttentionLayer, Span
 from peftserve.kernels.torch_attention import TorchAttention
 
 
+@pytest.fixture(autouse=True)
+def on_the_cpu(kit: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backend is the CPU's, also on a machine with a GPU."""
+    monkeypatch.setattr(kit, "DEVICE", "cpu")
+
+
 def make(kit: ModuleType, layer: AttentionLayer, spare_bytes: int = 1 << 20) -> tuple[Any, TorchAttention]:
     case = kit.AttentionCase(layer)
     for cache in (case.keys, case.values):

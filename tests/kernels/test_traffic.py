@@ -9,7 +9,7 @@ import pytest
 import torch
 from triton.runtime import interpreter
 
-from peftserve.kernels.attention import AttentionLayer
+from peftserve.kernels.attention import AttentionLayer, Limits
 from peftserve.kernels.bench.cost import Share, cost_of
 from peftserve.kernels.layout import Group, Segment
 from peftserve.kernels.triton_attention import TritonAttention
@@ -69,14 +69,15 @@ def run(kit: ModuleType, recorders: list[Recorder], segments: list[Segment], row
     case = kit.Case((GROUP,), torch.float16)
     for slot, rank in enumerate(RANKS):
         case.add(slot, {0: (rank, rank)})
-    backend = TritonBypass(case.arena, (GROUP,), max_slots=len(RANKS), num_programs=1)
+    backend = TritonBypass(case.arena, (GROUP,), max_slots=len(RANKS), max_rows=64, num_programs=1)
     backend._multiprocessors = 132  # what the features are split for; one program does it all
     case.attach_all(backend)
     x, y = case.input(0, rows), [case.output(0, position, rows) for position in range(2)]
     backend.begin(segments, [])
     tensors = {"x": x, "y0": y[0], "y1": y[1], "factors": case.arena}
-    own = {"h": backend._h, "lists": backend._records, "table": backend._slots.table, "counters": backend._counters}
-    recorders.append(Recorder(tensors | own))
+    memory = {"h": backend._memory.h, "lists": backend._memory.records}
+    tables = {"table": backend._slots.table, "counters": backend._counters}
+    recorders.append(Recorder(tensors | memory | tables))
     backend.add_(0, x, y)
     return recorders[0]
 
@@ -125,7 +126,8 @@ def test_attention_reads_each_key_and_value_once_for_each_tile(
     case = kit.AttentionCase(layer, dtype=torch.float16)
     spans = case.spans(sequences)
     query, key, value = case.inputs(sum(span.rows for span in spans))
-    backend = TritonAttention([layer], case.page_size, case.dtype, torch.device("cpu"), num_programs=8)
+    limits = Limits(rows=32, spans=3, positions=201)
+    backend = TritonAttention([layer], case.page_size, case.dtype, torch.device("cpu"), limits, num_programs=8)
     backend.begin(spans)
     backend.write(key, value, case.keys, case.values)
     recorders.append(Recorder({"keys": case.keys, "values": case.values, "partials": backend._partials}))

@@ -7,11 +7,14 @@ import pytest
 import torch
 
 from peftserve.kernels import triton_attention
-from peftserve.kernels.attention import AttentionLayer, Span
+from peftserve.kernels.attention import AttentionLayer, Limits, Span
+from peftserve.kernels.attention_plan import most_fields, most_slots
+from peftserve.kernels.attention_tiles import shape_of, tiles_for
 from peftserve.kernels.triton_attention import TritonAttention
 
 TOLERANCE = 3e-6  # in float32: a GPU's exp2 is within 2e-7
 LAYER = AttentionLayer(heads=4, kv_heads=2, key_dim=16, value_dim=16, scale=0.3)
+LIMITS = Limits(rows=100, spans=12, positions=1000)
 MIXED = [(1, 0), (1, 15), (1, 90), (20, 0), (9, 33)]
 """(rows, context) of each sequence: decodes about the ends of pages, and prefills."""
 
@@ -28,7 +31,7 @@ def make(kit: ModuleType, layer: AttentionLayer = LAYER, **options: Any) -> tupl
     """num_programs: keys are split for so many."""
     case = kit.AttentionCase(layer, **{k: options.pop(k) for k in ("page_size", "dtype") if k in options})
     options.setdefault("num_programs", 16)
-    backend = TritonAttention([layer], case.page_size, case.dtype, torch.device(kit.DEVICE), **options)
+    backend = TritonAttention([layer], case.page_size, case.dtype, torch.device(kit.DEVICE), LIMITS, **options)
     backend._partials.fill_(float("nan"))
     return case, backend
 
@@ -141,15 +144,33 @@ def test_a_launch_depends_on_the_step_through_device_memory_alone(
         asked.append(list(launches.asked))
         launches.asked.clear()
     assert all(one == asked[0] for one in asked)
-    assert backend.generation == 0
 
 
-def test_buffers_grow_and_say_so(kit: ModuleType) -> None:
-    case, backend = make(kit)
-    backend._records, backend._partials = backend._records[:8], backend._partials[:8]
-    for _ in range(2):
-        kit.check_attention(case, backend, case.spans([(1, 100)]), None, TOLERANCE)
-        assert backend.generation == 1
+@pytest.mark.parametrize("capacity", [None, 100])
+def test_all_memory_is_there_from_the_start(kit: ModuleType, capacity: int | None) -> None:
+    """Any step within the limits leaves it where it is; one beyond them is the caller's mistake."""
+    case, backend = make(kit, num_programs=64)
+    buffers = [backend._records, backend._partials, backend._counters]
+    places = [buffer.data_ptr() for buffer in buffers]
+    everything = list(range(63))
+    largest = [[Span(0, 100, 1000, everything)], [Span(row, 1, 1000, everything) for row in range(12)]]
+    for spans in (*largest, case.spans(MIXED), [Span(8 * row, 8, 900 + row, everything) for row in range(12)]):
+        backend.begin(spans, capacity=capacity)
+        assert places == [buffer.data_ptr() for buffer in (backend._records, backend._partials, backend._counters)]
+    kit.check_attention(case, backend, case.spans(MIXED), capacity, TOLERANCE)
+    with pytest.raises(AssertionError, match="beyond the limits"):
+        backend.begin([Span(row, 1, 1000, everything) for row in range(100)])
+
+
+def test_what_the_largest_steps_of_a_large_model_need_is_little(kit: ModuleType) -> None:
+    """Llama-3.1-8B on a GPU of 132 multiprocessors, as the class says."""
+    layer = AttentionLayer(32, 8, 128, 128, 128**-0.5)
+    tiles = [tiles_for(layer, torch.bfloat16, wide=wide) for wide in (False, True)]
+    shapes = [shape_of(layer, t, 132 * t.programs, splits=True) for t in tiles]
+    assert max(most_slots(s) * s.kv_heads * s.block_m * 130 * 4 for s in shapes) == pytest.approx(35e6, rel=0.01)
+    for rows in (2048, 16384):
+        limits = Limits(rows, 256, 131072)
+        assert most_fields([shapes], limits, 16) * 4 < 8.8e6
 
 
 @pytest.mark.parametrize("batch_invariant", [False, True])
@@ -169,7 +190,7 @@ def test_the_same_step_gives_the_same_bits(kit: ModuleType, batch_invariant: boo
 def test_layers_share_plans_where_they_are_alike(kit: ModuleType) -> None:
     """Two windows, two group sizes: each layer gives what it gives alone."""
     layers = [LAYER, replace(LAYER, window=8), replace(LAYER, heads=2), replace(LAYER, softcap=1.0)]
-    backend = TritonAttention(layers, 16, torch.float32, torch.device(kit.DEVICE), num_programs=8)
+    backend = TritonAttention(layers, 16, torch.float32, torch.device(kit.DEVICE), LIMITS, num_programs=8)
     assert len(backend._shapes) == 3
     for index, layer in enumerate(layers):
         case = kit.AttentionCase(layer)

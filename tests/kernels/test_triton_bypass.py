@@ -40,9 +40,9 @@ def make(
         case.add(slot, ranks)
     if kit.DEVICE == "cpu":
         options.setdefault("num_programs", 1)
-    backend = kind(case.arena, GROUPS, max_slots=4, **options)
+    backend = kind(case.arena, GROUPS, max_slots=4, **{"max_rows": 300, **options})
     case.attach_all(backend)
-    backend._h.fill_(float("nan"))
+    backend._kept.h.fill_(float("nan"))
     return case, backend
 
 
@@ -113,7 +113,8 @@ def test_a_layer_is_four_launches(kit: ModuleType, monkeypatch: pytest.MonkeyPat
     case = kit.Case(groups)
     for slot, rank in enumerate((4, 8, 64)):
         case.add(slot, {i: (rank,) * len(group.out_features) for i, group in enumerate(groups)})
-    backend = TritonBypass(case.arena, groups, max_slots=3, num_programs=1 if kit.DEVICE == "cpu" else None)
+    programs = 1 if kit.DEVICE == "cpu" else None
+    backend = TritonBypass(case.arena, groups, max_slots=3, max_rows=4, num_programs=programs)
     case.attach_all(backend)
     launches = Launches(monkeypatch)
     kit.check_step(case, backend, singles((0, 1, 2, 1)), [], 4, 1e-6)
@@ -130,7 +131,7 @@ def test_a_launch_depends_on_the_step_through_device_memory_alone(
     asked = []
     case.add(3, {0: (512, 1)})
     for segments in (singles((0, 1, 2)), [Segment(2, 0.5, 0, 16), Segment(0, 2.0, 3, 9)], [], singles((1,))):
-        backend.begin(segments, [], capacity=16)
+        assert backend.begin(segments, [], capacity=16)
         for group in range(3):
             backend.add_(group, x[group], y)
         asked.append(list(launches.asked))
@@ -138,18 +139,44 @@ def test_a_launch_depends_on_the_step_through_device_memory_alone(
         if 3 not in backend._slots.ranks.nonzero()[1]:
             backend.attach(3, *case.slots[3])
     assert all(one == asked[0] for one in asked)
-    assert backend.generation == 0
 
 
-def test_buffers_grow_and_say_so(kit: ModuleType) -> None:
+@pytest.mark.parametrize("lack", ["lists", "h"])
+def test_a_step_that_is_too_much_for_graphs_runs_in_memory_of_its_own(
+    kit: ModuleType, monkeypatch: pytest.MonkeyPatch, lack: str
+) -> None:
+    """What graphs know stays where it is, and serves the steps to come."""
+    if lack == "lists":
+        monkeypatch.setattr(triton_bypass, "LIST_FIELDS", 8 * 12)
+    case, backend = make(kit, max_rows=9, max_rank=64 if lack == "lists" else 8)
+    large = [Segment(0, 1.0, 0, 9), Segment(1, 0.5, 0, 9), Segment(2, 2.0, 0, 7)]
+    kept = [tensor.data_ptr() for tensor in (*backend._kept, backend._counters)]
+    for _ in range(2):
+        assert backend.begin(singles((1,)), [], capacity=9)
+        assert not backend.begin(large, [], capacity=9)
+        assert not backend.begin(large, [], capacity=9), "nor when it is asked again"
+        kit.check_step(case, backend, large, [], 9, 1e-6)
+        assert backend._memory is not backend._kept
+    kit.check_step(case, backend, singles((1,)), [], 3, 1e-6)
+    assert backend._memory is backend._kept
+    assert kept == [tensor.data_ptr() for tensor in (*backend._kept, backend._counters)]
+
+
+def test_there_is_memory_for_the_largest_adapter_on_every_row(kit: ModuleType) -> None:
+    case = kit.Case(GROUPS)
+    case.add(0, {0: (9, 9), 2: (9,) * 5})
+    backend = TritonBypass(case.arena, GROUPS, max_slots=1, max_rows=7, max_rank=9, num_programs=1)
+    case.attach_all(backend)
+    for segments in (singles((0,) * 7), [Segment(0, 1.0, 0, 7)]):
+        assert backend.begin(segments, [], capacity=7)
+
+
+def test_factors_at_odd_places_run_in_no_graph_that_reads_them_wide(kit: ModuleType) -> None:
     case, backend = make(kit)
-    case.add(3, {0: (90, 20)})
-    backend.attach(3, *case.slots[3])
-    backend._h = backend._h[:64]
-    kit.check_step(case, backend, singles((0, 3)), [], 3, 1e-6)
-    assert backend.generation == 1
-    kit.check_step(case, backend, singles((3, 0)), [], 3, 1e-6)
-    assert backend.generation == 1
+    assert backend.begin(singles((0, 1)), [], capacity=4)
+    base, layout = case.slots[0]
+    backend.attach(3, base + 1, layout)
+    assert not backend.begin(singles((0, 1)), [], capacity=4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)

@@ -79,7 +79,7 @@ def test_lists_that_are_alike_are_there_once() -> None:
     entries = cut([Segment(0, 1.0, 0, 20), Segment(1, 0.5, 20, 21)], 16)
     both = lists_of(entries, np.array([8, 40]), np.array([True, True]), 16)
     one = lists_of(entries, np.array([0, 4]), np.array([False, True]), 16)
-    work = pack([both, None, one, both], lambda group, units: group + 1)
+    work = pack([both, None, one, both], lambda group, _: group + 1)
     assert work.records.dtype == np.int32
     assert work.records.shape == (4 + len_of(both) + len_of(one), RECORD_FIELDS)
     assert (work.num_tiles, work.h_size) == (3, 4 * both.h_size)

@@ -3,6 +3,7 @@ server with its clients. Tests get it as the fixture `oracle`.
 """
 
 from peft import PeftModel
+from peft.tuners.boft import layer as boft
 from transformers.utils.logging import disable_progress_bar
 
 from .adapters import random_adapter, varied_adapters
@@ -27,6 +28,8 @@ from .workload import Request, random_workload
 disable_progress_bar()
 # The README.md of a checkpoint, which nobody reads, took a third of the time that PEFT takes to make one.
 PeftModel.create_or_update_model_card = lambda self, output_dir: None
+# Where CUDA's compiler is, PEFT would try at each layer of BOFT to build an extension for weights that are on the CPU.
+boft._FBD_CUDA = False
 
 __all__ = [
     "ARCHITECTURES",

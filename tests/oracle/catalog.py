@@ -35,11 +35,16 @@ class Kind:
 
 @dataclass(frozen=True)
 class Entry:
-    """make: a kind of model to a configuration, or None. task: the request's `task_id`."""
+    """make: a kind of model to a configuration, or None. task: the request's `task_id`.
+
+    decomposes: PEFT takes the factors out of the base's weights when it loads the checkpoint, where these are: another
+    device gives others, by more than rounding where singular values are close.
+    """
 
     make: Callable[[Kind], PeftConfig | None]
     randomize: Randomize = shaken
     task: int | None = None
+    decomposes: bool = False
 
 
 def is_fault(error: Exception) -> bool:
@@ -176,8 +181,8 @@ CATALOG: Mapping[str, Entry] = {
     "lora-bias-only": Entry(_lora(bias="lora_only")),
     "lora-lora-bias": Entry(_lora(lora_bias=True)),
     "lora-mica": Entry(_lora(init_lora_weights="mica")),
-    "lora-pissa": Entry(_lora(init_lora_weights="pissa")),
-    "lora-olora": Entry(_unless("gpt2", make=_lora(init_lora_weights="olora"))),
+    "lora-pissa": Entry(_lora(init_lora_weights="pissa"), decomposes=True),
+    "lora-olora": Entry(_unless("gpt2", make=_lora(init_lora_weights="olora")), decomposes=True),
     "lora-kasa": Entry(_on(peft.LoraConfig, r=4, kasa_config=KasaConfig())),
     "lora-velora": Entry(_lora(velora_config=VeloraConfig())),
     "lora-monteclora": Entry(_lora(monteclora_config=MontecloraConfig())),

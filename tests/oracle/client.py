@@ -1,16 +1,20 @@
-"""Completions over HTTP by two clients: plain httpx, and OpenAI's own."""
+"""Completions over HTTP by two clients: plain httpx, and OpenAI's own.
+
+Both are imported when a client is made, so that tests that need none run where they are not installed.
+"""
 
 import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
-
-import httpx
-import openai
+from typing import TYPE_CHECKING, Any
 
 from .running_server import PATIENCE
+
+if TYPE_CHECKING:
+    import httpx
+    import openai
 
 _KNOWN_TO_OPENAI = ("model", "prompt", "max_tokens", "temperature")
 
@@ -28,13 +32,16 @@ class Answer:
 class Client:
     """Bodies ask for `return_token_ids`. Anything but a whole answer without an error is an AssertionError."""
 
-    def __init__(self, http: httpx.AsyncClient, official: openai.AsyncOpenAI) -> None:
+    def __init__(self, http: "httpx.AsyncClient", official: "openai.AsyncOpenAI") -> None:
         self.http = http
         self.official = official
 
     @classmethod
     @asynccontextmanager
     async def connect(cls, url: str) -> "AsyncIterator[Client]":
+        import httpx
+        import openai
+
         limits = httpx.Limits(max_connections=None)
         official = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
         async with httpx.AsyncClient(base_url=url, timeout=PATIENCE, limits=limits) as http, official:

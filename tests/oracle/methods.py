@@ -89,13 +89,14 @@ def _arrow_model(model_folder: Path, adapter: Path, config: ArrowConfig) -> Any:
     return create_arrow_model(plain_model(model_folder), tasks, config, general)
 
 
-def peft_model(model_folder: Path, adapter: Path) -> Any:
+def peft_model(model_folder: Path, adapter: Path, device: str = "cpu") -> Any:
+    """On the CPU. device: where the base is while PEFT loads the adapter."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if arrow := json.loads((adapter / "adapter_config.json").read_text()).get("arrow_config"):
             names = ("top_k", "router_temperature", "use_gks", "rng_seed")
             return _arrow_model(model_folder, adapter, ArrowConfig(**{name: arrow[name] for name in names})).eval()
-        return PeftModel.from_pretrained(plain_model(model_folder), adapter).eval()
+        return PeftModel.from_pretrained(plain_model(model_folder).to(device), adapter).eval().cpu()
 
 
 @torch.inference_mode()

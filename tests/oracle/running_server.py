@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import httpx
+if TYPE_CHECKING:
+    import httpx
 
 PATIENCE = 60.0
 """Seconds after which what takes a moment on a machine that does nothing else has failed."""
@@ -25,9 +27,11 @@ class RunningServer:
     url: str
     state: Path
     log: Path
-    client: httpx.Client = field(init=False)
+    client: "httpx.Client" = field(init=False)
 
     def __post_init__(self) -> None:
+        import httpx
+
         self.client = httpx.Client(base_url=self.url, timeout=PATIENCE)
 
     @classmethod
@@ -56,13 +60,15 @@ class RunningServer:
             time.sleep(0.02)
 
     def _is_ready(self) -> bool:
+        import httpx
+
         assert self.process.poll() is None, f"the server has exited:\n{self.log.read_text()}"
         try:
             return self.client.get("/health/ready").status_code == 200
         except httpx.TransportError:
             return False
 
-    def upload(self, name: str, adapter: Path) -> httpx.Response:
+    def upload(self, name: str, adapter: Path) -> "httpx.Response":
         return self.client.post("/v1/adapters", data={"name": name}, files=adapter_files(adapter))
 
     def metric(self, name: str) -> float:

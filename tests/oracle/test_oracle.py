@@ -1,5 +1,6 @@
 """The kit itself: what it says must be PEFT's answer, and its models and adapters must tell implementations apart."""
 
+import ast
 from pathlib import Path
 from types import ModuleType
 
@@ -69,3 +70,20 @@ def test_the_tokenizer_takes_any_text_and_fills_the_vocabulary(oracle: ModuleTyp
     chat = [{"role": "user", "content": "hi"}]
     prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     assert prompt == "<s><|user|>hi<|assistant|>"
+
+
+SERVERS_OWN = {"fastapi", "httptools", "httpx", "openai", "orjson", "prometheus_client", "pydantic", "uvicorn"}
+
+
+@pytest.mark.parametrize("folder", ["tests/oracle", "server/engine", "server/wire", "adapters/peft", "kernels"])
+def test_what_needs_no_server_imports_none_of_a_servers_packages(folder: str) -> None:
+    """So that it runs on a machine with a GPU that has little but torch, transformers and PEFT."""
+    found = {
+        (path.name, name)
+        for path in Path(__file__).parents[2].joinpath(folder).rglob("*.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
+        if name.partition(".")[0] in SERVERS_OWN
+    }
+    assert not found

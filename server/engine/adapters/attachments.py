@@ -96,14 +96,17 @@ class Attachments:
         self._prefixes.pop(slot, None)
         self._side_attention.pop(slot, None)
 
-    def begin(self, tokens: Sequence[Segment], logits: Sequence[Segment], *, capacity: int | None = None) -> None:
+    def begin(self, tokens: Sequence[Segment], logits: Sequence[Segment], *, capacity: int | None = None) -> bool:
         """Set the step's work: segments over token rows, and over the rows that reach the head.
 
-        capacity: of the backend's launches; only for steps that `run_in_the_backend`.
+        capacity: of the backend's launches; only for steps that `run_in_the_backend`. False if the step is too much for
+        launches of that capacity: then it must begin again, without one.
         """
         self._settle(tokens)
-        self.backend.begin(tokens, logits, capacity=capacity)
+        if not self.backend.begin(tokens, logits, capacity=capacity):
+            return False
         self.side.begin(tokens, logits)
+        return True
 
     def run_in_the_backend(self, tokens: Sequence[Segment]) -> bool:
         """Whether these adapters ask for nothing but the backend's launches."""

@@ -35,15 +35,21 @@ SPILL_FACTOR = 16  # of the host's memory for adapters: what their compiled form
 
 
 class AdapterService:
-    """Compiles against `loaded`, whose weights it reads and never writes."""
+    """Compiles against `loaded`, whose weights it reads and never writes. most_rows: of any step."""
 
-    def __init__(self, config: EngineConfig, loaded: LoadedModel) -> None:
+    def __init__(self, config: EngineConfig, loaded: LoadedModel, most_rows: int) -> None:
         self._config = config
         self._loaded = loaded
         self._folders: dict[str, Path] = {}
         elements = adapter_elements(config.adapter_memory, loaded.dtype, loaded.device)
         self._arena = torch.empty(elements, dtype=loaded.dtype, device=loaded.device)
-        backend = make_bypass_backend(self._arena, loaded.sites.groups.groups, max_slots=config.max_loras)
+        backend = make_bypass_backend(
+            self._arena,
+            loaded.sites.groups.groups,
+            max_rows=most_rows,
+            max_slots=config.max_loras,
+            max_rank=config.max_lora_rank,
+        )
         side, head = SideOps(loaded.sites.rows()), loaded.sites.table.head
         self.attachments = Attachments(self._arena, backend, side, loaded.modules, head, loaded.sites.groups)
         self._loader = AdapterLoader(self._compile_key, self._arena)

@@ -15,6 +15,7 @@ from peftserve.kernels.layout import Segment
 
 from ..adapters.attachments import Attachments
 from ..scheduling.batch import Batch, Span
+from ..staging import is_host
 from .attention import PagedAttention, SideRows
 from .compiled import CompiledForward
 from .graphs import DecodeGraphs, Recorder
@@ -68,15 +69,8 @@ class ModelRunner:
     @torch.inference_mode()
     def capture_graphs(self, recorder: Recorder, most_rows: int) -> None:
         """Run decode steps of up to `most_rows` rows as graphs. Raises RuntimeError if the model allows none."""
-        graphs = DecodeGraphs(
-            self._forward,
-            self._prepare,
-            lambda: self._backend.generation + self._attachments.backend.generation,
-            recorder,
-            most_rows=most_rows,
-            device=self._model.device,
-        )
-        graphs.capture()
+        graphs = DecodeGraphs(self._forward, recorder, most_rows=most_rows, device=self._model.device)
+        graphs.capture(self._prepare)
         self._graphs = graphs
 
     def compile(self) -> None:
@@ -87,6 +81,11 @@ class ModelRunner:
     def run_eagerly(self) -> None:
         """From now on, without graphs and without what is compiled."""
         self._graphs = self._compiled = None
+
+    def check_device(self) -> None:
+        """Raises RuntimeError if the device has failed for good, as a GPU has once a kernel read where it may not."""
+        if not is_host(self._model.device):
+            torch.cuda.synchronize(self._model.device)
 
     @torch.inference_mode()
     def run(self, batch: Batch, feed: Feed | None = None) -> StepLogits:
@@ -106,16 +105,20 @@ class ModelRunner:
             _segments(spans, offsets),
             _segments(spans, row_offsets),
         )
-        if self._graphs is not None and (size := self._graph_rows(self._graphs, inputs, work)):
-            bypassed = bool(work.tokens)
-            logits = self._graphs.run(size, bypassed, inputs, lambda: self._begin(work, bypassed, size))
-        else:
-            self._begin(work, bool(work.tokens))
-            logits = self._forward(inputs)
+        logits = self._run(inputs, work)
         return StepLogits(self._without_foreign(logits, spans, row_offsets), row_offsets)
 
+    def _run(self, inputs: StepInputs, work: "_Work") -> torch.Tensor:
+        """By a graph where one has room for the step."""
+        bypassed = bool(work.tokens)
+        size = None if self._graphs is None else self._graph_rows(self._graphs, inputs, work)
+        if self._graphs is not None and size is not None and self._begin(work, bypassed, size):
+            return self._graphs.run(size, bypassed, inputs)
+        self._begin(work, bypassed)
+        return self._forward(inputs)
+
     def _graph_rows(self, graphs: DecodeGraphs, inputs: StepInputs, work: "_Work") -> int | None:
-        """Rows of the graph that can run the step; None if there is none."""
+        """Rows of the graph that can run such a step; None if there is none."""
         decodes = inputs.logit_rows is None and len(work.rows) == len(inputs.ids)
         fits = decodes and self._attachments.run_in_the_backend(work.tokens)
         return graphs.rows_for(len(inputs.ids)) if fits else None
@@ -123,16 +126,15 @@ class ModelRunner:
     def _prepare(self, rows: int, bypassed: bool) -> None:
         self._begin(_Work([], [], []), bypassed, rows)
 
-    def _begin(self, work: "_Work", bypassed: bool, capacity: int | None = None) -> None:
-        """Tell the kernels of the step. capacity: rows of the graph that runs it, if any."""
+    def _begin(self, work: "_Work", bypassed: bool, capacity: int | None = None) -> bool:
+        """Tell the kernels of the step. capacity: rows of the graph that is to run it, if any; False if it cannot."""
         self._bypassed = bypassed
         self._backend.begin(work.rows, capacity=capacity)
         self._attention.side = [
             SideRows(segment.start, segment.end, segment.weight, layers)
             for segment, layers in self._attachments.side_attention(work.tokens)
         ]
-        if bypassed:
-            self._attachments.begin(work.tokens, work.logits, capacity=capacity)
+        return not bypassed or self._attachments.begin(work.tokens, work.logits, capacity=capacity)
 
     def _forward(self, inputs: StepInputs) -> torch.Tensor:
         """(rows, vocabulary), of the step that has begun."""

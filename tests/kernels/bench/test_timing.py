@@ -1,7 +1,11 @@
+import gc
 import time
+from typing import Any
 
 import pytest
+import torch
 
+from peftserve.kernels.bench.contender import Run
 from peftserve.kernels.bench.timing import captured, medians, seconds_on_cpu
 
 
@@ -26,3 +30,19 @@ def test_on_a_cpu_the_function_itself_is_timed_after_a_warm_up() -> None:
     assert len(calls) == 1
     assert seconds_on_cpu(run, 3) > 0
     assert len(calls) == 4
+
+
+def test_on_a_gpu_what_is_replayed_holds_what_it_reads(simulated_cuda: Any) -> None:
+    """As a backend's buffers, of which nobody else knows."""
+    out = torch.zeros(2)
+
+    def contender() -> Run:
+        buffer = torch.ones(2)
+        return captured(lambda: out.add_(buffer), "cuda")
+
+    run = contender()
+    gc.collect()
+    out.zero_()
+    for _ in range(3):
+        run()
+    assert out.tolist() == [3.0, 3.0]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -58,15 +59,16 @@ def test_a_model_that_cannot_take_parts_gets_products_of_its_own(
 
 
 class Refuses:
-    def record(self, run: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+    def record(self, run: Callable[[], torch.Tensor]) -> Any:
         raise RuntimeError("operation not permitted when stream is capturing")
 
 
 class Forgets:
     """Its recordings do nothing when they are run again."""
 
-    def record(self, run: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
-        return lambda: None, torch.zeros_like(run())
+    def record(self, run: Callable[[], torch.Tensor]) -> Any:
+        output = torch.zeros_like(run())
+        return Mock(output=output)
 
 
 @pytest.mark.parametrize(("recorder", "why"), [(Refuses(), "not permitted"), (Forgets(), "the paged KV cache")])

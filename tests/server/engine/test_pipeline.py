@@ -20,7 +20,12 @@ EOS = 7
 
 
 class CountingModel:
-    """The token after t is t + 1, and after the last one 0; it fails in the steps of `fails`, counted from 0."""
+    """The token after t is t + 1, and after the last one 0; it fails in the steps of `fails`, counted from 0.
+
+    lost: the device runs nothing any more.
+    """
+
+    lost = False
 
     def __init__(self) -> None:
         self.fails: set[int] = set()
@@ -38,6 +43,10 @@ class CountingModel:
         if len(self.steps) - 1 in self.fails:
             raise RuntimeError("out of luck")
         return StepLogits(torch.eye(VOCAB)[[(token + 1) % VOCAB for token in seen]], list(range(len(seen) + 1)))
+
+    def check_device(self) -> None:
+        if self.lost:
+            raise RuntimeError("an illegal memory access was encountered")
 
 
 class FakeScheduler:
@@ -149,3 +158,14 @@ def test_an_aborted_sequence_says_nothing_more(line: Callable[[bool], Line]) -> 
     there.end(one)
     assert there.step() == {"two": [1]}
     assert there.step() == {"two": [2]}
+
+
+@pytest.mark.parametrize("overlapped", [False, True])
+def test_an_engine_whose_device_is_lost_ends(line: Callable[[bool], Line], overlapped: bool) -> None:
+    """Rather than to fail every step from then on."""
+    there = line(overlapped)
+    there.add("a", 0)
+    there.model.fails, there.model.lost = {1}, True
+    there.step()
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        there.step()

@@ -29,7 +29,8 @@ class Backend:
     def detach(self, slot: int) -> None:
         del self.layouts[slot]
 
-    def begin(self, tokens: Sequence[Segment], logits: Sequence[Segment], **_: object) -> None: ...
+    def begin(self, tokens: Sequence[Segment], logits: Sequence[Segment], **_: object) -> bool:
+        return True
 
     def add_(self, group: int, x: torch.Tensor, outputs: Sequence[torch.Tensor | None]) -> None: ...
 

@@ -86,8 +86,9 @@ class NoBackend:
     def __init__(self) -> None:
         self.begun: list[tuple[list[Segment], list[Segment]]] = []
 
-    def begin(self, tokens: list[Segment], logits: list[Segment], *, capacity: int | None = None) -> None:
+    def begin(self, tokens: list[Segment], logits: list[Segment], *, capacity: int | None = None) -> bool:
         self.begun.append((tokens, logits))
+        return True
 
     def side_attention(self, tokens: list[Segment]) -> list[Any]:
         return []

@@ -1,61 +1,65 @@
-"""Which recording runs a step, and when one is made."""
+"""Which recording runs a step, that all are made at start, and that they outlive whoever made them."""
 
+import gc
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 from peftserve.server.engine.model import graphs as graphs_module
-from peftserve.server.engine.model.graphs import DecodeGraphs
+from peftserve.server.engine.model.graphs import CudaRecorder, DecodeGraphs, make_recorder
 from peftserve.server.engine.model.inputs import StepInputs
+
+CPU = torch.device("cpu")
 
 
 class Memory:
-    """What kernels would read: `offset` is added to each id. It is the step's once `begin` has run."""
+    """What kernels would read: the offset is added to each id."""
 
     def __init__(self) -> None:
-        self.generation = 0
-        self.offset = 0
-        self.recorded: list[tuple[int, bool]] = []
-        self.bypassed = False
-        self.next = 0
+        self.offset = torch.zeros(1)
+        self.prepared: list[tuple[int, bool]] = []
 
     def prepare(self, rows: int, bypassed: bool) -> None:
-        self.bypassed, self.offset = bypassed, 0
-
-    def begin(self) -> None:
-        self.offset = self.next
+        self.prepared.append((rows, bypassed))
+        self.offset.zero_()
 
     def forward(self, inputs: StepInputs) -> torch.Tensor:
-        return torch.stack([inputs.ids + self.offset, inputs.positions], 1).float()
-
-    def record(self, run: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
-        out = run()
-        self.recorded.append((len(out), self.bypassed))
-
-        def replay() -> None:
-            out.copy_(run())
-
-        return replay, out
+        return torch.stack([inputs.ids + self.offset, inputs.positions.float()], 1)
 
 
-@pytest.fixture
-def memory() -> Memory:
-    return Memory()
+class Again:
+    """Runs the function itself."""
+
+    def __init__(self, run: Callable[[], torch.Tensor]) -> None:
+        self.output = run()
+        self._run = run
+
+    def __call__(self) -> None:
+        self.output.copy_(self._run())
 
 
-def make(memory: Memory, most_rows: int) -> DecodeGraphs:
-    device = torch.device("cpu")
-    generation = lambda: memory.generation  # noqa: E731
-    return DecodeGraphs(memory.forward, memory.prepare, generation, memory, most_rows=most_rows, device=device)
+class Records:
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+
+    def record(self, run: Callable[[], torch.Tensor]) -> Again:
+        again = Again(run)
+        self.rows.append(len(again.output))
+        return again
+
+
+def make(memory: Memory, most_rows: int, recorder: Any = None) -> DecodeGraphs:
+    return DecodeGraphs(memory.forward, recorder or Records(), most_rows=most_rows, device=CPU)
 
 
 def step(graphs: DecodeGraphs, memory: Memory, ids: list[int], offset: int, bypassed: bool = True) -> list[float]:
-    memory.next = offset
+    memory.offset.fill_(offset)
     inputs = StepInputs(torch.tensor(ids), torch.arange(len(ids)), None)
     rows = graphs.rows_for(len(ids))
     assert rows is not None
-    logits = graphs.run(rows, bypassed, inputs, memory.begin)
+    logits = graphs.run(rows, bypassed, inputs)
     assert logits[:, 1].tolist() == list(range(len(ids)))
     found: list[float] = logits[:, 0].tolist()
     return found
@@ -64,31 +68,61 @@ def step(graphs: DecodeGraphs, memory: Memory, ids: list[int], offset: int, bypa
 @pytest.mark.parametrize(
     ("most", "sizes"), [(1, [1]), (3, [1, 2, 3]), (8, [1, 2, 4, 8]), (20, [1, 2, 4, 8, 16, 20]), (10_000, None)]
 )
-def test_the_ladder_ends_with_the_largest_step(memory: Memory, most: int, sizes: list[int] | None) -> None:
-    graphs = make(memory, most)
+def test_the_ladder_ends_with_the_largest_step(most: int, sizes: list[int] | None) -> None:
+    graphs = make(Memory(), most)
     assert graphs.sizes == (sizes or list(graphs_module.SIZES))
     assert graphs.rows_for(graphs.sizes[-1]) == graphs.sizes[-1]
     assert graphs.rows_for(graphs.sizes[-1] + 1) is None
     assert graphs.rows_for(1) == 1
 
 
-def test_a_step_runs_in_the_smallest_recording_that_holds_it(memory: Memory) -> None:
-    graphs = make(memory, 8)
-    graphs.capture()
-    assert sorted(memory.recorded) == [(rows, bypassed) for rows in (1, 2, 4, 8) for bypassed in (False, True)]
-    memory.recorded.clear()
+def test_a_step_runs_in_the_smallest_recording_that_holds_it() -> None:
+    memory, recorder = Memory(), Records()
+    graphs = make(memory, 8, recorder)
+    graphs.capture(memory.prepare)
+    assert memory.prepared == [(rows, bypassed) for rows in (8, 4, 2, 1) for bypassed in (True, False)]
+    assert recorder.rows == [8, 8, 4, 4, 2, 2, 1, 1]
     assert step(graphs, memory, [5, 6, 7], 10) == [15, 16, 17]
     assert step(graphs, memory, [1], 20, bypassed=False) == [21]
     assert step(graphs, memory, [1, 2, 3, 4, 5], 0) == [1, 2, 3, 4, 5]
-    assert not memory.recorded
+    assert len(recorder.rows) == 8
 
 
-def test_a_recording_of_memory_that_is_gone_is_made_anew(memory: Memory) -> None:
-    graphs = make(memory, 4)
-    graphs.capture()
-    memory.recorded.clear()
-    memory.generation += 1
+def test_graphs_of_cuda_serve_every_step_in_one_pool(simulated_cuda: Any) -> None:
+    memory = Memory()
+    graphs = make(memory, 4, CudaRecorder(CPU))
+    graphs.capture(memory.prepare)
+    assert simulated_cuda.captures == 1 + 6, "the one that holds the pool, and three sizes with and without bypasses"
+    assert [pool.graphs for pool in simulated_cuda.pools.values()] == [7]
     assert step(graphs, memory, [1, 2], 7) == [8, 9]
-    assert memory.recorded == [(2, True)]
-    assert step(graphs, memory, [3, 4], 1) == [4, 5]
-    assert memory.recorded == [(2, True)]
+    assert step(graphs, memory, [3, 4, 5], 1) == [4, 5, 6]
+    assert step(graphs, memory, [3, 4], 2, bypassed=False) == [5, 6]
+    assert simulated_cuda.captures == 7
+
+
+def test_a_pool_outlives_the_graphs_in_it(simulated_cuda: Any) -> None:
+    recorder, x = CudaRecorder(CPU), torch.ones(2)
+    for factor in (2.0, 3.0):
+        recording = recorder.record(lambda factor=factor: x * factor)
+        recording()
+        assert recording.output.tolist() == [factor, factor]
+        del recording
+        gc.collect()
+        assert [pool.graphs for pool in simulated_cuda.pools.values()] == [1]
+
+
+def test_a_recording_holds_what_it_reads(simulated_cuda: Any) -> None:
+    recorder = CudaRecorder(CPU)
+
+    def record() -> Any:
+        weights = torch.tensor([2.0, 3.0])
+        return recorder.record(lambda: weights * 2)
+
+    recording = record()
+    gc.collect()
+    recording()
+    assert recording.output.tolist() == [4.0, 6.0]
+
+
+def test_only_a_gpu_has_graphs(simulated_cuda: Any) -> None:
+    assert make_recorder(CPU) is None

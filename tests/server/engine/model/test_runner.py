@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -102,3 +103,36 @@ def test_a_long_chunk_after_a_context_runs_in_blocks(
     harness.runner.run(Batch([Span(sequence, 0, 6, False)]))
     result = harness.runner.run(Batch([Span(sequence, 6, 13, True)]))
     torch.testing.assert_close(result.logits, harness.model.expected(tokens)[6:].float(), atol=1e-5, rtol=1e-5)
+
+
+def test_a_step_that_graphs_have_no_room_for_is_launched(
+    harness: Harness, make_sequence: MakeSequence, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It begins again without a capacity, and gives the same."""
+    begun: list[tuple[int, int | None]] = []
+
+    def begin(tokens: list[Segment], logits: list[Segment], *, capacity: int | None = None) -> bool:
+        begun.append((len(tokens), capacity))
+        return capacity is None or len(tokens) < 2
+
+    replayed = Mock()
+
+    def record(run: Callable[[], torch.Tensor]) -> Any:
+        recording = Mock(output=run(), side_effect=lambda: recording.output.copy_(run()))
+        replayed.attach_mock(recording, "graph")
+        return recording
+
+    monkeypatch.setattr(harness.backend, "begin", begin)
+    monkeypatch.setattr(harness.backend, "run_in_the_backend", lambda tokens: True, raising=False)
+    harness.runner.capture_graphs(Mock(record=record), most_rows=2)
+    begun.clear()
+    tokens = [make_sequence([3, 4, 5], [0]), make_sequence([6, 7, 8], [1])]
+    for count, wanted in ((1, [(1, 1)]), (2, [(2, 2), (2, None)])):
+        spans = [Span(leased(sequence, (i, 1.0)), 0, 3, True) for i, sequence in enumerate(tokens[:count])]
+        harness.runner.run(Batch(spans))  # their keys
+        begun.clear()
+        result = harness.runner.run(Batch([Span(sequence, 2, 1, True) for sequence in tokens[:count]]))
+        assert begun == wanted
+        expected = torch.stack([harness.model.expected(sequence.tokens)[-1] for sequence in tokens[:count]])
+        torch.testing.assert_close(result.logits, expected.float(), atol=1e-5, rtol=1e-5)
+    assert len(replayed.mock_calls) == 1

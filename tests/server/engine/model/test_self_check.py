@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from peftserve.kernels.attention import Span
+from peftserve.kernels.attention import Limits, Span
 from peftserve.kernels.torch_attention import TorchAttention
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine.model.errors import UnservableModel
 from peftserve.server.engine.model.kv_cache import KVCache
 from peftserve.server.engine.model.loading import LoadedModel, load_model
 from peftserve.server.engine.model.runner import ModelRunner
-from peftserve.server.engine.model.self_check import check_paged_attention
+from peftserve.server.engine.model.self_check import check_paged_attention, run_largest_step
 
-PAGE_SIZE = 4
+PAGE_SIZE, NUM_PAGES = 4, 8
 
 
 @pytest.fixture
@@ -26,12 +26,19 @@ def loaded(oracle: ModuleType, tmp_path: Path) -> LoadedModel:
 
 
 @pytest.fixture
-def check(loaded: LoadedModel, toy: SimpleNamespace) -> Callable[[type[TorchAttention]], None]:
-    def run(kind: type[TorchAttention] = TorchAttention) -> None:
+def make_runner(loaded: LoadedModel, toy: SimpleNamespace) -> Callable[[type[TorchAttention]], ModelRunner]:
+    def make(kind: type[TorchAttention]) -> ModelRunner:
         backend = kind([*loaded.attention.layers.values()], PAGE_SIZE, loaded.dtype, loaded.device)
-        cache = KVCache(loaded.attention.layers, 8, PAGE_SIZE, loaded.dtype, loaded.device)
-        runner = ModelRunner(loaded.model, loaded.attention, backend, cache, toy.NoHooks(), toy.NoBackend())
-        check_paged_attention(runner, loaded.trace, PAGE_SIZE)
+        cache = KVCache(loaded.attention.layers, NUM_PAGES, PAGE_SIZE, loaded.dtype, loaded.device)
+        return ModelRunner(loaded.model, loaded.attention, backend, cache, toy.NoHooks(), toy.NoBackend())
+
+    return make
+
+
+@pytest.fixture
+def check(loaded: LoadedModel, make_runner: Callable[..., ModelRunner]) -> Callable[[type[TorchAttention]], None]:
+    def run(kind: type[TorchAttention] = TorchAttention) -> None:
+        check_paged_attention(make_runner(kind), loaded.trace, PAGE_SIZE)
 
     return run
 
@@ -73,3 +80,43 @@ def test_a_model_that_counts_positions_by_itself_is_noticed(loaded: LoadedModel,
         loaded.trace.logits.copy_(plain)
     with pytest.raises(UnservableModel, match="with the paged KV cache are off by"):
         check()
+
+
+class Notes(TorchAttention):
+    begun: Sequence[Span] = ()
+
+    def begin(self, spans: Sequence[Span], *, capacity: int | None = None) -> None:
+        super().begin(spans, capacity=capacity)
+        self.begun = spans
+
+
+@pytest.mark.parametrize(
+    ("limits", "rows"),
+    [
+        (Limits(rows=20, spans=5, positions=100), [20]),  # one sequence may have them all
+        (Limits(rows=20, spans=5, positions=11), [8, 8, 4]),  # whole pages of each
+        (Limits(rows=100, spans=5, positions=100), [32]),  # all that the cache holds
+        (Limits(rows=100, spans=2, positions=9), [8, 8]),
+        (Limits(rows=100, spans=100, positions=3), [3] * 8),  # a page each
+    ],
+)
+def test_the_largest_step_is_as_large_as_one_may_be(
+    make_runner: Callable[..., ModelRunner], limits: Limits, rows: list[int]
+) -> None:
+    runner = make_runner(Notes)
+    run_largest_step(runner, limits, NUM_PAGES, PAGE_SIZE)
+    assert isinstance(runner._backend, Notes)
+    assert [span.rows for span in runner._backend.begun] == rows
+    pages = [page for span in runner._backend.begun for page in span.pages]
+    assert pages == list(range(len(pages)))
+
+
+def test_a_model_whose_largest_step_fails_is_refused(make_runner: Callable[..., ModelRunner]) -> None:
+    class RunsOut(TorchAttention):
+        def attend(self, *args: Any) -> torch.Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB\nby something")
+
+    with pytest.raises(
+        UnservableModel, match=r"20 tokens fails \(CUDA out of memory[^\n]*\); a lower --max-batch-tokens"
+    ):
+        run_largest_step(make_runner(RunsOut), Limits(20, 5, 100), NUM_PAGES, PAGE_SIZE)
