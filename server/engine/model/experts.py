@@ -20,7 +20,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from peftserve.adapters.sites import ExpertParameter
 from peftserve.kernels.experts import add_expert_low_rank_
-from peftserve.kernels.side import Part
+from peftserve.kernels.site_plan import Part
 
 from .callouts import call_out
 
