@@ -97,9 +97,7 @@ class SiteTracer:
                 self._record(name, module, torch.empty(0), None)
                 return
             rows = output.shape[1] if output.dim() > 2 else output.shape[0]
-            self._record(
-                name, module, args[0], rows if _norm_width(module) is not None else output.shape[:-1].numel()
-            )
+            self._record(name, module, args[0], rows if _norm_width(module) is not None else output.shape[:-1].numel())
 
         return record
 
