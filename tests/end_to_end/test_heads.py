@@ -6,7 +6,7 @@ adapter with a larger vocabulary makes the logits of its whole batch wider.
 
 import random
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -155,12 +155,14 @@ def test_adapters_between_the_body_and_the_head(
     assert not _serve(world, device, **SETTINGS[setting])
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["tied", "apart"])
+@pytest.fixture(scope="module", params=["tied", "apart", "biased"])
 def wide(request: pytest.FixtureRequest, oracle: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> World:
     """An adapter with a larger vocabulary, and others on the head with the base's."""
     folder = tmp_path_factory.mktemp("wide")
-    apart = {"tie_word_embeddings": not request.param}
-    model = oracle.tiny_model("qwen2", 3, folder / "model", **apart)
+    if request.param == "biased":
+        model = _save(transformers.PhiConfig(**SMALL), folder / "model")
+    else:
+        model = oracle.tiny_model("qwen2", 3, folder / "model", tie_word_embeddings=request.param == "tied")
     task, head = {"task_type": "CAUSAL_LM"}, ["lm_head"]
     configs = {
         "lora": peft.LoraConfig(**task, r=4, target_modules=["q_proj", *head]),
@@ -191,6 +193,8 @@ def _grown(oracle: ModuleType, model: Path, folder: Path, more: int) -> Any:
     base = oracle.plain_model(model)
     base.resize_token_embeddings(300 + more, mean_resizing=False)
     with torch.no_grad():  # so that it says the new ones
+        if base.lm_head.bias is not None:
+            base.lm_head.bias[300:] = 0.3
         base.lm_head.weight[300:] = 1.5 * base.lm_head.weight[20 : 20 + more] + 0.2 * torch.randn(more, 64)
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"])
     with warnings.catch_warnings():
@@ -207,8 +211,29 @@ def test_a_larger_vocabulary_beside_every_adapter_on_the_head(wide: World, setti
     assert not _serve(wide, device, **SETTINGS[setting])
 
 
-def _serve(world: World, device: str, **settings: Any) -> list[str]:
-    """All requests at once; returns what went wrong."""
+def test_a_larger_vocabulary_in_a_mixture(oracle: ModuleType, tmp_path: Path, device: str) -> None:
+    """The base says and reads nothing of the new tokens, and nor does an adapter of its vocabulary."""
+    model = oracle.tiny_model("qwen2", 3, tmp_path / "model", tie_word_embeddings=False)
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["embed_tokens", "k_proj", "lm_head"])
+    other = oracle.method_adapter(model, tmp_path / "other", config, randomize=_quiet)
+    grown = _grown(oracle, model, tmp_path / "grown", MORE)
+    mixed = oracle.plain_model(model)
+    base = {name: _padded(value) for name, value in mixed.state_dict().items()}
+    mixed.resize_token_embeddings(300 + MORE, mean_resizing=False)
+    a, b = (merged.merge_and_unload().state_dict() for merged in (grown, oracle.peft_model(model, other)))
+    deltas = {name: 0.7 * (a[name] - w) + 0.3 * (_padded(b[name]) - w) for name, w in base.items()}
+    mixed.load_state_dict({name: value + deltas[name] for name, value in base.items()})
+    requests = [("", prompt, oracle.peft_generate(mixed, prompt, MAX_TOKENS)) for prompt in ([20, 303, 5, 306], [9, 8])]
+    parts = [AdapterPart("grown", 0.7), AdapterPart("other", 0.3)]
+    assert not _serve(World(model, {"grown": tmp_path / "grown", "other": other}, requests), device, parts)
+
+
+def _padded(weight: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.pad(weight, (0, 0, 0, MORE)) if weight.dim() == 2 and len(weight) == 300 else weight
+
+
+def _serve(world: World, device: str, mixture: Sequence[AdapterPart] = (), **settings: Any) -> list[str]:
+    """All requests at once; returns what went wrong. mixture: that answers where no adapter is named."""
     engine = Engine(EngineConfig(model=str(world.model), device=device, dtype="float32", max_loras=64, **settings))
     try:
         for name, adapter in world.adapters.items():
@@ -216,7 +241,7 @@ def _serve(world: World, device: str, **settings: Any) -> list[str]:
         outputs: dict[str, list[Any]] = {}
         for i, (name, prompt, _) in enumerate(world.requests):
             sampling = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, ignore_eos=True, logprobs=0)
-            parts = [AdapterPart(name)] if name else []
+            parts = [AdapterPart(name)] if name else [*mixture]
             engine.add_request(
                 AddRequest(request_id=str(i), prompt_token_ids=prompt, sampling=sampling, adapters=parts)
             )

@@ -15,6 +15,7 @@ from .methods import (
     peft_logits,
     peft_mixture,
     peft_model,
+    peft_scaled,
     plain_model,
     shaken,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "peft_logits",
     "peft_mixture",
     "peft_model",
+    "peft_scaled",
     "plain_model",
     "random_adapter",
     "random_workload",
