@@ -7,8 +7,9 @@ With several primitives at one site, whatever their order in the list, the modul
 R: Replacement, Rows. in: InputScale, InputRotation. out: OutputScale, PairRotation, Bottleneck, all of the same y. add:
 LowRank, RoutedLowRank, SharedLowRank, Kronecker, Sparse, Dense, Bias, all of the module's own input x, and
 ParallelBottleneck, of another module's. ExpertLowRank is inside of base. Each primitive is what it adds to the
-identity, so a mixture is the weighted sum of these terms; Bottleneck, which is not affine in y, is in none. What a
-method multiplies its own delta by (DoRA's scale of s·B) is folded into the delta at load. Knows no kernels.
+identity, so a mixture is the weighted sum of these terms, unless one of them reads what another left (`kernels/side.py`
+then adds the adapter whole); Bottleneck, which is not affine in y, is in none. What a method multiplies its own delta
+by (DoRA's scale of s·B) is folded into the delta at load. Knows no kernels.
 """
 
 from dataclasses import dataclass, fields

@@ -12,7 +12,7 @@ from typing import NamedTuple
 class SiteKind(StrEnum):
     LINEAR = "linear"  # nn.Linear, Conv1D or a quantised linear: y = x Wᵀ + b
     EMBEDDING = "embedding"  # nn.Embedding: y = W[id] · embed_scale
-    HEAD = "head"  # the output embedding: a linear that sees only the rows that are sampled
+    HEAD = "head"  # the output embedding: a linear
     INNER = "inner"  # a linear that a module makes by itself with its own weight, as a mixture's router does
     NORM = "norm"  # any other module with a one-dimensional weight: its parameters can be replaced
     EXPERTS = "experts"  # a mixture's experts in stacked parameters, computed by transformers' interface for them
@@ -53,9 +53,12 @@ class SiteTable:
     tied_head: name of the embedding whose weight the head shares, or None when they are separate.
     other_modules: names of modules that exist in the base but are not sites (containers, activations), so that a
         configuration that targets one is told apart from one that targets nothing.
+    irregular: linears and embeddings among them, which do not run on each token of a step, or on each whose logits are
+        wanted, or are called in a way of their own.
     """
 
     sites: Mapping[str, Site]
     head: str | None = None
     tied_head: str | None = None
     other_modules: frozenset[str] = frozenset()
+    irregular: frozenset[str] = frozenset()

@@ -1,112 +1,39 @@
-"""The primitives beside the low-rank bypass, for the adapters of a step.
+"""The primitives beside the low-rank bypass, for the adapters of a step: which of them run, and in what form.
 
 At decode each adapter has a row or two: scales and biases of all adapters are then one multiplication or addition of
 rows gathered once per plan. Everything else runs segment by segment, as its formula reads. A step whose adapters have
 no such primitive has no plan, and the hooks ask for none.
+
+The terms of a site are summed phase by phase, each phase reading what the one before left. That is the sum of what each
+adapter adds by itself only if at most one phase is read by another: an adapter that rotates the input and scales the
+output has both together in no product with its weight. Such adapters are added whole (`site_plan.Whole`) wherever they
+have another weight than 1 or are mixed with their like.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import islice, pairwise, takewhile
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 from .layout import Rows, Segment
 from .ops import Op, Phase, chained
+from .site_plan import Part, SitePlan, Stacked, Terms, Whole, overlap
 
 STACKED_ROWS = 256
 
-Inputs = Mapping[str, torch.Tensor]
-_NONE: Inputs = {}
+_READ = frozenset({Phase.INPUT, Phase.REPLACE, Phase.OUTPUT})  # by the phases after them, or reading these
 
 
-class Part(NamedTuple):
-    """One primitive on rows [start, end) of the step."""
+class _Acting(NamedTuple):
+    """One segment at one site, with what its adapter does there."""
 
-    op: Op
-    weight: float
-    start: int
-    end: int
-
-
-class Stacked(NamedTuple):
-    """Rows to multiply by or to add, gathered for all segments. rows: a slice where they adjoin, else int64 ids."""
-
-    rows: slice | torch.Tensor
-    values: torch.Tensor
-
-    def add_(self, target: torch.Tensor, factor: torch.Tensor | None) -> None:
-        """`target[rows] += values · factor`; without a factor, `+= values`."""
-        if isinstance(self.rows, slice):
-            part = target[self.rows]
-            values = _broadcast(self.values, part)
-            part.add_(values) if factor is None else part.addcmul_(factor[self.rows], values)
-            return
-        values = _broadcast(self.values, target)
-        terms = values if factor is None else values * factor.index_select(0, self.rows)
-        target.index_add_(0, self.rows, terms)
-
-
-@dataclass
-class Terms:
-    """What one phase of one site adds, in the order of the step's segments."""
-
-    parts: list[Part] = field(default_factory=list)
-    stacked: Stacked | None = None
-
-    def apply_(self, phase: Phase, x: torch.Tensor, y: torch.Tensor, inputs: Inputs = _NONE) -> None:
-        """Change y in place; for the input's phase, y is a copy of x. x, y: (rows, ..., width)."""
-        if self.stacked is not None:
-            self.stacked.add_(y, None if phase is Phase.ADD else x if phase is Phase.INPUT else y)
-            return
-        source = y.clone() if phase is not Phase.ADD and _overlap(self.parts) else y
-        for op, weight, start, end in self.parts:
-            rows = source[start:end]
-            term = op((inputs[op.source] if op.source else x)[start:end], rows)
-            if term.shape[-1] < y.shape[-1]:  # another adapter's vocabulary is larger
-                term = F.pad(term, (0, y.shape[-1] - term.shape[-1]))
-            if phase is not Phase.REPLACE:
-                y[start:end].add_(term, alpha=weight)
-            elif weight == 1 and source is y:
-                y[start:end] = term
-            else:
-                y[start:end].add_(term - rows, alpha=weight)
-
-
-class SitePlan(NamedTuple):
-    """One site's work of the step, phase by phase; phases without any are absent.
-
-    sources: names of the other modules whose input is needed here.
-    """
-
-    phases: Mapping[Phase, Terms]
-    sources: frozenset[str] = frozenset()
-
-    def before(self, x: torch.Tensor) -> torch.Tensor:
-        """The input that the base is to see: a new tensor, or x itself if no primitive changes it."""
-        if Phase.INPUT not in self.phases:
-            return x
-        changed = x.clone()
-        self.phases[Phase.INPUT].apply_(Phase.INPUT, x, changed)
-        return changed
+    segment: Segment
+    ops: Sequence[Op]
 
     @property
-    def width(self) -> int:
-        """Of the largest vocabulary that replaces the base's own; 0 if none does."""
-        parts = self.phases[Phase.REPLACE].parts if Phase.REPLACE in self.phases else []
-        return max((part.op.fields.get("width") or 0 for part in parts), default=0)
-
-    def widened(self, y: torch.Tensor) -> torch.Tensor:
-        """The base's output with room for the rows of the largest vocabulary that replaces its own."""
-        return F.pad(y, (0, self.width - y.shape[-1])) if self.width > y.shape[-1] else y
-
-    def after_(self, x: torch.Tensor, y: torch.Tensor, inputs: Inputs = _NONE) -> None:
-        """Change the base's output y in place. x: the module's own input. inputs: those of the sources."""
-        for phase in (Phase.REPLACE, Phase.OUTPUT, Phase.ADD):
-            if phase in self.phases:
-                self.phases[phase].apply_(phase, x, y, inputs)
+    def phases(self) -> frozenset[Phase]:
+        return frozenset(op.formula.phase for op in self.ops)
 
 
 class SideOps:
@@ -146,20 +73,66 @@ class SideOps:
         self.plans = {site: self._plan(site, segments[self._rows_of[site]]) for site in sites}
 
     def _plan(self, site: str, segments: Sequence[Segment]) -> SitePlan:
-        phases: dict[Phase, Terms] = {}
-        for slot, weight, start, end in segments:
-            for op in chained(self._slots.get(slot, {}).get(site, ())) if end > start else ():
-                phases.setdefault(op.formula.phase, Terms()).parts.append(Part(op, weight, start, end))
-        for terms in phases.values():
-            terms.stacked = _stack(terms.parts, self._stacked_rows)
-        sources = frozenset(part.op.source for terms in phases.values() for part in terms.parts)
-        return SitePlan(phases, sources - {""})
+        acting = [
+            _Acting(segment, chained(ops))
+            for segment in segments
+            if segment.end > segment.start and (ops := self._slots.get(segment.slot, {}).get(site))
+        ]
+        apart = _apart(acting)
+        plan = _plan_of([one for one in acting if one.segment not in apart], self._stacked_rows)
+        wholes = [_whole(one) for one in acting if one.segment in apart]
+        return plan._replace(wholes=wholes, width=max([plan.width, *(whole.plan.width for whole in wholes)]))
+
+
+def is_sum(phases: Collection[Phase]) -> bool:
+    """Whether the terms of such phases add up to the sum of what each does by itself."""
+    return len(_READ.intersection(phases)) < 2
+
+
+def _apart(acting: Sequence[_Acting]) -> set[Segment]:
+    """The segments whose adapters are to be added whole."""
+    reading = sorted((one for one in acting if _READ & one.phases), key=lambda one: one.segment.start)
+    found = {one.segment for one in reading if one.segment.weight != 1 and not is_sum(one.phases)}
+    for index, one in enumerate(reading):
+        for other in takewhile(lambda o: o.segment.start < one.segment.end, islice(reading, index + 1, None)):  # noqa: B023
+            if not is_sum(one.phases | other.phases):
+                found |= {one.segment, other.segment}
+    return found
+
+
+def _whole(one: _Acting) -> Whole:
+    segment = one.segment
+    alone = _Acting(Segment(segment.slot, 1.0, 0, segment.end - segment.start), one.ops)
+    return Whole(_plan_of([alone], most_rows=0), segment.weight, segment.start, segment.end)
+
+
+def _plan_of(acting: Iterable[_Acting], most_rows: int) -> SitePlan:
+    phases: dict[Phase, Terms] = {}
+    width = 0
+    for (_, weight, start, end), ops in acting:
+        vocabulary = max(op.fields.get("width") or 0 for op in ops)
+        width = max(width, vocabulary)
+        for op in ops:
+            part = Part(op, weight, start, end, _width(op, vocabulary))
+            phases.setdefault(op.formula.phase, Terms()).parts.append(part)
+    for terms in phases.values():
+        terms.stacked = _stack(terms.parts, most_rows)
+    return SitePlan(phases, width=width)
+
+
+def _width(op: Op, vocabulary: int) -> int:
+    """Of what it reads and changes: as long as its row is, or as its adapter's vocabulary at a head."""
+    if op.formula.phase is Phase.INPUT:
+        return 0
+    return vocabulary if op.formula.row is None else op.fields[op.formula.row].shape[-1]
 
 
 def _stack(parts: Sequence[Part], most_rows: int) -> Stacked | None:
-    """None where the parts are not all rows, are too long, or where mixtures have several on one row."""
+    """None where the parts are not rows of one width, are too long, or where mixtures have several on one row."""
     fields = [part.op.formula.row for part in parts]
-    if None in fields or sum(p.end - p.start for p in parts) > most_rows or _overlap(parts):
+    if None in fields or sum(p.end - p.start for p in parts) > most_rows or overlap(parts):
+        return None
+    if len({part.width for part in parts}) > 1:
         return None
     rows = [part.op.fields[name] * part.weight for part, name in zip(parts, fields, strict=True) if name]
     values = torch.cat([row.expand(part.end - part.start, -1) for row, part in zip(rows, parts, strict=True)])
@@ -167,14 +140,3 @@ def _stack(parts: Sequence[Part], most_rows: int) -> Stacked | None:
         return Stacked(slice(parts[0].start, parts[-1].end), values)
     ids = [row for part in parts for row in range(part.start, part.end)]
     return Stacked(torch.tensor(ids, device=values.device), values)
-
-
-def _overlap(parts: Sequence[Part]) -> bool:
-    """Whether several parts are on one row."""
-    spans = sorted((part.start, part.end) for part in parts)
-    return any(one[1] > other[0] for one, other in pairwise(spans))
-
-
-def _broadcast(rows: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """rows: (n, width), to the dimensions of target: (n, ..., width)."""
-    return rows.view(rows.shape[0], *([1] * (target.dim() - 2)), rows.shape[1])

@@ -17,7 +17,7 @@ from ..bypass import Bypass
 from ..errors import InvalidAdapter, UnsupportedAdapter
 from ..primitives import Bias, Primitive, Replacement, Rows
 from ..sites import Site, SiteKind
-from .base import Base, is_same
+from .base import Base, Named, is_same
 from .config import AuxiliaryConfig
 from .saved_modules import replacement, saved_modules
 from .tensors import Checkpoint
@@ -81,14 +81,14 @@ def compile_auxiliary(config: AuxiliaryConfig, checkpoint: Checkpoint, base: Bas
     """Takes its tensors, and only those. Raises AdapterError."""
     saved = saved_modules(config, checkpoint, base)
     copies = dict(_copies(checkpoint, base, saved))
-    _tie(copies, base)
+    _tie(copies, checkpoint, base)
     rows = replaced_rows(config, checkpoint, base, copies)
     if both := sorted(rows.keys() & saved.keys()):
         raise InvalidAdapter(
             f"{', '.join(both)}: modules_to_save and trainable_token_indices do not go together there",
             param="trainable_token_indices",
         )
-    return Auxiliary(saved, copies, rows, dict(_biases(config, checkpoint, base, saved)))
+    return Auxiliary(saved, copies, rows, dict(_biases(config, checkpoint, base, saved, copies)))
 
 
 def _copies(checkpoint: Checkpoint, base: Base, saved: Mapping[str, Replacement]) -> Iterator[tuple[str, Replacement]]:
@@ -99,18 +99,34 @@ def _copies(checkpoint: Checkpoint, base: Base, saved: Mapping[str, Replacement]
         for suffix in _COPIES:
             copy = checkpoint.find(f"{site.name}.{suffix}")
             if copy is not None and not is_same(base, site.name, copy):
-                yield site.name, replacement(site, copy, None, base)
+                yield site.name, replacement(site, copy, _longer_bias(site, copy, checkpoint, base), base)
 
 
-def _tie(copies: dict[str, Replacement], base: Base) -> None:
+def _longer_bias(site: Site, copy: Named, checkpoint: Checkpoint, base: Base) -> Named | None:
+    """Of a head with more rows than the base's, if the base's has one."""
+    longer = site.kind is SiteKind.HEAD and copy.tensor.shape[0] > site.out_features
+    if not longer or base.parameter(site.name, "bias") is None:
+        return None
+    found = next((suffix for suffix in _BIASES if f"{site.name}.{suffix}" in checkpoint), _BIASES[-1])
+    return checkpoint.take(f"{site.name}.{found}")
+
+
+def _tie(copies: dict[str, Replacement], checkpoint: Checkpoint, base: Base) -> None:
     """A tied pair is one parameter, which PEFT loads a copy into. Raises InvalidAdapter if two copies differ."""
     pair = [name for name in (base.table.tied_head, base.table.head) if base.table.tied_head and name is not None]
     found = [copies[name] for name in pair if name in copies]
     weights = [copy.weight for copy in found if copy.weight is not None]
     if not all(torch.equal(weight, weights[0]) for weight in weights):
         raise InvalidAdapter(f"the base ties {' and '.join(pair)}, but their copies differ", param="files")
-    if found:
-        copies.update(dict.fromkeys(pair, found[0]))
+    for name in pair if found else ():
+        copies[name] = copies.get(name) or _tied(base.table.sites[name], found[0], checkpoint, base)
+
+
+def _tied(site: Site, other: Replacement, checkpoint: Checkpoint, base: Base) -> Replacement:
+    """Of one of the pair, what the checkpoint has of the other only."""
+    assert other.weight is not None
+    weight = Named(f"the weight of {site.name}", other.weight)
+    return replacement(site, weight, _longer_bias(site, weight, checkpoint, base), base)
 
 
 def _check_copied(site: Site, copy: Replacement, own: tuple[Primitive, ...], method: str) -> None:
@@ -134,12 +150,17 @@ def _with_rows(site: Site, whole: Replacement | None, rows: Rows | None) -> Repl
 
 
 def _biases(
-    config: AuxiliaryConfig, checkpoint: Checkpoint, base: Base, saved: Mapping[str, Replacement]
+    config: AuxiliaryConfig,
+    checkpoint: Checkpoint,
+    base: Base,
+    saved: Mapping[str, Replacement],
+    copies: Mapping[str, Replacement],
 ) -> Iterator[tuple[str, Primitive]]:
     touched = _parents(checkpoint) if config.bias not in ("all", "none") else set()
     for site in base.table.sites.values():
         wanted = config.bias == "all" or site.name in touched
-        if site.name in saved or not (wanted or site.name == base.table.head):
+        copy = copies.get(site.name)
+        if site.name in saved or not (wanted or site.name == base.table.head) or (copy and copy.bias is not None):
             continue
         own = base.parameter(site.name, "bias")
         if own is None:

@@ -5,7 +5,7 @@ What any method can have beside its own tensors (whole modules, biases, rows of 
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,8 @@ from ..checkpoint import FLOATING, TensorInfo, read_header
 from ..errors import AdapterTooLarge, InvalidAdapter
 from ..facts import AdapterFacts
 from ..files import WEIGHTS, experts_of
-from ..primitives import Dense
-from ..sites import SiteTable
+from ..primitives import Dense, Replacement
+from ..sites import SiteKind, SiteTable
 from .auxiliary import compile_auxiliary
 from .base import Base
 from .config import AnyConfig, read_config
@@ -117,6 +117,7 @@ def _compile(config: AnyConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
     bypass = auxiliary.joined(own, base)
     if left := checkpoint.left():
         raise InvalidAdapter(f"tensors that the configuration does not put on this base: {listed(left)}", param="files")
+    _check_vocabulary(bypass, base.table)
     dense = sum(p.num_bytes for ps in bypass.sites.values() for p in ps if isinstance(p, Dense))
     if dense > base.max_dense_delta:
         raise AdapterTooLarge(
@@ -125,6 +126,26 @@ def _compile(config: AnyConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
             param="files",
         )
     return bypass
+
+
+def _check_vocabulary(bypass: Bypass, table: SiteTable) -> None:
+    """Whether the adapter can read every token that it can say."""
+    if table.head is None or table.head not in table.sites:
+        return
+    embeddings = [name for name, site in table.sites.items() if site.kind is SiteKind.EMBEDDING]
+    said = _most_rows(bypass, [table.head])
+    if said > max(table.sites[table.head].out_features, _most_rows(bypass, embeddings)):
+        raise InvalidAdapter(
+            f"its {table.head} says {said} tokens, and no embedding of its own reads as many: save both, as "
+            "save_pretrained(..., save_embedding_layers=True) does",
+            param="files",
+        )
+
+
+def _most_rows(bypass: Bypass, sites: Iterable[str]) -> int:
+    """Of the weights that take the place of the base's there; 0 without any."""
+    found = (p.weight for site in sites for p in bypass.sites.get(site, ()) if isinstance(p, Replacement))
+    return max((len(weight) for weight in found if weight is not None), default=0)
 
 
 class _LazyTensors(Mapping[str, torch.Tensor]):

@@ -34,8 +34,15 @@ def replacement(site: Site, weight: Named, bias: Named | None, base: Base) -> Re
         raise UnsupportedAdapter(
             f"{weight.key} is not supported yet: it replaces a module that is {base.form}", param="modules_to_save"
         )
+    outputs = shape[0] if site.kind is SiteKind.HEAD else site.out_features
     if bias is not None:
-        bias.require_shape((site.out_features,), f"the bias of {site.name} takes")
+        bias.require_shape((outputs,), f"the bias of {site.name} takes")
+    elif outputs > site.out_features and base.parameter(site.name, "bias") is not None:
+        raise InvalidAdapter(
+            f"{weight.key} has {outputs} rows, and the base's {site.name} a bias of {site.out_features}: the adapter "
+            f"must bring one of {outputs}",
+            param="files",
+        )
     return Replacement(weight.converted(base.dtype), None if bias is None else bias.converted(base.dtype))
 
 

@@ -6,7 +6,7 @@ PEFT walks over all modules and asks of each name; so do we, over the table of s
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-from ..errors import InvalidAdapter
+from ..errors import InvalidAdapter, UnsupportedAdapter
 from ..sites import SiteKind, SiteTable
 from .config import Targets
 from .listing import listed
@@ -77,13 +77,20 @@ def targeted_sites(
     """Names of the targeted sites in the table's order.
 
     kinds: that the method can be on. tie: an adapter on one of a tied pair of embedding and head is on both.
-    Raises InvalidAdapter if there is none, or if a module is targeted that is no site.
+    Raises InvalidAdapter if there is none, or if a module is targeted that is no site; UnsupportedAdapter if that is a
+    linear or an embedding all the same.
     """
     matches = Matcher(targets, deadline)
     if targets.all_linear:
         return _found([name for name in _all_linear(table) if not matches.excludes(name)], targets)
     unfit = {name for name, site in table.sites.items() if site.kind not in kinds}
     others = sorted(name for name in table.other_modules | unfit if name and matches(name))
+    if irregular := table.irregular.intersection(others):
+        raise UnsupportedAdapter(
+            f"target_modules takes in {listed(sorted(irregular))}, which this base does not run on every token, or on "
+            "every token that it predicts from; an adapter there is not supported yet",
+            param="target_modules",
+        )
     if others:
         raise InvalidAdapter(
             f"target_modules takes in modules that are neither linear layers nor embeddings: {listed(others)}",

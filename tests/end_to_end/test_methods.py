@@ -15,6 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
+from peftserve.adapters.errors import InvalidAdapter
+from peftserve.adapters.facts import AdapterFacts
+from peftserve.adapters.mixing import Ingredient, check_mixture
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
 from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingParams
@@ -198,8 +201,54 @@ def test_mixtures_of_methods_are_weighted_sums_of_their_deltas(
         engine.close()
 
 
-def _message(i: int, prompt: list[int], parts: list[AdapterPart]) -> AddRequest:
-    sampling = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, ignore_eos=True, logprobs=0)
+WEIGHTS = (0.5, -0.4)
+# These are no deltas of modules, so that no weight scales them.
+WITHOUT_WEIGHT = {"prompt-tuning", "p-tuning", "prefix-tuning", "prefix-projection", "cpt", "multitask-prompt"}
+WITHOUT_WEIGHT |= {"cartridge", "adaption-prompt"}
+# An invocation is not of one module; experts are several products each, and a router returns more than its own.
+SCALED = {"lora-alora", "lora-experts", "lora-all-linear"}
+
+
+@pytest.mark.parametrize("world", ["llama_biased", "mixtral"], indirect=True)
+def test_every_method_at_weights_is_that_much_of_its_delta(world: World, device: str) -> None:
+    """At each module the base's output and so much of what PEFT's module makes of the same input beyond it."""
+    engine = _engine(world, device, max_loras=128)
+    try:
+        refused, messages = set(), list[AddRequest]()
+        wanted: list[tuple[str, list[int], Any]] = []
+        for name, adapter in world.adapters.items():
+            card = engine.inspect_adapter(name, adapter)
+            try:
+                check_mixture([Ingredient(name, 0.5, AdapterFacts.of(card))])
+            except InvalidAdapter:
+                refused.add(name)
+                continue
+            for weight, prompt in zip(WEIGHTS, _prompts(), strict=False):
+                answer = world.oracle.peft_generate(_weighted(world, name, weight), prompt, 3)
+                wanted.append((f"{weight} of {name}", prompt, answer))
+                messages.append(_message(len(messages), prompt, [AdapterPart(name, weight, world.task(name) or 0)], 3))
+        assert refused == WITHOUT_WEIGHT & world.adapters.keys()
+        outputs: list[list[Any]] = [[] for _ in wanted]
+        for message in messages:
+            engine.add_request(message)
+        while engine.has_work():
+            for output in engine.step():
+                outputs[int(output.request_id)].append(output)
+        wrong = [text for pair in zip(wanted, outputs, strict=True) if (text := _difference(*pair))]
+        assert not wrong, "\n".join(wrong)
+    finally:
+        engine.close()
+
+
+def _weighted(world: World, name: str, weight: float) -> Any:
+    adapter, task = world.adapters[name], world.task(name)
+    if name in SCALED:
+        return world.oracle.peft_scaled(world.model, adapter, weight)
+    return world.oracle.peft_mixture(world.model, [(adapter, weight)], {} if task is None else {adapter: task})
+
+
+def _message(i: int, prompt: list[int], parts: list[AdapterPart], max_tokens: int = MAX_TOKENS) -> AddRequest:
+    sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, logprobs=0)
     return AddRequest(request_id=str(i), prompt_token_ids=prompt, sampling=sampling, adapters=parts)
 
 

@@ -16,6 +16,7 @@ from .methods import (
     peft_logits,
     peft_mixture,
     peft_model,
+    peft_scaled,
     plain_model,
     shaken,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "peft_logits",
     "peft_mixture",
     "peft_model",
+    "peft_scaled",
     "plain_model",
     "quantised_model",
     "random_adapter",

@@ -9,13 +9,15 @@ import dataclasses
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from peft import ArrowConfig, LoraConfig, PeftConfig, PeftModel, create_arrow_model, get_peft_model
+from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
@@ -132,21 +134,46 @@ def peft_generate(model: Any, prompt: list[int], max_tokens: int, task: int | No
     return Greedy(tokens[:, 0].tolist(), logprobs.tolist(), (best[:, 0] - best[:, 1]).tolist())
 
 
-def peft_mixture(model_folder: Path, parts: Sequence[tuple[Path, float]]) -> PreTrainedModel:
-    """The base, whose every module adds the weighted sum of what PEFT's modules differ from it by, on its own input."""
-    model = plain_model(model_folder)
+def peft_mixture(
+    model_folder: Path, parts: Sequence[tuple[Path, float]], tasks: Mapping[Path, int] = MappingProxyType({})
+) -> PreTrainedModel:
+    """The base, whose every module adds the weighted sum of what PEFT's modules differ from it by, on its own input.
+
+    tasks: of the adapters that have several.
+    """
+    model, plain = plain_model(model_folder), plain_model(model_folder)
     for adapter, weight in parts:
-        for name, wrapped in peft_model(model_folder, adapter).base_model.model.named_modules():
-            if hasattr(wrapped, "base_layer") and "base_layer" not in name:
-                _add_difference(model.get_submodule(name), wrapped, weight)
+        adapted = peft_model(model_folder, adapter).base_model.model
+        inputs = {"task_ids": torch.tensor([tasks[adapter]])} if adapter in tasks else {}
+        for name, own in plain.named_modules():
+            if own._parameters and _differs(own, other := adapted.get_submodule(name)):
+                _add_difference(model.get_submodule(name), other, own, weight, inputs)
     return model
 
 
-def _add_difference(module: nn.Module, wrapped: Any, weight: float) -> None:
+def _differs(own: nn.Module, other: nn.Module) -> bool:
+    """Whether PEFT wraps the module, or has changed its parameters."""
+    if type(own) is not type(other):
+        return True
+    return any(not torch.equal(value, other.get_parameter(name)) for name, value in own.named_parameters())
+
+
+def _add_difference(
+    module: nn.Module, other: nn.Module, own: nn.Module, weight: float, inputs: Mapping[str, Any]
+) -> None:
     def add(_: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        return output + weight * (wrapped(*args) - wrapped.base_layer(*args))
+        return output + weight * (other(*args, **inputs) - own(*args))
 
     module.register_forward_hook(add)
+
+
+def peft_scaled(model_folder: Path, adapter: Path, weight: float) -> Any:
+    """PEFT's model of one LoRA, with every scaling of it multiplied."""
+    model = peft_model(model_folder, adapter)
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.scaling = {name: weight * value for name, value in module.scaling.items()}
+    return model
 
 
 @torch.inference_mode()

@@ -16,7 +16,7 @@ from peftserve.kernels.ops import Op
 from peftserve.kernels.side import SideOps
 
 from .packing import AdapterLayout, OpLayout, SiteGroups
-from .riding import Ops, conflict, split
+from .riding import Ops, conflict, needs_whole, split
 
 KeysAndValues = tuple[torch.Tensor, torch.Tensor]
 
@@ -115,8 +115,9 @@ class Attachments:
         return not any(slot in there for slot in slots for there in (self._operators, self._side_attention))
 
     def _settle(self, tokens: Sequence[Segment]) -> None:
-        for slot in set(self._conflicting(tokens)):
-            self._stop_riding(slot)
+        while slots := set(self._conflicting(tokens)):  # one that stops may be in another's way then
+            for slot in slots:
+                self._stop_riding(slot)
 
     def vocabulary(self, slots: Sequence[int], base: int) -> int:
         """Tokens that the adapters in `slots` know together, of a base that knows `base`."""
@@ -138,7 +139,11 @@ class Attachments:
         self.side.attach(slot, {s: [self._op(s, op, base, shared) for op in there] for s, there in ops.items()})
 
     def _conflicting(self, tokens: Sequence[Segment]) -> Iterator[int]:
-        """Slots that ride and are mixed with what changes the same outputs by operators, ahead of the kernel."""
+        """Slots that ride and are mixed with operators at the same modules, or with a weight that needs them whole."""
+        for segment in tokens if self._riders else ():
+            rider = self._riders.get(segment.slot)
+            if rider is not None and segment.weight != 1 and needs_whole(rider.riders, self._ops[segment.slot]):
+                yield segment.slot
         for one, other in _overlapping(tokens) if self._riders else ():
             if one.slot in self._riders and conflict(self._riders[one.slot].riders, self._ops[other.slot]):
                 yield one.slot

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from peftserve.kernels.layout import BlobLayout, GroupLayout
 from peftserve.kernels.ops import FORMULAS, Phase
+from peftserve.kernels.side import is_sum
 
 from .packing import OpLayout, Place, SiteGroups
 
@@ -41,12 +42,24 @@ def split(groups: BlobLayout, ops: Ops, sites: SiteGroups) -> Riding:
 
 
 def conflict(riders: Ops, other: Ops) -> bool:
-    """Whether another adapter's operators change outputs that `riders` scale, where both are on one row."""
-    return any(
-        op.kind == "output_scale" and any(_changes_output(there) for there in other.get(site, ()))
-        for site, found in riders.items()
-        for op in found
-    )
+    """Whether another adapter's operators meet outputs that `riders` scale, where both are on one row.
+
+    They may change the output ahead of the kernel, or be no sum with the scale, so that both are to be added whole.
+    """
+    return any(other.get(site) for site in _scaled(riders))
+
+
+def needs_whole(riders: Ops, rest: Ops) -> bool:
+    """Whether one adapter's own operators and the scales among its `riders` are no sum, which a weight needs."""
+    return any(not is_sum(_phases((*riders[site], *rest.get(site, ())))) for site in _scaled(riders))
+
+
+def _scaled(riders: Ops) -> list[str]:
+    return [site for site, found in riders.items() if any(op.kind == "output_scale" for op in found)]
+
+
+def _phases(ops: Sequence[OpLayout]) -> set[Phase]:
+    return {FORMULAS[op.kind].phase for op in ops}
 
 
 def _riders(site: str, ops: Sequence[OpLayout], sites: SiteGroups) -> tuple[OpLayout, ...]:

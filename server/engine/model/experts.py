@@ -21,7 +21,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from peftserve.adapters.peft.plain import is_plain
 from peftserve.adapters.sites import ExpertParameter
 from peftserve.kernels.experts import add_expert_low_rank_
-from peftserve.kernels.side import Part
+from peftserve.kernels.site_plan import Part
 
 from .callouts import call_out
 
@@ -111,7 +111,7 @@ def _project(
         rows = (experts == expert).nonzero()[:, 0]
         matrix = weight[expert].T if module.is_transposed else weight[expert]
         y[rows] = F.linear(x[rows], matrix, None if bias is None else bias[expert])
-    for op, factor, start, end in parts:
+    for op, factor, start, end, _ in parts:
         if op.fields["parameter"] == name:
             rows = slice(start * k, end * k)
             add_expert_low_rank_(y[rows], x[rows], experts[rows], op.fields["a"], op.fields["b"], factor)

@@ -14,7 +14,8 @@ from torch import nn
 
 from peftserve.kernels.layout import BypassBackend
 from peftserve.kernels.ops import Phase
-from peftserve.kernels.side import SideOps, SitePlan
+from peftserve.kernels.side import SideOps
+from peftserve.kernels.site_plan import SitePlan
 
 from ..adapters.packing import SiteGroups
 from .callouts import call_out, is_traced
@@ -107,7 +108,7 @@ class BypassHooks:
         """Of a norm: nothing else is at a site and in no group."""
 
         def change_output(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            plan.after_(_rows(args[0]), _rows(output), self._streams)
+            plan.after(_rows(args[0]), _rows(output), module.forward, self._streams)
 
         self._handles.append(module.register_forward_hook(change_output))
 
@@ -138,20 +139,32 @@ class _Member:
 
         output: the base's for x itself, where it is there already.
         """
-        if output is None:
-            output = self.forward(x if plan is None else self._seen(x, plan))
         if plan is None:
-            return output
-        output = plan.widened(output)
-        plan.after_(_flat(x), output.view(-1, output.shape[-1]), streams)
-        return output
+            return self.forward(x) if output is None else output
+        rows = _flat(x)
+        y = self._base(plan.before(rows), x) if output is None else output.view(-1, self.width)
+        return plan.after(rows, y, lambda some: self._base(some, x), streams).view(*_leading(x), -1)
 
-    def _seen(self, x: torch.Tensor, plan: SitePlan) -> torch.Tensor:
-        """What the base is to see."""
+    def _base(self, rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """(rows, width) of the base for a linear's (rows, in_features) or an embedding's (rows,) ids.
+
+        x: the input as the model gives it, whose number of dimensions the base may expect.
+        """
         if x.is_floating_point():
-            return plan.before(_flat(x)).view_as(x)
-        ids: int = self.module.num_embeddings  # type: ignore[assignment]
-        return x.clamp(max=ids - 1)  # those of a larger vocabulary are replaced behind the base
+            shaped = rows.view(*[1] * (x.dim() - 2), *rows.shape)
+            return self.forward(shaped).flatten(0, -2)
+        known, shaped = self.knows(rows), rows.view(*[1] * (x.dim() - 1), -1)
+        y = self.forward(shaped.clamp(max=self.ids - 1)).flatten(0, -2)
+        return y.masked_fill_(~known[:, None], 0)
+
+    @property
+    def ids(self) -> int:
+        """That an embedding has rows of. Those of a larger vocabulary are replaced behind the base."""
+        count: int = self.module.num_embeddings  # type: ignore[assignment]
+        return count
+
+    def knows(self, ids: torch.Tensor) -> torch.Tensor:
+        return ids < self.ids
 
 
 class _Siblings:
@@ -240,7 +253,16 @@ class _Siblings:
 
     def _add_bypasses(self, x: torch.Tensor, sites: Sequence[torch.Tensor | None]) -> None:
         """sites: (rows, out_features) of each module, changed in place; None for those to leave alone."""
-        self._backend.add_(self._index, _flat(x), sites)
+        rows = _flat(x)
+        if rows.is_floating_point() or not self.plans:
+            self._backend.add_(self._index, rows, sites)
+            return
+        # A larger vocabulary in the step: no factors have a row for ids that the base does not know.
+        (member,), (y,) = self.members, sites
+        assert y is not None
+        known, before = member.knows(rows)[:, None], y.clone()
+        self._backend.add_(self._index, rows.clamp(max=member.ids - 1), [y])
+        y.copy_(torch.where(known, y, before))
 
     def _product(self, x: torch.Tensor) -> torch.Tensor | None:
         """The base's outputs side by side; None without a product of all, or if a module is to see another input."""
@@ -269,6 +291,11 @@ class _Siblings:
 def _flat(x: torch.Tensor) -> torch.Tensor:
     """A linear's input as (rows, width), an embedding's as (rows,) ids."""
     return x.flatten(0, -2) if x.is_floating_point() else x.flatten()
+
+
+def _leading(x: torch.Tensor) -> torch.Size:
+    """Of the output, all dimensions but the width."""
+    return x.shape[:-1] if x.is_floating_point() else x.shape
 
 
 def _rows(tensor: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ transformers' own eager attention gives, whatever the architecture.
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -49,6 +49,10 @@ class Trace:
     def first(self, num_tokens: int) -> "Trace":
         """The pass over the first tokens alone: nothing after them has changed their logits."""
         return Trace(self.token_ids[:num_tokens], self.logits[:num_tokens], self.dtype)
+
+    def of(self, rows: torch.Tensor) -> "Trace":
+        """With the logits of these rows only."""
+        return replace(self, logits=self.logits[rows])
 
     def check(self, logits: torch.Tensor, what: str) -> None:
         """Raises UnservableModel if they differ by more than the rounding of the model's type explains."""
@@ -99,7 +103,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
     model.to(device)  # type: ignore[arg-type]  # transformers' decorator hides that this is a method
     model.eval().requires_grad_(False)
     limit = _max_model_len(hf_config.get_text_config(), config.max_model_len)
-    trace = _trace(model, min(TRACE_TOKENS, limit))
+    trace = _trace(model, max(2, min(TRACE_TOKENS, limit)))
     copied, runs = _copied(model, trace)
     experts = ExpertsBypass(model)
     with torch.inference_mode():
@@ -207,9 +211,14 @@ def _attach(model: PreTrainedModel, trace: Trace) -> tuple[PagedAttention, Trace
     model.set_attn_implementation(attention.name)
     with SiteTracer(model, len(trace.token_ids)) as tracer:
         logits = _logits(model, trace.token_ids)
+        rows = torch.arange(1, len(trace.token_ids), 2, device=model.device)
+        tracer.keep(rows)
+        attention.layers.clear()  # which this pass notes once more
+        kept = _logits(model, trace.token_ids, rows)
     if not attention.layers:
         raise UnservableModel(f"{type(model).__name__} does not call transformers' attention interface")
     trace.check(logits, "attention behind transformers' interface")
+    trace.of(rows).check(kept, "only some of the rows wanted")
     return attention, tracer.result()
 
 
@@ -220,16 +229,22 @@ def vocabulary_size(model: PreTrainedModel) -> int:
     return weight.shape[0]
 
 
-def _logits(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
-    """(tokens, vocabulary) in float32."""
+def _logits(model: PreTrainedModel, ids: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
+    """(tokens, vocabulary) in float32, or of some rows only."""
+    kept = {} if rows is None else {"logits_to_keep": rows}
     try:
-        output = model(
-            input_ids=ids[None], position_ids=torch.arange(len(ids), device=ids.device)[None], use_cache=False
-        )
+        positions = torch.arange(len(ids), device=ids.device)
+        output = model(input_ids=ids[None], position_ids=positions[None], use_cache=False, **kept)
     except TypeError as error:
-        raise UnservableModel(f"its forward pass does not take input_ids and position_ids: {error}") from error
+        names = ", ".join(["input_ids", "position_ids", *kept])
+        raise UnservableModel(f"its forward pass does not take {names}: {error}") from error
     logits: torch.Tensor = output.logits[0].float()
-    return logits
+    return logits if rows is None else kept_rows(logits, rows)
+
+
+def kept_rows(logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Of a model that was asked for fewer rows than all, and may give all the same."""
+    return logits if len(logits) == len(rows) else logits[rows]
 
 
 def tokenizer_facts(model: str, trust_remote_code: bool) -> tuple[str | None, str | None, dict[str, str], int | None]:

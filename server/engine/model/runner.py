@@ -22,6 +22,7 @@ from .graphs import DecodeGraphs, Recorder
 from .hooks import BypassHooks
 from .inputs import Feed, StepInputs, step_inputs
 from .kv_cache import KVCache
+from .loading import kept_rows
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +153,7 @@ class ModelRunner:
             self._attention.side = ()
             self._hooks.end()
         logits: torch.Tensor = output.logits[0]
-        return logits
+        return logits if inputs.logit_rows is None else kept_rows(logits, inputs.logit_rows)
 
     def _without_foreign(self, logits: torch.Tensor, spans: list[Span], offsets: list[int]) -> torch.Tensor:
         """Where an adapter brings tokens of its own, nobody else can say them."""

@@ -1,8 +1,8 @@
 """Finds the modules that adapters may change.
 
-One traced forward pass says which modules see every token, and which of them read the same input tensor: those form
-a group, and share one shrink. The hooks compare the tensor itself, so a group that was traced wrongly costs time and
-never a wrong result.
+Two traced forward passes say which modules see every token of a step, which see only the rows whose logits are wanted,
+and which of them read the same input tensor: those form a group, and share one shrink. What sees neither is no site.
+The hooks compare the tensor itself, so a group that was traced wrongly costs time and never a wrong result.
 """
 
 from collections.abc import Callable
@@ -22,35 +22,49 @@ from ..adapters.packing import SiteGroups
 from .experts import expert_parameters, is_dispatched, is_experts
 from .inner_linears import inner_linears
 
+_ROUNDING = 0.05  # what two passes of other shapes may differ by in 16 bit, relative to the norm of what is compared
+
 
 @dataclass(frozen=True)
 class TracedSites:
+    """logit_sites: those that see only the rows whose logits are wanted."""
+
     table: SiteTable
     groups: SiteGroups
+    logit_sites: frozenset[str] = frozenset()
 
     def rows(self) -> dict[str, Rows]:
         """Which rows of a step reach each site."""
-        return {
-            name: Rows.LOGITS if site.kind is SiteKind.HEAD else Rows.TOKENS for name, site in self.table.sites.items()
-        }
+        return {name: Rows.LOGITS if name in self.logit_sites else Rows.TOKENS for name in self.table.sites}
 
 
 @dataclass
 class _Call:
-    """One call of a candidate module in the traced pass. The input is kept so that its identity stays its own."""
+    """One call of a candidate module in a traced pass. The input is kept so that its identity stays its own.
+
+    rows: that the module was called with; None for a call that no hook could serve.
+    """
 
     name: str
     module: nn.Module
     input: torch.Tensor
+    rows: int | None
+
+
+_Pass = dict[str, list[_Call]]
 
 
 class SiteTracer:
-    """Records calls of candidate modules in one forward pass of `num_tokens` tokens; used as a context."""
+    """Records calls of candidate modules in forward passes over the same `num_tokens` tokens; used as a context.
+
+    The first pass gives the logits of all tokens. `keep` begins a second one, of some of them.
+    """
 
     def __init__(self, model: PreTrainedModel, num_tokens: int) -> None:
         self._model = model
         self._num_tokens = num_tokens
-        self._calls: dict[str, _Call] = {}
+        self._passes: list[_Pass] = [{}]
+        self._kept: torch.Tensor | None = None
         self._recorders = ExitStack()
         self._names = {module: name for name, module in model.named_modules()}
 
@@ -68,28 +82,34 @@ class SiteTracer:
     def __exit__(self, *_: object) -> None:
         self._recorders.close()
 
+    def keep(self, rows: torch.Tensor) -> None:
+        """The next pass is to give the logits of these rows only. rows: int64, fewer than all."""
+        self._kept = rows
+        self._passes.append({})
+
+    def _record(self, name: str, module: nn.Module, x: torch.Tensor, rows: int | None) -> None:
+        self._passes[-1].setdefault(name, []).append(_Call(name, module, x, rows))
+
     def _recorder(self, name: str) -> Callable[..., None]:
         def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            if len(args) != 1 or kwargs or not isinstance(output, torch.Tensor):
+            plain = len(args) == 1 and not kwargs and isinstance(output, torch.Tensor)
+            if not plain or args[0].dtype not in (torch.int64, output.dtype):
+                self._record(name, module, torch.empty(0), None)
                 return
             rows = output.shape[1] if output.dim() > 2 else output.shape[0]
-            whole = rows if _norm_width(module) is not None else output.shape[:-1].numel()
-            if whole == self._num_tokens and args[0].dtype in (torch.int64, output.dtype):
-                self._calls[name] = _Call(name, module, args[0])
+            self._record(name, module, args[0], rows if _norm_width(module) is not None else output.shape[:-1].numel())
 
         return record
 
     def _record_inner(self, module: nn.Module, x: torch.Tensor) -> None:
-        if x.shape[:-1].numel() == self._num_tokens:
-            self._calls[self._names[module]] = _Call(self._names[module], module, x)
+        self._record(self._names[module], module, x, x.shape[:-1].numel())
 
     def _experts_recorder(self, name: str) -> Callable[..., None]:
         """Of modules called once with all tokens in order, and with each token's experts."""
 
         def record(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            whole = len(args) == 3 and args[0].dim() == 2 and len(args[0]) == len(args[1]) == self._num_tokens
-            if whole and is_dispatched(module):
-                self._calls[name] = _Call(name, module, args[0])
+            whole = len(args) == 3 and args[0].dim() == 2 and len(args[0]) == len(args[1]) and is_dispatched(module)
+            self._record(name, module, args[0], len(args[0]) if whole else None)
 
         return record
 
@@ -97,32 +117,58 @@ class SiteTracer:
         head_module = self._model.get_output_embeddings()
         embedding = self._model.get_input_embeddings()
         # In the model's own order, in which PEFT walks over it: some of its methods draw from one generator on the way.
-        called = (name for name, _ in self._model.named_modules() if name in self._calls)
-        sites = {name: _site(self._calls[name], head_module) for name in called}
+        rows = {name: seen for name, _ in self._model.named_modules() if (seen := self._rows(name)) is not None}
+        calls = {name: self._passes[-1][name][-1] for name in rows}
+        sites = {name: _site(call, head_module) for name, call in calls.items()}
         tied = head_module is not None and getattr(embedding, "weight", None) is getattr(
             head_module, "weight", embedding
         )
+        others = frozenset(name for name in self._names.values() if name and name not in sites)
         table = SiteTable(
             sites=sites,
             head=self._names.get(head_module) if head_module is not None else None,
             tied_head=self._names.get(embedding) if tied else None,
-            other_modules=frozenset(name for name in self._names.values() if name and name not in sites),
+            other_modules=others,
+            irregular=frozenset(name for name, module in self._model.named_modules() if _is_matrix(module)) & others,
         )
-        return TracedSites(table, self._group(sites))
+        logit_sites = frozenset(name for name, seen in rows.items() if seen is Rows.LOGITS)
+        return TracedSites(table, self._group(sites, rows), logit_sites)
 
-    def _group(self, sites: dict[str, Site]) -> SiteGroups:
-        members: dict[tuple[int, SiteKind], list[Site]] = {}
-        for name, call in self._calls.items():
-            if sites[name].kind in (SiteKind.NORM, SiteKind.EXPERTS):
-                continue
-            members.setdefault((id(call.input), sites[name].kind), []).append(sites[name])
+    def _rows(self, name: str) -> Rows | None:
+        """Which rows of a step the module of this name sees, whenever it is called; None if it is no site."""
+        whole, last = self._passes[0].get(name, []), self._passes[-1].get(name, [])
+        if not whole or len(whole) != len(last) or {call.rows for call in whole} != {self._num_tokens}:
+            return None
+        if {call.rows for call in last} == {self._num_tokens}:
+            return Rows.TOKENS
+        pairs = zip(whole, last, strict=True)
+        return Rows.LOGITS if all(self._are_kept(call.input, some.input) for call, some in pairs) else None
+
+    def _are_kept(self, whole: torch.Tensor, some: torch.Tensor) -> bool:
+        """Whether `some` are the kept rows of `whole`, in their order, up to rounding."""
+        assert self._kept is not None
+        wanted = whole.reshape(self._num_tokens, -1)[self._kept]
+        if some.numel() != wanted.numel():
+            return False
+        difference = some.reshape(wanted.shape).float() - wanted.float()
+        return bool(difference.norm() <= _ROUNDING * wanted.float().norm())
+
+    def _group(self, sites: dict[str, Site], rows: dict[str, Rows]) -> SiteGroups:
+        members: dict[tuple[int, SiteKind, Rows], list[Site]] = {}
+        for name, calls in self._passes[-1].items():  # in the order of the calls
+            if name in sites and sites[name].kind not in (SiteKind.NORM, SiteKind.EXPERTS):
+                members.setdefault((id(calls[-1].input), sites[name].kind, rows[name]), []).append(sites[name])
         groups: list[Group] = []
         places: dict[str, tuple[int, int]] = {}
-        for (_, kind), group in members.items():
+        for (_, kind, seen), group in members.items():
             for shared in [[site] for site in group] if kind is SiteKind.EMBEDDING else [group]:
                 places |= {site.name: (len(groups), i) for i, site in enumerate(shared)}
-                groups.append(_as_group(shared))
+                groups.append(_as_group(shared, seen))
         return SiteGroups(tuple(groups), places)
+
+
+def _is_matrix(module: nn.Module) -> bool:
+    return isinstance(module, nn.Embedding) or _widths(module) is not None
 
 
 def _widths(module: nn.Module) -> tuple[int, int] | None:
@@ -157,11 +203,10 @@ def _site(call: _Call, head: nn.Module | None) -> Site:
     return Site(call.name, kind, *widths, transposed=isinstance(call.module, Conv1D))
 
 
-def _as_group(sites: list[Site]) -> Group:
-    kind = sites[0].kind
+def _as_group(sites: list[Site], rows: Rows) -> Group:
     return Group(
         in_features=sites[0].in_features,
         out_features=tuple(site.out_features for site in sites),
-        rows=Rows.LOGITS if kind is SiteKind.HEAD else Rows.TOKENS,
-        gather=kind is SiteKind.EMBEDDING,
+        rows=rows,
+        gather=sites[0].kind is SiteKind.EMBEDDING,
     )

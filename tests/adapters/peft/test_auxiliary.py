@@ -153,6 +153,14 @@ def test_a_larger_vocabulary(llama: Any, tmp_path: Path, oracle: ModuleType) -> 
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_a_head_may_not_say_what_no_embedding_reads(llama: Any, tmp_path: Path, oracle: ModuleType) -> None:
+    model = oracle.plain_model(llama.folder)
+    model.resize_token_embeddings(307, mean_resizing=False)
+    peft.get_peft_model(model, lora(modules_to_save=["lm_head"])).save_pretrained(tmp_path, save_embedding_layers=False)
+    refused(tmp_path, llama, InvalidAdapter, "its lm_head says 307 tokens, and no embedding of its own reads as many")
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("architecture", ["llama", "gemma2"])
 def test_tokens_beyond_the_base_s(
     architecture: str, tiny_base: Callable[[str], Any], tmp_path: Path, oracle: ModuleType

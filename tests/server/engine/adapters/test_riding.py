@@ -4,7 +4,7 @@ import torch
 
 from peftserve.kernels.layout import Group, GroupLayout
 from peftserve.server.engine.adapters.packing import OpLayout, Place, SiteGroups
-from peftserve.server.engine.adapters.riding import conflict, split
+from peftserve.server.engine.adapters.riding import conflict, needs_whole, split
 
 SITES = SiteGroups((Group(8, (6, 4)), Group(8, (5,))), {"q": (0, 0), "k": (0, 1), "o": (1, 0)})
 LOW_RANK = {0: GroupLayout(0, (2, 3), (64, 96))}
@@ -44,11 +44,20 @@ def test_what_is_no_row_of_the_output_stays_an_operator() -> None:
     assert rest == {"norm": ops["norm"], "q": ops["q"], "k": (ops["k"][0],)}
 
 
-def test_only_scales_conflict_and_only_with_changes_of_the_same_output() -> None:
+def test_only_scales_conflict_and_only_with_operators_at_the_same_module() -> None:
     scale, bias = {"q": (op("output_scale", 0, 6),)}, {"q": (op("bias", 0, 6),)}
     turn, sparse = (op(kind, 0, 6) for kind in ("pair_rotation", "sparse"))
     assert conflict(scale, {"q": (turn,)})
     assert conflict(scale, {"q": (sparse,)})
     assert not conflict(bias, {"q": (turn,)})
     assert not conflict(scale, {"k": (turn,)})
-    assert not conflict(scale, {"q": (op("input_scale", 0, 8),)})
+    assert conflict(scale, {"q": (op("input_scale", 0, 8),)})  # no sum with it: both are to be added whole
+
+
+def test_a_scale_needs_a_whole_beside_what_it_reads() -> None:
+    scale, bias = {"q": (op("output_scale", 0, 6),)}, {"q": (op("bias", 0, 6),)}
+    turn = op("input_rotation", 0, 8)
+    assert needs_whole(scale, {"q": (turn,)})
+    assert needs_whole(scale, {"q": (op("replacement", 0, 6),)})
+    assert not needs_whole(scale, {"k": (turn,)})
+    assert not needs_whole(bias, {"q": (turn,)})
