@@ -114,8 +114,9 @@ class RowsBackend:
     def detach(self, slot: int) -> None:
         del self._slots[slot]
 
-    def begin(self, tokens: Sequence[Segment], logits: Sequence[Segment], **_: object) -> None:
+    def begin(self, tokens: Sequence[Segment], logits: Sequence[Segment], **_: object) -> bool:
         self._segments = {Rows.TOKENS: tokens, Rows.LOGITS: logits}
+        return True
 
     def add_(self, group: int, x: torch.Tensor, outputs: Sequence[torch.Tensor | None]) -> None:
         spec, (y,) = self._groups[group], outputs
