@@ -104,7 +104,7 @@ def _copies(checkpoint: Checkpoint, base: Base, saved: Mapping[str, Replacement]
 
 def _longer_bias(site: Site, copy: Named, checkpoint: Checkpoint, base: Base) -> Named | None:
     """Of a head with more rows than the base's, if the base's has one."""
-    longer = site.kind is SiteKind.HEAD and copy.tensor.shape[0] > site.out_features
+    longer = site.kind is SiteKind.HEAD and copy.tensor.dim() == 2 and len(copy.tensor) > site.out_features
     if not longer or base.parameter(site.name, "bias") is None:
         return None
     found = next((suffix for suffix in _BIASES if f"{site.name}.{suffix}" in checkpoint), _BIASES[-1])

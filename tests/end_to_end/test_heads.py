@@ -155,6 +155,19 @@ def test_adapters_between_the_body_and_the_head(
     assert not _serve(world, device, **SETTINGS[setting])
 
 
+def test_a_model_that_gives_all_logits_whatever_is_wanted(
+    kin: Callable[[str], World], device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is between its body and its head sees every token then."""
+    world, forward = kin("bert"), transformers.BertLMHeadModel.forward
+
+    def deaf(self: Any, *args: Any, logits_to_keep: Any = 0, **kwargs: Any) -> Any:
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(transformers.BertLMHeadModel, "forward", deaf)
+    assert not _serve(world, device, **SETTINGS["chunks"])
+
+
 @pytest.fixture(scope="module", params=["tied", "apart", "biased"])
 def wide(request: pytest.FixtureRequest, oracle: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> World:
     """An adapter with a larger vocabulary, and others on the head with the base's."""

@@ -1,5 +1,6 @@
 """The names that a configuration targets, against PEFT's own functions over the same names."""
 
+from dataclasses import replace
 from typing import Any
 
 import peft
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
 
-from peftserve.adapters.errors import AdapterError, InvalidAdapter
+from peftserve.adapters.errors import AdapterError, InvalidAdapter, UnsupportedAdapter
 from peftserve.adapters.peft.config import Targets, parse_config
 from peftserve.adapters.peft.patterns import Deadline
 from peftserve.adapters.peft.targets import Matcher, targeted_sites, values_at
@@ -115,3 +116,11 @@ def test_tying_adds_the_pair_only_where_peft_knows_the_names() -> None:
     assert targeted_sites(Targets(("lm_head",)), tied, Deadline()) == ["lm_head"]
     assert targeted_sites(Targets(("lm_head",)), TABLE, Deadline(), tie=True) == ["lm_head"]
     assert targeted_sites(Targets("all-linear"), tied, Deadline(), tie=True) == LINEARS
+
+
+def test_a_linear_that_is_no_site_is_refused_for_what_it_is() -> None:
+    table = replace(TABLE, other_modules=OTHERS | {"model.pooler"}, irregular=frozenset({"model.pooler"}))
+    with pytest.raises(UnsupportedAdapter, match=r"takes in model\.pooler, which this base does not run on"):
+        targeted_sites(targets({"target_modules": ["pooler", "q_proj"]}), table, Deadline())
+    with pytest.raises(InvalidAdapter, match=r"neither linear layers nor embeddings: model\.norm"):
+        targeted_sites(targets({"target_modules": ["norm", "q_proj"]}), table, Deadline())

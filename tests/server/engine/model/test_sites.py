@@ -1,14 +1,19 @@
 """Which modules of transformers' models are sites, which share an input, and what the hooks do there."""
 
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
+import transformers
 
 from peftserve.adapters.sites import Site, SiteKind
 from peftserve.kernels.layout import Group, Rows
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine.model.loading import LoadedModel, load_model
+from peftserve.server.engine.model.sites import TracedSites
 
 Load = Callable[..., LoadedModel]
 
@@ -124,3 +129,38 @@ def test_the_positions_of_opt_are_no_site(load: Load) -> None:
     table = load("opt").sites.table
     assert "model.decoder.embed_positions" not in table.sites
     assert "model.decoder.embed_positions" in table.other_modules
+
+
+def _bert(folder: Path) -> TracedSites:
+    sizes = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.BertConfig(**sizes, intermediate_size=48, pad_token_id=2, is_decoder=True)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return load_model(EngineConfig(model=str(folder), device="cpu")).sites
+
+
+def test_what_is_between_the_body_and_the_head_sees_the_rows_whose_logits_are_wanted(tmp_path: Path) -> None:
+    sites = _bert(tmp_path)
+    transform, head = "cls.predictions.transform", "cls.predictions.decoder"
+    wanted = {f"{transform}.dense", f"{transform}.LayerNorm", head}
+    assert {name for name, rows in sites.rows().items() if rows is Rows.LOGITS} == wanted
+    group, _ = sites.groups.places[f"{transform}.dense"]
+    assert sites.groups.groups[group].rows is Rows.LOGITS
+    assert sites.table.sites[f"{transform}.dense"].kind is SiteKind.LINEAR
+    assert not sites.table.irregular
+
+
+@pytest.mark.parametrize("flipped", [True, False], ids=["other order", "twice"])
+def test_a_linear_that_sees_other_rows_is_no_site(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flipped: bool
+) -> None:
+    def forward(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Through the dense with rows in another order, or in twice their number."""
+        there = hidden_states.flip(1) if flipped else torch.cat([hidden_states, hidden_states], 1)
+        back = self.dense(there)
+        back = back.flip(1) if flipped else back[:, : hidden_states.shape[1]]
+        return self.LayerNorm(self.transform_act_fn(back))
+
+    monkeypatch.setattr(transformers.models.bert.modeling_bert.BertPredictionHeadTransform, "forward", forward)
+    table = _bert(tmp_path).table
+    assert table.irregular == {"cls.predictions.transform.dense"}
+    assert "cls.predictions.transform.LayerNorm" in table.sites
