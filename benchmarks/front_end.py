@@ -233,21 +233,34 @@ def main() -> None:
 def _take_turns(
     scenario: Scenario, servers: dict[str, tuple[list[int], int]], rounds: int
 ) -> dict[str, dict[str, float]]:
-    """Each contestant's medians, after one round that is not counted."""
+    """Each contestant's medians, after one round that is not counted, and those of the ratios within a round."""
     seen: dict[str, list[dict[str, float]]] = {name: [] for name in servers}
-    for _ in range(rounds + 1):
-        for name, (pids, port) in servers.items():
-            seen[name].append(measure(scenario, pids, port))
-    return {
+    for number in range(rounds + 1):
+        for name in list(servers) if number % 2 else reversed(servers):
+            seen[name].append(measure(scenario, *servers[name]))
+    medians = {
         name: {key: round(statistics.median(one[key] for one in runs[1:]), 1) for key in runs[0]}
         for name, runs in seen.items()
+    }
+    if "before" in seen:
+        medians["after / before"] = _ratios(seen["before"][1:], seen["after"][1:])
+    return medians
+
+
+def _ratios(before: list[dict[str, float]], after: list[dict[str, float]]) -> dict[str, float]:
+    return {
+        key: round(statistics.median(new[key] / old[key] for old, new in zip(before, after, strict=True)), 4)
+        for key in before[0]
     }
 
 
 def _show(name: str, medians: dict[str, dict[str, float]]) -> None:
     print(name)
     for who, values in medians.items():
-        print(f"  {who:20}" + "  ".join(f"{key} {value:,.0f}" for key, value in values.items()), flush=True)
+        shown = "  ".join(
+            f"{key} {value:,.3f}" if "/" in who else f"{key} {value:,.0f}" for key, value in values.items()
+        )
+        print(f"  {who:20}{shown}", flush=True)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,22 @@ from typing import Any
 
 
 class JoinedWrites:
-    """Holds back what is written until the end of this turn. All else is the transport's own."""
+    """Holds back what is written until the end of this turn. All else is the transport's own.
+
+    written: bytes that the transport has been given.
+    """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self.written = 0
+        self.is_closing = transport.is_closing  # asked for at each answer
         self._transport = transport
         self._loop = loop
         self._held: list[bytes] = []
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the system has not taken yet from the transport."""
+        return self._transport.get_write_buffer_size()
 
     def write(self, data: bytes) -> None:
         if not self._held:
@@ -29,7 +39,9 @@ class JoinedWrites:
     def flush(self) -> None:
         if self._held:
             held, self._held = self._held, []
-            self._transport.write(b"".join(held))
+            joined = b"".join(held)
+            self.written += len(joined)
+            self._transport.write(joined)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
