@@ -98,11 +98,13 @@ class ConnectionClock:
         self._key: tuple[Doing, int] | None = None
         self._since = 0.0
 
-    def look(self, now: float, doing: Doing, requests: int, *, received: int, sent: int, unsent: int) -> Overdue | None:
-        """requests: whole heads so far. In bytes, received: of bodies; sent: to the system; unsent: not yet."""
+    def look(
+        self, now: float, doing: Doing, requests: int, *, received: int, taken: int, unsent: int
+    ) -> Overdue | None:
+        """requests: whole heads so far. In bytes, received: of bodies; taken: by the client; unsent: by nobody."""
         if unsent == 0:
-            self._write.restart(sent, now)
-        elif self._write.stalls(sent, now):
+            self._write.restart(taken, now)
+        elif self._write.stalls(taken, now):
             return Overdue.WRITE
         key = doing, requests
         if key != self._key:

@@ -101,8 +101,10 @@ class HttpProtocol(BoundedHttp):
     def look(self, now: float) -> None:
         """End what takes too long. now: the event loop's time."""
         unsent = self._joined.unsent
+        waiting = unsent + self._joined.unacknowledged if unsent else 0
+        taken = self._joined.written - waiting
         overdue = self._clock.look(
-            now, self._doing(), self.requests, received=self.received, sent=self._joined.written - unsent, unsent=unsent
+            now, self._doing(), self.requests, received=self.received, taken=taken, unsent=unsent
         )
         if overdue is not None:
             self._end(overdue)

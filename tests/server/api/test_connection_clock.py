@@ -5,11 +5,11 @@ from peftserve.server.api.connection_clock import MIN_RATE, ConnectionClock, Doi
 TIMEOUTS = Timeouts(headers=10, body=60, idle=75, write=20)
 
 
-def looks(clock, doing, seconds, *, begin=0, step=1.0, requests=1, received=lambda t: 0, sent=lambda t: 0, unsent=0):
+def looks(clock, doing, seconds, *, begin=0, step=1.0, requests=1, received=lambda t: 0, taken=lambda t: 0, unsent=0):
     """Look each `step` seconds; returns (time, what is overdue) of the first look that says so, or None."""
     for i in range(int(seconds / step) + 1):
         now = begin + i * step
-        overdue = clock.look(now, doing, requests, received=received(now), sent=sent(now), unsent=unsent)
+        overdue = clock.look(now, doing, requests, received=received(now), taken=taken(now), unsent=unsent)
         if overdue is not None:
             return now, overdue
     return None
@@ -54,7 +54,7 @@ def test_a_body_that_trickles_is_overdue_also_when_it_began_quickly():
 def test_who_takes_nothing_of_an_answer_is_overdue_whatever_else_goes_on():
     for doing in set(Doing) - {Doing.PARTING}:
         assert looks(ConnectionClock(Timeouts(0, 0, 0, 20)), doing, 1000, unsent=5) == (21, Overdue.WRITE)
-    assert looks(ConnectionClock(TIMEOUTS), Doing.NOTHING, 1000, unsent=5, sent=lambda t: t * MIN_RATE) is None
+    assert looks(ConnectionClock(TIMEOUTS), Doing.NOTHING, 1000, unsent=5, taken=lambda t: t * MIN_RATE) is None
     assert looks(ConnectionClock(TIMEOUTS), Doing.NOTHING, 1000, unsent=0) is None
 
 
