@@ -1,10 +1,11 @@
 """What the HTTP front end costs: CPU time of the API process for each request and each streamed token.
 
-    python benchmarks/front_end.py [--before CHECKOUT] [--api-workers N] [--rounds 5] [--out FILE.json]
+    python benchmarks/front_end.py [--before CHECKOUT] [--api-workers N] [--rounds 5] [--divide 1] [--out FILE.json]
 
 The real server in a process of its own, an engine that answers at once (`instant_engine.py`) in another, and this
 process as its clients, all on the same cores. CHECKOUT: an older one, whose server takes turns with this one's, so that
-both meet the same neighbours. N: as many API processes, in turns with the one.
+both meet the same neighbours: best in many short rounds (--divide: by how much), whose ratios are compared. N: as many
+API processes, in turns with the one.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +28,6 @@ import uvloop
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGINE = "instant_engine.py"
-TICKS = os.sysconf("SC_CLK_TCK")
 START_SECONDS = 60.0
 CHAT = [
     {"role": "system", "content": "You answer briefly."},
@@ -142,9 +142,9 @@ def check(scenario: Scenario, answers: list[bytes]) -> None:
 
 
 def cpu_seconds(pids: list[int]) -> float:
-    """User and system time of all threads of some processes."""
-    stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
-    return sum(int(fields[11]) + int(fields[12]) for fields in stats) / TICKS
+    """User and system time of all threads of some processes, as the scheduler has it: finer than the clock's ticks."""
+    threads = [thread for pid in pids for thread in Path(f"/proc/{pid}/task").iterdir()]
+    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
 
 
 def api_processes(pid: int) -> list[int]:
@@ -210,6 +210,7 @@ def main() -> None:
     parser.add_argument("--before", type=Path)
     parser.add_argument("--api-workers", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--divide", type=int, default=1, help="the requests of each round by so much")
     parser.add_argument("--only", help="scenarios whose name begins so", default="")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -217,7 +218,11 @@ def main() -> None:
     contestants["after"] = Contestant(ROOT)
     if args.api_workers > 1:
         contestants[f"after, {args.api_workers} processes"] = Contestant(ROOT, args.api_workers)
-    chosen = {name: scenario for name, scenario in SCENARIOS.items() if name.startswith(args.only)}
+    chosen = {
+        name: replace(scenario, num_requests=max(scenario.concurrency, scenario.num_requests // args.divide))
+        for name, scenario in SCENARIOS.items()
+        if name.startswith(args.only)
+    }
     result: dict[str, Any] = {}
     for step_ms in sorted({scenario.step_ms for scenario in chosen.values()}):
         with contextlib.ExitStack() as stack:
@@ -233,21 +238,34 @@ def main() -> None:
 def _take_turns(
     scenario: Scenario, servers: dict[str, tuple[list[int], int]], rounds: int
 ) -> dict[str, dict[str, float]]:
-    """Each contestant's medians, after one round that is not counted."""
+    """Each contestant's medians, after one round that is not counted, and those of the ratios within a round."""
     seen: dict[str, list[dict[str, float]]] = {name: [] for name in servers}
-    for _ in range(rounds + 1):
-        for name, (pids, port) in servers.items():
-            seen[name].append(measure(scenario, pids, port))
-    return {
+    for number in range(rounds + 1):
+        for name in list(servers) if number % 2 else reversed(servers):
+            seen[name].append(measure(scenario, *servers[name]))
+    medians = {
         name: {key: round(statistics.median(one[key] for one in runs[1:]), 1) for key in runs[0]}
         for name, runs in seen.items()
+    }
+    if "before" in seen:
+        medians["after / before"] = _ratios(seen["before"][1:], seen["after"][1:])
+    return medians
+
+
+def _ratios(before: list[dict[str, float]], after: list[dict[str, float]]) -> dict[str, float]:
+    return {
+        key: round(statistics.median(new[key] / old[key] for old, new in zip(before, after, strict=True)), 4)
+        for key in before[0]
     }
 
 
 def _show(name: str, medians: dict[str, dict[str, float]]) -> None:
     print(name)
     for who, values in medians.items():
-        print(f"  {who:20}" + "  ".join(f"{key} {value:,.0f}" for key, value in values.items()), flush=True)
+        shown = "  ".join(
+            f"{key} {value:,.3f}" if "/" in who else f"{key} {value:,.0f}" for key, value in values.items()
+        )
+        print(f"  {who:20}{shown}", flush=True)
 
 
 if __name__ == "__main__":

@@ -59,6 +59,11 @@ class ServerConfig:
     allow_other_base: serve a state folder's adapters on another base than the one that they were made for.
     max_queue: sequences that may be in flight beyond max_running before new requests get 429.
     upload_limit: most bytes of one uploaded adapter. body_limit: of any other request's body.
+    limit_header_bytes: of a request's line and headers together.
+    limit_connections: in all processes; limit_connections_per_address: from one of them. 0: no limit.
+    limit_body_memory: bytes of all bodies that are being received, beside small ones.
+    timeout_headers, timeout_body, timeout_idle, timeout_write: seconds that a client may take for a request's head,
+    between bytes of its body, between requests, and without reading anything of its answer. 0: no limit.
     """
 
     engine: EngineConfig
@@ -75,5 +80,13 @@ class ServerConfig:
     max_queue: int = 1024
     upload_limit: int = 4 << 30
     body_limit: int = 16 << 20
+    limit_header_bytes: int = 32 << 10
+    limit_connections: int = 4096
+    limit_connections_per_address: int = 0
+    limit_body_memory: int = 256 << 20
+    timeout_headers: float = 10.0
+    timeout_body: float = 60.0
+    timeout_idle: float = 75.0
+    timeout_write: float = 60.0
     grace_seconds: float = 30.0
     log_level: str = "info"

@@ -13,14 +13,20 @@ from . import adapters, chat, completions, health, models, scrape, tokens, vllm_
 from .admission import Admission
 from .auth import BearerAuth
 from .body import BodyLimit
+from .body_memory import BodyMemory
+from .connection_clock import Timeouts
+from .descriptors import room_for
 from .direct import DirectRoutes
 from .engine import Engine
 from .errors import install_error_handlers
 from .metrics import Metrics
+from .open_connections import ConnectionLimits, OpenConnections
 from .services import Adapters, Services, base_id
+from .shared_counts import ConnectionCounts
 
 EVERYWHERE = (completions, chat, models, tokens, health)
 FIRST_ONLY = (adapters, vllm_adapters, scrape)
+ALWAYS = frozenset({b"/health", b"/health/live", b"/health/ready", b"/metrics"})  # also beyond limits of connections
 DIRECT = {
     "/v1/completions": completions.create_completion,
     "/v1/chat/completions": chat.create_chat_completion,
@@ -54,11 +60,27 @@ def make_services(
     return Services(config, engine, opened, admission, Metrics(), base_id(config), started)
 
 
+def make_connections(services: Services, counts: ConnectionCounts | None = None) -> OpenConnections:
+    """counts: open connections by process; None where there is no other."""
+    config = services.config
+    limits = ConnectionLimits(
+        config.limit_header_bytes,
+        room_for(config.limit_connections),
+        config.limit_connections_per_address,
+        Timeouts(config.timeout_headers, config.timeout_body, config.timeout_idle, config.timeout_write),
+    )
+    return OpenConnections(limits, counts, always=ALWAYS, count=services.metrics.count_refused)
+
+
 def _guarded(services: Services, framework: ASGIApp) -> ASGIApp:
     """Keys and sizes are looked at before the request goes its direct way, or the framework's."""
     config = services.config
     app: ASGIApp = DirectRoutes(framework, services=services, posts=DIRECT)
-    app = BodyLimit(app, limit=config.body_limit, upload_limit=config.upload_limit)
+    memory = BodyMemory(
+        max(config.limit_body_memory // config.api_workers, config.body_limit),
+        lambda: services.metrics.count_refused("body_memory"),
+    )
+    app = BodyLimit(app, limit=config.body_limit, upload_limit=config.upload_limit, memory=memory)
     return BearerAuth(app, keys=config.api_keys) if config.api_keys else app
 
 

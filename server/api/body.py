@@ -10,10 +10,12 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .body_memory import FREE, BodyMemory, Share
 from .errors import ApiError, bad_request, error_response
 from .json_values import Values, count_values
 
 FRAMING = 1 << 20  # what multipart boundaries, headers and small fields may take beside the files
+UPLOAD_BLOCK = 2 << 20  # bytes of an upload that are in memory at most, before they are on disk
 SMALL_BODY = 1 << 18  # bytes, of which no parser has long
 MAX_VALUES = Values((1 << 20) + (1 << 16), 1 << 16, 1 << 18)  # a million token ids and what stands beside them
 
@@ -21,25 +23,28 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class BodyLimit:
-    """limit: bytes of any body. upload_limit: of an uploaded adapter's files."""
+    """limit: bytes of any body. upload_limit: of an uploaded adapter's files. memory: for all of them together."""
 
-    def __init__(self, app: ASGIApp, *, limit: int, upload_limit: int) -> None:
+    def __init__(self, app: ASGIApp, *, limit: int, upload_limit: int, memory: BodyMemory) -> None:
         self._app = app
         self._limit = limit
         self._upload_limit = upload_limit + FRAMING
+        self._memory = memory
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        limit = self._upload_limit if _is_upload(scope) else self._limit
+        is_upload = _is_upload(scope)
+        limit = self._upload_limit if is_upload else self._limit
         declared = _declared_length(scope)
-        if declared is None:
-            receive = _counting(receive, limit)
-        elif declared > limit:
+        if declared is not None and declared > limit:
             await error_response(_too_large(limit))(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
+        elif declared is not None and declared <= FREE:
+            await self._app(scope, receive, send)
+        else:
+            with self._memory.share(UPLOAD_BLOCK if is_upload else limit) as share:
+                await self._app(scope, _counting(receive, limit, share), send)
 
 
 def json_body(model: type[M]) -> Callable[[Request], Awaitable[M]]:
@@ -94,15 +99,21 @@ def _declared_length(scope: Scope) -> int | None:
     return None
 
 
-def _counting(receive: Receive, limit: int) -> Receive:
+def _counting(receive: Receive, limit: int, share: Share) -> Receive:
+    """Raises ApiError 413 and 503 from where the body is read."""
     received = 0
 
     async def counted() -> Message:
         nonlocal received
         message = await receive()
-        received += len(message.get("body", b""))
+        number = len(message.get("body", b""))
+        received += number
         if received > limit:
             raise _too_large(limit)
+        if message.get("more_body", False):
+            share.add(number)
+        else:
+            share.close()
         return message
 
     return counted

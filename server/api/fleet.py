@@ -20,7 +20,7 @@ from ..wire.launch import encode_config
 from .forwarding import FIRST
 from .http_server import BACKLOG, check_free, listen
 from .own_engine import OwnEngine
-from .shared_counts import shared_counts, view
+from .shared_counts import ConnectionCounts, shared_counts, view, view_of_connections
 from .worker_link import WorkerLink
 from .worker_process import WorkerProcess
 from .workers import Workers
@@ -32,12 +32,13 @@ LONGEST_SOCKET_PATH = 100  # the kernel takes 107 bytes
 class Fleet:
     """listeners: of the first process, the public one before all others. counts: sequences in flight by process.
 
-    started: in seconds since 1970.
+    connections: open ones, the same way. started: in seconds since 1970.
     """
 
     workers: Workers
     listeners: list[socket.socket]
     counts: MutableSequence[int]
+    connections: ConnectionCounts
     started: int
 
 
@@ -60,16 +61,17 @@ def open_fleet(config: ServerConfig, engine: OwnEngine) -> Iterator[Fleet]:
             folder=str(folder),
             started=started,
         )
-        starter = _Starter(engine, counts, view(counts), begin)
+        starter = _Starter(engine, counts, begin)
         workers = Workers(config.api_workers - 1, starter.start, starter.forget)
-        yield Fleet(workers, [public, *private], starter.counts, started)
+        yield Fleet(workers, [public, *private], starter.counts, starter.connections, started)
 
 
 class _Starter:
     """file: descriptor of that of the counts."""
 
-    def __init__(self, engine: OwnEngine, file: int, counts: MutableSequence[int], begin: Begin) -> None:
-        self.counts = counts
+    def __init__(self, engine: OwnEngine, file: int, begin: Begin) -> None:
+        self.counts = view(file)
+        self.connections = view_of_connections(file)
         self._engine = engine
         self._file = file
         self._begin = begin
@@ -80,8 +82,9 @@ class _Starter:
         return await WorkerLink.begin(process, replace(self._begin, number=number))
 
     def forget(self, number: int) -> None:
-        """What a process that has ended had in flight has ended with it."""
+        """What a process that has ended had in flight and open has ended with it."""
         self.counts[number] = 0
+        self.connections.forget(number)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 from .errors import unavailable
 
 FIRST = "first"  # the socket's name in the server's private folder
+KEPT_OPEN = 20  # connections, for the next requests
 _OF_ONE_CONNECTION = {b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"expect", b"te"}
 
 
@@ -19,7 +20,9 @@ class Forwarder:
     """folder: that of the socket."""
 
     def __init__(self, folder: Path) -> None:
-        transport = httpx.AsyncHTTPTransport(uds=str(folder / FIRST))
+        # As many as there are requests: those of one client that is slow must not keep the others waiting for a turn.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=KEPT_OPEN)
+        transport = httpx.AsyncHTTPTransport(uds=str(folder / FIRST), limits=limits)
         self._http = httpx.AsyncClient(transport=transport, timeout=None, trust_env=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

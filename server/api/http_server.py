@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import socket
 from collections.abc import Iterator
 
@@ -9,28 +10,40 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from .http_protocol import HttpProtocol
+from .open_connections import OpenConnections
 
 BACKLOG = 2048
-KEEP_ALIVE_SECONDS = 75  # longer than load balancers keep an idle connection, so that they close it and not we
 CLOSING_SECONDS = 5  # for answers on their way out after the engine has stopped
 
 
 class HttpServer(uvicorn.Server):
-    """Leaves signals to us: uvicorn's own way out closes the port before the grace time."""
+    """Leaves signals to us: uvicorn's own way out closes the port before the grace time.
 
-    def __init__(self, app: ASGIApp) -> None:
+    connections: their limits and timeouts, and where they are counted; None for the usual ones.
+    """
+
+    def __init__(self, app: ASGIApp, connections: OpenConnections | None = None) -> None:
+        self._connections = connections or OpenConnections()
         super().__init__(
             uvicorn.Config(
                 app,
-                http=HttpProtocol,
+                http=functools.partial(HttpProtocol, self._connections),  # type: ignore[arg-type]
+                ws="none",
                 log_config=None,
                 access_log=False,
                 server_header=False,
                 lifespan="off",
                 proxy_headers=False,  # nobody asks who the client is
-                timeout_keep_alive=KEEP_ALIVE_SECONDS,
             )
         )
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        watching = asyncio.create_task(self._connections.watch(), name="connections")
+        try:
+            await super().serve(sockets)
+        finally:
+            watching.cancel()
+            await asyncio.wait({watching})
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -20,7 +20,7 @@ from peftserve.adapters.errors import AdapterError
 
 from ..config import ServerConfig
 from ..wire.messages import ModelInfo
-from .app import create_app, make_services
+from .app import create_app, make_connections, make_services
 from .engine import EngineDead
 from .fleet import Fleet, open_fleet
 from .http_server import CLOSING_SECONDS, HttpServer
@@ -52,7 +52,7 @@ async def serve(config: ServerConfig) -> int:
         async with open_adapters(config.state_dir, engine, base_id(config), fleet.workers) as adapters:
             services = make_services(engine, config, adapters, fleet.counts, started=fleet.started)
             services.preloaded = False
-            server = HttpServer(create_app(services))
+            server = HttpServer(create_app(services), make_connections(services, fleet.connections))
             with _signals() as stopping:
                 try:
                     await engine.launch()

@@ -23,13 +23,13 @@ from ..config import ServerConfig
 from ..wire.control import Accounts, AwaitIdle, Begin, Call, Done, Drain, GiveAccounts, Order, Serve, Stop
 from ..wire.launch import decode_config
 from ..wire.transport import Channel
-from .app import create_worker_app, make_services
+from .app import create_worker_app, make_connections, make_services
 from .engine_client import EngineClient
 from .forwarding import Forwarder
 from .http_server import HttpServer, listen
 from .logs import set_up_logging
 from .services import Services, base_id, open_replica
-from .shared_counts import view
+from .shared_counts import view, view_of_connections
 from .totals import tallies_of
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class ApiWorker:
 
     def __init__(self, engine: socket.socket, counts: int) -> None:
         self._connection = engine
-        self._counts = view(counts)
+        self._counts = counts
         self._engine = EngineClient()
         self._channel: Channel[Done, Order] = Channel(msgspec.msgpack.Decoder(Order), self._obey, self._orphaned)
         self._begin: asyncio.Future[Begin] = asyncio.get_running_loop().create_future()
@@ -60,9 +60,11 @@ class ApiWorker:
         await self._engine.attach(self._connection)
         forwarder = Forwarder(Path(begin.folder))
         with open_replica(config.state_dir, base_id(config)) as adapters:
-            services = make_services(self._engine, config, adapters, self._counts, begin.number, begin.started)
+            counts = view(self._counts)
+            services = make_services(self._engine, config, adapters, counts, begin.number, begin.started)
             services.preloaded = False
-            self._server = HttpServer(create_worker_app(services, forwarder))
+            connections = make_connections(services, view_of_connections(self._counts, begin.number))
+            self._server = HttpServer(create_worker_app(services, forwarder), connections)
             self._services.set_result(services)
             try:
                 await self._stopped

@@ -39,6 +39,7 @@ def make_config(chosen: Mapping[str, Any], environ: Mapping[str, str]) -> Server
     demo = [] if chosen["model"] else list(DEMO_ADAPTERS.items())
     state_dir = chosen["state_dir"] or default_state_dir(name, environ)
     return ServerConfig(
+        **_same_named(chosen, ("limit_", "timeout_")),
         engine=_engine_config(chosen, state_dir),
         state_dir=state_dir,
         host=chosen["host"],
@@ -56,6 +57,10 @@ def make_config(chosen: Mapping[str, Any], environ: Mapping[str, str]) -> Server
         grace_seconds=chosen["grace_period"],
         log_level=chosen["log_level"],
     )
+
+
+def _same_named(chosen: Mapping[str, Any], beginnings: tuple[str, ...]) -> dict[str, Any]:
+    return {key: value for key, value in chosen.items() if key.startswith(beginnings)}
 
 
 def _engine_config(chosen: Mapping[str, Any], state_dir: Path) -> EngineConfig:

@@ -14,7 +14,7 @@ from safetensors.numpy import save
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from peftserve.adapters.errors import InvalidAdapter
-from peftserve.server.api.app import create_app, make_services
+from peftserve.server.api.app import create_app, make_connections, make_services
 from peftserve.server.api.engine import EngineDead
 from peftserve.server.api.http_server import HttpServer
 from peftserve.server.api.services import open_adapters
@@ -204,7 +204,8 @@ def make_server(engine, tmp_path):
         )
         async with open_adapters(config.state_dir, engine, "base", Workers(0, None, None)) as adapters:
             services = make_services(engine, config, adapters, [0])
-            async with _uvicorn(create_app(services)) as url, _Clients(url) as clients:
+            app, connections = create_app(services), make_connections(services)
+            async with _uvicorn(app, connections) as url, _Clients(url) as clients:
                 clients.engine = engine
                 clients.services = services
                 clients.config = config
@@ -220,9 +221,9 @@ async def server(make_server):
 
 
 @contextlib.asynccontextmanager
-async def _uvicorn(app):
+async def _uvicorn(app, connections):
     listener = socket.create_server(("127.0.0.1", 0))
-    server = HttpServer(app)
+    server = HttpServer(app, connections)
     task = asyncio.create_task(server.serve([listener]))
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"

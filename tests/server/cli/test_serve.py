@@ -53,6 +53,24 @@ def test_every_setting_arrives(tmp_path: Path) -> None:
     assert (config.upload_limit, config.grace_seconds, config.engine.trust_remote_code) == (1 << 20, 1.5, True)
 
 
+def test_limits_of_clients_arrive_and_are_as_the_readme_says_by_default() -> None:
+    config = config_of()
+    assert (config.limit_header_bytes, config.limit_connections, config.limit_connections_per_address) == (
+        32768,
+        4096,
+        0,
+    )
+    times = config.timeout_headers, config.timeout_body, config.timeout_idle, config.timeout_write
+    assert times == (10, 60, 75, 60)
+    fields = {"limit_header_bytes": "8KiB", "limit_connections": "0", "limit_connections_per_address": "9"}
+    fields |= {"limit_body_memory": "1GiB", "timeout_headers": "0.5", "timeout_body": "0", "timeout_idle": "7s"}
+    config = config_of(**fields, timeout_write="8")
+    assert (config.limit_header_bytes, config.limit_connections, config.limit_connections_per_address) == (8192, 0, 9)
+    assert config.limit_body_memory == 1 << 30
+    times = config.timeout_headers, config.timeout_body, config.timeout_idle, config.timeout_write
+    assert times == (0.5, 0, 7, 8)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -1,0 +1,69 @@
+"""What a client is told when its connection is turned away before any route sees it, in OpenAI's envelope."""
+
+from dataclasses import dataclass
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from .errors import RETRY_SECONDS, ApiError, error_response, unavailable
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """reason: what it is counted as. error: what the client is told, if anything."""
+
+    reason: str
+    error: ApiError | None = None
+
+    def answer(self) -> bytes:
+        """The whole answer as it is sent, or nothing."""
+        if self.error is None:
+            return b""
+        response = error_response(self.error)
+        headers = [*response.raw_headers, (b"connection", b"close")]
+        head = b"".join(b"%b: %b\r\n" % pair for pair in headers)
+        return STATUS_LINE[response.status_code] + head + b"\r\n" + bytes(response.body)
+
+
+INVALID = Refusal("invalid", ApiError(400, "The request is not valid HTTP/1.1.", code="invalid_http"))
+CROWDED = Refusal(
+    "connections",
+    unavailable("The server has as many connections as it takes; try again soon.", "too_many_connections"),
+)
+CROWDED_ADDRESS = Refusal(
+    "connections_per_address",
+    unavailable("There are as many connections from this address as the server takes.", "too_many_connections"),
+)
+PIPELINED = Refusal(
+    "pipelined",
+    ApiError(
+        429,
+        "Too many requests wait on one connection for the answer to the first; wait, or open another connection.",
+        code="too_many_pipelined_requests",
+        headers={"Retry-After": str(RETRY_SECONDS)},
+    ),
+)
+SLOW_HEAD = Refusal(
+    "timeout_headers", ApiError(408, "The request's line and headers took too long to come.", code="headers_timeout")
+)
+SLOW_BODY = Refusal(
+    "timeout_body", ApiError(408, "The request's body came too slowly, or not to its end.", code="body_timeout")
+)
+
+
+def long_url(limit: int) -> Refusal:
+    return Refusal("url", ApiError(414, f"The request's URL is over the limit of {limit} bytes.", code="url_too_long"))
+
+
+def large_head(limit: int) -> Refusal:
+    message = f"The request's line and headers are over the limit of {limit} bytes."
+    return Refusal("headers", ApiError(431, message, code="headers_too_large"))
+
+
+def many_headers(limit: int) -> Refusal:
+    message = f"The request has more than {limit} headers."
+    return Refusal("headers", ApiError(431, message, code="too_many_headers"))
+
+
+def large_frames(limit: int) -> Refusal:
+    message = f"What the body's chunks carry beside the body is over the limit of {limit} bytes."
+    return Refusal("chunks", ApiError(400, message, code="chunks_too_large"))

@@ -1,0 +1,54 @@
+"""Requests that ask for another protocol, as Java's and curl's HTTP/2 clients do: answered in this one, bodies and all.
+
+The parser takes what follows such a head for the other protocol. So that a body is not taken for another request, a new
+parser is given a head that says the same of the body, of which nobody is told. Knows the parser only.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import httptools
+
+_FRAMING = (b"content-length", b"transfer-encoding")
+
+
+def framing(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Of a request's headers those that say that it has a body, and how long it is; empty where it has none."""
+    found = [(name, value) for name, value in headers if name in _FRAMING and value.strip() != b"0"]
+    return b"".join(b"%b: %b\r\n" % pair for pair in found)
+
+
+def parser_behind(head: bytes, told: Any) -> httptools.HttpRequestParser:
+    """A parser that stands behind a head with these headers. told: the protocol that hears of all that follows."""
+    parser = httptools.HttpRequestParser(_Behind(told))
+    parser.set_dangerous_leniencies(lenient_data_after_close=True)
+    parser.feed_data(b"POST / HTTP/1.1\r\n" + head + b"\r\n")
+    return parser
+
+
+class _Behind:
+    """Takes one head and says nothing of it."""
+
+    def __init__(self, told: Any) -> None:
+        self._told = told
+        self._behind = False
+        self.on_body = told.on_body
+        self.on_chunk_header = told.on_chunk_header
+        self.on_message_complete = told.on_message_complete
+
+    def on_message_begin(self) -> None:
+        if self._behind:
+            self._told.on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        if self._behind:
+            self._told.on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._behind:
+            self._told.on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if self._behind:
+            self._told.on_headers_complete()
+        self._behind = True
