@@ -133,9 +133,15 @@ class AdapterStore:
 
     def _new_place(self) -> Path:
         """Named by the time; for a person to look through."""
-        place = self._lost / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}-{secrets.token_hex(3)}"
+        name = f"{time.strftime('%Y-%m-%dT%H-%M-%S')}-{secrets.token_hex(3)}"
+        try:
+            return self._made(self._lost / name)
+        except PermissionError:  # of a volume's root, whose own folder of this name is its file system's
+            return self._made(self._root / "lost-and-found" / name)
+
+    def _made(self, place: Path) -> Path:
         place.mkdir(mode=0o700, parents=True)
-        fsync_folder(self._lost)
+        fsync_folder(place.parent)
         fsync_folder(self._root)
         return place
 

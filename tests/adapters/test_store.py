@@ -92,6 +92,22 @@ def test_strangers_are_set_aside_and_no_link_is_followed(store: AdapterStore, up
     store.check_integrity()
 
 
+def test_what_is_lost_has_a_place_where_lost_and_found_is_the_file_systems(
+    store: AdapterStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = Path.mkdir
+
+    def refuse(path: Path, *args: object, **options: object) -> None:
+        if path.parent.name == "lost+found":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        make(path, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    place = store.keep_text("row.json", "{}")
+    assert place.startswith("lost-and-found/")
+    assert (store.adapters.parent / place).read_text() == "{}"
+
+
 def test_a_start_clears_what_was_staged(store: AdapterStore, upload: Upload, tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("x")
     upload("staged")
