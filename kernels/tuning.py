@@ -88,7 +88,8 @@ def defaults(itemsize: int = 2, capability: int = 9, warp_size: int = 32) -> Def
     few_rows = Blocks(block_m=16, block_r=16, block_k=256, block_n=256, max_split=16)
     many_rows = Blocks(block_m=64, block_r=32, block_k=64, block_n=64, max_split=2, stages=3)
     if capability < 9:
-        many_rows = replace(many_rows, block_m=32, block_k=128, stages=2)
+        few_rows = replace(few_rows, block_n=128)
+        many_rows = replace(many_rows, block_m=32, block_r=16, block_k=128, stages=2)
     made = Defaults(few_rows, many_rows, replace(few_rows, gemv=False))
     if itemsize == 4 or warp_size == 64:  # fp32 is for checks, not for speed
         return Defaults(*(replace(blocks, programs=1, registers=255) for blocks in made))
