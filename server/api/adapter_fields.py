@@ -38,7 +38,7 @@ REASONS: Mapping[str, str] = {
 _SPEAKS_OF_ADAPTERS = re.compile(
     r"(?:(?<![a-zA-Z])(?:q?lora|adapter|peft)|Q?Lo[rR][aA]|Q?LORA|A(?:dapter|DAPTER)|P(?:eft|EFT))s?(?![a-z])"
 )
-_AT_LEAST = ("lora", "adapter", "peft", *INSIDE)
+_AT_LEAST = re.compile("|".join(("lora", "adapter", "peft", *INSIDE)), re.IGNORECASE)
 SHOWN = 140  # characters of what a client has sent, in a message
 
 
@@ -51,8 +51,7 @@ class Named(NamedTuple):
 
 def find_named(body: Mapping[str, Any]) -> Named | None:
     """The adapter that a body names beside `model`. Raises ApiError 400 for a field that says anything else."""
-    fields = " ".join(body).lower()
-    if not any(word in fields for word in _AT_LEAST):
+    if not _AT_LEAST.search(" ".join(body)):
         return None  # as most bodies, in a microsecond
     found: Named | None = None
     for field, value in _fields(body):

@@ -6,8 +6,8 @@ Knows the engine's messages and how text comes out of them; knows nothing of the
 import asyncio
 import itertools
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import msgspec
@@ -23,7 +23,7 @@ from .metrics import SequenceTimer
 from .schema import GenerationRequest
 from .sequence import Delta, SequenceDecoder
 from .services import Services
-from .stop_strings import StopStrings, StopTable
+from .stop_strings import NO_STOPS, StopStrings, StopTable
 from .turns import Turns
 
 _ids = itertools.count(1)  # of this process's requests; the engine serves several processes
@@ -77,12 +77,13 @@ class Generation:
         self._services = services
         self._labels = services.metrics.adapter_labels(plan.resolved)
         self._id = f"{os.getpid()}-{next(_ids)}"
-        self._stops = StopTable(plan.body.stop)
+        self._stops = StopTable(plan.body.stop) if plan.body.stop else NO_STOPS
 
     async def deltas(self) -> AsyncGenerator[list[Said]]:
         """What the sequences say, each time all that has come. To be closed. Raises EngineDead, ApiError."""
         mailbox: Mailbox[Said | Exception] = Mailbox()
-        async with self._running(mailbox.put, mailbox.put):
+        with self._running() as requests:
+            await self._begin(requests, mailbox.put, mailbox.put)
             running = self.plan.num_sequences
             while running:
                 items: list[Said] = []
@@ -97,28 +98,31 @@ class Generation:
     async def collect(self) -> list[Delta]:
         """Every sequence, whole: the caller sleeps until the last has ended. Raises EngineDead, ApiError."""
         gathered = _Gathered(self.plan.num_sequences)
-        async with self._running(gathered.put, gathered.fail):
+        with self._running() as requests:
+            await self._begin(requests, gathered.put, gathered.fail)
             await gathered.ended
         return gathered.wholes
 
-    @asynccontextmanager
-    async def _running(self, say: "Callable[[Said], None]", fail: Callable[[Exception], None]) -> AsyncIterator[None]:
-        """All sequences run inside; those that have not ended when it is left are aborted.
-
-        A thousand of them begin in several turns of the event loop.
-        """
-        engine, turns = self._services.engine, Turns()
-        self._services.metrics.prompt_tokens.inc(self.plan.num_prompt_tokens)
+    @contextmanager
+    def _running(self) -> Iterator[list[AddRequest]]:
+        """All sequences run inside; those that have not ended when it is left are aborted."""
         requests = [self._request(index) for index in range(self.plan.num_sequences)]
         try:
-            for index, request in enumerate(requests):
-                timer = SequenceTimer(self._services.metrics, self._labels)
-                engine.submit(request, _Sequence(engine, request.request_id, index, timer, self._decoder(), say, fail))
-                await turns.spend(SUBMISSION + len(request.prompt_token_ids) // TOKENS_SENT)
-            yield
+            yield requests
         finally:
             for request in requests:
-                engine.abort(request.request_id)
+                self._services.engine.abort(request.request_id)
+
+    async def _begin(
+        self, requests: list[AddRequest], say: Callable[[Said], None], fail: Callable[[Exception], None]
+    ) -> None:
+        """A thousand sequences begin in several turns of the event loop."""
+        engine, turns = self._services.engine, Turns()
+        self._services.metrics.prompt_tokens.inc(self.plan.num_prompt_tokens)
+        for index, request in enumerate(requests):
+            timer = SequenceTimer(self._services.metrics, self._labels)
+            engine.submit(request, _Sequence(engine, request.request_id, index, timer, self._decoder(), say, fail))
+            await turns.spend(SUBMISSION + len(request.prompt_token_ids) // TOKENS_SENT)
 
     def _request(self, index: int) -> AddRequest:
         prompt, sample = divmod(index, self.plan.samples)

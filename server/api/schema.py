@@ -4,10 +4,10 @@ Unknown fields are ignored, as OpenAI's own clients expect of compatible servers
 answer and are not served are refused by name. Knows no engine.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ..wire.messages import SamplingParams
 from .adapter_fields import Named, find_named
@@ -23,6 +23,7 @@ MAX_MIXTURE = 16
 MAX_MESSAGES = 4096
 INT64 = 1 << 63
 COMPLETION_MAX_TOKENS = 16
+_NAMED = "\0named"  # no field of a client's
 
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
@@ -35,22 +36,22 @@ class Body(BaseModel):
 
 
 class ModelRequest(Body):
-    """named: the adapter that another server's field names, if any."""
+    """named: the adapter that another server's field names, if any; found before the fields are looked at."""
 
     model: str | None = Field(default=None, max_length=512)
-    _named: Named | None = PrivateAttr(None)
+    named: Named | None = Field(default=None, validation_alias=_NAMED)
 
-    @model_validator(mode="wrap")
+    @model_validator(mode="before")
     @classmethod
-    def _find_named(cls, data: Any, handler: Callable[[Any], Self]) -> Self:
-        named = find_named(data) if isinstance(data, dict) else None
-        request = handler(data)
-        request._named = named
-        return request
+    def _look_at_fields(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        cls._refuse_what_is_not_served(data)
+        return {**data, _NAMED: named} if (named := find_named(data)) is not None else data
 
-    @property
-    def named(self) -> Named | None:
-        return self._named
+    @classmethod
+    def _refuse_what_is_not_served(cls, data: dict[str, Any]) -> None:
+        """Raises ValueError."""
 
 
 class StreamOptions(Body):
@@ -92,12 +93,9 @@ class GenerationRequest(ModelRequest):
     skip_special_tokens: bool = True
     return_token_ids: bool = False
 
-    @model_validator(mode="before")
     @classmethod
-    def _refuse_what_is_not_served(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            refuse_unsupported(data)
-        return data
+    def _refuse_what_is_not_served(cls, data: dict[str, Any]) -> None:
+        refuse_unsupported(data)
 
     @field_validator("stop", mode="before")
     @classmethod

@@ -59,6 +59,9 @@ class _Node:
         self.shorter = self  # set by StopTable._grow, but for the root
 
 
+NO_STOPS = StopTable(())
+
+
 class StopStrings:
     """Holds back text that may still become a stop string. After a match, nothing more is taken.
 

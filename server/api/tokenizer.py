@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from ..wire.messages import ModelInfo
 from .detokenizer import ByteLevelDetokenizer, Detokenizer, TokenBytes, WindowDetokenizer, detokenize
 from .errors import bad_request
-from .long_texts import LongTexts
+from .long_texts import LONG_TEXT, LongTexts
 from .text_bound import characters_per_token
 
 # One thread for a text: the library's own would be one a core, and the engine has work for those.
@@ -66,6 +66,8 @@ class Tokenizer:
         """The same of many, which together may be long. Nothing is encoded where one of them cannot be."""
         for text in texts:
             self._check(text)
+        if texts and sum(map(len, texts)) < LONG_TEXT:
+            return self._encode(texts, add_special_tokens)
         encoded: list[list[int]] = []
         for portion in _portions(texts):
             work = partial(self._encode, portion, add_special_tokens)
@@ -147,11 +149,11 @@ class Tokenizer:
                 "text_too_long",
             )
 
-    def _encode(self, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
+    def _encode(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
         """The library's call for many texts is the one that leaves the interpreter to others meanwhile."""
         assert self._fast is not None
         try:
-            encodings = self._fast.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
+            encodings = self._fast.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
         except (TypeError, UnicodeError):  # half a surrogate pair, through a template's argument
             raise bad_request("The text is not valid Unicode.", "prompt") from None
         return [encoding.ids for encoding in encodings]
