@@ -8,6 +8,7 @@ Those are its own two, and two of each expert that it routes tokens between (`ar
 Knows names and places; of what the files say, only which experts there are.
 """
 
+import errno
 import hashlib
 import os
 import re
@@ -62,19 +63,30 @@ def digest_of(hashes: Mapping[str, str]) -> str:
 
 
 def content_digest(folder: Path) -> str | None:
-    """The digest that the files of `folder` have; None if they are not exactly those of an adapter. Reads all."""
-    names = [os.path.relpath(os.path.join(path, name), folder) for path, _, files in os.walk(folder) for name in files]
+    """The digest that the files of `folder` have; None if they are not exactly those of an adapter. Reads all.
+
+    Raises OSError where they cannot be read, which says nothing of what is in them.
+    """
+    found = os.walk(folder, onerror=_raise_unless_gone)
+    names = [os.path.relpath(os.path.join(path, name), folder) for path, _, files in found for name in files]
     if missing_file(names) is not None:
         return None
     hashes = {}
     for name in names:
         try:
             fd = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            with open(fd, "rb") as file:
-                hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError:
-            return None
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENOENT):
+                return None  # a link, or gone meanwhile
+            raise
+        with open(fd, "rb") as file:
+            hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return digest_of(hashes)
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+        raise error
 
 
 def read_raw_config(folder: Path) -> Mapping[str, Any]:

@@ -163,8 +163,15 @@ class AdapterLibrary:
 
     async def _examine(self, digest: str) -> None:
         async with self._alone(digest):
-            if self._registry.in_use(digest) and not await asyncio.to_thread(self._store.is_whole, digest):
-                await asyncio.to_thread(self._quarantine, digest)
+            if not self._registry.in_use(digest):
+                return
+            try:
+                whole = await asyncio.to_thread(self._store.is_whole, digest)
+            except OSError as error:  # which says nothing of what is in the files
+                logger.error("The files of adapter %s cannot be read: %s", digest, error)
+            else:
+                if not whole:
+                    await asyncio.to_thread(self._quarantine, digest)
 
     def _quarantine(self, digest: str) -> None:
         refs = ", ".join(str(ref) for ref in self._registry.refs() if ref.digest == digest)

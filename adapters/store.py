@@ -65,7 +65,7 @@ class AdapterStore:
             for expert in staged.experts:
                 fsync_folder(staged.path / expert)
             fsync_folder(staged.path)
-            if not self.is_whole(digest):
+            if not self._can_stay(digest):
                 self._set_aside(target)
                 os.rename(staged.path, target)
                 fsync_folder(self._adapters)
@@ -89,7 +89,7 @@ class AdapterStore:
         return path.is_dir() and not path.is_symlink()
 
     def is_whole(self, digest: str) -> bool:
-        """Whether the files are there and their content has this digest. Reads all of them."""
+        """Whether the files are there and their content has this digest. Reads all of them. Raises OSError."""
         return self.has(digest) and content_digest(self.path(digest)) == digest
 
     def lose(self, *paths: Path) -> str:
@@ -125,6 +125,13 @@ class AdapterStore:
         broken = [name for name in self.digests() if not is_digest(name) or not self.is_whole(name)]
         if broken:
             raise RuntimeError(f"not whole in the adapter store: {', '.join(sorted(broken)[:5])} ({len(broken)})")
+
+    def _can_stay(self, digest: str) -> bool:
+        """Whether there is a whole adapter that can be read, so that it need not be replaced by another of the same."""
+        try:
+            return self.is_whole(digest)
+        except OSError:
+            return False
 
     def _new_staging(self) -> Path:
         path = self._staging / secrets.token_hex(16)

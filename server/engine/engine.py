@@ -163,7 +163,7 @@ class Engine:
         for digests, error in self.adapters.take_failures().items():
             if not isinstance(error, AdapterError):
                 logger.error("An adapter could not be loaded", exc_info=error)
-                error = AdapterDamaged("its files could not be read")
+                error = AdapterDamaged("its files could not be read now; try again, or upload the same files again")
             kind = type(error).__name__ if isinstance(error, AdapterDamaged) else None
             for sequence in [s for s in self._sequences.values() if {p.key for p in s.adapters}.issuperset(digests)]:
                 outputs.append(_failed(sequence, f"the adapter could not be loaded: {error.message}", kind))

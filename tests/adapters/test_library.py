@@ -1,4 +1,5 @@
 import asyncio
+import errno
 import os
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from peftserve.adapters import files as files_module
 from peftserve.adapters.errors import AdapterConflict, AdapterNotFound, InvalidAdapter, StoreFull
 from peftserve.adapters.facts import AdapterFacts
 from peftserve.adapters.files import WEIGHTS
@@ -328,6 +330,23 @@ async def test_files_that_are_whole_after_all_stay(
     library.doubt("e" * 64)
     await library.settled()
     assert store.is_whole(record.digest)
+    assert library.damaged == {}
+
+
+async def test_a_disk_that_does_not_answer_is_no_damage(
+    library: AdapterLibrary, store: AdapterStore, upload: Upload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = await library.add(upload("x"), "a")
+    inode = store.path(record.digest).stat().st_ino
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(files_module.os, "open", fail)
+    library.doubt(record.digest)
+    await library.settled()
+    monkeypatch.undo()
+    assert store.path(record.digest).stat().st_ino == inode
     assert library.damaged == {}
 
 
