@@ -59,7 +59,8 @@ def check(root: Path, watch: Watch = iter) -> Report:
         report.found.append(f"Rows of the registry of adapters that make no sense: {len(rows) - len(records)}.")
     _sort(root, records, report, watch)
     known = disposable.union(record.digest for record in records)
-    report.found += [f"No version has the files in {ADAPTERS}/{name}." for name in sorted(stored - known)]
+    strangers = (name for name in sorted(stored - known) if _is_stranger(root, name))
+    report.found += [f"No version has the files in {ADAPTERS}/{name}." for name in strangers]
     report.found += _disagreements(root, records)
     return report
 
@@ -145,6 +146,17 @@ def _is_whole(folder: Path) -> bool:
         return content_digest(folder) == folder.name
     except OSError:
         return False
+
+
+def _is_stranger(root: Path, name: str) -> bool:
+    """Whether files lie there that the registry knew neither before nor after: they are no upload or deletion."""
+    return not _is_known(root, name) and (root / ADAPTERS / name).exists() and not _is_known(root, name)
+
+
+def _is_known(root: Path, digest: str) -> bool:
+    query = "SELECT EXISTS (SELECT 1 FROM versions WHERE digest = ?)"
+    with registry_file.named_errors(), closing(registry_file.existing(root / registry_file.NAME)) as db:
+        return bool(db.execute(query, (digest,)).fetchone()[0]) or digest in registry_file.disposable_in(db)
 
 
 def _exists(root: Path, ref: VersionRef) -> bool:

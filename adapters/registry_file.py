@@ -100,6 +100,8 @@ def fault_of(path: Path) -> str | None:
             if _is_damage(error):
                 return f"is damaged ({error})"
             raise
+        except UnicodeError:  # of what SQLite quotes
+            return "is damaged (its text is no text)"
 
 
 def salvage(path: Path) -> list[tuple[Any, ...]]:

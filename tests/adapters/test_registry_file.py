@@ -40,6 +40,14 @@ def test_a_fault_is_one_line(path: Path) -> None:
     assert "\n" not in fault
 
 
+def test_a_fault_whose_text_is_none(path: Path) -> None:
+    """SQLite quotes what it finds, and that need not be UTF-8."""
+    content = path.read_bytes()
+    assert b"tablenamesnames" in content
+    path.write_bytes(content.replace(b"tablenamesnames", b"tablen\xffmesn\xffmes"))
+    assert (fault_of(path) or "").startswith("is damaged (")
+
+
 def test_what_is_left_of_a_damaged_file(path: Path) -> None:
     assert [row[:2] for row in salvage(path)] == [("x", 1), ("x", 2), ("x", 3)]
     path.write_bytes(b"junk" * 1000)
