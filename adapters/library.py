@@ -102,7 +102,8 @@ class AdapterLibrary:
 
     def doubt(self, digest: str) -> None:
         """The engine could not use an adapter's files: look at them, and set them aside if they are damaged."""
-        self._spawn(self._examine(digest))
+        if digest not in self.damaged:  # else each request for it would have them looked at again
+            self._spawn(self._examine(digest))
 
     async def settled(self) -> None:
         """Wait for all that runs in the background, such as deletions that wait for requests."""

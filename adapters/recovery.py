@@ -150,10 +150,6 @@ def _place_strangers(registry: AdapterRegistry, store: AdapterStore, recovery: R
         recovery.say(f"No version has the files in adapters/{path.name}; they lie in {store.lose(path)} now.")
 
 
-def _reference(ref: VersionRef) -> Reference:
-    return Reference(ref.name, ref.version)
-
-
 def _named(refs: list[VersionRef]) -> str:
     shown = ", ".join(map(str, refs[:MOST_NAMED]))
     more = f" and {len(refs) - MOST_NAMED} more" if len(refs) > MOST_NAMED else ""

@@ -69,11 +69,11 @@ class Spill:
 
     def read(self, key: str) -> Blob | None:
         """A blob that was written, or None if it was not, or is damaged."""
-        if key not in self:
+        if (checksum := self._sums.get(key)) is None:
             return None
         try:
             with self._path(key).open("rb", buffering=0) as file:
-                return self._read(file, self._sums[key])
+                return self._read(file, checksum)
         except (OSError, EOFError, struct.error, msgspec.MsgspecError) as error:
             logger.warning("a compiled adapter on the disk is damaged (%s), and is compiled again", error)
         self.num_damaged += 1
