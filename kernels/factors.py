@@ -1,4 +1,4 @@
-"""One slot's factors of one group, as views of the arena, made when the slot is attached so that no step makes them."""
+"""One adapter's factors of one group, as views of the arena, made when it is loaded so that no step makes them."""
 
 import math
 from typing import NamedTuple
@@ -37,17 +37,16 @@ class Factors(NamedTuple):
 
 def view_factors(arena: torch.Tensor, base: int, group: Group, layout: GroupLayout) -> Factors:
     rank, width = layout.rank, group.in_features
-    a = arena[base + layout.a :][: rank * width]
+    a = (width, rank), ((rank, 1) if group.gather else (1, width)), base + layout.a
     ends = [sum(layout.ranks[: i + 1]) for i in range(len(layout.ranks))]
     starts = [end - r for end, r in zip(ends, layout.ranks, strict=True)]
     b_offsets = [base + b if r else 0 for b, r in zip(layout.b, layout.ranks, strict=True)]
-    shapes = zip(b_offsets, layout.ranks, group.out_features, strict=True)
-    b = tuple(arena[offset : offset + r * out].view(r, out) for offset, r, out in shapes)
+    b = [((r, out), (out, 1), at) for r, out, at in zip(layout.ranks, group.out_features, b_offsets, strict=True)]
     return Factors(
         gather=group.gather,
-        a=a.view(width, rank) if group.gather else a.view(rank, width).t(),
-        b=b,
-        b_columns=tuple(factor.t() for factor in b),
+        a=arena.as_strided(*a),
+        b=tuple(arena.as_strided(*place) for place in b),
+        b_columns=tuple(arena.as_strided(shape[::-1], strides[::-1], at) for shape, strides, at in b),
         ranks=layout.ranks,
         columns=tuple(slice(start, end) for start, end in zip(starts, ends, strict=True)),
         a_offset=base + layout.a,

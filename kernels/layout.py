@@ -7,7 +7,7 @@ no scheduler.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -70,6 +70,10 @@ class Segment(NamedTuple):
     end: int
 
 
+Prepared = Any
+"""A backend's own form of one adapter at one place of the arena. Nobody changes it."""
+
+
 class BypassBackend(Protocol):
     """The bypasses of one arena. Made once with the arena and the groups; slots come and go.
 
@@ -82,8 +86,14 @@ class BypassBackend(Protocol):
 
     takes_rows: bool
 
-    def attach(self, slot: int, base: int, layout: BlobLayout) -> None:
-        """The blob at element offset `base` of the arena now serves `slot`."""
+    def prepare(self, base: int, layout: BlobLayout) -> Prepared:
+        """All that is to be made of the blob at element offset `base` of the arena, so that no step waits for it.
+
+        On any one thread, such as a loader's, while steps run on another.
+        """
+
+    def attach(self, slot: int, prepared: Prepared) -> None:
+        """What was prepared now serves `slot`. Takes microseconds, whatever the adapter has."""
 
     def detach(self, slot: int) -> None: ...
 

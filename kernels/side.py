@@ -47,18 +47,17 @@ class SideOps:
         self._rows_of = rows_of
         self._stacked_rows = stacked_rows
         self._slots: dict[int, Mapping[str, Sequence[Op]]] = {}
-        self._work: object = None
+        self._work: tuple[tuple[Segment, ...], tuple[Segment, ...]] | None = None
         self.plans: Mapping[str, SitePlan] = {}
 
     def attach(self, slot: int, ops: Mapping[str, Sequence[Op]]) -> None:
         if ops:
             self._slots[slot] = ops
-        self._work = None
+        self._forget(slot)
 
     def detach(self, slot: int) -> None:
         self._slots.pop(slot, None)
-        self._work = None
-        self.plans = {}
+        self._forget(slot)
 
     def begin(self, tokens: Sequence[Segment], logits: Sequence[Segment]) -> None:
         if not self._slots:
@@ -71,6 +70,11 @@ class SideOps:
         segments = {Rows.TOKENS: tokens, Rows.LOGITS: logits}
         sites = {site for segment in tokens for site in self._slots.get(segment.slot, ())}
         self.plans = {site: self._plan(site, segments[self._rows_of[site]]) for site in sites}
+
+    def _forget(self, slot: int) -> None:
+        """The step's plans, if the slot is in it: who runs without it plans nothing anew."""
+        if any(segment.slot == slot for segments in self._work or () for segment in segments):
+            self._work, self.plans = None, {}
 
     def _plan(self, site: str, segments: Sequence[Segment]) -> SitePlan:
         acting = [

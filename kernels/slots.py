@@ -1,6 +1,7 @@
 """Where each slot's factors lie, as the Triton kernel reads it: a table on the device, and its ranks on the host."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,18 @@ from .layout import BlobLayout, Group, GroupLayout
 
 TABLE_FIELDS, SITE_FIELDS = 1, 5
 ALIGNMENT = 8  # elements, of factors that kernels read in wide loads
+
+
+class SlotRow(NamedTuple):
+    """What one adapter puts into the table. fields: (groups, fields) int64 on the host, pinned for a table on a GPU.
+
+    ranks, works: (groups,), as in the table. alignment: divides all of its offsets.
+    """
+
+    fields: torch.Tensor
+    ranks: npt.NDArray[np.int64]
+    works: npt.NDArray[np.bool_]
+    alignment: int
 
 
 class SlotTable:
@@ -27,17 +40,23 @@ class SlotTable:
         self.works = np.zeros((len(groups), max_slots), dtype=np.bool_)
         self.alignment = ALIGNMENT
 
-    def attach(self, slot: int, base: int, layout: BlobLayout) -> None:
-        rows = np.zeros(self.table.shape[1:], dtype=np.int64)
-        self.ranks[:, slot], self.works[:, slot] = 0, False
+    def prepare(self, base: int, layout: BlobLayout) -> SlotRow:
+        """The row of the blob at element `base`. Reads nothing that steps change."""
+        fields = np.zeros(self.table.shape[1:], dtype=np.int64)
+        ranks, works = np.zeros(len(fields), dtype=np.int64), np.zeros(len(fields), dtype=np.bool_)
         for index, entry in layout.items():
-            fields = _fields(base, entry)
-            rows[index, : len(fields)] = fields
-            self.ranks[index, slot] = entry.rank
-            self.works[index, slot] = entry.rank > 0 or {*entry.scales, *entry.biases} - {None} != set()
-            if any(offset % self.alignment for offset in (base, entry.a, *entry.b)):
-                self.alignment = 1
-        self.table[slot].copy_(self.pinned(rows), non_blocking=True)
+            own = _fields(base, entry)
+            fields[index, : len(own)] = own
+            ranks[index] = entry.rank
+            works[index] = entry.rank > 0 or {*entry.scales, *entry.biases} - {None} != set()
+        offsets = {base, *(offset for entry in layout.values() for offset in (entry.a, *entry.b))}
+        aligned = not any(offset % ALIGNMENT for offset in offsets)
+        return SlotRow(self.pinned(fields), ranks, works, ALIGNMENT if aligned else 1)
+
+    def attach(self, slot: int, row: SlotRow) -> None:
+        self.ranks[:, slot], self.works[:, slot] = row.ranks, row.works
+        self.alignment = min(self.alignment, row.alignment)
+        self.table[slot].copy_(row.fields, non_blocking=True)
 
     def detach(self, slot: int) -> None:
         self.table[slot].zero_()

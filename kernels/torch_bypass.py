@@ -17,7 +17,7 @@ from .bag_plan import plan_bags
 from .calibration import costs_of
 from .costs import Costs
 from .factors import Factors, view_factors
-from .layout import BlobLayout, Group, Rows, Segment
+from .layout import BlobLayout, Group, GroupLayout, Rows, Segment
 from .packed import plan_packed
 from .slices import SUMS, Slice, Way
 
@@ -65,22 +65,20 @@ class TorchBypass:
         self._groups = tuple(groups)
         self._costs = costs or costs_of(arena)
         self._ways: dict[object, dict[int, Way]] = {}
-        self._slots: dict[int, dict[int, Attached]] = {}
+        self._slots: dict[int, Mapping[int, Attached]] = {}
         self._step: tuple[tuple[Segment, ...], tuple[Segment, ...]] | None = None
         self._plans: dict[int, tuple[Part, ...]] = {}
 
-    def attach(self, slot: int, base: int, layout: BlobLayout) -> None:
-        self._slots[slot] = {}
-        for index, entry in layout.items():
-            if entry.rank:
-                factors = view_factors(self._arena, base, self._groups[index], entry)
-                shape = (self._groups[index], factors.ranks, factors.grain)
-                self._slots[slot][index] = Attached(factors, self._ways.setdefault(shape, {}))
-        self._step = None
+    def prepare(self, base: int, layout: BlobLayout) -> Mapping[int, Attached]:
+        return {index: self._view(base, index, entry) for index, entry in layout.items() if entry.rank}
+
+    def attach(self, slot: int, prepared: Mapping[int, Attached]) -> None:
+        self._slots[slot] = prepared
+        self._forget(slot)
 
     def detach(self, slot: int) -> None:
         del self._slots[slot]
-        self._step = None
+        self._forget(slot)
 
     def begin(self, tokens: Sequence[Segment], logits: Sequence[Segment], *, capacity: int | None = None) -> bool:
         step = (tuple(tokens), tuple(logits))
@@ -102,6 +100,16 @@ class TorchBypass:
     def add_(self, group: int, x: torch.Tensor, outputs: Sequence[torch.Tensor | None]) -> None:
         for part in self._plans.get(group, ()):
             part.add_(x, outputs)
+
+    def _view(self, base: int, index: int, layout: GroupLayout) -> Attached:
+        factors = view_factors(self._arena, base, self._groups[index], layout)
+        shape = (self._groups[index], factors.ranks, factors.grain)
+        return Attached(factors, self._ways.setdefault(shape, {}))
+
+    def _forget(self, slot: int) -> None:
+        """The step's plan, if the slot is in it: who runs without it plans nothing anew."""
+        if any(segment.slot == slot for segments in self._step or () for segment in segments):
+            self._step = None
 
     def _assign(self, s: Segment, rows: Rows, work: Work) -> None:
         if (length := s.end - s.start) == 0:

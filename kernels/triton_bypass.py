@@ -12,7 +12,7 @@ import torch
 from . import tuning
 from .layout import BlobLayout, Group, Rows, Segment
 from .occupancy import multiprocessor, programs_at_once, resources
-from .slots import ALIGNMENT, SlotTable
+from .slots import ALIGNMENT, SlotRow, SlotTable
 from .triton_kernels import MAX_SITES, bypass_kernel
 from .tuning import Blocks
 from .worklist import Entries, Lists, WorkList, cut, h_elements, lists_of, pack
@@ -87,8 +87,11 @@ class TritonBypass:
         self._launches_all = False
         self._started: set[int] = set()  # groups, by `start`
 
-    def attach(self, slot: int, base: int, layout: BlobLayout) -> None:
-        self._slots.attach(slot, base, layout)
+    def prepare(self, base: int, layout: BlobLayout) -> SlotRow:
+        return self._slots.prepare(base, layout)
+
+    def attach(self, slot: int, prepared: SlotRow) -> None:
+        self._slots.attach(slot, prepared)
         self._work = None
 
     def detach(self, slot: int) -> None:

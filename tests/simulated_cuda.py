@@ -73,6 +73,7 @@ class Graph:
         self._cuda = cuda
         self._work: list[Work] = []
         self._born: set[StorageWeakRef] = set()  # while it was captured
+        self._known: set[StorageWeakRef] = set()  # that it is given, its own too
         self._pool = (0, 0)
 
     def begin(self, pool: tuple[int, int]) -> None:
@@ -83,6 +84,7 @@ class Graph:
     def note(self, run: Callable[..., Any], args: Any, kwargs: Any, out: Any) -> None:
         args, kwargs = tree_map(self._place, (args, kwargs))
         known = {p.storage for p in tree_flatten((args, kwargs), _is_place)[0] if _is_place(p)}
+        self._known |= known
         outputs = [self._place(tensor) for tensor in tree_flatten(out)[0]]
         self._born |= {p.storage for p in outputs if _is_place(p) and p.storage not in known}
         self._work.append(Work(run, args, kwargs, outputs))
@@ -95,6 +97,11 @@ class Graph:
 
     def pool(self) -> tuple[int, int]:
         return self._pool
+
+    def addresses(self) -> set[int]:
+        """Of all memory that it finds when it is replayed and did not allocate, as long as that is there."""
+        there = (_upgrade(storage) for storage in self._known - self._born)
+        return {storage.data_ptr() for storage in there if storage is not None}
 
     def replay(self) -> None:
         self._cuda.replays += 1
@@ -134,6 +141,7 @@ class SimulatedCuda:
     def __init__(self) -> None:
         self.captures = self.replays = 0
         self.pools: dict[tuple[int, int], Pool] = {}
+        self._graphs: weakref.WeakSet[Graph] = weakref.WeakSet()
         self._ids = count(1)
         self._capturing: Graph | None = None
 
@@ -141,13 +149,7 @@ class SimulatedCuda:
         launch, cuda = GridExecutor.__call__, self
 
         def noted(executor: GridExecutor, *args: Any, **kwargs: Any) -> None:
-            graph, cuda._capturing = cuda._capturing, None
-            try:
-                launch(executor, *args, **kwargs)
-                if graph is not None:
-                    graph.note(lambda *a, **k: launch(executor, *a, **k), args, kwargs, None)
-            finally:
-                cuda._capturing = graph
+            cuda.launch(lambda *a, **k: launch(executor, *a, **k), args, kwargs)
 
         monkeypatch.setattr(GridExecutor, "__call__", noted)
         for name, value in {
@@ -161,10 +163,25 @@ class SimulatedCuda:
         }.items():
             monkeypatch.setattr(torch.cuda, name, value)
 
+    def launch(self, kernel: Callable[..., None], args: Any, kwargs: Any) -> None:
+        """As triton launches a kernel, which is no operator of torch's."""
+        graph, self._capturing = self._capturing, None
+        try:
+            kernel(*args, **kwargs)
+            if graph is not None:
+                graph.note(kernel, args, kwargs, None)
+        finally:
+            self._capturing = graph
+
+    def addresses(self) -> set[int]:
+        """Of all memory outside of the graphs that any of them reads or writes."""
+        return {address for graph in self._graphs for address in graph.addresses()}
+
     @contextmanager
     def _capture(self, graph: Graph, pool: tuple[int, int] | None = None, stream: Any = None) -> Iterator[None]:
         self.captures += 1
         graph.begin(pool or self._new_pool())
+        self._graphs.add(graph)
         self._capturing = graph
         try:
             with _Capturing(self):

@@ -36,6 +36,24 @@ def test_a_buffer_that_moved_and_lives_on_is_read_where_it_was(simulated_cuda: A
     assert out.tolist() == [2.0]
 
 
+def test_a_graph_tells_which_memory_it_reads_and_did_not_make(simulated_cuda: Any) -> None:
+    x, y, other = torch.ones(2), torch.zeros(2), torch.ones(2)
+    graph, out = captured(lambda: y.add_(x * 2) + 1)
+    assert simulated_cuda.addresses() == {x.data_ptr(), y.data_ptr()}
+    assert not {other.data_ptr(), out.data_ptr()} & simulated_cuda.addresses()
+    del graph
+    assert simulated_cuda.addresses() == set()
+
+
+def test_launches_are_recorded_like_operators(simulated_cuda: Any) -> None:
+    x = torch.zeros(1)
+    graph, _ = captured(lambda: simulated_cuda.launch(lambda out, *, by: out.add_(by), (x,), {"by": 3}))
+    x.zero_()
+    graph.replay()
+    assert x.tolist() == [3.0]
+    assert simulated_cuda.addresses() == {x.data_ptr()}
+
+
 def test_new_memory_holds_nothing(simulated_cuda: Any) -> None:
     graph, out = captured(lambda: torch.empty(3) + 1)
     graph.replay()

@@ -21,7 +21,7 @@ class Ours:
 
 def attach_all(backend: BypassBackend, step: Step) -> None:
     for slot, adapter in enumerate(step.adapters):
-        backend.attach(slot, 0, layout_of(adapter))
+        backend.attach(slot, backend.prepare(0, layout_of(adapter)))
     backend.begin(step.scenario.segments, [])
 
 

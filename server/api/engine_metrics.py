@@ -30,6 +30,7 @@ class EngineCollector(Collector):
             yield from self._vllm_gauges(stats)
             yield _cache_config(info, self._model_name)
             yield self._lora_info(stats, info)
+            yield from _graphs(info)
 
     def _vllm_gauges(self, stats: EngineStats) -> Iterable[Metric]:
         for name, text, value in (
@@ -70,6 +71,13 @@ def _cache_config(info: ModelInfo, model_name: str) -> Metric:
     gauge = GaugeMetricFamily("vllm:cache_config_info", "The KV cache, in its labels", labels=list(labels))
     gauge.add_metric(list(labels.values()), 1)
     return gauge
+
+
+def _graphs(info: ModelInfo) -> Iterable[Metric]:
+    """Not where there is no GPU, so that 0 always says that something is wrong, or asked for."""
+    if info.cuda_graphs is not None:
+        text = "CUDA graphs of decode steps, recorded at start; 0 if the model runs without, which is slower"
+        yield GaugeMetricFamily("peftserve_cuda_graphs", text, info.cuda_graphs)
 
 
 def _engine_gauges(stats: EngineStats) -> Iterable[Metric]:

@@ -28,6 +28,7 @@ from .sampling import Sampler
 from .scheduling.page_pool import PagePool
 from .scheduling.scheduler import Scheduler
 from .scheduling.sequence import Lease, Sequence
+from .staging import is_host
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,7 @@ class Engine:
             special_tokens=special,
             pid=os.getpid(),
             fingerprint=fingerprint(config.model),
+            cuda_graphs=None if is_host(model.device) else self._runner.num_graphs,
         )
 
     # Requests

@@ -110,6 +110,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     chat_template: Jinja source, or None. special_tokens: name (`bos_token`) to text, for the template.
     eos_token_ids: end a sequence unless `ignore_eos`.
     fingerprint: of the checkpoint, by part: the same for the same base wherever it lies, another for another base.
+    cuda_graphs: recorded at start, of decode steps; 0 where a GPU runs without, None where there is no GPU.
     """
 
     model_name: str
@@ -129,6 +130,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     special_tokens: dict[str, str]
     pid: int
     fingerprint: dict[str, str] = {}
+    cuda_graphs: int | None = None
 
 
 class Logprob(msgspec.Struct, frozen=True):

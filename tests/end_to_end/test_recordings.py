@@ -4,13 +4,15 @@ Kernels plan for a GPU of 132 multiprocessors and the heads of an 8B Llama; what
 are quick.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from peftserve.kernels import triton_attention, triton_bypass
 from peftserve.kernels.attention import Limits
@@ -22,55 +24,71 @@ from peftserve.server.engine.adapters import service
 from peftserve.server.engine.model import graphs
 from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingParams
 
-MAX_RUNNING, MAX_LORAS, MAX_LEN = 18, 4, 512
+MAX_RUNNING, MAX_LORAS, MAX_LEN = 18, 36, 512
+LOADS = 10_000
 MULTIPROCESSORS = 132
 LLAMA_8B = {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128}
 
 
 class Kernel:
-    """Takes a kernel's place. clears: the argument that it fills with zeros, if any."""
+    """Takes a kernel's place, and is recorded like one. clears: the argument that it fills with zeros, if any."""
 
-    def __init__(self, clears: int | None = None) -> None:
+    def __init__(self, cuda: Any, clears: int | None = None) -> None:
+        self._cuda = cuda
         self._clears = clears
 
     def __getitem__(self, grid: Any) -> Any:
-        def launch(*args: Any, **options: Any) -> None:
-            if self._clears is not None:
-                args[self._clears].zero_()
+        return lambda *args, **options: self._cuda.launch(self._run, args, options)
 
-        return launch
+    def _run(self, *args: Any, **options: Any) -> None:
+        if self._clears is not None:
+            args[self._clears].zero_()
 
 
-class Backends:
-    """Those of the engine. places: the addresses of all that its graphs may read."""
+def make_attention(
+    layers: Any, page_size: int, dtype: torch.dtype, device: torch.device, limits: Limits, spare_bytes: int
+) -> TritonAttention:
+    return TritonAttention(layers, page_size, dtype, device, limits)
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.attention: TritonAttention
-        self.bypass: TritonBypass
-        for module, name, kernel in (
-            (triton_attention, "attention_kernel", Kernel(clears=4)),
-            (triton_attention, "write_kernel", Kernel()),
-            (triton_bypass, "bypass_kernel", Kernel()),
-        ):
-            monkeypatch.setattr(module, name, kernel)
-        for module in (triton_attention, triton_bypass):
-            monkeypatch.setattr(module, "_multiprocessors", lambda device: MULTIPROCESSORS)
-        monkeypatch.setattr(assembly, "make_attention_backend", self._make_attention)
-        monkeypatch.setattr(service, "make_bypass_backend", self._make_bypass)
 
-    def places(self) -> list[int]:
-        held = [vars(self.attention), vars(self.bypass), vars(self.bypass._slots), self.bypass._kept._asdict()]
-        return [value.data_ptr() for there in held for value in there.values() if isinstance(value, torch.Tensor)]
+def run_on_kernels(monkeypatch: pytest.MonkeyPatch, cuda: Any) -> None:
+    for module, name, kernel in (
+        (triton_attention, "attention_kernel", Kernel(cuda, clears=4)),
+        (triton_attention, "write_kernel", Kernel(cuda)),
+        (triton_bypass, "bypass_kernel", Kernel(cuda)),
+    ):
+        monkeypatch.setattr(module, name, kernel)
+    for module in (triton_attention, triton_bypass):
+        monkeypatch.setattr(module, "_multiprocessors", lambda device: MULTIPROCESSORS)
+    monkeypatch.setattr(assembly, "make_attention_backend", make_attention)
+    monkeypatch.setattr(service, "make_bypass_backend", TritonBypass)
+    monkeypatch.setattr(assembly, "make_recorder", graphs.CudaRecorder)
+    monkeypatch.setattr(assembly, "check_paged_attention", lambda *args: None)
 
-    def _make_attention(
-        self, layers: Any, page_size: int, dtype: torch.dtype, device: torch.device, limits: Limits, spare_bytes: int
-    ) -> TritonAttention:
-        self.attention = TritonAttention(layers, page_size, dtype, device, limits)
-        return self.attention
 
-    def _make_bypass(self, arena: torch.Tensor, groups: Any, **limits: int) -> TritonBypass:
-        self.bypass = TritonBypass(arena, groups, **limits)
-        return self.bypass
+def tensors_of(thing: Any, name: str, seen: dict[int, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    """All that our objects hold, by the way that leads to them. seen: by id, what was looked at, which stays alive."""
+    if isinstance(thing, torch.Tensor):
+        yield name, thing
+    elif id(thing) not in seen:
+        seen[id(thing)] = thing
+        for key, value in _parts(thing):
+            yield from tensors_of(value, f"{name}.{key}", seen)
+
+
+def _parts(thing: Any) -> Iterator[tuple[Any, Any]]:
+    if isinstance(thing, nn.Module):
+        yield from (*thing.named_parameters(), *thing.named_buffers())
+    elif isinstance(thing, Mapping):
+        yield from list(thing.items())
+    elif isinstance(thing, list | tuple | set):
+        yield from enumerate(thing)
+    elif isinstance(thing, functools.partial):
+        yield from enumerate((thing.func, *thing.args))
+    elif type(thing).__module__.startswith("peftserve."):
+        yield from list(getattr(thing, "__dict__", {}).items())
+    elif hasattr(thing, "__self__"):
+        yield "self", thing.__self__
 
 
 class Load:
@@ -98,9 +116,7 @@ class Load:
 def test_nothing_is_captured_after_the_start(
     oracle: ModuleType, simulated_cuda: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    backends = Backends(monkeypatch)
-    monkeypatch.setattr(assembly, "make_recorder", graphs.CudaRecorder)
-    monkeypatch.setattr(assembly, "check_paged_attention", lambda *args: None)
+    run_on_kernels(monkeypatch, simulated_cuda)
     model = oracle.tiny_model("llama", 2, tmp_path / "model", **LLAMA_8B, max_position_embeddings=MAX_LEN)
     config = EngineConfig(
         model=str(model),
@@ -111,29 +127,48 @@ def test_nothing_is_captured_after_the_start(
         max_running=MAX_RUNNING,
         max_loras=MAX_LORAS,
         kv_cache_tokens=6 * MAX_LEN,
+        adapter_memory=1 << 26,
         async_scheduling=True,
     )
     engine = Engine(config)
-    captures, places = simulated_cuda.captures, backends.places()
+
+    def read_by_graphs() -> dict[str, int]:
+        """The engine's tensors that graphs know, with their addresses."""
+        known = simulated_cuda.addresses()
+        found = tensors_of(engine, "engine", {})
+        return {name: t.data_ptr() for name, t in found if t.untyped_storage().data_ptr() in known}
+
+    captures, places = simulated_cuda.captures, read_by_graphs()
     assert captures == 1 + 2 * len([1, 2, 4, 8, 16, MAX_RUNNING])
+    for buffer in ("table", "_arena", "_counters", "records", "_ids", "_positions"):
+        assert any(name.endswith(buffer) for name in places), buffer
     load = Load(engine)
     names = [folder.name for folder in oracle.varied_adapters(model, tmp_path / "adapters", seed=50)]
+    small = oracle.random_adapter(model, tmp_path / "small", 1, r=1, target_modules=["q_proj"], layers_to_transform=[1])
+    many = [f"small {i}" for i in range(3 * MAX_LORAS)]
     try:
         for name in names:
             engine.inspect_adapter(name, tmp_path / "adapters" / name)
+        for name in many:
+            engine.inspect_adapter(name, small)
         load.run([(MAX_LEN - 1, [])] * 2)  # prefills of the whole budget
         load.run([(MAX_LEN - 40, [names[0]])] * 3, max_tokens=40)  # up to the longest context
         for count in range(1, MAX_RUNNING + 1):
             load.run([(3, [])] * count)
             load.run([(3, [names[i % 3]]) for i in range(count)])
-        for first in range(len(names)):  # each in turn takes others' slots
-            load.run([(5, [names[(first + i) % len(names)]]) for i in range(MAX_RUNNING)])
-        load.run([(20, names[:MAX_LORAS])] * MAX_RUNNING)  # the largest mixtures
+        load.run([(20, [*names, *many][:MAX_LORAS])] * MAX_RUNNING)  # the largest mixtures
         load.run([(240, [names[i % 4]]) for i in range(2 * MAX_RUNNING)], max_tokens=12)
         assert engine.stats().preemptions > 0
-        assert engine.stats().adapter_evictions > 0
+        first = 0
+        while engine.stats().adapter_loads < LOADS:  # each takes another's slot
+            some = [many[(first + i) % len(many)] for i in range(MAX_LORAS)]
+            parts = [(1, some[i : i + 2]) for i in range(0, MAX_LORAS, 2)]
+            load.run(parts, max_tokens=2 if first % (10 * MAX_LORAS) == 0 else 1)
+            first += MAX_LORAS
+        assert engine.stats().adapter_evictions >= LOADS - MAX_LORAS
     finally:
         engine.close()
     assert simulated_cuda.replays > 100
     assert simulated_cuda.captures == captures
-    assert backends.places() == places
+    after = read_by_graphs()
+    assert {name: after.get(name) for name in places} == places

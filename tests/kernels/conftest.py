@@ -43,7 +43,7 @@ class Case:
 
     def attach_all(self, backend: BypassBackend) -> None:
         for slot, (base, layout) in self.slots.items():
-            backend.attach(slot, base, layout)
+            backend.attach(slot, backend.prepare(base, layout))
 
     def input(self, group: int, rows: int) -> torch.Tensor:
         spec = self.groups[group]

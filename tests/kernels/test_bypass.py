@@ -120,7 +120,7 @@ def test_a_slot_is_detached_and_attached_again(kind: str, kit: ModuleType) -> No
     kit.check_step(case, backend, segments, segments, ROWS, 1e-6)
     backend.detach(1)
     case.add(1, {0: (0, 0, 33), 2: (3,)})
-    backend.attach(1, *case.slots[1])
+    backend.attach(1, backend.prepare(*case.slots[1]))
     kit.check_step(case, backend, segments, segments, ROWS, 1e-6)
     backend.detach(0)
     backend.detach(1)

@@ -78,11 +78,17 @@ def test_a_step_without_such_adapters_has_no_plan() -> None:
     assert not side.plans
 
 
-def test_the_same_step_again_is_not_planned_again_until_a_slot_changes() -> None:
+def test_the_same_step_again_is_not_planned_again_until_one_of_its_slots_changes() -> None:
     side = SideOps({"site": Rows.TOKENS})
     side.attach(1, {"site": [Op("bias", {"d": torch.ones(WIDTH)})]})
     side.begin([Segment(1, 1.0, 0, 3)], [])
     plans = side.plans
+    side.begin([Segment(1, 1.0, 0, 3)], [])
+    assert side.plans is plans
+    side.attach(2, {"site": [Op("bias", {"d": torch.zeros(WIDTH)})]})  # which is not in the step
+    side.begin([Segment(1, 1.0, 0, 3)], [])
+    assert side.plans is plans
+    side.detach(2)
     side.begin([Segment(1, 1.0, 0, 3)], [])
     assert side.plans is plans
     side.detach(1)

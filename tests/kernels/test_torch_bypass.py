@@ -128,3 +128,24 @@ def test_the_same_work_list_is_planned_once(kit: ModuleType) -> None:
         plans.append(backend._plans)
     assert plans[0] is plans[1]
     assert plans[1] is not plans[2]
+
+
+def test_who_comes_and_goes_elsewhere_changes_no_plan(kit: ModuleType) -> None:
+    case = kit.Case(GROUPS, device="cpu")
+    case.add(0, {0: (4, 4)})
+    case.add(1, {0: (2, 0)})
+    backend = TorchBypass(case.arena, GROUPS)
+    case.attach_all(backend)
+    running, everyone = [Segment(0, 1.0, 0, 2)], [Segment(0, 1.0, 0, 2), Segment(1, 1.0, 2, 4)]
+    backend.begin(running, [])
+    plans = backend._plans
+    backend.attach(2, backend.prepare(*case.slots[1]))
+    backend.detach(1)
+    backend.begin(running, [])
+    assert backend._plans is plans
+    backend.attach(1, backend.prepare(*case.slots[1]))
+    kit.check_step(case, backend, everyone, [], ROWS, 1e-6)
+    case.add(1, {0: (3, 5)})
+    backend.detach(1)
+    backend.attach(1, backend.prepare(*case.slots[1]))
+    kit.check_step(case, backend, everyone, [], ROWS, 1e-6)  # the same segments, another adapter

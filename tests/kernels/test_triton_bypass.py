@@ -137,7 +137,7 @@ def test_a_launch_depends_on_the_step_through_device_memory_alone(
         asked.append(list(launches.asked))
         launches.asked.clear()
         if 3 not in backend._slots.ranks.nonzero()[1]:
-            backend.attach(3, *case.slots[3])
+            backend.attach(3, backend.prepare(*case.slots[3]))
     assert all(one == asked[0] for one in asked)
 
 
@@ -175,7 +175,7 @@ def test_factors_at_odd_places_run_in_no_graph_that_reads_them_wide(kit: ModuleT
     case, backend = make(kit)
     assert backend.begin(singles((0, 1)), [], capacity=4)
     base, layout = case.slots[0]
-    backend.attach(3, base + 1, layout)
+    backend.attach(3, backend.prepare(base + 1, layout))
     assert not backend.begin(singles((0, 1)), [], capacity=4)
 
 
@@ -203,8 +203,8 @@ def test_scales_and_biases_ride_along(kit: ModuleType) -> None:
     case.arena[start : start + 40], case.arena[start + 64 : start + 104] = scale, bias
     base, layout = case.slots[0]
     rows = {"scales": (start - base, None), "biases": (start + 64 - base, None)}
-    backend.attach(0, base, {0: replace(layout[0], **rows)})
-    backend.attach(3, start, {0: GroupLayout(0, (0, 0), (0, 0), (None, None), (64, None))})
+    backend.attach(0, backend.prepare(base, {0: replace(layout[0], **rows)}))
+    backend.attach(3, backend.prepare(start, {0: GroupLayout(0, (0, 0), (0, 0), (None, None), (64, None))}))
     segments = [Segment(0, 1.0, 0, 1), Segment(0, 0.5, 3, 9), Segment(3, 2.0, 5, 9), Segment(3, 1.0, 10, 11)]
     x, y = case.input(0, 12), case.output(0, 0, 12)
     got = y.clone()
@@ -221,7 +221,7 @@ def test_scales_and_biases_ride_along(kit: ModuleType) -> None:
 def test_a_slot_beyond_the_table_is_refused(kit: ModuleType) -> None:
     case, backend = make(kit)
     with pytest.raises(IndexError):
-        backend.attach(4, *case.slots[0])
+        backend.attach(4, backend.prepare(*case.slots[0]))
 
 
 def test_many_rows_take_wide_tiles_and_few_rows_thin_ones(kit: ModuleType) -> None:

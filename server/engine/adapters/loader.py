@@ -1,26 +1,37 @@
-"""The thread that reads, checks, compiles and copies adapters, so that the step loop never does.
+"""The thread that reads, checks, compiles, copies and prepares adapters, so that the step loop never does.
 
-One worker: loads are bound by the disk and by copies, and a second one would only take time from the steps.
+One worker: loads are bound by the disk and by copies, and a second one would only take time from the steps. Nor does it
+wait for the device: what comes behind a copy is prepared while that runs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 
+from .copies import Copies, Copy, Event, Pieces
 from .packing import Blob
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Load(Protocol[T_co]):
+    """An adapter on its way to the device. Asking never waits."""
+
+    def done(self) -> bool: ...
+
+    def result(self) -> T_co:
+        """What was prepared for it, once it is done. Raises what was raised meanwhile."""
 
 
 class AdapterLoader:
-    """compile: an adapter's key to its blob; raises AdapterError. arena: (elements,) on the device."""
+    """compile: an adapter's key to its blob; raises AdapterError."""
 
-    def __init__(self, compile: Callable[[str], Blob], arena: torch.Tensor) -> None:
+    def __init__(self, compile: Callable[[str], Blob], copies: Copies) -> None:
         self._compile = compile
-        self._arena = arena
-        self._stream = torch.cuda.Stream(arena.device) if arena.is_cuda else None
+        self._copies = copies
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="adapter-loader", initializer=use_one_core)
 
     def fetch(self, key: str) -> Future[Blob]:
@@ -31,29 +42,34 @@ class AdapterLoader:
         """Any other work for this thread."""
         return self._worker.submit(task)
 
-    def copy(self, pieces: Sequence[tuple[torch.Tensor, int]]) -> Future[None]:
-        """Copy each tensor to its element of the arena; done when the device has all of them, and all before them.
+    def load(self, pieces: Pieces, prepare: Callable[[], T]) -> Load[T]:
+        """Copy the pieces into the arena, and prepare what is to be attached once the device has all of them.
 
         The copies begin when all steps so far have run, which may still read what they replace.
         """
-        steps = torch.cuda.current_stream(self._arena.device).record_event() if self._arena.is_cuda else None
-        return self._worker.submit(self._copy, tuple(pieces), steps)
+        return _Load(self._worker.submit(self._load, self._copies.behind_steps(), tuple(pieces), prepare))
 
     def close(self) -> None:
         self._worker.shutdown(wait=True, cancel_futures=True)
 
-    def _copy(self, pieces: tuple[tuple[torch.Tensor, int], ...], steps: torch.cuda.Event | None) -> None:
-        if self._stream is None or steps is None:
-            self._enqueue(pieces)
-            return
-        with torch.cuda.stream(self._stream):
-            self._stream.wait_event(steps)
-            self._enqueue(pieces)
-        self._stream.synchronize()
+    def _load(self, copy: Copy, pieces: Pieces, prepare: Callable[[], T]) -> tuple[T, Event | None]:
+        end = copy(pieces)
+        return prepare(), end
 
-    def _enqueue(self, pieces: tuple[tuple[torch.Tensor, int], ...]) -> None:
-        for data, start in pieces:
-            self._arena[start : start + data.numel()].copy_(data, non_blocking=True)
+
+class _Load(Generic[T]):
+    def __init__(self, work: Future[tuple[T, Event | None]]) -> None:
+        self._work = work
+
+    def done(self) -> bool:
+        if not self._work.done() or self._work.exception() is not None:
+            return self._work.done()
+        _, end = self._work.result()
+        return end is None or end.query()
+
+    def result(self) -> T:
+        prepared, _ = self._work.result()
+        return prepared
 
 
 def use_one_core() -> None:

@@ -6,6 +6,8 @@ Every tensor starts at a multiple of `ALIGNMENT` elements. A's of sites that sha
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from itertools import accumulate
+from operator import mul
 from typing import Any, NamedTuple
 
 import torch
@@ -41,8 +43,9 @@ class Place(NamedTuple):
     def view(self, arena: torch.Tensor, base: int, shared: Mapping[str, int] = _NOTHING) -> torch.Tensor:
         """Of the blob that begins at element `base` of the arena. shared: where each piece begins."""
         start, count = (base if self.shared is None else shared[self.shared]) + self.offset, self.shape.numel()
-        if self.dtype is None:
-            return arena[start : start + count].view(self.shape)
+        if self.dtype is None:  # in one call: an adapter may have thousands of places
+            strides = [*accumulate(reversed(self.shape[1:]), mul, initial=1)][::-1]
+            return arena.as_strided(self.shape, strides[: len(self.shape)], start)
         taken = -(-count * self.dtype.itemsize // arena.element_size())
         return arena[start : start + taken].view(self.dtype)[:count].view(self.shape)
 

@@ -11,6 +11,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -20,25 +21,22 @@ from peftserve.adapters.errors import AdapterTooLarge
 from ...wire.messages import AdapterPart
 from ..scheduling.sequence import Lease
 from .host_tier import HostTier, digest_of
-from .loader import AdapterLoader
+from .loader import AdapterLoader, Load
 from .packing import AdapterLayout, Blob
+from .preparation import PreparedAdapter
 from .ranges import RangeAllocator
 from .shared_ranges import SharedRanges
 
 
 @dataclass(slots=True)
 class _Resident:
-    """size: elements of the range. copy: the copy into the arena while it runs; None once the slot is attached.
-
-    shared: keys of the pieces beside its own range.
-    """
+    """size: elements of the range. shared: keys of the pieces beside it."""
 
     slot: int
     start: int
     size: int
     layout: AdapterLayout
     holders: int
-    copy: Future[None] | None
     requested: float
     shared: tuple[str, ...]
 
@@ -46,7 +44,10 @@ class _Resident:
 class Slots(Protocol):
     """Where adapters are attached, by slot."""
 
-    def attach(self, slot: int, base: int, layout: AdapterLayout, shared: Mapping[str, int]) -> None: ...
+    def prepare(self, base: int, layout: AdapterLayout, shared: Mapping[str, int]) -> PreparedAdapter:
+        """On the loader's thread."""
+
+    def attach(self, slot: int, adapter: PreparedAdapter) -> None: ...
 
     def detach(self, slot: int) -> None: ...
 
@@ -66,6 +67,7 @@ class AdapterResidency:
         self._max_loras = max_loras
         self._free_slots = list(range(max_loras - 1, -1, -1))
         self._residents: OrderedDict[str, _Resident] = OrderedDict()
+        self._loading: dict[str, Load[PreparedAdapter]] = {}  # residents on their way, not yet attached
         self._fetches: dict[str, Future[Blob]] = {}
         self._asked: dict[str, float] = {}
         self._failures: dict[tuple[str, ...], BaseException] = {}
@@ -104,7 +106,7 @@ class AdapterResidency:
         )
 
     def is_ready(self, lease: Lease) -> bool:
-        return all(self._residents[digest].copy is None for digest in lease.digests)
+        return self._loading.keys().isdisjoint(lease.digests)
 
     def release(self, lease: Lease) -> None:
         self._unpin(lease.digests)
@@ -124,17 +126,15 @@ class AdapterResidency:
                 self._asked.pop(digest, None)
             else:
                 self.host.put(digest, fetch.result(), keep=self._asked)
-        for digest, resident in self._residents.items():
-            if resident.copy is not None and resident.copy.done():
-                resident.copy.result()
-                self._attach(digest, resident)
+        for digest in [digest for digest, load in self._loading.items() if load.done()]:
+            self._attach(digest)
         # What was just fetched is about to be reserved: its load counts from when it was asked for.
         self._asked = {digest: asked for digest, asked in self._asked.items() if digest in awaited}
         failures, self._failures = self._failures, {}
         return failures
 
     def is_loading(self) -> bool:
-        return bool(self._fetches) or any(r.copy is not None for r in self._residents.values())
+        return bool(self._fetches or self._loading)
 
     def keep(self, digest: str, blob: Blob) -> None:
         """A blob that was compiled for another reason (an upload's inspection) is worth keeping on the host."""
@@ -148,7 +148,7 @@ class AdapterResidency:
 
     def _drop(self, key: str) -> bool:
         resident = self._residents.get(key)
-        if key in self._fetches or (resident is not None and (resident.copy is not None or resident.holders)):
+        if key in self._fetches or key in self._loading or (resident is not None and resident.holders):
             return False
         if resident is not None:
             self._remove(key)
@@ -156,7 +156,7 @@ class AdapterResidency:
         return True
 
     def digests(self) -> list[str]:
-        return [digest for digest, resident in self._residents.items() if resident.copy is None]
+        return [digest for digest in self._residents if digest not in self._loading]
 
     def num_elements(self) -> int:
         """Elements of the arena in use."""
@@ -193,12 +193,11 @@ class AdapterResidency:
         if start is None:
             self._shared.release(held)
             return False
-        copy = self._loader.copy([*copies, (blob.data, start)])
+        prepare = partial(self._slots.prepare, start, blob.layout, self._shared.starts(held))
+        self._loading[digest] = self._loader.load([*copies, (blob.data, start)], prepare)
         requested = self._asked.get(digest, time.monotonic())
         size = self._ranges.rounded(blob.data.numel())
-        self._residents[digest] = _Resident(
-            self._free_slots.pop(), start, size, blob.layout, 1, copy, requested, tuple(held)
-        )
+        self._residents[digest] = _Resident(self._free_slots.pop(), start, size, blob.layout, 1, requested, tuple(held))
         return True
 
     def _check_possible(self, digests: Sequence[str]) -> None:
@@ -210,7 +209,7 @@ class AdapterResidency:
 
     def _make_way(self) -> None:
         """Where nobody holds anything, what is still there lies in the way of its own mixture: start it afresh."""
-        if all(resident.holders == 0 and resident.copy is None for resident in self._residents.values()):
+        if not self._loading and all(resident.holders == 0 for resident in self._residents.values()):
             for digest in list(self._residents):
                 self._evict(digest)
 
@@ -232,7 +231,7 @@ class AdapterResidency:
     def _make_room(self, size: int) -> int | None:
         """A free slot and a range of `size`, evicting what nobody holds, or None."""
         while not self._free_slots or (start := self._ranges.allocate(size)) is None:
-            victim = next((d for d, r in self._residents.items() if r.holders == 0 and r.copy is None), None)
+            victim = next((d for d, r in self._residents.items() if not r.holders and d not in self._loading), None)
             if victim is None:
                 return None
             self._evict(victim)
@@ -242,10 +241,9 @@ class AdapterResidency:
         self._remove(digest)
         self.num_evictions += 1
 
-    def _attach(self, digest: str, resident: _Resident) -> None:
-        shared = self._shared.starts(resident.shared)
-        self._slots.attach(resident.slot, resident.start, resident.layout, shared)
-        resident.copy = None
+    def _attach(self, digest: str) -> None:
+        resident = self._residents[digest]
+        self._slots.attach(resident.slot, self._loading.pop(digest).result())
         self.num_loads += 1
         self.load_seconds.append(time.monotonic() - resident.requested)
 
@@ -264,4 +262,5 @@ class AdapterResidency:
         assert slots == list(range(self._max_loras)), f"slots are lost or doubled: {slots}"
         shared = Counter(key for resident in self._residents.values() for key in resident.shared)
         assert shared == self._shared.holders(), "a shared piece's holders are not the adapters that have it"
+        assert self._loading.keys() <= self._residents.keys(), "what is on its way to the device has no place there"
         assert all(r.holders >= 0 for r in self._residents.values()), "an adapter was released too often"

@@ -24,6 +24,7 @@ from ...wire.messages import AdapterCard
 from ..memory import adapter_elements, give_back_free_memory
 from ..model.loading import LoadedModel
 from .attachments import Attachments
+from .copies import make_copies
 from .host_tier import HostTier, digest_of
 from .loader import AdapterLoader
 from .packing import ALIGNMENT, Blob, SharedPiece, pack
@@ -52,7 +53,7 @@ class AdapterService:
         )
         side, head = SideOps(loaded.sites.rows()), loaded.sites.table.head
         self.attachments = Attachments(self._arena, backend, side, loaded.modules, head, loaded.sites.groups)
-        self._loader = AdapterLoader(self._compile_key, self._arena)
+        self._loader = AdapterLoader(self._compile_key, make_copies(self._arena))
         self._spill = _spill(config, loaded)
         host = HostTier(config.host_adapter_memory, config.max_cpu_loras, self._spill.keep)
         ranges = RangeAllocator(elements, ALIGNMENT)

@@ -89,6 +89,10 @@ class DecodeGraphs:
             prepare(*kind)
             self._graphs[kind] = self._recorder.record(self._run_of(kind.rows))
 
+    def __len__(self) -> int:
+        """Graphs that have been recorded."""
+        return len(self._graphs)
+
     def rows_for(self, num_rows: int) -> int | None:
         """Rows of the graph for a step of so many; None if it is too large for any."""
         place = bisect_left(self.sizes, num_rows)

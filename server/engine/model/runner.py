@@ -83,6 +83,11 @@ class ModelRunner:
         """From now on, without graphs and without what is compiled."""
         self._graphs = self._compiled = None
 
+    @property
+    def num_graphs(self) -> int:
+        """That decode steps are run by; 0 without any."""
+        return 0 if self._graphs is None else len(self._graphs)
+
     def check_device(self) -> None:
         """Raises RuntimeError if the device has failed for good, as a GPU has once a kernel read where it may not."""
         if not is_host(self._model.device):

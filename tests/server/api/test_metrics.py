@@ -95,6 +95,13 @@ async def test_the_engines_state_in_our_names_and_vllms(server, engine):
     }
 
 
+async def test_a_gpus_graphs_are_counted_and_their_absence_is_a_zero(server, engine, model_info):
+    assert "peftserve_cuda_graphs" not in await _scrape(server), "on a CPU"
+    for count in (30, 0):
+        engine.info = model_info(device="cuda:0", cuda_graphs=count)
+        assert _single(await _scrape(server), "peftserve_cuda_graphs") == count
+
+
 async def test_one_series_names_running_and_waiting_adapters(server, engine, until):
     digests = {name: (await server.upload(name, rank=rank)).json()["digest"] for rank, name in enumerate("abc", 1)}
     engine.delay = 0.05

@@ -12,9 +12,10 @@ import torch
 
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine, assembly
+from peftserve.server.engine import engine as engine_module
 from peftserve.server.engine.model import runner as runner_module
 from peftserve.server.engine.model.hooks import _Siblings
-from peftserve.server.wire.messages import AddRequest, SamplingParams
+from peftserve.server.wire.messages import AddRequest, ModelInfo, SamplingParams
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def model(oracle: ModuleType, tmp_path: Path) -> str:
     return str(oracle.tiny_model("llama", 0, tmp_path))
 
 
-def assert_serves(model: str, wanted: list[int], **settings: Any) -> None:
+def assert_serves(model: str, wanted: list[int], **settings: Any) -> ModelInfo:
     engine = Engine(EngineConfig(model=model, device="cpu", dtype="float32", kv_cache_tokens=64, **settings))
     try:
         sampling = SamplingParams(max_tokens=3, temperature=0.0, ignore_eos=True)
@@ -31,6 +32,7 @@ def assert_serves(model: str, wanted: list[int], **settings: Any) -> None:
         while engine.has_work():
             found += [token for output in engine.step() for token in output.token_ids]
         assert found == wanted
+        return engine.info
     finally:
         engine.close()
 
@@ -81,9 +83,29 @@ def test_a_model_that_cannot_be_recorded_runs_without_graphs(
     why: str,
 ) -> None:
     monkeypatch.setattr(assembly, "make_recorder", lambda device: recorder)
-    assert_serves(model, wanted)
-    assert "runs without CUDA graphs" in caplog.text
-    assert why in caplog.text
+    monkeypatch.setattr(engine_module, "is_host", lambda device: False)
+    assert assert_serves(model, wanted).cuda_graphs == 0
+    (said,) = [record for record in caplog.records if "runs without CUDA graphs" in record.getMessage()]
+    assert said.levelno == logging.WARNING
+    assert why in said.getMessage()
+
+
+class Repeats:
+    """As a GPU does it."""
+
+    def record(self, run: Callable[[], torch.Tensor]) -> Any:
+        recording = Mock(output=run(), side_effect=lambda: recording.output.copy_(run()))
+        return recording
+
+
+def test_graphs_are_counted_where_there_is_a_gpu(
+    model: str, wanted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assembly, "make_recorder", lambda device: Repeats())
+    assert assert_serves(model, wanted, max_running=2).cuda_graphs is None
+    monkeypatch.setattr(engine_module, "is_host", lambda device: False)
+    assert assert_serves(model, wanted, max_running=2).cuda_graphs == 2 * len([1, 2])
+    assert assert_serves(model, wanted, max_running=2, enforce_eager=True).cuda_graphs == 0
 
 
 def cannot_compile(forward: Any) -> Any:

@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from peftserve.adapters.errors import AdapterTooLarge, InvalidAdapter
 from peftserve.adapters.files import WEIGHTS, content_digest
+from peftserve.server.engine.adapters import service
+from peftserve.server.engine.adapters.copies import Copy, Event, HostCopies, Pieces, copy_pieces
 
 MakeBench = Callable[..., Any]
 PROMPT = [7, 250, 31, 90, 44, 44, 120, 9, 10, 200, 201]
@@ -113,6 +115,42 @@ def test_adapters_take_turns_in_few_slots_and_come_back_from_disk(
     assert len(stats.device_adapters) == 1
     assert len(stats.adapter_load_seconds) == stats.adapter_loads
     assert bench.engine.stats().adapter_load_seconds == []
+
+
+class HeldCopies(HostCopies):
+    """As a GPU's: the loader's thread hands them over at once, and they end when the test says so."""
+
+    has_ended = False
+
+    def behind_steps(self) -> Copy:
+        def enqueue(pieces: Pieces) -> Event:
+            copy_pieces(pieces, self._arena)
+            return self
+
+        return enqueue
+
+    def query(self) -> bool:
+        return self.has_ended
+
+
+def test_nobody_waits_for_a_copy_to_the_device(
+    make_bench: MakeBench, adapters: dict[str, Path], peft: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[HeldCopies] = []
+    monkeypatch.setattr(service, "make_copies", lambda arena: made.append(HeldCopies(arena)) or made[-1])
+    bench = make_bench(adapters.items(), max_loras=2)
+    (copies,) = made
+    bench.add("late", PROMPT, "a", max_tokens=3)
+    bench.add("base", PROMPT, max_tokens=20)
+    outputs = [output for _ in range(20) for output in bench.step()]
+    assert [output.request_id for output in outputs] == ["base"] * 20, "a token in every step"
+    assert outputs[-1].finish_reason is not None
+    assert bench.engine.adapters.residency.is_loading()
+    copies.has_ended = True
+    answers = bench.run()
+    assert answers["late"].token_ids == peft.greedy(PROMPT, 3, mixture_of(adapters, ("a", 1.0))).token_ids
+    assert [token for output in outputs for token in output.token_ids] == peft.greedy(PROMPT, 20).token_ids
+    bench.assert_idle()
 
 
 @pytest.fixture

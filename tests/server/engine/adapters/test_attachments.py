@@ -23,8 +23,11 @@ class Backend:
         self.takes_rows = takes_rows
         self.layouts: dict[int, BlobLayout] = {}
 
-    def attach(self, slot: int, base: int, layout: BlobLayout) -> None:
-        self.layouts[slot] = layout
+    def prepare(self, base: int, layout: BlobLayout) -> BlobLayout:
+        return layout
+
+    def attach(self, slot: int, prepared: BlobLayout) -> None:
+        self.layouts[slot] = prepared
 
     def detach(self, slot: int) -> None:
         del self.layouts[slot]
@@ -39,8 +42,8 @@ def make(*, takes_rows: bool = True) -> tuple[Any, Attachments]:
     backend = Backend(takes_rows)
     side = SideOps({"q": Rows.TOKENS})
     attachments = Attachments(torch.randn(256), backend, side, {"q": nn.Linear(4, 4)}, None, SITES)
-    attachments.attach(0, 0, SCALED, {})
-    attachments.attach(1, 64, TURNED, {})
+    attachments.attach(0, attachments.prepare(0, SCALED, {}))
+    attachments.attach(1, attachments.prepare(64, TURNED, {}))
     return backend, attachments
 
 
@@ -61,7 +64,7 @@ def test_a_rider_that_is_mixed_with_an_operator_becomes_one() -> None:
     (terms,) = attachments.side.plans["q"].phases.values()
     assert [part.op.kind for part in terms.parts] == ["output_scale", "pair_rotation"]
     attachments.detach(0)
-    attachments.attach(0, 0, SCALED, {})
+    attachments.attach(0, attachments.prepare(0, SCALED, {}))
     assert backend.layouts[0]
 
 

@@ -1,12 +1,14 @@
 """The loader's thread: in order, apart from the caller's, and errors reach the caller."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
 from peftserve.adapters.errors import InvalidAdapter
+from peftserve.server.engine.adapters.copies import Copy, HostCopies, Pieces
 from peftserve.server.engine.adapters.loader import AdapterLoader
 from peftserve.server.engine.adapters.packing import Blob
 
@@ -42,7 +44,7 @@ def arena() -> torch.Tensor:
 
 @pytest.fixture
 def loader(compiler: Compiler, arena: torch.Tensor) -> Iterator[AdapterLoader]:
-    loader = AdapterLoader(compiler, arena)
+    loader = AdapterLoader(compiler, HostCopies(arena))
     yield loader
     compiler.go.set()
     loader.close()
@@ -56,12 +58,65 @@ def test_the_caller_does_not_wait(loader: AdapterLoader, compiler: Compiler) -> 
     assert compiler.threads[0].startswith("adapter-loader")
 
 
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+
+
 def test_a_copy_fills_its_range_and_nothing_else(
     loader: AdapterLoader, make_blob: MakeBlob, arena: torch.Tensor
 ) -> None:
-    loader.copy([(make_blob(4, 3.0).data, 8)]).result(PATIENCE)
-    assert arena[8:12].tolist() == [3.0] * 4
+    load = loader.load([(make_blob(4, 3.0).data, 8)], lambda: arena[8:12])
+    wait_for(load.done)
+    assert load.result().tolist() == [3.0] * 4
     assert arena.isnan().sum() == 12
+
+
+class Device:
+    """Copies that end when the test says so. log: in which order what was asked for."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.has_ended = False
+
+    def behind_steps(self) -> Copy:
+        self.log.append("steps are marked")
+        return self._copy
+
+    def query(self) -> bool:
+        return self.has_ended
+
+    def _copy(self, pieces: Pieces) -> "Device":
+        self.log.append("copy")
+        return self
+
+
+def test_the_thread_goes_on_while_the_device_copies(compiler: Compiler) -> None:
+    compiler.go.set()
+    device = Device()
+    loader = AdapterLoader(compiler, device)
+    try:
+        load = loader.load([], lambda: device.log.append("prepare"))
+        device.log.append("the caller goes on")
+        loader.fetch("1").result(PATIENCE)  # the next adapter is compiled, and the one before is not yet there
+        assert not load.done()
+        device.has_ended = True
+        assert load.done()
+    finally:
+        loader.close()
+    assert device.log[0] == "steps are marked"
+    assert [entry for entry in device.log if entry != "the caller goes on"][1:] == ["copy", "prepare"]
+
+
+def test_what_is_raised_on_the_way_ends_it(loader: AdapterLoader) -> None:
+    def fail() -> None:
+        raise InvalidAdapter("no such module")
+
+    load = loader.load([], fail)
+    wait_for(load.done)
+    with pytest.raises(InvalidAdapter, match="no such module"):
+        load.result()
 
 
 def test_work_is_done_in_the_order_asked_for(loader: AdapterLoader, compiler: Compiler) -> None:

@@ -32,32 +32,38 @@ SHARED_ELEMENTS = 12
 MIXTURES = [("a",), ("b",), ("c",), ("d",), ("e",), ("a", "b"), ("b", "a"), ("c", "d"), ("e", "a"), ("a", "b", "c")]
 
 
+Load = tuple[list[tuple[torch.Tensor, int]], Callable[[], Any], Future[Any]]
+
+
 class FakeLoader:
-    """fetches, copies: what was asked for and has not been finished, oldest first."""
+    """fetches, loads: what was asked for and has not been finished, oldest first."""
 
     def __init__(self) -> None:
         self.fetches: list[tuple[str, Future[Blob]]] = []
-        self.copies: list[tuple[list[tuple[torch.Tensor, int]], Future[None]]] = []
+        self.loads: list[Load] = []
 
     def fetch(self, digest: str) -> Future[Blob]:
         assert digest not in dict(self.fetches), "fetched twice at once"
         self.fetches.append((digest, Future()))
         return self.fetches[-1][1]
 
-    def copy(self, pieces: list[tuple[torch.Tensor, int]]) -> Future[None]:
-        self.copies.append((pieces, Future()))
-        return self.copies[-1][1]
+    def load(self, pieces: list[tuple[torch.Tensor, int]], prepare: Callable[[], Any]) -> Future[Any]:
+        self.loads.append((pieces, prepare, Future()))
+        return self.loads[-1][2]
 
 
 class FakeBackend:
-    """attached: slot to (start in the arena, layout)."""
+    """attached: slot to what was prepared: start in the arena, layout, and where the pieces beside it begin."""
 
     def __init__(self) -> None:
-        self.attached: dict[int, tuple[int, AdapterLayout]] = {}
+        self.attached: dict[int, tuple[int, AdapterLayout, Mapping[str, int]]] = {}
 
-    def attach(self, slot: int, base: int, layout: AdapterLayout, shared: Mapping[str, int]) -> None:
+    def prepare(self, base: int, layout: AdapterLayout, shared: Mapping[str, int]) -> Any:
+        return base, layout, shared
+
+    def attach(self, slot: int, adapter: Any) -> None:
         assert slot not in self.attached
-        self.attached[slot] = (base, layout)
+        self.attached[slot] = adapter
 
     def detach(self, slot: int) -> None:
         del self.attached[slot]
@@ -93,10 +99,10 @@ class Device:
         self.loader.fetches.clear()
         return self.residency.poll()
 
-    def finish_copies(self) -> None:
-        for _, future in self.loader.copies:
-            future.set_result(None)
-        self.loader.copies.clear()
+    def finish_loads(self) -> None:
+        for load in self.loader.loads:
+            finish(load)
+        self.loader.loads.clear()
         self.residency.poll()
 
     def load(self, *digests: str) -> Lease | None:
@@ -105,8 +111,13 @@ class Device:
             self.finish_fetches()
         assert self.residency.prepare(parts(*digests))
         lease = self.residency.reserve(parts(*digests))
-        self.finish_copies()
+        self.finish_loads()
         return lease
+
+
+def finish(load: Load) -> None:
+    _, prepare, future = load
+    future.set_result(prepare())
 
 
 def parts(*digests: str) -> list[AdapterPart]:
@@ -131,11 +142,11 @@ def test_an_adapter_goes_from_disk_to_host_to_device(device: Device) -> None:
     assert not residency.is_ready(lease)
     assert not device.backend.attached
     assert residency.is_loading()
-    [([(data, start)], _)] = device.loader.copies
+    [([(data, start)], _, _)] = device.loader.loads
     assert data is device.blobs["a"].data
-    device.finish_copies()
+    device.finish_loads()
     assert residency.is_ready(lease)
-    assert device.backend.attached == {lease.slots[0]: (start, device.blobs["a"].layout)}
+    assert device.backend.attached == {lease.slots[0]: (start, device.blobs["a"].layout, {})}
     assert (lease.digests, lease.weights) == (("a",), (0.5,))
     assert (residency.digests(), residency.num_elements(), residency.num_loads) == (["a"], 8, 1)
     assert len(residency.load_seconds) == 1
@@ -155,7 +166,7 @@ def test_a_second_lease_shares_slot_and_copy(device: Device) -> None:
     assert first is not None
     assert second is not None
     assert first.slots == second.slots
-    assert not device.loader.copies
+    assert not device.loader.loads
 
 
 def test_the_least_recently_used_goes_and_what_is_leased_stays(make_blob: Callable[[int], Blob]) -> None:
@@ -257,7 +268,7 @@ def test_dropping_waits_for_leases_and_loads_and_gives_all_back(device: Device) 
     lease = residency.reserve(parts("a"))
     assert lease is not None
     assert not residency.drop("a"), "its copy runs"
-    device.finish_copies()
+    device.finish_loads()
     assert not residency.drop("a"), "it is leased"
     residency.release(lease)
     assert residency.drop("a")
@@ -337,9 +348,9 @@ class ResidencyMachine(RuleBasedStateMachine):
             future.set_exception(OSError()) if fails else future.set_result(self.device.blobs[digest])
 
     @rule()
-    def finish_a_copy(self) -> None:
-        if self.device.loader.copies:
-            self.device.loader.copies.pop(0)[1].set_result(None)
+    def finish_a_load(self) -> None:
+        if self.device.loader.loads:
+            finish(self.device.loader.loads.pop(0))
 
     @rule()
     def poll(self) -> None:
@@ -364,7 +375,7 @@ class ResidencyMachine(RuleBasedStateMachine):
         holders = Counter(digest for lease in self.held for digest in lease.digests)
         assert {d: r.holders for d, r in residents.items() if r.holders} == holders
         attached = {residents[digest].slot: residents[digest].start for digest in self.residency.digests()}
-        assert {slot: start for slot, (start, _) in self.device.backend.attached.items()} == attached
+        assert {slot: start for slot, (start, *_) in self.device.backend.attached.items()} == attached
         for lease in self.held:
             assert lease.slots == tuple(residents[digest].slot for digest in lease.digests)
             ready = all(slot in attached for slot in lease.slots)
@@ -375,7 +386,7 @@ class ResidencyMachine(RuleBasedStateMachine):
         for lease in self.held:
             self.residency.release(lease)
         self.device.finish_fetches()
-        self.device.finish_copies()
+        self.device.finish_loads()
         for digests in MIXTURES:
             leases = (self.device.load(*digests) for _ in range(MOST_TRIES))
             lease = next((lease for lease in leases if lease is not None), None)

@@ -82,6 +82,7 @@ def test_a_step_runs_in_the_smallest_recording_that_holds_it() -> None:
     graphs.capture(memory.prepare)
     assert memory.prepared == [(rows, bypassed) for rows in (8, 4, 2, 1) for bypassed in (True, False)]
     assert recorder.rows == [8, 8, 4, 4, 2, 2, 1, 1]
+    assert len(graphs) == 8
     assert step(graphs, memory, [5, 6, 7], 10) == [15, 16, 17]
     assert step(graphs, memory, [1], 20, bypassed=False) == [21]
     assert step(graphs, memory, [1, 2, 3, 4, 5], 0) == [1, 2, 3, 4, 5]

@@ -108,8 +108,11 @@ class RowsBackend:
         self._slots: dict[int, tuple[int, BlobLayout]] = {}
         self._segments: dict[Rows, Sequence[Segment]] = {}
 
-    def attach(self, slot: int, base: int, layout: BlobLayout) -> None:
-        self._slots[slot] = base, layout
+    def prepare(self, base: int, layout: BlobLayout) -> tuple[int, BlobLayout]:
+        return base, layout
+
+    def attach(self, slot: int, prepared: tuple[int, BlobLayout]) -> None:
+        self._slots[slot] = prepared
 
     def detach(self, slot: int) -> None:
         del self._slots[slot]
@@ -192,7 +195,7 @@ class Bench:
         for piece in blob.shared:
             self._arena[end : end + len(piece.data)] = piece.data
             shared[piece.key], end = end, end + len(piece.data)
-        self.attachments.attach(slot, self._used, blob.layout, shared)
+        self.attachments.attach(slot, self.attachments.prepare(self._used, blob.layout, shared))
         self.adapters[slot], self._used = made, -(-end // 32) * 32
 
     @torch.inference_mode()
