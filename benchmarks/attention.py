@@ -23,6 +23,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported
 
 from peftserve.kernels.attention import AttentionLayer, Limits, Span
+from peftserve.kernels.attention_plan import positions_of, step_of
 from peftserve.kernels.bench.contender import Run
 from peftserve.kernels.bench.cost import Cost, Machine, measure_machine
 from peftserve.kernels.bench.timing import captured, medians
@@ -59,7 +60,10 @@ SMALL_STEPS: dict[str, Sequences] = {
 
 @dataclass
 class Problem:
-    """A step over `num_layers` caches with random keys and values, all alike in shape."""
+    """A step over `num_layers` caches with random keys and values, all alike in shape, the step's own written already.
+
+    key, value: the step's, alike in all layers.
+    """
 
     layer: AttentionLayer
     sequences: Sequences
@@ -78,6 +82,13 @@ class Problem:
         self.keys = self._randn(*cache, self.layer.key_dim)
         self.values = self._randn(*cache, self.layer.value_dim)
         rows = sum(span.rows for span in self.spans)
+        places = torch.from_numpy(positions_of(step_of(self.spans, rows, PAGE_SIZE), PAGE_SIZE)).to(self.device)
+        self.key, self.value = (
+            self._randn(1, rows, self.layer.kv_heads, cache.shape[-1]).transpose(1, 2)
+            for cache in (self.keys, self.values)
+        )
+        for new, caches in ((self.key, self.keys), (self.value, self.values)):
+            caches.flatten(1, 2)[:, places] = new[0].transpose(0, 1)
         self.query = self._randn(1, rows, self.layer.heads, self.layer.key_dim).transpose(1, 2)
 
     def error(self, attend: Attend) -> float:
@@ -103,7 +114,8 @@ def ours(problem: Problem) -> Attend:
     limits = Limits(problem.query.shape[2], len(problem.spans), max(span.total for span in problem.spans))
     backend = TritonAttention([problem.layer], PAGE_SIZE, problem.dtype, torch.device(problem.device), limits)
     backend.begin(problem.spans)
-    return lambda i: backend.attend(0, problem.query, problem.keys[i], problem.values[i])
+    query, key, value = problem.query, problem.key, problem.value
+    return lambda i: backend.attend(0, query, key, value, problem.keys[i], problem.values[i])
 
 
 def gathered(problem: Problem) -> Attend | None:

@@ -59,7 +59,7 @@ class Limits(NamedTuple):
 
 
 class AttentionBackend(Protocol):
-    """begin once a step, then write and attend once for each layer.
+    """begin once a step, then attend once for each layer.
 
     reads_whole_pages: what lies in a sequence's last page beyond its tokens must be finite, though it counts for
     nothing.
@@ -74,19 +74,22 @@ class AttentionBackend(Protocol):
         Raises ValueError if spans need more than their pages or the capacity.
         """
 
-    def write(self, key: torch.Tensor, value: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Store the step's key and value, (1, kv_heads, rows, dim) of any strides, in a layer's cache."""
-
     def attend(
         self,
         layer: int,
         query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
         keys: torch.Tensor,
         values: torch.Tensor,
         sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """query: (1, heads, rows, key_dim) of any strides. Returns (rows, heads, value_dim), contiguous.
+        """Store the step's key and value in a layer's cache. Returns (rows, heads, value_dim), contiguous.
+
+        query: (1, heads, rows, key_dim), key and value: (1, kv_heads, rows, dim), of any strides. keys, values: the
+        layer's cache. sinks: (heads,), for a layer that has them.
 
         Each row sees the positions of its sequence up to its own, within the layer's window, as the cache holds them.
-        sinks: (heads,), for a layer that has them.
+        Sequences may share pages that the step fills if they are those of a span of several rows. What a span of one
+        row stores is for its own eyes until the next step.
         """

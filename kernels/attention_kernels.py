@@ -8,6 +8,10 @@ The grid is as many programs as the device runs at once, whatever the step is. T
 some of a sequence's queries, over some of the keys that they see. Queries are numbered token · group + head, so that
 one tile holds all query heads that read the same keys, and several tokens of a prefill.
 
+Where WRITES, each span of the step is one row, and its key and value are not in the cache yet. Nobody but its own
+queries sees them: the unit that has the span's last keys takes them from where the layer's products left them, adds
+their share, and stores them in the cache.
+
 An item of keys that are split gives a partial sum. Whichever program arrives last adds them all up, in the order of
 the keys: no unit waits, and the same step gives the same bits. Sums and softmax run in fp32.
 
@@ -17,17 +21,17 @@ the keys: no unit waits, and the same step gives the same bits. Sums and softmax
 import triton
 import triton.language as tl
 
+from .attention_sums import COMBINED_ROWS, LOG2_E, LOWEST, combine, finish
+
 HEADER = tl.constexpr(2)  # int32 fields of each plan's header: first item, items
 ITEM = tl.constexpr(10)  # int32 fields of each item
-LOG2_E = tl.constexpr(1.4426950408889634)
-LOWEST = tl.constexpr(-1e30)  # under all scores, and finite: what begins there needs no case of its own
-COMBINED_ROWS = tl.constexpr(4)  # and splits that the last program adds up at a time
-COMBINED_SPLITS = tl.constexpr(8)
 
 
 @triton.jit(do_not_specialize=["plan"])
 def attention_kernel(
     query_ptr: tl.tensor,
+    key_ptr: tl.tensor,
+    value_ptr: tl.tensor,
     keys_ptr: tl.tensor,
     values_ptr: tl.tensor,
     sinks_ptr: tl.tensor,
@@ -37,8 +41,13 @@ def attention_kernel(
     counters_ptr: tl.tensor,
     head_stride: tl.tensor,
     row_stride: tl.tensor,
+    key_head_stride: tl.tensor,
+    key_row_stride: tl.tensor,
+    value_head_stride: tl.tensor,
+    value_row_stride: tl.tensor,
     plan: tl.tensor,
     scale: tl.tensor,
+    WRITES: tl.constexpr,
     SINKS: tl.constexpr,
     SOFTCAP: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -54,6 +63,7 @@ def attention_kernel(
 ) -> None:
     """query: (heads, rows, KEY_DIM) of these strides. out: (rows, heads, VALUE_DIM). sinks: (heads,) if SINKS.
 
+    key, value: (KV_HEADS, rows, dim) of the step, of their strides; read if WRITES.
     keys, values: (pages, PAGE_SIZE, KV_HEADS, dim). counters: int32, one for each slot and kv head, all 0 before and
     after. BLOCK_M: queries of an item. BLOCK_N: keys at a time. BLOCK_K, BLOCK_V: powers of two from the dims on.
     """
@@ -72,6 +82,8 @@ def attention_kernel(
         start = tl.load(item + 5)
         stop = tl.load(item + 6)
         splits = tl.load(item + 7)
+        slot = tl.load(item + 8) * KV_HEADS + kv_head
+        part = slot + tl.load(item + 9) * KV_HEADS
 
         index = first + tl.arange(0, BLOCK_M)
         token = index // GROUP
@@ -87,6 +99,21 @@ def attention_kernel(
         top = tl.full((BLOCK_M,), LOWEST, tl.float32)
         total = tl.zeros((BLOCK_M,), tl.float32)
         acc = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
+        if WRITES:  # asked for before the keys of the cache, and looked at after them
+            own = (start < stop) & (stop > context)
+            new_key = tl.load(
+                key_ptr + row.to(tl.int64) * key_row_stride + kv_head * key_head_stride + k_dim,
+                mask=k_dim < tl.where(own, KEY_DIM, 0),
+                other=0.0,
+            )
+            new_value = tl.load(
+                value_ptr + row.to(tl.int64) * value_row_stride + kv_head * value_head_stride + v_dim,
+                mask=v_dim < tl.where(own, VALUE_DIM, 0),
+                other=0.0,
+            )
+            # Of the unit's last key: it brings the line in which the loop finds its first pages as well.
+            last_page = tl.load(pages + tl.maximum(stop - 1, 0) // PAGE_SIZE)
+            stop = tl.minimum(stop, context)
         for key_start in range(start, stop, BLOCK_N):
             key = key_start + tl.arange(0, BLOCK_N)
             there = key < stop
@@ -104,10 +131,8 @@ def attention_kernel(
                 mask=there[:, None] & (v_dim < VALUE_DIM)[None, :],
                 other=0.0,
             )
-            scores = tl.dot(query, tl.trans(keys), input_precision="ieee")
-            if SOFTCAP is not None:  # tanh(x) = 1 - 2 / (exp(2x) + 1)
-                scores = 1.0 - 2.0 / (tl.exp2(scores * (2.0 * LOG2_E * scale / SOFTCAP)) + 1.0)
-            seen = key[None, :] <= position[:, None]
+            scores = _bent(tl.dot(query, tl.trans(keys), input_precision="ieee"), scale, SOFTCAP)
+            seen = key[None, :] < stop if WRITES else key[None, :] <= position[:, None]
             if WINDOW is not None:
                 seen &= key[None, :] > position[:, None] - WINDOW
             scores = tl.where(seen, scores, float("-inf"))
@@ -118,16 +143,30 @@ def attention_kernel(
             acc = tl.dot(weights.to(values.dtype), values, acc * fade[:, None], input_precision="ieee")
             top = new_top
 
+        if WRITES:  # noqa: SIM102 - known to the compiler, where the next is not
+            if own:
+                score = tl.sum(query.to(tl.float32) * new_key.to(tl.float32)[None, :], 1)
+                score = _bent(score, scale, SOFTCAP) * factor
+                new_top = tl.maximum(top, score)
+                fade = tl.exp2(top - new_top)
+                weight = tl.exp2(score - new_top)
+                total = total * fade + weight
+                acc = acc * fade[:, None] + weight[:, None] * new_value.to(tl.float32)[None, :]
+                top = new_top
+                if first == 0:  # of the tiles of a group that is wider than one, the first
+                    new_place = (last_page.to(tl.int64) * PAGE_SIZE + context % PAGE_SIZE) * KV_HEADS + kv_head
+                    tl.store(keys_ptr + new_place * KEY_DIM + k_dim, new_key, mask=k_dim < KEY_DIM)
+                    tl.store(values_ptr + new_place * VALUE_DIM + v_dim, new_value, mask=v_dim < VALUE_DIM)
+
         if splits == 1:
-            _finish(
+            finish(
                 acc, total, top, row, index, num_queries, kv_head, out_ptr, sinks_ptr,
                 SINKS, GROUP, KV_HEADS, VALUE_DIM, BLOCK_V,
             )  # fmt: skip
         else:
             SIZE: tl.constexpr = BLOCK_M * (VALUE_DIM + 2)
-            slot = tl.load(item + 8) * KV_HEADS + kv_head
             m = tl.arange(0, BLOCK_M)
-            partial = partial_ptr + (slot + tl.load(item + 9) * KV_HEADS).to(tl.int64) * SIZE
+            partial = partial_ptr + part.to(tl.int64) * SIZE
             real = index < num_queries
             tl.store(
                 partial + m[:, None] * VALUE_DIM + v_dim[None, :],
@@ -140,94 +179,18 @@ def attention_kernel(
             if tl.atomic_add(counters_ptr + slot, 1, sem="acq_rel") == splits - 1:
                 tl.store(counters_ptr + slot, 0)
                 for block in range(0, tl.minimum(BLOCK_M, num_queries - first), COMBINED_ROWS):
-                    _combine(
+                    combine(
                         partial_ptr + slot.to(tl.int64) * SIZE, splits, block, row, first, num_queries, kv_head,
                         out_ptr, sinks_ptr, SINKS, GROUP, KV_HEADS, VALUE_DIM, BLOCK_M, BLOCK_V,
                     )  # fmt: skip
 
 
 @triton.jit
-def _combine(
-    partial_ptr: tl.tensor,
-    splits: tl.tensor,
-    block: tl.tensor,
-    row: tl.tensor,
-    first: tl.tensor,
-    num_queries: tl.tensor,
-    kv_head: tl.tensor,
-    out_ptr: tl.tensor,
-    sinks_ptr: tl.tensor,
-    SINKS: tl.constexpr,
-    GROUP: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    VALUE_DIM: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-) -> None:
-    """Queries [block, block + COMBINED_ROWS) of an item. Past the first-level cache: others have just stored these."""
-    STRIDE: tl.constexpr = KV_HEADS * BLOCK_M * (VALUE_DIM + 2)
-    m = block + tl.arange(0, COMBINED_ROWS)
-    v_dim = tl.arange(0, BLOCK_V)
-    real = first + m < num_queries
-    top = tl.full((COMBINED_ROWS,), LOWEST, tl.float32)
-    total = tl.zeros((COMBINED_ROWS,), tl.float32)
-    acc = tl.zeros((COMBINED_ROWS, BLOCK_V), tl.float32)
-    for start in range(0, splits, COMBINED_SPLITS):
-        split = start + tl.arange(0, COMBINED_SPLITS)
-        mask = (split < splits)[:, None] & real[None, :]
-        partial = partial_ptr + split.to(tl.int64) * STRIDE
-        rows = partial[:, None] + BLOCK_M * VALUE_DIM + m[None, :]
-        tops = tl.load(rows, mask=mask, other=float("-inf"), cache_modifier=".cg")
-        totals = tl.load(rows + BLOCK_M, mask=mask, other=0.0, cache_modifier=".cg")
-        parts = tl.load(
-            partial[:, None, None] + m[None, :, None] * VALUE_DIM + v_dim[None, None, :],
-            mask=mask[:, :, None] & (v_dim < VALUE_DIM)[None, None, :],
-            other=0.0,
-            cache_modifier=".cg",
-        )
-        new_top = tl.maximum(top, tl.max(tops, 0))
-        fade = tl.exp2(top - new_top)
-        weights = tl.exp2(tops - new_top[None, :])
-        total = total * fade + tl.sum(totals * weights, 0)
-        acc = acc * fade[:, None] + tl.sum(parts * weights[:, :, None], 0)
-        top = new_top
-    _finish(
-        acc, total, top, row, first + m, num_queries, kv_head, out_ptr, sinks_ptr,
-        SINKS, GROUP, KV_HEADS, VALUE_DIM, BLOCK_V,
-    )  # fmt: skip
-
-
-@triton.jit
-def _finish(
-    acc: tl.tensor,
-    total: tl.tensor,
-    top: tl.tensor,
-    row: tl.tensor,
-    index: tl.tensor,
-    num_queries: tl.tensor,
-    kv_head: tl.tensor,
-    out_ptr: tl.tensor,
-    sinks_ptr: tl.tensor,
-    SINKS: tl.constexpr,
-    GROUP: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    VALUE_DIM: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-) -> None:
-    """out = acc / (total + the sink's weight), both relative to exp2(top); 0 for a query that sees no key."""
-    head = kv_head * GROUP + index % GROUP
-    v_dim = tl.arange(0, BLOCK_V)
-    real = index < num_queries
-    if SINKS:
-        sink = tl.load(sinks_ptr + head, mask=real, other=0.0).to(tl.float32) * LOG2_E
-        new_top = tl.maximum(top, sink)
-        fade = tl.exp2(top - new_top)
-        total = total * fade + tl.exp2(sink - new_top)
-        acc = acc * fade[:, None]
-    result = acc * (1.0 / tl.where(total > 0, total, 1.0))[:, None]
-    place = (row + index // GROUP).to(tl.int64) * (KV_HEADS * GROUP) + head
-    out = out_ptr + place[:, None] * VALUE_DIM + v_dim[None, :]
-    tl.store(out, result.to(out_ptr.dtype.element_ty), mask=real[:, None] & (v_dim < VALUE_DIM)[None, :])
+def _bent(scores: tl.tensor, scale: tl.tensor, SOFTCAP: tl.constexpr) -> tl.tensor:
+    """Products as they are, or within plus and minus 1 for SOFTCAP to multiply: tanh(x) = 1 - 2 / (exp(2x) + 1)."""
+    if SOFTCAP is not None:
+        scores = 1.0 - 2.0 / (tl.exp2(scores * (2.0 * LOG2_E * scale / SOFTCAP)) + 1.0)
+    return scores
 
 
 @triton.jit

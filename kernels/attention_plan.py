@@ -13,7 +13,7 @@ each kv head. Layers of one shape share their items. All is one array of int32:
 Places of items and pages count from the array's first element. Slots hold partial sums, for tiles of several splits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from itertools import chain
 from typing import NamedTuple
@@ -60,6 +60,11 @@ class Step(NamedTuple):
     first_page: Ints
     pages: Ints
 
+    @property
+    def longest(self) -> int:
+        """Rows of the longest span; 0 without any."""
+        return int(self.rows[self.total > 0].max(initial=0))
+
 
 class Items(NamedTuple):
     """items: (n, ITEM_FIELDS), pages counting from the first span's first. slots: how many hold partial sums."""
@@ -84,6 +89,13 @@ def step_of(spans: Sequence[Span], num_rows: int, page_size: int) -> Step:
         row, rows = np.append(row, used), np.append(rows, num_rows - used)
         total, counts = np.append(total, 0), np.append(counts, 0)
     return Step(row, rows, total, np.cumsum(counts) - counts, pages)
+
+
+def without(step: Step, spans: Collection[int]) -> Step:
+    """The others, at the same rows, on the same pages."""
+    gone = list(spans)
+    row, rows, total, first_page = (np.delete(column, gone) for column in step[:4])
+    return Step(row, rows, total, first_page, step.pages)
 
 
 def positions_of(step: Step, page_size: int) -> Ints:

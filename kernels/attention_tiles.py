@@ -42,9 +42,10 @@ def shape_of(layer: AttentionLayer, tiles: Tiles, num_programs: int, *, splits: 
     return Shape(layer.group, layer.kv_heads, layer.window, tiles.block_m, tiles.block_n, num_programs, splits)
 
 
-def compile_options(layer: AttentionLayer, tiles: Tiles, page_size: int) -> dict[str, Any]:
-    """The kernel's constants, and the compiler's options."""
+def compile_options(layer: AttentionLayer, tiles: Tiles, page_size: int, *, writes: bool) -> dict[str, Any]:
+    """The kernel's constants, and the compiler's options. writes: for steps whose keys the kernel itself stores."""
     return {
+        "WRITES": writes,
         "SINKS": layer.sinks,
         "SOFTCAP": layer.softcap,
         "WINDOW": layer.window,

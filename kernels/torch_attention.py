@@ -123,19 +123,17 @@ class TorchAttention:
             self._decode(kind, there, before, whole and len(groups) == 1) for kind, there in groups.items()
         ]
 
-    def write(self, key: torch.Tensor, value: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
-        for new, cache in ((key, keys), (value, values)):
-            cache.flatten(0, 1).index_copy_(0, self._places, new[0, :, : self._num_rows].transpose(0, 1))
-        self._own = (key, value)
-
     def attend(
         self,
         layer: int,
         query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
         keys: torch.Tensor,
         values: torch.Tensor,
         sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        self._write(key, value, keys, values)
         spec, rows = self._layers[layer], query[0].transpose(0, 1)
         out = query.new_empty(0)
         if not self._decodes or self._decodes[0].rows is not None:
@@ -150,6 +148,11 @@ class TorchAttention:
             result = prefill(span, query[0, :, span.begin : span.end], *seen, spec, sinks)
             out[span.begin : span.end] = result.transpose(0, 1)
         return out
+
+    def _write(self, key: torch.Tensor, value: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        for new, cache in ((key, keys), (value, values)):
+            cache.flatten(0, 1).index_copy_(0, self._places, new[0, :, : self._num_rows].transpose(0, 1))
+        self._own = (key, value)
 
     def _keys(
         self, decode: Decodes, layer: int, keys: torch.Tensor, values: torch.Tensor

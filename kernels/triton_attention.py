@@ -1,17 +1,31 @@
-"""Paged attention on a GPU: two launches a layer, one that writes to the cache and one that reads it."""
+"""Paged attention on a GPU: one launch a layer where sequences bring one row each, which also writes to the cache.
 
-from collections.abc import Sequence
+Where a span is longer, sequences may share pages that the step fills, so a launch of its own writes first.
+"""
+
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 
 from .attention import AttentionLayer, Limits, Span
 from .attention_kernels import attention_kernel, write_kernel
-from .attention_plan import HEADER_FIELDS, Shape, items_of, most_fields, most_slots, pack, positions_of, step_of
+from .attention_plan import (
+    HEADER_FIELDS,
+    Shape,
+    items_of,
+    most_fields,
+    most_slots,
+    pack,
+    positions_of,
+    step_of,
+    without,
+)
 from .attention_tiles import Tiles, compile_options, shape_of, tiles_for
 
 MOST_NARROW_ROWS = 4  # of a span; steps with longer ones run in wide tiles
 _WRITE_BLOCK = 1024  # elements
+_FORMS = ((False, True), (False, False), (True, False))  # in which a launch is made: in wide tiles, with the write
 
 
 class TritonAttention:
@@ -19,16 +33,17 @@ class TritonAttention:
 
     A launch depends on the step only through device memory whose addresses stay, and which is there in full from the
     start. So a CUDA graph that was captured after `begin(..., capacity=n)` may be replayed after any other `begin` of
-    that capacity. With a capacity tiles are narrow: it is meant for steps of a row or a few for each sequence.
+    that capacity, which is for steps of one row for each sequence.
 
     That memory does not grow with the length of a step or of its sequences, but for the lists of their pages: for
     Llama-3.1-8B on a GPU of 132 multiprocessors it is 35 MB of partial sums and, for 256 sequences of up to 131,072
     tokens on pages of 16, 8.5 MB of lists.
 
     layers: of the model, by the index that `attend` is given. page_size: a power of two. dtype: of the caches and of
-    all that is given. limits: of all steps; what exceeds them is a mistake of the caller's. batch_invariant: a row's
-    bits depend on its own sequence alone: all steps run in wide tiles, and keys are never split. num_programs: how many
-    run at once, if not what the device has room for.
+    all that is given. limits: of all steps; what exceeds them is a mistake of the caller's. assisted: layers in which
+    another backend may attend to some spans. batch_invariant: a row's bits depend on its own sequence alone: all steps
+    run in wide tiles, keys are never split, and they are always written first. num_programs: how many run at once, if
+    not what the device has room for.
     """
 
     reads_whole_pages = False
@@ -41,6 +56,7 @@ class TritonAttention:
         device: torch.device,
         limits: Limits,
         *,
+        assisted: Collection[int] = (),
         batch_invariant: bool = False,
         num_programs: int | None = None,
     ) -> None:
@@ -55,34 +71,59 @@ class TritonAttention:
         self._multiprocessors = _multiprocessors(device)
         # Of each layer, and then of each plan: for steps in narrow tiles, and for those in wide ones.
         self._tiles = [[tiles_for(layer, dtype, wide=wide) for wide in (False, True)] for layer in self._layers]
-        shapes = [
-            tuple(self._shape(layer, tiles) for tiles in both)
-            for layer, both in zip(self._layers, self._tiles, strict=True)
+        kinds = [
+            (tuple(self._shape(layer, tiles) for tiles in both), index in assisted)
+            for index, (layer, both) in enumerate(zip(self._layers, self._tiles, strict=True))
         ]
-        self._shapes = list(dict.fromkeys(shapes))
-        self._plans = [self._shapes.index(both) for both in shapes]
+        plans = list(dict.fromkeys(kinds))
+        self._plans = [plans.index(kind) for kind in kinds]
+        self._shapes = [shapes for shapes, _ in plans]
+        self._assisted = [is_assisted for _, is_assisted in plans]
         self._value_dim = max((layer.value_dim for layer in self._layers), default=0)
         self._records = torch.zeros(most_fields(self._shapes, limits, page_size), dtype=torch.int32, device=device)
         self._partials = torch.zeros(self._most_partials(), dtype=torch.float32, device=device)
         self._counters = torch.zeros(self._most_counters(), dtype=torch.int32, device=device)
-        self._num_rows = 0  # this and the next are the step's, set by `begin`
-        self._wide = False
+        self._num_rows = 0  # this and those below are the step's, set by `begin`
+        self._wide = [False] * len(plans)
+        self._writes = False  # whether the launch that attends also writes
 
-    def begin(self, spans: Sequence[Span], *, capacity: int | None = None) -> None:
+    def begin(self, spans: Sequence[Span], *, capacity: int | None = None, elsewhere: Collection[int] = ()) -> None:
+        """elsewhere: spans, by their index, that another backend attends to in the assisted layers."""
         used = sum(span.rows for span in spans)
         self._num_rows = used if capacity is None else capacity
         if used > self._num_rows:
             raise ValueError(f"{used} rows are more than the capacity of {capacity}")
-        longest = max((span.rows for span in spans), default=0)
-        self._wide = self._batch_invariant or (capacity is None and longest > MOST_NARROW_ROWS)
         step = step_of(spans, self._num_rows, self._page_size)
-        plans = [items_of(step, shapes[self._wide]) for shapes in self._shapes]
+        if capacity is not None and step.longest > 1:
+            raise ValueError(f"a span of {step.longest} rows: with a capacity each has one")
+        self._writes = step.longest <= 1 and not self._batch_invariant and not elsewhere
+        rest = without(step, elsewhere) if elsewhere else step
+        steps = [rest if is_assisted else step for is_assisted in self._assisted]
+        self._wide = [self._batch_invariant or one.longest > MOST_NARROW_ROWS for one in steps]
+        plans = [items_of(one, shapes[wide]) for one, shapes, wide in zip(steps, self._shapes, self._wide, strict=True)]
         flat = torch.from_numpy(pack(step, plans, positions_of(step, self._page_size)))
         assert len(flat) <= len(self._records), "a step beyond the limits"
         flat = flat.pin_memory() if self._records.is_cuda else flat
         self._records[: len(flat)].copy_(flat, non_blocking=True)
 
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        sinks: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        if not self._writes:
+            self.write(key, value, keys, values)
+        out = query.new_empty(self._num_rows, query.shape[1], values.shape[3])
+        self.attend_to_rest(layer, query, key, value, keys, values, sinks, out)
+        return out
+
     def write(self, key: torch.Tensor, value: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Store the step's key and value, (1, kv_heads, rows, dim) of any strides, in a layer's cache."""
         _, kv_heads, rows, key_dim = key.shape
         value_dim = value.shape[3]
         assert rows == self._num_rows
@@ -94,19 +135,25 @@ class TritonAttention:
             KV_HEADS=kv_heads, KEY_DIM=key_dim, VALUE_DIM=value_dim, BLOCK=_WRITE_BLOCK, enable_fp_fusion=True,
         )  # fmt: skip
 
-    def attend(
+    def attend_to_rest(
         self,
         layer: int,
         query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
         keys: torch.Tensor,
         values: torch.Tensor,
-        sinks: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        sinks: torch.Tensor | None,
+        out: torch.Tensor,
+    ) -> None:
+        """`attend` without the spans that another backend attends to, whose rows of `out` stay as they are.
+
+        Where the step has any, its key and value have been written before.
+        """
         assert query.shape[2] == self._num_rows
         assert self._layers[layer].sinks == (sinks is not None)
-        out = query.new_empty(self._num_rows, query.shape[1], values.shape[3])
-        self._attend(layer, _adjoining(query), keys, values, out if sinks is None else sinks, out)
-        return out
+        tensors = _adjoining(query), _adjoining(key), _adjoining(value), keys, values
+        self._attend(layer, *tensors, out if sinks is None else sinks, out)
 
     def warm_up(self) -> list[Any]:
         """Compile all that steps may launch, which takes seconds for each kernel that triton has not kept on disk.
@@ -117,26 +164,33 @@ class TritonAttention:
         kernels, new = [], self._records.new_zeros
         for spec in dict.fromkeys(self._layers):
             query = new(1, spec.heads, 1, spec.key_dim, dtype=self._dtype)
+            key = new(1, spec.kv_heads, 1, spec.key_dim, dtype=self._dtype)
+            value = new(1, spec.kv_heads, 1, spec.value_dim, dtype=self._dtype)
             keys = new(1, self._page_size, spec.kv_heads, spec.key_dim, dtype=self._dtype)
             values = new(1, self._page_size, spec.kv_heads, spec.value_dim, dtype=self._dtype)
             out = new(1, spec.heads, spec.value_dim, dtype=self._dtype)
-            for wide in {self._batch_invariant, True}:
-                self._wide = wide
-                kernels.append(self._attend(self._layers.index(spec), query, keys, values, out, out))
+            for wide, writes in ((True, False),) if self._batch_invariant else _FORMS:
+                self._wide, self._writes = [wide] * len(self._wide), writes
+                kernels.append(self._attend(self._layers.index(spec), query, key, value, keys, values, out, out))
         return [kernel for kernel in kernels if kernel is not None]
 
     def _attend(
         self,
         layer: int,
         query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
         keys: torch.Tensor,
         values: torch.Tensor,
         sinks: torch.Tensor,
         out: torch.Tensor,
     ) -> Any:
-        spec, tiles = self._layers[layer], self._tiles[layer][self._wide]
+        plan = self._plans[layer]
+        spec, tiles = self._layers[layer], self._tiles[layer][self._wide[plan]]
         return attention_kernel[(self._programs(tiles),)](
             query,
+            key,
+            value,
             keys,
             values,
             sinks,
@@ -145,9 +199,11 @@ class TritonAttention:
             self._partials,
             self._counters,
             *query.stride()[1:3],
-            self._plans[layer],
+            *key.stride()[1:3],
+            *value.stride()[1:3],
+            plan,
             spec.scale,
-            **compile_options(spec, tiles, self._page_size),
+            **compile_options(spec, tiles, self._page_size, writes=self._writes),
         )
 
     def _shape(self, layer: AttentionLayer, tiles: Tiles) -> Shape:

@@ -52,6 +52,8 @@ LAYERS = {  # by their heads' dim
     256: AttentionLayer(8, 4, 256, 256, 0.06, window=4096, softcap=50.0),
 }
 
+FORMS = {"decode": (False, True), "narrow": (False, False), "wide": (True, False)}  # in wide tiles, with the write
+
 
 def compile_kernel(blocks: Blocks, mode: str, dtype: str, target: GPUTarget, *, pdl: bool = False) -> Any:
     chosen = compile_options(blocks, torch.device("cuda"), pdl=pdl)
@@ -73,9 +75,9 @@ def compile_kernel(blocks: Blocks, mode: str, dtype: str, target: GPUTarget, *, 
     return triton.compile(ASTSource(bypass_kernel, signature, constants, aligned), target=target, options=options)
 
 
-def compile_attention(layer: AttentionLayer, tiles: attention_tiles.Tiles, target: GPUTarget) -> Any:
+def compile_attention(layer: AttentionLayer, tiles: attention_tiles.Tiles, target: GPUTarget, *, writes: bool) -> Any:
     """In bf16, at pages of 16 tokens."""
-    chosen = attention_tiles.compile_options(layer, tiles, page_size=16)
+    chosen = attention_tiles.compile_options(layer, tiles, page_size=16, writes=writes)
     constants = {k: v for k, v in chosen.items() if k.isupper()}
     options = {k: v for k, v in chosen.items() if not k.isupper()}
     types = POINTERS | {"scale": "fp32"}
@@ -126,15 +128,16 @@ def bypass_entries(target_name: str, target: GPUTarget) -> Iterator[dict[str, An
 
 
 def attention_entries(target_name: str, target: GPUTarget, *, every: bool) -> Iterator[dict[str, Any]]:
-    """every: for the table. Otherwise the narrow tiles of one layer, and its wide ones for one GPU."""
-    for dim, wide in itertools.product(LAYERS if every else (128,), (False, True)):
-        if wide and not every and target_name != "sm_90":
+    """every: for the table. Otherwise the decodes of one layer, and its other forms for one GPU."""
+    for dim, form in itertools.product(LAYERS if every else (128,), FORMS):
+        if form != "decode" and not every and target_name != "sm_90":
             continue
+        wide, writes = FORMS[form]
         tiles = attention_tiles.tiles_for(LAYERS[dim], torch.bfloat16, wide=wide)
-        compiled = compile_attention(LAYERS[dim], tiles, target)
+        compiled = compile_attention(LAYERS[dim], tiles, target, writes=writes)
         yield {
             "target": target_name,
-            "blocks": "wide" if wide else "narrow",
+            "blocks": form,
             "mode": f"attention {dim}",
             "dtype": "bf16",
             "threads": tiles.warps * target.warp_size,

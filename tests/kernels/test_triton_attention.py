@@ -94,8 +94,10 @@ def test_rows_beyond_the_step_give_zeros_and_write_nothing(kit: ModuleType) -> N
     case, backend = make(kit)
     for sequences in ([(1, 40), (1, 3)], []):
         kit.check_attention(case, backend, case.spans(sequences), 9, TOLERANCE)
-    with pytest.raises(ValueError, match="capacity"):
+    with pytest.raises(ValueError, match="more than the capacity"):
         backend.begin(case.spans([(3, 0)]), capacity=2)
+    with pytest.raises(ValueError, match="a span of 3 rows"):
+        backend.begin(case.spans([(3, 0)]), capacity=9)
 
 
 def test_too_few_pages_are_refused(kit: ModuleType) -> None:
@@ -137,10 +139,9 @@ def test_a_launch_depends_on_the_step_through_device_memory_alone(
     out = torch.empty(8, 4, 16, device=kit.DEVICE)
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda *args: out)
     asked = []
-    for sequences in ([(1, 0)], [(1, 20)] * 8, [], [(1, 300), (2, 9)]):
+    for sequences in ([(1, 0)], [(1, 20)] * 8, [], [(1, 300), (1, 9)]):
         backend.begin(case.spans(sequences), capacity=8)
-        backend.write(key, value, case.keys, case.values)
-        backend.attend(0, query, case.keys, case.values)
+        backend.attend(0, query, key, value, case.keys, case.values)
         asked.append(list(launches.asked))
         launches.asked.clear()
     assert all(one == asked[0] for one in asked)
@@ -150,14 +151,17 @@ def test_a_launch_depends_on_the_step_through_device_memory_alone(
 def test_all_memory_is_there_from_the_start(kit: ModuleType, capacity: int | None) -> None:
     """Any step within the limits leaves it where it is; one beyond them is the caller's mistake."""
     case, backend = make(kit, num_programs=64)
+    mixed = MIXED if capacity is None else MIXED[:3]
     buffers = [backend._records, backend._partials, backend._counters]
     places = [buffer.data_ptr() for buffer in buffers]
     everything = list(range(63))
-    largest = [[Span(0, 100, 1000, everything)], [Span(row, 1, 1000, everything) for row in range(12)]]
-    for spans in (*largest, case.spans(MIXED), [Span(8 * row, 8, 900 + row, everything) for row in range(12)]):
+    steps = [[Span(row, 1, 1000, everything) for row in range(12)], case.spans(mixed)]
+    if capacity is None:
+        steps += [[Span(0, 100, 1000, everything)], [Span(8 * row, 8, 900 + row, everything) for row in range(12)]]
+    for spans in steps:
         backend.begin(spans, capacity=capacity)
         assert places == [buffer.data_ptr() for buffer in (backend._records, backend._partials, backend._counters)]
-    kit.check_attention(case, backend, case.spans(MIXED), capacity, TOLERANCE)
+    kit.check_attention(case, backend, case.spans(mixed), capacity, TOLERANCE)
     with pytest.raises(AssertionError, match="beyond the limits"):
         backend.begin([Span(row, 1, 1000, everything) for row in range(100)])
 
@@ -173,17 +177,22 @@ def test_what_the_largest_steps_of_a_large_model_need_is_little(kit: ModuleType)
         assert most_fields([shapes], limits, 16) * 4 < 8.8e6
 
 
+@pytest.mark.parametrize("others", [[(1, 50)], [(1, 50), (30, 5)]], ids=["decodes", "mixed"])
 @pytest.mark.parametrize("batch_invariant", [False, True])
-def test_the_same_step_gives_the_same_bits(kit: ModuleType, batch_invariant: bool) -> None:
+def test_the_same_step_gives_the_same_bits(
+    kit: ModuleType, batch_invariant: bool, others: list[tuple[int, int]]
+) -> None:
     """And a row does whatever else runs, in the batch-invariant mode."""
     case, backend = make(kit, dtype=torch.float16, batch_invariant=batch_invariant)
-    (span, *others) = case.spans([(1, 200), (1, 50), (30, 5)])
-    query, key, value = case.inputs(32)
+    (span, *beside) = case.spans([(1, 200), *others])
+    rows = 1 + sum(rows for rows, _ in others)
+    query, key, value = case.inputs(rows)
     found = []
-    for beside in ([others, others], [others, []])[batch_invariant]:
-        backend.begin([span, *beside], capacity=32)
-        backend.write(key, value, case.keys, case.values)
-        found.append(backend.attend(0, query, case.keys, case.values)[0])
+    for step in ([beside, beside], [beside, []])[batch_invariant]:
+        used = rows if step else 1
+        query, key, value = (tensor[:, :, :used] for tensor in (query, key, value))
+        backend.begin([span, *step])
+        found.append(backend.attend(0, query, key, value, case.keys, case.values)[0])
     assert torch.equal(*found)
 
 
@@ -199,8 +208,7 @@ def test_layers_share_plans_where_they_are_alike(kit: ModuleType) -> None:
         found = []
         for which, one in ((index, backend), (0, make(kit, layer, num_programs=8)[1])):
             one.begin(spans)
-            one.write(key, value, case.keys, case.values)
-            found.append(one.attend(which, query, case.keys, case.values))
+            found.append(one.attend(which, query, key, value, case.keys, case.values))
         assert torch.equal(*found)
 
 
@@ -209,4 +217,29 @@ def test_warming_up_compiles_what_steps_launch(kit: ModuleType, monkeypatch: pyt
     backend.warm_up()
     launches = Launches(monkeypatch)
     backend.warm_up()
-    assert [options["BLOCK_M"] for _, _, options in launches.asked] == [16, 64]
+    forms = [(options["BLOCK_M"], options["WRITES"]) for _, _, options in launches.asked]
+    assert forms == [(16, True), (16, False), (64, False)]
+
+
+def test_decodes_are_one_launch_and_longer_spans_are_written_first(
+    kit: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only then may sequences share pages that the step fills."""
+    case, backend = make(kit)
+    launches = Launches(monkeypatch)
+    for sequences, kernels in (([(1, 20)] * 3, ["attention"]), ([(1, 20), (2, 9)], ["write", "attention"])):
+        spans = case.spans(sequences)
+        query, key, value = case.inputs(sum(span.rows for span in spans))
+        backend.begin(spans)
+        backend.attend(0, query, key, value, case.keys, case.values)
+        assert ["attention" if "WRITES" in options else "write" for _, _, options in launches.asked] == kernels
+        launches.asked.clear()
+
+
+@pytest.mark.parametrize("sharer", [2, 5])
+def test_a_page_that_a_longer_span_fills_is_read_by_others_in_the_same_step(kit: ModuleType, sharer: int) -> None:
+    """sharer: rows of the span that reads it."""
+    case, backend = make(kit)
+    first, second = case.spans([(9, 7), (sharer, 16)])
+    second = second._replace(row=9, pages=[first.pages[0], *second.pages[1:]])
+    kit.check_attention(case, backend, [second._replace(row=0), first._replace(row=sharer)], None, TOLERANCE)

@@ -1,8 +1,8 @@
 """Paged attention behind transformers' AttentionInterface.
 
 One object is what the layers of a model reach, because it is registered as their attention function; it holds the cache
-and the backend, which the runner tells of each step before the forward pass. Keys and values of a whole layer are
-written before any are read, so sequences of one step may share pages.
+and the backend, which the runner tells of each step before the forward pass. The keys and values that a span of several
+rows brings to a layer are written before any are read, so sequences of one step may share the pages that it fills.
 """
 
 import itertools
@@ -116,8 +116,7 @@ class PagedAttention:
         assert self._cache is not None
         assert self._backend is not None
         keys, values = self._cache.keys[index], self._cache.values[index]
-        self._backend.write(key, value, keys, values)
-        out = self._backend.attend(self._places[index], query, keys, values, sinks)
+        out = self._backend.attend(self._places[index], query, key, value, keys, values, sinks)
         for rows_beside in self.side:
             rows_beside.add_(index, query[0], out)
         return out[None]

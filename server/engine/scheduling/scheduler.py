@@ -115,6 +115,8 @@ class Scheduler:
         """
         for span in batch.spans:
             span.sequence.num_computed = span.end
+            if span.num_tokens == 1 and not span.sequence.is_over:
+                self._publish(span.sequence, span.end)
             self.waiting.charge(span.sequence.tenant, span.num_tokens)
             if span.samples:
                 span.sequence.expect()
@@ -261,18 +263,25 @@ class Scheduler:
     def _span(self, sequence: Sequence, count: int, fill: int | None = None) -> Span:
         """The span to run.
 
-        Pages that it fills can be shared from this step on, as every layer writes before it reads; one with a token
-        that is not known yet, from the next step on.
+        Pages that it fills can be shared from this step on, as every layer writes them before it reads; one that a
+        single token fills, which is written while others read, and one with a token that is not known yet, from the
+        next step on.
         """
         begin, end = sequence.num_computed, sequence.num_computed + count
-        if self._prefix_caching:
-            full = min(end, sequence.num_known) // self._page_size
-            self._extend_keys(sequence, full)
-            for i in range(sequence.num_published, full):
-                self.pool.publish(sequence.pages[i], sequence.page_keys[i])
-            sequence.num_published = max(sequence.num_published, full)
+        if count > 1:
+            self._publish(sequence, end)
         samples = end == len(sequence.tokens) and sequence.sampling.max_tokens > 0
         return Span(sequence, begin, count, samples, fill)
+
+    def _publish(self, sequence: Sequence, end: int) -> None:
+        """Let others find the pages that are full of its tokens before `end`."""
+        if not self._prefix_caching:
+            return
+        full = min(end, sequence.num_known) // self._page_size
+        self._extend_keys(sequence, full)
+        for i in range(sequence.num_published, full):
+            self.pool.publish(sequence.pages[i], sequence.page_keys[i])
+        sequence.num_published = max(sequence.num_published, full)
 
     def _num_pages(self, num_tokens: int) -> int:
         return -(-num_tokens // self._page_size)

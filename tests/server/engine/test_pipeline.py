@@ -68,6 +68,8 @@ class FakeScheduler:
 
     def charge(self, *_: object) -> None: ...
 
+    def _publish(self, *_: object) -> None: ...
+
     def forget_all(self) -> None:
         self.forgotten += 1
 

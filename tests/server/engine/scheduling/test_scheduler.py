@@ -73,6 +73,7 @@ class FakeResidency:
 class Simulation:
     """Runs the batches of a scheduler on a cache that holds, for each position, the prefix that it belongs to.
 
+    What a span of one token writes, the others of its step may not find there yet.
     overlapped: a step's tokens are known only when the next one is on its way.
     """
 
@@ -87,9 +88,10 @@ class Simulation:
     def step(self) -> Batch:
         batch = self.scheduler.schedule()
         self.scheduler.check_integrity()
-        self._write(batch)
+        single = self._write(batch)
         for span in batch.spans:
             self._check_context(span.sequence, span.end)
+            assert not single.intersection(self._positions(span.sequence, span.start)), "read while it is written"
             self.computed += span.num_tokens
         if self.overlapped:
             self._collect(self.on_its_way)
@@ -117,8 +119,9 @@ class Simulation:
     def _positions(self, sequence: EngineSequence, end: int) -> list[int]:
         return [sequence.pages[i // self.page_size] * self.page_size + i % self.page_size for i in range(end)]
 
-    def _write(self, batch: Batch) -> None:
-        written: set[int] = set()
+    def _write(self, batch: Batch) -> set[int]:
+        """The positions of spans of one token."""
+        written, single = set[int](), set[int]()
         for span in batch.spans:
             assert span.start == span.sequence.num_computed
             assert span.num_tokens > 0
@@ -127,6 +130,9 @@ class Simulation:
                 assert positions[i] not in written, "two sequences write one position"
                 written.add(positions[i])
                 self.cache[positions[i]] = depends_on(span.sequence, i)
+            if span.num_tokens == 1:
+                single.add(positions[-1])
+        return single
 
     def _check_context(self, sequence: EngineSequence, end: int) -> None:
         for i, position in enumerate(self._positions(sequence, end)):
@@ -299,6 +305,20 @@ def test_sequences_of_one_step_share_a_prefix_that_is_computed_in_it(make_sequen
     run = simulation()
     run.run([make_sequence(prompt=range(9), max_tokens=1) for _ in range(3)])
     assert run.computed == 9 + 1 + 1
+
+
+def test_a_page_that_one_token_fills_is_found_from_the_next_step_on(make_sequence: MakeSequence) -> None:
+    """Attention writes such a token in the launch in which others read."""
+    run = simulation(budget=3)
+    first = make_sequence(prompt=range(4), max_tokens=1)
+    run.scheduler.add(first)
+    assert [span.num_tokens for span in run.step().spans] == [3]
+    beside, later = (make_sequence(prompt=range(5), max_tokens=1) for _ in range(2))
+    run.scheduler.add(beside)
+    assert [(span.start, span.num_tokens) for span in run.step().spans] == [(3, 1), (0, 2)]
+    run.scheduler.add(later)
+    run.run()
+    assert (beside.num_cached, later.num_cached) == (0, 4), "also after the one that filled it has ended"
 
 
 def test_a_prefix_survives_until_its_pages_are_needed(make_sequence: MakeSequence) -> None:
