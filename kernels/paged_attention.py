@@ -5,7 +5,10 @@ from collections.abc import Sequence
 import torch
 
 from .attention import AttentionBackend, AttentionLayer, Limits
+from .flash import takes, torch_flash
 from .torch_attention import TorchAttention
+
+GATHERED_BYTES = 128 << 20  # of one layer's keys and values, most: 32,768 tokens of Llama-3.1-8B
 
 
 def make_attention_backend(
@@ -22,7 +25,26 @@ def make_attention_backend(
     faster.
     """
     if device.type == "cuda":
-        from .triton_attention import TritonAttention  # not on machines without a GPU, which need no triton
-
-        return TritonAttention(layers, page_size, dtype, device, limits)
+        return _on_gpu(tuple(layers), page_size, dtype, device, limits)
     return TorchAttention(layers, page_size, dtype, device, spare_bytes)
+
+
+def _on_gpu(
+    layers: Sequence[AttentionLayer], page_size: int, dtype: torch.dtype, device: torch.device, limits: Limits
+) -> AttentionBackend:
+    """With flash kernels for long spans, if there are any and they are faster."""
+    from .flash_choice import choose_least_rows  # not on machines without a GPU, which need no triton
+    from .mixed_attention import MixedAttention
+    from .triton_attention import TritonAttention
+
+    flash = torch_flash(dtype, device)
+    assisted = [index for index, layer in enumerate(layers) if flash is not None and takes(layer)]
+    least = None
+    if flash is not None and assisted:
+        least = choose_least_rows([layers[index] for index in assisted], page_size, dtype, device, flash)
+    if flash is None or least is None:
+        return TritonAttention(layers, page_size, dtype, device, limits)
+    widest = max(layers[index].kv_heads * layers[index].key_dim for index in assisted)
+    most_keys = min(limits.positions + limits.rows, GATHERED_BYTES // (2 * widest * dtype.itemsize))
+    own = TritonAttention(layers, page_size, dtype, device, limits, assisted=assisted)
+    return MixedAttention(own, flash, layers, assisted, page_size, dtype, device, least_rows=least, most_keys=most_keys)

@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from peftserve.kernels.attention import Limits
+from peftserve.kernels.flash import Packed, sdpa_flash
+from peftserve.kernels.mixed_attention import MixedAttention
 from peftserve.kernels.triton_attention import TritonAttention
 from peftserve.kernels.triton_bypass import TritonBypass
 from peftserve.server.config import EngineConfig
@@ -162,6 +165,46 @@ def test_graphs_serve_any_mix(
     assert len(found) == 6
     assert device == "cuda" or graphs_of.replays - replays >= 6, "decodes are replays"
     assert graphs_of.captures == captures, "all graphs are there from the start"
+
+
+def test_prompts_run_through_flash_kernels(
+    oracle: ModuleType, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole, in chunks with a past, after a prefix that others have left, and beside decodes: the model's tokens."""
+    calls = list[tuple[int, bool]]()  # rows of the longest sequence, and whether it has a past
+
+    def flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: Packed, *layer: Any) -> torch.Tensor:
+        calls.append((packed.most_rows, packed.most_keys > packed.most_rows))
+        return sdpa_flash(query, key, value, packed, *layer)
+
+    def make(layers: Any, page_size: int, dtype: torch.dtype, where: torch.device, limits: Limits, *_: int) -> Any:
+        assisted, programs = range(len(layers)), None if device == "cuda" else 1
+        own = TritonAttention(layers, page_size, dtype, where, limits, assisted=assisted, num_programs=programs)
+        rest = (layers, assisted, page_size, dtype, where)
+        return MixedAttention(own, flash, *rest, least_rows=3, most_keys=200)
+
+    monkeypatch.setattr(assembly, "make_attention_backend", make)
+    model = oracle.tiny_model("llama", 3, tmp_path / "model")
+    engine = Engine(EngineConfig(model=str(model), device=device, dtype="float32", max_batch_tokens=24, max_running=4))
+    prompts = {"long": [*range(20, 70)], "shares": [*range(20, 55)], "short": PROMPT, "one": [9]}
+    calls.clear()
+    found: dict[str, list[int]] = {name: [] for name in prompts}
+    try:
+        for name, prompt in prompts.items():
+            sampling = SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True)
+            engine.add_request(AddRequest(request_id=name, prompt_token_ids=prompt, sampling=sampling, adapters=[]))
+            for output in engine.step():
+                found[output.request_id] += output.token_ids
+        while engine.has_work():
+            for output in engine.step():
+                assert not output.error
+                found[output.request_id] += output.token_ids
+        engine.check_integrity()
+    finally:
+        engine.close()
+    plain = oracle.plain_model(model)
+    assert found == {name: oracle.peft_generate(plain, prompt, 3).token_ids for name, prompt in prompts.items()}
+    assert {past for _, past in calls} == {False, True}
 
 
 def request(name: str, parts: list[AdapterPart], max_tokens: int = MAX_TOKENS) -> AddRequest:
