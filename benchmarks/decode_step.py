@@ -10,7 +10,9 @@ keys and values, and of the step's adapters once, at the bandwidth that a copy r
 
 import argparse
 import json
+import os
 import shlex
+import shutil
 import statistics
 import sys
 import tempfile
@@ -26,6 +28,7 @@ from peft import LoraConfig, get_peft_model
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from peftserve.adapters.files import CONFIG, WEIGHTS, content_digest
 from peftserve.kernels.bench.cost import measure_machine
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
@@ -110,14 +113,21 @@ def write_base(folder: Path, config: LlamaConfig, dtype: torch.dtype, device: st
 
 
 def write_adapters(base: Path, store: Path, count: int) -> list[str]:
-    """All on the same numbers, of which each has a folder."""
+    """All on the same numbers, each with a scale of its own: a folder's name is the digest of what is in it."""
     model = LlamaForCausalLM.from_pretrained(base)
     config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules="all-linear", init_lora_weights=False)
-    digests = [f"{index:064x}" for index in range(count)]
-    made = get_peft_model(model, config)
-    made.save_pretrained(store / digests[0])
-    for digest in digests[1:]:
-        (store / digest).symlink_to(store / digests[0])
+    first = store / "first"
+    get_peft_model(model, config).save_pretrained(first)
+    digests = []
+    for index in range(count):
+        made = store / "made"
+        made.mkdir()
+        os.link(first / WEIGHTS, made / WEIGHTS)
+        fields = {**json.loads((first / CONFIG).read_text(encoding="utf-8")), "lora_alpha": RANK + index}
+        (made / CONFIG).write_text(json.dumps(fields), encoding="utf-8")
+        digests.append(content_digest(made) or "")
+        made.rename(store / digests[-1])
+    shutil.rmtree(first)
     return digests
 
 

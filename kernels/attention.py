@@ -6,11 +6,14 @@ contiguous. Position p of a sequence lies in its page p // page_size, at place p
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, overload
 
 import numpy as np
 import numpy.typing as npt
 import torch
+
+Ints = npt.NDArray[np.int64]
+Pages = Sequence[int] | npt.NDArray[np.integer]
 
 
 @dataclass(frozen=True)
@@ -41,13 +44,42 @@ class Span(NamedTuple):
     """Consecutive tokens of one sequence: rows [row, row + rows) of the step, the last of its `total` positions.
 
     One row is a decode. pages: those of all `total` positions, in order, and perhaps more; pages that no row's window
-    reaches may be any number.
+    reaches may be any number. A list that the last step had too has not changed since, but for what was added to its
+    end.
     """
 
     row: int
     rows: int
     total: int
-    pages: Sequence[int] | npt.NDArray[np.integer]
+    pages: Pages
+
+
+class SpanTable(Sequence[Span]):
+    """The spans of a step by columns, which cost nothing to make where there are arrays. row, rows, total: (spans,)."""
+
+    def __init__(self, row: Ints, rows: Ints, total: Ints, pages: Sequence[Pages]) -> None:
+        self.columns = (row, rows, total, pages)
+
+    def __len__(self) -> int:
+        return len(self.columns[3])
+
+    @overload
+    def __getitem__(self, index: int) -> Span: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Span]: ...
+    def __getitem__(self, index: int | slice) -> Span | list[Span]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        row, rows, total, pages = self.columns
+        return Span(int(row[index]), int(rows[index]), int(total[index]), pages[index])
+
+
+def columns_of(spans: Sequence[Span]) -> tuple[Ints, Ints, Ints, Sequence[Pages]]:
+    """Row, rows and total of each span, and its pages."""
+    if isinstance(spans, SpanTable):
+        return spans.columns
+    row, rows, total, pages = zip(*spans, strict=True) if spans else ((), (), (), ())
+    return *(np.array(column, dtype=np.int64) for column in (row, rows, total)), pages  # type: ignore[return-value]
 
 
 class Limits(NamedTuple):

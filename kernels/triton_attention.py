@@ -8,20 +8,23 @@ from typing import Any
 
 import torch
 
-from .attention import AttentionLayer, Limits, Span
+from .attention import AttentionLayer, Limits, Span, columns_of
+from .attention_items import RunningItems
 from .attention_kernels import attention_kernel, write_kernel
 from .attention_plan import (
     HEADER_FIELDS,
     Shape,
-    items_of,
+    Step,
+    Steps,
     most_fields,
+    most_pages,
     most_slots,
-    pack,
     positions_of,
-    step_of,
     without,
 )
 from .attention_tiles import Tiles, compile_options, shape_of, tiles_for
+from .page_tables import PageTables
+from .step_memory import StepMemory
 
 MOST_NARROW_ROWS = 4  # of a span; steps with longer ones run in wide tiles
 _WRITE_BLOCK = 1024  # elements
@@ -37,7 +40,8 @@ class TritonAttention:
 
     That memory does not grow with the length of a step or of its sequences, but for the lists of their pages: for
     Llama-3.1-8B on a GPU of 132 multiprocessors it is 35 MB of partial sums and, for 256 sequences of up to 131,072
-    tokens on pages of 16, 8.5 MB of lists.
+    tokens on pages of 16, 8.5 MB of lists. These lie in `memory`, which others write to as well, and which whoever
+    launches sends; without one `begin` sends them.
 
     layers: of the model, by the index that `attend` is given. page_size: a power of two. dtype: of the caches and of
     all that is given. limits: of all steps; what exceeds them is a mistake of the caller's. assisted: layers in which
@@ -57,6 +61,7 @@ class TritonAttention:
         limits: Limits,
         *,
         assisted: Collection[int] = (),
+        memory: StepMemory | None = None,
         batch_invariant: bool = False,
         num_programs: int | None = None,
     ) -> None:
@@ -80,31 +85,63 @@ class TritonAttention:
         self._shapes = [shapes for shapes, _ in plans]
         self._assisted = [is_assisted for _, is_assisted in plans]
         self._value_dim = max((layer.value_dim for layer in self._layers), default=0)
-        self._records = torch.zeros(most_fields(self._shapes, limits, page_size), dtype=torch.int32, device=device)
+        self._memory, self._shared = memory or StepMemory(device), memory is not None
+        self._headers = len(self._shapes) * HEADER_FIELDS
+        self._few_rows = limits.spans  # of which the positions have a place for good, as all that a graph reads has
+        front = self._headers + self._few_rows
+        self._front = self._memory.reserve(front, most_fields(self._shapes, limits, page_size))
+        if not self._shared:
+            self._memory.begin()
+        self._tables = PageTables(most_pages(limits, page_size))
+        self._steps = Steps(limits.spans)
+        self._items = [tuple(RunningItems(shape) for shape in both) for both in self._shapes]
         self._partials = torch.zeros(self._most_partials(), dtype=torch.float32, device=device)
         self._counters = torch.zeros(self._most_counters(), dtype=torch.int32, device=device)
         self._num_rows = 0  # this and those below are the step's, set by `begin`
         self._wide = [False] * len(plans)
         self._writes = False  # whether the launch that attends also writes
+        self._positions_at = 0
+
+    @property
+    def _records(self) -> torch.Tensor:
+        """The lists on the device, from the first header on."""
+        return self._memory.there[self._front :]
 
     def begin(self, spans: Sequence[Span], *, capacity: int | None = None, elsewhere: Collection[int] = ()) -> None:
         """elsewhere: spans, by their index, that another backend attends to in the assisted layers."""
-        used = sum(span.rows for span in spans)
+        _, rows, _, lists = columns_of(spans)
+        used = int(rows.sum())
         self._num_rows = used if capacity is None else capacity
         if used > self._num_rows:
             raise ValueError(f"{used} rows are more than the capacity of {capacity}")
-        step = step_of(spans, self._num_rows, self._page_size)
+        self._tables.update(lists)
+        step = self._steps.step(spans, self._num_rows, self._tables, self._page_size)
         if capacity is not None and step.longest > 1:
             raise ValueError(f"a span of {step.longest} rows: with a capacity each has one")
         self._writes = step.longest <= 1 and not self._batch_invariant and not elsewhere
         rest = without(step, elsewhere) if elsewhere else step
         steps = [rest if is_assisted else step for is_assisted in self._assisted]
         self._wide = [self._batch_invariant or one.longest > MOST_NARROW_ROWS for one in steps]
-        plans = [items_of(one, shapes[wide]) for one, shapes, wide in zip(steps, self._shapes, self._wide, strict=True)]
-        flat = torch.from_numpy(pack(step, plans, positions_of(step, self._page_size)))
-        assert len(flat) <= len(self._records), "a step beyond the limits"
-        flat = flat.pin_memory() if self._records.is_cuda else flat
-        self._records[: len(flat)].copy_(flat, non_blocking=True)
+        if not self._shared:
+            self._memory.begin()
+        self._list(step, steps)
+        if not self._shared:
+            self._memory.send()
+
+    def _list(self, step: Step, steps: Sequence[Step]) -> None:
+        """Places in the lists count from the first header. steps: what is left of the step for each plan."""
+        memory, front = self._memory, self._front
+        few = self._num_rows <= self._few_rows
+        self._positions_at = front + self._headers if few else memory.take(self._num_rows)
+        memory.at(self._positions_at, self._num_rows)[:] = positions_of(step, self._page_size)
+        pages_at = memory.take(self._tables.end)
+        memory.at(pages_at, self._tables.end)[:] = self._tables.flat[: self._tables.end]
+        headers = memory.at(front, self._headers)
+        for plan, (both, one, wide) in enumerate(zip(self._items, steps, self._wide, strict=True)):
+            items = both[wide].update(one, pages_at - front)
+            place = memory.take(items.size)
+            memory.at(place, items.size)[:] = items.reshape(-1)
+            headers[plan * HEADER_FIELDS :][:HEADER_FIELDS] = place - front, len(items)
 
     def attend(
         self,
@@ -128,7 +165,7 @@ class TritonAttention:
         value_dim = value.shape[3]
         assert rows == self._num_rows
         blocks = -(-kv_heads * max(key_dim, value_dim) // _WRITE_BLOCK)
-        positions = self._records[len(self._shapes) * HEADER_FIELDS :]
+        positions = self._memory.there[self._positions_at :]
         key, value = _adjoining(key), _adjoining(value)
         write_kernel[(rows, blocks)](
             key, value, keys, values, positions, *key.stride()[1:3], *value.stride()[1:3],
@@ -153,15 +190,15 @@ class TritonAttention:
         assert query.shape[2] == self._num_rows
         assert self._layers[layer].sinks == (sinks is not None)
         tensors = _adjoining(query), _adjoining(key), _adjoining(value), keys, values
-        self._attend(layer, *tensors, out if sinks is None else sinks, out)
+        self._attend(layer, *tensors, out if sinks is None else sinks, out, self._records)
 
     def warm_up(self) -> list[Any]:
         """Compile all that steps may launch, which takes seconds for each kernel that triton has not kept on disk.
 
         The kernels as triton made them; none in its interpreter.
         """
-        self.begin([])
-        kernels, new = [], self._records.new_zeros
+        kernels, new = [], self._partials.new_zeros
+        nothing = new(self._headers, dtype=torch.int32)
         for spec in dict.fromkeys(self._layers):
             query = new(1, spec.heads, 1, spec.key_dim, dtype=self._dtype)
             key = new(1, spec.kv_heads, 1, spec.key_dim, dtype=self._dtype)
@@ -171,7 +208,8 @@ class TritonAttention:
             out = new(1, spec.heads, spec.value_dim, dtype=self._dtype)
             for wide, writes in ((True, False),) if self._batch_invariant else _FORMS:
                 self._wide, self._writes = [wide] * len(self._wide), writes
-                kernels.append(self._attend(self._layers.index(spec), query, key, value, keys, values, out, out))
+                tensors = query, key, value, keys, values, out, out
+                kernels.append(self._attend(self._layers.index(spec), *tensors, nothing))
         return [kernel for kernel in kernels if kernel is not None]
 
     def _attend(
@@ -184,6 +222,7 @@ class TritonAttention:
         values: torch.Tensor,
         sinks: torch.Tensor,
         out: torch.Tensor,
+        records: torch.Tensor,
     ) -> Any:
         plan = self._plans[layer]
         spec, tiles = self._layers[layer], self._tiles[layer][self._wide[plan]]
@@ -195,7 +234,7 @@ class TritonAttention:
             values,
             sinks,
             out,
-            self._records,
+            records,
             self._partials,
             self._counters,
             *query.stride()[1:3],

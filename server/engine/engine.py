@@ -68,7 +68,8 @@ class Engine:
         )
         facts = tokenizer_facts(config.model, config.trust_remote_code)
         self.info = self._describe(num_pages, *facts)
-        sampler = Sampler(loaded.trace.logits.shape[-1], loaded.device)
+        sampler = Sampler(loaded.trace.logits.shape[-1], loaded.device, config.max_running)
+        sampler.warm_up(loaded.trace.logits.dtype)
         overlapped = loaded.device.type == "cuda" if config.async_scheduling is None else config.async_scheduling
         self._pipeline = Pipeline(self._runner, sampler, self._scheduler, self._end, overlapped=overlapped)
         self._sequences: dict[str, Sequence] = {}

@@ -1,19 +1,21 @@
 """Steps on their way through the device: launched, sampled, collected.
 
-    launch N+1      the forward pass; tokens of step N that the host does not know go from the device to the device
+    launch N+1      the forward pass; tokens of step N that the host does not know go from the device to the device.
+                    Its tokens are chosen right behind it, unless some need to know all that came before (penalties)
     collect N       its tokens reach the host, which ends what has ended
-    sample N+1      penalties and seeds know all tokens up to N
+    choose N+1      where that has waited
 
-The device has step N+1 to run while the host collects step N, and while it schedules step N+2. A sequence that ended
-in step N has run once too often by then: that token is dropped.
+The device has step N+1 to run, and mostly its tokens to choose, before the host looks at anything of step N, and runs
+on while the host schedules step N+2. A sequence that ended in step N has run once too often by then: that token is
+dropped.
 """
 
 import logging
 from collections.abc import Callable
 
 from ..wire.messages import SequenceOutput
-from .completion import StartedStep, start_step
-from .model.runner import ModelRunner, StepLogits
+from .completion import Step
+from .model.runner import ModelRunner
 from .sampling import Sampler
 from .scheduling.batch import Batch
 from .scheduling.scheduler import Scheduler
@@ -23,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class Pipeline:
-    """end: called with each sequence that has ended, before the next one is sampled.
+    """end: called with each sequence that has ended, before what waits for a step's tokens is chosen.
 
     overlapped: without it, a step is collected before the next one is launched: what a device does best that computes
     while the host calls it, such as a CPU.
@@ -43,7 +45,7 @@ class Pipeline:
         self._scheduler = scheduler
         self._end = end
         self._overlapped = overlapped
-        self._started: StartedStep | None = None
+        self._started: Step | None = None
 
     def __bool__(self) -> bool:
         """Whether a step is on its way."""
@@ -51,28 +53,31 @@ class Pipeline:
 
     def advance(self, batch: Batch) -> list[SequenceOutput]:
         """Let the device go on with the batch, if any, and return what is new of the step before, or of this one."""
-        logits = self._launch(batch) if batch else None
+        step = self._launch(batch) if batch else None
         outputs = self._collect()
-        if logits is not None:
-            outputs += self._sample(batch, logits)
+        if step is not None:
+            outputs += self._go_on(step)
         elif batch:
             outputs += self._fail(batch)
         return outputs if self._overlapped else outputs + self._collect()
 
-    def _launch(self, batch: Batch) -> StepLogits | None:
+    def _launch(self, batch: Batch) -> Step | None:
         try:
-            return self._runner.run(batch, self._started.feed if self._started else None)
+            step = Step(self._sampler, batch)
+            step.launched(self._runner.run(batch, self._started.feed if self._started else None))
         except Exception:
-            logger.exception("a step of %d sequences could not be launched", len(batch.spans))
+            logger.exception("a step of %d sequences could not be launched", len(batch.lineup))
             return None
+        return step
 
-    def _sample(self, batch: Batch, logits: StepLogits) -> list[SequenceOutput]:
-        self._scheduler.launched(batch)
+    def _go_on(self, step: Step) -> list[SequenceOutput]:
+        self._scheduler.launched(step.batch)
         try:
-            self._started = start_step(self._sampler, batch, logits)
+            step.tokens_known()
         except Exception:
-            logger.exception("a step of %d sequences could not be sampled", len(batch.spans))
-            return self._fail(batch)
+            logger.exception("a step of %d sequences could not be sampled", len(step.batch.lineup))
+            return self._fail(step.batch)
+        self._started = step
         return []
 
     def _collect(self) -> list[SequenceOutput]:
@@ -80,14 +85,12 @@ class Pipeline:
         if started is None:
             return []
         try:
-            outputs = started.finish()
+            outputs, ended = started.finish()
         except Exception:
-            logger.exception("a step of %d sequences failed", len(started.batch.spans))
+            logger.exception("a step of %d sequences failed", len(started.batch.lineup))
             return self._fail(started.batch)
-        ended = {output.request_id for output in outputs if output.finish_reason is not None}
-        for span in started.batch.spans if ended else ():
-            if span.sequence.request_id in ended and not span.sequence.is_over:
-                self._end(span.sequence)
+        for sequence in ended:
+            self._end(sequence)
         return outputs
 
     def _fail(self, batch: Batch) -> list[SequenceOutput]:
@@ -97,7 +100,7 @@ class Pipeline:
         """
         self._runner.check_device()
         self._scheduler.pool.forget_all()
-        failed = [span.sequence for span in batch.spans if not span.sequence.is_over]
+        failed = [sequence for sequence in batch.lineup.sequences if not sequence.is_over]
         for sequence in failed:
             self._end(sequence)
         message = "the engine could not run this request's step; the server's log has the cause"

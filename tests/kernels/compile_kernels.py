@@ -23,6 +23,7 @@ from triton.compiler import ASTSource
 from peftserve.kernels import attention_tiles
 from peftserve.kernels.attention import AttentionLayer
 from peftserve.kernels.attention_kernels import attention_kernel
+from peftserve.kernels.triton_best_number import BLOCK, WARPS, best_number_kernel
 from peftserve.kernels.triton_bypass import compile_options
 from peftserve.kernels.triton_kernels import bypass_kernel
 from peftserve.kernels.tuning import Blocks, defaults
@@ -93,6 +94,19 @@ def compile_attention(layer: AttentionLayer, tiles: attention_tiles.Tiles, targe
     return triton.compile(ASTSource(attention_kernel, signature, constants, aligned), target=target, options=options)
 
 
+def compile_best_number(dtype: str, target: GPUTarget) -> Any:
+    signature = {
+        "rows_ptr": f"*{dtype}",
+        "ids_ptr": "*i64",
+        "row_stride": "i32",
+        "columns": "i32",
+        "BLOCK": "constexpr",
+    }
+    aligned = {(i,): [["tt.divisibility", 16]] for i in range(4)}
+    source = ASTSource(best_number_kernel, signature, {"BLOCK": BLOCK}, aligned)
+    return triton.compile(source, target=target, options={"num_warps": WARPS})
+
+
 def resources(compiled: Any) -> dict[str, int]:
     """Registers of a thread, and what it spills: bytes of local memory (CUDA) or registers (ROCm)."""
     if "amdgcn" in compiled.asm:
@@ -147,10 +161,26 @@ def attention_entries(target_name: str, target: GPUTarget, *, every: bool) -> It
         }
 
 
+def best_number_entries(target_name: str, target: GPUTarget) -> Iterator[dict[str, Any]]:
+    for dtype in ("bf16", "fp32"):
+        compiled = compile_best_number(dtype, target)
+        yield {
+            "target": target_name,
+            "blocks": "whole rows",
+            "mode": "best number",
+            "dtype": dtype,
+            "threads": WARPS * target.warp_size,
+            "programs": 1,
+            "shared": compiled.metadata.shared,
+            **resources(compiled),
+        }
+
+
 def entries(*, every: bool) -> Iterator[dict[str, Any]]:
     for target_name, target in TARGETS.items():
         yield from bypass_entries(target_name, target)
         yield from attention_entries(target_name, target, every=every)
+        yield from best_number_entries(target_name, target)
 
 
 def main() -> None:

@@ -1,7 +1,16 @@
 """From the logits of a step to its tokens. Knows rows of logits and sampling parameters, no sequence and no model."""
 
 from .logprobs import PendingLogprobs, start_prompt_logprobs
-from .rows import SampledToken, SampleRow
+from .parameters import Parameters
+from .rows import Sampled, SampleRow
 from .sampler import Sampler, Sampling
 
-__all__ = ["PendingLogprobs", "SampleRow", "SampledToken", "Sampler", "Sampling", "start_prompt_logprobs"]
+__all__ = [
+    "Parameters",
+    "PendingLogprobs",
+    "SampleRow",
+    "Sampled",
+    "Sampler",
+    "Sampling",
+    "start_prompt_logprobs",
+]

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from peftserve.kernels.best_number import best_number_ids, naive_best_number_ids
+
 from .. import staging
 
 
@@ -14,6 +16,13 @@ def take_best(scores: Tensor) -> Tensor:
     return torch.from_numpy(scores.to(torch.float32).numpy().argmax(axis=-1))
 
 
-def take_best_number(logits: Tensor) -> Tensor:
-    """The same, NaNs aside; an infinity counts as the highest number. 0 in a row of NaNs."""
-    return take_best(logits.nan_to_num(nan=-torch.inf))
+def best_numbers(logits: Tensor) -> Tensor:
+    """The same, NaNs aside; an infinity counts as the highest number. 0 in a row of NaNs.
+
+    Each number is read once.
+    """
+    if not staging.is_host(logits.device):
+        return best_number_ids(logits)
+    best = take_best(logits)
+    is_nan = logits.gather(1, best[:, None]).squeeze(1).isnan()
+    return torch.where(is_nan, naive_best_number_ids(logits), best) if bool(is_nan.any()) else best

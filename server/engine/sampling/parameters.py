@@ -1,6 +1,4 @@
-"""All that the host knows of a step's rows, on the device after one copy."""
-
-from collections.abc import Sequence
+"""All that a step's sampling is told beside the logits and the tokens before, on the device after one copy."""
 
 import numpy as np
 import torch
@@ -8,58 +6,65 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..staging import Arrays, to_device
-from .penalties import Edits, edits
+from .penalties import Edits
 from .randomness import uniforms
-from .rows import SampleRow
-from .truncation import Cuts, cuts
+from .selection import Selection
+from .truncation import Cuts
 
-_GREEDY_BELOW = 1e-5
-"""Temperatures below this are greedy: the quotient would overflow before the draw could differ."""
+_NONE = torch.empty(0)
+_NOTHING: list[list[Tensor]] = [[], [], [], [_NONE, _NONE], [_NONE, _NONE]]
 
 
 class Parameters:
-    """Of the sampler for some rows; the tensors are on the device.
+    """Known before the step is launched; the tensors are on the device.
 
-    edits: of all rows. drawn: the rows that are not greedy; of them, in order, temperature (n,) float32, uniform (n,)
-    float64 and cuts. reported: the rows that want logprobs, with as many alternatives as `tops` says.
+    drawn: the rows that are not greedy; of them, in order, temperature (n,) float32, uniform (n,) float64 and cuts.
+    reported: the rows that want logprobs, with as many alternatives as `tops` says.
+    needs_tokens: whether `edits` reads the rows' outputs, all of whose tokens have to be known then.
     """
 
-    def __init__(self, rows: Sequence[SampleRow], width: int, device: torch.device) -> None:
-        """width: of the logits."""
-        drawn = [i for i, row in enumerate(rows) if row.params.temperature >= _GREEDY_BELOW]
-        reported = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
-        members = [rows[i] for i in drawn]
-        params = [row.params for row in members]
-        host: list[Arrays] = [
-            *edits(rows, width),
-            *cuts(params),
-            [np.array([p.temperature for p in params], np.float32), _uniforms(members)],
-            [np.array(drawn, np.int64), np.array(reported, np.int64)],
-        ]
-        biases, bans, penalties, min_p, top_k, top_p, points, [drawn_at, reported_at] = to_device(host, device)
-        self.edits = Edits(biases, bans, penalties)
-        self.cuts = Cuts(min_p, top_k, top_p, max((p.top_k for p in params), default=0))
+    def __init__(self, selection: Selection, ends: NDArray[np.int64], device: torch.device) -> None:
+        """ends: (rows,) tokens of each row's sequence, before the one that is to come."""
+        self.num_rows = selection.num_rows
+        self._selection = selection
+        self._positions = ends - selection.num_before
+        self._device = device
+        uniform = uniforms(selection.seeds, self._positions[selection.drawn])
+        numbers, indices = [selection.temperature, uniform], [selection.drawn, selection.reported]
+        host: list[Arrays] = [*selection.cuts, numbers, indices]
+        min_p, top_k, top_p, points, rows = to_device(host, device) if _asks_for_anything(selection) else _NOTHING
+        self.cuts = Cuts(min_p, top_k, top_p, selection.max_k)
         self.temperature, self.uniform = points
-        self.drawn = RowSet(drawn, drawn_at, len(rows))
-        self.reported = RowSet(reported, reported_at, len(rows))
-        self.tops = [rows[i].params.logprobs or 0 for i in reported]
+        drawn, reported = rows
+        self.drawn = RowSet(selection.drawn, drawn, selection.num_rows)
+        self.reported = RowSet(selection.reported, reported, selection.num_rows)
+        self.tops = selection.tops
+
+    @property
+    def needs_tokens(self) -> bool:
+        return self._selection.penalized
+
+    def edits(self, width: int) -> Edits:
+        """What moves single logits, of which there are `width` a row; sent in a copy of its own, if there is any."""
+        host = self._selection.edits(self._positions, width)
+        return Edits(*(to_device(host, self._device) if any(host) else host))
 
 
-def _uniforms(rows: Sequence[SampleRow]) -> NDArray[np.float64]:
-    return uniforms([row.seed for row in rows], [len(row.output_token_ids) for row in rows])
+def _asks_for_anything(selection: Selection) -> bool:
+    return len(selection.drawn) > 0 or len(selection.reported) > 0
 
 
 class RowSet:
     """Some rows of a step, in order."""
 
-    def __init__(self, rows: list[int], index: Tensor, num_rows: int) -> None:
+    def __init__(self, rows: NDArray[np.int64], index: Tensor, num_rows: int) -> None:
         """rows: on the host; index: the same on the device; num_rows: of the whole step."""
         self.rows = rows
         self.has_all = len(rows) == num_rows
         self._index = index
 
     def __bool__(self) -> bool:
-        return bool(self.rows)
+        return len(self.rows) > 0
 
     def of(self, tensor: Tensor) -> Tensor:
         """The rows of a tensor, itself if they are all of it."""

@@ -3,7 +3,7 @@
 Work on the host is in the number of tokens of the rows that ask for it, never in the size of the vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -31,12 +31,20 @@ class Edits(NamedTuple):
     penalties: Sequence[Tensor]
 
 
-def edits(rows: Sequence[SampleRow], width: int) -> list[Arrays]:
+def edits(
+    biased: Mapping[int, SampleRow], banned: Mapping[int, SampleRow], penalized: Mapping[int, SampleRow], width: int
+) -> list[Arrays]:
     """The members of `Edits`, on the host.
 
-    width: of the logits. Ids are the client's: on a GPU one that is out of range would stop the process, not raise.
+    The rows that have such, by their places in the step. width: of the logits. Ids are the client's: on a GPU one that
+    is out of range would stop the process, not raise.
     """
-    return [_biases(rows, width), _bans(rows, width), _penalties(rows, width)]
+    return [_biases(biased, width), _bans(banned, width), _penalties(penalized, width)]
+
+
+def penalizes(params: SamplingParams) -> bool:
+    """Whether scores depend on the tokens before."""
+    return params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
 
 
 def edit(logits: Tensor, edits: Edits) -> Tensor:
@@ -67,8 +75,8 @@ def _penalize(scores: Tensor, row: Tensor, token: Tensor, repetition: Tensor, su
     scores.index_put_((row, token), values)
 
 
-def _biases(rows: Sequence[SampleRow], width: int) -> Arrays:
-    found = [(i, token, bias) for i, row in enumerate(rows) for token, bias in row.params.logit_bias.items()]
+def _biases(rows: Mapping[int, SampleRow], width: int) -> Arrays:
+    found = [(i, token, bias) for i, row in rows.items() for token, bias in row.params.logit_bias.items()]
     found = [entry for entry in found if 0 <= entry[1] < width]
     if not found:
         return []
@@ -76,30 +84,27 @@ def _biases(rows: Sequence[SampleRow], width: int) -> Arrays:
     return [np.array(row, np.int64), np.array(token, np.int64), np.array(bias, np.float32)]
 
 
-def _bans(rows: Sequence[SampleRow], width: int) -> Arrays:
-    found = [(i, token) for i, row in enumerate(rows) for token in row.banned_token_ids if 0 <= token < width]
+def _bans(rows: Mapping[int, SampleRow], width: int) -> Arrays:
+    found = [(i, token) for i, row in rows.items() for token in row.banned_token_ids if 0 <= token < width]
     return list(np.array(found, np.int64).T) if found else []
 
 
-def _penalties(rows: Sequence[SampleRow], width: int) -> Arrays:
-    if not any(_penalizes(row.params) for row in rows):
+def _penalties(rows: Mapping[int, SampleRow], width: int) -> Arrays:
+    if not rows:
         return []
-    row, token, count = _seen(rows, width)
-    params = [row.params for row in rows]
+    row, token, count = _seen([*rows.values()], width)
+    params = [row.params for row in rows.values()]
     repetition = np.array([p.repetition_penalty for p in params], np.float32)
     presence = np.array([p.presence_penalty for p in params], np.float64)
     frequency = np.array([p.frequency_penalty for p in params], np.float64)
     subtrahend = presence[row] * (count > 0) + frequency[row] * count
-    return [row, token, repetition[row], subtrahend.astype(np.float32)]
-
-
-def _penalizes(params: SamplingParams) -> bool:
-    return params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
+    places = np.array([*rows], np.int64)
+    return [places[row], token, repetition[row], subtrahend.astype(np.float32)]
 
 
 def _seen(rows: Sequence[SampleRow], width: int) -> tuple[Ids, Ids, Ids]:
     """Row, token and number of times in the row's output, of each token that a row's penalties touch."""
-    outputs = [row.output_token_ids if _penalizes(row.params) else () for row in rows]
+    outputs = [row.output_token_ids for row in rows]
     prompts = [row.prompt_token_ids if row.params.repetition_penalty != 1.0 else () for row in rows]
     # One sort for all: by row, then token, then whether it is of the prompt.
     found = np.sort(np.concatenate((2 * _places(outputs, width), 2 * _places(prompts, width) + 1)))

@@ -3,8 +3,6 @@
 No generator is kept: a preempted, rescheduled or re-batched sequence draws the same numbers again, on any device.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,14 +10,19 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MASK = (1 << 64) - 1
 
 
-def uniforms(seeds: Sequence[int], positions: Sequence[int]) -> NDArray[np.float64]:
+def seed_bits(seed: int) -> int:
+    """The seed modulo 2^64."""
+    return seed & _MASK
+
+
+def uniforms(seeds: NDArray[np.uint64], positions: NDArray[np.int64]) -> NDArray[np.float64]:
     """One number in [0, 1) for each pair of a seed and a position, with 53 random bits.
 
     Element `position` of the SplitMix64 sequence (Steele, Lea and Flood 2014) that starts at the mixed seed: a
-    counter-based generator, so that neighbouring seeds and positions are independent. Seeds are taken modulo 2^64.
+    counter-based generator, so that neighbouring seeds and positions are independent.
     """
-    start = _mix(np.array([seed & _MASK for seed in seeds], np.uint64) + _GAMMA)
-    bits = _mix(start + _GAMMA * np.array(positions, np.uint64))
+    start = _mix(seeds + _GAMMA)
+    bits = _mix(start + _GAMMA * positions.astype(np.uint64))
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 

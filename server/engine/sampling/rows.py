@@ -1,18 +1,21 @@
-"""What the sampler is given for a row of logits, and what it gives back."""
+"""What the sampler is told of a sequence, and what it gives back for a step."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from ...wire.messages import SamplingParams, TokenLogprobs
 
+ALWAYS = 1 << 62
+
 
 @dataclass(slots=True)
 class SampleRow:
-    """One row of logits that is to be sampled.
+    """How the logits of one sequence are sampled.
 
-    seed: drawn by the engine where `params` has none. banned_token_ids: may not come out, such as the end of
-    sequence while fewer than `min_tokens` are out; the engine fills it. Ids outside the vocabulary are ignored.
+    output_token_ids: its tokens so far, a list that grows as they become known. num_before: tokens before its output.
+    seed: drawn by the engine where `params` has none. banned_token_ids: may not come out, such as the end of sequence
+    while fewer than `min_tokens` are out, which is `banned_before`. Ids outside the vocabulary are ignored.
     """
 
     params: SamplingParams
@@ -20,10 +23,12 @@ class SampleRow:
     output_token_ids: Sequence[int]
     seed: int
     banned_token_ids: Sequence[int] = ()
+    banned_before: int = ALWAYS
+    num_before: int = 0
 
 
-class SampledToken(NamedTuple):
-    """logprobs: None unless the row asks for them."""
+class Sampled(NamedTuple):
+    """token_ids: one a row. logprobs: of the rows that ask for them."""
 
-    token_id: int
-    logprobs: TokenLogprobs | None
+    token_ids: list[int]
+    logprobs: Mapping[int, TokenLogprobs]

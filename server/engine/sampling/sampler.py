@@ -2,23 +2,29 @@
 
 scores = penalties(logits); greedy: argmax; otherwise: truncate(softmax(scores / temperature)), inverse CDF
 
-Nothing waits for the device before `Sampling.result`: what the host knows goes over in one copy, what the device knows
-never decides what is enqueued, and all that is to be told comes back in one copy.
+Nothing waits for the device before `Sampling.result`: what is known before the launch goes over in one copy, what moves
+single logits in another, what the device knows never decides what is enqueued, and all that is to be told comes back in
+one copy.
 """
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from peftserve.kernels import best_number
 
 from ...wire.messages import TokenLogprobs
 from .. import staging
 from .draw import draw
-from .greedy import take_best, take_best_number
+from .greedy import best_numbers, take_best
 from .logprobs import Scores, reports, score
 from .parameters import Parameters
 from .penalties import edit
-from .rows import SampledToken, SampleRow
+from .rows import Sampled, SampleRow
+from .table import SamplingTable
 from .truncation import truncated_probabilities
 
 
@@ -35,48 +41,63 @@ class Sampling:
         self._tops = tops
         self._returning = staging.Returning((token_ids, *scores))
 
-    def result(self) -> list[SampledToken]:
+    def result(self) -> Sampled:
         """Waits for the tokens, and for nothing that was enqueued after them."""
-        token_ids, *scores = self._returning.result()
-        tokens = [SampledToken(token_id, None) for token_id in token_ids.tolist()]
-        if self._reported:
-            chosen = [tokens[i].token_id for i in self._reported]
-            for i, top, report in zip(self._reported, self._tops, reports(chosen, Scores(*scores)), strict=True):
-                tokens[i] = SampledToken(tokens[i].token_id, TokenLogprobs(report.chosen, report.top[:top]))
-        return tokens
+        there, *scores = self._returning.result()
+        token_ids: list[int] = there.tolist()
+        if not self._reported:
+            return Sampled(token_ids, {})
+        found = reports([token_ids[i] for i in self._reported], Scores(*scores))
+        ranked = zip(self._reported, self._tops, found, strict=True)
+        return Sampled(token_ids, {i: TokenLogprobs(report.chosen, report.top[:top]) for i, top, report in ranked})
 
 
 class Sampler:
-    """Holds nothing of any sequence: the token of a row depends on its logits and its `SampleRow` alone."""
+    """The token of a row depends on its logits, its `SampleRow` and its position alone.
 
-    def __init__(self, vocab_size: int, device: torch.device) -> None:
+    num_seats: sequences that run at once, each of which has a seat for as long as it does.
+    """
+
+    def __init__(self, vocab_size: int, device: torch.device, num_seats: int) -> None:
         self.vocab_size = vocab_size
         self.device = device
+        self._table = SamplingTable(num_seats)
 
-    def sample(self, logits: Tensor, rows: Sequence[SampleRow]) -> list[SampledToken]:
-        """The same as `start`, and waits."""
-        return self.start(logits, rows).result()
+    def warm_up(self, dtype: torch.dtype) -> None:
+        """Compile what a device needs for logits of this type, so that no step waits for it."""
+        best_number.warm_up(self.device, {dtype, torch.float32}, self.vocab_size)
 
-    def start(self, logits: Tensor, rows: Sequence[SampleRow]) -> Sampling:
+    def seat(self, seat: int, row: SampleRow) -> None:
+        """Sample whoever is on this seat so, from now on."""
+        self._table.seat(seat, row)
+
+    def prepare(self, seats: NDArray[np.int64], ends: NDArray[np.int64]) -> Parameters:
+        """Send to the device how a step is sampled. Looks at no row where the same array of seats comes again.
+
+        ends: (rows,) tokens of the sequence on each of the seats, with those before its output.
+        """
+        return Parameters(self._table.select(seats), ends, self.device)
+
+    def start(self, logits: Tensor, parameters: Parameters) -> Sampling:
         """logits: (rows, vocab or more, where an adapter brings more tokens) of any floating dtype on the device; left
         as they are.
 
         A row whose logits hold a NaN or an infinity, or whose every token is banned, gets the most likely token of
         its raw logits, NaNs aside: the step must go on for the others, and a sequence needs some token to end with.
         """
-        fits = logits.shape[0] == len(rows) and logits.shape[1] >= self.vocab_size
-        assert fits, f"logits {tuple(logits.shape)} for {len(rows)} rows"
-        parameters = Parameters(rows, logits.shape[1], self.device)
+        fits = logits.shape[0] == parameters.num_rows and logits.shape[1] >= self.vocab_size
+        assert fits, f"logits {tuple(logits.shape)} for {parameters.num_rows} rows"
         token_ids = _choose(logits, parameters)
         reported = parameters.reported
         scores = score(reported.of(logits), reported.of(token_ids), max(parameters.tops)) if reported else ()
-        return Sampling(token_ids, reported.rows, parameters.tops, scores)
+        return Sampling(token_ids, reported.rows.tolist(), parameters.tops, scores)
 
 
 def _choose(logits: Tensor, parameters: Parameters) -> Tensor:
-    scores = edit(logits, parameters.edits)
-    drawn = parameters.drawn
-    if drawn.has_all and drawn:
+    scores, drawn = edit(logits, parameters.edits(logits.shape[1])), parameters.drawn
+    if scores is logits and not (drawn and drawn.has_all):
+        return _choose_unedited(logits, parameters)
+    if drawn and drawn.has_all:
         known, token_ids = _draw(scores, parameters)
     else:
         token_ids = take_best(scores)
@@ -87,7 +108,16 @@ def _choose(logits: Tensor, parameters: Parameters) -> Tensor:
     sound = known.isfinite()
     if staging.is_host(logits.device) and bool(sound.all()):
         return token_ids
-    return torch.where(sound, token_ids, take_best_number(logits))
+    return torch.where(sound, token_ids, best_numbers(logits))
+
+
+def _choose_unedited(logits: Tensor, parameters: Parameters) -> Tensor:
+    """Where some are greedy: what these get is what the others get whose numbers make no sense."""
+    token_ids, drawn = best_numbers(logits), parameters.drawn
+    if drawn:
+        total, token = _draw(drawn.of(logits), parameters)
+        drawn.put(token_ids, torch.where(total.isfinite(), token, drawn.of(token_ids)))
+    return token_ids
 
 
 def _draw(scores: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor]:

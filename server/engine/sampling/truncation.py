@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ...wire.messages import SamplingParams
 from .. import staging
 from .nucleus import nucleus_floors
 
@@ -28,12 +28,10 @@ class Cuts(NamedTuple):
     max_k: int
 
 
-def cuts(params: Sequence[SamplingParams]) -> list[staging.Arrays]:
-    """The members of `Cuts` but the last, on the host."""
-    min_p = [np.array([p.min_p for p in params], np.float32)] if any(p.min_p > 0.0 for p in params) else []
-    top_k = [np.array([p.top_k for p in params], np.int64)] if any(p.top_k > 0 for p in params) else []
-    top_p = [np.array([p.top_p for p in params], np.float64)] if any(p.top_p < 1.0 for p in params) else []
-    return [min_p, top_k, top_p]
+def cuts(min_p: NDArray[np.float32], top_k: NDArray[np.int64], top_p: NDArray[np.float64]) -> list[staging.Arrays]:
+    """The members of `Cuts` but the last, on the host; of all rows (rows,)."""
+    asked = (min_p, bool((min_p > 0.0).any())), (top_k, bool((top_k > 0).any())), (top_p, bool((top_p < 1.0).any()))
+    return [[column.copy()] if used else [] for column, used in asked]
 
 
 def truncated_probabilities(scores: Tensor, cuts: Cuts) -> Tensor:

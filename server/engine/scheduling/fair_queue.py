@@ -20,6 +20,9 @@ class FairQueue:
     def __len__(self) -> int:
         return sum(map(len, self._queues.values()))
 
+    def __bool__(self) -> bool:
+        return bool(self._queues)
+
     def __iter__(self) -> Iterator[Sequence]:
         for queue in self._queues.values():
             yield from queue.values()

@@ -4,6 +4,10 @@ Running sequences go first, decodes before prefills; then waiting ones whose ada
 between adapters. When pages run out, the newest sequence is preempted and recomputed later (Kwon et al. 2023,
 "Efficient Memory Management for Large Language Model Serving with PagedAttention", arXiv:2309.06180). Knows no
 tensors.
+
+A token takes one of the budget for each adapter that works on it, at least one. Each running sequence advances in every
+step, by one token if no more fit, and one begins only where the budget has something left. So no step takes more than
+the budget, or than one token of all that run, which is less than the budget and what the last to begin takes for one.
 """
 
 import time
@@ -14,6 +18,7 @@ from typing import Protocol
 
 from ...wire.messages import AdapterPart
 from .batch import Batch, Span
+from .decodes import Decodes
 from .fair_queue import FairQueue
 from .page_pool import PagePool
 from .prefix_keys import joined_key, next_key, root_key
@@ -59,7 +64,7 @@ class Scheduler:
         self._refuse = refuse
         self.waiting = FairQueue()
         self.preempted: deque[Sequence] = deque()
-        self.running: list[Sequence] = []
+        self.running: list[Sequence] = []  # those that decode, those that do not yet, and those that await their end
         self.num_preemptions = 0
         self.prefix_query_tokens = 0
         self.prefix_hit_tokens = 0
@@ -69,6 +74,9 @@ class Scheduler:
         self._max_running = max_running
         self._prefix_caching = prefix_caching
         self._step = 0
+        self._decodes = Decodes(max_running, page_size)
+        self._prefills: list[Sequence] = []
+        self._seats = list(reversed(range(max_running)))  # that are free
 
     @property
     def num_waiting(self) -> int:
@@ -86,8 +94,8 @@ class Scheduler:
         A step that still runs it may go on to use both: the device does what later steps ask of them after that.
         """
         sequence.is_over = True
-        if sequence in self.running:
-            self.running.remove(sequence)
+        if sequence.seat >= 0:
+            self._stop_running(sequence)
         elif sequence in self.preempted:
             self.preempted.remove(sequence)
         else:
@@ -104,61 +112,98 @@ class Scheduler:
             self.waiting.forget_idle({sequence.tenant for sequence in [*self.running, *self.preempted]})
         preemptions = self.num_preemptions
         spans = self._schedule_running()
-        if preemptions == self.num_preemptions:
-            self._admit(spans)
-        return Batch.by_adapter(list(spans.values()))
+        started = self._admit(spans) if preemptions == self.num_preemptions else []
+        decodes = self._decodes.batch()
+        return Batch.by_adapter([*decodes.spans, *spans], spans, started) if spans else decodes
 
     def launched(self, batch: Batch) -> None:
         """The device has the step: whatever comes after it finds its keys and values, and its tokens, there.
 
         All tokens of the steps before are known by now.
         """
-        for span in batch.spans:
-            span.sequence.num_computed = span.end
-            if span.num_tokens == 1 and not span.sequence.is_over:
-                self._publish(span.sequence, span.end)
+        for tenant, rows in self._decodes.tenants.items():
+            self.waiting.charge(tenant, rows)
+        self._decodes.launched()
+        for span in batch.prefills:
             self.waiting.charge(span.sequence.tenant, span.num_tokens)
-            if span.samples:
-                span.sequence.expect()
+            if not span.sequence.is_over:
+                self._launched_prefill(span)
+
+    def _launched_prefill(self, span: Span) -> None:
+        sequence = span.sequence
+        sequence.num_computed = span.end
+        if span.end < len(sequence.tokens):
+            return
+        self._prefills.remove(sequence)
+        if span.samples:
+            sequence.expect()
+            if not sequence.is_full:
+                self._decodes.add(sequence)
 
     # Running sequences
 
-    def _schedule_running(self) -> dict[Sequence, Span]:
-        going_on = [sequence for sequence in self.running if not sequence.awaits_its_end]
-        decodes = [sequence for sequence in going_on if sequence.num_remaining == 1]
-        prefills = [sequence for sequence in going_on if sequence.num_remaining > 1]
-        spans: dict[Sequence, Span] = {}
-        budget = self._max_batch_tokens
-        for sequence in decodes + prefills:
-            if budget == 0:
-                break
-            count = self._chunk(sequence, sequence.num_computed, budget)
-            if sequence in self.running and self._grow(sequence, sequence.num_computed + count, spans):
-                spans[sequence] = self._span(sequence, count)
-                budget -= count
+    def _schedule_running(self) -> list[Span]:
+        """Pages for all that run, and the spans of those that do not decode."""
+        granted: set[Sequence] = set()
+        for sequence in self._decodes.turn_pages():
+            self._turn_page(sequence, granted)
+        spans: list[Span] = []
+        for sequence in tuple(self._prefills):
+            if sequence.seat >= 0:  # not preempted for one before it
+                count = self._chunk(sequence, sequence.num_computed, self._budget_of(sequence, spans))
+                if self._grow(sequence, sequence.num_computed + count, granted):
+                    spans.append(self._span(sequence, count))
         return spans
 
-    def _chunk(self, sequence: Sequence, start: int, budget: int) -> int:
-        count = min(len(sequence.tokens) - start, budget)
+    def _turn_page(self, sequence: Sequence, granted: set[Sequence]) -> None:
+        """The last page of one that decodes is full, by steps that the device has; it goes on on the next."""
+        if sequence.seat >= 0:
+            self._publish(sequence, sequence.num_computed)
+            self._grow(sequence, sequence.num_computed + 1, granted)
+
+    def _budget_of(self, sequence: Sequence, spans: Seq[Span]) -> int:
+        """Tokens that it may run beside `spans`, so that all behind it that run get at least one."""
+        behind = sum(other.cost for other in self._prefills[len(spans) + 1 :])
+        return max((self._budget_left(spans) - behind) // sequence.cost, 1)
+
+    def _budget_left(self, spans: Seq[Span]) -> int:
+        taken = sum(span.num_tokens * span.sequence.cost for span in spans)
+        return self._max_batch_tokens - self._decodes.cost - taken
+
+    def _chunk(self, sequence: Sequence, start: int, most: int) -> int:
+        count = min(len(sequence.tokens) - start, most)
         return min(count, PROMPT_LOGPROBS_CHUNK) if sequence.wants_prompt_logprobs else count
 
-    def _grow(self, sequence: Sequence, end: int, scheduled: dict[Sequence, Span]) -> bool:
-        """Pages for tokens [0, end), preempting newer sequences if need be. False: preempted itself."""
+    def _grow(self, sequence: Sequence, end: int, granted: set[Sequence]) -> bool:
+        """Pages for tokens [0, end), preempting newer sequences if need be. False: preempted itself.
+
+        granted: those who have got theirs for this step already; if it gets them, it is one more.
+        """
         needed = self._num_pages(end) - len(sequence.pages)
         while needed > self.pool.num_free:
-            victim = max((s for s in self.running if s not in scheduled), key=lambda s: s.arrival)
+            victim = max((s for s in self.running if s not in granted), key=lambda s: s.arrival)
             self._preempt(victim)
             if victim is sequence:
                 return False
         if needed > 0:
             sequence.pages += self.pool.take(needed)
+        granted.add(sequence)
         return True
 
     def _preempt(self, victim: Sequence) -> None:
-        self.running.remove(victim)
+        self._stop_running(victim)
         self._give_up_pages(victim)
         self.preempted.appendleft(victim)
         self.num_preemptions += 1
+
+    def _stop_running(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        if sequence in self._prefills:
+            self._prefills.remove(sequence)
+        elif sequence in self._decodes:
+            self._decodes.remove(sequence)
+        self._seats.append(sequence.seat)
+        sequence.seat = -1
 
     def _give_up_pages(self, sequence: Sequence) -> None:
         self.pool.release(sequence.pages)
@@ -167,11 +212,14 @@ class Scheduler:
 
     # Waiting sequences
 
-    def _admit(self, spans: dict[Sequence, Span]) -> None:
-        budget = self._max_batch_tokens - sum(span.num_tokens for span in spans.values())
+    def _admit(self, spans: list[Span]) -> list[Sequence]:
+        """Let waiting sequences begin, whose first spans come behind the others. Returns them."""
+        started: list[Sequence] = []
+        if not self.preempted and not self.waiting:
+            return started
+        budget = self._budget_left(spans)
         prefetch = PREFETCH
         room, starving = True, False
-        started: list[Sequence] = []
         for sequence in self._candidates():
             room = room and budget > 0 and len(self.running) < self._max_running
             if not room:
@@ -185,15 +233,16 @@ class Scheduler:
             if (why := self._refuse(sequence, sequence.lease)) is not None:
                 self.refused.append((sequence, why))
                 continue
-            span = self._start(sequence, budget)
+            span = self._start(sequence, max(budget // sequence.cost, 1))
             if span is None:
                 room = False
                 continue
-            spans[sequence] = span
-            budget -= span.num_tokens
+            spans.append(span)
+            budget -= span.num_tokens * sequence.cost
             started.append(sequence)
         for sequence in started:
             self._leave_queue(sequence)
+        return started
 
     def _candidates(self) -> Iterator[Sequence]:
         yield from (sequence for sequence in self.preempted if not sequence.awaits_its_end)
@@ -207,14 +256,14 @@ class Scheduler:
         sequence.blocked_steps = 0 if sequence.lease else sequence.blocked_steps + 1
         return sequence.blocked_steps > STARVATION_STEPS
 
-    def _start(self, sequence: Sequence, budget: int) -> Span | None:
+    def _start(self, sequence: Sequence, most: int) -> Span | None:
         """Give it pages for its first chunk, known prefixes among them. None: not enough pages now."""
         assert sequence.lease is not None
         sequence.begin(sequence.lease)
         hits = self._find_prefix(sequence)
         found = len(hits) * self._page_size
         start = max(found, sequence.num_virtual)
-        count = self._chunk(sequence, start, budget)
+        count = self._chunk(sequence, start, most)
         needed = self._num_pages(start + count) - len(hits)
         if self.pool.num_free_without(hits) < needed:
             return None
@@ -223,6 +272,8 @@ class Scheduler:
         sequence.num_computed, sequence.num_published = start, len(hits)
         self._note_start(sequence, max(found - sequence.num_virtual, 0))
         self.running.append(sequence)
+        self._prefills.append(sequence)
+        sequence.seat = self._seats.pop()
         return self._span(sequence, count, fill=found if found < start else None)
 
     def _leave_queue(self, sequence: Sequence) -> None:
@@ -263,21 +314,20 @@ class Scheduler:
     def _span(self, sequence: Sequence, count: int, fill: int | None = None) -> Span:
         """The span to run.
 
-        Pages that it fills can be shared from this step on, as every layer writes them before it reads; one that a
-        single token fills, which is written while others read, and one with a token that is not known yet, from the
+        Pages that it fills can be shared from this step on, as every layer writes before it reads; those that it fills
+        with one token, which is written where others already read, or one with a token that is not known yet, from the
         next step on.
         """
         begin, end = sequence.num_computed, sequence.num_computed + count
-        if count > 1:
-            self._publish(sequence, end)
+        self._publish(sequence, min(end, sequence.num_known) if count > 1 else begin)
         samples = end == len(sequence.tokens) and sequence.sampling.max_tokens > 0
         return Span(sequence, begin, count, samples, fill)
 
     def _publish(self, sequence: Sequence, end: int) -> None:
-        """Let others find the pages that are full of its tokens before `end`."""
+        """Let pages be found that hold nothing but the first `end` tokens."""
         if not self._prefix_caching:
             return
-        full = min(end, sequence.num_known) // self._page_size
+        full = end // self._page_size
         self._extend_keys(sequence, full)
         for i in range(sequence.num_published, full):
             self.pool.publish(sequence.pages[i], sequence.page_keys[i])
@@ -294,3 +344,6 @@ class Scheduler:
             for page in sequence.pages:
                 holders[page] += 1
         assert holders == self.pool.holders(), "a page's holders are not the sequences that list it"
+        self._decodes.check_integrity()
+        seats = sorted([*self._seats, *(sequence.seat for sequence in self.running)])
+        assert seats == list(range(self._max_running)), f"seats are lost or doubled: {seats}"

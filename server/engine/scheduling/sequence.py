@@ -27,8 +27,17 @@ class Sequence:
     arrived: when it was made, of time.monotonic(). queue_seconds: from then to its first step; set by the scheduler.
     num_virtual: tokens before the prompt whose keys and values the adapter brings. active_from: the first of `tokens`
         that the adapters work on; past all tokens if none. Both are set by `begin`.
+    seat: number by which others keep what is its own while it runs, of which no other that runs has it; -1 while it
+        does not run. Set by the scheduler.
     blocked_steps: steps in which the device had no room for its adapters; counted by the scheduler.
     is_over: it has ended or was aborted; steps that still run it say nothing. Set by the scheduler.
+
+    What a step asks of each sequence is worked out once:
+
+    tenant: whom the scheduler is fair between: the adapter, or the mixture.
+    cost: what a token of it takes of a step's budget: one for each of its adapters, and one without any.
+    end_token_ids: tokens that end it: its stop ids, and the model's ends of sequence unless it ignores them.
+    limit: most tokens that it may have. Grows when `begin` puts tokens before the prompt.
     """
 
     request_id: str
@@ -48,6 +57,7 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     page_keys: list[bytes] = field(default_factory=list)
     num_published: int = 0
+    seat: int = -1
     lease: "Lease | None" = None
     arrived: float = field(default_factory=time.monotonic)
     queue_seconds: float | None = None
@@ -55,15 +65,25 @@ class Sequence:
     active_from: int = 0
     blocked_steps: int = 0
     is_over: bool = False
+    tenant: Hashable = field(init=False)
+    cost: int = field(init=False)
+    end_token_ids: frozenset[int] = field(init=False)
+    limit: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt)
+        self.tenant = tuple(part.key for part in self.adapters)
+        self.cost = max(len(self.adapters), 1)
+        ends = frozenset(self.sampling.stop_token_ids)
+        self.end_token_ids = ends if self.sampling.ignore_eos else ends | self.eos_token_ids
+        self.limit = self._limit()
 
     def begin(self, lease: "Lease") -> None:
         """Take in what the adapters want of the text, before its first step. Again after a preemption: no change."""
         if lease.prefix_length and not self.num_virtual:
             self.num_virtual = lease.prefix_length
             self.tokens[:0] = [VIRTUAL] * lease.prefix_length
+            self.limit = self._limit()
         if lease.invocation and not self.active_from:
             self.active_from = self.num_virtual + _last_occurrence(lease.invocation, self.prompt)
 
@@ -94,7 +114,10 @@ class Sequence:
     @property
     def is_full(self) -> bool:
         """Whether it has as many tokens as it may."""
-        return len(self.tokens) >= min(self.num_prompt + self.sampling.max_tokens, self.max_len)
+        return len(self.tokens) >= self.limit
+
+    def _limit(self) -> int:
+        return min(self.num_prompt + self.sampling.max_tokens, self.max_len)
 
     @property
     def num_remaining(self) -> int:
@@ -102,19 +125,13 @@ class Sequence:
         return len(self.tokens) - self.num_computed
 
     @property
-    def tenant(self) -> Hashable:
-        """Whom the scheduler is fair between: the adapter, or the mixture."""
-        return tuple(part.key for part in self.adapters)
+    def slots(self) -> tuple[int, ...]:
+        """Of its adapters on the device."""
+        return () if self.lease is None else self.lease.slots
 
     @property
     def wants_prompt_logprobs(self) -> bool:
         return self.sampling.prompt_logprobs is not None
-
-    @property
-    def end_token_ids(self) -> frozenset[int]:
-        """Tokens that end it: its stop ids, and the model's ends of sequence unless it ignores them."""
-        ends = frozenset(self.sampling.stop_token_ids)
-        return ends if self.sampling.ignore_eos else ends | self.eos_token_ids
 
 
 @dataclass(eq=False, slots=True)

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from peftserve.server.engine.completion import StartedStep, start_step
+from peftserve.server.engine.completion import Step
 from peftserve.server.engine.model.runner import StepLogits
 from peftserve.server.engine.sampling import Sampler
 from peftserve.server.engine.scheduling.batch import Batch, Span
-from peftserve.server.engine.scheduling.sequence import Sequence
+from peftserve.server.engine.scheduling.sequence import UNKNOWN, Sequence
 from peftserve.server.wire.messages import SamplingParams
 
 VOCAB, EOS = 8, 7
@@ -35,17 +35,33 @@ def logits_of(spans: list[Span], *tokens: int) -> StepLogits:
     return StepLogits(one_hot(*tokens) if tokens else torch.empty(0, VOCAB), offsets)
 
 
-def start(spans: list[Span], *tokens: int) -> StartedStep:
-    """What the pipeline does with a step that has run."""
+def begin(spans: list[Span], sampler: Sampler | None = None) -> Step:
+    """A step of sequences that have just taken their seats."""
+    for seat, span in enumerate(spans):
+        span.sequence.seat = seat
+    sampler = sampler or Sampler(VOCAB, torch.device("cpu"), len(spans))
+    return Step(sampler, Batch(spans, started=[span.sequence for span in spans]))
+
+
+def start(spans: list[Span], *tokens: int) -> Step:
+    """What the pipeline does with a step, up to its end."""
+    step = begin(spans)
+    step.launched(logits_of(spans, *tokens))
+    expect(spans)
+    step.tokens_known()
+    return step
+
+
+def expect(spans: list[Span]) -> None:
     for span in spans:
         span.sequence.num_computed = span.end
         if span.samples:
             span.sequence.expect()
-    return start_step(Sampler(VOCAB, torch.device("cpu")), Batch(spans), logits_of(spans, *tokens))
 
 
 def update(spans: list[Span], *tokens: int) -> dict[str, Any]:
-    outputs = start(spans, *tokens).finish()
+    outputs, ended = start(spans, *tokens).finish()
+    assert {sequence.request_id for sequence in ended} == {o.request_id for o in outputs if o.finish_reason}
     assert len({output.request_id for output in outputs}) == len(outputs)
     return {output.request_id: output for output in outputs}
 
@@ -139,10 +155,62 @@ def test_a_sequence_that_is_over_says_nothing() -> None:
     one, other = sequence([1], "one", prompt_logprobs=0), sequence([2], "other")
     spans = [Span(one, 0, 1, samples=True), Span(other, 0, 1, samples=True)]
     other.is_over = True
-    started = start(spans, 3, 4)
-    assert list(started.feed.rows) == [one]
-    assert [output.token_ids for output in started.finish()] == [[3]]
+    assert [output.token_ids for output in start(spans, 3, 4).finish().outputs] == [[3]]
     started = start([Span(one, 1, 1, samples=True)], 5)
     one.is_over = True
-    assert started.finish() == []
+    assert started.finish() == ([], [])
     assert one.output == [3]
+
+
+def test_tokens_are_chosen_behind_the_launch_unless_they_need_those_before() -> None:
+    for sampling, at_once in (
+        ({}, True),
+        ({"min_tokens": 3, "logit_bias": {1: 2.0}}, True),
+        ({"presence_penalty": 1.0}, False),
+    ):
+        one = sequence([1], **sampling)
+        one.output, one.tokens = [3], [1, 3]
+        spans = [Span(one, 1, 1, samples=True)]
+        step = begin(spans)
+        one.tokens[-1] = UNKNOWN
+        one.output.pop()
+        step.launched(logits_of(spans, 3))
+        assert (step._sampling is not None) == at_once
+        one.append(3)
+        expect(spans)
+        step.tokens_known()
+        step.finish()
+        assert one.tokens[:2] == [1, 3]
+
+
+def test_a_penalty_sees_the_token_that_was_unknown_at_the_launch() -> None:
+    one = sequence([1], presence_penalty=2.0, temperature=0.0)
+    one.tokens, one.output = [1, UNKNOWN], []
+    spans = [Span(one, 1, 1, samples=True)]
+    step = begin(spans)
+    close = torch.zeros(1, VOCAB)
+    close[0, 3], close[0, 5] = 9.0, 8.0
+    step.launched(StepLogits(close, [0, 1]))
+    one.append(3)
+    expect(spans)
+    step.tokens_known()
+    assert [output.token_ids for output in step.finish().outputs] == [[5]]
+
+
+def test_rows_of_a_prompt_that_are_only_scored_are_not_sampled() -> None:
+    spans = [
+        Span(sequence([1, 2, 3], "scored", prompt_logprobs=0), 0, 3, samples=True),
+        Span(sequence([4], "plain"), 0, 1, samples=True),
+    ]
+    outputs = update(spans, 2, 3, 6, 5)
+    assert {name: output.token_ids for name, output in outputs.items()} == {"scored": [6], "plain": [5]}
+
+
+def test_the_tokens_feed_the_next_step() -> None:
+    spans = [
+        Span(sequence([1, 2, 3], "chunk"), 0, 2, samples=False),
+        Span(sequence([1, 2], "one"), 0, 2, samples=True),
+        Span(sequence([4], "two"), 0, 1, samples=True),
+    ]
+    feed = start(spans, 5, 6).feed
+    assert {s.request_id: int(feed.token_ids[row]) for s, row in feed.rows.items()} == {"one": 5, "two": 6}

@@ -1,6 +1,7 @@
 """Steps that overlap, over a model that only notes what it is asked."""
 
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from typing import Any, cast
 
 import pytest
@@ -9,14 +10,16 @@ import torch
 from peftserve.server.engine.model.inputs import Feed
 from peftserve.server.engine.model.runner import ModelRunner, StepLogits
 from peftserve.server.engine.pipeline import Pipeline
-from peftserve.server.engine.sampling import Sampler
-from peftserve.server.engine.scheduling.batch import Batch, Span
+from peftserve.server.engine.sampling import Sampler, Sampling
+from peftserve.server.engine.scheduling.batch import Batch
+from peftserve.server.engine.scheduling.page_pool import PagePool
 from peftserve.server.engine.scheduling.scheduler import Scheduler
-from peftserve.server.engine.scheduling.sequence import UNKNOWN, Sequence
-from peftserve.server.wire.messages import SamplingParams, SequenceOutput
+from peftserve.server.engine.scheduling.sequence import UNKNOWN, Lease, Sequence
+from peftserve.server.wire.messages import AdapterPart, SamplingParams, SequenceOutput
 
 VOCAB = 8
 EOS = 7
+MOST_STEPS = 100
 
 
 class CountingModel:
@@ -49,47 +52,43 @@ class CountingModel:
             raise RuntimeError("an illegal memory access was encountered")
 
 
-class FakeScheduler:
-    """All sequences decode in every step."""
+class NoAdapters:
+    def prepare(self, parts: Seq[AdapterPart]) -> bool:
+        return True
 
-    def __init__(self) -> None:
-        self.sequences: list[Sequence] = []
-        self.pool = self
-        self.forgotten = 0
+    def reserve(self, parts: Seq[AdapterPart]) -> Lease | None:
+        return Lease((), (), ())
 
-    def schedule(self) -> Batch:
-        return Batch([Span(s, len(s.tokens) - 1, 1, True) for s in self.sequences if not s.awaits_its_end])
+    def is_ready(self, lease: Lease) -> bool:
+        return True
 
-    launched = Scheduler.launched
+    def release(self, lease: Lease) -> None: ...
 
-    @property
-    def waiting(self) -> Any:
-        return self
 
-    def charge(self, *_: object) -> None: ...
+class WatchedPool(PagePool):
+    forgotten = 0
 
     def _publish(self, *_: object) -> None: ...
 
     def forget_all(self) -> None:
+        super().forget_all()
         self.forgotten += 1
 
 
 class Line:
     def __init__(self, overlapped: bool) -> None:
-        self.model, self.scheduler = CountingModel(), FakeScheduler()
-        sampler = Sampler(VOCAB, torch.device("cpu"))
-        parts = cast(ModelRunner, self.model), sampler, cast(Scheduler, self.scheduler)
-        self.pipeline = Pipeline(*parts, self.end, overlapped=overlapped)
+        self.model, self.pool = CountingModel(), WatchedPool(32)
+        limits = {"page_size": 4, "max_batch_tokens": 32, "max_running": 8}
+        self.scheduler = Scheduler(self.pool, NoAdapters(), **limits, prefix_caching=True)
+        sampler = Sampler(VOCAB, torch.device("cpu"), 8)
+        parts = cast(ModelRunner, self.model), sampler, self.scheduler
+        self.pipeline = Pipeline(*parts, self.scheduler.remove, overlapped=overlapped)
 
-    def add(self, name: str, first: int, max_tokens: int = 20) -> Sequence:
-        params = SamplingParams(temperature=0.0, max_tokens=max_tokens)
+    def add(self, name: str, first: int, max_tokens: int = 20, **sampling: Any) -> Sequence:
+        params = SamplingParams(temperature=0.0, max_tokens=max_tokens, **sampling)
         sequence = Sequence(name, [first], params, (), salt="", seed=0, eos_token_ids=frozenset([EOS]))
-        self.scheduler.sequences.append(sequence)
+        self.scheduler.add(sequence)
         return sequence
-
-    def end(self, sequence: Sequence) -> None:
-        sequence.is_over = True
-        self.scheduler.sequences.remove(sequence)
 
     def step(self) -> dict[str, list[int] | str | None]:
         outputs = self.pipeline.advance(self.scheduler.schedule())
@@ -97,10 +96,12 @@ class Line:
 
     def run(self) -> dict[str, list[SequenceOutput]]:
         outputs: dict[str, list[SequenceOutput]] = {}
-        while self.scheduler.sequences or self.pipeline:
+        for _ in range(MOST_STEPS):
+            if not self.scheduler.has_work() and not self.pipeline:
+                return outputs
             for output in self.pipeline.advance(self.scheduler.schedule()):
                 outputs.setdefault(output.request_id, []).append(output)
-        return outputs
+        raise AssertionError("work is left for ever")
 
 
 @pytest.fixture
@@ -147,7 +148,7 @@ def test_a_step_that_cannot_be_launched_takes_nothing_from_the_one_before(
     outputs = there.pipeline.advance(there.scheduler.schedule())
     assert [output.token_ids for output in outputs] == [[1], []]
     assert "could not run this request's step" in (outputs[1].error or "")
-    assert there.scheduler.forgotten == 1
+    assert there.pool.forgotten == 1
     assert not there.pipeline
     there.add("two", 2)
     assert [output.token_ids for output in there.run()["two"]][:2] == [[3], [4]]
@@ -157,7 +158,7 @@ def test_an_aborted_sequence_says_nothing_more(line: Callable[[bool], Line]) -> 
     there = line(True)
     one, _ = there.add("one", 0), there.add("two", 0)
     there.step()
-    there.end(one)
+    there.scheduler.remove(one)
     assert there.step() == {"two": [1]}
     assert there.step() == {"two": [2]}
 
@@ -171,3 +172,28 @@ def test_an_engine_whose_device_is_lost_ends(line: Callable[[bool], Line], overl
     there.step()
     with pytest.raises(RuntimeError, match="illegal memory access"):
         there.step()
+
+
+def test_the_next_tokens_are_chosen_before_the_host_looks_at_the_last(
+    line: Callable[[bool], Line], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for those that penalties move by tokens that the host has yet to see."""
+    happened: list[str] = []
+    for owner, name in ((CountingModel, "run"), (Sampler, "start"), (Sampling, "result")):
+        monkeypatch.setattr(owner, name, _noting(happened, name, getattr(owner, name)))
+    there = line(True)
+    there.add("plain", 0, 4)
+    there.run()
+    assert happened[:6] == ["run", "start", "run", "start", "result", "run"]
+    happened.clear()
+    there.add("penalized", 0, 4, frequency_penalty=0.5)
+    there.run()
+    assert happened[:6] == ["run", "start", "run", "result", "start", "run"]
+
+
+def _noting(happened: list[str], name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        happened.append(name)
+        return call(*args, **kwargs)
+
+    return noted

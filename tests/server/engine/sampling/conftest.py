@@ -1,13 +1,15 @@
-"""A device for tests without one: memory that would be pinned, and an event that would be recorded."""
+"""Sequences on seats; and a device for tests without one: memory that would be pinned, and events."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from peftserve.server.engine import staging
+from peftserve.server.engine.sampling import Parameters, Sampler, SampleRow, Sampling
 
 
 class Event:
@@ -40,3 +42,22 @@ def unseen(pinned: list[Tensor]) -> Callable[[], AbstractContextManager[None]]:
             yield
 
     return patched
+
+
+@pytest.fixture(scope="session")
+def prepare() -> Callable[[Sampler, Sequence[SampleRow]], Parameters]:
+    """Takes a seat for each row, and makes the step in which each gets the token behind its output."""
+
+    def prepare_rows(sampler: Sampler, rows: Sequence[SampleRow]) -> Parameters:
+        for seat, row in enumerate(rows):
+            sampler.seat(seat, row)
+        ends = [row.num_before + len(row.output_token_ids) for row in rows]
+        return sampler.prepare(np.arange(len(rows)), np.array(ends, np.int64))
+
+    return prepare_rows
+
+
+@pytest.fixture(scope="session")
+def start(prepare: Callable[..., Parameters]) -> Callable[[Sampler, Tensor, Sequence[SampleRow]], Sampling]:
+    """Starts to sample rows of logits, each as its row says."""
+    return lambda sampler, logits, rows: sampler.start(logits, prepare(sampler, rows))

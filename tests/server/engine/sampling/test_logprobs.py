@@ -1,12 +1,13 @@
 """Reported log-probabilities: values, ranks, order of equals, and what JSON can hold."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from peftserve.server.engine.sampling import Sampler, SampleRow, logprobs, start_prompt_logprobs
+from peftserve.server.engine.sampling import Sampler, SampleRow, Sampling, logprobs, start_prompt_logprobs
 from peftserve.server.engine.sampling.logprobs import LOWEST
 from peftserve.server.wire.messages import SamplingParams, TokenLogprobs
 
@@ -42,15 +43,15 @@ def test_many_rows_are_reported_in_chunks(monkeypatch: pytest.MonkeyPatch) -> No
     assert prompt_logprobs(logits[:0], [], 2) == []
 
 
-def test_each_row_gets_as_many_as_it_asks_for() -> None:
+def test_each_row_gets_as_many_as_it_asks_for(start: Callable[..., Sampling]) -> None:
     logits = torch.randn(4, 30)
     wanted = [None, 0, 3, 50]
     rows = [SampleRow(SamplingParams(temperature=0.0, logprobs=top), [], [], 0) for top in wanted]
-    tokens = Sampler(30, logits.device).sample(logits, rows)
-    assert tokens[0].logprobs is None
-    for token, row, count in zip(tokens[1:], logits[1:], [0, 3, 30], strict=True):
-        (expected,) = prompt_logprobs(row[None], [token.token_id], count)
-        assert token.logprobs == expected
+    sampled = start(Sampler(30, logits.device, len(rows)), logits, rows).result()
+    assert [*sampled.logprobs] == [1, 2, 3]
+    for (place, report), count in zip(sampled.logprobs.items(), [0, 3, 30], strict=True):
+        (expected,) = prompt_logprobs(logits[place][None], [sampled.token_ids[place]], count)
+        assert report == expected
         assert len(expected.top) == count
 
 

@@ -3,7 +3,7 @@
 Without a GPU the device is `meta`, whose tensors have shapes and no numbers: what needs a number there cannot run.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from peftserve.server.engine.sampling import Sampler, SampleRow, start_prompt_logprobs
+from peftserve.server.engine.sampling import Sampler, SampleRow, Sampling, start_prompt_logprobs
 from peftserve.server.wire.messages import SamplingParams
 
 VOCAB = 900
+Start = Callable[[Sampler, Tensor, list[SampleRow]], Sampling]
 PLAIN = SamplingParams(temperature=0.0)
 STEPS = {
     "greedy": [PLAIN] * 3,
@@ -77,10 +78,11 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 @contextmanager
-def nothing_waits(logits: Tensor, pinned: list[Tensor]) -> Iterator[None]:
+def nothing_waits(logits: Tensor, pinned: list[Tensor], copies: int = 1) -> Iterator[None]:
+    """copies: to the device."""
     with Watch(logits, pinned) as watch:
         yield
-    assert watch.copies == {"to": 1, "from": 1}
+    assert watch.copies == {"to": copies, "from": 1}
 
 
 def rows_of(params: list[SamplingParams]) -> list[SampleRow]:
@@ -89,13 +91,14 @@ def rows_of(params: list[SamplingParams]) -> list[SampleRow]:
 
 @pytest.mark.parametrize("params", STEPS.values(), ids=STEPS)
 @pytest.mark.parametrize("banned", [(), (1, VOCAB)])
-def test_a_step(pinned: list[Tensor], params: list[SamplingParams], banned: tuple[int, ...]) -> None:
+def test_a_step(pinned: list[Tensor], start: Start, params: list[SamplingParams], banned: tuple[int, ...]) -> None:
     logits = torch.empty(len(params), VOCAB, dtype=torch.bfloat16, device="meta")
     rows = rows_of(params)
     rows[0].banned_token_ids = banned
-    sampler = Sampler(VOCAB, logits.device)
-    with nothing_waits(logits, pinned):
-        sampling = sampler.start(logits, rows)
+    plain = all(p.temperature == 0.0 and p.logprobs is None for p in params)
+    edited = bool(banned) or any(p.logit_bias for p in params)
+    with nothing_waits(logits, pinned, (not plain) + edited):
+        sampling = start(Sampler(VOCAB, logits.device, len(rows)), logits, rows)
     assert (sampling.token_ids.device, sampling.token_ids.dtype) == (logits.device, torch.int64)
     assert sampling.token_ids.shape == (len(params),)
 
@@ -129,15 +132,15 @@ def test_what_would_wait_is_noticed(pinned: list[Tensor], look: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("params", STEPS.values(), ids=STEPS)
-def test_a_gpu_does_not_wait(device: str, params: list[SamplingParams]) -> None:
+def test_a_gpu_does_not_wait(device: str, start: Start, params: list[SamplingParams]) -> None:
     if device == "cpu":
         pytest.skip("for --device cuda")
     logits, rows = torch.randn(len(params), VOCAB, device=device), rows_of(params)
-    sampler = Sampler(VOCAB, logits.device)
-    expected = sampler.sample(logits, rows)  # the first time also makes the memory
+    sampler = Sampler(VOCAB, logits.device, len(rows))
+    expected = start(sampler, logits, rows).result()  # the first time also makes the memory
     torch.cuda.set_sync_debug_mode("error")
     try:
-        sampling = sampler.start(logits, rows)
+        sampling = start(sampler, logits, rows)
         pending = start_prompt_logprobs(logits, [5] * len(rows), top=2)
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from peftserve.server.engine.sampling import SampleRow
-from peftserve.server.engine.sampling.penalties import Edits, edit, edits
+from peftserve.server.engine.sampling.penalties import Edits, edit, edits, penalizes
 from peftserve.server.engine.staging import to_device
 from peftserve.server.wire.messages import SamplingParams
 
@@ -27,7 +27,10 @@ def row(
 
 
 def edited(logits: Tensor, rows: list[SampleRow]) -> Tensor:
-    return edit(logits, Edits(*to_device(edits(rows, logits.shape[1]), logits.device)))
+    places = dict(enumerate(rows))
+    penalized = {place: row for place, row in places.items() if penalizes(row.params)}
+    host = edits(places, places, penalized, logits.shape[1])
+    return edit(logits, Edits(*to_device(host, logits.device)))
 
 
 def edited_by_hand(logits: list[float], row: SampleRow) -> list[float]:

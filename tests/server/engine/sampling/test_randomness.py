@@ -1,11 +1,19 @@
 """The uniform numbers behind the tokens."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from peftserve.server.engine.sampling.randomness import uniforms
+from peftserve.server.engine.sampling.randomness import seed_bits
+from peftserve.server.engine.sampling.randomness import uniforms as uniforms_of
+
+
+def uniforms(seeds: Iterable[int], positions: Iterable[int]) -> NDArray[np.float64]:
+    return uniforms_of(np.array([*map(seed_bits, seeds)], np.uint64), np.array([*positions], np.int64))
 
 
 def test_is_the_published_splitmix64() -> None:

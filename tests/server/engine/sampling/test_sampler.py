@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -12,27 +13,38 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from peftserve.server.engine.sampling import SampledToken, Sampler, SampleRow, parameters
-from peftserve.server.wire.messages import SamplingParams
+from peftserve.server.engine.sampling import Sampled, Sampler, SampleRow, Sampling, greedy, parameters
+from peftserve.server.wire.messages import SamplingParams, TokenLogprobs
 
 VOCAB = 40
+SEATS = 4000
 GREEDY = SamplingParams(temperature=0.0)
 
 
+class SampledToken(NamedTuple):
+    token_id: int
+    logprobs: TokenLogprobs | None
+
+
+Start = Callable[[Sampler, Tensor, list[SampleRow]], Sampling]
 Sample = Callable[[Tensor, list[SampleRow]], list[SampledToken]]
 
 
 @pytest.fixture(scope="session")
-def sample(device: str) -> Sample:
+def sample(device: str, start: Start) -> Sample:
     """Samples from logits on the CPU with a sampler on the device; checks that the logits stay as they are."""
 
     def sample_there(logits: Tensor, rows: list[SampleRow]) -> list[SampledToken]:
         there = logits.to(device, copy=True)
-        tokens = Sampler(logits.shape[1], there.device).sample(there, rows)
+        tokens = tokens_of(start(Sampler(logits.shape[1], there.device, SEATS), there, rows).result())
         assert torch.equal(there.cpu().nan_to_num(7.0), logits.nan_to_num(7.0))
         return tokens
 
     return sample_there
+
+
+def tokens_of(sampled: Sampled) -> list[SampledToken]:
+    return [SampledToken(token_id, sampled.logprobs.get(place)) for place, token_id in enumerate(sampled.token_ids)]
 
 
 def ids(tokens: list[SampledToken]) -> list[int]:
@@ -79,16 +91,20 @@ def test_a_row_depends_on_nothing_else(
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(ROWS, min_size=1, max_size=8), st.integers(0, 8), st.sampled_from([torch.float32, torch.bfloat16]))
 def test_without_a_look_at_the_numbers_it_is_the_same(
-    unseen: Callable[[], AbstractContextManager[None]], rows: list[SampleRow], sound: int, dtype: torch.dtype
+    unseen: Callable[[], AbstractContextManager[None]],
+    start: Start,
+    rows: list[SampleRow],
+    sound: int,
+    dtype: torch.dtype,
 ) -> None:
     logits = (torch.randn(len(rows), VOCAB, generator=torch.Generator().manual_seed(len(rows))) * 3).to(dtype)
     logits[sound:, 3] = math.nan
-    sampler = Sampler(VOCAB, logits.device)
-    expected = sampler.sample(logits, rows)
+    sampler = Sampler(VOCAB, logits.device, SEATS)
+    expected = start(sampler, logits, rows).result()
     with unseen():
-        sampling = sampler.start(logits, rows)
+        sampling = start(sampler, logits, rows)
     assert sampling.result() == expected
-    assert sampling.token_ids.tolist() == ids(expected)
+    assert sampling.token_ids.tolist() == expected.token_ids
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -191,3 +207,58 @@ def test_logprobs_are_of_the_raw_distribution(sample: Sample) -> None:
 
 def test_an_empty_step(sample: Sample) -> None:
     assert sample(torch.zeros(0, VOCAB), []) == []
+
+
+def test_the_same_sequences_go_on_with_what_was_worked_out_for_them(
+    monkeypatch: pytest.MonkeyPatch, start: Start
+) -> None:
+    """Each step is what it would be by itself, and none but the first looks at the sequences."""
+    mixed = [GREEDY, SamplingParams(temperature=0.7, top_k=5), SamplingParams(logprobs=1), SamplingParams(top_p=0.4)]
+    rows = [row(params, seed=i, banned=[3]) for i, params in enumerate(mixed)]
+    logits = torch.randn(6, len(rows), VOCAB)
+    alone = []
+    for position, step in enumerate(logits):
+        moved = [SampleRow(r.params, r.prompt_token_ids, [4] * position, r.seed, [3]) for r in rows]
+        alone.append(start(Sampler(VOCAB, step.device, SEATS), step, moved).result())
+    sampler, seats = Sampler(VOCAB, logits.device, SEATS), np.array([5, 2, 9, 0])
+    for seat, one in zip(seats, rows, strict=True):
+        sampler.seat(seat, one)
+    for position, step in enumerate(logits):
+        assert sampler.start(step, sampler.prepare(seats, np.full(len(rows), position))).result() == alone[position]
+        monkeypatch.setattr("peftserve.server.engine.sampling.table.Selection", None)
+
+
+def test_a_seat_belongs_to_who_came_last() -> None:
+    sampler, seats, logits = (
+        Sampler(4, torch.device("cpu"), 2),
+        np.array([0, 1]),
+        torch.tensor([[0.0, 9.0, 1.0, 1.0]] * 2),
+    )
+    for banned, expected in (([], [1, 1]), ([1], [1, 2])):
+        sampler.seat(0, row(GREEDY))
+        sampler.seat(1, row(GREEDY, banned=banned))
+        assert sampler.start(logits, sampler.prepare(seats, np.array([0, 0]))).result().token_ids == expected
+
+
+def test_a_ban_ends_with_its_position() -> None:
+    sampler, logits = Sampler(3, torch.device("cpu"), 1), torch.tensor([[0.0, 2.0, 9.0]])
+    sampler.seat(0, SampleRow(GREEDY, [1] * 5, [], 0, banned_token_ids=[2], banned_before=2, num_before=5))
+    steps = [sampler.start(logits, sampler.prepare(np.array([0]), np.array([5 + i]))) for i in range(4)]
+    assert [step.result().token_ids for step in steps] == [[1], [1], [2], [2]]
+
+
+@pytest.mark.parametrize("temperatures", [[0.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+def test_a_device_looks_for_the_best_token_of_a_row_once(
+    monkeypatch: pytest.MonkeyPatch,
+    unseen: Callable[[], AbstractContextManager[None]],
+    start: Start,
+    temperatures: list[float],
+) -> None:
+    looked = []
+    best = greedy.best_number_ids
+    monkeypatch.setattr(greedy, "best_number_ids", lambda logits: looked.append(len(logits)) or best(logits))
+    monkeypatch.setattr(greedy, "take_best", lambda _: pytest.fail("a second look"))
+    logits = torch.randn(2, VOCAB)
+    with unseen():
+        start(Sampler(VOCAB, logits.device, SEATS), logits, [row(SamplingParams(temperature=t)) for t in temperatures])
+    assert looked == [2]

@@ -1,5 +1,6 @@
 """Min-p, top-k and top-p against transformers' warpers and the definition in plain Python."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -28,7 +29,10 @@ def distinct_scores(rows: int, seed: int, spread: float = 2.0) -> Tensor:
 
 
 def probabilities_of(scores: Tensor, params: list[SamplingParams]) -> Tensor:
-    return truncated_probabilities(scores, Cuts(*to_device(cuts(params), scores.device), max(p.top_k for p in params)))
+    columns = zip(*((p.min_p, p.top_k, p.top_p) for p in params), strict=True)
+    types = (np.float32, np.int64, np.float64)
+    host = cuts(*(np.array(column, dtype) for column, dtype in zip(columns, types, strict=True)))
+    return truncated_probabilities(scores, Cuts(*to_device(host, scores.device), max(p.top_k for p in params)))
 
 
 def by_transformers(scores: Tensor, params: SamplingParams) -> Tensor:

@@ -1,0 +1,30 @@
+"""Where the highest number of each row is: the greedy token of each row of logits. On a GPU each is read once."""
+
+from collections.abc import Iterable
+
+import torch
+
+
+def best_number_ids(rows: torch.Tensor) -> torch.Tensor:
+    """rows: (rows, columns) of any floating dtype. Returns (rows,) int64, on the same device, which nobody waits for.
+
+    ids[i] = the least j of those with rows[i, j] = max(rows[i, k] that are no NaN); 0 if all are
+    """
+    if not rows.is_cuda:
+        return naive_best_number_ids(rows)
+    from .triton_best_number import triton_best_number_ids  # not on machines without a GPU, which need no triton
+
+    return triton_best_number_ids(rows)
+
+
+def naive_best_number_ids(rows: torch.Tensor) -> torch.Tensor:
+    """The same in plain torch, on any device, in two passes."""
+    return rows.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).argmax(dim=-1)
+
+
+def warm_up(device: torch.device, dtypes: Iterable[torch.dtype], columns: int) -> None:
+    """Compile what rows of so many columns take, and of more, so that no step has to wait for it."""
+    if device.type == "cuda":
+        for dtype in dtypes:
+            for width in (columns, columns + 1):  # rows that begin at whole multiples of 16 numbers, and others
+                best_number_ids(torch.zeros(1, width, dtype=dtype, device=device))
