@@ -140,7 +140,7 @@ def test_nothing_is_captured_after_the_start(
 
     captures, places = simulated_cuda.captures, read_by_graphs()
     assert captures == 1 + 2 * len([1, 2, 4, 8, 16, MAX_RUNNING])
-    for buffer in ("table", "_arena", "_counters", "records", "_ids", "_positions"):
+    for buffer in ("table", "_arena", "_counters", "_there", "_ids", "_positions"):
         assert any(name.endswith(buffer) for name in places), buffer
     load = Load(engine)
     names = [folder.name for folder in oracle.varied_adapters(model, tmp_path / "adapters", seed=50)]
