@@ -4,6 +4,7 @@ import importlib.util
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -31,8 +32,11 @@ def test_every_python_and_platform(pins: ModuleType) -> None:
     """And every package is pinned, so that what was tested is what is installed, today and in a year."""
     pinned = {line.split("==")[0] for line in pins.CONSTRAINTS.read_text().splitlines() if "==" in line}
     targets = [*((python, pins.LINUX) for python in pins.PYTHONS), *((pins.OLDEST, other) for other in pins.PLATFORMS)]
-    for python, platform in dict.fromkeys(targets):
-        resolved = dict(line.split("==") for line in pins.resolve(python, platform).splitlines())
+    targets = list(dict.fromkeys(targets))
+    with ThreadPoolExecutor(len(targets)) as pool:  # each waits for the index
+        answers = list(pool.map(lambda target: pins.resolve(*target), targets))
+    for (_, platform), answer in zip(targets, answers, strict=True):
+        resolved = dict(line.split("==") for line in answer.splitlines())
         assert resolved.keys() <= pinned
         assert resolved["torch"] == "2.13.0"
         assert ("triton" in resolved) == ("nvidia-cublas" in resolved) == (platform != pins.MAC)

@@ -185,7 +185,3 @@ def main(arguments: Sequence[str]) -> int:
         socket.close()
         gc.unfreeze()  # what is never collected, native libraries report as leaks
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,6 +1,6 @@
 """What the parent hands to the engine process at its start, and how the engine notices that the parent is gone.
 
-The command line is `python -m peftserve.server.engine.process DOOR CONFIG`: the descriptor of a socket through which
+The command line is `python -m peftserve.server.engine DOOR CONFIG`: the descriptor of a socket through which
 API processes' connections come, and an `EngineConfig` in JSON. The parent holds the other end of the child's standard
 input and never writes to it.
 """
@@ -16,7 +16,7 @@ import msgspec
 
 from ..config import EngineConfig, ServerConfig
 
-ENGINE_MODULE = "peftserve.server.engine.process"
+ENGINE_MODULE = "peftserve.server.engine"
 
 Config = TypeVar("Config", EngineConfig, ServerConfig)
 

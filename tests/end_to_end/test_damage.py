@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 OPTIONS = {"prompt": [20, 30, 40], "max_tokens": 4, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
 
 
@@ -25,7 +27,10 @@ def state(action: str, folder: Path, *arguments: str) -> subprocess.CompletedPro
     return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
 
 
-def test_lost_registries_and_flipped_bits(world: Any, serve: Callable[..., Any], tmp_path: Path) -> None:
+@pytest.mark.timeout(600)
+def test_lost_registries_flipped_bits_backups_and_other_bases(
+    world: Any, serve: Callable[..., Any], tmp_path: Path
+) -> None:
     """One after the other on one folder; with room for one adapter in host memory, so that each comes from the disk."""
     names = {f"a{i}": adapter for i, adapter in enumerate(world.adapters[:3])}
     server = serve()
@@ -66,28 +71,29 @@ def test_lost_registries_and_flipped_bits(world: Any, serve: Callable[..., Any],
 
     shutil.rmtree(server.state)
     copy.rename(server.state)
-    server = serve()
-    answers(world, server, names)
+    another_base_of_the_same_shapes(world, server.state, names, tmp_path)
 
 
-def test_another_base_of_the_same_shapes(world: Any, serve: Callable[..., Any], tmp_path: Path) -> None:
-    server = serve()
-    assert server.upload("a", world.adapters[0]).status_code == 201
-    assert server.stop() == 0
+def another_base_of_the_same_shapes(world: Any, folder: Path, names: dict[str, Path], tmp_path: Path) -> None:
+    """It is refused, unless it is meant. The same base elsewhere is served, here on what a backup had."""
     other = world.oracle.tiny_model("llama", 2, tmp_path / "other")
     command = [sys.executable, "-m", "peftserve.server.cli.main", "serve", str(other)]
-    command += ["--state-dir", str(server.state), "--port", "0", "--num-threads", "1"]
+    command += ["--state-dir", str(folder), "--port", "0", "--num-threads", "1"]
     refused = subprocess.run(command, capture_output=True, text=True, check=False)
     assert refused.returncode == 1
     assert "made for another base" in refused.stderr
     assert "Traceback" not in refused.stderr
     moved = shutil.copytree(world.model, tmp_path / "moved")
-    again = world.oracle.RunningServer.start(moved, server.state, tmp_path / "moved.log")
-    answers(world, again, {"a": world.adapters[0]})
-    assert again.stop() == 0
-    meant = world.oracle.RunningServer.start(other, server.state, tmp_path / "other.log", "--allow-other-base")
-    assert meant.client.post("/v1/completions", json={"model": "a", **OPTIONS}).status_code == 200
-    assert meant.stop() == 0
+    again = world.oracle.RunningServer.start(moved, folder, tmp_path / "moved.log")
+    try:
+        answers(world, again, names)
+    finally:
+        assert again.stop() == 0
+    meant = world.oracle.RunningServer.start(other, folder, tmp_path / "other.log", "--allow-other-base")
+    try:
+        assert meant.client.post("/v1/completions", json={"model": "a0", **OPTIONS}).status_code == 200
+    finally:
+        assert meant.stop() == 0
 
 
 def flip(file: Path) -> None:

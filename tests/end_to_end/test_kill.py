@@ -14,41 +14,10 @@ SOON = 15.0
 """Seconds for what takes less than 2 on a machine that does nothing else."""
 
 
-async def test_a_killed_engine_is_an_error_at_once(world: Any, serve: Callable[..., Any]) -> None:
-    """To every open request, streamed or not, to new ones, and to the liveness probe."""
-    server = serve()
-    adapter = world.adapters[0]
-    assert server.upload(adapter.name, adapter).status_code == 201
-    assert server.client.put("/v1/default-adapter", json={"adapter": adapter.name}).status_code == 200
-    body = {"model": "default", "prompt": [20, 30, 40], "max_tokens": 240, "ignore_eos": True}
-    streamed = [i % 2 == 0 for i in range(STREAMS)]
-    async with world.connect(server) as client:
-        asking = [
-            asyncio.create_task(client.http.post("/v1/completions", json={**body, "stream": stream}))
-            for stream in streamed
-        ]
-        await asyncio.to_thread(server.wait_for_metric, "peftserve_sequences_running", STREAMS)
-        server.kill_engine()
-        answers = await asyncio.wait_for(asyncio.gather(*asking), SOON)
-        late = await client.http.post("/v1/completions", json=body)
-        live = await client.http.get("/health/live")
-    for answer, stream in zip(answers, streamed, strict=True):  # a stream of which nothing was sent is none
-        assert answer.status_code in ((200, 503) if stream else (503,))
-    assert all(_error_message(answer.text) for answer in answers)
-    assert (late.status_code, live.status_code) == (503, 503)
-
-
-def _error_message(text: str) -> str:
-    """Of an answer, or of the one event in a stream that is an error."""
-    lines = [line.removeprefix("data: ") for line in text.splitlines()]
-    (error,) = [json.loads(line)["error"] for line in lines if line.startswith('{"error"')]
-    return str(error["message"])
-
-
-async def test_a_kill_in_the_middle_of_uploads_loses_nothing_acknowledged(
-    world: Any, serve: Callable[..., Any]
-) -> None:
-    """Twice on one state folder: what was acknowledged is there, and all that is there is whole."""
+async def test_kills_lose_nothing_acknowledged_and_are_errors_at_once(world: Any, serve: Callable[..., Any]) -> None:
+    """In the middle of uploads, twice on one state folder: what was acknowledged is there, and all that is there is
+    whole. In the end of the engine alone, while requests run on the default.
+    """
     tried: dict[str, Path] = {}
     again = serve()
     for generation in range(2):
@@ -61,6 +30,7 @@ async def test_a_kill_in_the_middle_of_uploads_loses_nothing_acknowledged(
         assert {folder.name for folder in (again.state / "adapters").iterdir()} == {card["digest"] for card in cards}
         assert list((again.state / "staging").iterdir()) == []
         await _check_adapters(world, again, {name: tried[name] for name in names})
+    await _kill_the_engine(world, again)
 
 
 async def _upload_until_killed(
@@ -105,3 +75,30 @@ async def _check_adapters(world: Any, server: Any, adapters: dict[str, Path]) ->
         sure = world.reference.sure(options["prompt"], 4, ((adapter, 1.0),))
         assert answer.token_ids[: len(sure)] == sure
         assert len(answer.token_ids) == 4
+
+
+async def _kill_the_engine(world: Any, server: Any) -> None:
+    """An error at once to every open request, streamed or not, to new ones, and to the liveness probe."""
+    body = {"model": "default", "prompt": [20, 30, 40], "max_tokens": 240, "ignore_eos": True}
+    streamed = [i % 2 == 0 for i in range(STREAMS)]
+    async with world.connect(server) as client:
+        asking = [
+            asyncio.create_task(client.http.post("/v1/completions", json={**body, "stream": stream}))
+            for stream in streamed
+        ]
+        await asyncio.to_thread(server.wait_for_metric, "peftserve_sequences_running", STREAMS)
+        server.kill_engine()
+        answers = await asyncio.wait_for(asyncio.gather(*asking), SOON)
+        late = await client.http.post("/v1/completions", json=body)
+        live = await client.http.get("/health/live")
+    for answer, stream in zip(answers, streamed, strict=True):  # a stream of which nothing was sent is none
+        assert answer.status_code in ((200, 503) if stream else (503,))
+    assert all(_error_message(answer.text) for answer in answers)
+    assert (late.status_code, live.status_code) == (503, 503)
+
+
+def _error_message(text: str) -> str:
+    """Of an answer, or of the one event in a stream that is an error."""
+    lines = [line.removeprefix("data: ") for line in text.splitlines()]
+    (error,) = [json.loads(line)["error"] for line in lines if line.startswith('{"error"')]
+    return str(error["message"])
