@@ -20,8 +20,8 @@ from statistics import median
 from typing import Any
 
 import torch
-from decode_step import write_adapters, write_base
 from front_end import _link_package
+from llama import write_adapters, write_base
 from machine import machine
 from transformers import LlamaConfig
 

@@ -1,137 +1,155 @@
-"""What a method costs at decode beside LoRA of the same rank: one engine, sixteen sequences, eight adapters.
+"""What a method costs in a decode step beside LoRA: one engine, sixteen sequences, eight adapters of a method.
 
-    python benchmarks/methods.py --rounds 5 --out benchmarks/results/methods.json
+    python benchmarks/methods.py --device cuda --out FILE.jsonl [--only LoRA,IA3] [--limit 30]
 
-Methods take turns in every round, and a ratio is taken within its round. Seconds are of decode steps alone, in which
-every sequence makes one token; prompts are short and of one length.
+The base has the widths of an 8B Llama, a few layers and a small vocabulary, so that the adapters are a good part of a
+step. A method's adapters are made by PEFT and compiled by the engine, and then it takes turns with LoRA: a ratio is
+taken within a round. Each line is printed and written when it is known. A method that takes more than --limit seconds
+in all, fails, or ends the process is named, and the others go on in a new process.
 """
 
 import argparse
 import json
+import queue
 import shlex
-import statistics
+import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-import peft
 import torch
-from engine_vs_peft import machine
-from smollm import write_base
-from tqdm import tqdm
-from transformers import LlamaForCausalLM
+from llama import WIDTHS, make_config, scratch_folder, write_base
+from method_catalog import CATALOG
+from records import append
 
-from peftserve.server.config import EngineConfig
-from peftserve.server.engine import Engine
-from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingParams
-
-RANK = 16
-ADAPTERS = 8
-SEQUENCES = 16
-STEPS = 24
-LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+LORA = "LoRA"
+STARTING = 120.0  # seconds that a process may take until its first line
+START = {"start": True}
 
 
-def lora(**options: object) -> peft.PeftConfig:
-    return peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=LINEARS, task_type="CAUSAL_LM", **options)
+def main(words: Sequence[str] | None = None) -> int:
+    arguments = parse_arguments(words)
+    names = list(CATALOG) if arguments.only is None else arguments.only.split(",")
+    if unknown := [name for name in names if name not in CATALOG]:
+        print(f"there is no method {', '.join(unknown)}: there are {', '.join(CATALOG)}", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory(dir=scratch_folder()) as folder:
+        base = Path(folder) / "base"
+        config = make_config(arguments.shape, arguments.layers)
+        config.vocab_size = min(config.vocab_size, 8192)
+        write_base(base, config, getattr(torch, arguments.dtype), arguments.device)
+        found = list[dict[str, Any]]()
+        for record in supervised(names, lambda left: child_command(arguments, base, left), arguments):
+            append(arguments.out, part="methods", kind="method", **record)
+            print(line(record), flush=True)
+            found.append(record)
+    return int(not any("step_ms" in record for record in found))
 
 
-METHODS: dict[str, Callable[[], peft.PeftConfig] | None] = {
-    "base": None,
-    "LoRA": lora,
-    "DoRA": lambda: lora(use_dora=True),
-    "LoRA with biases": lambda: lora(lora_bias=True, init_lora_weights=False),
-    "IA3": lambda: peft.IA3Config(
-        target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM"
-    ),
-    "prefix tuning": lambda: peft.PrefixTuningConfig(num_virtual_tokens=20, task_type="CAUSAL_LM"),
-}
-
-
-def main() -> int:
+def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="counted rounds (default: 5)")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--out", type=Path, help="also write the result as JSON")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        seconds = measure(Path(folder), arguments.rounds, arguments.dtype)
-    report = make_report(seconds)
-    for name, entry in report["methods"].items():
-        print(f"{name:<20}{entry['step_ms']:10.2f} ms a step{entry['beside_lora']:10.3f} x LoRA")
-    if arguments.out:
-        arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    return 0
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    parser.add_argument("--shape", choices=WIDTHS, default="8b")
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", metavar="NAME,...", help=f"of {', '.join(CATALOG)}")
+    parser.add_argument("--limit", type=float, default=30, help="seconds for one method (default: 30)")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="for all: those left are named")
+    parser.add_argument("--out", type=Path, help="also append the figures, as lines of JSON")
+    return parser.parse_args(words)
 
 
-def measure(folder: Path, rounds: int, dtype: str) -> dict[str, list[float]]:
-    """Seconds of a decode step, by method, one figure a round; the first round is not counted."""
-    base = folder / "base"
-    write_base(base)
-    engine = Engine(
-        EngineConfig(model=str(base), dtype=dtype, kv_cache_tokens=8192, max_loras=64, adapter_memory=2 << 30)
-    )
-    digests = {name: write(engine, base, folder, name, make) for name, make in METHODS.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in METHODS}
-    names = list(METHODS)
-    for number in tqdm(range(rounds + 1), unit="round"):
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            taken = decode(engine, digests[name])
-            if number:
-                seconds[name].append(taken)
-    engine.close()
-    return seconds
+def child_command(arguments: argparse.Namespace, base: Path, names: Sequence[str]) -> list[str]:
+    own = {name: str(vars(arguments)[name]) for name in ("device", "dtype", "rounds")}
+    words = [word for name, value in own.items() for word in (f"--{name}", value)]
+    return [sys.executable, str(Path(__file__).with_name("method_steps.py")), str(base), *words, *names]
 
 
-def write(engine: Engine, base: Path, folder: Path, name: str, make: Callable[[], peft.PeftConfig] | None) -> list[str]:
-    """Random adapters of one method, known to the engine; their digests."""
-    digests = []
-    for index in range(ADAPTERS if make else 0):
-        torch.manual_seed(index)
-        model = peft.get_peft_model(LlamaForCausalLM.from_pretrained(base, dtype=torch.bfloat16), make())
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter.add_(0.02 * torch.randn_like(parameter))
-        target = folder / f"{name}-{index}"
-        model.to(torch.bfloat16).save_pretrained(target)
-        engine.inspect_adapter(target.name, target)
-        digests.append(target.name)
-    return digests
+def supervised(
+    names: Sequence[str], command: Callable[[Sequence[str]], list[str]], limits: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """A record for each method, as a child process says it, or with the `problem` that there was instead.
+
+    limits: limit and seconds, as of the command line. A child takes LoRA again if it is not the first.
+    """
+    left, end = list(names), time.monotonic() + limits.seconds
+    while left:
+        child = Child(command(left if LORA in left else [LORA, *left]))
+        patience = STARTING
+        while left:
+            record = child.record(min(patience, end - time.monotonic()))
+            if record == START:
+                patience = limits.limit
+            elif record is None:
+                break
+            elif record["method"] in left:
+                left.remove(record["method"])
+                yield record
+        problem = child.stop()
+        if left and time.monotonic() > end:
+            yield from ({"method": name, "problem": "no time was left"} for name in left)
+            return
+        if left:
+            stuck = left.pop(0)
+            yield {"method": stuck, "problem": problem or f"stopped after {limits.limit:.0f} s"}
 
 
-def decode(engine: Engine, digests: list[str]) -> float:
-    """Median seconds of the steps in which all sequences decode."""
-    for index in range(SEQUENCES):
-        parts = [AdapterPart(digests[index % len(digests)])] if digests else []
-        sampling = SamplingParams(max_tokens=STEPS + 8, temperature=0.0, ignore_eos=True)
-        prompt = [3 + index, *range(20, 35)]
-        engine.add_request(
-            AddRequest(request_id=str(index), prompt_token_ids=prompt, sampling=sampling, adapters=parts)
-        )
-    taken = []
-    while engine.has_work():
-        start = time.perf_counter()
-        made = len(engine.step())
-        if made == SEQUENCES:
-            taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
+class Child:
+    """A process that prints records, among whatever else it prints."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace")
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as lines:
+            for text in lines:
+                self._lines.put(text)
+        self._lines.put(None)
+
+    def record(self, patience: float) -> dict[str, Any] | None:
+        """The next; None if none comes for so long, or if there are no more."""
+        end = time.monotonic() + patience
+        while (left := end - time.monotonic()) > 0:
+            try:
+                text = self._lines.get(timeout=left)
+            except queue.Empty:
+                return None
+            if text is None:
+                return None
+            if text.startswith("{"):
+                found: dict[str, Any] = json.loads(text)
+                return found
+        return None
+
+    def stop(self) -> str:
+        """Ends it. If it had ended by itself before its work was done: how."""
+        try:
+            code = self._process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            return ""
+        finally:
+            self._reader.join(1.0)
+        return f"the process ended with {code}"
 
 
-def make_report(seconds: dict[str, list[float]]) -> dict[str, object]:
-    methods = {
-        name: {
-            "step_ms": 1000 * statistics.median(values),
-            "beside_lora": statistics.median(a / b for a, b in zip(values, seconds["LoRA"], strict=True)),
-            "rounds_ms": [1000 * value for value in values],
-        }
-        for name, values in seconds.items()
-    }
-    work = {"rank": RANK, "adapters": ADAPTERS, "sequences": SEQUENCES, "steps": STEPS}
-    return {"command": shlex.join(["python", *sys.argv]), "machine": machine(), "work": work, "methods": methods}
+def line(record: dict[str, Any]) -> str:
+    if problem := record.get("problem"):
+        return f"{record['method']:<20}{problem}"
+    ms, ratio, made = record["step_ms"], record["beside_lora"], record["made_s"]
+    return f"{record['method']:<20}{ms:10.3f} ms a step{ratio:9.3f} x LoRA   made in {made:.1f} s"
 
 
 if __name__ == "__main__":
+    print(shlex.join(["python", *sys.argv]))
     sys.exit(main())

@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
-# Without a GPU, Triton's kernels are tested in its interpreter. Triton looks at this when it is first imported, which
-# transformers does too, so no later place would do. Nothing but those tests runs a Triton kernel there.
-if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd")):
+# Unless tests are for a GPU, no test sees one, and Triton's kernels are tested in its interpreter. Triton looks at this
+# when it is first imported, which transformers does too, so no later place would do, and pytest has not read its
+# options yet. A worker of pytest-xdist has no options, and these variables from whoever started it.
+given = [*sys.argv, *os.environ.get("PYTEST_ADDOPTS", "").split()]
+if not {"cuda", "--device=cuda"} & {*given} and "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Or else torch's compiler first compiles programs that try the processor's vectors, for longer than a tiny model takes.
@@ -34,7 +37,31 @@ def pytest_unconfigure() -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--device", choices=["cpu", "cuda"], default="cpu", help="where engines and samplers run")
+    parser.addoption(
+        "--device",
+        choices=["cpu", "cuda"],
+        default="cpu",
+        help="where kernels, engines and samplers run (default: cpu)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "cpu_only(why): what it tests is for a CPU; left out with --device cuda")
+
+
+@pytest.hookimpl(trylast=True)  # behind what folders say of their tests
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--device") != "cuda":
+        return
+    import torch  # not for those who need none of it
+
+    gpu = torch.cuda.is_available()
+    for item in items:
+        marker = item.get_closest_marker("cpu_only")
+        if marker is not None:
+            item.add_marker(pytest.mark.skip(reason=f"not with --device cuda: {marker.args[0]}"))
+        elif not gpu:
+            item.add_marker(pytest.mark.skip(reason="--device cuda: torch sees no GPU"))
 
 
 @pytest.fixture(scope="session")
@@ -50,8 +77,10 @@ def oracle() -> ModuleType:
 
 
 @pytest.fixture
-def simulated_cuda(monkeypatch: pytest.MonkeyPatch) -> Any:
+def simulated_cuda(device: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     """CUDA graphs on the CPU: a `SimulatedCuda`, in the place of torch.cuda's until the test ends."""
+    if device == "cuda":
+        pytest.skip("not with --device cuda: it simulates one")
     cuda = _load("simulated_cuda", Path(__file__).with_name("simulated_cuda.py")).SimulatedCuda()
     cuda.install(monkeypatch)
     return cuda

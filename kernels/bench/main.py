@@ -55,7 +55,7 @@ def run_with(options: argparse.Namespace) -> int:
         points.append(point)
         write_json(stem.with_suffix(".json"), about, contenders, points)
     print(closing(points))
-    _draw(points, stem)
+    _draw(points, stem, not options.no_plot)
     return int(any(point.ours is None for point in points))
 
 
@@ -102,8 +102,8 @@ def _first_lines(options: argparse.Namespace, machine: Machine, contenders: Sequ
     return f"{setup}: {speed}\n{figures}\n{heading([contender.name for contender in contenders])}"
 
 
-def _draw(points: Sequence[Point], stem: Path) -> None:
-    written = plot(points, stem)
+def _draw(points: Sequence[Point], stem: Path, wanted: bool) -> None:
+    written = plot(points, stem) if wanted else []
     print("\n".join(f"wrote {path}" for path in (stem.with_suffix(".json"), *written)))
-    if points and not written:
+    if points and wanted and not written:
         print("no plot: matplotlib is not installed; pip install 'peftserve[bench]'")

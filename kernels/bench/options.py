@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--peers", type=Path, metavar="DIR", help=f"Python files with contenders (default: {PEERS}, if it is here)")
     add("--only", metavar="NAME,...", help="these contenders beside ours")
     add("--out", type=Path, metavar="DIR", help=f"for the JSON and the plot (default: {RESULTS}, if it is here, or .)")
+    add("--no-plot", action="store_true", help="the JSON alone")
     if find_spec(".tune", __package__):
         add("--tune", action="store_true", help="first choose the kernels' blocks for this GPU")
 

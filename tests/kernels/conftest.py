@@ -13,7 +13,12 @@ from peftserve.kernels.layout import BlobLayout, BypassBackend, Group, GroupLayo
 from peftserve.kernels.naive import naive_delta
 from peftserve.kernels.naive_attention import naive_attend, naive_write
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = "cpu"  # of the tensors of all cases; what --device says, from before the first test on
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    global DEVICE
+    DEVICE = config.getoption("--device")
 
 
 @dataclass
@@ -22,7 +27,7 @@ class Case:
 
     groups: tuple[Group, ...]
     dtype: torch.dtype = torch.float32
-    device: str = DEVICE
+    device: str = field(default_factory=lambda: DEVICE)
     alignment: int = 32
     slots: dict[int, tuple[int, BlobLayout]] = field(default_factory=dict)
 

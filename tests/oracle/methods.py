@@ -38,7 +38,9 @@ def plain_model(folder: Path) -> PreTrainedModel:
 
 @lru_cache(maxsize=8)
 def _read_model(folder: Path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
+    """With transformers' own formulas: in its version 5.17 the fused attention leaves out Gemma 2's soft cap."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    return model.eval().requires_grad_(False)
 
 
 def shaken(name: str, parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -26,7 +26,7 @@ from peftserve.kernels.site_plan import Part
 from .callouts import call_out
 
 _names = itertools.count()
-_FACTS = ("has_gate", "has_bias", "is_transposed", "has_post_expert_norm", "num_experts")
+_FACTS = ("has_gate", "has_bias", "is_transposed", "num_experts")
 
 
 class ExpertsBypass:
@@ -66,7 +66,8 @@ class ExpertsBypass:
 def is_experts(module: nn.Module) -> bool:
     """Whether transformers computes the module through its interface for experts."""
     wrapped = hasattr(type(module).forward, "__wrapped__") and hasattr(module, "_apply_gate")
-    return wrapped and all(hasattr(module, fact) for fact in _FACTS) and not module._is_expert_parallel
+    parallel = getattr(module, "_is_expert_parallel", False)  # which transformers 5.17 does not say, nor the norm below
+    return wrapped and all(hasattr(module, fact) for fact in _FACTS) and not parallel
 
 
 def is_dispatched(module: nn.Module) -> bool:
@@ -95,7 +96,7 @@ def _with_parts(
     up = _project(module, "gate_up_proj" if module.has_gate else "up_proj", pairs, experts, parts, k)
     hidden = cast(Any, module)._apply_gate(up) if module.has_gate else cast(Any, module).act_fn(up)
     out = _project(module, "down_proj", hidden, experts, parts, k)
-    if module.has_post_expert_norm:
+    if getattr(module, "has_post_expert_norm", False):
         out = cast(Any, module).post_expert_norm(out)
     return (out * weights.reshape(-1, 1)).view(tokens, k, -1).sum(1).to(x.dtype)
 

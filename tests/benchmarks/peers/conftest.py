@@ -40,6 +40,13 @@ class Peers:
         return self.contenders[name]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.parent == here:
+            item.add_marker(pytest.mark.cpu_only("it interprets the peers' kernels"))
+
+
 @pytest.fixture(scope="session")
 def peers() -> Peers:
     return Peers()

@@ -1,0 +1,71 @@
+"""Drives an engine step by step: sequences begin together, every prompt runs, and then steps are for measuring."""
+
+import time
+from collections.abc import Sequence
+from random import Random
+
+import torch
+
+from peftserve.server.engine import Engine
+from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingParams
+
+
+def start(engine: Engine, sequences: int, digests: Sequence[str], context: int, tokens: int, seed: int = 1) -> None:
+    """Sequence i has adapter i modulo their number, `context` tokens of prompt, and makes `tokens`."""
+    random = Random(seed)
+    for index in range(sequences):
+        prompt = random.choices(range(3, engine.info.vocab_size), k=context)
+        adapters = [AdapterPart(digests[index % len(digests)])] if digests else []
+        sampling = SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True)
+        engine.add_request(
+            AddRequest(request_id=str(index), prompt_token_ids=prompt, sampling=sampling, adapters=adapters)
+        )
+
+
+def run(engine: Engine, sequences: int, digests: Sequence[str], context: int, tokens: int, seed: int) -> float:
+    """Seconds until all have ended."""
+    start(engine, sequences, digests, context, tokens, seed)
+    synchronize()
+    begin = time.perf_counter()
+    while engine.has_work():
+        step(engine)
+    synchronize()
+    return time.perf_counter() - begin
+
+
+def step(engine: Engine) -> set[str]:
+    """The requests that it was for. A step that fails is no measurement: RuntimeError."""
+    outputs = engine.step()
+    for output in outputs:
+        if output.error:
+            raise RuntimeError(output.error)
+    return {output.request_id for output in outputs}
+
+
+def settle(engine: Engine, sequences: int) -> None:
+    """Until every prompt has run."""
+    started: set[str] = set()
+    while len(started) < sequences:
+        started |= step(engine)
+
+
+def steps(engine: Engine, count: int) -> float:
+    """Seconds of one step, in the mean of so many that follow each other."""
+    synchronize()
+    begin = time.perf_counter()
+    for _ in range(count):
+        step(engine)
+    synchronize()
+    return (time.perf_counter() - begin) / count
+
+
+def finish(engine: Engine, sequences: int) -> None:
+    for index in range(sequences):
+        engine.abort(str(index))
+    while engine.has_work():
+        engine.step()
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
