@@ -12,7 +12,6 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -22,22 +21,22 @@ import torch.nn.functional as F
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported
 
-from peftserve.kernels.attention import AttentionLayer, Limits, Span
-from peftserve.kernels.attention_plan import positions_of, step_of
+from attention_problem import PAGE_SIZE, Attend, Problem, Sequences
+
+from peftserve.kernels.attention import AttentionBackend, AttentionLayer, Span
 from peftserve.kernels.bench.contender import Run
-from peftserve.kernels.bench.cost import Cost, Machine, measure_machine
+from peftserve.kernels.bench.cost import Machine, measure_machine
 from peftserve.kernels.bench.timing import captured, medians
-from peftserve.kernels.naive_attention import naive_attend
+from peftserve.kernels.flash import sdpa_flash, torch_flash
+from peftserve.kernels.mixed_attention import MixedAttention
+from peftserve.kernels.paged_attention import make_attention_backend
 from peftserve.kernels.triton_attention import TritonAttention
 
-PAGE_SIZE, VARLEN_PAGE_SIZE = 16, 256
+VARLEN_PAGE_SIZE = 256
 CACHE_BYTES = 256 << 20  # of keys and values, under which a device's cache might hold them
 ROUNDS, MOST_LAYERS, TOLERANCE = 20, 64, 1e-2
 LLAMA_8B = AttentionLayer(32, 8, 128, 128, 128**-0.5)
 SMALL = AttentionLayer(4, 2, 16, 16, 0.25)
-
-Sequences = Sequence[tuple[int, int]]  # (rows, context) of each
-Attend = Callable[[int], torch.Tensor]  # of layer i: (rows, heads, dim)
 
 STEPS: dict[str, Sequences] = {
     "1 decode of 512": [(1, 511)],
@@ -58,61 +57,47 @@ SMALL_STEPS: dict[str, Sequences] = {
 }
 
 
-@dataclass
-class Problem:
-    """A step over `num_layers` caches with random keys and values, all alike in shape, the step's own written already.
-
-    key, value: the step's, alike in all layers.
-    """
-
-    layer: AttentionLayer
-    sequences: Sequences
-    dtype: torch.dtype
-    device: str
-    num_layers: int
-    spans: list[Span] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        counts = [-(-(rows + context) // PAGE_SIZE) for rows, context in self.sequences]
-        free = torch.randperm(sum(counts)).tolist()
-        for (rows, context), count in zip(self.sequences, counts, strict=True):
-            pages = [free.pop() for _ in range(count)]
-            self.spans.append(Span(sum(span.rows for span in self.spans), rows, rows + context, pages))
-        cache = (self.num_layers, sum(counts), PAGE_SIZE, self.layer.kv_heads)
-        self.keys = self._randn(*cache, self.layer.key_dim)
-        self.values = self._randn(*cache, self.layer.value_dim)
-        rows = sum(span.rows for span in self.spans)
-        places = torch.from_numpy(positions_of(step_of(self.spans, rows, PAGE_SIZE), PAGE_SIZE)).to(self.device)
-        self.key, self.value = (
-            self._randn(1, rows, self.layer.kv_heads, cache.shape[-1]).transpose(1, 2)
-            for cache in (self.keys, self.values)
-        )
-        for new, caches in ((self.key, self.keys), (self.value, self.values)):
-            caches.flatten(1, 2)[:, places] = new[0].transpose(0, 1)
-        self.query = self._randn(1, rows, self.layer.heads, self.layer.key_dim).transpose(1, 2)
-
-    def error(self, attend: Attend) -> float:
-        """Of the last layer, relative to float64, by the root mean square."""
-        last = self.num_layers - 1
-        expected = naive_attend(self.spans, self.layer, self.query, self.keys[last], self.values[last])
-        return float((attend(last).double() - expected).norm() / expected.norm())
-
-    def cost(self) -> Cost:
-        """Of one layer: every key and value that a sequence sees once, queries and outputs once."""
-        layer, rows = self.layer, self.query.shape[2]
-        seen = sum(span.total for span in self.spans) * layer.kv_heads * (layer.key_dim + layer.value_dim)
-        own = rows * layer.heads * (layer.key_dim + layer.value_dim)
-        pairs = sum(span.rows * (2 * span.total - span.rows + 1) // 2 for span in self.spans)
-        flops = 2 * pairs * layer.heads * (layer.key_dim + layer.value_dim)
-        return Cost(seen * self.dtype.itemsize, own * self.dtype.itemsize, flops)
-
-    def _randn(self, *shape: int) -> torch.Tensor:
-        return torch.randn(*shape, device=self.device, dtype=self.dtype)
-
-
 def ours(problem: Problem) -> Attend:
-    limits = Limits(problem.query.shape[2], len(problem.spans), max(span.total for span in problem.spans))
-    backend = TritonAttention([problem.layer], PAGE_SIZE, problem.dtype, torch.device(problem.device), limits)
+    return _layer(problem, _own(problem))
+
+
+def written_first(problem: Problem) -> Attend | None:
+    """Ours, of decodes alone, with a launch of its own for the write to the cache; None for other steps."""
+    if any(span.rows > 1 for span in problem.spans):
+        return None
+    backend = _own(problem)
+    attend = _layer(problem, backend)
+    backend._writes = False  # as `begin` leaves it for a step with a longer span
+    return attend
+
+
+def flash(problem: Problem) -> Attend | None:
+    """Flash kernels for all spans but decodes; None where there are no others. Without a GPU, SDPA stands in."""
+    if all(span.rows == 1 for span in problem.spans):
+        return None
+    device = torch.device(problem.device)
+    kernel = sdpa_flash if problem.device == "cpu" else torch_flash(problem.dtype, device)
+    assert kernel is not None, "there are none for this device"
+    most_keys = sum(span.total for span in problem.spans)
+    rest = ([problem.layer], [0], PAGE_SIZE, problem.dtype, device)
+    return _layer(problem, MixedAttention(_own(problem), kernel, *rest, least_rows=2, most_keys=most_keys))
+
+
+def chosen(problem: Problem) -> Attend | None:
+    """What a server takes on this device; None without a GPU, where that is another implementation."""
+    if problem.device == "cpu":
+        return None
+    device = torch.device(problem.device)
+    return _layer(problem, make_attention_backend([problem.layer], PAGE_SIZE, problem.dtype, device, problem.limits()))
+
+
+def _own(problem: Problem) -> TritonAttention:
+    device = torch.device(problem.device)
+    return TritonAttention([problem.layer], PAGE_SIZE, problem.dtype, device, problem.limits(), assisted=[0])
+
+
+def _layer(problem: Problem, backend: AttentionBackend) -> Attend:
+    """With the write of the step's keys and values to the cache."""
     backend.begin(problem.spans)
     query, key, value = problem.query, problem.key, problem.value
     return lambda i: backend.attend(0, query, key, value, problem.keys[i], problem.values[i])
@@ -186,6 +171,9 @@ def _in_pages(spans: Sequence[Span], caches: torch.Tensor, count: int) -> torch.
 
 CONTESTANTS: Mapping[str, Callable[[Problem], Attend | None]] = {
     "ours": ours,
+    "written first": written_first,
+    "with flash": flash,
+    "chosen": chosen,
     "varlen_attn": varlen,
     "SDPA, gathered": gathered,
 }
@@ -219,8 +207,8 @@ def timed(name: str, sequences: Sequences, machine: Machine) -> dict[str, float]
     runs = ready(problem, lambda attend: captured(partial(over_layers, attend), "cuda"))
     times = {who: seconds / layers * 1e6 for who, seconds in medians(runs, "cuda", ROUNDS).items()}
     times["floor"] = machine.seconds(problem.cost()) * 1e6
-    columns = "".join(f"{times.get(who, float('nan')):16.1f}" for who in (*CONTESTANTS, "floor"))
-    print(f"{name:32}{columns}{times.get('ours', float('nan')) / times['floor']:12.2f}")
+    columns = "".join(f"{times[who]:16.1f}" if who in times else f"{'':16}" for who in (*CONTESTANTS, "floor"))
+    print(f"{name:32}{columns}{times.get('chosen', float('nan')) / times['floor']:14.2f}")
     return times
 
 
@@ -246,7 +234,7 @@ def main() -> int:
     machine = measure_machine("cuda", torch.bfloat16)
     device = torch.cuda.get_device_name()
     print(f"{device}: {machine.bandwidth / 1e9:.0f} GB/s, {machine.peak / 1e12:.0f} TFLOP/s; microseconds of a layer")
-    print(f"{'':32}" + "".join(f"{who:>16}" for who in (*CONTESTANTS, "floor")) + f"{'ours/floor':>12}")
+    print(f"{'':32}" + "".join(f"{who:>16}" for who in (*CONTESTANTS, "floor")) + f"{'chosen/floor':>14}")
     found = {name: timed(name, sequences, machine) for name, sequences in STEPS.items()}
     if args.out:
         args.out.write_text(json.dumps({"device": device, "us": found}) + "\n", encoding="utf-8")

@@ -82,8 +82,6 @@ def attention_kernel(
         start = tl.load(item + 5)
         stop = tl.load(item + 6)
         splits = tl.load(item + 7)
-        slot = tl.load(item + 8) * KV_HEADS + kv_head
-        part = slot + tl.load(item + 9) * KV_HEADS
 
         index = first + tl.arange(0, BLOCK_M)
         token = index // GROUP
@@ -165,8 +163,9 @@ def attention_kernel(
             )  # fmt: skip
         else:
             SIZE: tl.constexpr = BLOCK_M * (VALUE_DIM + 2)
+            slot = tl.load(item + 8) * KV_HEADS + kv_head
             m = tl.arange(0, BLOCK_M)
-            partial = partial_ptr + part.to(tl.int64) * SIZE
+            partial = partial_ptr + (slot + tl.load(item + 9) * KV_HEADS).to(tl.int64) * SIZE
             real = index < num_queries
             tl.store(
                 partial + m[:, None] * VALUE_DIM + v_dim[None, :],

@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
+from peftserve.kernels.naive_attention import naive_attend
+
 
 @pytest.fixture
 def attention(script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = script("attention")
 
     def right(problem: Any) -> Any:
-        return lambda i: module.naive_attend(
-            problem.spans, problem.layer, problem.query, problem.keys[i], problem.values[i]
-        )
+        return lambda i: naive_attend(problem.spans, problem.layer, problem.query, problem.keys[i], problem.values[i])
 
     def unknown(problem: Any) -> Any:
         def attend(i: int) -> Any:
@@ -52,3 +52,13 @@ def test_it_fails_in_the_end_if_ours_did(attention: ModuleType, monkeypatch: pyt
     found = attention.check("cpu")
     assert [list(step) for step in found] == [["another"]] * 2
     assert attention.status(found) == 1
+
+
+def test_ours_and_flash_kernels_rehearse_on_a_cpu(script: Callable[[str], ModuleType], capsys: Any) -> None:
+    """Decodes with the write inside and before, prefills on flash kernels for which SDPA stands in."""
+    found = script("attention").check("cpu")
+    names = [set(step) for step in found]
+    assert names[0] == {"ours", "written first", "SDPA, gathered"}
+    assert names[1] == {"ours", "with flash", "SDPA, gathered"}
+    assert names[2] == {"ours", "with flash"}
+    assert "without" not in capsys.readouterr().out
