@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from peftserve.kernels import triton_attention, triton_bypass
-from peftserve.kernels.attention import Limits
+from peftserve.kernels.step_memory import StepMemory
 from peftserve.kernels.triton_attention import TritonAttention
 from peftserve.kernels.triton_bypass import TritonBypass
 from peftserve.server.config import EngineConfig
@@ -47,6 +47,7 @@ class Backends:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.attention: TritonAttention
         self.bypass: TritonBypass
+        self.memory: StepMemory
         for module, name, kernel in (
             (triton_attention, "attention_kernel", Kernel(clears=4)),
             (triton_attention, "write_kernel", Kernel()),
@@ -59,16 +60,15 @@ class Backends:
         monkeypatch.setattr(service, "make_bypass_backend", self._make_bypass)
 
     def places(self) -> list[int]:
-        held = [vars(self.attention), vars(self.bypass), vars(self.bypass._slots), self.bypass._kept._asdict()]
+        held = [vars(self.attention), vars(self.bypass), vars(self.bypass._slots), {"step": self.memory.there}]
         return [value.data_ptr() for there in held for value in there.values() if isinstance(value, torch.Tensor)]
 
-    def _make_attention(
-        self, layers: Any, page_size: int, dtype: torch.dtype, device: torch.device, limits: Limits, spare_bytes: int
-    ) -> TritonAttention:
-        self.attention = TritonAttention(layers, page_size, dtype, device, limits)
+    def _make_attention(self, *args: Any) -> TritonAttention:
+        *given, self.memory, _ = args
+        self.attention = TritonAttention(*given, memory=self.memory)
         return self.attention
 
-    def _make_bypass(self, arena: torch.Tensor, groups: Any, **limits: int) -> TritonBypass:
+    def _make_bypass(self, arena: torch.Tensor, groups: Any, **limits: Any) -> TritonBypass:
         self.bypass = TritonBypass(arena, groups, **limits)
         return self.bypass
 

@@ -111,11 +111,13 @@ class Attachments:
     def run_in_the_backend(self, tokens: Sequence[Segment]) -> bool:
         """Whether these adapters ask for nothing but the backend's launches."""
         self._settle(tokens)
+        if not self._operators and not self._side_attention:
+            return True
         slots = {segment.slot for segment in tokens}
         return not any(slot in there for slot in slots for there in (self._operators, self._side_attention))
 
     def _settle(self, tokens: Sequence[Segment]) -> None:
-        while slots := set(self._conflicting(tokens)):  # one that stops may be in another's way then
+        while self._riders and (slots := set(self._conflicting(tokens))):  # one that stops may be in another's way then
             for slot in slots:
                 self._stop_riding(slot)
 
@@ -129,7 +131,8 @@ class Attachments:
 
     def side_attention(self, tokens: Sequence[Segment]) -> list[tuple[Segment, Mapping[int, SideView]]]:
         """The segments that have any, with it."""
-        return [(s, self._side_attention[s.slot]) for s in tokens if s.slot in self._side_attention]
+        there = self._side_attention
+        return [(s, there[s.slot]) for s in tokens if s.slot in there] if there else []
 
     def _attach_ops(self, slot: int, ops: Ops, base: int, shared: Mapping[str, int]) -> None:
         self._ops[slot] = ops
