@@ -4,7 +4,7 @@
 
 The engine of `host_subject.py`: the sites of Llama-3.1-8B, 32 layers of them, and adapters of rank 16 on all linears.
 CHECKOUT: an older one, whose engine takes turns with this one's, so that both meet the same neighbours: the ratios are
-medians of those within a round. Times are the thread's own, in ms.
+medians of those within a round.
 """
 
 import argparse

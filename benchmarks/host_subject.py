@@ -8,7 +8,8 @@ page, and pinned memory is any memory. The widths that decide how work is cut ar
 
 Asked by lines of JSON, it answers by lines of JSON:
     {"start": 64, "adapters": 64, "context": 512}    so many sequences, until all of them decode
-    {"steps": 100}                                   thread time of each phase, in ms, median of so many steps
+    {"steps": 100}                                   ms of each phase: lower quartile of so many steps, since what
+                                                     neighbours on the same cores add is no cost of ours
     {"finish": 0}                                    they are gone
 """
 
@@ -20,7 +21,7 @@ from dataclasses import replace
 from functools import partial, wraps
 from pathlib import Path
 from random import Random
-from statistics import median
+from statistics import quantiles
 from types import SimpleNamespace
 from typing import Any
 
@@ -55,7 +56,7 @@ PHASES: Mapping[str, tuple[type[Any], str]] = {
 
 
 class Timers:
-    """Thread time, so that neighbours on the same cores do not count. spent: of the step so far, in seconds."""
+    """spent: by each phase, of the step so far, in seconds."""
 
     def __init__(self) -> None:
         self.spent = dict.fromkeys(PHASES, 0.0)
@@ -65,11 +66,11 @@ class Timers:
     def _timed(self, phase: str, method: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(method)
         def timed(*args: Any, **options: Any) -> Any:
-            begun = time.thread_time()
+            begun = time.perf_counter()
             try:
                 return method(*args, **options)
             finally:
-                self.spent[phase] += time.thread_time() - begun
+                self.spent[phase] += time.perf_counter() - begun
 
         return timed
 
@@ -113,9 +114,11 @@ def fake_device() -> None:
     engine_module.make_runner = partial(_make_runner, engine_module.make_runner)
 
 
-def _attention(layers: Any, page_size: int, dtype: Any, device: Any, limits: Any, *args: Any, **options: Any) -> Any:
+def _attention(layers: Any, page_size: int, dtype: Any, device: Any, limits: Any, *args: Any) -> Any:
+    """args: the step's memory, which older checkouts do not have, and bytes to spare."""
     wide = [replace(layer, key_dim=HEAD_DIM, value_dim=HEAD_DIM) for layer in layers]
-    return TritonAttention(wide, page_size, dtype, device, limits, num_programs=4 * MULTIPROCESSORS, **options)
+    options = {"num_programs": 4 * MULTIPROCESSORS, **({"memory": args[0]} if len(args) > 1 else {})}
+    return TritonAttention(wide, page_size, dtype, device, limits, **options)
 
 
 def _bypass(arena: torch.Tensor, groups: Any, **limits: Any) -> TritonBypass:
@@ -168,7 +171,7 @@ class Subject:
             if len(self._step()) != self._sequences:
                 raise RuntimeError("a step was not for all sequences")
             spent.append(self._timers.take())
-        return {phase: median(each[phase] for each in spent) * 1e3 for phase in spent[0]}
+        return {phase: quantiles((each[phase] for each in spent), n=4)[0] * 1e3 for phase in spent[0]}
 
     def finish(self) -> None:
         for index in range(self._sequences):

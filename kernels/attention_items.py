@@ -38,7 +38,8 @@ class RunningItems:
         self._rows: tuple[bytes, bytes] | None = None
         self._tiles = _Tiles(*(np.zeros(0, dtype=np.int64) for _ in range(3)))
         self._chunk = 0
-        self._splits: Ints = np.zeros(0, dtype=np.int64)  # of each tile
+        self._blocks: Ints = np.zeros(0, dtype=np.int64)  # of keys that each tile sees
+        self._splits: Ints = self._blocks  # of each tile
         self._tile: Ints = self._splits  # of each item, as are the next two
         self._split: Ints = self._splits
         self._span: Ints = self._splits
@@ -54,10 +55,12 @@ class RunningItems:
         context = step.total - step.rows
         begin, end = self._keys(context)
         blocks = np.maximum((end - begin + (shape.block_n - 1)) // shape.block_n, 0)
-        chunk = best_chunk(blocks, shape)
-        splits = np.maximum((blocks + (chunk - 1)) // chunk, 1)
-        if fresh or chunk != self._chunk or not np.array_equal(splits, self._splits):
-            self._lay_out(step, chunk, splits, begin, end)
+        if fresh or not np.array_equal(blocks, self._blocks):
+            self._blocks = blocks
+            chunk = best_chunk(blocks, shape)
+            splits = np.maximum((blocks + (chunk - 1)) // chunk, 1)
+            if fresh or chunk != self._chunk or not np.array_equal(splits, self._splits):
+                self._lay_out(step, chunk, splits, begin, end)
         start, stop = self._ranges(begin, end)
         for field, column in ((3, context[self._span]), (4, step.first_page[self._span] + pages_at)):
             self._items[:, field] = column

@@ -102,12 +102,18 @@ def without(step: Step, spans: Collection[int]) -> Step:
 def positions_of(step: Step, page_size: int) -> Ints:
     """(rows,) places in the cache, -1 for rows of no span."""
     rows = np.where(step.total > 0, step.rows, 0)
+    if (rows == 1).all():
+        return _places(step, step.first_page, step.total - 1, page_size)
     span, offset = repeated(rows)
-    position = (step.total - rows)[span] + offset
-    page = step.pages[step.first_page[span] + position // page_size].astype(np.int64)
     positions = np.full(int(step.rows.sum()), -1, dtype=np.int64)
-    positions[step.row[span] + offset] = page * page_size + position % page_size
+    there = _places(step, step.first_page[span], (step.total - rows)[span] + offset, page_size)
+    positions[step.row[span] + offset] = there
     return positions
+
+
+def _places(step: Step, first_page: Ints, position: Ints, page_size: int) -> Ints:
+    page: Ints = step.pages[first_page + position // page_size].astype(np.int64)
+    return page * page_size + position % page_size
 
 
 def most_slots(shape: Shape) -> int:

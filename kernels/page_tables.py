@@ -33,8 +33,10 @@ class PageTables:
         counts = np.fromiter(map(len, lists), np.int64, len(lists))
         if len(lists) != len(self._lists) or not all(map(is_, lists, self._lists)):
             self._arrange(lists, counts)
-        for index in np.flatnonzero(counts != self.counts).tolist():
-            self._grow(index, int(counts[index]))
+        changed = np.flatnonzero(counts != self.counts)
+        if len(changed) and not self._add_one(changed, counts[changed]):
+            for index in changed.tolist():
+                self._grow(index, int(counts[index]))
         if self.end > 2 * int(counts.sum()) + _ROOM * len(lists) + _WASTE:
             self._rebuild()
 
@@ -47,6 +49,15 @@ class PageTables:
             before = getattr(self, name)
             setattr(self, name, np.where(fresh, 0, before[places] if len(before) else 0))
         self._lists = list(lists)
+
+    def _add_one(self, changed: Ints, counts: Ints) -> bool:
+        """A page to each where it lies, as decodes need them. False if one needs more."""
+        ends = self.first[changed] + counts
+        if (counts != self.counts[changed] + 1).any() or (ends > self._limits[changed]).any():
+            return False
+        self.flat[ends - 1] = [self._lists[index][-1] for index in changed.tolist()]
+        self.counts[changed] = counts
+        return True
 
     def _grow(self, index: int, count: int) -> None:
         pages, known = self._lists[index], int(self.counts[index])

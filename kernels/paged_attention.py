@@ -6,6 +6,7 @@ import torch
 
 from .attention import AttentionBackend, AttentionLayer, Limits
 from .flash import takes, torch_flash
+from .step_memory import StepMemory
 from .torch_attention import TorchAttention
 
 GATHERED_BYTES = 128 << 20  # of one layer's keys and values, most: 32,768 tokens of Llama-3.1-8B
@@ -17,20 +18,26 @@ def make_attention_backend(
     dtype: torch.dtype,
     device: torch.device,
     limits: Limits,
+    memory: StepMemory,
     spare_bytes: int = 0,
 ) -> AttentionBackend:
     """layers: of the model, by the index that `attend` is given. page_size: on GPUs a power of two.
 
-    dtype: of the caches. limits: of all steps. spare_bytes: of memory for copies of keys and values, where they make it
-    faster.
+    dtype: of the caches. limits: of all steps. memory: for what a GPU is told of each, which whoever launches sends.
+    spare_bytes: of memory for copies of keys and values, where they make it faster.
     """
     if device.type == "cuda":
-        return _on_gpu(tuple(layers), page_size, dtype, device, limits)
+        return _on_gpu(tuple(layers), page_size, dtype, device, limits, memory)
     return TorchAttention(layers, page_size, dtype, device, spare_bytes)
 
 
 def _on_gpu(
-    layers: Sequence[AttentionLayer], page_size: int, dtype: torch.dtype, device: torch.device, limits: Limits
+    layers: Sequence[AttentionLayer],
+    page_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    limits: Limits,
+    memory: StepMemory,
 ) -> AttentionBackend:
     """With flash kernels for long spans, if there are any and they are faster."""
     from .flash_choice import choose_least_rows  # not on machines without a GPU, which need no triton
@@ -43,8 +50,8 @@ def _on_gpu(
     if flash is not None and assisted:
         least = choose_least_rows([layers[index] for index in assisted], page_size, dtype, device, flash)
     if flash is None or least is None:
-        return TritonAttention(layers, page_size, dtype, device, limits)
+        return TritonAttention(layers, page_size, dtype, device, limits, memory=memory)
     widest = max(layers[index].kv_heads * layers[index].key_dim for index in assisted)
     most_keys = min(limits.positions + limits.rows, GATHERED_BYTES // (2 * widest * dtype.itemsize))
-    own = TritonAttention(layers, page_size, dtype, device, limits, assisted=assisted)
+    own = TritonAttention(layers, page_size, dtype, device, limits, assisted=assisted, memory=memory)
     return MixedAttention(own, flash, layers, assisted, page_size, dtype, device, least_rows=least, most_keys=most_keys)

@@ -9,8 +9,9 @@ import torch
 
 from .layout import BlobLayout, Group, GroupLayout
 
-TABLE_FIELDS, SITE_FIELDS = 1, 5
+TABLE_FIELDS, SITE_FIELDS = 2, 5
 ALIGNMENT = 8  # elements, of factors that kernels read in wide loads
+_STRIDE = 16  # divides the table's strides: what triton compiles for
 
 
 class SlotRow(NamedTuple):
@@ -34,7 +35,8 @@ class SlotTable:
 
     def __init__(self, device: torch.device, groups: Sequence[Group], max_slots: int) -> None:
         self._sites = np.array([len(group.out_features) for group in groups], dtype=np.int64)
-        shape = (max_slots, len(groups), TABLE_FIELDS + SITE_FIELDS * self._sites.max(initial=0))
+        fields = TABLE_FIELDS + SITE_FIELDS * int(self._sites.max(initial=0))
+        shape = (max_slots, len(groups), -(-fields // _STRIDE) * _STRIDE)
         self.table = torch.zeros(shape, dtype=torch.int64, device=device)
         self.ranks = np.zeros((len(groups), max_slots), dtype=np.int64)
         self.works = np.zeros((len(groups), max_slots), dtype=np.bool_)
@@ -75,7 +77,7 @@ class SlotTable:
 
 
 def _fields(base: int, layout: GroupLayout) -> list[int]:
-    fields, column = [base + layout.a], 0
+    fields, column = [base + layout.a, layout.rank], 0
     nowhere = (None,) * len(layout.ranks)
     sites = zip(layout.ranks, layout.b, layout.scales or nowhere, layout.biases or nowhere, strict=True)
     for rank, b, scale, bias in sites:

@@ -32,6 +32,7 @@ class StepMemory:
         self._there: torch.Tensor | None = None
         self._buffers: list[_HostBuffer] = []
         self._turn = 0
+        self._size = 0
         self._end = 0  # of the step's fields
 
     def reserve(self, front: int, behind: int = 0) -> int:
@@ -45,12 +46,16 @@ class StepMemory:
     def begin(self) -> None:
         """Forget what was written and not sent. Waits where the buffer that comes next is still being copied."""
         if self._there is None:
-            size = max(self._front + self._behind, ALIGNMENT)
-            self._there = torch.zeros(size, dtype=torch.int32, device=self.device)
-            buffers = _BUFFERS if self.device.type == "cuda" else 1
-            self._buffers = [_HostBuffer(size, self.device) for _ in range(buffers)]
+            with torch.inference_mode(False):  # who begins decides nothing about who may write
+                self._allocate(max(self._front + self._behind, ALIGNMENT))
         self._buffers[self._turn].wait()
         self._end = self._front
+
+    def _allocate(self, size: int) -> None:
+        self._size = size
+        self._there = torch.zeros(size, dtype=torch.int32, device=self.device)
+        buffers = _BUFFERS if self.device.type == "cuda" else 1
+        self._buffers = [_HostBuffer(size, self.device) for _ in range(buffers)]
 
     def at(self, place: int, count: int) -> Fields:
         """Fields of the step, to be written; what an earlier step wrote may still be in those of the front."""
@@ -60,7 +65,7 @@ class StepMemory:
         """The place of `count` fields more, for this step."""
         place = self._end
         self._end += _aligned(count)
-        assert self._end <= len(self.there), "a step beyond the limits"
+        assert self._end <= self._size, "a step beyond the limits"
         return place
 
     def append(self, array: npt.NDArray[Any]) -> torch.Tensor:
@@ -83,7 +88,7 @@ class StepMemory:
 
     def send(self) -> None:
         """Enqueues the copy. The next step is written into another buffer."""
-        self._buffers[self._turn].send(self.there[: self._end])
+        self._buffers[self._turn].send(self.there, self._end)
         self._turn = (self._turn + 1) % len(self._buffers)
 
 
@@ -94,8 +99,8 @@ class _HostBuffer:
         self._device = device
         self.fields: Fields = self._pinned.numpy()
 
-    def send(self, there: torch.Tensor) -> None:
-        there.copy_(self._pinned[: len(there)], non_blocking=True)
+    def send(self, there: torch.Tensor, count: int) -> None:
+        there[:count].copy_(self._pinned[:count], non_blocking=True)
         if self._sent is not None:
             self._sent.record(torch.cuda.current_stream(self._device))
 

@@ -1,23 +1,27 @@
 """The bypasses on a GPU: one launch for each group, whatever adapters run.
 
 Tables on the device say where each slot's factors lie; their addresses never change, and attaching an adapter is one
-small copy that no kernel waits for. The step's work list goes over in one copy, and in none while it stays the same.
+small copy that no kernel waits for. The work list is made when the step's segments are others than the last one's.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from . import tuning
+from .bypass_plan import BypassPlan
 from .layout import BlobLayout, Group, Rows, Segment
 from .occupancy import multiprocessor, programs_at_once, resources
 from .slots import ALIGNMENT, SlotRow, SlotTable
+from .step_memory import StepMemory
 from .triton_kernels import MAX_SITES, bypass_kernel
 from .tuning import Blocks
-from .worklist import Entries, Lists, WorkList, cut, h_elements, lists_of, pack
+from .worklist import RECORD_FIELDS, h_elements, most_records
 
-LIST_FIELDS = 1 << 22  # of the lists for which there is memory from the start
+MIXED_RANK = 64  # of a site: up to which there is memory for adapters in mixtures of many
+_LEAST_BLOCK_R = 16
 
 
 class Memory(NamedTuple):
@@ -39,11 +43,14 @@ class TritonBypass:
     after `begin(..., capacity=n)` may be replayed after any other `begin` of that capacity that returned True. With a
     capacity every group is launched, whatever the step has for it.
 
-    That memory has a size for good: lists of 16 MB, and h for an adapter of `max_rank` on all sites of every row, such
-    as 13 MB for 2,048 rows of Llama-3.1-8B and 101 MB for 16,384. Steps that need more, which takes mixtures of several
-    large adapters on most rows, run in memory of their own, and in no graph.
+    That memory has a size for good. A row counts once for each adapter that works on it. There are lists and h for an
+    adapter of `max_rank` on all sites of each of `max_rows` rows, and for those of up to MIXED_RANK on `max_entries`:
+    for Llama-3.1-8B, 2,048 rows, 256 sequences of mixtures of 64 (16,448 entries) and ranks up to 512 that is 13 MB of
+    h and 15 MB of lists. Steps that need more, which takes mixtures of several large adapters on most rows, run in
+    memory of their own, and in no graph.
 
-    max_rows: of any step.
+    max_rows: of any step. max_entries: rows of all segments of any step together; `max_rows` if not given. memory: for
+    the lists, which whoever launches sends; without one `begin` does.
     num_programs: how many programs run at once; more than the device holds together would wait for each other for ever.
     batch_invariant: a row's bits depend on its own adapters alone, whatever else runs in the step.
     pdl: launches may begin before the kernel ahead of them has ended, on GPUs from sm_90 on.
@@ -58,7 +65,9 @@ class TritonBypass:
         *,
         max_slots: int,
         max_rows: int,
+        max_entries: int | None = None,
         max_rank: int = 512,
+        memory: StepMemory | None = None,
         num_programs: int | None = None,
         batch_invariant: bool = False,
         pdl: bool = False,
@@ -73,17 +82,24 @@ class TritonBypass:
         self._batch_invariant = batch_invariant
         self._pdl = pdl
         widest = max((len(group.out_features) for group in self._groups), default=0)
-        self._kept = Memory(
-            torch.zeros(LIST_FIELDS, dtype=torch.int32, device=arena.device),
-            torch.zeros(max_rows * h_elements(max_rank * widest), dtype=torch.float32, device=arena.device),
-        )
+        rank, mixed = max_rank * widest, min(max_rank, MIXED_RANK) * widest
+        entries = max(max_entries or 0, max_rows)
+        records = max(most_records(max_rows, rank, _LEAST_BLOCK_R), most_records(entries, mixed, _LEAST_BLOCK_R))
+        self._most_fields = len(Rows) * records * RECORD_FIELDS
+        self._step_memory, self._shared = memory or StepMemory(arena.device), memory is not None
+        self._front = self._step_memory.reserve(len(self._groups) * RECORD_FIELDS, self._most_fields)
+        if not self._shared:
+            self._step_memory.begin()
+        elements = max(max_rows * h_elements(rank), entries * h_elements(mixed))
+        self._h = torch.zeros(elements, dtype=torch.float32, device=arena.device)
         self._counters = torch.zeros(max_rows + 1, dtype=torch.int32, device=arena.device)  # no tile is without a row
         self._most_programs: dict[Blocks, int] = {}
-        self._memory = self._kept  # this and those below are the step's, set by `begin`
+        self._plan = BypassPlan(
+            self._groups, self._slots, self._tuning, self._programs, len(self._h), batch_invariant=batch_invariant
+        )
+        self._memory: Memory | None = None  # of a step that has its own; this and those below are set by `begin`
         self._work: object = None
         self._fits = True
-        self._blocks: list[Blocks] = []
-        self._busy: list[bool] = []
         self._launches_all = False
         self._started: set[int] = set()  # groups, by `start`
 
@@ -100,16 +116,43 @@ class TritonBypass:
 
     def begin(self, tokens: Sequence[Segment], logits: Sequence[Segment], *, capacity: int | None = None) -> bool:
         work = (tuple(tokens), tuple(logits), capacity)
-        if work == self._work:
-            return self._fits
-        self._work = work
-        self._launches_all = capacity is not None
-        segments = {Rows.TOKENS: tokens, Rows.LOGITS: logits}
-        self._blocks = self._choose(segments, capacity)
-        lists = self._lists(segments)
-        self._busy = [item is not None for item in lists]
-        self._fits = self._place(pack(lists, self._split), captured=capacity is not None)
+        changed = work != self._work
+        if changed:
+            self._work = work
+            self._launches_all = capacity is not None
+            self._plan.update({Rows.TOKENS: tokens, Rows.LOGITS: logits}, capacity)
+            self._fits = self._settle(captured=capacity is not None)
+        if self._shared:
+            return self._fits and self._write()
+        if changed and self._fits:
+            self._step_memory.begin()
+            self._write()
+            self._step_memory.send()
         return self._fits
+
+    def _settle(self, captured: bool) -> bool:
+        """Where the step's lists and h lie. False if what was captured does not serve the step."""
+        listed = self._plan.listed()
+        assert listed.num_tiles < len(self._counters), "a step of more rows than there may be"
+        room = listed.lists.size <= self._most_fields and listed.h_size <= len(self._h)
+        fits = not captured or (room and self._slots.alignment == ALIGNMENT)
+        self._memory = self._own_memory() if fits and not room else None
+        return fits
+
+    def _write(self) -> bool:
+        """The lists where they are sent from, unless the step has memory of its own."""
+        if self._memory is None:
+            memory = self._step_memory
+            place = memory.take(self._plan.num_fields)
+            headers, lists, *_ = self._plan.listed((place - self._front) // RECORD_FIELDS)
+            memory.at(self._front, headers.size)[:] = headers.reshape(-1)
+            memory.at(place, lists.size)[:] = lists.reshape(-1)
+        return True
+
+    def _own_memory(self) -> Memory:
+        listed = self._plan.listed(len(self._groups))
+        flat = self._slots.pinned(np.concatenate([listed.headers, listed.lists]).ravel())
+        return Memory(flat.to(self._arena.device, non_blocking=True), self._h.new_empty(listed.h_size))
 
     def start(self, group: int, x: torch.Tensor) -> None:
         """Shrink on the current stream, such as beside the base's product: the group's next `add_` then only expands.
@@ -137,14 +180,15 @@ class TritonBypass:
 
     def compile(self, blocks: Blocks) -> list[Any]:
         """Launch each kind of group once, without work. The kernels as triton made them; none in its interpreter."""
-        self.begin([], [])
-        self._blocks = [blocks] * len(self._groups)
+        headers = self._arena.new_zeros(len(self._groups), RECORD_FIELDS, dtype=torch.int32)
+        headers[:, 4] = 1  # the kernel divides by the split
+        self._memory, self._plan.blocks = Memory(headers, self._h), [blocks] * len(self._groups)
         shapes = {(group.in_features, group.out_features, group.gather): i for i, group in enumerate(self._groups)}
         kernels = []
         for (width, out_features, gather), index in shapes.items():
             x = self._arena.new_zeros(1, dtype=torch.int64) if gather else self._arena.new_zeros(1, width)
             kernels += self._add(index, x, [self._arena.new_zeros(1, out) for out in out_features])
-        self._work = None
+        self._work = self._memory = None
         return [kernel for kernel in kernels if kernel is not None]
 
     def _add(self, group: int, x: torch.Tensor, outputs: Sequence[torch.Tensor | None]) -> list[Any]:
@@ -165,7 +209,8 @@ class TritonBypass:
         shrink: bool,
         expand: bool,
     ) -> Any:
-        spec, blocks = self._groups[group], self._blocks[group]
+        spec, blocks = self._groups[group], self._plan.blocks[group]
+        records, h = self._memory or Memory(self._step_memory.there[self._front :], self._h)
         y = [self._arena if output is None else output for output in outputs] + [self._arena] * MAX_SITES
         strides = [0 if output is None else output.stride(0) for output in outputs] + [0] * MAX_SITES
         widths = [0 if output is None else output.shape[1] for output in outputs] + [0] * MAX_SITES
@@ -174,8 +219,8 @@ class TritonBypass:
             *y[:MAX_SITES],
             self._arena,
             self._slots.table,
-            self._memory.records,
-            self._memory.h,
+            records,
+            h,
             self._counters,
             x.stride(0),
             *strides[:MAX_SITES],
@@ -194,62 +239,11 @@ class TritonBypass:
         )
 
     def _launches(self, group: int) -> bool:
-        return self._busy[group] or self._launches_all
-
-    def _choose(self, segments: Mapping[Rows, Sequence[Segment]], capacity: int | None) -> list[Blocks]:
-        """For each group, by the largest mean rank of its sites in the step; by 0 where there is a capacity."""
-        if self._batch_invariant:
-            return [self._tuning.invariant] * len(self._groups)
-        tokens, ranks = {}, {}
-        for rows, there in segments.items():
-            tokens[rows] = capacity or max((segment.end for segment in there), default=0)
-            ranks[rows] = self._slots.most_ranks([] if capacity else [segment.slot for segment in there])
-        return [
-            self._tuning.blocks(tokens[group.rows], ranks[group.rows][index], group.in_features)
-            for index, group in enumerate(self._groups)
-        ]
-
-    def _lists(self, segments: Mapping[Rows, Sequence[Segment]]) -> list[Lists | None]:
-        """Those of each group; one object for all groups whose lists are alike."""
-        entries: dict[tuple[Rows, int], Entries] = {}
-        made: dict[object, Lists | None] = {}
-        lists = []
-        for index, (group, blocks) in enumerate(zip(self._groups, self._blocks, strict=True)):
-            key = (group.rows, blocks.block_m)
-            if key not in entries:
-                entries[key] = cut(segments[group.rows], blocks.block_m)
-            slots = entries[key].slot
-            ranks, works = self._slots.ranks[index], self._slots.works[index]
-            alike = (*key, blocks.block_r, ranks[slots].tobytes(), works[slots].tobytes())
-            if alike not in made:
-                made[alike] = lists_of(entries[key], ranks, works, blocks.block_r) if works[slots].any() else None
-            lists.append(made[alike])
-        return lists
-
-    def _split(self, group: int, lists: Lists) -> int:
-        blocks, spec = self._blocks[group], self._groups[group]
-        if spec.gather:
-            return 1
-        if self._batch_invariant:  # were it by the lists, a row's sums would depend on the step
-            return tuning.best_split(blocks, 1, self._programs(blocks), spec.in_features)
-        best = tuning.best_split(blocks, len(lists.units), self._programs(blocks), spec.in_features)
-        return max(1, min(best, len(self._kept.h) // max(lists.h_size, 1)))
+        return self._plan.busy[group] or self._launches_all
 
     def _programs(self, blocks: Blocks) -> int:
         most = self._most_programs.get(blocks, self._multiprocessors * blocks.programs)
         return self._num_programs or most
-
-    def _place(self, listed: WorkList, *, captured: bool) -> bool:
-        """Send the lists over. False, and nothing sent, if what was captured does not serve the step."""
-        assert listed.num_tiles < len(self._counters), "a step of more rows than there may be"
-        kept = self._kept
-        room = listed.records.size <= len(kept.records) and listed.h_size <= len(kept.h)
-        if captured and not (room and self._slots.alignment == ALIGNMENT):
-            return False
-        flat = self._slots.pinned(listed.records.ravel())
-        self._memory = kept if room else Memory(kept.records.new_empty(len(flat)), kept.h.new_empty(listed.h_size))
-        self._memory.records[: len(flat)].copy_(flat, non_blocking=True)
-        return True
 
 
 def compile_options(blocks: Blocks, device: torch.device, *, pdl: bool = False) -> dict[str, Any]:

@@ -8,8 +8,8 @@ step. A block of expand waits on its tile's counter until all units of shrink ha
 leave sets the counters back to zero. No program takes a block of expand before its own units are done, and all programs
 are on the device together, so that none waits for one that cannot run.
 
-    table[slot, group]   int64: offset of A in the arena, then per site: rank, first column of h, offset of B, and the
-                         offsets of a row of scales and of a row of biases, each plus 1; 0 where there is none
+    table[slot, group]   int64: offset of A in the arena, sum of ranks, then per site: rank, first column of h, offset
+                         of B, and those of a row of scales and of a row of biases, each plus 1; 0 where there is none
 
 h is fp32, (split, entries · rows · ranks): partial sums over the input's features, which the reader adds up in one
 order, so that a few rows fill the device without floating-point atomics. Tiles of one row are sums of products where
@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 MAX_SITES = 4  # of one launch
-TABLE_FIELDS = tl.constexpr(1)
+TABLE_FIELDS = tl.constexpr(2)
 SITE_FIELDS = tl.constexpr(5)
 RECORD = tl.constexpr(8)  # int32 fields of each record in the lists
 
@@ -91,13 +91,14 @@ def bypass_kernel(
             part = item % split
             k0 = part * chunk
             k1 = tl.minimum(k0 + chunk, in_features)
+            slot = table_ptr + tl.load(unit).to(tl.int64) * slot_stride
             x = x_ptr + tl.load(unit + 1).to(tl.int64) * x_stride
-            a = arena_ptr + tl.multiple_of(tl.load(table_ptr + tl.load(unit).to(tl.int64) * slot_stride), ALIGN)
+            a = arena_ptr + tl.multiple_of(tl.load(slot), ALIGN)
             h = h_ptr + part * h_size
             if GEMV and tl.load(unit + 2) == 1:
-                _shrink(unit, x, x_stride, a, in_features, h, k0, k1, 1, BLOCK_R, BLOCK_K)
+                _shrink(unit, slot + 1, x, x_stride, a, in_features, h, k0, k1, 1, BLOCK_R, BLOCK_K)
             else:
-                _shrink(unit, x, x_stride, a, in_features, h, k0, k1, BLOCK_M, BLOCK_R, BLOCK_K)
+                _shrink(unit, slot + 1, x, x_stride, a, in_features, h, k0, k1, BLOCK_M, BLOCK_R, BLOCK_K)
             if FUSED:
                 tl.debug_barrier()  # all of the program's stores come before its arrival
                 tl.atomic_add(counters_ptr + tl.load(unit + 5), 1, sem="release")
@@ -145,6 +146,7 @@ def _pick(index: tl.tensor, v0: tl.tensor, v1: tl.tensor, v2: tl.tensor, v3: tl.
 @triton.jit
 def _shrink(
     unit: tl.tensor,
+    rank_ptr: tl.tensor,
     x_ptr: tl.tensor,
     x_stride: tl.tensor,
     a_ptr: tl.tensor,
@@ -156,12 +158,17 @@ def _shrink(
     BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ) -> None:
-    """h[m, r] = weight · sum over k in [k_start, k_end) of x[m, k] · A[r, k], for a unit's rows and BLOCK_R ranks."""
+    """h[m, r] = weight · sum over k in [k_start, k_end) of x[m, k] · A[r, k], for a unit's rows and BLOCK_R ranks.
+
+    rank: of A, which may have nothing from the unit's first one on.
+    """
     num_rows = tl.load(unit + 2)
-    rank = tl.load(unit + 7)
+    rank = tl.load(rank_ptr).to(tl.int32)
+    first = tl.load(unit + 4)
+    k_end = tl.where(first < rank, k_end, k_start)
     weight = tl.load(unit + 6).to(tl.float32, bitcast=True)
     m = tl.arange(0, BLOCK_M)
-    r = tl.load(unit + 4) + tl.arange(0, BLOCK_R)
+    r = first + tl.arange(0, BLOCK_R)
     m_mask = m < num_rows
     r_mask = r < rank
     x_rows = x_ptr + m[:, None].to(tl.int64) * x_stride
@@ -177,7 +184,7 @@ def _shrink(
         else:
             sums = tl.dot(x, tl.trans(a), sums, input_precision="ieee")
     h = tl.sum(sums, 1)[None, :] if BLOCK_M == 1 else sums
-    out = h_ptr + tl.load(unit + 3) + m[:, None] * rank + r[None, :]
+    out = h_ptr + tl.load(unit + 3) + m[:, None] * tl.load(unit + 7) + r[None, :]
     tl.store(out, h * weight, mask=m_mask[:, None] & r_mask[None, :])
 
 
@@ -239,7 +246,7 @@ def _expand(
         rank = tl.load(fields).to(tl.int32)
         column = tl.load(fields + 1).to(tl.int32)
         b_ptr = arena_ptr + tl.multiple_of(tl.load(fields + 2), ALIGN)
-        total = tl.load(entry + 2)
+        total = tl.load(a_offset + 1).to(tl.int32) if GATHER else tl.load(entry + 2)
         weight = tl.load(entry + 3).to(tl.float32, bitcast=True)
         for r0 in tl.range(0, rank, BLOCK_R, num_stages=1):
             if BLOCK_M > 1 or index + r0 > 0:

@@ -90,8 +90,10 @@ def defaults(itemsize: int = 2, capability: int = 9, warp_size: int = 32) -> Def
     if capability < 9:
         few_rows = replace(few_rows, block_n=128)
         many_rows = replace(many_rows, block_m=32, block_r=16, block_k=128, stages=2)
+    if itemsize == 4:  # for checks, not for speed
+        few_rows = replace(few_rows, block_k=128)
     made = Defaults(few_rows, many_rows, replace(few_rows, gemv=False))
-    if itemsize == 4 or warp_size == 64:  # fp32 is for checks, not for speed
+    if itemsize == 4 or warp_size == 64:
         return Defaults(*(replace(blocks, programs=1, registers=255) for blocks in made))
     return made
 

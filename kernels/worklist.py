@@ -4,18 +4,20 @@ A tile is a run of rows that the same segments cover, cut to a block's length. O
 adds what its segments give, in their order: mixtures need no atomics and no second pass. An entry is one segment's part
 of a tile, and a unit is some ranks of an entry: as many as a program of shrink takes at once.
 
-Groups on whose sites the step's adapters have the same ranks, such as those of all layers, share their lists. All are
-records of RECORD_FIELDS int32, addressed by their index in one table, which begins with one header for each group:
+All groups of the same rows share a list, whatever ranks an adapter has on them: it counts each one's largest, and a
+unit beyond those of a group has nothing to do there. So lists grow with the step's segments and not with the model. All
+are records of RECORD_FIELDS int32, addressed by their index in one table, which begins with one header for each group:
 
     header   first unit, units, first tile, tiles, split, elements of h of one split
-    unit     slot, first row, rows, place of its entry in h, first rank, tile, bits of the fp32 weight, entry's rank
+    unit     slot, first row, rows, place of its entry in h, first rank, tile, bits of the fp32 weight, width of h
     tile     first row, rows, first entry, entries, units
-    entry    slot, place in h, rank, bits of the fp32 weight
+    entry    slot, place in h, width of h, bits of the fp32 weight
 
-Units count tiles from their list's first. An entry's h is (rows, rank), rank being the sum over the group's sites.
+Units count tiles from their list's first. An entry's h is (rows, width), the width being the slot's largest rank of any
+group, which is the sum over its sites.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple, TypeVar
 
@@ -28,6 +30,7 @@ RECORD_FIELDS = 8
 _H_ALIGNMENT = 4  # elements
 
 Ints = npt.NDArray[np.int64]
+Records = npt.NDArray[np.int32]
 
 
 class Entries(NamedTuple):
@@ -50,9 +53,13 @@ class Lists(NamedTuple):
 
 
 class WorkList(NamedTuple):
-    """records: (n, RECORD_FIELDS) int32. num_tiles: of the longest list. h_size: most elements of h of any group."""
+    """headers: (groups, RECORD_FIELDS) int32. lists: (n, RECORD_FIELDS) int32, of all that the headers lead to.
 
-    records: npt.NDArray[np.int32]
+    num_tiles: of the longest list. h_size: most elements of h of any group.
+    """
+
+    headers: Records
+    lists: Records
     num_tiles: int
     h_size: int
 
@@ -73,7 +80,7 @@ def cut(segments: Sequence[Segment], block_m: int) -> Entries:
 
 
 def lists_of(entries: Entries, ranks: Ints, works: npt.NDArray[np.bool_], block_r: int) -> Lists:
-    """The lists of a group where slot s has the sum of ranks ranks[s], and anything to do if works[s]."""
+    """The lists of groups where slot s has at most the sum of ranks ranks[s], and anything to do if works[s]."""
     tile, slot, row, rows, weight = (column[works[entries.slot]] for column in entries)
     names, first_entry, tile, num_entries = np.unique(tile, return_index=True, return_inverse=True, return_counts=True)
     rank = ranks[slot]
@@ -87,30 +94,31 @@ def lists_of(entries: Entries, ranks: Ints, works: npt.NDArray[np.bool_], block_
     return Lists(_records(*units), _records(*tiles), _records(slot, h, rank, weight), int(sizes.sum()))
 
 
-def pack(groups: Sequence[Lists | None], splits: Callable[[int, Lists], int]) -> WorkList:
-    """The table of all groups, None where a group has no work; lists that are the same object are there once.
+def pack(lists: Sequence[Lists], which: Ints, splits: Ints, place: int) -> WorkList:
+    """which: (groups,) the list of each, -1 where a group has no work. place: the record at which the lists begin.
 
-    splits: how many parts of group g's input are summed apart, by g and its lists.
+    splits: (groups,) how many parts of the group's input are summed apart.
     """
-    headers: list[tuple[int, ...]] = []
-    parts, places, end = list[Ints](), dict[int, tuple[int, int]](), len(groups)
-    for index, lists in enumerate(groups):
-        if lists is None:
-            headers.append((0, 0, 0, 0, 1, 0, 0, 0))  # the kernel divides by the split
-            continue
-        if id(lists) not in places:
-            first_tile = end + len(lists.units)
-            places[id(lists)] = (end, first_tile)
-            tiles = lists.tiles.copy()
-            tiles[:, 2] += first_tile + len(tiles)
-            parts += [lists.units, tiles, lists.entries]
-            end = first_tile + len(tiles) + len(lists.entries)
-        units, tiles_at = places[id(lists)]
-        split = splits(index, lists)
-        headers.append((units, len(lists.units), tiles_at, len(lists.tiles), split, lists.h_size, 0, 0))
-    table = np.array(headers, dtype=np.int64).reshape(-1, RECORD_FIELDS)
+    headers = np.zeros((len(lists) + 1, RECORD_FIELDS), dtype=np.int64)  # the last one: no work
+    parts = [np.zeros((0, RECORD_FIELDS), dtype=np.int64)]
+    for header, (units, tiles, entries, h_size) in zip(headers, lists, strict=False):
+        first_tile = place + len(units)
+        header[:6] = place, len(units), first_tile, len(tiles), 0, h_size
+        place = first_tile + len(tiles)
+        found = tiles.copy()
+        found[:, 2] += place
+        parts += [units, found, entries]
+        place += len(entries)
+    table = headers[which]
+    table[:, 4] = splits  # by which the kernel divides
     h_size = int((table[:, 4] * table[:, 5]).max(initial=0))
-    return WorkList(np.concatenate([table, *parts]).astype(np.int32), int(table[:, 3].max(initial=0)), h_size)
+    records = np.concatenate(parts).astype(np.int32)
+    return WorkList(table.astype(np.int32), records, int(table[:, 3].max(initial=0)), h_size)
+
+
+def most_records(entries: int, rank: int, block_r: int) -> int:
+    """Of the lists for segments of so many rows together. rank: the most of a slot on all sites of a group."""
+    return entries * (2 + -(-rank // block_r))
 
 
 N = TypeVar("N", int, Ints)

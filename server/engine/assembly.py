@@ -14,14 +14,16 @@ from tqdm import tqdm
 
 from peftserve.kernels.attention import Limits
 from peftserve.kernels.paged_attention import make_attention_backend
+from peftserve.kernels.step_memory import StepMemory
 
 from ..config import EngineConfig
 from .adapters.attachments import Attachments
 from .memory import free_bytes
 from .model.errors import UnservableModel
 from .model.fused import fuse_siblings, fused_rows, separate_modules
-from .model.graphs import make_recorder
+from .model.graphs import make_recorder, sizes_up_to
 from .model.hooks import BypassHooks
+from .model.inputs import InputMemory
 from .model.kv_cache import KVCache, elements_per_token
 from .model.loading import LoadedModel, Trace
 from .model.packed_linear import pack_linears
@@ -50,8 +52,10 @@ def make_runner(
     attachments: Attachments,
     num_pages: int,
     limits: Limits,
+    memory: StepMemory,
 ) -> ModelRunner:
     """fused: from `lay_out_products`. num_pages: of the KV cache, which is allocated here. limits: of all steps.
+    memory: which the attachments' backend may use too.
 
     Raises UnservableModel if the paged cache does not give what the model gives, or the largest step does not run.
     """
@@ -70,10 +74,11 @@ def make_runner(
     runner = ModelRunner(
         loaded.model,
         loaded.attention,
-        make_attention_backend([*layers.values()], config.page_size, dtype, device, limits, spare),
+        make_attention_backend([*layers.values()], config.page_size, dtype, device, limits, memory, spare),
         KVCache(layers, num_pages, config.page_size, dtype, device),
         hooks,
         attachments,
+        InputMemory(memory, limits.rows, sizes_up_to(_most_graph_rows(config))[-1]),
         loaded.trace.logits.shape[-1],
     )
     trace = loaded.trace.first(tokens)
@@ -106,12 +111,16 @@ def _capture_graphs(
     if recorder is None:
         return
     try:
-        runner.capture_graphs(recorder, min(config.max_running, config.max_batch_tokens))
+        runner.capture_graphs(recorder, _most_graph_rows(config))
         run_largest()
         check_paged_attention(runner, trace, config.page_size)
     except (RuntimeError, UnservableModel) as error:
         runner.run_eagerly()
         logger.warning("this model runs without CUDA graphs, so that it decodes slower: %s", error)
+
+
+def _most_graph_rows(config: EngineConfig) -> int:
+    return min(config.max_running, config.max_batch_tokens)
 
 
 def _compile(runner: ModelRunner, config: EngineConfig, trace: Trace, device: torch.device) -> None:

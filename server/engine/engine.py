@@ -15,6 +15,7 @@ import torch
 
 from peftserve.adapters.errors import AdapterDamaged, AdapterError
 from peftserve.kernels.attention import Limits
+from peftserve.kernels.step_memory import StepMemory
 
 from ..config import EngineConfig
 from ..wire.messages import AdapterCard, AdapterPart, AddRequest, EngineStats, ModelInfo, SequenceOutput
@@ -32,6 +33,7 @@ from .staging import is_host
 
 logger = logging.getLogger(__name__)
 
+SPARE_FIELDS = 64  # of four bytes, for each sequence of a step: what its sampler may tell the device
 IDLE_SECONDS = 0.0005  # what an empty step waits for an adapter's load, so that a caller's loop does not spin
 
 
@@ -45,7 +47,8 @@ class Engine:
         self._model = loaded.model
         fused = lay_out_products(loaded)
         most_rows = max(config.max_batch_tokens, len(loaded.trace.token_ids))  # which the check at start runs
-        self.adapters = AdapterService(config, loaded, most_rows)
+        memory = StepMemory(loaded.device, spare=config.max_running * SPARE_FIELDS)
+        self.adapters = AdapterService(config, loaded, most_rows, memory)
         num_pages = kv_pages(
             config.kv_cache_tokens,
             loaded.attention.layers,
@@ -56,7 +59,7 @@ class Engine:
         )
         self._max_model_len = min(loaded.max_model_len, num_pages * config.page_size)
         limits = Limits(most_rows, config.max_running, self._max_model_len)
-        self._runner = make_runner(config, loaded, fused, self.adapters.attachments, num_pages, limits)
+        self._runner = make_runner(config, loaded, fused, self.adapters.attachments, num_pages, limits, memory)
         self._scheduler = Scheduler(
             PagePool(num_pages),
             self.adapters.residency,

@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from peftserve.kernels import triton_attention, triton_bypass
-from peftserve.kernels.attention import Limits
 from peftserve.kernels.triton_attention import TritonAttention
 from peftserve.kernels.triton_bypass import TritonBypass
 from peftserve.server.config import EngineConfig
@@ -45,10 +44,9 @@ class Kernel:
             args[self._clears].zero_()
 
 
-def make_attention(
-    layers: Any, page_size: int, dtype: torch.dtype, device: torch.device, limits: Limits, spare_bytes: int
-) -> TritonAttention:
-    return TritonAttention(layers, page_size, dtype, device, limits)
+def make_attention(*args: Any) -> TritonAttention:
+    *given, memory, _ = args
+    return TritonAttention(*given, memory=memory)
 
 
 def run_on_kernels(monkeypatch: pytest.MonkeyPatch, cuda: Any) -> None:
@@ -140,7 +138,7 @@ def test_nothing_is_captured_after_the_start(
 
     captures, places = simulated_cuda.captures, read_by_graphs()
     assert captures == 1 + 2 * len([1, 2, 4, 8, 16, MAX_RUNNING])
-    for buffer in ("table", "_arena", "_counters", "_there", "_ids", "_positions"):
+    for buffer in ("table", "_arena", "_counters", "_there"):
         assert any(name.endswith(buffer) for name in places), buffer
     load = Load(engine)
     names = [folder.name for folder in oracle.varied_adapters(model, tmp_path / "adapters", seed=50)]

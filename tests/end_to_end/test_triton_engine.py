@@ -30,7 +30,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The group of each launch, as they come."""
     groups: list[int] = []
 
-    def make(arena: torch.Tensor, sites: Any, **limits: int) -> TritonBypass:
+    def make(arena: torch.Tensor, sites: Any, **limits: Any) -> TritonBypass:
         backend = TritonBypass(arena, sites, num_programs=None if arena.is_cuda else 1, **limits)
         launch = backend._launch
 
@@ -64,7 +64,7 @@ class Recordings:
 def graphs_of(monkeypatch: pytest.MonkeyPatch, device: str, request: pytest.FixtureRequest) -> Recordings:
     """Paged attention in Triton, and graphs: a GPU's own, or as strict ones on the CPU."""
     backend = partial(TritonAttention, num_programs=None if device == "cuda" else 1)
-    monkeypatch.setattr(assembly, "make_attention_backend", lambda *args: backend(*args[:-1]))
+    monkeypatch.setattr(assembly, "make_attention_backend", lambda *args: backend(*args[:-2], memory=args[-2]))
     monkeypatch.setattr(graphs, "SIZES", (4, 16))
     if device == "cuda":
         return Recordings(None)

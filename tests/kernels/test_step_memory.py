@@ -101,13 +101,13 @@ def test_a_buffer_is_written_again_once_its_copy_is_done(monkeypatch: pytest.Mon
             super().__init__(size, CPU)
             self._sent = Event()  # type: ignore[assignment]
 
-        def send(self, there: torch.Tensor) -> None:
+        def send(self, there: torch.Tensor, count: int) -> None:
             done: list[bool] = []
 
             def copy() -> None:
                 if not done:
                     done.append(True)
-                    there.copy_(self._pinned[: len(there)])
+                    there[:count].copy_(self._pinned[:count])
 
             copies.append(copy)
             self._sent.record(None)  # type: ignore[union-attr]

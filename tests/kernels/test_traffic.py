@@ -75,7 +75,7 @@ def run(kit: ModuleType, recorders: list[Recorder], segments: list[Segment], row
     x, y = case.input(0, rows), [case.output(0, position, rows) for position in range(2)]
     backend.begin(segments, [])
     tensors = {"x": x, "y0": y[0], "y1": y[1], "factors": case.arena}
-    memory = {"h": backend._memory.h, "lists": backend._memory.records}
+    memory = {"h": backend._h, "lists": backend._step_memory.there}
     tables = {"table": backend._slots.table, "counters": backend._counters}
     recorders.append(Recorder(tensors | memory | tables))
     backend.add_(0, x, y)

@@ -42,8 +42,12 @@ def make(
         options.setdefault("num_programs", 1)
     backend = kind(case.arena, GROUPS, max_slots=4, **{"max_rows": 300, **options})
     case.attach_all(backend)
-    backend._kept.h.fill_(float("nan"))
+    backend._h.fill_(float("nan"))
     return case, backend
+
+
+def places(backend: TritonBypass) -> list[int]:
+    return [tensor.data_ptr() for tensor in (backend._step_memory.there, backend._h, backend._counters)]
 
 
 def singles(slots: Sequence[int]) -> list[Segment]:
@@ -146,20 +150,21 @@ def test_a_step_that_is_too_much_for_graphs_runs_in_memory_of_its_own(
     kit: ModuleType, monkeypatch: pytest.MonkeyPatch, lack: str
 ) -> None:
     """What graphs know stays where it is, and serves the steps to come."""
-    if lack == "lists":
-        monkeypatch.setattr(triton_bypass, "LIST_FIELDS", 8 * 12)
+    monkeypatch.setattr(triton_bypass, "MIXED_RANK", 8)
     case, backend = make(kit, max_rows=9, max_rank=64 if lack == "lists" else 8)
+    if lack == "lists":
+        backend._most_fields = 8 * 12
     large = [Segment(0, 1.0, 0, 9), Segment(1, 0.5, 0, 9), Segment(2, 2.0, 0, 7)]
-    kept = [tensor.data_ptr() for tensor in (*backend._kept, backend._counters)]
+    kept = places(backend)
     for _ in range(2):
         assert backend.begin(singles((1,)), [], capacity=9)
         assert not backend.begin(large, [], capacity=9)
         assert not backend.begin(large, [], capacity=9), "nor when it is asked again"
         kit.check_step(case, backend, large, [], 9, 1e-6)
-        assert backend._memory is not backend._kept
+        assert backend._memory is not None
     kit.check_step(case, backend, singles((1,)), [], 3, 1e-6)
-    assert backend._memory is backend._kept
-    assert kept == [tensor.data_ptr() for tensor in (*backend._kept, backend._counters)]
+    assert backend._memory is None
+    assert kept == places(backend)
 
 
 def test_there_is_memory_for_the_largest_adapter_on_every_row(kit: ModuleType) -> None:
@@ -229,7 +234,7 @@ def test_many_rows_take_wide_tiles_and_few_rows_thin_ones(kit: ModuleType) -> No
     few_rows, many_rows, _ = defaults()
     for rows, blocks in ((64, few_rows), (65, many_rows)):
         backend.begin([Segment(0, 1.0, 0, rows)], [])
-        assert backend._blocks[0] == blocks
+        assert backend._plan.blocks[0] == blocks
 
 
 def test_warming_up_launches_every_kernel_and_changes_nothing(kit: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

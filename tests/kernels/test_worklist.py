@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peftserve.kernels.layout import Segment
-from peftserve.kernels.worklist import RECORD_FIELDS, Lists, cut, lists_of, pack
+from peftserve.kernels.worklist import RECORD_FIELDS, Lists, cut, lists_of, most_records, pack
 
 SLOTS = 6
 
@@ -75,26 +75,34 @@ def test_units_share_out_the_ranks_of_all_entries_that_have_work(
     assert place == len(units)
 
 
-def test_lists_that_are_alike_are_there_once() -> None:
+def test_headers_lead_to_the_lists_that_groups_share() -> None:
     entries = cut([Segment(0, 1.0, 0, 20), Segment(1, 0.5, 20, 21)], 16)
     both = lists_of(entries, np.array([8, 40]), np.array([True, True]), 16)
     one = lists_of(entries, np.array([0, 4]), np.array([False, True]), 16)
-    work = pack([both, None, one, both], lambda group, _: group + 1)
-    assert work.records.dtype == np.int32
-    assert work.records.shape == (4 + len_of(both) + len_of(one), RECORD_FIELDS)
+    place = 9
+    work = pack([both, one], np.array([0, -1, 1, 0]), np.array([1, 1, 3, 4]), place)
+    assert work.headers.dtype == work.lists.dtype == np.int32
+    assert work.lists.shape == (len_of(both) + len_of(one), RECORD_FIELDS)
     assert (work.num_tiles, work.h_size) == (3, 4 * both.h_size)
-    headers = work.records[:4].tolist()
+    headers = work.headers.tolist()
     assert headers[1] == [0, 0, 0, 0, 1, 0, 0, 0]
     assert headers[3][:4] == headers[0][:4]
     assert [header[4] for header in headers] == [1, 1, 3, 4]
     for lists, header in ((both, headers[0]), (one, headers[2]), (both, headers[3])):
         units, num_units, tiles, num_tiles, _, h_size = header[:6]
         assert h_size == lists.h_size
-        assert work.records[units : units + num_units].tolist() == lists.units.tolist()
-        for found, made in zip(work.records[tiles : tiles + num_tiles], lists.tiles, strict=True):
+        assert work.lists[units - place : units - place + num_units].tolist() == lists.units.tolist()
+        for found, made in zip(work.lists[tiles - place : tiles - place + num_tiles], lists.tiles, strict=True):
             assert found[[0, 1, 3, 4]].tolist() == made[[0, 1, 3, 4]].tolist()
-            there = work.records[found[2] : found[2] + found[3]]
+            there = work.lists[found[2] - place : found[2] - place + found[3]]
             assert there.tolist() == lists.entries[made[2] : made[2] + made[3]].tolist()
+
+
+@given(st.one_of(segments, in_a_row), ranks, st.sampled_from([16, 32]))
+def test_no_lists_are_longer_than_their_bound(work: list[Segment], ranks: np.ndarray, block_r: int) -> None:
+    """By rows of all segments together."""
+    lists = lists_of(cut(work, 16), ranks, np.ones(SLOTS, dtype=np.bool_), block_r)
+    assert len_of(lists) <= most_records(sum(s.end - s.start for s in work), int(ranks.max()), block_r)
 
 
 def len_of(lists: Lists) -> int:

@@ -81,7 +81,7 @@ class Attachments:
         return slots.isdisjoint(self._operators) and slots.isdisjoint(self._side_attention)
 
     def _settle(self, tokens: Sequence[Segment]) -> None:
-        while slots := set(self._conflicting(tokens)):  # one that stops may be in another's way then
+        while self._riding and (slots := set(self._conflicting(tokens))):  # one that stops may be in another's way then
             for slot in slots:
                 self._stop_riding(slot)
 
@@ -95,7 +95,8 @@ class Attachments:
 
     def side_attention(self, tokens: Sequence[Segment]) -> list[tuple[Segment, Mapping[int, SideView]]]:
         """The segments that have any, with it."""
-        return [(s, self._side_attention[s.slot]) for s in tokens if s.slot in self._side_attention]
+        there = self._side_attention
+        return [(s, there[s.slot]) for s in tokens if s.slot in there] if there else []
 
     def _take(self, slot: int, form: Form) -> None:
         self._forms[slot] = form

@@ -18,6 +18,7 @@ from peftserve.adapters.peft.compile import CompiledAdapter, compile_adapter
 from peftserve.kernels.attention import AttentionLayer
 from peftserve.kernels.bypass import make_bypass_backend
 from peftserve.kernels.side import SideOps
+from peftserve.kernels.step_memory import StepMemory
 
 from ...config import EngineConfig
 from ...wire.messages import AdapterCard
@@ -36,9 +37,11 @@ SPILL_FACTOR = 16  # of the host's memory for adapters: what their compiled form
 
 
 class AdapterService:
-    """Compiles against `loaded`, whose weights it reads and never writes. most_rows: of any step."""
+    """Compiles against `loaded`, whose weights it reads and never writes. most_rows: of any step. memory: which a
+    step tells the device of itself in.
+    """
 
-    def __init__(self, config: EngineConfig, loaded: LoadedModel, most_rows: int) -> None:
+    def __init__(self, config: EngineConfig, loaded: LoadedModel, most_rows: int, memory: StepMemory) -> None:
         self._config = config
         self._loaded = loaded
         self._folders: dict[str, Path] = {}
@@ -48,8 +51,10 @@ class AdapterService:
             self._arena,
             loaded.sites.groups.groups,
             max_rows=most_rows,
+            max_entries=max(most_rows, config.max_running * config.max_loras) + config.max_loras,
             max_slots=config.max_loras,
             max_rank=config.max_lora_rank,
+            memory=memory,
         )
         side, head = SideOps(loaded.sites.rows()), loaded.sites.table.head
         self.attachments = Attachments(self._arena, backend, side, loaded.modules, head, loaded.sites.groups)

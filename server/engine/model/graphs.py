@@ -59,23 +59,24 @@ def make_recorder(device: torch.device) -> Recorder | None:
 
 
 class DecodeGraphs:
-    """forward: the model on inputs whose kernels find the rest of the step in device memory. most_rows: of any step."""
+    """forward: the model on inputs whose kernels find the rest of the step in device memory. most_rows: of any step.
+
+    inputs: where a graph of so many rows finds its own, in each step.
+    """
 
     def __init__(
         self,
         forward: Callable[[StepInputs], torch.Tensor],
         recorder: Recorder,
+        inputs: Callable[[int], StepInputs],
         *,
         most_rows: int,
-        device: torch.device,
     ) -> None:
-        largest = min(most_rows, SIZES[-1])
-        self.sizes = [*(size for size in SIZES if size < largest), largest]
+        self.sizes = sizes_up_to(most_rows)
         self._forward = forward
         self._recorder = recorder  # lives as long as what it recorded
+        self._inputs = inputs
         self._graphs: dict[Kind, Recording] = {}
-        self._ids = torch.zeros(self.sizes[-1], dtype=torch.int64, device=device)
-        self._positions = torch.zeros(self.sizes[-1], dtype=torch.int64, device=device)
 
     def capture(self, prepare: Callable[[int, bool], None]) -> None:
         """Record all graphs, with a progress bar; the largest first, whose memory the others then use.
@@ -98,18 +99,21 @@ class DecodeGraphs:
         place = bisect_left(self.sizes, num_rows)
         return self.sizes[place] if place < len(self.sizes) else None
 
-    def run(self, rows: int, bypassed: bool, inputs: StepInputs) -> torch.Tensor:
-        """Logits (rows of the inputs, vocabulary) of a step for whose rows all logits are wanted.
+    def run(self, rows: int, bypassed: bool) -> torch.Tensor:
+        """Logits (rows, vocabulary) of a step for whose rows all logits are wanted.
 
-        The memory that the kernels read is the step's. The logits are overwritten by the next step.
+        The memory that the graph reads is the step's. The logits are overwritten by the next step.
         """
         recording = self._graphs[Kind(rows, bypassed)]
-        used = len(inputs.ids)
-        self._ids[:used].copy_(inputs.ids, non_blocking=True)
-        self._positions[:used].copy_(inputs.positions, non_blocking=True)
         recording()
-        return recording.output[:used]
+        return recording.output
 
     def _run_of(self, rows: int) -> Callable[[], torch.Tensor]:
-        inputs = StepInputs(self._ids[:rows], self._positions[:rows], None)
+        inputs = self._inputs(rows)
         return lambda: self._forward(inputs)
+
+
+def sizes_up_to(most_rows: int) -> list[int]:
+    """Rows of the graphs for steps of up to so many, as far as there are graphs."""
+    largest = min(most_rows, SIZES[-1])
+    return [*(size for size in SIZES if size < largest), largest]

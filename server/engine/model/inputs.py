@@ -1,4 +1,4 @@
-"""What a step gives the model, sent to the device in one copy: token ids, positions, the rows that reach the head."""
+"""What a step gives the model: token ids, positions, the rows that reach the head; in the memory that is sent over."""
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -6,14 +6,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from ..scheduling.batch import Span
+from peftserve.kernels.attention import Ints
+from peftserve.kernels.step_memory import ALIGNMENT, StepMemory
+
 from ..scheduling.sequence import UNKNOWN
 from ..scheduling.sequence import Sequence as EngineSequence
-from ..staging import to_device
+from .rows import StepRows
 
-Ints = NDArray[np.int64]
+_FIELDS = 2  # of int32 in an int64
 
 
 class Feed(NamedTuple):
@@ -34,34 +35,109 @@ class StepInputs(NamedTuple):
     logit_rows: torch.Tensor | None
 
 
-def step_inputs(spans: Sequence[Span], offsets: Sequence[int], feed: Feed | None, device: torch.device) -> StepInputs:
-    """offsets: where each span's rows begin, and the end of the last."""
-    tokens = chain.from_iterable(span.sequence.tokens[span.start : span.end] for span in spans)
-    ids = np.fromiter(tokens, np.int64, offsets[-1])
-    positions = ranges([span.start for span in spans], [span.num_tokens for span in spans])
-    kept = [span.num_logit_rows for span in spans]
-    logit_rows = ranges([end - n for end, n in zip(offsets[1:], kept, strict=True)], kept)
-    targets, sources = _fed(spans, offsets, feed)
-    ids[targets] = 0
-    there = to_device([[ids, positions, logit_rows, targets, sources]], device)[0]
-    if feed is not None and len(targets):
-        there[0].index_copy_(0, there[3], feed.token_ids.index_select(0, there[4]))
-    return StepInputs(there[0], there[1], None if len(logit_rows) == len(ids) else there[2])
+class InputMemory:
+    """most_rows: of any step. graph_rows: of the largest graph, whose ids and positions have one place for good."""
+
+    def __init__(self, memory: StepMemory, most_rows: int, graph_rows: int = 0) -> None:
+        self.memory = memory
+        self._graph_rows = graph_rows
+        self._ids = memory.reserve(_FIELDS * graph_rows, 5 * _FIELDS * most_rows)  # what `write` appends at most
+        self._positions = memory.reserve(_FIELDS * graph_rows, 5 * ALIGNMENT)
+        self._of_graphs: dict[int, StepInputs] = {}
+
+    def of_graph(self, rows: int) -> StepInputs:
+        """That a graph of so many rows reads."""
+        assert rows <= self._graph_rows
+        if rows not in self._of_graphs:
+            ids, positions = (self.memory.seen(place, 8 * rows, torch.int64) for place in (self._ids, self._positions))
+            self._of_graphs[rows] = StepInputs(ids, positions, None)
+        return self._of_graphs[rows]
+
+    def write(self, rows: StepRows, feed: Feed | None, graph_rows: int | None = None) -> "WrittenInputs":
+        """graph_rows: of the graph that is to run them, which gives the rows beyond them token 0 at position 0."""
+        ids = _token_ids(rows)
+        fed = _fed(rows, ids, feed)
+        positions = rows.starts if rows.one_each else ranges(rows.starts, rows.counts)
+        if graph_rows is not None:
+            for place, values in ((self._ids, ids), (self._positions, positions)):
+                there = self.memory.at(place, _FIELDS * graph_rows).view(np.int64)
+                there[: len(values)], there[len(values) :] = values, 0
+            return WrittenInputs(self.of_graph(graph_rows), len(rows), fed, self.memory)
+        append, logit_rows = self.memory.append, _logit_rows(rows)
+        inputs = StepInputs(append(ids), append(positions), None if logit_rows is None else append(logit_rows))
+        return WrittenInputs(inputs, len(rows), fed, self.memory)
 
 
-def ranges(starts: Sequence[int], lengths: Sequence[int]) -> Ints:
+class _Fed(NamedTuple):
+    """places: the rows whose tokens are not known here, and where among the fed ones they are; None: all, in order."""
+
+    feed: Feed
+    places: tuple[Ints, Ints] | None
+
+
+class WrittenInputs:
+    """inputs: complete once the memory was sent and `feed` was called. rows: of the step, without a graph's others."""
+
+    def __init__(self, inputs: StepInputs, rows: int, fed: _Fed | None, memory: StepMemory) -> None:
+        self.inputs = inputs
+        self._rows = rows
+        self._fed = fed
+        places = None if fed is None else fed.places
+        self._places = None if places is None else (memory.append(places[0]), memory.append(places[1]))
+
+    def feed(self) -> None:
+        """Tokens that only the device knows, from there to there."""
+        if self._fed is None:
+            return
+        ids, token_ids = self.inputs.ids, self._fed.feed.token_ids
+        if self._places is None:
+            ids[: self._rows].copy_(token_ids)
+        else:
+            targets, sources = self._places
+            ids.index_copy_(0, targets, token_ids.index_select(0, sources))
+
+
+def ranges(starts: Sequence[int] | Ints, lengths: Sequence[int] | Ints) -> Ints:
     """[start, start + length) of all pairs, one after the other."""
     counts = np.asarray(lengths, np.int64)
     ends = counts.cumsum()
     return np.arange(ends[-1] if len(ends) else 0) + np.repeat(np.asarray(starts, np.int64) - (ends - counts), counts)
 
 
-def _fed(spans: Sequence[Span], offsets: Sequence[int], feed: Feed | None) -> tuple[Ints, Ints]:
-    """The rows whose tokens are not known here, and where among the fed ones they are."""
-    pairs = [
-        (end - 1, feed.rows[span.sequence])
-        for span, end in zip(spans, offsets[1:], strict=True)
-        if feed is not None and span.sequence.tokens[span.end - 1] == UNKNOWN
-    ]
-    targets, sources = np.array(pairs, np.int64).reshape(-1, 2).T
-    return np.ascontiguousarray(targets), np.ascontiguousarray(sources)
+def _token_ids(rows: StepRows) -> Ints:
+    """(rows,), UNKNOWN where a step is sampling the token."""
+    starts = rows.starts.tolist()
+    if rows.one_each:
+        known = [sequence.tokens[start] for sequence, start in zip(rows.sequences, starts, strict=True)]
+        return np.array(known, dtype=np.int64)
+    parts = (
+        sequence.tokens[start : start + count]
+        for sequence, start, count in zip(rows.sequences, starts, rows.counts.tolist(), strict=True)
+    )
+    return np.fromiter(chain.from_iterable(parts), np.int64, len(rows))
+
+
+def _logit_rows(rows: StepRows) -> Ints | None:
+    """The last ones of each span; None for all."""
+    if rows.logit_offsets[-1] == len(rows):
+        return None
+    kept = np.diff(rows.logit_offsets)
+    return ranges(np.array(rows.offsets[1:], dtype=np.int64) - kept, kept)
+
+
+def _fed(rows: StepRows, ids: Ints, feed: Feed | None) -> _Fed | None:
+    """What the feed has of these ids, which become 0. A token that is not known is its sequence's last one."""
+    unknown = ids == UNKNOWN
+    if feed is None or not unknown.any():
+        return None
+    ids[unknown] = 0
+    if rows.one_each and unknown.all() and rows.sequences == tuple(feed.rows) and _in_order(feed):
+        return _Fed(feed, None)
+    targets = np.flatnonzero(unknown)
+    spans = np.searchsorted(rows.offsets, targets, side="right") - 1
+    sources = np.array([feed.rows[rows.sequences[span]] for span in spans.tolist()], dtype=np.int64)
+    return _Fed(feed, (targets, sources))
+
+
+def _in_order(feed: Feed) -> bool:
+    return list(feed.rows.values()) == list(range(feed.token_ids.shape[0]))

@@ -1,17 +1,14 @@
 """Runs a batch of spans through the model: fills the step's metadata, returns the logits of the rows that need them."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel
 
 from peftserve.kernels.attention import AttentionBackend
-from peftserve.kernels.attention import Span as Rows
-from peftserve.kernels.layout import Segment
+from peftserve.kernels.step_memory import StepMemory
 
 from ..adapters.attachments import Attachments
 from ..scheduling.batch import Batch, Span
@@ -20,9 +17,10 @@ from .attention import PagedAttention, SideRows
 from .compiled import CompiledForward
 from .graphs import DecodeGraphs, Recorder
 from .hooks import BypassHooks
-from .inputs import Feed, StepInputs, step_inputs
+from .inputs import Feed, InputMemory, StepInputs, WrittenInputs
 from .kv_cache import KVCache
 from .loading import kept_rows
+from .rows import RunningRows, StepRows
 
 logger = logging.getLogger(__name__)
 
@@ -35,14 +33,6 @@ class StepLogits:
     offsets: list[int]
 
 
-class _Work(NamedTuple):
-    """What the kernels are told. tokens, logits: segments over all rows of the step, and over those of the head."""
-
-    rows: list[Rows]
-    tokens: list[Segment]
-    logits: list[Segment]
-
-
 class ModelRunner:
     def __init__(
         self,
@@ -52,9 +42,12 @@ class ModelRunner:
         cache: KVCache,
         hooks: BypassHooks,
         attachments: Attachments,
+        inputs: InputMemory,
         vocab_size: int | None = None,
     ) -> None:
-        """backend: of the attention. vocab_size: width of the base's logits."""
+        """backend: of the attention. inputs: in the memory that the backends are told of a step in, where they have it
+        in common. vocab_size: width of the base's logits.
+        """
         attention.connect(cache, backend)
         self._cache = cache
         self._model = model
@@ -62,6 +55,9 @@ class ModelRunner:
         self._backend = backend
         self._hooks = hooks
         self._attachments = attachments
+        self._inputs = inputs
+        self._memory = inputs.memory
+        self._running = RunningRows()
         self._vocab_size = vocab_size
         self._bypassed = False  # whether the step has adapters
         self._graphs: DecodeGraphs | None = None
@@ -70,7 +66,7 @@ class ModelRunner:
     @torch.inference_mode()
     def capture_graphs(self, recorder: Recorder, most_rows: int) -> None:
         """Run decode steps of up to `most_rows` rows as graphs. Raises RuntimeError if the model allows none."""
-        graphs = DecodeGraphs(self._forward, recorder, most_rows=most_rows, device=self._model.device)
+        graphs = DecodeGraphs(self._forward, recorder, self._inputs.of_graph, most_rows=most_rows)
         graphs.capture(self._prepare)
         self._graphs = graphs
 
@@ -94,53 +90,64 @@ class ModelRunner:
             torch.cuda.synchronize(self._model.device)
 
     @torch.inference_mode()
-    def run(self, batch: Batch, feed: Feed | None = None) -> StepLogits:
-        """feed: the tokens of the step before, where the batch has some that are not known yet."""
-        spans = batch.spans
-        offsets = list(accumulate((span.num_tokens for span in spans), initial=0))
-        row_offsets = list(accumulate((span.num_logit_rows for span in spans), initial=0))
-        inputs = step_inputs(spans, offsets, feed, self._model.device)
+    def run(
+        self, batch: Batch, feed: Feed | None = None, also: Callable[[StepMemory], None] | None = None
+    ) -> StepLogits:
+        """feed: the tokens of the step before, where the batch has some that are not known yet. also: writes what else
+        is to go over with the step.
+        """
+        rows = self._running.rows_of(batch.spans)
         if self._backend.reads_whole_pages:
-            self._cache.clear(self._tensor(self._begun_pages(spans)))
-        self._fill_prefixes(spans)
-        work = _Work(
-            [
-                Rows(offset, span.num_tokens, span.end, span.sequence.pages)
-                for span, offset in zip(spans, offsets, strict=False)
-            ],
-            _segments(spans, offsets),
-            _segments(spans, row_offsets),
-        )
-        logits = self._run(inputs, work)
-        return StepLogits(self._without_foreign(logits, spans, row_offsets), row_offsets)
+            self._cache.clear(self._tensor(self._begun_pages(batch.spans)))
+        self._fill_prefixes(batch.spans)
+        logits = self._run(rows, feed, also)
+        return StepLogits(self._without_foreign(logits, rows), rows.logit_offsets)
 
-    def _run(self, inputs: StepInputs, work: "_Work") -> torch.Tensor:
+    def _run(self, rows: StepRows, feed: Feed | None, also: Callable[[StepMemory], None] | None) -> torch.Tensor:
         """By a graph where one has room for the step."""
-        bypassed = bool(work.tokens)
-        size = None if self._graphs is None else self._graph_rows(self._graphs, inputs, work)
-        if self._graphs is not None and size is not None and self._begin(work, bypassed, size):
-            return self._graphs.run(size, bypassed, inputs)
-        self._begin(work, bypassed)
-        return self._forward(inputs)
+        graphs, size = self._graphs, self._graph_rows(rows)
+        inputs = None if size is None else self._write(rows, feed, size)
+        if inputs is None:
+            graphs, inputs = None, self._write(rows, feed)
+        assert inputs is not None, "no step is too much without a graph"
+        if also is not None:
+            also(self._memory)
+        self._memory.send()
+        inputs.feed()
+        if graphs is None or size is None:
+            return self._forward(inputs.inputs)
+        return graphs.run(size, self._bypassed)[: len(rows)]
 
-    def _graph_rows(self, graphs: DecodeGraphs, inputs: StepInputs, work: "_Work") -> int | None:
+    def _graph_rows(self, rows: StepRows) -> int | None:
         """Rows of the graph that can run such a step; None if there is none."""
-        decodes = inputs.logit_rows is None and len(work.rows) == len(inputs.ids)
-        fits = decodes and self._attachments.run_in_the_backend(work.tokens)
-        return graphs.rows_for(len(inputs.ids)) if fits else None
+        if self._graphs is None or not rows.one_each or not self._attachments.run_in_the_backend(rows.tokens):
+            return None
+        return self._graphs.rows_for(len(rows))
 
     def _prepare(self, rows: int, bypassed: bool) -> None:
-        self._begin(_Work([], [], []), bypassed, rows)
+        nothing = RunningRows().rows_of(())
+        self._memory.begin()
+        self._inputs.write(nothing, None, rows)
+        self._begin(nothing, bypassed, rows)
+        self._memory.send()
 
-    def _begin(self, work: "_Work", bypassed: bool, capacity: int | None = None) -> bool:
+    def _write(self, rows: StepRows, feed: Feed | None, capacity: int | None = None) -> WrittenInputs | None:
+        """The step's memory, but for what others add. None if a graph of that capacity has no room for the step."""
+        self._memory.begin()
+        inputs = self._inputs.write(rows, feed, capacity)
+        return inputs if self._begin(rows, bool(rows.tokens), capacity) else None
+
+    def _begin(self, rows: StepRows, bypassed: bool, capacity: int | None = None) -> bool:
         """Tell the kernels of the step. capacity: rows of the graph that is to run it, if any; False if it cannot."""
         self._bypassed = bypassed
-        self._backend.begin(work.rows, capacity=capacity)
+        if bypassed and not self._attachments.begin(rows.tokens, rows.logits, capacity=capacity):
+            return False
+        self._backend.begin(rows.attention, capacity=capacity)
         self._attention.side = [
             SideRows(segment.start, segment.end, segment.weight, layers)
-            for segment, layers in self._attachments.side_attention(work.tokens)
+            for segment, layers in self._attachments.side_attention(rows.tokens)
         ]
-        return not bypassed or self._attachments.begin(work.tokens, work.logits, capacity=capacity)
+        return True
 
     def _forward(self, inputs: StepInputs) -> torch.Tensor:
         """(rows, vocabulary), of the step that has begun."""
@@ -160,13 +167,14 @@ class ModelRunner:
         logits: torch.Tensor = output.logits[0]
         return logits if inputs.logit_rows is None else kept_rows(logits, inputs.logit_rows)
 
-    def _without_foreign(self, logits: torch.Tensor, spans: list[Span], offsets: list[int]) -> torch.Tensor:
+    def _without_foreign(self, logits: torch.Tensor, rows: StepRows) -> torch.Tensor:
         """Where an adapter brings tokens of its own, nobody else can say them."""
         base = self._vocab_size
         if base is None or logits.shape[-1] == base:
             return logits
-        for span, begin, end in zip(spans, offsets, offsets[1:], strict=False):
-            slots = () if span.sequence.lease is None else span.sequence.lease.slots
+        offsets = rows.logit_offsets
+        for lease, begin, end in zip(rows.leases, offsets, offsets[1:], strict=False):
+            slots = () if lease is None else lease.slots
             logits[begin:end, self._attachments.vocabulary(slots, base) :] = float("-inf")
         return logits
 
@@ -194,24 +202,3 @@ class ModelRunner:
         """Flat positions of tokens [start, end) of the span's sequence."""
         pages, size = span.sequence.pages, self._cache.page_size
         return (pages[i // size] * size + i % size for i in range(start, end))
-
-
-def _segments(spans: list[Span], offsets: list[int]) -> list[Segment]:
-    """One segment for each run of neighbouring spans with the same slots; several where a run is a mixture.
-
-    offsets: where each span's rows begin, which are its last tokens.
-    """
-    segments: list[Segment] = []
-    runs: list[tuple[tuple[int, ...], tuple[float, ...], int, int]] = []
-    for span, first, end in zip(spans, offsets, offsets[1:], strict=False):
-        lease = span.sequence.lease
-        begin = max(first, end - max(span.end - span.sequence.active_from, 0))
-        if lease is None or not lease.slots or begin == end:
-            continue
-        if runs and runs[-1][:2] == (lease.slots, lease.weights) and runs[-1][3] == begin:
-            runs[-1] = (*runs[-1][:3], end)
-        else:
-            runs.append((lease.slots, lease.weights, begin, end))
-    for slots, weights, begin, end in runs:
-        segments += [Segment(slot, weight, begin, end) for slot, weight in zip(slots, weights, strict=True)]
-    return segments

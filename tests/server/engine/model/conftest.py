@@ -10,8 +10,10 @@ from torch import nn
 
 from peftserve.kernels.attention import AttentionLayer
 from peftserve.kernels.layout import Segment
+from peftserve.kernels.step_memory import StepMemory
 from peftserve.kernels.torch_attention import TorchAttention
 from peftserve.server.engine.model.attention import PagedAttention
+from peftserve.server.engine.model.inputs import InputMemory
 from peftserve.server.engine.model.kv_cache import KVCache
 from peftserve.server.engine.model.runner import ModelRunner
 from peftserve.server.engine.scheduling.sequence import Sequence
@@ -19,6 +21,7 @@ from peftserve.server.wire.messages import SamplingParams
 
 VOCAB = 50
 VALUE_DIM = 6
+MOST_ROWS = 64
 
 
 class ToyModel(nn.Module):
@@ -56,7 +59,8 @@ class ToyModel(nn.Module):
         backend = TorchAttention(
             [*self.attention.layers.values()], cache.page_size, torch.float32, self.device, 1 << 20
         )
-        return ModelRunner(self, self.attention, backend, cache, hooks, attachments)
+        inputs = InputMemory(StepMemory(self.device), MOST_ROWS, MOST_ROWS)
+        return ModelRunner(self, self.attention, backend, cache, hooks, attachments, inputs)
 
     def expected(self, tokens: list[int]) -> torch.Tensor:
         """(tokens, heads · value dim) by the textbook, in float64, one query at a time."""
@@ -109,7 +113,7 @@ def toy() -> SimpleNamespace:
     def layer(heads: int, kv_heads: int) -> AttentionLayer:
         return AttentionLayer(heads, kv_heads, 8, VALUE_DIM, 1.0)
 
-    parts = {"Model": ToyModel, "NoBackend": NoBackend, "NoHooks": NoHooks, "layer": layer}
+    parts = {"Model": ToyModel, "NoBackend": NoBackend, "NoHooks": NoHooks, "layer": layer, "MOST_ROWS": MOST_ROWS}
     return SimpleNamespace(**parts, VOCAB=VOCAB, VALUE_DIM=VALUE_DIM)
 
 

@@ -19,7 +19,11 @@ class Memory:
 
     def __init__(self) -> None:
         self.offset = torch.zeros(1)
+        self.ids, self.positions = (torch.zeros(16, dtype=torch.int64) for _ in range(2))
         self.prepared: list[tuple[int, bool]] = []
+
+    def inputs(self, rows: int) -> StepInputs:
+        return StepInputs(self.ids[:rows], self.positions[:rows], None)
 
     def prepare(self, rows: int, bypassed: bool) -> None:
         self.prepared.append((rows, bypassed))
@@ -51,15 +55,15 @@ class Records:
 
 
 def make(memory: Memory, most_rows: int, recorder: Any = None) -> DecodeGraphs:
-    return DecodeGraphs(memory.forward, recorder or Records(), most_rows=most_rows, device=CPU)
+    return DecodeGraphs(memory.forward, recorder or Records(), memory.inputs, most_rows=most_rows)
 
 
 def step(graphs: DecodeGraphs, memory: Memory, ids: list[int], offset: int, bypassed: bool = True) -> list[float]:
     memory.offset.fill_(offset)
-    inputs = StepInputs(torch.tensor(ids), torch.arange(len(ids)), None)
+    memory.ids[: len(ids)], memory.positions[: len(ids)] = torch.tensor(ids), torch.arange(len(ids))
     rows = graphs.rows_for(len(ids))
     assert rows is not None
-    logits = graphs.run(rows, bypassed, inputs)
+    logits = graphs.run(rows, bypassed)[: len(ids)]
     assert logits[:, 1].tolist() == list(range(len(ids)))
     found: list[float] = logits[:, 0].tolist()
     return found

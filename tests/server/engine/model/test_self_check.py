@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from peftserve.kernels.attention import Limits, Span
+from peftserve.kernels.step_memory import StepMemory
 from peftserve.kernels.torch_attention import TorchAttention
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine.model.errors import UnservableModel
+from peftserve.server.engine.model.inputs import InputMemory
 from peftserve.server.engine.model.kv_cache import KVCache
 from peftserve.server.engine.model.loading import LoadedModel, load_model
 from peftserve.server.engine.model.runner import ModelRunner
@@ -30,7 +32,8 @@ def make_runner(loaded: LoadedModel, toy: SimpleNamespace) -> Callable[[type[Tor
     def make(kind: type[TorchAttention]) -> ModelRunner:
         backend = kind([*loaded.attention.layers.values()], PAGE_SIZE, loaded.dtype, loaded.device)
         cache = KVCache(loaded.attention.layers, NUM_PAGES, PAGE_SIZE, loaded.dtype, loaded.device)
-        return ModelRunner(loaded.model, loaded.attention, backend, cache, toy.NoHooks(), toy.NoBackend())
+        inputs = InputMemory(StepMemory(loaded.device), toy.MOST_ROWS)
+        return ModelRunner(loaded.model, loaded.attention, backend, cache, toy.NoHooks(), toy.NoBackend(), inputs)
 
     return make
 
