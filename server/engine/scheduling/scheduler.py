@@ -123,7 +123,8 @@ class Scheduler:
         """
         for tenant, rows in self._decodes.tenants.items():
             self.waiting.charge(tenant, rows)
-        self._decodes.launched()
+        for sequence in self._decodes.launched():
+            self._publish(sequence, sequence.num_computed)
         for span in batch.prefills:
             self.waiting.charge(span.sequence.tenant, span.num_tokens)
             if not span.sequence.is_over:
@@ -132,6 +133,8 @@ class Scheduler:
     def _launched_prefill(self, span: Span) -> None:
         sequence = span.sequence
         sequence.num_computed = span.end
+        if span.num_tokens == 1:
+            self._publish(sequence, span.end)
         if span.end < len(sequence.tokens):
             return
         self._prefills.remove(sequence)
@@ -146,7 +149,8 @@ class Scheduler:
         """Pages for all that run, and the spans of those that do not decode."""
         granted: set[Sequence] = set()
         for sequence in self._decodes.turn_pages():
-            self._turn_page(sequence, granted)
+            if sequence.seat >= 0:  # not preempted for one before it
+                self._grow(sequence, sequence.num_computed + 1, granted)
         spans: list[Span] = []
         for sequence in tuple(self._prefills):
             if sequence.seat >= 0:  # not preempted for one before it
@@ -154,12 +158,6 @@ class Scheduler:
                 if self._grow(sequence, sequence.num_computed + count, granted):
                     spans.append(self._span(sequence, count))
         return spans
-
-    def _turn_page(self, sequence: Sequence, granted: set[Sequence]) -> None:
-        """The last page of one that decodes is full, by steps that the device has; it goes on on the next."""
-        if sequence.seat >= 0:
-            self._publish(sequence, sequence.num_computed)
-            self._grow(sequence, sequence.num_computed + 1, granted)
 
     def _budget_of(self, sequence: Sequence, spans: Seq[Span]) -> int:
         """Tokens that it may run beside `spans`, so that all behind it that run get at least one."""
@@ -314,12 +312,13 @@ class Scheduler:
     def _span(self, sequence: Sequence, count: int, fill: int | None = None) -> Span:
         """The span to run.
 
-        Pages that it fills can be shared from this step on, as every layer writes before it reads; those that it fills
-        with one token, which is written where others already read, or one with a token that is not known yet, from the
-        next step on.
+        Pages that it fills can be shared from this step on, as every layer writes before it reads; one that a single
+        token fills, which is written while others read, and one with a token that is not known yet, from the next step
+        on.
         """
         begin, end = sequence.num_computed, sequence.num_computed + count
-        self._publish(sequence, min(end, sequence.num_known) if count > 1 else begin)
+        if count > 1:
+            self._publish(sequence, min(end, sequence.num_known))
         samples = end == len(sequence.tokens) and sequence.sampling.max_tokens > 0
         return Span(sequence, begin, count, samples, fill)
 
