@@ -149,7 +149,7 @@ class TokenLogprobs(msgspec.Struct, frozen=True):
 FinishReason = Literal["stop", "length"]
 
 
-class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What one step gave one sequence. The last one carries a finish reason, or `error`. What is None is not sent.
 
     stop_token_id: the end-of-sequence or stop token that ended it, which is the last of token_ids.
