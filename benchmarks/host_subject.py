@@ -30,7 +30,7 @@ import torch
 from peftserve.kernels.triton_attention import TritonAttention
 from peftserve.kernels.triton_bypass import TritonBypass
 from peftserve.server.config import EngineConfig
-from peftserve.server.engine import Engine, assembly, staging
+from peftserve.server.engine import Engine, assembly, completion, staging
 from peftserve.server.engine import engine as engine_module
 from peftserve.server.engine.adapters import service
 from peftserve.server.engine.adapters.attachments import Attachments
@@ -43,13 +43,14 @@ from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingPara
 MULTIPROCESSORS = 132
 WIDTH = 4096  # of the model that is stood for
 HEAD_DIM = 128
+CHOOSES_IN_LAUNCH = hasattr(completion, "Step")  # or when the step before has been collected, as older engines do
 PHASES: Mapping[str, tuple[type[Any], str]] = {
     "schedule": (Scheduler, "schedule"),
     "attention": (TritonAttention, "begin"),
     "bypass": (Attachments, "begin"),
     "graph": (DecodeGraphs, "run"),
     "launch": (Pipeline, "_launch"),
-    "sample": (Pipeline, "_sample"),
+    "sample": (completion.Step, "launched") if CHOOSES_IN_LAUNCH else (Pipeline, "_sample"),
     "collect": (Pipeline, "_collect"),
     "all": (Engine, "step"),
 }
@@ -77,7 +78,8 @@ class Timers:
     def take(self) -> dict[str, float]:
         """What has been spent since the last call. inputs: what a launch takes beside its other phases."""
         spent, self.spent = self.spent, dict.fromkeys(PHASES, 0.0)
-        return {**spent, "inputs": spent["launch"] - spent["attention"] - spent["bypass"] - spent["graph"]}
+        nested = ("attention", "bypass", "graph", *(["sample"] if CHOOSES_IN_LAUNCH else []))
+        return {**spent, "inputs": spent["launch"] - sum(spent[phase] for phase in nested)}
 
 
 class Recorder:

@@ -17,7 +17,8 @@ class EngineConfig:
 
     model: a local folder or a hub id in Hugging Face format.
     max_model_len: most tokens of prompt and output together; None takes the model's own limit.
-    max_batch_tokens: token budget of one step. max_running: sequences in one step.
+    max_batch_tokens: token budget of one step, of which a token takes one for each of its adapters, at least one.
+    max_running: sequences in one step.
     kv_cache_tokens: capacity of the KV cache; None fits it to the free memory.
     adapter_memory: bytes of the device's arena. max_loras: adapters resident at once.
     host_adapter_memory: bytes of compiled adapters kept in host memory. max_cpu_loras: the same, as a number.

@@ -56,7 +56,7 @@ class Returning:
         order = sorted(range(len(self._tensors)), key=lambda i: -self._tensors[i].element_size())
         flat = [self._tensors[i].contiguous().view(-1).view(torch.uint8) for i in order]
         host = _pinned(sum(part.numel() for part in flat))
-        host.copy_(torch.cat(flat), non_blocking=True)
+        host.copy_(flat[0] if len(flat) == 1 else torch.cat(flat), non_blocking=True)
         for i, part in zip(order, host.split([part.numel() for part in flat]), strict=True):
             self._tensors[i] = part.view(self._tensors[i].dtype).view(self._tensors[i].shape)
         self._arrived = _event(device)

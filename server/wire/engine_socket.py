@@ -141,11 +141,14 @@ class EngineSocket:
 
     def _by_owner(self, outputs: list[SequenceOutput]) -> dict[_Client, list[SequenceOutput]]:
         owned: dict[_Client, list[SequenceOutput]] = {}
+        owners, last, own = self._owners, None, list[SequenceOutput]()
         for output in outputs:
-            owner = self._owners.get(output.request_id)
+            owner = owners.get(output.request_id)
             if owner is None:  # it has left, and the abort is on its way
                 continue
-            owned.setdefault(owner, []).append(output)
+            if owner is not last:  # most steps are of one client's sequences
+                last, own = owner, owned.setdefault(owner, [])
+            own.append(output)
             if output.finish_reason is not None or output.error is not None:
                 self._forget(output.request_id)
         return owned

@@ -151,8 +151,8 @@ class TokenLogprobs(msgspec.Struct, frozen=True):
 FinishReason = Literal["stop", "length"]
 
 
-class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True):
-    """What one step gave one sequence. The last one carries a finish reason, or `error`.
+class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """What one step gave one sequence. The last one carries a finish reason, or `error`. What is None is not sent.
 
     stop_token_id: the end-of-sequence or stop token that ended it, which is the last of token_ids.
     prompt_logprobs: once, with the first output: one entry per prompt token, the first is None.

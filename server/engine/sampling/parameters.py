@@ -29,16 +29,19 @@ class Parameters:
         self._selection = selection
         self._positions = ends - selection.num_before
         self._device = device
-        uniform = uniforms(selection.seeds, self._positions[selection.drawn])
-        numbers, indices = [selection.temperature, uniform], [selection.drawn, selection.reported]
-        host: list[Arrays] = [*selection.cuts, numbers, indices]
-        min_p, top_k, top_p, points, rows = to_device(host, device) if _asks_for_anything(selection) else _NOTHING
+        min_p, top_k, top_p, points, rows = self._sent() if _asks_for_anything(selection) else _NOTHING
         self.cuts = Cuts(min_p, top_k, top_p, selection.max_k)
         self.temperature, self.uniform = points
         drawn, reported = rows
         self.drawn = RowSet(selection.drawn, drawn, selection.num_rows)
         self.reported = RowSet(selection.reported, reported, selection.num_rows)
         self.tops = selection.tops
+
+    def _sent(self) -> list[list[Tensor]]:
+        chosen = self._selection
+        uniform = uniforms(chosen.seeds, self._positions[chosen.drawn])
+        host: list[Arrays] = [*chosen.cuts, [chosen.temperature, uniform], [chosen.drawn, chosen.reported]]
+        return to_device(host, self._device)
 
     @property
     def needs_tokens(self) -> bool:

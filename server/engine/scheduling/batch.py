@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,7 @@ from .sequence import Sequence
 Ints = NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """Tokens [start, start + num_tokens) of a sequence. `samples`: its last token's logits give the next token.
 
     fill: tokens of the adapter's prefix, from the first of these to `start`, whose keys and values are to be copied

@@ -59,15 +59,20 @@ class Decodes:
             self._lineup = Lineup(self._sequences)
         return Batch.of_decodes(self._lineup, self._columns[0].copy())
 
-    def launched(self) -> None:
-        """A step of all of them is on its way; whose token is the last one, whichever it is, decodes no more."""
+    def launched(self) -> list[Sequence]:
+        """A step of all of them is on its way; whose token is the last one, whichever it is, decodes no more.
+
+        Returns those of which it fills a page.
+        """
         for sequence in self._sequences:
             sequence.num_computed += 1
             sequence.tokens.append(UNKNOWN)
         tokens, _, limit = self._columns
+        filled = [self._sequences[place] for place in np.flatnonzero(tokens % self._page_size == 0).tolist()]
         tokens += 1
         for place in np.flatnonzero(tokens >= limit)[::-1].tolist():
             self._take_out(place)
+        return filled
 
     @property
     def _columns(self) -> Ints:

@@ -21,7 +21,7 @@ from .batch import Batch, Span
 from .decodes import Decodes
 from .fair_queue import FairQueue
 from .page_pool import PagePool
-from .prefix_keys import joined_key, next_key, root_key
+from .prefix_cache import PrefixCache
 from .sequence import Lease, Sequence
 
 PROMPT_LOGPROBS_CHUNK = 256  # rows of the vocabulary's width that one sequence may need at once
@@ -72,7 +72,7 @@ class Scheduler:
         self._page_size = page_size
         self._max_batch_tokens = max_batch_tokens
         self._max_running = max_running
-        self._prefix_caching = prefix_caching
+        self._prefixes = PrefixCache(pool, page_size, enabled=prefix_caching)
         self._step = 0
         self._decodes = Decodes(max_running, page_size)
         self._prefills: list[Sequence] = []
@@ -123,7 +123,8 @@ class Scheduler:
         """
         for tenant, rows in self._decodes.tenants.items():
             self.waiting.charge(tenant, rows)
-        self._decodes.launched()
+        for sequence in self._decodes.launched():
+            self._prefixes.publish(sequence, sequence.num_computed)
         for span in batch.prefills:
             self.waiting.charge(span.sequence.tenant, span.num_tokens)
             if not span.sequence.is_over:
@@ -132,6 +133,8 @@ class Scheduler:
     def _launched_prefill(self, span: Span) -> None:
         sequence = span.sequence
         sequence.num_computed = span.end
+        if span.num_tokens == 1:
+            self._prefixes.publish(sequence, span.end)
         if span.end < len(sequence.tokens):
             return
         self._prefills.remove(sequence)
@@ -146,7 +149,8 @@ class Scheduler:
         """Pages for all that run, and the spans of those that do not decode."""
         granted: set[Sequence] = set()
         for sequence in self._decodes.turn_pages():
-            self._turn_page(sequence, granted)
+            if sequence.seat >= 0:  # not preempted for one before it
+                self._grow(sequence, sequence.num_computed + 1, granted)
         spans: list[Span] = []
         for sequence in tuple(self._prefills):
             if sequence.seat >= 0:  # not preempted for one before it
@@ -154,12 +158,6 @@ class Scheduler:
                 if self._grow(sequence, sequence.num_computed + count, granted):
                     spans.append(self._span(sequence, count))
         return spans
-
-    def _turn_page(self, sequence: Sequence, granted: set[Sequence]) -> None:
-        """The last page of one that decodes is full, by steps that the device has; it goes on on the next."""
-        if sequence.seat >= 0:
-            self._publish(sequence, sequence.num_computed)
-            self._grow(sequence, sequence.num_computed + 1, granted)
 
     def _budget_of(self, sequence: Sequence, spans: Seq[Span]) -> int:
         """Tokens that it may run beside `spans`, so that all behind it that run get at least one."""
@@ -260,7 +258,7 @@ class Scheduler:
         """Give it pages for its first chunk, known prefixes among them. None: not enough pages now."""
         assert sequence.lease is not None
         sequence.begin(sequence.lease)
-        hits = self._find_prefix(sequence)
+        hits = self._prefixes.find(sequence)
         found = len(hits) * self._page_size
         start = max(found, sequence.num_virtual)
         count = self._chunk(sequence, start, most)
@@ -282,16 +280,6 @@ class Scheduler:
         else:
             self.waiting.remove(sequence)
 
-    # Prefixes
-
-    def _find_prefix(self, sequence: Sequence) -> list[int]:
-        """Held or free pages with the sequence's beginning; at least one token is left to run."""
-        if not self._prefix_caching or sequence.wants_prompt_logprobs:
-            return []
-        full = min(len(sequence.tokens) - 1, sequence.num_known) // self._page_size
-        self._extend_keys(sequence, full)
-        return self.pool.lookup(sequence.page_keys[:full])
-
     def _note_start(self, sequence: Sequence, cached: int) -> None:
         """Of the first start only: what comes after a preemption is neither waiting nor a hit."""
         if sequence.num_cached is None:
@@ -300,38 +288,18 @@ class Scheduler:
             self.prefix_query_tokens += len(sequence.prompt)
             self.prefix_hit_tokens += cached
 
-    def _extend_keys(self, sequence: Sequence, count: int) -> None:
-        """What comes before the adapters begin to work is the base's own, and found by all who share it."""
-        keys = sequence.page_keys
-        while len(keys) < count:
-            begin, end = len(keys) * self._page_size, (len(keys) + 1) * self._page_size
-            adapters = sequence.adapters if end > sequence.active_from else ()
-            previous = keys[-1] if keys else root_key(sequence.salt, adapters)
-            if keys and adapters and begin <= sequence.active_from:
-                previous = joined_key(previous, root_key(sequence.salt, adapters))
-            keys.append(next_key(previous, sequence.tokens[begin:end]))
-
     def _span(self, sequence: Sequence, count: int, fill: int | None = None) -> Span:
         """The span to run.
 
-        Pages that it fills can be shared from this step on, as every layer writes before it reads; those that it fills
-        with one token, which is written where others already read, or one with a token that is not known yet, from the
-        next step on.
+        Pages that it fills can be shared from this step on, as every layer writes before it reads; one that a single
+        token fills, which is written while others read, and one with a token that is not known yet, from the next step
+        on.
         """
         begin, end = sequence.num_computed, sequence.num_computed + count
-        self._publish(sequence, min(end, sequence.num_known) if count > 1 else begin)
+        if count > 1:
+            self._prefixes.publish(sequence, min(end, sequence.num_known))
         samples = end == len(sequence.tokens) and sequence.sampling.max_tokens > 0
         return Span(sequence, begin, count, samples, fill)
-
-    def _publish(self, sequence: Sequence, end: int) -> None:
-        """Let pages be found that hold nothing but the first `end` tokens."""
-        if not self._prefix_caching:
-            return
-        full = end // self._page_size
-        self._extend_keys(sequence, full)
-        for i in range(sequence.num_published, full):
-            self.pool.publish(sequence.pages[i], sequence.page_keys[i])
-        sequence.num_published = max(sequence.num_published, full)
 
     def _num_pages(self, num_tokens: int) -> int:
         return -(-num_tokens // self._page_size)

@@ -1,6 +1,6 @@
 import msgspec
 
-from peftserve.server.wire.messages import AdapterCard, AdapterPart
+from peftserve.server.wire.messages import AdapterCard, AdapterPart, Outputs, SequenceOutput
 
 
 def test_a_part_is_keyed_by_its_files_and_its_task() -> None:
@@ -12,3 +12,14 @@ def test_a_part_is_keyed_by_its_files_and_its_task() -> None:
 def test_a_card_without_the_newer_fields_is_an_adapter_without_tasks_or_prefix() -> None:
     card = AdapterCard(method="LORA", rank=8, num_bytes=64, primitives={}, sites=2, consumed=4)
     assert (card.exclusive, card.num_tasks, card.virtual_tokens, card.inputs, card.outputs) == ([], 0, 0, [], [])
+
+
+def test_a_token_goes_over_without_what_it_has_not() -> None:
+    """Hundreds of these are sent and read for each step."""
+    outputs = [
+        SequenceOutput(request_id="plain", token_ids=[7]),
+        SequenceOutput(request_id="last", token_ids=[2], finish_reason="stop", stop_token_id=2, cached_tokens=0),
+    ]
+    encoded = msgspec.msgpack.encode(Outputs(outputs))
+    assert msgspec.msgpack.decode(encoded, type=Outputs) == Outputs(outputs)
+    assert msgspec.msgpack.decode(encoded)["outputs"][0] == {"request_id": "plain", "token_ids": [7]}

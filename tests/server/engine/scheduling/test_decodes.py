@@ -57,7 +57,8 @@ def check_step(decodes: Decodes, known: list[Sequence]) -> None:
     assert all(
         (span.start, span.num_tokens, span.samples) == (len(span.sequence.tokens) - 1, 1, True) for span in batch.spans
     )
-    decodes.launched()
+    filling = {s for s in known if len(s.tokens) % PAGE == 0}
+    assert set(decodes.launched()) == filling
     for sequence in known:
         assert sequence.tokens[-1] == UNKNOWN
         assert sequence.num_remaining == 1
