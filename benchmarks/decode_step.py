@@ -26,11 +26,13 @@ from step_floor import StepFloor
 from step_profile import device_profile, host_profile, lines
 from stepping import finish, run, settle, start, step, steps
 
+from peftserve.adapters.files import WEIGHTS
 from peftserve.kernels.bench.cost import measure_machine
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
 
 PROFILED = 6  # steps
+LEAST_MEMORY = 1 << 28  # bytes for adapters, beside their files' size
 HEADING = f"{'sequences':>9}{'adapters':>9}{'loaded':>7}{'step ms':>9}{'floor':>8}{'ratio':>7}{'device':>9}{'host':>8}"
 
 
@@ -54,7 +56,7 @@ def main() -> int:
         digests = write_adapters(base, store, arguments.adapters)
         found = measure_machine(arguments.device, dtype)
         written = time.monotonic() - begin
-        engine = make_engine(arguments, base, store, len(digests))
+        engine = make_engine(arguments, base, store, digests)
         about = {**machine(), **gpu(), **found._asdict(), "layers": arguments.layers, "dtype": arguments.dtype}
         about |= {"written_s": round(written, 1), "start_s": round(time.monotonic() - begin - written, 1)}
         print(", ".join(f"{name} {value}" for name, value in about.items()), HEADING, sep="\n")
@@ -84,11 +86,14 @@ def gpu() -> dict[str, str]:
     return {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
 
 
-def make_engine(arguments: argparse.Namespace, base: Path, store: Path, adapters: int) -> Engine:
+def make_engine(arguments: argparse.Namespace, base: Path, store: Path, digests: Sequence[str]) -> Engine:
+    """With room for all adapters at once, on the device and on the host."""
     most = max(arguments.sequences)
+    memory = LEAST_MEMORY + sum((store / digest / WEIGHTS).stat().st_size for digest in digests)
     options: dict[str, Any] = {"device": arguments.device, "dtype": arguments.dtype, "max_running": most}
     options |= {"kv_cache_tokens": most * (arguments.context + 16 + tokens_of(arguments)), "prefix_caching": False}
-    return Engine(EngineConfig(model=str(base), store=store, max_loras=max(adapters, 1), **options))
+    options |= {"max_loras": max(len(digests), 1), "adapter_memory": memory, "host_adapter_memory": memory}
+    return Engine(EngineConfig(model=str(base), store=store, **options))
 
 
 def tokens_of(arguments: argparse.Namespace) -> int:

@@ -80,7 +80,7 @@ def correctness(setting: Setting) -> Part:
         [
             [
                 setting.tests(120, "tests/kernels/test_bypass.py", "tests/kernels/test_triton_bypass.py"),
-                setting.tests(120, "tests/kernels/test_triton_attention.py", "tests/kernels/bench"),
+                setting.tests(120, "tests/kernels/test_triton_attention.py", "tests/kernels/test_torch_attention.py"),
                 setting.tests(120, "tests/end_to_end/test_triton_engine.py", f"{engine}/sampling"),
                 setting.tests(120, "tests/end_to_end/test_engine_oracle.py", "-k", "llama or gemma2 or sinks"),
                 setting.tests(120, "tests/end_to_end/test_methods.py", "-k", "in_one_batch and llama_biased and whole"),

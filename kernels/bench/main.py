@@ -33,11 +33,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_with(options: argparse.Namespace) -> int:
-    """The exit code: 1 if ours was wrong or failed anywhere. Raises UsageError before anything is measured."""
+    """The exit code: 1 if ours was wrong or failed anywhere, or was to be tuned and was not.
+
+    Raises UsageError before anything is measured.
+    """
     start, seconds = time.monotonic(), 60 * (options.minutes or float("inf"))
     resolve(options)
-    if vars(options).get("tune"):
-        import_module(".tune", __package__).tune(options)
+    tuned = not vars(options).get("tune") or import_module(".tune", __package__).tune(options) is not None
     contenders = contenders_of(options)
     if options.jobs and options.device == "cuda":
         precompile(options, chosen_scenarios(options), start + COMPILING * seconds)
@@ -56,7 +58,7 @@ def run_with(options: argparse.Namespace) -> int:
         write_json(stem.with_suffix(".json"), about, contenders, points)
     print(closing(points))
     _draw(points, stem, not options.no_plot)
-    return int(any(point.ours is None for point in points))
+    return int(not tuned or any(point.ours is None for point in points))
 
 
 def resolve(options: argparse.Namespace) -> None:

@@ -5,10 +5,14 @@ that spill registers, or whose programs would not all be on the device at once, 
 """
 
 import argparse
+import json
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -38,17 +42,49 @@ class NoGpu(UsageError):
     """There is nothing to tune on a CPU."""
 
 
-def tune(options: argparse.Namespace, folder: Path = FOLDER) -> Path:
-    """Writes the device's table, which the measurements behind it then use. Raises NoGpu."""
+def tune(options: argparse.Namespace, folder: Path = FOLDER) -> Path | None:
+    """Writes the device's table, which the measurements behind it then use. Raises NoGpu.
+
+    Each row is printed as soon as it is chosen. After `minutes` the rest is not: then there is no table, since one
+    with some of its rows would say of other steps what holds for these.
+    """
     if options.device != "cuda":
         raise NoGpu("--tune: the blocks are those of a GPU's kernel, and torch sees no GPU")
     dtype, shape = getattr(torch, options.dtype), SHAPES[options.shape]
-    kinds = list(_kinds(shape))
-    rows = [_choose(kind, shape, dtype) for kind in tqdm(kinds, unit="kind of step", disable=None)]
+    kinds, end = list(_kinds(shape)), time.monotonic() + 60 * (options.minutes or float("inf"))
+    if options.jobs:
+        _compile_all(shape, dtype, options.jobs)
+    rows = list[Row]()
+    for kind in tqdm(kinds, unit="kind of step", disable=None):
+        if time.monotonic() > end:
+            tqdm.write(f"no table: {len(rows)} of {len(kinds)} rows were chosen in time")
+            return None
+        rows.append(_choose(kind, shape, dtype))
+        tqdm.write(json.dumps(asdict(rows[-1])))
     about = {**machine_of(options.device), "shape": options.shape, "dtype": options.dtype}
     path = save(torch.cuda.get_device_name(), rows, about, folder)
     tqdm.write(f"wrote {path.name}: {len(rows)} rows")
     return path
+
+
+def _compile_all(shape: Shape, dtype: torch.dtype, jobs: int) -> None:
+    """In so many processes: triton keeps on disk what it compiled, where the measuring process then finds it."""
+    work = [
+        (part, dtype, phase, candidates(phase)[start::jobs])
+        for phase in Phase
+        for part in {group.in_features: Shape(1, (group,)) for group in shape.layer}.values()
+        for start in range(jobs)
+    ]
+    with get_context("spawn").Pool(jobs) as pool:
+        pool.starmap(_compile, work, chunksize=1)
+
+
+def _compile(shape: Shape, dtype: torch.dtype, phase: Phase, choices: Sequence[Blocks]) -> None:
+    """What fails here fails again where it is measured, and is left out there."""
+    step = make_step(Scenario(phase, 1, RANKS[:1]), shape, layers=1, dtype=dtype, device="cuda")
+    for blocks in choices:
+        with suppress(Exception):
+            _backend(step, blocks).compile(blocks)
 
 
 def candidates(phase: Phase) -> list[Blocks]:
@@ -114,10 +150,8 @@ def _times(step: Step, choices: Sequence[Blocks]) -> dict[Blocks, float]:
 
 def _ready(step: Step, blocks: Blocks, reference: Reference) -> Run | None:
     """None for blocks that do not compile, do not fit, or are wrong here: they are not chosen."""
-    only = Tuning(otherwise=defaults()._replace(few_rows=blocks, many_rows=blocks))
     try:
-        slots, rows = len(step.adapters), step.scenario.tokens
-        backend = TritonBypass(step.arena, step.groups, max_slots=slots, max_rows=rows, table=only)
+        backend = _backend(step, blocks)
         if not all(_fits(resources(kernel), blocks) for kernel in backend.compile(blocks)):
             return None
         attach_all(backend, step)
@@ -125,6 +159,12 @@ def _ready(step: Step, blocks: Blocks, reference: Reference) -> Run | None:
         return run if reference.error(run) <= reference.tolerance else None
     except Exception:
         return None
+
+
+def _backend(step: Step, blocks: Blocks) -> TritonBypass:
+    only = Tuning(otherwise=defaults()._replace(few_rows=blocks, many_rows=blocks))
+    slots, rows = len(step.adapters), step.scenario.tokens
+    return TritonBypass(step.arena, step.groups, max_slots=slots, max_rows=rows, table=only)
 
 
 def _fits(taken: Resources, blocks: Blocks) -> bool:
