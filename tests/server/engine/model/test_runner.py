@@ -5,11 +5,13 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 
 from peftserve.kernels import torch_attention
 from peftserve.kernels.layout import Segment
+from peftserve.kernels.step_memory import StepMemory
 from peftserve.server.engine.model.kv_cache import KVCache
 from peftserve.server.engine.scheduling.batch import Batch, Span
 from peftserve.server.engine.scheduling.sequence import Lease, Sequence
@@ -136,3 +138,15 @@ def test_a_step_that_graphs_have_no_room_for_is_launched(
         expected = torch.stack([harness.model.expected(sequence.tokens)[-1] for sequence in tokens[:count]])
         torch.testing.assert_close(result.logits, expected.float(), atol=1e-5, rtol=1e-5)
     assert len(replayed.mock_calls) == 1
+
+
+def test_what_else_goes_over_is_there_with_the_step(harness: Harness, make_sequence: MakeSequence) -> None:
+    sent: list[torch.Tensor] = []
+
+    def also(memory: StepMemory) -> None:
+        sent.append(memory.append(np.array([7, 8, 9])))
+
+    spans = [Span(make_sequence([3, 4], [0]), 0, 2, True)]
+    result = harness.runner.run(Batch(spans), None, also)
+    assert [tensor.tolist() for tensor in sent] == [[7, 8, 9]]
+    torch.testing.assert_close(result.logits, harness.model.expected([3, 4])[-1:].float(), atol=1e-5, rtol=1e-5)
