@@ -24,7 +24,8 @@ class EngineConfig:
     host_adapter_memory: bytes of compiled adapters kept in host memory. max_cpu_loras: the same, as a number.
     max_dense_delta: most bytes that the full-rank deltas of one adapter may take.
     async_scheduling: prepare a step while the one before it runs; None for where it helps, which is on GPUs.
-    enforce_eager: no CUDA graphs, and nothing compiled. compile: compile decode steps at start, on a CPU.
+    enforce_eager: no CUDA graphs, and nothing compiled. compile: compile what lies between products, at start; on a
+    GPU it is compiled anyway. Compiled code is kept beside `store`.
     store: folder whose sub-folders, named by digest, hold the adapters' files.
     """
 

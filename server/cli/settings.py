@@ -173,7 +173,13 @@ SETTINGS = (
     Setting(
         "async-scheduling", "", values.boolean, "prepare a step while the one before it runs", shown="on a GPU only"
     ),
-    Setting("compile", "", values.boolean, "on a CPU, compile decode steps at start, with a C++ compiler", False),
+    Setting(
+        "compile",
+        "",
+        values.boolean,
+        "on a CPU, compile steps at start, with a C++ compiler (GPUs always do)",
+        False,
+    ),
     Setting("enforce-eager", "", values.boolean, "no CUDA graphs and nothing compiled: operator by operator", False),
     Setting("trust-remote-code", "", values.boolean, "run Python code that comes with the model", False),
     Setting(

@@ -1,16 +1,16 @@
 """Puts the model's runner together, and settles how its steps run on this device.
 
-Each way that is quicker is taken only if it gives the logits of a plain pass: one product for several modules, CUDA
-graphs, compiled decode steps.
+Each way that is quicker is taken only if it gives the logits of a plain pass: one product for several modules, what
+lies between products compiled, CUDA graphs.
 """
 
 import logging
+import os
 from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from peftserve.kernels.attention import Limits
 from peftserve.kernels.paged_attention import make_attention_backend
@@ -34,6 +34,7 @@ from .staging import is_host
 logger = logging.getLogger(__name__)
 
 PACKED_SHARE = 0.25  # of the free memory, for second copies of weights in a faster layout
+INDUCTOR_CACHE = "inductor"  # folder of the state folder
 COPIED_SHARE = 0.25  # of the KV cache's size, for copies of what is decoded
 
 
@@ -85,9 +86,9 @@ def make_runner(
     _settle_products(runner, hooks, config, trace)
     run_largest = partial(run_largest_step, runner, limits, num_pages, config.page_size)
     if not config.enforce_eager:
+        if config.compile or not is_host(device):
+            _compile(runner, config, trace)
         _capture_graphs(runner, config, trace, device, run_largest)
-        if config.compile:
-            _compile(runner, config, trace, device)
     if not is_host(device):  # where it takes milliseconds, and where memory ends suddenly
         run_largest()
     return runner
@@ -123,17 +124,14 @@ def _most_graph_rows(config: EngineConfig) -> int:
     return min(config.max_running, config.max_batch_tokens)
 
 
-def _compile(runner: ModelRunner, config: EngineConfig, trace: Trace, device: torch.device) -> None:
+def _compile(runner: ModelRunner, config: EngineConfig, trace: Trace) -> None:
     """Where the model and the machine allow it, and it gives what the model gives."""
-    if device.type != "cpu":
-        logger.warning("--compile is for CPUs and does nothing here: on a GPU a decode step is a CUDA graph")
-        return
+    if config.store is not None:  # where a second start finds all that was compiled, unless the operator says otherwise
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(config.store.parent / INDUCTOR_CACHE))
     try:
-        with tqdm(total=1, desc="compiling decode steps", unit="graph", disable=None) as progress:
-            runner.compile()
-            progress.update()
+        runner.compile()
         check_paged_attention(runner, trace, config.page_size)
     except Exception as error:  # the compiler's own errors share no class
-        runner.run_eagerly()
+        runner.run_uncompiled()
         check_paged_attention(runner, trace, config.page_size)  # which tracing may not have changed
         logger.warning("this model runs without being compiled, so that it decodes slower: %s", error)

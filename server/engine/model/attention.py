@@ -7,7 +7,6 @@ rows brings to a layer are written before any are read, so sequences of one step
 
 import itertools
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -16,7 +15,7 @@ from transformers import AttentionInterface
 from peftserve.kernels.attention import AttentionBackend, AttentionLayer
 from peftserve.kernels.torch_attention import Prefill, prefill
 
-from .callouts import call_out
+from .callouts import Call, call_out
 from .errors import UnservableModel
 from .kv_cache import KVCache
 
@@ -103,11 +102,11 @@ class PagedAttention:
             rows = Prefill(0, query.shape[2], 0, torch.empty(0))
             return prefill(rows, query[0], key, value, layer, s_aux).transpose(0, 1)[None], None
         sinks = () if s_aux is None else (s_aux,)
-        return call_out(partial(self._attend, index), _like, query, key, value, *sinks), None
+        return call_out(Call(module, self._attend, _like), query, key, value, *sinks), None
 
     def _attend(
         self,
-        index: int,
+        module: torch.nn.Module,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
@@ -115,6 +114,7 @@ class PagedAttention:
     ) -> torch.Tensor:
         assert self._cache is not None
         assert self._backend is not None
+        index = _index_of(module)
         keys, values = self._cache.keys[index], self._cache.values[index]
         out = self._backend.attend(self._places[index], query, key, value, keys, values, sinks)
         for rows_beside in self.side:
@@ -131,7 +131,9 @@ class PagedAttention:
         return self.layers[index]
 
 
-def _like(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+def _like(
+    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: torch.Tensor
+) -> torch.Tensor:
     return query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
 
 

@@ -1,51 +1,64 @@
 """What a compiled model leaves to this process: attention, products with their bypasses, experts.
 
 While the model is traced for the compiler, `call_out` leaves a call of one operator in the graph instead of what it
-runs; the compiled model then calls it in every step, and it reads whatever the step was given.
+runs; the compiled model then makes the call in every step, and it reads whatever the step was given.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-Run = Callable[..., torch.Tensor]
 
+class Call(NamedTuple):
+    """`run(owner, *tensors)`, as the owner's part in the model.
 
-class _Call(NamedTuple):
-    """run: what is computed. like: from the same tensors, an empty tensor of the shape and type of the result."""
+    owner: a module, or the name of one. like: from the same arguments, an empty tensor of the shape and type of the
+    result.
+    """
 
-    run: Run
-    like: Run
+    owner: Any
+    run: Callable[..., torch.Tensor]
+    like: Callable[..., torch.Tensor]
 
 
 class Calls:
-    """Those of one graph. They are forgotten, and the graph can run no more, when nobody holds this."""
+    """Those of one graph, by the numbers that stand in it."""
 
     def __init__(self) -> None:
-        self._numbers: list[int] = []
+        self._calls: dict[int, Call] = {}
 
-    def add(self, call: _Call) -> int:
-        number = max(_calls, default=-1) + 1
-        _calls[number] = call
-        self._numbers.append(number)
+    def add(self, call: Call) -> int:
+        number = next(_numbers)
+        self._calls[number] = call
         return number
 
-    def __del__(self) -> None:
-        for number in self._numbers:
-            _calls.pop(number, None)
+    def __getitem__(self, number: int) -> Call:
+        return self._calls[number]
 
 
-_calls: dict[int, _Call] = {}
-_traced: list[Calls] = []  # the graph that is being traced, if any
+_numbers = itertools.count()
+_traced: list[Calls] = []  # those that are being traced, the innermost last
 
 _library = torch.library.Library("peftserve", "FRAGMENT")
 _library.define("call_out(Tensor[] tensors, int number) -> Tensor")
-_library.impl("call_out", lambda tensors, number: _calls[number].run(*tensors), "CompositeExplicitAutograd")
+_library.impl("call_out", lambda tensors, number: _like(tensors, number), "CompositeExplicitAutograd")
 torch.library.register_fake(
-    "peftserve::call_out", lambda tensors, number: _calls[number].like(*tensors), lib=_library, allow_override=True
+    "peftserve::call_out", lambda tensors, number: _like(tensors, number), lib=_library, allow_override=True
 )
+
+
+def _like(tensors: list[torch.Tensor], number: int) -> torch.Tensor:
+    """Only for tracing: a compiled model makes its calls itself."""
+    call = _traced[-1][number]
+    return call.like(call.owner, *tensors)
+
+
+def is_call(target: Any) -> bool:
+    """Of a node in a graph, whose arguments are then tensors and a number."""
+    return target is torch.ops.peftserve.call_out.default
 
 
 @contextmanager
@@ -64,13 +77,9 @@ def is_traced() -> bool:
     return bool(_traced)
 
 
-def call_out(run: Run, like: Run, *tensors: torch.Tensor) -> torch.Tensor:
-    """`run(*tensors)`: a new tensor, that shares no memory with the tensors.
-
-    like: gives an empty tensor of the result's shape and type, from the tensors or from ones that only have shapes.
-    """
+def call_out(call: Call, *tensors: torch.Tensor) -> torch.Tensor:
+    """What the call runs: a new tensor, that shares no memory with the tensors."""
     if not _traced:
-        return run(*tensors)
-    number = _traced[-1].add(_Call(run, like))
-    result: torch.Tensor = torch.ops.peftserve.call_out(list(tensors), number)
+        return call.run(call.owner, *tensors)
+    result: torch.Tensor = torch.ops.peftserve.call_out(list(tensors), _traced[-1].add(call))
     return result

@@ -1,67 +1,115 @@
-"""The model's forward pass compiled by TorchInductor for decode steps on a CPU.
+"""The model's forward pass compiled by TorchInductor, for decode steps and prefills of any number of rows.
 
-Norms, rotations and activations of a layer become a few loops: a step of a few rows spends as much on operators and
-Python between the products as on attention. The graph is traced once, with a symbolic number of rows, by running the
-model on tensors without values; nothing in it depends on adapters, because what they change is called back
-(`callouts.py`).
+Norms, residuals, rotations and activations of a layer become a few loops or kernels: a step of a few rows spends as
+much on operators and Python between the products as on attention. The model is traced (`tracing.py`) and cut at its
+calls (`cutting.py`); what lies between is compiled piece by piece (`inductor.py`), and equal pieces once. Nothing of
+it depends on adapters, because what they change is called (`callouts.py`).
 """
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-import torch._inductor
-from torch._dynamo.source import ConstantSource
-from torch._subclasses import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch import fx, nn
+from tqdm import tqdm
 
-from .callouts import leaving_calls
+from .callouts import Call
+from .cutting import Piece, cut, share_sizes
+from .inductor import compile_piece
 from .inputs import StepInputs
+from .program import Program, Run
+from .regions import Assumes
+from .tracing import check_assumptions, trace_model
 
-HINT_ROWS = 16  # the number of rows that loops are laid out for; others run too
+logger = logging.getLogger(__name__)
+
+Forward = Callable[[StepInputs], torch.Tensor]
 
 
 class CompiledForward:
-    """Steps that want the logits of all their rows, as a decode does.
+    """num_pieces, num_compiled: different ones, and how many of them inductor took.
 
-    forward: the model on a step's inputs. Raises whatever the model or the compiler raises if it cannot be compiled,
-    such as for a model that looks at a tensor's values, or for want of a C++ compiler.
+    left: layers that are called as they are.
     """
 
-    def __init__(self, forward: Callable[[StepInputs], torch.Tensor]) -> None:
-        shapes = ShapeEnv()
-        fake = FakeTensorMode(allow_non_fake_inputs=True, shape_env=shapes)
-        inputs: list[Any] = [_row_ids(fake, name) for name in ("ids", "positions")]
-        with torch.no_grad(), leaving_calls() as self._calls:
-            graph = make_fx(lambda ids, positions: forward(StepInputs(ids, positions, None)), tracing_mode="fake")(
-                *inputs
-            )
-        with torch.no_grad():
-            self._run: Callable[..., torch.Tensor] = torch._inductor.compile(graph, inputs)
-        self._assumed = shapes.produce_guards_expression(inputs, ignore_static=False)
-        self._shapes = shapes
-        self._fits: dict[int, bool] = {}  # by the number of rows
+    def __init__(self, model: nn.Module, forward: Forward, device: torch.device) -> None:
+        """forward: the model on a step's inputs.
 
-    def fits(self, inputs: StepInputs) -> bool:
-        """Whether the graph is for such a step.
-
-        A single row is taken for two: what the compiler assumes of a length is that it is not one, so that it need not
-        think of what could be broadcast, and no length of ours is ever broadcast.
+        Raises whatever the model raises if more of it than single layers cannot be traced.
         """
-        rows = max(len(inputs.ids), 2)
-        if rows not in self._fits:
-            args: list[Any] = [torch.empty(rows, dtype=torch.int64, device="meta") for _ in range(2)]
-            self._fits[rows] = self._assumed is None or self._shapes.evaluate_guards_expression(self._assumed, args)
-        return inputs.logit_rows is None and self._fits[rows]
+        traced = trace_model(model, lambda ids, positions, rows: forward(StepInputs(ids, positions, rows)), device)
+        share_sizes(traced.graph)
+        self.left = traced.left
+        self._traced = traced
+        ids, positions, self._rows = traced.graph.find_nodes(op="placeholder")
+        self._check_rows()
+        parts = cut(traced.graph, lambda node: node in traced.calls or self._selects(node))
+        runs = self._compile([part for part in parts if isinstance(part, Piece)])
+        tensors = {node: traced.tensors[str(node.target)] for node in traced.graph.find_nodes(op="get_attr")}
+        (output,) = traced.graph.output_node().args
+        assert isinstance(output, fx.Node)
+        self._program = Program([ids, positions, self._rows], tensors, output)
+        for part in parts:
+            if isinstance(part, Piece):
+                self._program.add(runs[part.key], part.inputs, part.outputs)
+            else:
+                run = _run_call(traced.calls[part]) if part in traced.calls else _run_select(part)
+                self._program.add(run, part.all_input_nodes, [part])
+        self._program.finish()
+        del self._traced
 
     def __call__(self, inputs: StepInputs) -> torch.Tensor:
-        """Logits (rows, vocabulary) of a step that fits."""
-        return self._run(inputs.ids, inputs.positions)
+        """Logits (rows, vocabulary) of all rows, or of those that are wanted."""
+        return self._program(*inputs)
+
+    def _selects(self, node: fx.Node) -> bool:
+        """Whether it picks the rows that are wanted: what follows is then for all rows, where all are."""
+        return node.target is torch.ops.aten.index.Tensor and self._rows in node.all_input_nodes
+
+    def _check_rows(self) -> None:
+        if others := [str(user) for user in self._rows.users if not self._selects(user)]:
+            raise Assumes(f"which rows are wanted is looked at by {', '.join(others)}")
+
+    def _compile(self, pieces: Iterable[Piece]) -> dict[str, Run]:
+        """By key."""
+        different = {piece.key: piece for piece in pieces}
+        worth = {key: piece for key, piece in different.items() if not piece.only_views}
+        runs = {key: _run_plainly(piece) for key, piece in different.items()}
+        self.num_pieces, self.num_compiled = len(worth), 0
+        for key, piece in tqdm(worth.items(), desc="compiling", unit="piece", disable=None):
+            if (run := self._compiled(piece)) is not None:
+                runs[key] = run
+                self.num_compiled += 1
+        return runs
+
+    def _compiled(self, piece: Piece) -> Run | None:
+        try:
+            run = compile_piece(piece)
+            check_assumptions(self._traced.shapes)
+        except Exception as error:  # the compiler's own errors share no class
+            self._traced.shapes.guards.clear()
+            logger.warning("a piece runs operator by operator (%s): %s", piece.summary, error)
+            return None
+        return run
 
 
-def _row_ids(fake: FakeTensorMode, name: str) -> torch.Tensor:
-    """(rows,) int64 without values, of a symbolic length."""
-    context: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC])
-    real = torch.zeros(HINT_ROWS, dtype=torch.int64)
-    return fake.from_tensor(real, symbolic_context=context, source=ConstantSource(name))
+def _run_plainly(piece: Piece) -> Run:
+    forward = fx.GraphModule({}, piece.graph).forward
+    return lambda values: forward(*values)
+
+
+def _run_call(call: Call) -> Run:
+    owner, run, _ = call
+    return lambda tensors: (run(owner, *tensors),)
+
+
+def _run_select(node: fx.Node) -> Run:
+    """From a tensor and the rows, which may be None."""
+    dimension = list(node.args[1]).index(node.all_input_nodes[1])  # type: ignore[arg-type]
+
+    def run(values: list[Any]) -> tuple[torch.Tensor]:
+        tensor, rows = values
+        return (tensor if rows is None else tensor.index_select(dimension, rows),)
+
+    return run

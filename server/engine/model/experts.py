@@ -9,7 +9,6 @@ with the deltas of each token's own adapters. Expert parallelism is not served.
 
 import itertools
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -23,7 +22,7 @@ from peftserve.adapters.sites import ExpertParameter
 from peftserve.kernels.experts import add_expert_low_rank_
 from peftserve.kernels.site_plan import Part
 
-from .callouts import call_out
+from .callouts import Call, call_out
 
 _names = itertools.count()
 _FACTS = ("has_gate", "has_bias", "is_transposed", "num_experts")
@@ -49,9 +48,7 @@ class ExpertsBypass:
     ) -> torch.Tensor:
         """hidden_states: (tokens, hidden); top_k_index, top_k_weights: (tokens, k). Returns (tokens, hidden)."""
         self.called.add(module)
-        return call_out(
-            partial(self._run, module), lambda x, *_: torch.empty_like(x), hidden_states, top_k_index, top_k_weights
-        )
+        return call_out(Call(module, self._run, _like), hidden_states, top_k_index, top_k_weights)
 
     def _run(
         self, module: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
@@ -61,6 +58,10 @@ class ExpertsBypass:
         eager = type(module).forward.__wrapped__  # type: ignore[attr-defined]  # what transformers' decorator wraps
         function: Any = ALL_EXPERTS_FUNCTIONS.get_interface(self._default or "eager", eager)
         return cast(torch.Tensor, function(module, hidden_states, top_k_index, top_k_weights))
+
+
+def _like(module: nn.Module, hidden_states: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(hidden_states)
 
 
 def is_experts(module: nn.Module) -> bool:

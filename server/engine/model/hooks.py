@@ -18,7 +18,7 @@ from peftserve.kernels.side import SideOps
 from peftserve.kernels.site_plan import SitePlan
 
 from ..adapters.packing import SiteGroups
-from .callouts import call_out, is_traced
+from .callouts import Call, call_out, is_traced
 from .experts import ExpertsBypass
 
 
@@ -93,11 +93,19 @@ class BypassHooks:
     ) -> Callable[..., torch.Tensor]:
         def forward(*args: torch.Tensor, **kwargs: Any) -> torch.Tensor:
             if is_traced():
-                return group.called_out(args[0], position, lambda: self.active)
+                call = Call(group.members[position].name, self._whole, self._like_whole)
+                return group.called_out(args[0], position, call)
             together = self.active or group.fuses(args[0])
             return group.output(args[0], position, self.active) if together else base(*args, **kwargs)
 
         return forward
+
+    def _whole(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """All outputs, side by side, of the group that the named module is in."""
+        return self._groups[self._places[name][0]].whole(x, self.active)
+
+    def _like_whole(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        return self._groups[self._places[name][0]].like_whole(x)
 
     def separate(self) -> None:
         """From now on every module has a product of its own."""
@@ -199,12 +207,12 @@ class _Siblings:
         few = self.fused_rows is None or x.numel() // x.shape[-1] <= self.fused_rows
         return self.fused is not None and few
 
-    def called_out(self, x: torch.Tensor, position: int, active: Callable[[], bool]) -> torch.Tensor:
-        """`output` in a compiled model, which makes one call for all modules. active: of the step, when it runs."""
+    def called_out(self, x: torch.Tensor, position: int, call: Call) -> torch.Tensor:
+        """`output` in a compiled model, which makes one call, of `whole`, for all modules."""
         if x is not self._input or self._outputs[position] is None:
             self._input = x
-            whole = call_out(lambda x: self._whole(x, active()), self._like_whole, x)
-            self._outputs = [*whole.split(self._widths, dim=-1)]
+            whole = call_out(call, x)
+            self._outputs = [*whole.split(self._widths, dim=-1)] if len(self._widths) > 1 else [whole]
         return self._hand_out(position)
 
     def output(self, x: torch.Tensor, position: int, active: bool) -> torch.Tensor:
@@ -272,8 +280,8 @@ class _Siblings:
             return self.members[0].forward(x)
         return None if self.fused is None else self.fused(x)
 
-    def _whole(self, x: torch.Tensor, active: bool) -> torch.Tensor:
-        """All outputs side by side, of plans that keep their widths."""
+    def whole(self, x: torch.Tensor, active: bool) -> torch.Tensor:
+        """All outputs side by side, of plans that keep their widths. active: with the step's bypasses."""
         whole = self._product(x)
         if whole is not None and not self.plans:  # in as few calls as can be
             if active:
@@ -282,7 +290,7 @@ class _Siblings:
         outputs = self._run(x, self._everyone, active, whole)
         return torch.cat([y for y in outputs if y is not None], -1) if whole is None else whole
 
-    def _like_whole(self, x: torch.Tensor) -> torch.Tensor:
+    def like_whole(self, x: torch.Tensor) -> torch.Tensor:
         if x.is_floating_point():
             return x.new_empty(*x.shape[:-1], sum(self._widths))
         return x.new_empty(*x.shape, sum(self._widths), dtype=next(self.members[0].module.parameters()).dtype)

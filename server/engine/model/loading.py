@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.fx.experimental.symbolic_shapes import guard_or_false
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from peftserve.adapters.peft.listing import listed
@@ -244,7 +245,7 @@ def _logits(model: PreTrainedModel, ids: torch.Tensor, rows: torch.Tensor | None
 
 def kept_rows(logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Of a model that was asked for fewer rows than all, and may give all the same."""
-    return logits if len(logits) == len(rows) else logits[rows]
+    return logits if guard_or_false(logits.shape[0] == rows.shape[0]) else logits[rows]
 
 
 def tokenizer_facts(model: str, trust_remote_code: bool) -> tuple[str | None, str | None, dict[str, str], int | None]:

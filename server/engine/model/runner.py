@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedModel
@@ -14,13 +15,15 @@ from ..adapters.attachments import Attachments
 from ..scheduling.batch import Batch, Span
 from ..staging import is_host
 from .attention import PagedAttention, SideRows
-from .compiled import CompiledForward
 from .graphs import DecodeGraphs, Recorder
 from .hooks import BypassHooks
 from .inputs import Feed, InputMemory, StepInputs, WrittenInputs
 from .kv_cache import KVCache
 from .loading import kept_rows
 from .rows import RunningRows, StepRows
+
+if TYPE_CHECKING:
+    from .compiled import CompiledForward
 
 logger = logging.getLogger(__name__)
 
@@ -71,9 +74,15 @@ class ModelRunner:
         self._graphs = graphs
 
     def compile(self) -> None:
-        """Run decode steps compiled. Raises what `CompiledForward` raises if the model cannot be."""
+        """Run steps compiled. Raises what `CompiledForward` raises if the model cannot be."""
+        from .compiled import CompiledForward  # not before: to import the compiler takes seconds
+
         self._bypassed = False
-        self._compiled = CompiledForward(self._forward)
+        self._compiled = CompiledForward(self._model, self._forward, self._model.device)
+
+    def run_uncompiled(self) -> None:
+        """From now on, for graphs that are captured as well."""
+        self._compiled = None
 
     def run_eagerly(self) -> None:
         """From now on, without graphs and without what is compiled."""
@@ -153,7 +162,7 @@ class ModelRunner:
         """(rows, vocabulary), of the step that has begun."""
         self._hooks.begin(self._bypassed)
         try:
-            if self._compiled is not None and self._hooks.in_calls and self._compiled.fits(inputs):
+            if self._compiled is not None and self._hooks.in_calls:
                 return self._compiled(inputs)
             output = self._model(
                 input_ids=inputs.ids[None],

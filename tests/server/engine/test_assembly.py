@@ -1,6 +1,7 @@
 """A quicker way that fails, or that gives other logits, is given up with a warning, and the model is served without."""
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +14,7 @@ import torch
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine, assembly
 from peftserve.server.engine import engine as engine_module
-from peftserve.server.engine.model import runner as runner_module
+from peftserve.server.engine.model import compiled as compiled_module
 from peftserve.server.engine.model.hooks import _Siblings
 from peftserve.server.wire.messages import AddRequest, ModelInfo, SamplingParams
 
@@ -108,16 +109,13 @@ def test_graphs_are_counted_where_there_is_a_gpu(
     assert assert_serves(model, wanted, max_running=2, enforce_eager=True).cuda_graphs == 0
 
 
-def cannot_compile(forward: Any) -> Any:
+def cannot_compile(model: Any, forward: Any, device: torch.device) -> Any:
     raise ValueError("no compiler is here")
 
 
 class CompiledWrongly:
-    def __init__(self, forward: Any) -> None:
-        self._forward = forward
-
-    def fits(self, inputs: Any) -> bool:
-        return True
+    def __init__(self, model: Any, forward: Any, device: torch.device) -> None:
+        pass
 
     def __call__(self, inputs: Any) -> torch.Tensor:
         return torch.zeros(len(inputs.ids), 300)  # the tiny models' vocabulary
@@ -131,11 +129,31 @@ def test_a_model_that_cannot_be_compiled_is_served_as_it_is(
     wanted: list[int],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    made: Callable[[Any], Any],
+    made: Callable[..., Any],
     why: str,
 ) -> None:
-    monkeypatch.setattr(runner_module, "CompiledForward", made)
+    monkeypatch.setattr(compiled_module, "CompiledForward", made)
     with caplog.at_level(logging.WARNING):
         assert_serves(model, wanted, compile=True)
     assert "runs without being compiled" in caplog.text
     assert why in caplog.text
+
+
+@pytest.mark.parametrize("own", [None, "elsewhere"])
+def test_what_is_compiled_is_kept_in_the_state_folder(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str | None
+) -> None:
+    """But where the operator wants it elsewhere."""
+    kept: list[str] = []
+
+    def compiled(*_: Any) -> Any:
+        kept.append(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+        raise ValueError("seen enough")
+
+    monkeypatch.setattr(compiled_module, "CompiledForward", compiled)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", own or "")
+    if own is None:
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    config = EngineConfig(model, device="cpu", kv_cache_tokens=64, compile=True, store=tmp_path / "state" / "adapters")
+    Engine(config).close()
+    assert kept == [own or str(tmp_path / "state" / "inductor")]

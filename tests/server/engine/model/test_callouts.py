@@ -1,58 +1,48 @@
-"""What a graph keeps of a call, and that it finds the present when it runs."""
+"""What a graph keeps of a call, and that nothing is kept outside of one."""
 
-import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from peftserve.server.engine.model.callouts import Calls, call_out, is_traced, leaving_calls
+from peftserve.server.engine.model.callouts import Call, Calls, call_out, is_call, is_traced, leaving_calls
 
 
-class Scale:
-    """What a step would be given."""
-
-    def __init__(self) -> None:
-        self.factor = 2.0
-
-    def apply(self, x: torch.Tensor) -> torch.Tensor:
-        return call_out(lambda x: x * self.factor, torch.empty_like, x + 1) - 1
+def scale(owner: float, x: torch.Tensor) -> torch.Tensor:
+    return x * owner
 
 
-def traced(factor: float) -> tuple[torch.fx.GraphModule, Calls]:
-    scale = Scale()
-    scale.factor = factor
+def halves(owner: float, x: torch.Tensor) -> torch.Tensor:
+    return x.new_empty(len(x) // 2)
+
+
+def calling(x: torch.Tensor) -> torch.Tensor:
+    return call_out(Call(2.0, scale, halves), x + 1) - 1
+
+
+def traced() -> tuple[torch.fx.GraphModule, Calls]:
     with leaving_calls() as calls:
-        return make_fx(lambda x: scale.apply(x), tracing_mode="fake")(torch.zeros(1)), calls
+        assert is_traced()
+        return make_fx(calling, tracing_mode="fake")(torch.zeros(6)), calls
 
 
 def test_outside_of_a_graph_it_is_what_it_runs() -> None:
     assert not is_traced()
-    assert Scale().apply(torch.ones(3)).tolist() == [3.0, 3.0, 3.0]
+    assert calling(torch.ones(3)).tolist() == [3.0, 3.0, 3.0]
 
 
-def test_a_graph_calls_back_and_reads_what_is_there_then() -> None:
-    scale = Scale()
-    with leaving_calls() as calls:
-        assert is_traced()
-        graph = make_fx(lambda x: scale.apply(x), tracing_mode="fake")(torch.zeros(3))
+def test_a_graph_has_the_call_and_what_its_result_is_like() -> None:
+    graph, calls = traced()
     assert not is_traced()
-    assert [node.target for node in graph.graph.nodes].count(torch.ops.peftserve.call_out.default) == 1
-    for scale.factor in (2.0, -1.0):
-        assert graph(torch.ones(3)).tolist() == [2 * scale.factor - 1] * 3
-    del calls
+    (node,) = [node for node in graph.graph.nodes if is_call(node.target)]
+    (tensor,), number = node.args
+    assert str(tensor.target) == "aten.add.Tensor"
+    assert node.meta["val"].shape == (3,)
+    assert calls[number] == Call(2.0, scale, halves)
 
 
-def test_calls_are_forgotten_with_their_graph() -> None:
-    with leaving_calls() as calls:
-        graph = make_fx(lambda x: Scale().apply(x), tracing_mode="fake")(torch.zeros(3))
-    graph(torch.ones(3))
-    del calls
-    with pytest.raises(KeyError):
-        graph(torch.ones(3))
-
-
-def test_two_graphs_at_a_time_keep_their_own() -> None:
-    """One may be traced again after another has gone."""
-    first, second = traced(1.0), traced(2.0)
-    del first
-    third = traced(3.0)
-    assert [graph(torch.ones(1)).item() for graph, _ in (second, third)] == [3.0, 5.0]
+def test_traces_within_one_another_keep_their_own() -> None:
+    with leaving_calls() as outer:
+        first = outer.add(Call(1.0, scale, halves))
+        graph, inner = traced()
+        second = outer.add(Call(3.0, scale, halves))
+    (number,) = [node.args[1] for node in graph.graph.nodes if is_call(node.target)]
+    assert [outer[first].owner, inner[number].owner, outer[second].owner] == [1.0, 2.0, 3.0]

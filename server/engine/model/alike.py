@@ -1,0 +1,54 @@
+"""Whether two layers of a model compute the same but for their weights, so that a trace of one is a trace of both."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+_PLAIN = (bool, int, float, str, type(None), tuple, list, dict, set, torch.dtype)
+_OWN = ("layer_idx", "forward", "_parameters", "_buffers", "_modules")  # of each layer its own
+
+
+def alike(one: nn.Module, other: nn.Module) -> bool:
+    """Whether all modules inside are of the same classes, with the same settings and shapes.
+
+    A setting that cannot be compared makes them different. What only depends on a layer's index is not seen: so
+    whatever relies on this is checked against the model.
+    """
+    ours, theirs = list(one.named_modules()), list(other.named_modules())
+    return len(ours) == len(theirs) and all(
+        name == other_name and type(module) is type(other_module) and _same_settings(module, other_module)
+        for (name, module), (other_name, other_module) in zip(ours, theirs, strict=True)
+    )
+
+
+def counterparts(one: nn.Module, other: nn.Module) -> Mapping[int, Any]:
+    """Of all modules, parameters and buffers of `one`, by their id: what is in their place in its like."""
+    pairs = [*zip(_everything(one), _everything(other), strict=True)]
+    return {id(ours): theirs for ours, theirs in pairs}
+
+
+def _everything(layer: nn.Module) -> Iterator[Any]:
+    yield from layer.modules()
+    for module in layer.modules():
+        yield from module._parameters.values()
+        yield from module._buffers.values()
+
+
+def _same_settings(one: nn.Module, other: nn.Module) -> bool:
+    ours, theirs = vars(one), vars(other)
+    return (
+        ours.keys() == theirs.keys()
+        and all(_same(ours[key], theirs[key]) for key in ours if key not in _OWN)
+        and _shapes(one) == _shapes(other)
+    )
+
+
+def _same(one: Any, other: Any) -> bool:
+    return one is other or (type(one) is type(other) and isinstance(one, _PLAIN) and bool(one == other))
+
+
+def _shapes(module: nn.Module) -> list[Any]:
+    owned = [*module._parameters.items(), *module._buffers.items()]
+    return [(name, None if t is None else (type(t), t.shape, t.stride(), t.dtype, t.device)) for name, t in owned]

@@ -1,0 +1,132 @@
+"""Cuts a traced model at what it leaves to this process into pieces of what lies between.
+
+Pieces of alike layers are equal, so that one compilation serves all of them; and as a piece reaches from one call to
+the next, what ends a layer is in one piece with what begins its successor.
+"""
+
+import operator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+_VIEWS = (torch.ops.aten.split_with_sizes.default, torch.ops.aten.sym_size.int)
+_IGNORED = ("placeholder", "get_attr", "output")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """graph: of its own, from placeholders to a tuple. inputs, outputs: what these are in the graph that was cut.
+
+    key: the same for two pieces if and only if they do the same to inputs of the same kinds.
+    """
+
+    key: str
+    graph: fx.Graph
+    inputs: tuple[fx.Node, ...]
+    outputs: tuple[fx.Node, ...]
+
+    @property
+    def only_views(self) -> bool:
+        """Whether nothing of it touches a number of a tensor."""
+        return all(node.op != "call_function" or is_view(node) for node in self.graph.nodes)
+
+    @property
+    def summary(self) -> str:
+        """Its operators, each once."""
+        targets = (node.target for node in self.graph.nodes if node.op == "call_function")
+        return ", ".join(dict.fromkeys(str(target).removeprefix("aten.").split(".")[0] for target in targets))
+
+    @property
+    def examples(self) -> list[Any]:
+        """Of each input: a tensor without values, or a size."""
+        return [node.meta["val"] for node in self.inputs]
+
+
+Part = Piece | fx.Node
+"""Of a model, in its order: a piece, or one call that stands by itself."""
+
+
+def cut(graph: fx.Graph, stands_alone: Callable[[fx.Node], bool]) -> list[Part]:
+    """graph: whose nodes have tensors without values in `meta["val"]`. Sizes stand alone as well."""
+    parts: list[Part] = []
+    run: list[fx.Node] = []
+    for node in graph.nodes:
+        if node.op in _IGNORED:
+            continue
+        if is_size(node):  # before what it does not depend on, which then is not cut
+            parts += [_piece(run)] if run and not set(run).isdisjoint(node.all_input_nodes) else []
+            parts, run = [*parts, _piece([node])], [] if not set(run).isdisjoint(node.all_input_nodes) else run
+        elif stands_alone(node):
+            parts += [_piece(run), node] if run else [node]
+            run = []
+        else:
+            run.append(node)
+    return [*parts, _piece(run)] if run else parts
+
+
+def share_sizes(graph: fx.Graph) -> None:
+    """Let each size be computed once, where it is known first."""
+    known: dict[str, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op == "call_function" and is_size(node):
+            first = known.setdefault(str(node.meta["val"]), node)
+            if first is not node:
+                node.replace_all_uses_with(first)
+                graph.erase_node(node)
+
+
+def is_size(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), torch.SymInt | int)
+
+
+def is_view(node: fx.Node) -> bool:
+    """Whether the node only looks at a tensor in another way, or takes it out of several."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return node.target is operator.getitem
+    return node.target.is_view or node.target in _VIEWS
+
+
+def _piece(nodes: list[fx.Node]) -> Piece:
+    inside = set(nodes)
+    inputs = tuple(dict.fromkeys(used for node in nodes for used in node.all_input_nodes if used not in inside))
+    outputs = tuple(node for node in nodes if any(user not in inside for user in node.users))
+    graph, names = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in inputs:
+        names[node] = graph.placeholder(f"input_{len(names)}")
+        names[node].meta = {"val": node.meta["val"]}
+    for node in nodes:
+        names[node] = graph.node_copy(node, names.__getitem__)
+        names[node].meta = {"val": node.meta["val"]}
+    graph.output(tuple(names[node] for node in outputs))
+    return Piece(_key(graph), graph, inputs, outputs)
+
+
+def _key(graph: fx.Graph) -> str:
+    names = {node: f"%{place}" for place, node in enumerate(graph.nodes)}
+    return "\n".join(_described(node, names) for node in graph.nodes)
+
+
+def _described(node: fx.Node, names: dict[fx.Node, str]) -> str:
+    arguments = fx.map_arg((node.args, node.kwargs), lambda used: _Name(names[used]))
+    what = " ".join(_kind(value) for value in _flat(node.meta.get("val"))) if node.op == "placeholder" else node.target
+    return f"{node.op} {what} {arguments}"
+
+
+class _Name(str):
+    __repr__ = str.__str__
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, Iterable) and not isinstance(value, torch.Tensor):
+        yield from value
+    else:
+        yield value
+
+
+def _kind(value: Any) -> str:
+    if not isinstance(value, torch.Tensor):
+        return str(value)
+    return f"{value.dtype} {value.device} {tuple(value.shape)} {value.stride()}"

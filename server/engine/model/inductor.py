@@ -1,0 +1,38 @@
+"""Compiles one piece of a traced model with TorchInductor, for any number of rows.
+
+The number of rows is a symbol. What inductor assumes of it is in the symbols' guards, for the caller to look at: nobody
+looks at them in a step.
+"""
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import fx
+from torch._guards import TracingContext, detect_fake_mode, tracing
+from torch._inductor import config
+from torch._inductor.compile_fx import compile_fx_inner
+from torch._inductor.virtualized import V
+
+from .cutting import Piece
+from .program import Run
+
+
+def compile_piece(piece: Piece) -> Run:
+    """Raises whatever inductor raises, such as for want of a compiler."""
+    module = fx.GraphModule({}, deepcopy(piece.graph))  # which inductor changes
+    output = module.graph.output_node()
+    output.meta["user_visible_output_idxs"] = list(range(len(piece.outputs)))  # which keep the strides they have
+    output.meta["original_output_strides"] = [node.meta["val"].stride() for node in piece.outputs]
+    fake = detect_fake_mode(piece.examples)
+    with tracing(TracingContext(fake)), V.set_fake_mode(fake), config.patch(_SETTINGS), torch.no_grad():
+        code: Any = compile_fx_inner(module, piece.examples, is_inference=True)
+    run: Run = code
+    return run
+
+
+_SETTINGS: dict[str, Any] = {
+    "size_asserts": False,  # the same program makes all inputs, in every step
+    "alignment_asserts": False,
+    "force_pointwise_cat": True,  # halves that are rotated are read from where they are, and not put together before
+}

@@ -1,0 +1,119 @@
+"""Traces a model for the compiler: one graph of plain operators and calls (`callouts.py`), for any number of rows.
+
+The model runs once on tensors without values, whose number of rows is a symbol. Of layers that are alike the first is
+traced and the others are copies of it, with their own weights and calls: a trace of one takes a third of a second.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._dispatch.python import enable_python_dispatcher
+from torch._dynamo.source import ConstantSource
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
+from .alike import counterparts
+from .callouts import Call, Calls, is_call, leaving_calls
+from .regions import Assumes, Layers, Region, attribute, trace
+
+HINT_ROWS, HINT_KEPT = 61, 47  # what loops are laid out for. Odd and different, lest sizes are taken for one another
+
+
+@dataclass
+class TracedModel:
+    """graph: from the step's token ids, positions and rows that reach the head to the logits.
+
+    tensors: of its `get_attr` nodes, by target. calls: of those of its nodes. shapes: of its symbols.
+    left: layers that could not be traced.
+    """
+
+    shapes: ShapeEnv
+    graph: fx.Graph = field(default_factory=fx.Graph)
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    calls: dict[fx.Node, Call] = field(default_factory=dict)
+    left: list[str] = field(default_factory=list)
+
+
+def trace_model(model: nn.Module, forward: Callable[..., torch.Tensor], device: torch.device) -> TracedModel:
+    """forward: runs the model on ids, positions and rows.
+
+    Raises Assumes, or whatever the model raises if more of it than single layers cannot be traced.
+    """
+    shapes = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
+    fake = FakeTensorMode(allow_non_fake_inputs=True, shape_env=shapes)
+    ids, rows = (_integers(fake, name, hint, device) for name, hint in (("ids", HINT_ROWS), ("rows", HINT_KEPT)))
+    with fake:
+        positions = torch.empty_like(ids)
+    layers = Layers(model)
+    with torch.no_grad(), enable_python_dispatcher(), layers.standing_alone(), leaving_calls() as calls:
+        outer = trace(forward, [ids, positions, rows])
+    traced = TracedModel(shapes, left=layers.left)
+    _Flattening(traced, layers).run(outer, calls)
+    traced.graph.eliminate_dead_code()
+    check_assumptions(shapes)
+    return traced
+
+
+def check_assumptions(shapes: ShapeEnv) -> None:
+    """Raises Assumes if anything has been assumed of the symbols but that they are not 0 or 1.
+
+    That one row is taken for two is no harm: lengths of 1 matter to what could be broadcast, and no length of ours is.
+    """
+    if shapes.guards:
+        raise Assumes(f"it would be for steps with {', '.join(str(guard.expr) for guard in shapes.guards)} only")
+
+
+def _integers(fake: FakeTensorMode, name: str, hint: int, device: torch.device) -> torch.Tensor:
+    """(rows,) int64 without values, of a symbolic length."""
+    context: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC])
+    real = torch.zeros(hint, dtype=torch.int64, device=device)
+    return fake.from_tensor(real, symbolic_context=context, source=ConstantSource(name))
+
+
+class _Flattening:
+    """Makes the outer graph and those of the layers one."""
+
+    def __init__(self, traced: TracedModel, layers: Layers) -> None:
+        self._traced = traced
+        self._layers = layers
+        self._targets: dict[int, str] = {}  # of tensors, by their id
+
+    def run(self, outer: fx.GraphModule, calls: Calls) -> None:
+        names: dict[fx.Node, fx.Node] = {}
+        for node in outer.graph.nodes:
+            call = calls[node.args[1]] if is_call(node.target) else None
+            region = None if call is None else self._layers.region_of(call.owner)
+            if call is not None and region is not None:
+                names[node] = self._inlined(region, call.owner, [names[used] for used in node.args[0]])
+            else:
+                names[node] = self._copied(node, names, attribute(outer, node), call)
+
+    def _inlined(self, region: Region, layer: nn.Module, inputs: Sequence[fx.Node]) -> fx.Node:
+        twins = counterparts(region.layer, layer)
+        names, rest = dict[fx.Node, fx.Node](), iter(inputs)
+        for node in region.module.graph.nodes:
+            if node.op == "placeholder":
+                names[node] = next(rest)
+            elif node.op == "output":
+                return names[node.args[0]]
+            else:
+                tensor = attribute(region.module, node)
+                call = region.calls[node.args[1]] if is_call(node.target) else None
+                if call is not None:
+                    call = call._replace(owner=self._layers.renamed(call.owner, region, layer, twins))
+                names[node] = self._copied(node, names, twins.get(id(tensor), tensor), call)
+        raise AssertionError("a graph without an output")
+
+    def _copied(
+        self, node: fx.Node, names: Mapping[fx.Node, fx.Node], tensor: torch.Tensor | None, call: Call | None
+    ) -> fx.Node:
+        copied = self._traced.graph.node_copy(node, names.__getitem__)
+        if tensor is not None:
+            copied.target = self._targets.setdefault(id(tensor), f"tensor_{len(self._targets)}")
+            self._traced.tensors[copied.target] = tensor
+        if call is not None:
+            self._traced.calls[copied] = call
+        return copied
