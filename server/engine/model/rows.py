@@ -49,12 +49,16 @@ class StepRows:
 class RunningRows:
     def __init__(self) -> None:
         self._last = _rows((), (), (), (), ())
+        self._sampled = False  # whether all of its spans were: then no prompt goes on
 
     def rows_of(self, spans: Sequence[Span]) -> StepRows:
         sequences, starts, counts, samples = zip(*map(_of_span, spans), strict=True) if spans else ((),) * 4
         leases, last = tuple(map(_lease, sequences)), self._last
-        one_each = counts.count(1) == len(counts) and all(samples)
-        if one_each and last.one_each and sequences == last.sequences and leases == last.leases:
+        single, sampled = counts.count(1) == len(counts), all(samples)
+        one_each = single and (sampled or all(span.num_logit_rows == 1 for span in spans))
+        before, self._sampled = self._sampled, sampled
+        alike = sequences == last.sequences and leases == last.leases
+        if one_each and sampled and last.one_each and before and alike:
             self._last = _one_later(last, spans, np.array(starts, dtype=np.int64))
         else:
             self._last = _rows(spans, sequences, leases, starts, counts, one_each=one_each)

@@ -76,3 +76,12 @@ def test_nothing() -> None:
     rows = RunningRows().rows_of([])
     assert (len(rows), rows.tokens, list(rows.attention)) == (0, [], [])
     assert rows.starts.dtype == np.int64
+
+
+def test_a_prompt_that_is_scored_a_token_at_a_time_runs_like_a_decode(make_sequence: MakeSequence) -> None:
+    """And an adapter that is invoked within it begins there."""
+    sequence, running = leased(make_sequence([1] * 4, [5], prompt_logprobs=0), (3, 1.0)), RunningRows()
+    sequence.active_from = 2
+    steps = [running.rows_of([Span(sequence, start, 1, start == 3)]) for start in range(4)]
+    assert all(rows.one_each for rows in steps)
+    assert [len(rows.tokens) for rows in steps] == [0, 0, 1, 1]
