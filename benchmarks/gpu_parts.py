@@ -160,8 +160,9 @@ def serve(setting: Setting) -> Part:
 
 
 def methods(setting: Setting) -> Part:
-    words = ("--device", "cpu", "--shape", "tiny", "--only", "LoRA,DoRA,IA3") if setting.rehearses else ()
-    own = ("--device", setting.device, "--seconds", "200", "--out", setting.results, *words)
+    small = (*setting.small, "--limit", "150", "--only", "LoRA,DoRA,IA3")
+    words = small if setting.rehearses else ("--device", "cuda")
+    own = (*words, "--seconds", "200", "--out", setting.results)
     return Part(
         "what each PEFT method costs in a decode step beside LoRA",
         [[setting.script(220, "methods", *own)]],
