@@ -48,7 +48,7 @@ class Backends:
         self.attention: TritonAttention
         self.bypass: TritonBypass
         for module, name, kernel in (
-            (triton_attention, "attention_kernel", Kernel(clears=4)),
+            (triton_attention, "attention_kernel", Kernel(clears=6)),
             (triton_attention, "write_kernel", Kernel()),
             (triton_bypass, "bypass_kernel", Kernel()),
         ):
