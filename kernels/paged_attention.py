@@ -40,18 +40,20 @@ def _on_gpu(
     memory: StepMemory,
 ) -> AttentionBackend:
     """With flash kernels for long spans, if there are any and they are faster."""
-    from .flash_choice import choose_least_rows  # not on machines without a GPU, which need no triton
+    from .attention_occupancy import resident_programs  # not on machines without a GPU, which need no triton
+    from .flash_choice import choose_least_rows
     from .mixed_attention import MixedAttention
     from .triton_attention import TritonAttention
 
+    resident = resident_programs(layers, page_size, dtype, device)
     flash = torch_flash(dtype, device)
     assisted = [index for index, layer in enumerate(layers) if flash is not None and takes(layer)]
     least = None
     if flash is not None and assisted:
         least = choose_least_rows([layers[index] for index in assisted], page_size, dtype, device, flash)
     if flash is None or least is None:
-        return TritonAttention(layers, page_size, dtype, device, limits, memory=memory)
+        return TritonAttention(layers, page_size, dtype, device, limits, resident=resident, memory=memory)
     widest = max(layers[index].kv_heads * layers[index].key_dim for index in assisted)
     most_keys = min(limits.positions + limits.rows, GATHERED_BYTES // (2 * widest * dtype.itemsize))
-    own = TritonAttention(layers, page_size, dtype, device, limits, assisted=assisted, memory=memory)
+    own = TritonAttention(layers, page_size, dtype, device, limits, assisted=assisted, resident=resident, memory=memory)
     return MixedAttention(own, flash, layers, assisted, page_size, dtype, device, least_rows=least, most_keys=most_keys)

@@ -46,8 +46,8 @@ class TritonAttention:
     layers: of the model, by the index that `attend` is given. page_size: a power of two. dtype: of the caches and of
     all that is given. limits: of all steps; what exceeds them is a mistake of the caller's. assisted: layers in which
     another backend may attend to some spans. batch_invariant: a row's bits depend on its own sequence alone: all steps
-    run in wide tiles, keys are never split, and they are always written first. num_programs: how many run at once, if
-    not what the device has room for.
+    run in wide tiles, keys are never split, and they are always written first. resident: most programs that fit on a
+    multiprocessor at once, if fewer than tiles are made for. num_programs: how many run at once in all, whatever fits.
     """
 
     reads_whole_pages = False
@@ -63,6 +63,7 @@ class TritonAttention:
         assisted: Collection[int] = (),
         memory: StepMemory | None = None,
         batch_invariant: bool = False,
+        resident: int | None = None,
         num_programs: int | None = None,
     ) -> None:
         if page_size < 1 or page_size & (page_size - 1):
@@ -72,6 +73,7 @@ class TritonAttention:
         self._page_size = page_size
         self._dtype = dtype
         self._batch_invariant = batch_invariant
+        self._resident = resident
         self._num_programs = num_programs
         self._multiprocessors = _multiprocessors(device)
         # Of each layer, and then of each plan: for steps in narrow tiles, and for those in wide ones.
@@ -249,7 +251,8 @@ class TritonAttention:
         return shape_of(layer, tiles, self._programs(tiles), splits=not self._batch_invariant)
 
     def _programs(self, tiles: Tiles) -> int:
-        return self._num_programs or self._multiprocessors * tiles.programs
+        fitting = tiles.programs if self._resident is None else min(tiles.programs, self._resident)
+        return self._num_programs or self._multiprocessors * fitting
 
     def _most_partials(self) -> int:
         sizes = (most_slots(s) * s.kv_heads * s.block_m * (self._value_dim + 2) for both in self._shapes for s in both)

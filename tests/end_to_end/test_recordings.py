@@ -51,7 +51,7 @@ def make_attention(*args: Any) -> TritonAttention:
 
 def run_on_kernels(monkeypatch: pytest.MonkeyPatch, cuda: Any) -> None:
     for module, name, kernel in (
-        (triton_attention, "attention_kernel", Kernel(cuda, clears=4)),
+        (triton_attention, "attention_kernel", Kernel(cuda, clears=6)),
         (triton_attention, "write_kernel", Kernel(cuda)),
         (triton_bypass, "bypass_kernel", Kernel(cuda)),
     ):

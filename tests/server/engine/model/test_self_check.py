@@ -47,10 +47,12 @@ def check(loaded: LoadedModel, make_runner: Callable[..., ModelRunner]) -> Calla
 
 
 class LosesTheNewest(TorchAttention):
-    def write(self, key: torch.Tensor, value: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any
+    ) -> torch.Tensor:
         key, value = key.clone(), value.clone()
         key[:, :, -1], value[:, :, -1] = 0, 0
-        super().write(key, value, keys, values)
+        return super().attend(layer, query, key, value, *rest)
 
 
 class MixesUpPages(TorchAttention):
