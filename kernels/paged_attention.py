@@ -18,13 +18,13 @@ def make_attention_backend(
     dtype: torch.dtype,
     device: torch.device,
     limits: Limits,
-    memory: StepMemory,
+    memory: StepMemory | None = None,
     spare_bytes: int = 0,
 ) -> AttentionBackend:
     """layers: of the model, by the index that `attend` is given. page_size: on GPUs a power of two.
 
-    dtype: of the caches. limits: of all steps. memory: for what a GPU is told of each, which whoever launches sends.
-    spare_bytes: of memory for copies of keys and values, where they make it faster.
+    dtype: of the caches. limits: of all steps. memory: for what a GPU is told of each, which whoever launches sends;
+    without one `begin` sends it. spare_bytes: of memory for copies of keys and values, where they make it faster.
     """
     if device.type == "cuda":
         return _on_gpu(tuple(layers), page_size, dtype, device, limits, memory)
@@ -37,7 +37,7 @@ def _on_gpu(
     dtype: torch.dtype,
     device: torch.device,
     limits: Limits,
-    memory: StepMemory,
+    memory: StepMemory | None = None,
 ) -> AttentionBackend:
     """With flash kernels for long spans, if there are any and they are faster."""
     from .attention_occupancy import resident_programs  # not on machines without a GPU, which need no triton
