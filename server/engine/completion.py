@@ -11,7 +11,7 @@ from ..wire.messages import FinishReason, SequenceOutput, TokenLogprobs
 from . import staging
 from .model.inputs import Feed
 from .model.runner import StepLogits
-from .sampling import Parameters, PendingLogprobs, Sampled, Sampler, SampleRow, Sampling, start_prompt_logprobs
+from .sampling import Append, Parameters, PendingLogprobs, Sampled, Sampler, SampleRow, Sampling, start_prompt_logprobs
 from .scheduling.batch import Batch, Lineup, Span
 from .scheduling.sequence import Sequence as EngineSequence
 
@@ -31,10 +31,7 @@ class Finished(NamedTuple):
 
 
 class Step:
-    """A step's way from its batch to what it says: `Step`, `launched`, `tokens_known`, `finish`, in this order.
-
-    Makes the device ready for all of it that is known before the launch.
-    """
+    """A step's way from its batch to what it says: `tell`, `launched`, `tokens_known`, `finish`, in this order."""
 
     def __init__(self, sampler: Sampler, batch: Batch) -> None:
         self.batch = batch
@@ -42,8 +39,8 @@ class Step:
         for sequence in batch.started:
             sampler.seat(sequence.seat, _sample_row(sequence))
         self._scores = batch.scores_prompts
-        self._sampled, ends = _sampled(batch)
-        self._parameters: Parameters = sampler.prepare(self._sampled.seats, ends)
+        self._sampled, self._ends = _sampled(batch)
+        self._parameters: Parameters | None = None  # set by `tell`
         self._logits: StepLogits | None = None  # set by `launched`, for what waits for tokens
         self._sampling: Sampling | None = None  # set when the device begins to choose
         self._scorings: list[_Scoring] = []
@@ -54,8 +51,13 @@ class Step:
         assert self._sampling is not None
         return Feed(self._sampling.token_ids, self._sampled.places)
 
+    def tell(self, append: Append) -> None:
+        """Put how tokens are chosen, as far as it is known before the launch, behind what goes over with the step."""
+        self._parameters = self._sampler.prepare(self._sampled.seats, self._ends, append)
+
     def launched(self, logits: StepLogits) -> None:
         """The device has the forward pass. It chooses the tokens right behind it, unless that needs those before."""
+        assert self._parameters is not None
         self._logits = logits
         if not self._scores and not self._parameters.needs_tokens:
             self._sample(logits)
@@ -72,6 +74,7 @@ class Step:
         self._logits = None
 
     def _sample(self, logits: StepLogits) -> None:
+        assert self._parameters is not None
         self._sampling = self._sampler.start(_chosen_rows(self.batch, logits), self._parameters)
 
     def finish(self) -> Finished:

@@ -64,7 +64,8 @@ class Pipeline:
     def _launch(self, batch: Batch) -> Step | None:
         try:
             step = Step(self._sampler, batch)
-            step.launched(self._runner.run(batch, self._started.feed if self._started else None))
+            feed = self._started.feed if self._started else None
+            step.launched(self._runner.run(batch, feed, also=step.tell))
         except Exception:
             logger.exception("a step of %d sequences could not be launched", len(batch.lineup))
             return None

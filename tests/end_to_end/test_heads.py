@@ -168,6 +168,11 @@ def test_a_model_that_gives_all_logits_whatever_is_wanted(
     assert not _serve(world, device, **SETTINGS["chunks"])
 
 
+def test_steps_of_which_no_row_reaches_the_head(kin: Callable[[str], World], device: str) -> None:
+    """Each request alone, so that nothing runs beside the first chunks of its prompt."""
+    assert not _serve(kin("bert"), device, max_batch_tokens=16, max_running=1)
+
+
 @pytest.fixture(scope="module", params=["tied", "apart", "biased"])
 def wide(request: pytest.FixtureRequest, oracle: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> World:
     """An adapter with a larger vocabulary, and others on the head with the base's."""

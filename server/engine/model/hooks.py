@@ -151,7 +151,8 @@ class _Member:
             return self.forward(x) if output is None else output
         rows = _flat(x)
         y = self._base(plan.before(rows), x) if output is None else output.view(-1, self.width)
-        return plan.after(rows, y, lambda some: self._base(some, x), streams).view(*_leading(x), -1)
+        y = plan.after(rows, y, lambda some: self._base(some, x), streams)
+        return y.view(*_leading(x), y.shape[-1])  # of no rows, if a step is all chunks of prompts: so no -1 here
 
     def _base(self, rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """(rows, width) of the base for a linear's (rows, in_features) or an embedding's (rows,) ids.

@@ -55,8 +55,7 @@ class InputMemory:
 
     def write(self, rows: StepRows, feed: Feed | None, graph_rows: int | None = None) -> "WrittenInputs":
         """graph_rows: of the graph that is to run them, which gives the rows beyond them token 0 at position 0."""
-        ids = _token_ids(rows)
-        fed = _fed(rows, ids, feed)
+        ids, fed = _token_ids(rows, feed)
         positions = rows.starts if rows.one_each else ranges(rows.starts, rows.counts)
         if graph_rows is not None:
             for place, values in ((self._ids, ids), (self._positions, positions)):
@@ -104,7 +103,15 @@ def ranges(starts: Sequence[int] | Ints, lengths: Sequence[int] | Ints) -> Ints:
     return np.arange(ends[-1] if len(ends) else 0) + np.repeat(np.asarray(starts, np.int64) - (ends - counts), counts)
 
 
-def _token_ids(rows: StepRows) -> Ints:
+def _token_ids(rows: StepRows, feed: Feed | None) -> tuple[Ints, _Fed | None]:
+    """(rows,), 0 where the feed has the token."""
+    if feed is not None and rows.one_each and feed.rows is rows.lineup.places:  # all of them, in this order
+        return np.zeros(len(rows), dtype=np.int64), _Fed(feed, None)
+    ids = _ids_here(rows)
+    return ids, _fed(rows, ids, feed)
+
+
+def _ids_here(rows: StepRows) -> Ints:
     """(rows,), UNKNOWN where a step is sampling the token."""
     starts = rows.starts.tolist()
     if rows.one_each:
@@ -131,13 +138,7 @@ def _fed(rows: StepRows, ids: Ints, feed: Feed | None) -> _Fed | None:
     if feed is None or not unknown.any():
         return None
     ids[unknown] = 0
-    if rows.one_each and unknown.all() and rows.sequences == tuple(feed.rows) and _in_order(feed):
-        return _Fed(feed, None)
     targets = np.flatnonzero(unknown)
     spans = np.searchsorted(rows.offsets, targets, side="right") - 1
     sources = np.array([feed.rows[rows.sequences[span]] for span in spans.tolist()], dtype=np.int64)
     return _Fed(feed, (targets, sources))
-
-
-def _in_order(feed: Feed) -> bool:
-    return list(feed.rows.values()) == list(range(feed.token_ids.shape[0]))

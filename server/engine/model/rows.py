@@ -4,7 +4,7 @@ Decodes follow each other with the same sequences: what depends on these alone i
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from operator import attrgetter
 
@@ -13,11 +13,10 @@ import numpy as np
 from peftserve.kernels.attention import Ints, SpanTable
 from peftserve.kernels.layout import Segment
 
-from ..scheduling.batch import Span
+from ..scheduling.batch import Batch, Lineup, Span
 from ..scheduling.sequence import Lease
 from ..scheduling.sequence import Sequence as EngineSequence
 
-_of_span = attrgetter("sequence", "start", "num_tokens", "samples")
 _pages, _lease = attrgetter("pages"), attrgetter("lease")
 
 
@@ -27,10 +26,10 @@ class StepRows:
 
     offsets, logit_offsets: where each span's rows begin, and the end of the last, among all rows and among those whose
     logits are wanted. tokens, logits: segments over these and those. one_each: every span is one row, and its logits
-    are wanted, as in a decode.
+    are wanted, as in a decode. lineup: of the batch.
     """
 
-    spans: Sequence[Span]
+    lineup: Lineup
     sequences: tuple[EngineSequence, ...]
     leases: tuple[Lease | None, ...]
     starts: Ints
@@ -48,60 +47,45 @@ class StepRows:
 
 class RunningRows:
     def __init__(self) -> None:
-        self._last = _rows((), (), (), (), ())
-        self._sampled = False  # whether all of its spans were: then no prompt goes on
+        self._last = _rows(Batch())
 
-    def rows_of(self, spans: Sequence[Span]) -> StepRows:
-        sequences, starts, counts, samples = zip(*map(_of_span, spans), strict=True) if spans else ((),) * 4
-        leases, last = tuple(map(_lease, sequences)), self._last
-        single, sampled = counts.count(1) == len(counts), all(samples)
-        one_each = single and (sampled or all(span.num_logit_rows == 1 for span in spans))
-        before, self._sampled = self._sampled, sampled
-        alike = sequences == last.sequences and leases == last.leases
-        if one_each and sampled and last.one_each and before and alike:
-            self._last = _one_later(last, spans, np.array(starts, dtype=np.int64))
-        else:
-            self._last = _rows(spans, sequences, leases, starts, counts, one_each=one_each)
+    def rows_of(self, batch: Batch) -> StepRows:
+        goes_on = batch.only_decodes and batch.lineup is self._last.lineup
+        self._last = _one_later(self._last, batch.ends - 1) if goes_on else _rows(batch)
         return self._last
 
 
-def _one_later(last: StepRows, spans: Sequence[Span], starts: Ints) -> StepRows:
-    """The rows of a step of the same sequences. An adapter that begins to work within a prompt works by now."""
+def _one_later(last: StepRows, starts: Ints) -> StepRows:
+    """The rows of a step in which the same sequences go on to decode."""
     row, rows, *_ = last.attention.columns
     table = SpanTable(row, rows, starts + 1, list(map(_pages, last.sequences)))
-    return StepRows(
-        spans=spans,
-        sequences=last.sequences,
-        leases=last.leases,
-        starts=starts,
-        counts=last.counts,
-        attention=table,
-        offsets=last.offsets,
-        logit_offsets=last.logit_offsets,
-        tokens=last.tokens,
-        logits=last.logits,
-        one_each=True,
-    )
+    return replace(last, starts=starts, attention=table)
 
 
-def _rows(
-    spans: Sequence[Span],
-    sequences: tuple[EngineSequence, ...],
-    leases: tuple[Lease | None, ...],
-    starts: Sequence[int],
-    counts: Sequence[int],
-    *,
-    one_each: bool = False,
-) -> StepRows:
-    first, rows = np.array(starts, dtype=np.int64), np.array(counts, dtype=np.int64)
-    offsets = list(accumulate(counts, initial=0))
-    logit_offsets = offsets if one_each else list(accumulate((span.num_logit_rows for span in spans), initial=0))
-    table = SpanTable(np.array(offsets[:-1], dtype=np.int64), rows, first + rows, list(map(_pages, sequences)))
+def _rows(batch: Batch) -> StepRows:
+    spans, sequences = batch.spans, batch.lineup.sequences
+    starts = np.array([span.start for span in spans], dtype=np.int64)
+    counts = np.array([span.num_tokens for span in spans], dtype=np.int64)
+    logits = [span.num_logit_rows for span in spans]
+    one_each = bool((counts == 1).all()) and logits.count(1) == len(logits)
+    offsets = [0, *counts.cumsum().tolist()]
+    logit_offsets = list(accumulate(logits, initial=0))
     tokens = segments_of(spans, offsets)
-    logits = tokens if one_each else segments_of(spans, logit_offsets)
     return StepRows(
-        spans, sequences, leases, first, rows, table, offsets, logit_offsets, tokens, logits, one_each
-    )  # fmt: skip
+        lineup=batch.lineup,
+        sequences=sequences,
+        leases=tuple(map(_lease, sequences)),
+        starts=starts,
+        counts=counts,
+        attention=SpanTable(
+            np.array(offsets[:-1], dtype=np.int64), counts, starts + counts, list(map(_pages, sequences))
+        ),
+        offsets=offsets,
+        logit_offsets=logit_offsets,
+        tokens=tokens,
+        logits=tokens if one_each else segments_of(spans, logit_offsets),
+        one_each=one_each,
+    )
 
 
 def segments_of(spans: Sequence[Span], offsets: Sequence[int]) -> list[Segment]:

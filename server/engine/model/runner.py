@@ -9,9 +9,9 @@ import torch
 from transformers import PreTrainedModel
 
 from peftserve.kernels.attention import AttentionBackend
-from peftserve.kernels.step_memory import StepMemory
 
 from ..adapters.attachments import Attachments
+from ..sampling import Append
 from ..scheduling.batch import Batch, Span
 from ..staging import is_host
 from .attention import PagedAttention, SideRows
@@ -99,20 +99,18 @@ class ModelRunner:
             torch.cuda.synchronize(self._model.device)
 
     @torch.inference_mode()
-    def run(
-        self, batch: Batch, feed: Feed | None = None, also: Callable[[StepMemory], None] | None = None
-    ) -> StepLogits:
-        """feed: the tokens of the step before, where the batch has some that are not known yet. also: writes what else
-        is to go over with the step.
+    def run(self, batch: Batch, feed: Feed | None = None, also: Callable[[Append], None] | None = None) -> StepLogits:
+        """feed: the tokens of the step before, where the batch has some that are not known yet. also: appends what else
+        is to go over with the step, and is there when this returns.
         """
-        rows = self._running.rows_of(batch.spans)
+        rows = self._running.rows_of(batch)
         if self._backend.reads_whole_pages:
             self._cache.clear(self._tensor(self._begun_pages(batch.spans)))
-        self._fill_prefixes(batch.spans)
+        self._fill_prefixes(batch.prefills)
         logits = self._run(rows, feed, also)
         return StepLogits(self._without_foreign(logits, rows), rows.logit_offsets)
 
-    def _run(self, rows: StepRows, feed: Feed | None, also: Callable[[StepMemory], None] | None) -> torch.Tensor:
+    def _run(self, rows: StepRows, feed: Feed | None, also: Callable[[Append], None] | None) -> torch.Tensor:
         """By a graph where one has room for the step."""
         graphs, size = self._graphs, self._graph_rows(rows)
         inputs = None if size is None else self._write(rows, feed, size)
@@ -120,7 +118,7 @@ class ModelRunner:
             graphs, inputs = None, self._write(rows, feed)
         assert inputs is not None, "no step is too much without a graph"
         if also is not None:
-            also(self._memory)
+            also(self._memory.append)
         self._memory.send()
         inputs.feed()
         if graphs is None or size is None:
@@ -134,7 +132,7 @@ class ModelRunner:
         return self._graphs.rows_for(len(rows))
 
     def _prepare(self, rows: int, bypassed: bool) -> None:
-        nothing = RunningRows().rows_of(())
+        nothing = RunningRows().rows_of(Batch())
         self._memory.begin()
         self._inputs.write(nothing, None, rows)
         self._begin(nothing, bypassed, rows)
@@ -190,7 +188,7 @@ class ModelRunner:
     def _tensor(self, values: Sequence[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64).to(self._model.device, non_blocking=True)
 
-    def _fill_prefixes(self, spans: list[Span]) -> None:
+    def _fill_prefixes(self, spans: Sequence[Span]) -> None:
         """Copy the keys and values that adapters bring to the pages of sequences that begin with them."""
         for span in spans:
             if span.fill is not None and span.sequence.lease is not None:

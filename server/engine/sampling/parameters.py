@@ -1,4 +1,7 @@
-"""All that a step's sampling is told beside the logits and the tokens before, on the device after one copy."""
+"""All that a step's sampling is told beside the logits and the tokens before, on the device with the step itself."""
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,25 +14,32 @@ from .randomness import uniforms
 from .selection import Selection
 from .truncation import Cuts
 
+Append = Callable[[NDArray[Any]], Tensor]
+"""Puts an array behind what the step tells the device; gives it as it will be there."""
+
 _NONE = torch.empty(0)
 _NOTHING: list[list[Tensor]] = [[], [], [], [_NONE, _NONE], [_NONE, _NONE]]
 
 
 class Parameters:
-    """Known before the step is launched; the tensors are on the device.
+    """Known before the step is launched; the tensors are on the device, once the step's memory is.
 
     drawn: the rows that are not greedy; of them, in order, temperature (n,) float32, uniform (n,) float64 and cuts.
     reported: the rows that want logprobs, with as many alternatives as `tops` says.
     needs_tokens: whether `edits` reads the rows' outputs, all of whose tokens have to be known then.
     """
 
-    def __init__(self, selection: Selection, ends: NDArray[np.int64], device: torch.device) -> None:
-        """ends: (rows,) tokens of each row's sequence, before the one that is to come."""
+    def __init__(
+        self, selection: Selection, ends: NDArray[np.int64], device: torch.device, append: Append | None = None
+    ) -> None:
+        """ends: (rows,) tokens of each row's sequence, before the one that is to come. append: without it, all that
+        goes over has a copy of its own.
+        """
         self.num_rows = selection.num_rows
         self._selection = selection
         self._positions = ends - selection.num_before
         self._device = device
-        min_p, top_k, top_p, points, rows = self._sent() if _asks_for_anything(selection) else _NOTHING
+        min_p, top_k, top_p, points, rows = self._sent(append) if _asks_for_anything(selection) else _NOTHING
         self.cuts = Cuts(min_p, top_k, top_p, selection.max_k)
         self.temperature, self.uniform = points
         drawn, reported = rows
@@ -37,11 +47,11 @@ class Parameters:
         self.reported = RowSet(selection.reported, reported, selection.num_rows)
         self.tops = selection.tops
 
-    def _sent(self) -> list[list[Tensor]]:
+    def _sent(self, append: Append | None) -> list[list[Tensor]]:
         chosen = self._selection
         uniform = uniforms(chosen.seeds, self._positions[chosen.drawn])
         host: list[Arrays] = [*chosen.cuts, [chosen.temperature, uniform], [chosen.drawn, chosen.reported]]
-        return to_device(host, self._device)
+        return to_device(host, self._device) if append is None else [[append(a) for a in group] for group in host]
 
     @property
     def needs_tokens(self) -> bool:

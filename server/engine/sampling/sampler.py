@@ -2,9 +2,9 @@
 
 scores = penalties(logits); greedy: argmax; otherwise: truncate(softmax(scores / temperature)), inverse CDF
 
-Nothing waits for the device before `Sampling.result`: what is known before the launch goes over in one copy, what moves
-single logits in another, what the device knows never decides what is enqueued, and all that is to be told comes back in
-one copy.
+Nothing waits for the device before `Sampling.result`: what is known before the launch goes over with it, what moves
+single logits in a copy of its own, what the device knows never decides what is enqueued, and all that is to be told
+comes back in one copy.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from .. import staging
 from .draw import draw
 from .greedy import best_numbers, take_best
 from .logprobs import Scores, reports, score
-from .parameters import Parameters
+from .parameters import Append, Parameters
 from .penalties import edit
 from .rows import Sampled, SampleRow
 from .table import SamplingTable
@@ -71,12 +71,13 @@ class Sampler:
         """Sample whoever is on this seat so, from now on."""
         self._table.seat(seat, row)
 
-    def prepare(self, seats: NDArray[np.int64], ends: NDArray[np.int64]) -> Parameters:
-        """Send to the device how a step is sampled. Looks at no row where the same array of seats comes again.
+    def prepare(self, seats: NDArray[np.int64], ends: NDArray[np.int64], append: Append | None = None) -> Parameters:
+        """Tell the device how a step is sampled. Looks at no row where the same array of seats comes again.
 
-        ends: (rows,) tokens of the sequence on each of the seats, with those before its output.
+        ends: (rows,) tokens of the sequence on each of the seats, with those before its output. append: to what the
+        step is sent in; without it, this is sent by itself.
         """
-        return Parameters(self._table.select(seats), ends, self.device)
+        return Parameters(self._table.select(seats), ends, self.device, append)
 
     def start(self, logits: Tensor, parameters: Parameters) -> Sampling:
         """logits: (rows, vocab or more, where an adapter brings more tokens) of any floating dtype on the device; left

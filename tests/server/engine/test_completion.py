@@ -40,7 +40,9 @@ def begin(spans: list[Span], sampler: Sampler | None = None) -> Step:
     for seat, span in enumerate(spans):
         span.sequence.seat = seat
     sampler = sampler or Sampler(VOCAB, torch.device("cpu"), len(spans))
-    return Step(sampler, Batch(spans, started=[span.sequence for span in spans]))
+    step = Step(sampler, Batch(spans, started=[span.sequence for span in spans]))
+    step.tell(torch.from_numpy)
+    return step
 
 
 def start(spans: list[Span], *tokens: int) -> Step:

@@ -10,7 +10,7 @@ import torch
 from peftserve.server.engine.model.inputs import Feed
 from peftserve.server.engine.model.runner import ModelRunner, StepLogits
 from peftserve.server.engine.pipeline import Pipeline
-from peftserve.server.engine.sampling import Sampler, Sampling
+from peftserve.server.engine.sampling import Append, Sampler, Sampling
 from peftserve.server.engine.scheduling.batch import Batch
 from peftserve.server.engine.scheduling.page_pool import PagePool
 from peftserve.server.engine.scheduling.scheduler import Scheduler
@@ -34,7 +34,8 @@ class CountingModel:
         self.fails: set[int] = set()
         self.steps: list[list[int]] = []
 
-    def run(self, batch: Batch, feed: Feed | None = None) -> StepLogits:
+    def run(self, batch: Batch, feed: Feed | None, also: Callable[[Append], None]) -> StepLogits:
+        also(torch.from_numpy)
         seen = []
         for span in batch.spans:
             token = span.sequence.tokens[span.end - 1]

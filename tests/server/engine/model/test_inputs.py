@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pytest
 import torch
 
 from peftserve.kernels.step_memory import StepMemory
 from peftserve.server.engine.model.inputs import Feed, InputMemory, StepInputs, ranges
 from peftserve.server.engine.model.rows import RunningRows
-from peftserve.server.engine.scheduling.batch import Span
+from peftserve.server.engine.scheduling.batch import Batch, Lineup, Span
 from peftserve.server.engine.scheduling.sequence import Sequence as EngineSequence
 
 CPU = torch.device("cpu")
@@ -21,8 +22,11 @@ class Steps:
         self._rows = RunningRows()
 
     def run(self, spans: Sequence[Span], feed: Feed | None = None, graph_rows: int | None = None) -> StepInputs:
+        return self.run_batch(Batch(spans), feed, graph_rows)
+
+    def run_batch(self, batch: Batch, feed: Feed | None, graph_rows: int | None) -> StepInputs:
         self.inputs.memory.begin()
-        written = self.inputs.write(self._rows.rows_of(spans), feed, graph_rows)
+        written = self.inputs.write(self._rows.rows_of(batch), feed, graph_rows)
         self.inputs.memory.send()
         written.feed()
         return written.inputs
@@ -75,6 +79,20 @@ def test_decodes_after_decodes_take_all_tokens_as_they_are(make_sequence: MakeSe
             inputs = steps.run(spans, feed, graph_rows)
             assert inputs.ids[: len(order)].tolist() == [91 + i for i in order]
             assert inputs.positions[: len(order)].tolist() == [2] * len(order)
+
+
+@pytest.mark.parametrize("graph_rows", [None, 4])
+def test_decodes_that_go_on_take_all_tokens_of_the_step_before(
+    make_sequence: MakeSequence, graph_rows: int | None
+) -> None:
+    lineup = Lineup(make_sequence([i, i], [i]) for i in range(3))
+    for sequence in lineup.sequences:
+        sequence.expect()
+    steps, feed = Steps(), Feed(torch.tensor([91, 92, 93]), lineup.places)
+    for end in (3, 4):
+        inputs = steps.run_batch(Batch.of_decodes(lineup, np.array([end, end, end + 5])), feed, graph_rows)
+        assert inputs.ids.tolist() == [91, 92, 93, *[0] * ((graph_rows or 3) - 3)]
+        assert inputs.positions[:3].tolist() == [end - 1, end - 1, end + 4]
 
 
 def test_a_graph_finds_its_inputs_at_one_place(make_sequence: MakeSequence) -> None:

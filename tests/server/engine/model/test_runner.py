@@ -11,8 +11,8 @@ import torch
 
 from peftserve.kernels import torch_attention
 from peftserve.kernels.layout import Segment
-from peftserve.kernels.step_memory import StepMemory
 from peftserve.server.engine.model.kv_cache import KVCache
+from peftserve.server.engine.sampling import Append
 from peftserve.server.engine.scheduling.batch import Batch, Span
 from peftserve.server.engine.scheduling.sequence import Lease, Sequence
 
@@ -143,8 +143,8 @@ def test_a_step_that_graphs_have_no_room_for_is_launched(
 def test_what_else_goes_over_is_there_with_the_step(harness: Harness, make_sequence: MakeSequence) -> None:
     sent: list[torch.Tensor] = []
 
-    def also(memory: StepMemory) -> None:
-        sent.append(memory.append(np.array([7, 8, 9])))
+    def also(append: Append) -> None:
+        sent.append(append(np.array([7, 8, 9])))
 
     spans = [Span(make_sequence([3, 4], [0]), 0, 2, True)]
     result = harness.runner.run(Batch(spans), None, also)
