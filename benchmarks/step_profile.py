@@ -14,11 +14,11 @@ PHASES = {
     "schedule": "peftserve.server.engine.scheduling.scheduler:Scheduler.schedule",
     "launch": "peftserve.server.engine.pipeline:Pipeline._launch",
     "begin": "peftserve.server.engine.model.runner:ModelRunner._begin",
-    "sample": "peftserve.server.engine.pipeline:Pipeline._sample",
+    "sample": "peftserve.server.engine.completion:Step._sample",
     "collect": "peftserve.server.engine.pipeline:Pipeline._collect",
     "wait": "torch.cuda:Event.synchronize",
 }
-"""What the host does in a step; `begin` is part of `launch`, and `wait`, for the device, of `collect`."""
+"""What the host does in a step; `begin` and mostly `sample` are part of `launch`, `wait` for the device of `collect`."""
 TOP, WIDTH = 10, 80
 
 
