@@ -18,7 +18,8 @@ PHASES = {
     "collect": "peftserve.server.engine.pipeline:Pipeline._collect",
     "wait": "torch.cuda:Event.synchronize",
 }
-"""What the host does in a step; `begin` and mostly `sample` are part of `launch`, `wait` for the device of `collect`."""
+"""What the host does in a step. `begin` and mostly `sample` are part of `launch`, and `wait`, for the device, of
+`collect`."""
 TOP, WIDTH = 10, 80
 
 
