@@ -141,7 +141,7 @@ def _make_runner(make: Callable[..., Any], config: EngineConfig, loaded: Any, *a
 
 class Subject:
     def __init__(self, base: str, store: str, max_running: int, temperature: float) -> None:
-        self._digests = sorted(path.name for path in Path(store).iterdir())
+        self._digests = sorted(path.name for path in Path(store).iterdir() if path.is_dir())
         self._timers = Timers()
         config = EngineConfig(model=base, store=Path(store), device="cpu", dtype="bfloat16", num_threads=1)
         limits = {"max_running": max_running, "max_loras": max(len(self._digests), 1), "kv_cache_tokens": 1 << 22}
