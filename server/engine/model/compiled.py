@@ -70,6 +70,7 @@ class CompiledForward:
             if (run := self._compiled(piece)) is not None:
                 runs[key] = run
                 self.num_compiled += 1
+        logger.info("%d of %d different pieces are compiled", self.num_compiled, self.num_pieces)
         return runs
 
     def _compiled(self, piece: Piece) -> Run | None:
