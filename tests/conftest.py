@@ -3,7 +3,9 @@
 import gc
 import importlib.util
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,6 +23,12 @@ if not {"cuda", "--device=cuda"} & {*given} and "PYTEST_XDIST_WORKER" not in os.
 # Or else torch's compiler first compiles programs that try the processor's vectors, for longer than a tiny model takes.
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 
+# Every engine has a state folder of its own, where it would find nothing compiled. Whoever makes the folder removes it:
+# servers and workers of pytest-xdist are given it.
+inductor_cache = None if "TORCHINDUCTOR_CACHE_DIR" in os.environ else tempfile.mkdtemp(prefix="inductor-")
+if inductor_cache is not None:
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = inductor_cache
+
 
 # Nothing that is imported while tests are collected is ever garbage: to search it is a quarter of that time.
 gc.disable()
@@ -34,6 +42,8 @@ def pytest_collection_finish() -> None:
 
 def pytest_unconfigure() -> None:
     gc.unfreeze()  # what is never collected, native libraries report as leaks
+    if inductor_cache is not None:
+        shutil.rmtree(inductor_cache, ignore_errors=True)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -106,6 +107,25 @@ def test_greedy_tokens_are_those_of_peft(scenario: Scenario, setting: str) -> No
         assert _checksum(engine) == base
 
 
+@pytest.mark.parametrize("scenario", ["llama", "gemma2"], indirect=True)
+def test_greedy_tokens_of_compiled_steps_are_those_of_peft(scenario: Scenario) -> None:
+    """Of several adapters and mixtures in one batch, and of chunks: all that norms and other modules' inputs leave."""
+    with _engine(scenario, "preemption, chunks, shared prefixes and few slots", compile=True) as engine:
+        runner = engine._runner
+        assert runner._compiled is not None
+        assert runner._compiled.num_compiled == runner._compiled.num_pieces
+        runner._compiled = compiled = Mock(wraps=runner._compiled)
+        runner._model.forward = plain = Mock(wraps=runner._model.forward)
+        outputs = _serve(engine, scenario, greedy=True)
+        for request in scenario.requests:
+            _check(request, outputs[request.request_id])
+        assert compiled.call_count > 0
+        assert plain.call_count == 0
+        rows = [call.args[0].ids.numel() for call in compiled.call_args_list]
+        assert len(set(rows)) > 5
+        _release_all(engine, scenario)
+
+
 @pytest.mark.parametrize("scenario", ["llama"], indirect=True)
 def test_seeded_text_does_not_depend_on_what_the_engine_does(scenario: Scenario) -> None:
     texts = []
@@ -166,9 +186,9 @@ def test_attention_sinks_are_those_of_peft(oracle: ModuleType, device: str, tmp_
 
 
 @contextmanager
-def _engine(scenario: Scenario, setting: str) -> Iterator[Engine]:
+def _engine(scenario: Scenario, setting: str, **more: Any) -> Iterator[Engine]:
     """An engine that knows the scenario's adapters."""
-    options = {"device": scenario.device, "dtype": "float32", **SETTINGS[setting]}
+    options = {"device": scenario.device, "dtype": "float32", **SETTINGS[setting], **more}
     engine = Engine(EngineConfig(model=str(scenario.model), **options))
     try:
         for adapter, digest in scenario.digests.items():

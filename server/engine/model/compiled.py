@@ -15,12 +15,12 @@ from torch import fx, nn
 from tqdm import tqdm
 
 from .callouts import Call
-from .cutting import Piece, cut, share_sizes
+from .cutting import Part, Piece, cut, share_sizes
 from .inductor import compile_piece
 from .inputs import StepInputs
 from .program import Program, Run
 from .regions import Assumes
-from .tracing import check_assumptions, trace_model
+from .tracing import TracedModel, check_assumptions, trace_model
 
 logger = logging.getLogger(__name__)
 
@@ -39,17 +39,14 @@ class CompiledForward:
         Raises whatever the model raises if more of it than single layers cannot be traced.
         """
         traced = trace_model(model, lambda ids, positions, rows: forward(StepInputs(ids, positions, rows)), device)
-        share_sizes(traced.graph)
         self.left = traced.left
         self._traced = traced
-        ids, positions, self._rows = traced.graph.find_nodes(op="placeholder")
-        self._check_rows()
-        parts = cut(traced.graph, lambda node: node in traced.calls or self._selects(node))
+        parts = parts_of(traced)
         runs = self._compile([part for part in parts if isinstance(part, Piece)])
         tensors = {node: traced.tensors[str(node.target)] for node in traced.graph.find_nodes(op="get_attr")}
         (output,) = traced.graph.output_node().args
         assert isinstance(output, fx.Node)
-        self._program = Program([ids, positions, self._rows], tensors, output)
+        self._program = Program(traced.graph.find_nodes(op="placeholder"), tensors, output)
         for part in parts:
             if isinstance(part, Piece):
                 self._program.add(runs[part.key], part.inputs, part.outputs)
@@ -63,14 +60,6 @@ class CompiledForward:
         """Logits (rows, vocabulary) of all rows, or of those that are wanted."""
         return self._program(*inputs)
 
-    def _selects(self, node: fx.Node) -> bool:
-        """Whether it picks the rows that are wanted: what follows is then for all rows, where all are."""
-        return node.target is torch.ops.aten.index.Tensor and self._rows in node.all_input_nodes
-
-    def _check_rows(self) -> None:
-        if others := [str(user) for user in self._rows.users if not self._selects(user)]:
-            raise Assumes(f"which rows are wanted is looked at by {', '.join(others)}")
-
     def _compile(self, pieces: Iterable[Piece]) -> dict[str, Run]:
         """By key."""
         different = {piece.key: piece for piece in pieces}
@@ -81,6 +70,7 @@ class CompiledForward:
             if (run := self._compiled(piece)) is not None:
                 runs[key] = run
                 self.num_compiled += 1
+        logger.info("%d of %d different pieces are compiled", self.num_compiled, self.num_pieces)
         return runs
 
     def _compiled(self, piece: Piece) -> Run | None:
@@ -92,6 +82,19 @@ class CompiledForward:
             logger.warning("a piece runs operator by operator (%s): %s", piece.summary, error)
             return None
         return run
+
+
+def parts_of(traced: TracedModel) -> list[Part]:
+    """Calls, picks of the rows that are wanted, and pieces: what follows a pick is for all rows, where all are.
+
+    Raises Assumes if which rows are wanted is looked at elsewhere.
+    """
+    share_sizes(traced.graph)
+    *_, rows = traced.graph.find_nodes(op="placeholder")
+    picks = [node for node in rows.users if node.target is torch.ops.aten.index.Tensor]
+    if others := [str(user) for user in rows.users if user not in picks]:
+        raise Assumes(f"which rows are wanted is looked at by {', '.join(others)}")
+    return cut(traced.graph, lambda node: node in traced.calls or node in picks)
 
 
 def _run_plainly(piece: Piece) -> Run:

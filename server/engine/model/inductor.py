@@ -35,4 +35,7 @@ _SETTINGS: dict[str, Any] = {
     "size_asserts": False,  # the same program makes all inputs, in every step
     "alignment_asserts": False,
     "force_pointwise_cat": True,  # halves that are rotated are read from where they are, and not put together before
+    "combo_kernels": True,  # on a GPU, one launch for what is independent: q and k are rotated in one
 }
+if hasattr(config, "combo_kernel_peak_memory_pct_threshold"):  # torch 2.13: whatever the pieces' memory becomes by it
+    _SETTINGS["combo_kernel_peak_memory_pct_threshold"] = None

@@ -1,5 +1,6 @@
 """The compiled forward pass gives the model's logits for any number of rows, by the same compiled code."""
 
+import logging
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -134,8 +135,10 @@ def test_a_piece_that_the_compiler_refuses_runs_operator_by_operator(
         return base(piece)
 
     monkeypatch.setattr(compiled_module, "compile_piece", refuse)
-    compiled = CompiledForward(model, model, CPU)
+    with caplog.at_level(logging.INFO):
+        compiled = CompiledForward(model, model, CPU)
     assert (compiled.num_pieces, compiled.num_compiled) == (4, 3)
+    assert "3 of 4 different pieces are compiled" in caplog.text
     assert "cos" in caplog.text
     assert "no loops today" in caplog.text
     assert torch.allclose(compiled(inputs(3)), model(inputs(3)), atol=1e-5)
