@@ -288,7 +288,7 @@ def test_a_step_that_fails_fails_only_its_batch(
     runner = bench.engine._runner
     run = runner.run
 
-    def fail_once(*_: Any) -> Any:
+    def fail_once(*_: Any, **__: Any) -> Any:
         monkeypatch.setattr(runner, "run", run)
         raise RuntimeError("out of luck")
 

@@ -79,9 +79,9 @@ def test_a_prefix_costs_no_prefill(engine: Engine, answers: Any) -> None:
     spans: list[tuple[int, int | None]] = []
     run = engine._runner.run
 
-    def watched(batch: Any, *feed: Any) -> Any:
+    def watched(batch: Any, *feed: Any, **also: Any) -> Any:
         spans.extend((span.num_tokens, span.fill) for span in batch.spans if span.start < span.sequence.num_prompt)
-        return run(batch, *feed)
+        return run(batch, *feed, **also)
 
     engine._runner.run = watched  # type: ignore[method-assign]
     ask(engine, "cold", [5, 6, 9], "prefix")
