@@ -116,7 +116,7 @@ def _capture_graphs(
         run_largest()
         check_paged_attention(runner, trace, config.page_size)
     except (RuntimeError, UnservableModel) as error:
-        runner.run_eagerly()
+        runner.run_without_graphs()
         logger.warning("this model runs without CUDA graphs, so that it decodes slower: %s", error)
 
 

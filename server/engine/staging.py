@@ -1,4 +1,5 @@
-"""Between host and device without waiting: a step's parameters go over in one copy, its results come back in one.
+"""Between host and device without waiting: what a step is told late goes over in one copy, its results come back in
+one.
 
 On a CPU nothing is copied: what goes in comes out.
 """

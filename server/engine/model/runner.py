@@ -84,9 +84,9 @@ class ModelRunner:
         """From now on, for graphs that are captured as well."""
         self._compiled = None
 
-    def run_eagerly(self) -> None:
-        """From now on, without graphs and without what is compiled."""
-        self._graphs = self._compiled = None
+    def run_without_graphs(self) -> None:
+        """From now on, compiled or not, as before."""
+        self._graphs = None
 
     @property
     def num_graphs(self) -> int:

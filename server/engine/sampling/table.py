@@ -15,9 +15,7 @@ class SamplingTable:
     def __init__(self, num_seats: int) -> None:
         self._columns = np.zeros(num_seats, COLUMNS)
         self._rows: list[SampleRow | None] = [None] * num_seats
-        self._last: tuple[NDArray[np.int64], Selection] | None = (
-            None  # the seats that were asked for, and what is there
-        )
+        self._last: tuple[NDArray[np.int64], Selection] | None = None  # seats that were asked for, and what is there
 
     def seat(self, seat: int, row: SampleRow) -> None:
         """What holds of this seat from now on."""
