@@ -7,9 +7,9 @@ With several primitives at one site, whatever their order in the list, the modul
 R: Replacement, Rows. in: InputScale, InputRotation. out: OutputScale, PairRotation, Bottleneck, all of the same y. add:
 LowRank, RoutedLowRank, SharedLowRank, Kronecker, Sparse, Dense, Bias, all of the module's own input x, and
 ParallelBottleneck, of another module's. ExpertLowRank is inside of base. Each primitive is what it adds to the
-identity, so a mixture is the weighted sum of these terms, unless one of them reads what another left (`kernels/side.py`
-then adds the adapter whole); Bottleneck, which is not affine in y, is in none. What a method multiplies its own delta
-by (DoRA's scale of s·B) is folded into the delta at load. Knows no kernels.
+identity, so a mixture is the weighted sum of these terms, unless one of them reads what another left
+(`kernels/ops/side.py` then adds the adapter whole); Bottleneck, which is not affine in y, is in none. What a method
+multiplies its own delta by (DoRA's scale of s·B) is folded into the delta at load. Knows no kernels.
 """
 
 from dataclasses import dataclass, fields
@@ -20,7 +20,7 @@ import torch
 
 @dataclass(frozen=True)
 class Primitive:
-    """kind: its name on cards, and in `kernels/ops.py`, which has its formula. Fields are tensors or plain values.
+    """kind: its name on cards and in `kernels/ops/formulas.py`, which has its formula. Fields: tensors or plain values.
 
     shared: names of the tensors that modules and adapters have alike, and that are kept once.
     """
@@ -162,7 +162,7 @@ class Bottleneck(Primitive):
 
     Houlsby et al. 2019, arXiv:1902.00751, have no r; Pfeiffer et al. 2021, arXiv:2005.00247, read the residual stream.
     source: name of the module whose input is r; r is 0 where it is empty.
-    down: (width, out_features); up: (out_features, width). activation: f, as `kernels/ops.py` names it.
+    down: (width, out_features); up: (out_features, width). activation: f, as `kernels/ops/formulas.py` names it.
     """
 
     kind = "bottleneck"

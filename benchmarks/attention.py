@@ -1,7 +1,7 @@
 """Paged attention of one layer, timed on a GPU beside torch's own ways and the least time that its bytes take.
 
-    python benchmarks/attention.py [--out FILE.json]     # Llama-3.1-8B's layer in bf16
-    python benchmarks/attention.py --check               # correctness alone, at a small size; also without a GPU
+    python -m benchmarks.attention [--out FILE.json]     # Llama-3.1-8B's layer in bf16
+    python -m benchmarks.attention --check               # correctness alone, at a small size; also without a GPU
 
 Each contestant is held against float64 before it is timed. It runs over layers enough that no cache holds them, in one
 CUDA graph, and takes turns with the others.
@@ -21,16 +21,16 @@ import torch.nn.functional as F
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported
 
-from attention_problem import PAGE_SIZE, Attend, Problem, Sequences
+from peftserve.kernels.attention.factory import make_attention_backend
+from peftserve.kernels.attention.flash.backend import MixedAttention
+from peftserve.kernels.attention.flash.calls import sdpa_flash, torch_flash
+from peftserve.kernels.attention.layout import AttentionBackend, AttentionLayer, Span
+from peftserve.kernels.attention.triton.backend import TritonAttention
 
-from peftserve.kernels.attention import AttentionBackend, AttentionLayer, Span
-from peftserve.kernels.bench.contender import Run
-from peftserve.kernels.bench.cost import Machine, measure_machine
-from peftserve.kernels.bench.timing import captured, medians
-from peftserve.kernels.flash import sdpa_flash, torch_flash
-from peftserve.kernels.mixed_attention import MixedAttention
-from peftserve.kernels.paged_attention import make_attention_backend
-from peftserve.kernels.triton_attention import TritonAttention
+from .attention_problem import PAGE_SIZE, Attend, Problem, Sequences
+from .kernels.contender import Run
+from .kernels.cost import Machine, measure_machine
+from .kernels.timing import captured, medians
 
 VARLEN_PAGE_SIZE = 256
 CACHE_BYTES = 256 << 20  # of keys and values, under which a device's cache might hold them

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from peftserve.kernels.attention import AttentionLayer, Limits, Span
-from peftserve.kernels.attention_plan import positions_of, step_of
-from peftserve.kernels.bench.cost import Cost
-from peftserve.kernels.naive_attention import naive_attend
+from peftserve.kernels.attention.layout import AttentionLayer, Limits, Span
+from peftserve.kernels.attention.plan import positions_of, step_of
+from peftserve.kernels.attention.reference import naive_attend
+
+from .kernels.cost import Cost
 
 PAGE_SIZE = 16
 

@@ -1,7 +1,7 @@
 """vLLM's own engine on the points of `decode_step.py` and `prefill_step.py`, and a table of both side by side.
 
-    python benchmarks/beside_vllm.py run --kit DIR --results FILE.jsonl
-    python benchmarks/beside_vllm.py table --results FILE.jsonl
+    python -m benchmarks.beside_vllm run --kit DIR --results FILE.jsonl
+    python -m benchmarks.beside_vllm table --results FILE.jsonl
 
 DIR is a folder that is no part of this repository: vLLM with what it needs, for a machine without a network, and the
 script that measures it (`unpack.sh`, `probe.py`, `vllm_e2e.py`). Each line of that script goes to the results as it
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from records import Record, append, read
+from .records import Record, append, read
 
 PART = "vllm"
 FAILURES = ("error", "skipped", "ended")

@@ -1,10 +1,10 @@
 """Times the bypasses on this machine's CPU: our backend, a plain loop over the adapters, and PEFT's mixed batch.
 
-    python benchmarks/bypass.py [--threads N] [--dtype float32 bfloat16] [--shape smollm-135m 2048x5632] [--quick]
+    python -m benchmarks.bypass [--threads N] [--dtype float32 bfloat16] [--shape smollm-135m 2048x5632] [--quick]
                                 [--out FILE.json]
 
 The work is a step of all the linears of some layers: as many as fill the cache twice, and no more than the model has.
-`kernels/bench/cost.py` says what the floor is. The contestants take turns and medians are reported, so that a busy
+`benchmarks/kernels/cost.py` says what the floor is. The contestants take turns and medians are reported, so that a busy
 neighbour slows all of them alike. PEFT has the base's outputs given to it, as we have, and is timed at decode only.
 """
 
@@ -18,15 +18,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from peft_linears import Peft
 
-from peftserve.kernels.bench.axes import label, layers_for
-from peftserve.kernels.bench.contender import Run
-from peftserve.kernels.bench.cost import Machine, cost_of, measure_machine, shares_of
-from peftserve.kernels.bench.ours import Ours, attach_all
-from peftserve.kernels.bench.steps import SHAPES, Scenario, Shape, Step, make_step
-from peftserve.kernels.layout import Group
-from peftserve.kernels.torch_bypass import TorchBypass
+from peftserve.kernels.bypass.layout import Group
+from peftserve.kernels.bypass.torch.backend import TorchBypass
+
+from .kernels.axes import label, layers_for
+from .kernels.contender import Run
+from .kernels.cost import Machine, cost_of, measure_machine, shares_of
+from .kernels.ours import Ours, attach_all
+from .kernels.steps import SHAPES, Scenario, Shape, Step, make_step
+from .peft_linears import Peft
 
 MODELS = {
     "smollm-135m": SHAPES["smollm-135m"],

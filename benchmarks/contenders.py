@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from smollm import Work
 from transformers import LlamaForCausalLM
 
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
 from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingParams
+
+from .smollm import Work
 
 Run = Callable[[list[list[int]]], int]  # takes prompts; returns the number of tokens that it made
 

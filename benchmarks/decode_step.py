@@ -1,6 +1,6 @@
 """A decode step of the engine beside its floor, with and without adapters, and where its time goes.
 
-    python benchmarks/decode_step.py --device cuda --layers 8 --out FILE.jsonl
+    python -m benchmarks.decode_step --device cuda --layers 8 --out FILE.jsonl
 
 The base has the widths of an 8B Llama and random weights. Each sequence has --context tokens when it is measured. First
 all numbers of sequences without adapters; then, once they are loaded, none of them used, one for all sequences, and one
@@ -19,17 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from llama import WIDTHS, make_config, scratch_folder, write_adapters, write_base
-from machine import machine
-from records import append
-from step_floor import StepFloor
-from step_profile import device_profile, host_profile, lines
-from stepping import finish, run, settle, start, step, steps
 
 from peftserve.adapters.files import WEIGHTS
-from peftserve.kernels.bench.cost import measure_machine
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
+
+from .kernels.cost import measure_machine
+from .llama import WIDTHS, make_config, scratch_folder, write_adapters, write_base
+from .machine import machine
+from .records import append
+from .step_floor import StepFloor
+from .step_profile import device_profile, host_profile, lines
+from .stepping import finish, run, settle, start, step, steps
 
 PROFILED = 6  # steps
 LEAST_MEMORY = 1 << 28  # bytes for adapters, beside their files' size

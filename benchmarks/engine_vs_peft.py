@@ -1,6 +1,6 @@
 """The engine beside transformers and PEFT, in one process, on the same work, in turns.
 
-    python benchmarks/engine_vs_peft.py --rounds 5 --out benchmarks/results/engine_vs_peft.json
+    python -m benchmarks.engine_vs_peft --rounds 5 --out benchmarks/results/engine_vs_peft.json
 
 Tokens per second are output tokens over the time from the first prompt to the last token. Every round has prompts of
 its own, so no prefix is ever found again; the first round is not counted.
@@ -16,10 +16,11 @@ import time
 from pathlib import Path
 
 import torch
-from contenders import Run, engine, on_engine, on_peft, on_transformers
-from machine import machine
-from smollm import Work, write_adapters, write_base
 from tqdm import tqdm
+
+from .contenders import Run, engine, on_engine, on_peft, on_transformers
+from .machine import machine
+from .smollm import Work, write_adapters, write_base
 
 RATIOS = {
     "ours, mixed / PEFT, mixed": ("ours, mixed", "PEFT, mixed"),

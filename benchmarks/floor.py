@@ -1,14 +1,14 @@
-"""The least time that the bypasses of a step can take, on this machine (see `kernels/bench/cost.py`).
+"""The least time that the bypasses of a step can take, on this machine (see `benchmarks/kernels/cost.py`).
 
-python benchmarks/floor.py [--device cpu|cuda] [--dtype bfloat16] [--shape llama-8b|smollm-135m]
+python -m benchmarks.floor [--device cpu|cuda] [--dtype bfloat16] [--shape llama-8b|smollm-135m]
 """
 
 import argparse
 
 import torch
 
-from peftserve.kernels.bench.cost import Share, cost_of, measure_machine
-from peftserve.kernels.bench.steps import SHAPES
+from .kernels.cost import Share, cost_of, measure_machine
+from .kernels.steps import SHAPES
 
 GB = 1e9
 

@@ -1,6 +1,6 @@
 """What the HTTP front end costs: CPU time of the API process for each request and each streamed token.
 
-    python benchmarks/front_end.py [--before CHECKOUT] [--api-workers N] [--rounds 5] [--divide 1] [--out FILE.json]
+    python -m benchmarks.front_end [--before CHECKOUT] [--api-workers N] [--rounds 5] [--divide 1] [--out FILE.json]
 
 The real server in a process of its own, an engine that answers at once (`instant_engine.py`) in another, and this
 process as its clients, all on the same cores. CHECKOUT: an older one, whose server takes turns with this one's, so that

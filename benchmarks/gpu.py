@@ -1,6 +1,6 @@
 """Runs parts of `gpu_parts.py`, one after the other, each command in a process of its own with a time limit.
 
-    python benchmarks/gpu.py [--out DIR] [--seconds N] [--device cpu] [--vllm-kit DIR] [PART...]
+    python -m benchmarks.gpu [--out DIR] [--seconds N] [--device cpu] [--vllm-kit DIR] [PART...]
 
 Started by gpu.sh, which sees to packages. Whatever becomes of a command, the others run; all that one prints is in
 DIR/gpu.log too, as it comes, and a line of DIR/results.jsonl says how it ended. The last lines name what failed, was
@@ -22,8 +22,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from gpu_parts import PARTS, UNASKED, Command, Part, Setting, Stage
-from records import append
+from .gpu_parts import PARTS, UNASKED, Command, Part, Setting, Stage
+from .records import append
 
 LEAST = 20.0  # seconds, under which no command is begun
 GRACE = 5.0  # seconds from SIGTERM to SIGKILL

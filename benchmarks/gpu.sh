@@ -41,4 +41,4 @@ import sys, torch, transformers, triton, msgspec, peft, pytest
 print(f'torch {torch.__version__}, triton {triton.__version__}, transformers {transformers.__version__}', end=', ')
 print(torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU')
 sys.exit('$device' == 'cuda' and not torch.cuda.is_available())" || exit
-exec "$python" benchmarks/gpu.py "$@"
+exec "$python" -m benchmarks.gpu "$@"

@@ -58,14 +58,14 @@ class Setting:
         return str(self.out / "results.jsonl")
 
     def script(self, seconds: float, name: str, *words: str) -> Command:
-        return Command((PYTHON, f"benchmarks/{name}.py", *words), seconds)
+        return Command((PYTHON, "-m", f"benchmarks.{name}", *words), seconds)
 
     def tests(self, seconds: float, *words: str) -> Command:
         return Command((*PYTEST, "--device", self.device, *words), seconds)
 
     def kernels(self, seconds: float, *words: str) -> Command:
         own = ("--device", self.device, "--out", str(self.out), "--no-plot")
-        return Command((PYTHON, "-m", "peftserve.kernels.bench", *own, *words), seconds)
+        return Command((PYTHON, "-m", "benchmarks.kernels", *own, *words), seconds)
 
     @property
     def small(self) -> tuple[str, ...]:
@@ -79,8 +79,8 @@ def correctness(setting: Setting) -> Part:
         "the kernels against float64, PEFT's tokens, graphs, sampler, all methods; all at the same time",
         [
             [
-                setting.tests(120, "tests/kernels/test_bypass.py", "tests/kernels/test_triton_bypass.py"),
-                setting.tests(120, "tests/kernels/test_triton_attention.py", "tests/kernels/test_torch_attention.py"),
+                setting.tests(120, "tests/kernels/bypass"),
+                setting.tests(120, "tests/kernels/attention/triton", "tests/kernels/attention/torch"),
                 setting.tests(120, "tests/end_to_end/test_triton_engine.py", f"{engine}/sampling"),
                 setting.tests(120, "tests/end_to_end/test_engine_oracle.py", "-k", "llama or gemma2 or sinks"),
                 setting.tests(120, "tests/end_to_end/test_methods.py", "-k", "in_one_batch and llama_biased and whole"),

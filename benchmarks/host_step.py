@@ -1,6 +1,6 @@
 """What a decode step costs the host: schedule, plans, inputs, launch, sample, collect, with a device that does nothing.
 
-    python benchmarks/host_step.py [--before CHECKOUT] [--sequences 16 64 256] [--adapters 0 64] [--out FILE.json]
+    python -m benchmarks.host_step [--before CHECKOUT] [--sequences 16 64 256] [--adapters 0 64] [--out FILE.json]
 
 The engine of `host_subject.py`: the sites of Llama-3.1-8B, 32 layers of them, and adapters of rank 16 on all linears.
 CHECKOUT: an older one, whose engine takes turns with this one's, so that both meet the same neighbours: the ratios are
@@ -20,10 +20,11 @@ from statistics import median
 from typing import Any
 
 import torch
-from front_end import _link_package
-from llama import write_adapters, write_base
-from machine import machine
 from transformers import LlamaConfig
+
+from .front_end import _link_package
+from .llama import write_adapters, write_base
+from .machine import machine
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = ("schedule", "attention", "bypass", "inputs", "graph", "launch", "sample", "collect", "all")

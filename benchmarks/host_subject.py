@@ -27,8 +27,8 @@ from typing import Any
 
 import torch
 
-from peftserve.kernels.triton_attention import TritonAttention
-from peftserve.kernels.triton_bypass import TritonBypass
+from peftserve.kernels.attention.triton.backend import TritonAttention
+from peftserve.kernels.bypass.triton.backend import TritonBypass
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine, assembly, completion, staging
 from peftserve.server.engine import engine as engine_module

@@ -1,6 +1,6 @@
 """How many kernels a decode step launches on a GPU, layer by layer, counted without one.
 
-    python benchmarks/launches.py
+    python -m benchmarks.launches
 
 The compiled program is taken apart: a product is a launch, and so are attention, which writes the step's keys and
 values itself, and the bypass of a group of modules; of pieces between them, what inductor writes for an H100 is counted
@@ -20,12 +20,11 @@ from typing import Any
 
 import torch
 import transformers
-from gpu_code import num_launches, write
 from torch import fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PretrainedConfig
 
-from peftserve.kernels.triton_bypass import MAX_SITES
+from peftserve.kernels.bypass.triton.backend import MAX_SITES
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
 from peftserve.server.engine.model.callouts import Call
@@ -34,6 +33,8 @@ from peftserve.server.engine.model.cutting import Part, Piece, is_view
 from peftserve.server.engine.model.experts import is_experts
 from peftserve.server.engine.model.inputs import StepInputs
 from peftserve.server.engine.model.tracing import HINT_ROWS, TracedModel, trace_model
+
+from .gpu_code import num_launches, write
 
 WIDE: dict[str, Any] = {
     "vocab_size": 64,

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import peft
-from llama import LINEARS, RANK
+
+from .llama import LINEARS, RANK
 
 Make = Callable[[], peft.PeftConfig]
 TASK = {"task_type": "CAUSAL_LM"}

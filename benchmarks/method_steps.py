@@ -1,6 +1,6 @@
 """The engine of `methods.py`: makes each method's adapters, measures them beside LoRA's, and prints a line of JSON.
 
-    python benchmarks/method_steps.py BASE --device cuda LoRA DoRA ...
+    python -m benchmarks.method_steps BASE --device cuda LoRA DoRA ...
 
 LoRA must be among the methods, and first. What fails is a line, too.
 """
@@ -18,13 +18,14 @@ from typing import Any
 
 import peft
 import torch
-from llama import scratch_folder
-from method_catalog import CATALOG, Make
-from stepping import finish, run, settle, start, steps
 from transformers import LlamaForCausalLM
 
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
+
+from .llama import scratch_folder
+from .method_catalog import CATALOG, Make
+from .stepping import finish, run, settle, start, steps
 
 ADAPTERS, SEQUENCES, CONTEXT, STEPS = 8, 16, 64, 16
 MEMORY = 16 << 30  # bytes of compiled adapters, on the host and on the device

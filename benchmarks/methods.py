@@ -1,6 +1,6 @@
 """What a method costs in a decode step beside LoRA: one engine, sixteen sequences, eight adapters of a method.
 
-    python benchmarks/methods.py --device cuda --out FILE.jsonl [--only LoRA,IA3] [--limit 30]
+    python -m benchmarks.methods --device cuda --out FILE.jsonl [--only LoRA,IA3] [--limit 30]
 
 The base has the widths of an 8B Llama, a few layers and a small vocabulary, so that the adapters are a good part of a
 step. A method's adapters are made by PEFT and compiled by the engine, and then it takes turns with LoRA: a ratio is
@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from llama import WIDTHS, make_config, scratch_folder, write_base
-from method_catalog import CATALOG
-from records import append
+
+from .llama import WIDTHS, make_config, scratch_folder, write_base
+from .method_catalog import CATALOG
+from .records import append
 
 LORA = "LoRA"
 STARTING = 120.0  # seconds that a process may take until its first line
@@ -67,7 +68,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 def child_command(arguments: argparse.Namespace, base: Path, names: Sequence[str]) -> list[str]:
     own = {name: str(vars(arguments)[name]) for name in ("device", "dtype", "rounds")}
     words = [word for name, value in own.items() for word in (f"--{name}", value)]
-    return [sys.executable, str(Path(__file__).with_name("method_steps.py")), str(base), *words, *names]
+    return [sys.executable, "-m", "benchmarks.method_steps", str(base), *words, *names]
 
 
 def supervised(

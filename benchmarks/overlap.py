@@ -1,6 +1,6 @@
 """Whether the bypass is cheaper beside the base's product than behind it: what docs/kernels.md predicts, measured.
 
-    python benchmarks/overlap.py [--tokens 16] [--adapters 16] [--rank 16] [--out FILE.jsonl]
+    python -m benchmarks.overlap [--tokens 16] [--adapters 16] [--rank 16] [--out FILE.jsonl]
 
 A decode step's linears of Llama-3.1-8B in bf16 on a GPU: each group's base product, then its bypass, all in one CUDA
 graph. Contestants take turns; the base alone is the zero that the others are measured from.
@@ -13,12 +13,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from records import append
 
-from peftserve.kernels.bench.ours import attach_all
-from peftserve.kernels.bench.steps import SHAPES, Scenario, Step, make_step
-from peftserve.kernels.bench.timing import captured, medians
-from peftserve.kernels.triton_bypass import TritonBypass
+from peftserve.kernels.bypass.triton.backend import TritonBypass
+
+from .kernels.ours import attach_all
+from .kernels.steps import SHAPES, Scenario, Step, make_step
+from .kernels.timing import captured, medians
+from .records import append
 
 LAYERS, ROUNDS = 4, 20
 BASE = "base alone"

@@ -7,8 +7,8 @@ from peft import LoraConfig
 from peft.tuners.lora.layer import Linear
 from torch import nn
 
-from peftserve.kernels.bench.contender import Run
-from peftserve.kernels.bench.steps import Step
+from .kernels.contender import Run
+from .kernels.steps import Step
 
 
 class Given(nn.Linear):

@@ -1,6 +1,6 @@
 """Prompts through the engine beside their floor: tokens a second without adapters, over one, and over eight.
 
-    python benchmarks/prefill_step.py --device cuda --layers 8 --out FILE.jsonl
+    python -m benchmarks.prefill_step --device cuda --layers 8 --out FILE.jsonl
 
 The base is decode_step.py's. All prompts come at once, in steps of at most --budget tokens, and one token of each is
 made. Each round has prompts of its own; the first is not counted. Every figure is printed and written when it is known.
@@ -16,17 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from decode_step import gpu
-from llama import WIDTHS, make_config, scratch_folder, write_adapters, write_base
-from machine import machine
-from records import append
-from step_floor import StepFloor
-from step_profile import device_profile, host_profile, lines
-from stepping import run
 
-from peftserve.kernels.bench.cost import measure_machine
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
+
+from .decode_step import gpu
+from .kernels.cost import measure_machine
+from .llama import WIDTHS, make_config, scratch_folder, write_adapters, write_base
+from .machine import machine
+from .records import append
+from .step_floor import StepFloor
+from .step_profile import device_profile, host_profile, lines
+from .stepping import run
 
 ADAPTERS = (0, 1, 8)
 

@@ -1,6 +1,6 @@
 """Traces through HTTP on the base of `decode_step.py`, with 64 adapters: a full batch, and S-LoRA's arrivals.
 
-    python benchmarks/serve.py --device cuda --out FILE.jsonl
+    python -m benchmarks.serve --device cuda --out FILE.jsonl
 
 One server for all of them, on a port of this machine; each trace's figures are printed and written when it has ended.
 The same clients, traces and figures as `peftserve bench serve`.
@@ -20,15 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from compare import measured, warm
-from llama import make_config, scratch_folder, write_adapters, write_base
-from presets import PRESETS, Models, Preset
-from records import append
 
 from peftserve.server.cli.load import options
 from peftserve.server.cli.load.generator import Target
 from peftserve.server.cli.load.report import readable
 from peftserve.server.cli.server_process import free_port, running
+
+from .compare import measured, warm
+from .llama import make_config, scratch_folder, write_adapters, write_base
+from .presets import PRESETS, Models, Preset
+from .records import append
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 90.0  # seconds for the server to be ready

@@ -1,6 +1,6 @@
 """How long others wait while one client asks for much: the longest wait of /health and of short completions.
 
-    python benchmarks/stalls.py [--checkout CHECKOUT] [--only NAME]
+    python -m benchmarks.stalls [--checkout CHECKOUT] [--only NAME]
 
 The real server with an engine that answers at once (`instant_engine.py`), a new one for each case, so that its peak of
 memory is the case's own. All of it and the clients are on the same cores.
@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from front_end import ROOT, Contestant, server
+
+from .front_end import ROOT, Contestant, server
 
 STOPS = ["a" * (1007 + i) + "b" for i in range(16)]  # 17 KB
 TEXT = "The quick brown fox jumps over the lazy dog. "

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from llama import RANK, linears_of
 from transformers import LlamaConfig
 
-from peftserve.kernels.bench.cost import Machine
+from .kernels.cost import Machine
+from .llama import RANK, linears_of
 
 Rows = Sequence[tuple[int, int]]  # (rows, context) of each sequence: so many new tokens behind so many
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))

@@ -1,6 +1,6 @@
 """`peftserve bench swap` on two models with random weights, in one JSON.
 
-    python benchmarks/swap.py --out benchmarks/results/swap.json --serve '--num-threads 1'
+    python -m benchmarks.swap --out benchmarks/results/swap.json --serve '--num-threads 1'
 
 `smollm`: first tokens, stalls and cycles on the SmolLM2-135M shape with adapters of 20 MB (rank 16 on all linears, in
 float32). `small`: throughput over the number of registered adapters, on a shape whose own work hides little.
@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import machine
 from peft import LoraConfig, get_peft_model
-from smollm import write_base
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from peftserve.server.cli.main import main as peftserve
+
+from .machine import machine
+from .smollm import write_base
 
 SERVE = "--dtype float32 --adapter-memory 128MiB --kv-cache-tokens 16384"
 

@@ -27,7 +27,6 @@ FORBIDDEN = {
 ALLOWED = {"adapters/peft/probe.py": {"peft"}, "adapters/peft/prefill.py": {"transformers"}}
 EXTRAS = {
     "adapters/peft/probe.py": {"peft"},
-    "kernels/bench/plot.py": {"matplotlib"},
     "server/cli/load/plot.py": {"matplotlib"},
 }
 

@@ -14,7 +14,7 @@ from ..peft.fields import Fields
 from ..peft.unsupported import refuse_fields, unsupported
 from .models import LAYOUTS
 
-# Their names to those of `kernels/ops.py`.
+# Their names to those of `kernels/ops/formulas.py`.
 ACTIVATIONS: Mapping[str, str] = {
     "relu": "relu",
     "leakyrelu": "leaky_relu",

@@ -2,8 +2,8 @@
 
 import torch
 
-from peftserve.kernels.bench.contender import Contender, Run
-from peftserve.kernels.bench.steps import Step
+from benchmarks.kernels.contender import Contender, Run
+from benchmarks.kernels.steps import Step
 
 
 def contenders() -> list[Contender]:

@@ -7,8 +7,8 @@ can be captured in a graph. `tests/benchmarks/peers/test_peft_loop.py` compares 
 
 import torch
 
-from peftserve.kernels.bench.contender import Contender, Run
-from peftserve.kernels.bench.steps import Step
+from benchmarks.kernels.contender import Contender, Run
+from benchmarks.kernels.steps import Step
 
 
 def contenders() -> list[Contender]:

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from peftserve.kernels.bench.contender import Contender, Run
-from peftserve.kernels.bench.steps import Step
+from benchmarks.kernels.contender import Contender, Run
+from benchmarks.kernels.steps import Step
 
 from .sglang_routes import align
 from .standins import Unset, can_run_triton, device_name, ignore, packages, stand_in, stand_in_for_missing, undecorated

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 import triton
 
-from peftserve.kernels.bench.contender import Contender, Run
-from peftserve.kernels.bench.steps import Step
+from benchmarks.kernels.contender import Contender, Run
+from benchmarks.kernels.steps import Step
 
 from .standins import can_run_triton, ignore, packages, stand_in
 from .wheels import VERSIONS, unpacked

@@ -1,6 +1,6 @@
 """Unpacks what the kernel benchmark imports of vLLM and SGLang: their LoRA kernels' Python files, 1 MB of 300.
 
-    python benchmarks/peers/wheels.py [--from FOLDER_WITH_WHEELS]
+    python -m benchmarks.peers.wheels [--from FOLDER_WITH_WHEELS]
 
 Neither package is installed. The files go to the git-ignored `.wheels` beside this file, which may be carried to a
 machine without a network. Imports nothing but the standard library.

@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import bench_kernels, bench_swap, client
+from . import bench_swap, client
 from .errors import FAILED, CommandError
 from .load import names, options, plot, report
 from .load.generator import Target, measure
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("bench", help="measure a running server, or the kernels alone")
+    parser = commands.add_parser("bench", help="measure a running server")
     kinds = parser.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
     serve = kinds.add_parser("serve", help="load over HTTP", description=__doc__)
     client.add_arguments(serve, "--base-url")
@@ -26,7 +26,6 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     serve.add_argument("--plot", type=Path, metavar="FILE", help="also draw the distributions, as PNG, SVG or PDF")
     serve.set_defaults(run=run)
     bench_swap.add_parser(kinds)
-    bench_kernels.add_parser(kinds)
 
 
 def run(arguments: argparse.Namespace) -> int:

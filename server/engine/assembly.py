@@ -12,9 +12,9 @@ from functools import partial
 import torch
 from torch import nn
 
-from peftserve.kernels.attention import Limits
-from peftserve.kernels.paged_attention import make_attention_backend
-from peftserve.kernels.step_memory import StepMemory
+from peftserve.kernels.attention.factory import make_attention_backend
+from peftserve.kernels.attention.layout import Limits
+from peftserve.kernels.device.step_memory import StepMemory
 
 from ..config import EngineConfig
 from .adapters.attachments import Attachments

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from peftserve.adapters.errors import AdapterDamaged, AdapterError
-from peftserve.kernels.attention import Limits
-from peftserve.kernels.step_memory import StepMemory
+from peftserve.kernels.attention.layout import Limits
+from peftserve.kernels.device.step_memory import StepMemory
 
 from ..config import EngineConfig
 from ..wire.messages import AdapterCard, AdapterPart, AddRequest, EngineStats, ModelInfo, SequenceOutput

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from peftserve.kernels.attention import AttentionLayer
+from peftserve.kernels.attention.layout import AttentionLayer
 
 from .model.kv_cache import elements_per_token
 

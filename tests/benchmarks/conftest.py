@@ -8,7 +8,6 @@ from types import ModuleType
 
 import pytest
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
 SERVER = """
 import json, sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -46,9 +45,8 @@ ThreadingHTTPServer(("127.0.0.1", int(port)), Handler).serve_forever()
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
-    monkeypatch.syspath_prepend(str(FOLDER))
-    return import_module
+def script() -> Callable[[str], ModuleType]:
+    return lambda name: import_module(f"benchmarks.{name}")
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from peftserve.kernels.naive_attention import naive_attend
+from peftserve.kernels.attention.reference import naive_attend
 
 
 @pytest.fixture

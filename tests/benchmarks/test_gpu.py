@@ -112,9 +112,8 @@ def test_what_the_machine_lacks_is_said_before_it_is_tried(run: Callable[..., An
 
 
 def test_the_end_says_what_was_running_when_it_was_stopped(tmp_path: Path) -> None:
-    folder = Path(__file__).parents[2] / "benchmarks"
     program = (
-        f"import sys; sys.path.insert(0, {str(folder)!r}); import gpu, gpu_parts\n"
+        "import sys; from benchmarks import gpu, gpu_parts\n"
         "sleeps = 'print(12, flush=True); import time; time.sleep(60)'\n"
         "command = gpu_parts.Command((sys.executable, '-S', '-c', sleeps), 50)\n"
         "gpu.PARTS = {'long': lambda _: gpu_parts.Part('', [[command]])}\n"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from peftserve.kernels.bench.options import make_parser
+from benchmarks.kernels.options import make_parser
 
 Script = Callable[[str], ModuleType]
 ROOT = Path(__file__).parents[2]
@@ -31,16 +31,18 @@ def commands(script: Script, tmp_path: Path) -> Iterator[Any]:
 def test_every_script_and_every_test_is_there(script: Script, tmp_path: Path) -> None:
     for command in commands(script, tmp_path):
         files = [word for word in command.words if re.match(r"(tests|benchmarks)/", word)]
-        assert files or "peftserve.kernels.bench" in command.words
+        module = command.words[2].replace(".", "/") if command.words[1] == "-m" else ""
+        assert files or (ROOT / f"{module}.py").exists() or (ROOT / module / "__main__.py").exists()
         assert not [file for file in files if not (ROOT / file).exists()]
 
 
 def test_scripts_know_their_options(script: Script, tmp_path: Path) -> None:
     given: dict[str, set[str]] = {}
     for command in commands(script, tmp_path):
-        if command.words[1].startswith("benchmarks/"):
+        module = command.words[2]
+        if module.startswith("benchmarks.") and module != "benchmarks.kernels":
             options = {word.partition("=")[0] for word in command.words if word.startswith("--")}
-            given.setdefault(command.words[1], set()).update(options)
+            given.setdefault(module.replace(".", "/") + ".py", set()).update(options)
     assert len(given) >= 8
     for name, options in given.items():
         text = (ROOT / name).read_text()
@@ -48,7 +50,7 @@ def test_scripts_know_their_options(script: Script, tmp_path: Path) -> None:
 
 
 def test_the_kernels_benchmark_takes_its_words(script: Script, tmp_path: Path) -> None:
-    words = [c.words[3:] for c in commands(script, tmp_path) if "peftserve.kernels.bench" in c.words]
+    words = [c.words[3:] for c in commands(script, tmp_path) if "benchmarks.kernels" in c.words]
     assert len(words) >= 4
     for each in words:
         make_parser().parse_args(each)

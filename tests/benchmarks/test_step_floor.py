@@ -4,7 +4,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from peftserve.kernels.bench.cost import Machine
+from benchmarks.kernels.cost import Machine
 
 Script = Callable[[str], ModuleType]
 LAYER = 2 * (4096 * (6144 + 4096 + 28672) + 14336 * 4096)  # bytes of a layer's weights in bf16

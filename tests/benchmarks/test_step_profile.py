@@ -43,7 +43,7 @@ def test_the_host_is_timed_by_phase_and_left_as_it_was(script: Script, monkeypat
             time.sleep(0.02)
 
     monkeypatch.setattr(profile, "Engine", Engine, raising=False)
-    places = {"step": "step_profile:Engine.step", "wait": "step_profile:Engine.wait"}
+    places = {"step": "benchmarks.step_profile:Engine.step", "wait": "benchmarks.step_profile:Engine.wait"}
     monkeypatch.setattr(profile, "PHASES", places)
     before = Engine.step
     found = profile.host_profile(lambda: Engine().step(), 3)

@@ -14,9 +14,10 @@ import pytest
 import torch
 from torch import nn
 
-from peftserve.kernels import triton_attention, triton_bypass
-from peftserve.kernels.triton_attention import TritonAttention
-from peftserve.kernels.triton_bypass import TritonBypass
+from peftserve.kernels.attention.triton import backend as triton_attention
+from peftserve.kernels.attention.triton.backend import TritonAttention
+from peftserve.kernels.bypass.triton import backend as triton_bypass
+from peftserve.kernels.bypass.triton.backend import TritonBypass
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine, assembly
 from peftserve.server.engine.adapters import service
@@ -57,7 +58,7 @@ def run_on_kernels(monkeypatch: pytest.MonkeyPatch, cuda: Any) -> None:
     ):
         monkeypatch.setattr(module, name, kernel)
     for module in (triton_attention, triton_bypass):
-        monkeypatch.setattr(module, "_multiprocessors", lambda device: MULTIPROCESSORS)
+        monkeypatch.setattr(module, "multiprocessors", lambda device: MULTIPROCESSORS)
     monkeypatch.setattr(assembly, "make_attention_backend", make_attention)
     monkeypatch.setattr(service, "make_bypass_backend", TritonBypass)
     monkeypatch.setattr(assembly, "make_recorder", graphs.CudaRecorder)

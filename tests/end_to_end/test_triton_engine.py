@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from peftserve.kernels.attention import Limits
-from peftserve.kernels.flash import Packed, sdpa_flash
-from peftserve.kernels.mixed_attention import MixedAttention
-from peftserve.kernels.triton_attention import TritonAttention
-from peftserve.kernels.triton_bypass import TritonBypass
+from peftserve.kernels.attention.flash.backend import MixedAttention
+from peftserve.kernels.attention.flash.calls import Packed, sdpa_flash
+from peftserve.kernels.attention.layout import Limits
+from peftserve.kernels.attention.triton.backend import TritonAttention
+from peftserve.kernels.bypass.triton.backend import TritonBypass
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine, assembly
 from peftserve.server.engine.adapters import service

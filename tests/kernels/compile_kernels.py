@@ -20,13 +20,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from peftserve.kernels import attention_tiles
-from peftserve.kernels.attention import AttentionLayer
-from peftserve.kernels.attention_kernels import attention_kernel
-from peftserve.kernels.triton_best_number import BLOCK, WARPS, best_number_kernel
-from peftserve.kernels.triton_bypass import compile_options
-from peftserve.kernels.triton_kernels import bypass_kernel
-from peftserve.kernels.tuning import Blocks, defaults
+from peftserve.kernels.attention.layout import AttentionLayer
+from peftserve.kernels.attention.triton import tiles as attention_tiles
+from peftserve.kernels.attention.triton.kernels import attention_kernel
+from peftserve.kernels.bypass.triton.backend import compile_options
+from peftserve.kernels.bypass.triton.kernels import bypass_kernel
+from peftserve.kernels.bypass.triton.tuning import Blocks, defaults
+from peftserve.kernels.sampling.triton_best_number import BLOCK, WARPS, best_number_kernel
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),

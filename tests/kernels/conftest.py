@@ -8,10 +8,10 @@ from types import ModuleType
 import pytest
 import torch
 
-from peftserve.kernels.attention import AttentionBackend, AttentionLayer, Span
-from peftserve.kernels.layout import BlobLayout, BypassBackend, Group, GroupLayout, Rows, Segment
-from peftserve.kernels.naive import naive_delta
-from peftserve.kernels.naive_attention import naive_attend, naive_write
+from peftserve.kernels.attention.layout import AttentionBackend, AttentionLayer, Span
+from peftserve.kernels.attention.reference import naive_attend, naive_write
+from peftserve.kernels.bypass.layout import BlobLayout, BypassBackend, Group, GroupLayout, Rows, Segment
+from peftserve.kernels.bypass.reference import naive_delta
 
 DEVICE = "cpu"  # of the tensors of all cases; what --device says, from before the first test on
 

@@ -24,7 +24,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from peftserve.adapters.bypass import Bypass, SideAttention
 from peftserve.adapters.primitives import Primitive, Replacement
-from peftserve.kernels.ops import Op, Phase, chained
+from peftserve.kernels.ops.formulas import Op, Phase, chained
 
 from .reference import Greedy
 

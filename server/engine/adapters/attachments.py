@@ -6,8 +6,8 @@ from itertools import takewhile
 import torch
 from torch import nn
 
-from peftserve.kernels.layout import BypassBackend, Segment
-from peftserve.kernels.side import SideOps
+from peftserve.kernels.bypass.layout import BypassBackend, Segment
+from peftserve.kernels.ops.side import SideOps
 
 from .packing import AdapterLayout, SiteGroups
 from .preparation import Form, KeysAndValues, Preparation, PreparedAdapter, SideView

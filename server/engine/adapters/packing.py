@@ -14,7 +14,7 @@ import torch
 
 from peftserve.adapters.bypass import Bypass
 from peftserve.adapters.primitives import LowRank, Primitive, Replacement
-from peftserve.kernels.layout import BlobLayout, Group, GroupLayout
+from peftserve.kernels.bypass.layout import BlobLayout, Group, GroupLayout
 
 _NOTHING: Mapping[str, int] = {}
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from peftserve.kernels.layout import BlobLayout, BypassBackend, Prepared
-from peftserve.kernels.ops import Op
+from peftserve.kernels.bypass.layout import BlobLayout, BypassBackend, Prepared
+from peftserve.kernels.ops.formulas import Op
 
 from .packing import AdapterLayout, OpLayout, SiteGroups
 from .riding import Ops, split

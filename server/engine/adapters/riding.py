@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from peftserve.kernels.layout import BlobLayout, GroupLayout
-from peftserve.kernels.ops import FORMULAS, Phase
-from peftserve.kernels.side import is_sum
+from peftserve.kernels.bypass.layout import BlobLayout, GroupLayout
+from peftserve.kernels.ops.formulas import FORMULAS, Phase
+from peftserve.kernels.ops.side import is_sum
 
 from .packing import OpLayout, Place, SiteGroups
 

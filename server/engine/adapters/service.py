@@ -15,10 +15,10 @@ from peftserve.adapters.bypass import KVPrefix
 from peftserve.adapters.errors import AdapterDamaged, AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
 from peftserve.adapters.files import content_digest
 from peftserve.adapters.peft.compile import CompiledAdapter, compile_adapter
-from peftserve.kernels.attention import AttentionLayer
-from peftserve.kernels.bypass import make_bypass_backend
-from peftserve.kernels.side import SideOps
-from peftserve.kernels.step_memory import StepMemory
+from peftserve.kernels.attention.layout import AttentionLayer
+from peftserve.kernels.bypass.factory import make_bypass_backend
+from peftserve.kernels.device.step_memory import StepMemory
+from peftserve.kernels.ops.side import SideOps
 
 from ...config import EngineConfig
 from ...wire.messages import AdapterCard

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from transformers import AttentionInterface
 
-from peftserve.kernels.attention import AttentionBackend, AttentionLayer
-from peftserve.kernels.torch_attention import Prefill, prefill
+from peftserve.kernels.attention.layout import AttentionBackend, AttentionLayer
+from peftserve.kernels.attention.torch.backend import Prefill, prefill
 
 from .callouts import Call, call_out
 from .errors import UnservableModel

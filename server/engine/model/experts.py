@@ -19,8 +19,8 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from peftserve.adapters.peft.plain import is_plain
 from peftserve.adapters.sites import ExpertParameter
-from peftserve.kernels.experts import add_expert_low_rank_
-from peftserve.kernels.site_plan import Part
+from peftserve.kernels.ops.experts import add_expert_low_rank_
+from peftserve.kernels.ops.site_plan import Part
 
 from .callouts import Call, call_out
 

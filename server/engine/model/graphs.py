@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from tqdm import tqdm
 
-from peftserve.kernels.cuda_graphs import capture
+from peftserve.kernels.device.cuda_graphs import capture
 
 from .inputs import StepInputs
 

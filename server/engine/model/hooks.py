@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from peftserve.kernels.layout import BypassBackend
-from peftserve.kernels.ops import Phase
-from peftserve.kernels.side import SideOps
-from peftserve.kernels.site_plan import SitePlan
+from peftserve.kernels.bypass.layout import BypassBackend
+from peftserve.kernels.ops.formulas import Phase
+from peftserve.kernels.ops.side import SideOps
+from peftserve.kernels.ops.site_plan import SitePlan
 
 from ..adapters.packing import SiteGroups
 from .callouts import Call, call_out, is_traced

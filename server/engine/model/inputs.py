@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from peftserve.kernels.attention import Ints
-from peftserve.kernels.step_memory import ALIGNMENT, StepMemory
+from peftserve.kernels.device.step_memory import ALIGNMENT, StepMemory
+from peftserve.kernels.integers import Ints
 
 from ..scheduling.sequence import UNKNOWN
 from ..scheduling.sequence import Sequence as EngineSequence

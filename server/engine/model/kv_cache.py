@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from peftserve.kernels.attention import AttentionLayer
+from peftserve.kernels.attention.layout import AttentionLayer
 
 
 def elements_per_token(layer: AttentionLayer) -> int:

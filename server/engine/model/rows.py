@@ -10,8 +10,9 @@ from operator import attrgetter
 
 import numpy as np
 
-from peftserve.kernels.attention import Ints, SpanTable
-from peftserve.kernels.layout import Segment
+from peftserve.kernels.attention.layout import SpanTable
+from peftserve.kernels.bypass.layout import Segment
+from peftserve.kernels.integers import Ints
 
 from ..scheduling.batch import Batch, Lineup, Span
 from ..scheduling.sequence import Lease

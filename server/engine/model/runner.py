@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import PreTrainedModel
 
-from peftserve.kernels.attention import AttentionBackend
+from peftserve.kernels.attention.layout import AttentionBackend
 
 from ..adapters.attachments import Attachments
 from ..sampling import Append

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import torch
 
-from peftserve.kernels.attention import Limits
+from peftserve.kernels.attention.layout import Limits
 
 from ...wire.messages import SamplingParams
 from ..scheduling.batch import Batch, Span

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from peftserve.adapters.sites import Site, SiteKind, SiteTable
-from peftserve.kernels.layout import Group, Rows
+from peftserve.kernels.bypass.layout import Group, Rows
 
 from ..adapters.packing import SiteGroups
 from .experts import expert_parameters, is_dispatched, is_experts

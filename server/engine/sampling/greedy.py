@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from peftserve.kernels.best_number import best_number_ids, naive_best_number_ids
+from peftserve.kernels.sampling.best_number import best_number_ids, naive_best_number_ids
 
 from .. import staging
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from peftserve.kernels import best_number
+from peftserve.kernels.sampling import best_number
 
 from ...wire.messages import TokenLogprobs
 from .. import staging

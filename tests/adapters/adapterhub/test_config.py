@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from peftserve.adapters.adapterhub.config import ACTIVATIONS, Form
 from peftserve.adapters.errors import AdapterError, InvalidAdapter, UnsupportedAdapter
 from peftserve.adapters.peft.config import AdapterHubConfig, parse_config
-from peftserve.kernels import ops
+from peftserve.kernels.ops import formulas as ops
 
 SAVED = json.loads((Path(__file__).parent / "fixture/llama/houlsby/adapter_config.json").read_text())
 

@@ -8,11 +8,11 @@ from types import ModuleType
 import pytest
 import torch
 
-from peftserve.kernels.bench.check import Reference
-from peftserve.kernels.bench.contender import Contender
-from peftserve.kernels.bench.roster import load_peers
-from peftserve.kernels.bench.steps import Scenario, Shape, Step, make_step
-from peftserve.kernels.layout import Group
+from benchmarks.kernels.check import Reference
+from benchmarks.kernels.contender import Contender
+from benchmarks.kernels.roster import load_peers
+from benchmarks.kernels.steps import Scenario, Shape, Step, make_step
+from peftserve.kernels.bypass.layout import Group
 
 FOLDER = Path(__file__).parents[3] / "benchmarks" / "peers"
 SHAPE = Shape(1, (Group(64, (96, 32)),))
@@ -36,7 +36,7 @@ class Peers:
     def contender(self, name: str) -> Contender:
         """vLLM and SGLang are there for whoever unpacked them: 300 MB are not downloaded for a test."""
         if name not in self.contenders:
-            pytest.skip("needs what `python benchmarks/peers/wheels.py` unpacks, and Triton's interpreter")
+            pytest.skip("needs what `python -m benchmarks.peers.wheels` unpacks, and Triton's interpreter")
         return self.contenders[name]
 
 

@@ -3,7 +3,7 @@ from typing import Any
 
 import torch
 
-from peftserve.kernels.bench.steps import Scenario
+from benchmarks.kernels.steps import Scenario
 
 
 def test_grouped_products_add_what_the_formula_says(kit: ModuleType, peers: Any, scenario: Scenario) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 
-from peftserve.kernels.bench.steps import Adapter, Scenario, Step
+from benchmarks.kernels.steps import Adapter, Scenario, Step
 
 
 def test_the_loop_adds_what_the_formula_says(kit: ModuleType, peers: Any, scenario: Scenario) -> None:

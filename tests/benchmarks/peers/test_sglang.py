@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from peftserve.kernels.bench.steps import Scenario
+from benchmarks.kernels.steps import Scenario
 
 # torch.compile, a decorator of some of SGLang's functions, imports what torch itself says is deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from peftserve.kernels.bench.steps import Scenario
+from benchmarks.kernels.steps import Scenario
 
 
 def test_vllm_adds_what_the_formula_says(

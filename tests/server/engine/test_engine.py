@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from peftserve.kernels import torch_attention
+from peftserve.kernels.attention.torch import backend as torch_attention
 from peftserve.server.engine.model.errors import UnservableModel
 
 MakeBench = Callable[..., Any]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from peftserve.kernels.attention import AttentionLayer
+from peftserve.kernels.attention.layout import AttentionLayer
 from peftserve.server.engine import memory
 from peftserve.server.engine.memory import adapter_elements, free_bytes, kv_pages
 from peftserve.server.wire.launch import engine_environment

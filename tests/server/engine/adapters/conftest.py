@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from peftserve.kernels.layout import GroupLayout
+from peftserve.kernels.bypass.layout import GroupLayout
 from peftserve.server.engine.adapters.packing import AdapterLayout, Blob
 
 

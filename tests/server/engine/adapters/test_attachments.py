@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from peftserve.kernels.layout import BlobLayout, Group, GroupLayout, Rows, Segment
-from peftserve.kernels.side import SideOps
+from peftserve.kernels.bypass.layout import BlobLayout, Group, GroupLayout, Rows, Segment
+from peftserve.kernels.ops.side import SideOps
 from peftserve.server.engine.adapters.attachments import Attachments
 from peftserve.server.engine.adapters.packing import AdapterLayout, OpLayout, Place, SiteGroups
 

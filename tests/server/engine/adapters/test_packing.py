@@ -5,8 +5,8 @@ import torch
 
 from peftserve.adapters.bypass import Bypass
 from peftserve.adapters.primitives import LowRank, SharedLowRank
-from peftserve.kernels.layout import Group, Rows, Segment
-from peftserve.kernels.naive import naive_delta
+from peftserve.kernels.bypass.layout import Group, Rows, Segment
+from peftserve.kernels.bypass.reference import naive_delta
 from peftserve.server.engine.adapters.packing import ALIGNMENT, SiteGroups, pack
 
 SITES = SiteGroups(

@@ -10,10 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from peftserve.adapters import primitives as p
 from peftserve.adapters.bypass import Bypass, KVPrefix, SideAttention
-from peftserve.kernels.layout import Group, Rows, Segment
-from peftserve.kernels.side import SideOps
-from peftserve.kernels.torch_bypass import TorchBypass
-from peftserve.kernels.triton_bypass import TritonBypass
+from peftserve.kernels.bypass.layout import Group, Rows, Segment
+from peftserve.kernels.bypass.torch.backend import TorchBypass
+from peftserve.kernels.bypass.triton.backend import TritonBypass
+from peftserve.kernels.ops.side import SideOps
 from peftserve.server.engine.adapters.attachments import Attachments
 from peftserve.server.engine.adapters.packing import AdapterLayout, SiteGroups, pack
 

@@ -2,7 +2,7 @@ from collections.abc import Mapping
 
 import torch
 
-from peftserve.kernels.layout import Group, GroupLayout
+from peftserve.kernels.bypass.layout import Group, GroupLayout
 from peftserve.server.engine.adapters.packing import OpLayout, Place, SiteGroups
 from peftserve.server.engine.adapters.riding import conflict, needs_whole, split
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from peftserve.kernels.attention import AttentionLayer
-from peftserve.kernels.layout import Segment
-from peftserve.kernels.step_memory import StepMemory
-from peftserve.kernels.torch_attention import TorchAttention
+from peftserve.kernels.attention.layout import AttentionLayer
+from peftserve.kernels.attention.torch.backend import TorchAttention
+from peftserve.kernels.bypass.layout import Segment
+from peftserve.kernels.device.step_memory import StepMemory
 from peftserve.server.engine.model.attention import PagedAttention
 from peftserve.server.engine.model.inputs import InputMemory
 from peftserve.server.engine.model.kv_cache import KVCache

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from peftserve.kernels.attention import AttentionLayer
+from peftserve.kernels.attention.layout import AttentionLayer
 from peftserve.server.engine.model.attention import PagedAttention
 from peftserve.server.engine.model.errors import UnservableModel
 from peftserve.server.engine.model.kv_cache import KVCache

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from peftserve.kernels.layout import Group
+from peftserve.kernels.bypass.layout import Group
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine, assembly
 from peftserve.server.engine.adapters.packing import SiteGroups

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from peftserve.kernels.layout import Rows
-from peftserve.kernels.side import SideOps
+from peftserve.kernels.bypass.layout import Rows
+from peftserve.kernels.ops.side import SideOps
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine.model.hooks import BypassHooks
 from peftserve.server.engine.model.loading import LoadedModel, load_model

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from peftserve.kernels.step_memory import StepMemory
+from peftserve.kernels.device.step_memory import StepMemory
 from peftserve.server.engine.model.inputs import Feed, InputMemory, StepInputs, ranges
 from peftserve.server.engine.model.rows import RunningRows
 from peftserve.server.engine.scheduling.batch import Batch, Lineup, Span

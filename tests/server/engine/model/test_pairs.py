@@ -16,14 +16,14 @@ from torch import nn
 
 from peftserve.adapters import primitives as p
 from peftserve.adapters.bypass import Bypass
-from peftserve.kernels.calibration import costs_of
-from peftserve.kernels.costs import Cost, Costs
-from peftserve.kernels.layout import BlobLayout, Group, GroupLayout, Rows, Segment
-from peftserve.kernels.ops import FORMULAS, Op, Phase
-from peftserve.kernels.products import PLAIN, WIDE
-from peftserve.kernels.side import STACKED_ROWS, SideOps
-from peftserve.kernels.slices import DOTS, ROWWISE, SUMS
-from peftserve.kernels.torch_bypass import TorchBypass
+from peftserve.kernels.bypass.layout import BlobLayout, Group, GroupLayout, Rows, Segment
+from peftserve.kernels.bypass.torch.backend import TorchBypass
+from peftserve.kernels.bypass.torch.calibration import costs_of
+from peftserve.kernels.bypass.torch.costs import Cost, Costs
+from peftserve.kernels.bypass.torch.products import PLAIN, WIDE
+from peftserve.kernels.bypass.torch.slices import DOTS, ROWWISE, SUMS
+from peftserve.kernels.ops.formulas import FORMULAS, Op, Phase
+from peftserve.kernels.ops.side import STACKED_ROWS, SideOps
 from peftserve.server.engine.adapters.attachments import Attachments
 from peftserve.server.engine.adapters.packing import SiteGroups, pack
 from peftserve.server.engine.model.hooks import BypassHooks

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from peftserve.kernels.layout import Segment
+from peftserve.kernels.bypass.layout import Segment
 from peftserve.server.engine.model.rows import RunningRows, StepRows
 from peftserve.server.engine.scheduling.batch import Batch, Lineup, Span
 from peftserve.server.engine.scheduling.sequence import Lease, Sequence

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from peftserve.kernels import torch_attention
-from peftserve.kernels.layout import Segment
+from peftserve.kernels.attention.torch import backend as torch_attention
+from peftserve.kernels.bypass.layout import Segment
 from peftserve.server.engine.model.kv_cache import KVCache
 from peftserve.server.engine.sampling import Append
 from peftserve.server.engine.scheduling.batch import Batch, Span

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from peftserve.kernels.attention import Limits, Span
-from peftserve.kernels.step_memory import StepMemory
-from peftserve.kernels.torch_attention import TorchAttention
+from peftserve.kernels.attention.layout import Limits, Span
+from peftserve.kernels.attention.torch.backend import TorchAttention
+from peftserve.kernels.device.step_memory import StepMemory
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine.model.errors import UnservableModel
 from peftserve.server.engine.model.inputs import InputMemory

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from peftserve.adapters.sites import Site, SiteKind
-from peftserve.kernels.layout import Group, Rows
+from peftserve.kernels.bypass.layout import Group, Rows
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine.model.loading import LoadedModel, load_model
 from peftserve.server.engine.model.sites import TracedSites

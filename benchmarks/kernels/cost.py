@@ -1,0 +1,84 @@
+"""The least time that the bypasses of a step can take: bytes over bandwidth or FLOPs over peak, whichever is more.
+
+Bytes are those that no implementation gets round: every active A and B once, each group's input once, and each site's
+output read and written once, because the base's product is in memory before the bypass is added to it. What is between
+the two products is not counted. Bandwidth and peak are measured in the same run, by a plain read and a square GEMM.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+
+from peftserve.kernels.bypass.layout import Group
+
+from .steps import Scenario
+
+
+class Share(NamedTuple):
+    """One adapter's part of a step: its rank at every site, and its tokens."""
+
+    rank: int
+    tokens: int
+
+
+class Cost(NamedTuple):
+    """factors, activations: bytes."""
+
+    factors: int
+    activations: int
+    flops: int
+
+    @property
+    def num_bytes(self) -> int:
+        return self.factors + self.activations
+
+
+class Machine(NamedTuple):
+    """bandwidth: bytes per second. peak: FLOPs per second."""
+
+    bandwidth: float
+    peak: float
+
+    def seconds(self, cost: Cost) -> float:
+        return max(cost.num_bytes / self.bandwidth, cost.flops / self.peak)
+
+
+def shares_of(scenario: Scenario) -> list[Share]:
+    return [Share(scenario.ranks[s.slot], s.end - s.start) for s in scenario.segments]
+
+
+def cost_of(groups: Sequence[Group], shares: Sequence[Share], dtype: torch.dtype) -> Cost:
+    """Of one step. An adapter without tokens is not read."""
+    active = [share for share in shares if share.tokens]
+    tokens = sum(share.tokens for share in active)
+    factors = activations = flops = 0
+    for group in groups:
+        sites, width_out = len(group.out_features), sum(group.out_features)
+        for rank, rows in active:
+            elements = rank * (sites * group.in_features + width_out)
+            factors += elements
+            flops += 2 * rows * elements
+        activations += tokens * (group.in_features + 2 * width_out)
+    return Cost(factors * dtype.itemsize, activations * dtype.itemsize, flops)
+
+
+def measure_machine(device: str, dtype: torch.dtype) -> Machine:
+    """The best of several rounds: what the machine can do, not what it does on average."""
+    data = torch.ones(1 << (26 if device == "cpu" else 29), dtype=torch.float32, device=device)
+    size = 1024 if device == "cpu" else 8192
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    read, multiply = _seconds(data.sum, device), _seconds(lambda: left @ right, device)
+    return Machine(data.nbytes / read, 2 * size**3 / multiply)
+
+
+def _seconds(run: Callable[[], object], device: str) -> float:
+    def once() -> float:
+        start = time.perf_counter()
+        run()
+        if device != "cpu":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    return min(once() for _ in range(10))

@@ -1,0 +1,39 @@
+"""Our backend as a contender, with the factors where the step has them."""
+
+from functools import partial
+
+from peftserve.kernels.bypass.factory import make_bypass_backend
+from peftserve.kernels.bypass.layout import BlobLayout, BypassBackend, GroupLayout
+
+from .contender import Run
+from .steps import Adapter, Step
+
+
+class Ours:
+    name = "ours"
+    version = ""
+
+    def prepare(self, step: Step) -> Run:
+        rows, slots = step.scenario.tokens, len(step.adapters)
+        backend = make_bypass_backend(step.arena, step.groups, max_rows=rows, max_slots=slots)
+        attach_all(backend, step)
+        return partial(add_all, backend, step)
+
+
+def attach_all(backend: BypassBackend, step: Step) -> None:
+    for slot, adapter in enumerate(step.adapters):
+        backend.attach(slot, backend.prepare(0, layout_of(adapter)))
+    backend.begin(step.scenario.segments, [])
+
+
+def add_all(backend: BypassBackend, step: Step) -> None:
+    for index, x, outputs in step.calls():
+        backend.add_(index, x, outputs)
+
+
+def layout_of(adapter: Adapter) -> BlobLayout:
+    """Where the adapter's factors are, from the start of the arena."""
+    return {
+        index: GroupLayout(int(a.storage_offset()), (adapter.rank,) * len(b), tuple(int(f.storage_offset()) for f in b))
+        for index, (a, b) in enumerate(zip(adapter.a, adapter.b, strict=True))
+    }

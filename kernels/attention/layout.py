@@ -1,0 +1,128 @@
+"""What a step asks of paged attention, and what a backend is. Knows no model and no scheduler.
+
+A layer's cache is keys (pages, page_size, kv_heads, key_dim) and values (pages, page_size, kv_heads, value_dim), both
+contiguous. Position p of a sequence lies in its page p // page_size, at place p % page_size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, overload
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..integers import Ints
+
+Pages = Sequence[int] | npt.NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class AttentionLayer:
+    """One layer's heads, and how it turns products into weights.
+
+    scale: of the products, positive. window: keys that a query sees, itself included; None for all. softcap: scores
+    are bent to within plus and minus it (Gemma 2, arXiv:2408.00118). sinks: whether each head has a logit that joins
+    the softmax's denominator and has no value (gpt-oss).
+    """
+
+    heads: int
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    sinks: bool = False
+
+    @property
+    def group(self) -> int:
+        """Query heads of each kv head."""
+        return self.heads // self.kv_heads
+
+
+class Span(NamedTuple):
+    """Consecutive tokens of one sequence: rows [row, row + rows) of the step, the last of its `total` positions.
+
+    One row is a decode. pages: those of all `total` positions, in order, and perhaps more; pages that no row's window
+    reaches may be any number. A list that the last step had too has not changed since, but for what was added to its
+    end.
+    """
+
+    row: int
+    rows: int
+    total: int
+    pages: Pages
+
+
+class SpanTable(Sequence[Span]):
+    """The spans of a step by columns, which cost nothing to make where there are arrays. row, rows, total: (spans,)."""
+
+    def __init__(self, row: Ints, rows: Ints, total: Ints, pages: Sequence[Pages]) -> None:
+        self.columns = (row, rows, total, pages)
+
+    def __len__(self) -> int:
+        return len(self.columns[3])
+
+    @overload
+    def __getitem__(self, index: int) -> Span: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Span]: ...
+    def __getitem__(self, index: int | slice) -> Span | list[Span]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        row, rows, total, pages = self.columns
+        return Span(int(row[index]), int(rows[index]), int(total[index]), pages[index])
+
+
+def columns_of(spans: Sequence[Span]) -> tuple[Ints, Ints, Ints, Sequence[Pages]]:
+    """Row, rows and total of each span, and its pages."""
+    if isinstance(spans, SpanTable):
+        return spans.columns
+    row, rows, total, pages = zip(*spans, strict=True) if spans else ((), (), (), ())
+    return *(np.array(column, dtype=np.int64) for column in (row, rows, total)), pages  # type: ignore[return-value]
+
+
+class Limits(NamedTuple):
+    """The most of any step. rows: tokens. spans: sequences. positions: of a sequence."""
+
+    rows: int
+    spans: int
+    positions: int
+
+
+class AttentionBackend(Protocol):
+    """begin once a step, then attend once for each layer.
+
+    reads_whole_pages: what lies in a sequence's last page beyond its tokens must be finite, though it counts for
+    nothing.
+    """
+
+    reads_whole_pages: bool
+
+    def begin(self, spans: Sequence[Span], *, capacity: int | None = None) -> None:
+        """capacity: rows that the launches are for, if not just those of the step: what a graph is captured with.
+
+        The spans cover the first rows. Rows beyond are not written to the cache, and their outputs are 0.
+        Raises ValueError if spans need more than their pages or the capacity.
+        """
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        sinks: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Store the step's key and value in a layer's cache. Returns (rows, heads, value_dim), contiguous.
+
+        query: (1, heads, rows, key_dim), key and value: (1, kv_heads, rows, dim), of any strides. keys, values: the
+        layer's cache. sinks: (heads,), for a layer that has them.
+
+        Each row sees the positions of its sequence up to its own, within the layer's window, as the cache holds them.
+        Sequences may share pages that the step fills if they are those of a span of several rows. What a span of one
+        row stores is for its own eyes until the next step.
+        """

@@ -1,0 +1,1 @@
+"""The bypasses in torch operators, for CPUs."""

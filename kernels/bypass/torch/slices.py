@@ -1,0 +1,62 @@
+"""A segment of the step and how it is served; on its own, by one shrink for the group and one expand for each site."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from ..layout import Group
+from .factors import Factors
+from .products import EXPANDS, PLAIN, SHRINKS
+
+ROWWISE, DOTS, SUMS = "rowwise", "dots", "sums"
+SHORT = 4
+"""Rows up to which a segment is short: then views and calls cost more than one pass more over what it adds."""
+
+
+class Way(NamedTuple):
+    """How a segment is served. shrink: PLAIN, WIDE, or DOTS. expand: PLAIN, WIDE, ROWWISE or SUMS.
+
+    DOTS and SUMS are in bags (`bags.py`); ROWWISE, and PLAIN of short segments, are packed (`packed.py`).
+    """
+
+    shrink: str
+    expand: str
+
+
+class Slice(NamedTuple):
+    """Rows [start, end) of the step go through `factors`, and their delta is multiplied by `weight`."""
+
+    factors: Factors
+    weight: float
+    start: int
+    end: int
+    way: Way
+
+    @property
+    def packed(self) -> bool:
+        short = self.end - self.start <= SHORT and not self.factors.gather
+        return short and self.way.shrink == PLAIN and self.way.expand in (PLAIN, ROWWISE)
+
+    def shrink(self, x: torch.Tensor) -> torch.Tensor:
+        """(end - start, sum of ranks), weighted; in the arena's dtype, or in fp32 where the way is wide."""
+        rows, a = self._rows(x), self.factors.a
+        h = a.index_select(0, rows) if self.factors.gather else SHRINKS[self.way.shrink](rows, a)
+        return h if self.weight == 1 else h.mul_(self.weight)
+
+    def add_(self, x: torch.Tensor, outputs: Sequence[torch.Tensor | None]) -> None:
+        """Add the deltas of all sites to their outputs."""
+        h, expand_ = self.shrink(x), EXPANDS[self.way.expand]
+        parts = h.split_with_sizes(self.factors.ranks, 1) if len(outputs) > 1 else (h,)
+        for part, b, rank, y in zip(parts, self.factors.b, self.factors.ranks, outputs, strict=True):
+            if rank and y is not None:
+                expand_(self._rows(y), part, b)
+
+    def _rows(self, whole: torch.Tensor) -> torch.Tensor:
+        """A view costs as much as a small product."""
+        return whole if self.end - self.start == whole.shape[0] else whole[self.start : self.end]
+
+
+def kind_of(group: Group, slices: Sequence[Slice]) -> object:
+    """Equal for groups whose work differs only in where the factors lie."""
+    return group, tuple((s.start, s.end, s.weight, s.way, s.factors.ranks) for s in slices)

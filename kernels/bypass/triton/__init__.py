@@ -1,0 +1,1 @@
+"""The bypasses in Triton, for GPUs."""

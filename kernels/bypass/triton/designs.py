@@ -1,0 +1,56 @@
+"""How the two launches of a group are cut into blocks and compiled. Knows no device and no step."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Shrink:
+    """h = x Aᵀ: a block takes `ranks` of one adapter over `part` input features, for one tile of rows.
+
+    step: features at a time, at most `part`; equal where all loads of a block are in flight at once.
+    """
+
+    ranks: int
+    part: int
+    step: int
+    warps: int
+    stages: int = 1
+
+
+@dataclass(frozen=True)
+class Expand:
+    """y += h B: a block takes `columns` output features of one site, `walked` times one after the other.
+
+    ranks: at a time. Where it walks, h is added up once, and B comes through a loop of so many stages.
+    """
+
+    ranks: int
+    columns: int
+    walked: int
+    warps: int
+    stages: int = 1
+
+
+@dataclass(frozen=True)
+class Design:
+    """rows: of a tile, at most; 1: sums of products, without tensor cores. 16 and more: `tl.dot`.
+
+    early: launched before the kernel ahead has ended (programmatic dependent launch, from sm_90 on). beside: shrink on
+    a second stream, beside the base's product.
+    """
+
+    rows: int
+    shrink: Shrink
+    expand: Expand
+    early: bool = False
+    beside: bool = False
+
+
+def rows_apart() -> Design:
+    """For steps where each row has an adapter of its own."""
+    return Design(1, Shrink(16, 256, 256, warps=4), Expand(16, 512, 1, warps=2), early=True)
+
+
+def rows_in_tiles() -> Design:
+    """For steps where adapters have several rows."""
+    return Design(16, Shrink(16, 1024, 128, warps=2, stages=4), Expand(16, 128, 4, warps=4, stages=3))

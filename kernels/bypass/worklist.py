@@ -1,0 +1,146 @@
+"""The step's work as lists that the Triton kernel reads from device memory. Host only, no torch.
+
+A tile is a run of rows that the same segments cover, cut to a block's length. One program owns a tile's block of y and
+adds what its segments give, in their order: mixtures need no atomics and no second pass. An entry is one segment's part
+of a tile, and a unit is some ranks of an entry: as many as a program of shrink takes at once.
+
+All groups of the same rows share a list, whatever ranks an adapter has on them: it counts each one's largest, and a
+unit beyond those of a group has nothing to do there. So lists grow with the step's segments and not with the model. All
+are records of RECORD_FIELDS int32, addressed by their index in one table, which begins with one header for each group:
+
+    header   first unit, units, first tile, tiles, split, elements of h of one split
+    unit     slot, first row, rows, place of its entry in h, first rank, tile, bits of the fp32 weight, width of h
+    tile     first row, rows, first entry, entries, units
+    entry    slot, place in h, width of h, bits of the fp32 weight
+
+Units count tiles from their list's first. An entry's h is (rows, width), the width being the slot's largest rank of any
+group, which is the sum over its sites.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..integers import Ints, N, cdiv, ranges, round_up
+from .layout import Segment
+
+RECORD_FIELDS = 8
+_H_ALIGNMENT = 4  # elements
+
+Records = npt.NDArray[np.int32]
+
+
+class Entries(NamedTuple):
+    """The entries of a step, by tile. tile, slot, row, rows: (entries,). weight: (entries,), bits of fp32."""
+
+    tile: Ints
+    slot: Ints
+    row: Ints
+    rows: Ints
+    weight: Ints
+
+
+class Lists(NamedTuple):
+    """units, tiles, entries: records whose places count from their own first. h_size: elements of h of one split."""
+
+    units: Ints
+    tiles: Ints
+    entries: Ints
+    h_size: int
+
+
+class WorkList(NamedTuple):
+    """headers: (groups, RECORD_FIELDS) int32. lists: (n, RECORD_FIELDS) int32, of all that the headers lead to.
+
+    num_tiles: of the longest list. h_size: most elements of h of any group.
+    """
+
+    headers: Records
+    lists: Records
+    num_tiles: int
+    h_size: int
+
+
+def cut(segments: Sequence[Segment], block_m: int) -> Entries:
+    """Tiles of at most `block_m` rows, in the order of their rows."""
+    start, end, first, members = _runs(segments)
+    tiles = cdiv(end - start, block_m)
+    run = np.repeat(np.arange(len(start)), tiles)
+    row = start[run] + ranges(tiles) * block_m
+    rows = np.minimum(end[run] - row, block_m)
+    counts = np.diff(first)[run]
+    tile = np.repeat(np.arange(len(run)), counts)
+    member = members[first[run][tile] + ranges(counts)]
+    slot = np.array([s.slot for s in segments], dtype=np.int64)[member]
+    weight = np.array([s.weight for s in segments], dtype=np.float32).view(np.int32)[member]
+    return Entries(tile, slot, row[tile], rows[tile], weight.astype(np.int64))
+
+
+def lists_of(entries: Entries, ranks: Ints, works: npt.NDArray[np.bool_], block_r: int) -> Lists:
+    """The lists of groups where slot s has at most the sum of ranks ranks[s], and anything to do if works[s]."""
+    tile, slot, row, rows, weight = (column[works[entries.slot]] for column in entries)
+    names, first_entry, tile, num_entries = np.unique(tile, return_index=True, return_inverse=True, return_counts=True)
+    rank = ranks[slot]
+    sizes = h_elements(rows * rank)
+    h = np.cumsum(sizes) - sizes
+    blocks = cdiv(rank, block_r)
+    entry, block = np.repeat(np.arange(len(slot)), blocks), ranges(blocks) * block_r
+    units = (slot[entry], row[entry], rows[entry], h[entry], block, tile[entry], weight[entry], rank[entry])
+    num_units = np.bincount(tile, weights=blocks, minlength=len(names)).astype(np.int64)
+    tiles = (row[first_entry], rows[first_entry], first_entry, num_entries, num_units)
+    return Lists(_records(*units), _records(*tiles), _records(slot, h, rank, weight), int(sizes.sum()))
+
+
+def pack(lists: Sequence[Lists], which: Ints, splits: Ints, place: int) -> WorkList:
+    """which: (groups,) the list of each, -1 where a group has no work. place: the record at which the lists begin.
+
+    splits: (groups,) how many parts of the group's input are summed apart.
+    """
+    headers = np.zeros((len(lists) + 1, RECORD_FIELDS), dtype=np.int64)  # the last one: no work
+    parts = [np.zeros((0, RECORD_FIELDS), dtype=np.int64)]
+    for header, (units, tiles, entries, h_size) in zip(headers, lists, strict=False):
+        first_tile = place + len(units)
+        header[:6] = place, len(units), first_tile, len(tiles), 0, h_size
+        place = first_tile + len(tiles)
+        found = tiles.copy()
+        found[:, 2] += place
+        parts += [units, found, entries]
+        place += len(entries)
+    table = headers[which]
+    table[:, 4] = splits  # by which the kernel divides
+    h_size = int((table[:, 4] * table[:, 5]).max(initial=0))
+    records = np.concatenate(parts).astype(np.int32)
+    return WorkList(table.astype(np.int32), records, int(table[:, 3].max(initial=0)), h_size)
+
+
+def most_records(entries: int, rank: int, block_r: int) -> int:
+    """Of the lists for segments of so many rows together. rank: the most of a slot on all sites of a group."""
+    return entries * (2 + cdiv(rank, block_r))
+
+
+def h_elements(used: N) -> N:
+    """That an entry takes, where the next one begins aligned."""
+    return round_up(used, _H_ALIGNMENT)
+
+
+def _runs(segments: Sequence[Segment]) -> tuple[Ints, Ints, Ints, Ints]:
+    """The runs of rows that the same segments cover: start and end of each, and, in compressed rows, their segments."""
+    alive = [(s.start, s.end, index) for index, s in enumerate(segments) if s.start < s.end]
+    if all(one[1] <= other[0] for one, other in pairwise(alive)):  # no mixture: each segment is a run
+        start, end, members = np.array(alive, dtype=np.int64).reshape(-1, 3).T
+        return start, end, np.arange(len(alive) + 1), members
+    bounds = sorted({bound for start, end, _ in alive for bound in (start, end)})
+    runs = [(low, high, [i for start, end, i in alive if start <= low < end]) for low, high in pairwise(bounds)]
+    runs = [run for run in runs if run[2]]
+    first = np.cumsum([0, *(len(covering) for *_, covering in runs)])
+    low, high = np.array([run[:2] for run in runs], dtype=np.int64).reshape(-1, 2).T
+    return low, high, first, np.array([i for *_, covering in runs for i in covering], dtype=np.int64)
+
+
+def _records(*columns: Ints) -> Ints:
+    table = np.zeros((len(columns[0]), RECORD_FIELDS), dtype=np.int64)
+    table[:, : len(columns)] = np.stack(columns, axis=1)
+    return table

@@ -1,0 +1,1 @@
+"""The primitives beside the low-rank bypass: their formulas, and a step's plan of them."""

@@ -1,0 +1,155 @@
+"""One site's work of a step, phase by phase, and how wide the output is for each adapter.
+
+A step may hold an adapter with a larger vocabulary than the base's. The output is then made wider once, and each
+primitive gets the columns that its own adapter knows: the others' formulas never see the rest. Knows no slots and no
+work lists.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from .formulas import Op, Phase
+
+Inputs = Mapping[str, torch.Tensor]
+Module = Callable[[torch.Tensor], torch.Tensor]
+_NONE: Inputs = {}
+
+
+class Part(NamedTuple):
+    """One primitive on rows [start, end) of the step.
+
+    width: columns of the output that it reads and changes; 0 for all of the base's own.
+    """
+
+    op: Op
+    weight: float
+    start: int
+    end: int
+    width: int = 0
+
+    def columns(self, y: torch.Tensor, base_width: int) -> torch.Tensor:
+        """Its rows and columns of an output that may be wider for the sake of others."""
+        return y[self.start : self.end, ..., : self.width or base_width]
+
+
+class Stacked(NamedTuple):
+    """Rows to multiply by or to add, gathered for all segments. rows: a slice where they adjoin, else int64 ids."""
+
+    rows: slice | torch.Tensor
+    values: torch.Tensor
+
+    def add_(self, target: torch.Tensor, factor: torch.Tensor | None) -> None:
+        """`target[rows] += values · factor`; without a factor, `+= values`. Both may be wider than the values are."""
+        width = self.values.shape[-1]
+        target, factor = target[..., :width], None if factor is None else factor[..., :width]
+        if isinstance(self.rows, slice):
+            part = target[self.rows]
+            values = _broadcast(self.values, part)
+            part.add_(values) if factor is None else part.addcmul_(factor[self.rows], values)
+            return
+        values = _broadcast(self.values, target)
+        terms = values if factor is None else values * factor.index_select(0, self.rows)
+        target.index_add_(0, self.rows, terms)
+
+
+@dataclass
+class Terms:
+    """What one phase of one site adds, in the order of the step's segments."""
+
+    parts: list[Part] = field(default_factory=list)
+    stacked: Stacked | None = None
+
+    def apply_(self, phase: Phase, x: torch.Tensor, y: torch.Tensor, base_width: int, inputs: Inputs = _NONE) -> None:
+        """Change y in place; for the input's phase, y is a copy of x. x, y: (rows, ..., width)."""
+        if self.stacked is not None:
+            self.stacked.add_(y, None if phase is Phase.ADD else x if phase is Phase.INPUT else y)
+            return
+        source = y.clone() if phase is not Phase.ADD and overlap(self.parts) else y
+        for part in self.parts:
+            own, rows = part.columns(y, base_width), part.columns(source, base_width)
+            term = part.op((inputs[part.op.source] if part.op.source else x)[part.start : part.end], rows)
+            if phase is not Phase.REPLACE:
+                own.add_(term, alpha=part.weight)
+            elif part.weight == 1 and source is y:
+                own.copy_(term)
+            else:
+                own.add_(term - rows, alpha=part.weight)
+
+
+class Whole(NamedTuple):
+    """An adapter on rows [start, end) whose primitives are no sum, so that only all of what it does has a weight.
+
+    plan: of this adapter alone at weight 1, on these rows counted from 0.
+    """
+
+    plan: "SitePlan"
+    weight: float
+    start: int
+    end: int
+
+    def add_(self, x: torch.Tensor, y: torch.Tensor, inputs: Inputs, module: Module) -> None:
+        """`y[start:end] += weight · (the module with the adapter - the module)`, on the module's own input."""
+        x = x[self.start : self.end]
+        own = {name: tensor[self.start : self.end] for name, tensor in inputs.items()}
+        base = self.plan.widened(module(x))
+        adapted = self.plan.after(x, module(self.plan.before(x)), module, own)
+        y[self.start : self.end, ..., : base.shape[-1]].add_(adapted - base, alpha=self.weight)
+
+
+class SitePlan(NamedTuple):
+    """phases: those that have work. wholes: adapters to be added as a whole, after these.
+
+    width: of the largest vocabulary that replaces the base's own; 0 if none does.
+    """
+
+    phases: Mapping[Phase, Terms]
+    wholes: Sequence["Whole"] = ()
+    width: int = 0
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """Names of the other modules whose input is needed here."""
+        own = {part.op.source for terms in self.phases.values() for part in terms.parts} - {""}
+        return frozenset(own).union(*(whole.plan.sources for whole in self.wholes))
+
+    def before(self, x: torch.Tensor) -> torch.Tensor:
+        """The input that the base is to see: a new tensor, or x itself if no primitive changes it."""
+        if Phase.INPUT not in self.phases:
+            return x
+        changed = x.clone()
+        self.phases[Phase.INPUT].apply_(Phase.INPUT, x, changed, x.shape[-1])
+        return changed
+
+    def widened(self, y: torch.Tensor) -> torch.Tensor:
+        """The base's output with room for the largest vocabulary, of whose tokens the base says 0."""
+        return F.pad(y, (0, self.width - y.shape[-1])) if self.width > y.shape[-1] else y
+
+    def after(self, x: torch.Tensor, y: torch.Tensor, module: Module, inputs: Inputs = _NONE) -> torch.Tensor:
+        """The base's output with all that is added here: y itself, or a new tensor where a vocabulary is larger.
+
+        x, y: (rows, ..., width), or x: (rows,) ids. x is the module's own input. module: the base's for any rows.
+        inputs: those of the sources.
+        """
+        base_width, y = y.shape[-1], self.widened(y)
+        for phase in (Phase.REPLACE, Phase.OUTPUT, Phase.ADD):
+            if phase in self.phases:
+                self.phases[phase].apply_(phase, x, y, base_width, inputs)
+        for whole in self.wholes:
+            whole.add_(x, y, inputs, module)
+        return y
+
+
+def overlap(parts: Sequence[Part]) -> bool:
+    """Whether several parts are on one row."""
+    spans = sorted((part.start, part.end) for part in parts)
+    return any(one[1] > other[0] for one, other in pairwise(spans))
+
+
+def _broadcast(rows: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """rows: (n, width), to the dimensions of target: (n, ..., width)."""
+    return rows.view(rows.shape[0], *([1] * (target.dim() - 2)), rows.shape[1])

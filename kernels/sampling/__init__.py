@@ -1,0 +1,1 @@
+"""What choosing a token needs of the device."""

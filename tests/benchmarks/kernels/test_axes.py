@@ -1,0 +1,31 @@
+import pytest
+import torch
+
+from benchmarks.kernels.axes import AXES, CACHE_BYTES, label, layers_for, scenarios
+from benchmarks.kernels.cost import cost_of, shares_of
+from benchmarks.kernels.steps import SHAPES, Scenario
+
+
+@pytest.mark.parametrize("device", AXES)
+@pytest.mark.parametrize("quick", [False, True])
+def test_every_adapter_has_a_token_and_no_step_comes_twice(device: str, quick: bool) -> None:
+    found = scenarios(device, ("decode", "prefill"), quick=quick)
+    assert len(found) == len(set(found))
+    assert all(len(s.segments) == len(s.ranks) for s in found)
+    assert {s.phase for s in found} == {"decode", "prefill"}
+
+
+def test_mixed_ranks_take_turns() -> None:
+    (found,) = scenarios("cpu", ("decode",), quick=True)
+    assert found.ranks == (8, 16, 32, 64) * 2
+    assert label(found.ranks) == "8-64"
+    assert label((16, 16)) == "16"
+
+
+def test_layers_do_not_fit_the_cache_unless_the_model_does() -> None:
+    shape = SHAPES["llama-8b"]
+    scenario = Scenario("decode", 8, (16,) * 8)
+    layers = layers_for(scenario, shape, torch.float32, "cpu")
+    assert layers < shape.layers
+    assert cost_of(shape.layer * layers, shares_of(scenario), torch.float32).factors >= 2 * CACHE_BYTES
+    assert layers_for(Scenario("decode", 1, (1,)), SHAPES["smollm-135m"], torch.float32, "cpu") == 30
