@@ -33,7 +33,7 @@ Fields = npt.NDArray[np.int32]
 class Shape(NamedTuple):
     """What a plan depends on beside the step. block_m: queries of a tile. block_n: keys that a program takes at once.
 
-    programs: how many run at once. splits: whether keys may be split.
+    programs: how many run at once.
     """
 
     group: int
@@ -42,7 +42,6 @@ class Shape(NamedTuple):
     block_m: int
     block_n: int
     programs: int
-    splits: bool = True
 
 
 class Step(NamedTuple):
@@ -119,7 +118,7 @@ def _places(step: Step, first_page: Ints, position: Ints, page_size: int) -> Int
 
 def most_slots(shape: Shape) -> int:
     """Of any step: where more would hold partial sums, keys are not split."""
-    return _UNITS_OF_SPLITS * shape.programs // shape.kv_heads if shape.splits else 0
+    return _UNITS_OF_SPLITS * shape.programs // shape.kv_heads
 
 
 def most_fields(plans: Sequence[Sequence[Shape]], limits: Limits, page_size: int) -> int:

@@ -21,7 +21,7 @@ class MixedAttention:
 
     own: made for the same layers, with `assisted`. assisted: layers that flash kernels may run. least_rows: of a span
     that they get, two or more. most_keys: that are gathered at once; spans with a past for which there is no room are
-    our own kernel's. Not for the batch-invariant mode: which kernel a row meets depends on how its prompt is cut.
+    our own kernel's.
     """
 
     reads_whole_pages = False

@@ -47,9 +47,8 @@ class TritonAttention:
 
     layers: of the model, by the index that `attend` is given. page_size: a power of two. dtype: of the caches and of
     all that is given. limits: of all steps; what exceeds them is a mistake of the caller's. assisted: layers in which
-    another backend may attend to some spans. batch_invariant: a row's bits depend on its own sequence alone: all steps
-    run in wide tiles, keys are never split, and they are always written first. resident: most programs that fit on a
-    multiprocessor at once, if fewer than tiles are made for. num_programs: how many run at once in all, whatever fits.
+    another backend may attend to some spans. resident: most programs that fit on a multiprocessor at once, if fewer
+    than tiles are made for. num_programs: how many run at once in all, whatever fits.
     """
 
     reads_whole_pages = False
@@ -64,7 +63,6 @@ class TritonAttention:
         *,
         assisted: Collection[int] = (),
         memory: StepMemory | None = None,
-        batch_invariant: bool = False,
         resident: int | None = None,
         num_programs: int | None = None,
     ) -> None:
@@ -74,7 +72,6 @@ class TritonAttention:
         self._layers = tuple(layers)
         self._page_size = page_size
         self._dtype = dtype
-        self._batch_invariant = batch_invariant
         self._resident = resident
         self._num_programs = num_programs
         self._multiprocessors = multiprocessors(device)
@@ -122,10 +119,10 @@ class TritonAttention:
         step = self._steps.step(spans, self._num_rows, self._tables, self._page_size)
         if capacity is not None and step.longest > 1:
             raise ValueError(f"a span of {step.longest} rows: with a capacity each has one")
-        self._writes = step.longest <= 1 and not self._batch_invariant and not elsewhere
+        self._writes = step.longest <= 1 and not elsewhere
         rest = without(step, elsewhere) if elsewhere else step
         steps = [rest if is_assisted else step for is_assisted in self._assisted]
-        self._wide = [self._batch_invariant or one.longest > MOST_NARROW_ROWS for one in steps]
+        self._wide = [one.longest > MOST_NARROW_ROWS for one in steps]
         if not self._shared:
             self._memory.begin()
         self._list(step, steps)
@@ -210,7 +207,7 @@ class TritonAttention:
             keys = new(1, self._page_size, spec.kv_heads, spec.key_dim, dtype=self._dtype)
             values = new(1, self._page_size, spec.kv_heads, spec.value_dim, dtype=self._dtype)
             out = new(1, spec.heads, spec.value_dim, dtype=self._dtype)
-            for wide, writes in ((True, False),) if self._batch_invariant else _FORMS:
+            for wide, writes in _FORMS:
                 self._wide, self._writes = [wide] * len(self._wide), writes
                 tensors = query, key, value, keys, values, out, out
                 kernels.append(self._attend(self._layers.index(spec), *tensors, nothing))
@@ -250,7 +247,7 @@ class TritonAttention:
         )
 
     def _shape(self, layer: AttentionLayer, tiles: Tiles) -> Shape:
-        return shape_of(layer, tiles, self._programs(tiles), splits=not self._batch_invariant)
+        return shape_of(layer, tiles, self._programs(tiles))
 
     def _programs(self, tiles: Tiles) -> int:
         fitting = tiles.programs if self._resident is None else min(tiles.programs, self._resident)

@@ -124,7 +124,7 @@ def best_chunk(blocks: Ints, shape: Shape) -> int:
     round and then rounds of their own.
     """
     most = int(blocks.max(initial=1))
-    if not shape.splits or most <= 1:
+    if most <= 1:
         return max(most, 1)
     chunk = _chunks(most)
     at_once = shape.programs / shape.kv_heads

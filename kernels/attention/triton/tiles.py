@@ -38,8 +38,8 @@ def tiles_for(layer: AttentionLayer, dtype: torch.dtype, *, wide: bool) -> Tiles
     return Tiles(block_m, max(16, min(64, (1 << 14) // width)), warps, programs=8 // warps)
 
 
-def shape_of(layer: AttentionLayer, tiles: Tiles, num_programs: int, *, splits: bool) -> Shape:
-    return Shape(layer.group, layer.kv_heads, layer.window, tiles.block_m, tiles.block_n, num_programs, splits)
+def shape_of(layer: AttentionLayer, tiles: Tiles, num_programs: int) -> Shape:
+    return Shape(layer.group, layer.kv_heads, layer.window, tiles.block_m, tiles.block_n, num_programs)
 
 
 def compile_options(layer: AttentionLayer, tiles: Tiles, page_size: int, *, writes: bool) -> dict[str, Any]:

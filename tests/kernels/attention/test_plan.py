@@ -21,7 +21,6 @@ shapes = st.builds(
     block_m=st.sampled_from([16, 64]),
     block_n=st.sampled_from([16, 64]),
     programs=st.sampled_from([1, 8, 100]),
-    splits=st.booleans(),
 )
 
 

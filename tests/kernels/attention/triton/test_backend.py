@@ -64,7 +64,7 @@ def test_pages_of_any_power_of_two(kit: ModuleType, page_size: int) -> None:
         make(kit, page_size=12)
 
 
-@pytest.mark.parametrize("options", [{}, {"num_programs": 1}, {"batch_invariant": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"num_programs": 1}], ids=str)
 def test_half_precision(kit: ModuleType, options: dict[str, Any]) -> None:
     layer = replace(LAYER, window=60, softcap=3.0, sinks=True)
     case, backend = make(kit, layer, dtype=torch.float16, **options)
@@ -170,7 +170,7 @@ def test_what_the_largest_steps_of_a_large_model_need_is_little(kit: ModuleType)
     """Llama-3.1-8B on a GPU of 132 multiprocessors, as the class says."""
     layer = AttentionLayer(32, 8, 128, 128, 128**-0.5)
     tiles = [tiles_for(layer, torch.bfloat16, wide=wide) for wide in (False, True)]
-    shapes = [shape_of(layer, t, 132 * t.programs, splits=True) for t in tiles]
+    shapes = [shape_of(layer, t, 132 * t.programs) for t in tiles]
     assert max(most_slots(s) * s.kv_heads * s.block_m * 130 * 4 for s in shapes) == pytest.approx(35e6, rel=0.01)
     for rows in (2048, 16384):
         limits = Limits(rows, 256, 131072)
@@ -178,20 +178,14 @@ def test_what_the_largest_steps_of_a_large_model_need_is_little(kit: ModuleType)
 
 
 @pytest.mark.parametrize("others", [[(1, 50)], [(1, 50), (30, 5)]], ids=["decodes", "mixed"])
-@pytest.mark.parametrize("batch_invariant", [False, True])
-def test_the_same_step_gives_the_same_bits(
-    kit: ModuleType, batch_invariant: bool, others: list[tuple[int, int]]
-) -> None:
-    """And a row does whatever else runs, in the batch-invariant mode."""
-    case, backend = make(kit, dtype=torch.float16, batch_invariant=batch_invariant)
+def test_the_same_step_gives_the_same_bits(kit: ModuleType, others: list[tuple[int, int]]) -> None:
+    case, backend = make(kit, dtype=torch.float16)
     (span, *beside) = case.spans([(1, 200), *others])
     rows = 1 + sum(rows for rows, _ in others)
     query, key, value = case.inputs(rows)
     found = []
-    for step in ([beside, beside], [beside, []])[batch_invariant]:
-        used = rows if step else 1
-        query, key, value = (tensor[:, :, :used] for tensor in (query, key, value))
-        backend.begin([span, *step])
+    for _ in range(2):
+        backend.begin([span, *beside])
         found.append(backend.attend(0, query, key, value, case.keys, case.values)[0])
     assert torch.equal(*found)
 
