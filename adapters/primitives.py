@@ -210,12 +210,21 @@ class ParallelBottleneck(Primitive):
 
 @dataclass(frozen=True)
 class Sparse(Primitive):
-    """`y[rows[i]] += values[i] · x[columns[i]]`. rows, columns: (nnz,) int32, sorted by row; values: (nnz,)."""
+    """`y[i] += values[j] · x[columns[j]]` for j from starts[i] to starts[i + 1]: single entries of a weight, by row.
+
+    starts: (out_features + 1,) int32, from 0 to nnz. columns: (nnz,) int32; values: (nnz,).
+    """
 
     kind = "sparse"
-    rows: torch.Tensor
+    starts: torch.Tensor
     columns: torch.Tensor
     values: torch.Tensor
+
+    @staticmethod
+    def row_starts(rows: torch.Tensor, out_features: int) -> torch.Tensor:
+        """`starts` of entries in these rows, in ascending order."""
+        ends = torch.arange(out_features + 1, dtype=rows.dtype, device=rows.device)
+        return torch.searchsorted(rows, ends, out_int32=True)
 
 
 @dataclass(frozen=True)

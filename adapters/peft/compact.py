@@ -7,7 +7,7 @@ from .base import Named
 
 _OVERSAMPLED = 8  # columns of the sketch over the bound, without which its last directions would be inexact
 _EXACT = 1e-5  # relative error of factors, under which what they leave out is the rounding of float32
-_INDEX_BYTES = 8  # row and column of a non-zero
+_INDEX_BYTES = 8  # that a non-zero counts beside its value: a column, and its share of where rows begin
 _SCATTERED = 4  # how much smaller than all of it the non-zeros must be: each costs more than an entry of a GEMM
 
 
@@ -49,4 +49,4 @@ def factored(w: torch.Tensor, bound: int) -> tuple[torch.Tensor, torch.Tensor] |
 
 def _sparse(key: str, w: torch.Tensor, dtype: torch.dtype) -> Sparse:
     rows, columns = w.nonzero(as_tuple=True)
-    return Sparse(rows.int(), columns.int(), Named(key, w[rows, columns]).converted(dtype))
+    return Sparse(Sparse.row_starts(rows, len(w)), columns.int(), Named(key, w[rows, columns]).converted(dtype))

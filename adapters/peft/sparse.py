@@ -19,7 +19,7 @@ from .config import MethodConfig
 from .linears import require_room, sites_of
 from .tensors import Checkpoint
 
-_INDEX_BYTES = 8  # row and column of an entry
+_INDEX_BYTES = 8  # that an entry counts beside its value: a column, and as much for being read out of order
 
 
 def compile_shira(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
@@ -111,7 +111,8 @@ def _entries(site: Site, values: Named, rows: torch.Tensor, columns: torch.Tenso
     if len(rows) * (_INDEX_BYTES + size) < site.in_features * site.out_features * size:
         order = rows.argsort(stable=True)
         sorted_values = Named(values.key, values.tensor[order]).converted(base.dtype)
-        return Sparse(rows[order].int(), columns[order].int(), sorted_values)
+        starts = Sparse.row_starts(rows[order], site.out_features)
+        return Sparse(starts, columns[order].int(), sorted_values)
     require_room([site], base)
     w = torch.zeros(site.out_features, site.in_features)
     w.index_put_((rows, columns), values.converted(torch.float32), accumulate=True)

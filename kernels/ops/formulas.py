@@ -117,17 +117,21 @@ def _bottleneck(
 
 
 def sparse(
-    x: torch.Tensor, y: torch.Tensor, *, rows: torch.Tensor, columns: torch.Tensor, values: torch.Tensor
+    x: torch.Tensor, y: torch.Tensor, *, starts: torch.Tensor, columns: torch.Tensor, values: torch.Tensor
 ) -> torch.Tensor:
     """Sums run in fp32. A product of torch's with a matrix in CSR form: no atomics on a GPU either."""
-    ends = torch.arange(y.shape[-1] + 1, dtype=rows.dtype, device=rows.device)
-    starts = torch.searchsorted(rows, ends, out_int32=True)
-    shape = (y.shape[-1], x.shape[-1])
+    return csr_product((y.shape[-1], x.shape[-1]), starts, columns, values, x.t()).t().to(y.dtype)
+
+
+def csr_product(
+    shape: tuple[int, int], starts: torch.Tensor, columns: torch.Tensor, values: torch.Tensor, x: torch.Tensor
+) -> torch.Tensor:
+    """Of a matrix in compressed rows with x: (columns, n), in fp32."""
     matrix = torch.sparse_csr_tensor(starts, columns, values.float(), shape, check_invariants=False)
     if x.device.type == "cpu" and not torch.backends.mkl.is_available():
         matrix = matrix.to_dense()  # torch multiplies by CSR on a CPU through MKL only
-    delta: torch.Tensor = matrix @ x.float().t()
-    return delta.t().to(y.dtype)
+    product: torch.Tensor = matrix @ x.float()
+    return product
 
 
 def kronecker(x: torch.Tensor, _: torch.Tensor, *, w1: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:

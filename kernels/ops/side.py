@@ -1,8 +1,7 @@
 """The primitives beside the low-rank bypass, for the adapters of a step: which of them run, and in what form.
 
-At decode each adapter has a row or two: scales and biases of all adapters are then one multiplication or addition of
-rows gathered once per plan. Everything else runs segment by segment, as its formula reads. A step whose adapters have
-no such primitive has no plan, and the hooks ask for none.
+At decode each adapter has a row or two, and primitives of one kind run for all adapters at once (`stepping.py`). A step
+whose adapters have no such primitive has no plan, and the hooks ask for none.
 
 The terms of a site are summed phase by phase, each phase reading what the one before left. That is the sum of what each
 adapter adds by itself only if at most one phase is read by another: an adapter that rotates the input and scales the
@@ -11,16 +10,13 @@ have another weight than 1 or are mixed with their like.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import islice, pairwise, takewhile
+from itertools import islice, takewhile
 from typing import NamedTuple
-
-import torch
 
 from ..bypass.layout import Rows, Segment
 from .formulas import Op, Phase, chained
-from .site_plan import Part, SitePlan, Stacked, Terms, Whole, overlap
-
-STACKED_ROWS = 256
+from .site_plan import Part, SitePlan, Terms, Whole
+from .stepping import Stepping
 
 _READ = frozenset({Phase.INPUT, Phase.REPLACE, Phase.OUTPUT})  # by the phases after them, or reading these
 
@@ -39,13 +35,12 @@ class _Acting(NamedTuple):
 class SideOps:
     """Slots come and go; `plans` is the current step's, by site, set by `begin`.
 
-    rows_of: which rows of the step reach each site. stacked_rows: rows of all segments together up to which scales
-        and biases are gathered.
+    rows_of: which rows of the step reach each site. stepping: how a phase's primitives run.
     """
 
-    def __init__(self, rows_of: Mapping[str, Rows], stacked_rows: int = STACKED_ROWS) -> None:
+    def __init__(self, rows_of: Mapping[str, Rows], stepping: Stepping | None = None) -> None:
         self._rows_of = rows_of
-        self._stacked_rows = stacked_rows
+        self._stepping = stepping or Stepping()
         self._slots: dict[int, Mapping[str, Sequence[Op]]] = {}
         self._work: tuple[tuple[Segment, ...], tuple[Segment, ...]] | None = None
         self.plans: Mapping[str, SitePlan] = {}
@@ -69,12 +64,14 @@ class SideOps:
         self._work = work
         segments = {Rows.TOKENS: tokens, Rows.LOGITS: logits}
         sites = {site for segment in tokens for site in self._slots.get(segment.slot, ())}
-        self.plans = {site: self._plan(site, segments[self._rows_of[site]]) for site in sites}
+        with self._stepping:
+            self.plans = {site: self._plan(site, segments[self._rows_of[site]]) for site in sites}
 
     def _forget(self, slot: int) -> None:
         """The step's plans, if the slot is in it: who runs without it plans nothing anew."""
         if any(segment.slot == slot for segments in self._work or () for segment in segments):
             self._work, self.plans = None, {}
+            self._stepping.forget()
 
     def _plan(self, site: str, segments: Sequence[Segment]) -> SitePlan:
         acting = [
@@ -83,7 +80,7 @@ class SideOps:
             if segment.end > segment.start and (ops := self._slots.get(segment.slot, {}).get(site))
         ]
         apart = _apart(acting)
-        plan = _plan_of([one for one in acting if one.segment not in apart], self._stacked_rows)
+        plan = _plan_of([one for one in acting if one.segment not in apart], self._stepping)
         wholes = [_whole(one) for one in acting if one.segment in apart]
         return plan._replace(wholes=wholes, width=max([plan.width, *(whole.plan.width for whole in wholes)]))
 
@@ -107,10 +104,11 @@ def _apart(acting: Sequence[_Acting]) -> set[Segment]:
 def _whole(one: _Acting) -> Whole:
     segment = one.segment
     alone = _Acting(Segment(segment.slot, 1.0, 0, segment.end - segment.start), one.ops)
-    return Whole(_plan_of([alone], most_rows=0), segment.weight, segment.start, segment.end)
+    return Whole(_plan_of([alone], None), segment.weight, segment.start, segment.end)
 
 
-def _plan_of(acting: Iterable[_Acting], most_rows: int) -> SitePlan:
+def _plan_of(acting: Iterable[_Acting], stepping: Stepping | None) -> SitePlan:
+    """stepping: None runs every part by itself."""
     phases: dict[Phase, Terms] = {}
     width = 0
     for (_, weight, start, end), ops in acting:
@@ -120,7 +118,7 @@ def _plan_of(acting: Iterable[_Acting], most_rows: int) -> SitePlan:
             part = Part(op, weight, start, end, _width(op, vocabulary))
             phases.setdefault(op.formula.phase, Terms()).parts.append(part)
     for terms in phases.values():
-        terms.stacked = _stack(terms.parts, most_rows)
+        terms.steps = terms.parts if stepping is None else stepping.steps(terms.parts)
     return SitePlan(phases, width=width)
 
 
@@ -129,18 +127,3 @@ def _width(op: Op, vocabulary: int) -> int:
     if op.formula.phase is Phase.INPUT:
         return 0
     return vocabulary if op.formula.row is None else op.fields[op.formula.row].shape[-1]
-
-
-def _stack(parts: Sequence[Part], most_rows: int) -> Stacked | None:
-    """None where the parts are not rows of one width, are too long, or where mixtures have several on one row."""
-    fields = [part.op.formula.row for part in parts]
-    if None in fields or sum(p.end - p.start for p in parts) > most_rows or overlap(parts):
-        return None
-    if len({part.width for part in parts}) > 1:
-        return None
-    rows = [part.op.fields[name] * part.weight for part, name in zip(parts, fields, strict=True) if name]
-    values = torch.cat([row.expand(part.end - part.start, -1) for row, part in zip(rows, parts, strict=True)])
-    if all(one.end == other.start for one, other in pairwise(parts)):
-        return Stacked(slice(parts[0].start, parts[-1].end), values)
-    ids = [row for part in parts for row in range(part.start, part.end)]
-    return Stacked(torch.tensor(ids, device=values.device), values)

@@ -7,17 +7,41 @@ work lists.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 
+from .batched import BATCHED, Fields
+from .batches import BatchRows
 from .formulas import Op, Phase
 
 Inputs = Mapping[str, torch.Tensor]
 Module = Callable[[torch.Tensor], torch.Tensor]
 _NONE: Inputs = {}
+
+
+class Site(NamedTuple):
+    """One phase of one site, as it runs. x: the module's own input. y: what is changed in place. inputs: of sources.
+
+    before: y as the phase found it, where that is read: y itself, or a copy if several parts are on one row.
+    base_width: of the output, without what larger vocabularies add.
+    """
+
+    phase: Phase
+    x: torch.Tensor
+    y: torch.Tensor
+    before: torch.Tensor
+    base_width: int
+    inputs: Inputs
+
+
+class Step(Protocol):
+    """One call or a few of what a phase adds."""
+
+    def add_(self, site: Site) -> None: ...
 
 
 class Part(NamedTuple):
@@ -32,9 +56,16 @@ class Part(NamedTuple):
     end: int
     width: int = 0
 
-    def columns(self, y: torch.Tensor, base_width: int) -> torch.Tensor:
-        """Its rows and columns of an output that may be wider for the sake of others."""
-        return y[self.start : self.end, ..., : self.width or base_width]
+    def add_(self, site: Site) -> None:
+        x = site.inputs[self.op.source] if self.op.source else site.x
+        own, rows = (y[self.start : self.end, ..., : self.width or site.base_width] for y in (site.y, site.before))
+        term = self.op(x[self.start : self.end], rows)
+        if site.phase is not Phase.REPLACE:
+            own.add_(term, alpha=self.weight)
+        elif self.weight == 1 and site.before is site.y:
+            own.copy_(term)
+        else:
+            own.add_(term - rows, alpha=self.weight)
 
 
 class Stacked(NamedTuple):
@@ -43,10 +74,11 @@ class Stacked(NamedTuple):
     rows: slice | torch.Tensor
     values: torch.Tensor
 
-    def add_(self, target: torch.Tensor, factor: torch.Tensor | None) -> None:
-        """`target[rows] += values · factor`; without a factor, `+= values`. Both may be wider than the values are."""
-        width = self.values.shape[-1]
-        target, factor = target[..., :width], None if factor is None else factor[..., :width]
+    def add_(self, site: Site) -> None:
+        """`y[rows] += values · factor`, or `+= values`. x and y may be wider than the values are."""
+        width, phase = self.values.shape[-1], site.phase
+        factor = None if phase is Phase.ADD else site.x if phase is Phase.INPUT else site.before
+        target, factor = site.y[..., :width], None if factor is None else factor[..., :width]
         if isinstance(self.rows, slice):
             part = target[self.rows]
             values = _broadcast(self.values, part)
@@ -57,28 +89,46 @@ class Stacked(NamedTuple):
         target.index_add_(0, self.rows, terms)
 
 
+class Batch(NamedTuple):
+    """Parts of one kind on rows that no two of them share, as one call. weights: (parts, 1); None if all are 1.
+
+    fields: stacked. source, width: of each of them, as in `Part`.
+    """
+
+    kind: str
+    fields: Fields
+    rows: BatchRows
+    weights: torch.Tensor | None
+    source: str
+    width: int
+
+    def add_(self, site: Site) -> None:
+        width = self.width or site.base_width
+        x = self.rows.of(site.inputs[self.source] if self.source else site.x)
+        before = self.rows.of(site.before[..., :width]) if site.phase is Phase.OUTPUT else None
+        terms = BATCHED[self.kind].function(x, before, **self.fields)
+        if self.weights is not None:
+            terms = terms * self.weights.view(-1, *[1] * (terms.dim() - 1))
+        self.rows.add_(site.y[..., :width], terms)
+
+
 @dataclass
 class Terms:
-    """What one phase of one site adds, in the order of the step's segments."""
+    """What one phase of one site adds. parts: in the order of the step's segments. steps: how that is done."""
 
     parts: list[Part] = field(default_factory=list)
-    stacked: Stacked | None = None
+    steps: Sequence[Step] = ()  # set when all parts are there
 
     def apply_(self, phase: Phase, x: torch.Tensor, y: torch.Tensor, base_width: int, inputs: Inputs = _NONE) -> None:
         """Change y in place; for the input's phase, y is a copy of x. x, y: (rows, ..., width)."""
-        if self.stacked is not None:
-            self.stacked.add_(y, None if phase is Phase.ADD else x if phase is Phase.INPUT else y)
-            return
-        source = y.clone() if phase is not Phase.ADD and overlap(self.parts) else y
-        for part in self.parts:
-            own, rows = part.columns(y, base_width), part.columns(source, base_width)
-            term = part.op((inputs[part.op.source] if part.op.source else x)[part.start : part.end], rows)
-            if phase is not Phase.REPLACE:
-                own.add_(term, alpha=part.weight)
-            elif part.weight == 1 and source is y:
-                own.copy_(term)
-            else:
-                own.add_(term - rows, alpha=part.weight)
+        reads = phase in (Phase.REPLACE, Phase.OUTPUT)
+        site = Site(phase, x, y, y.clone() if reads and self._overlap else y, base_width, inputs)
+        for step in self.steps:
+            step.add_(site)
+
+    @cached_property
+    def _overlap(self) -> bool:
+        return overlap(self.parts)
 
 
 class Whole(NamedTuple):

@@ -29,7 +29,8 @@ def test_shira(architecture: str, tiny_base: Any, as_peft: AsPeft, tmp_path: Pat
     bypass = as_peft(tiny_base(architecture), tmp_path, ShiraConfig(target_modules=targets(architecture), r=3))
     for (primitive,) in bypass.sites.values():
         assert isinstance(primitive, Sparse)
-        assert (primitive.rows.diff() >= 0).all()
+        assert (primitive.starts.diff() >= 0).all()
+        assert (primitive.starts[0], primitive.starts[-1]) == (0, len(primitive.values))
 
 
 def test_entries_that_are_many_are_dense(llama: Any, as_peft: AsPeft, tmp_path: Path) -> None:

@@ -34,6 +34,12 @@ SPARSE_ROWS, SPARSE_COLUMNS = torch.tensor([0, 0, 3, 7], dtype=torch.int32), tor
 SPARSE = torch.zeros(OUT, IN, dtype=torch.float64)
 SPARSE[SPARSE_ROWS.long(), SPARSE_COLUMNS.long()] = draw(4)
 
+
+def starts_of(rows: torch.Tensor) -> torch.Tensor:
+    """Where each row's entries begin, one row at a time."""
+    return torch.tensor([int((rows < row).sum()) for row in range(OUT + 1)], dtype=torch.int32)
+
+
 NET = {"down": draw(3, OUT), "down_bias": draw(3), "up": draw(OUT, 3), "up_bias": draw(OUT), "activation": "tanh"}
 
 
@@ -121,7 +127,7 @@ def test_sparse_sums_in_fp32(mkl: bool, dtype: torch.dtype, monkeypatch: pytest.
     if not mkl:
         monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
     x, values = X.to(dtype), draw(4).to(dtype)
-    op = Op("sparse", {"rows": SPARSE_ROWS, "columns": SPARSE_COLUMNS, "values": values})
+    op = Op("sparse", {"starts": starts_of(SPARSE_ROWS), "columns": SPARSE_COLUMNS, "values": values})
     matrix = torch.zeros_like(SPARSE).index_put((SPARSE_ROWS.long(), SPARSE_COLUMNS.long()), values.double())
     tolerance = 1e-5 if dtype is torch.float64 else 2e-2
     got = op(x, Y.to(dtype))
@@ -132,7 +138,7 @@ def test_sparse_sums_in_fp32(mkl: bool, dtype: torch.dtype, monkeypatch: pytest.
 def test_sparse_entries_may_come_in_any_order_within_a_row_and_twice() -> None:
     rows, columns = torch.tensor([1, 1, 1, 6], dtype=torch.int32), torch.tensor([9, 2, 9, 0], dtype=torch.int32)
     matrix = torch.zeros_like(SPARSE).index_put((rows.long(), columns.long()), draw(4), accumulate=True)
-    got = Op("sparse", {"rows": rows, "columns": columns, "values": draw(4)})(X, Y)
+    got = Op("sparse", {"starts": starts_of(rows), "columns": columns, "values": draw(4)})(X, Y)
     torch.testing.assert_close(got, X @ matrix.T, rtol=1e-5, atol=1e-5)
 
 

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from peftserve.kernels.bypass.layout import Rows, Segment
 from peftserve.kernels.ops.formulas import Op
-from peftserve.kernels.ops.side import STACKED_ROWS, SideOps
+from peftserve.kernels.ops.side import SideOps
+from peftserve.kernels.ops.stepping import Stepping
 
 WIDTH = 6
 
@@ -49,11 +50,11 @@ SEGMENTS = st.lists(
 )
 
 
-@given(SEGMENTS, st.sampled_from([0, 4, STACKED_ROWS]))
+@given(SEGMENTS, st.sampled_from([0, 4, 256]))
 @settings(max_examples=150, deadline=None)
 def test_each_row_gets_what_its_segments_say(drawn: list[tuple[int, float, int, int]], stacked: int) -> None:
     segments = [Segment(slot, weight, start, start + length) for slot, weight, start, length in drawn]
-    side = SideOps({"site": Rows.TOKENS}, stacked)
+    side = SideOps({"site": Rows.TOKENS}, Stepping(stacked))
     for slot in {segment.slot for segment in segments}:
         ops = ops_of(slot)
         side.attach(slot, {"site": ops} if ops else {})

@@ -23,7 +23,8 @@ from peftserve.kernels.bypass.torch.costs import Cost, Costs
 from peftserve.kernels.bypass.torch.products import PLAIN, WIDE
 from peftserve.kernels.bypass.torch.slices import DOTS, ROWWISE, SUMS
 from peftserve.kernels.ops.formulas import FORMULAS, Op, Phase
-from peftserve.kernels.ops.side import STACKED_ROWS, SideOps
+from peftserve.kernels.ops.side import SideOps
+from peftserve.kernels.ops.stepping import MOST_ROWS, Stepping
 from peftserve.server.engine.adapters.attachments import Attachments
 from peftserve.server.engine.adapters.packing import SiteGroups, pack
 from peftserve.server.engine.model.hooks import BypassHooks
@@ -42,7 +43,7 @@ def _net(draw: Draw, read: int) -> dict[str, Any]:
 
 def _sparse(draw: Draw) -> p.Sparse:
     places = torch.arange(0, IN * OUT, 5, dtype=torch.int32)
-    return p.Sparse(places // IN, places % IN, draw(len(places)))
+    return p.Sparse(p.Sparse.row_starts(places // IN, OUT), places % IN, draw(len(places)))
 
 
 def _spectral(draw: Draw) -> p.Spectral:
@@ -191,7 +192,7 @@ class Bench:
         sites = SiteGroups((Group(IN, (OUT,), Rows.LOGITS if self.head else Rows.TOKENS),), {"linear": (0, 0)})
         self._sites, self._arena, self._used = sites, torch.full((1 << 17,), float("nan")), 0
         modules: dict[str, nn.Module] = {"linear": self.linear, "norm": self.norm}
-        self.side = SideOps({"linear": sites.groups[0].rows}, self.stacked_rows)
+        self.side = SideOps({"linear": sites.groups[0].rows}, Stepping(self.stacked_rows))
         backend = BACKENDS[self.backend](self._arena, sites.groups)
         head = "linear" if self.head else None
         self.attachments = Attachments(self._arena, backend, self.side, modules, head, sites)
@@ -257,7 +258,7 @@ def _formula(
 LINEAR, HEAD = (False, MAKERS), (True, {**MAKERS, **WIDE_MAKERS})
 """Whether the site is the head, and what may be there."""
 
-FORMS = [("as measured", 0), ("as measured", STACKED_ROWS), ("with rows", STACKED_ROWS)]
+FORMS = [("as measured", 0), ("as measured", MOST_ROWS), ("with rows", MOST_ROWS)]
 
 
 @pytest.mark.parametrize(("head", "makers"), [LINEAR, HEAD], ids=["linear", "head"])
@@ -274,7 +275,7 @@ def test_all_pairs_on_neighbouring_rows(head: bool, makers: Any, backend: str, s
 @pytest.mark.parametrize("backend", ["plain", "wide", "rowwise", "bags"])
 def test_a_low_rank_bypass_beside_all_others_on_the_head_however_it_is_served(backend: str) -> None:
     head, makers = HEAD
-    bench = Bench(head, backend, STACKED_ROWS)
+    bench = Bench(head, backend, MOST_ROWS)
     for slot, make in enumerate(makers.values()):
         bench.attach(slot, make(_draw(slot)))
     for other in bench.adapters:

@@ -1,0 +1,177 @@
+"""Primitives of one kind of several adapters as one call: `BATCHED` has one row for each kind that has such a form.
+
+A batched form takes `parts` adapters with as many rows each, their parameters stacked. Parameters are stacked when
+the batch's adapters change, and what is stacked is read as often as they run together. Formulas: `formulas.py`.
+"""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from .formulas import ACTIVATIONS, Op, csr_product
+
+Fields = Mapping[str, Any]
+
+
+class Batched(NamedTuple):
+    """function(x, y, **stacked) -> what the formula returns. x: (parts, rows, ..., in); y: (parts, rows, ..., out).
+
+    x may be (parts, rows) ids at an embedding. y is None where the kind does not read the output.
+    key: equal for primitives that can be stacked. stack: of such, the parameters of all, but for those that they share.
+    """
+
+    function: Callable[..., torch.Tensor]
+    key: Callable[[Op], Hashable]
+    stack: Callable[[Sequence[Op]], Fields]
+    shared: frozenset[str] = frozenset()
+
+
+def shapes(op: Op) -> Hashable:
+    """The same tensors' shapes, and the same plain values."""
+    return tuple((name, v.shape if isinstance(v, torch.Tensor) else v) for name, v in sorted(op.fields.items()))
+
+
+def stacked(ops: Sequence[Op]) -> Fields:
+    """Each tensor as (parts, ...)."""
+    first = ops[0].fields
+    return {
+        name: torch.stack([op.fields[name] for op in ops]) if isinstance(value, torch.Tensor) else value
+        for name, value in first.items()
+    }
+
+
+def input_rotation(x: torch.Tensor, _: None, *, blocks: torch.Tensor) -> torch.Tensor:
+    """blocks: (parts, blocks or 1, k, k)."""
+    parts = x.reshape(x.shape[0], x.shape[1], -1, blocks.shape[-1]).transpose(1, 2)
+    return torch.matmul(parts, blocks.mT).transpose(1, 2).reshape(x.shape)
+
+
+def pair_rotation(_: torch.Tensor, y: torch.Tensor, *, d: torch.Tensor, c: torch.Tensor, group: int) -> torch.Tensor:
+    """d: (parts, out). c: (parts, out), its halves with the signs that `rot` has."""
+    turned = y.unflatten(-1, (-1, 2, group // 2)).flip(-2).flatten(-3)
+    return torch.addcmul(y * _beside(d, y), turned, _beside(c, y))
+
+
+def stacked_pairs(ops: Sequence[Op]) -> Fields:
+    fields = dict(stacked(ops))
+    c, half = fields["c"], fields["group"] // 2
+    c.unflatten(-1, (-1, 2, half))[..., 0, :].neg_()
+    return fields
+
+
+def kronecker(x: torch.Tensor, _: None, *, w1: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:
+    """w1: (parts, a, c); w2: (parts, b, d)."""
+    parts, rows, (b, d) = x.shape[0], x.shape[1:-1], w2.shape[1:]
+    half = torch.bmm(x.reshape(parts, -1, d), w2.mT).view(parts, -1, w1.shape[2], b)
+    return torch.matmul(w1[:, None], half).view(parts, *rows, -1)
+
+
+class CompressedRows:
+    """Matrices in compressed rows as one, of which each works on a vector of its own."""
+
+    def __init__(self, ops: Sequence[Op]) -> None:
+        nnz = [len(op.fields["values"]) for op in ops]
+        begins = [sum(nnz[:index]) for index in range(len(ops))]
+        starts = [op.fields["starts"] for op in ops]
+        ends = [part[1:] + begin for part, begin in zip(starts, begins, strict=True)]
+        self._starts = torch.cat([starts[0][:1], *ends])
+        self._columns = [op.fields["columns"] for op in ops]
+        self._values = torch.cat([op.fields["values"] for op in ops]).float()
+        self._out_features = len(starts[0]) - 1
+        self._joined: torch.Tensor | None = None
+
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (parts, rows, in). Returns (parts, rows, out) in fp32."""
+        parts, rows, width = x.shape
+        if self._joined is None:  # the input's width is known from here on
+            self._joined = torch.cat([columns + index * width for index, columns in enumerate(self._columns)])
+        shape, columns = (parts * self._out_features, parts * width), x.mT.reshape(parts * width, rows)
+        return csr_product(shape, self._starts, self._joined, self._values, columns).view(parts, -1, rows).mT
+
+
+def sparse(x: torch.Tensor, _: None, *, matrices: CompressedRows) -> torch.Tensor:
+    product = matrices.product(x.flatten(1, -2))
+    return product.to(x.dtype).view(*x.shape[:-1], -1)
+
+
+def shared_low_rank(
+    x: torch.Tensor, _: None, *, a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, scale: torch.Tensor
+) -> torch.Tensor:
+    """a: (rank, at least in) and b: (at least out, rank) of all parts. d: (parts, rank). scale: (parts, out)."""
+    h = x @ a[:, : x.shape[-1]].T
+    h = h * _beside(d, h)
+    term = h @ b[: scale.shape[-1]].T
+    return term * _beside(scale, term)
+
+
+def same_factors(op: Op) -> Hashable:
+    a, b, d, scale = (op.fields[name] for name in ("a", "b", "d", "scale"))
+    return a.data_ptr(), b.data_ptr(), a.shape, b.shape, d.shape, scale.shape
+
+
+def stacked_scales(ops: Sequence[Op]) -> Fields:
+    own = {name: torch.stack([op.fields[name] for op in ops]) for name in ("d", "scale")}
+    return {"a": ops[0].fields["a"], "b": ops[0].fields["b"], **own}
+
+
+def bottleneck(
+    x: torch.Tensor, y: torch.Tensor, *, source: str, activation: str, **weights: torch.Tensor
+) -> torch.Tensor:
+    return _bottleneck(y + x if source else y, activation, **weights)
+
+
+def parallel_bottleneck(
+    x: torch.Tensor, _: None, *, source: str, activation: str, **weights: torch.Tensor
+) -> torch.Tensor:
+    return _bottleneck(x, activation, **weights)
+
+
+def _bottleneck(
+    x: torch.Tensor,
+    activation: str,
+    *,
+    down: torch.Tensor,
+    down_bias: torch.Tensor,
+    up: torch.Tensor,
+    up_bias: torch.Tensor,
+) -> torch.Tensor:
+    rows = x.flatten(1, -2)
+    inner = ACTIVATIONS[activation](torch.baddbmm(down_bias[:, None], rows, down.mT))
+    return torch.baddbmm(up_bias[:, None], inner, up.mT).view(*x.shape[:-1], -1)
+
+
+def routed_low_rank(
+    x: torch.Tensor,
+    _: None,
+    *,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    prototypes: torch.Tensor,
+    top_k: int,
+    temperature: float,
+) -> torch.Tensor:
+    """a: (parts, experts, rank, in). b: (parts, experts, rank, out). prototypes: (parts, experts, in)."""
+    rows = x.flatten(1, -2)
+    fit = torch.bmm(rows, prototypes.mT).abs()
+    best, experts = fit.topk(top_k, dim=-1)
+    gates = torch.zeros_like(fit).scatter_(-1, experts, (best / temperature).softmax(-1))
+    h = torch.bmm(rows, a.flatten(1, 2).mT).unflatten(-1, a.shape[1:3])
+    return torch.bmm((h * gates[..., None]).flatten(-2), b.flatten(1, 2)).view(*x.shape[:-1], -1)
+
+
+def _beside(stack: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """(parts, width), to the dimensions of rows: (parts, ..., width)."""
+    return stack.view(stack.shape[0], *[1] * (rows.dim() - 2), stack.shape[1])
+
+
+BATCHED: Mapping[str, Batched] = {
+    "input_rotation": Batched(input_rotation, shapes, stacked),
+    "pair_rotation": Batched(pair_rotation, shapes, stacked_pairs),
+    "kronecker": Batched(kronecker, shapes, stacked),
+    "sparse": Batched(sparse, lambda op: op.fields["starts"].shape, lambda ops: {"matrices": CompressedRows(ops)}),
+    "shared_low_rank": Batched(shared_low_rank, same_factors, stacked_scales, frozenset({"a", "b"})),
+    "routed_low_rank": Batched(routed_low_rank, shapes, stacked),
+    "bottleneck": Batched(bottleneck, shapes, stacked),
+    "parallel_bottleneck": Batched(parallel_bottleneck, shapes, stacked),
+}
