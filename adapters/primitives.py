@@ -5,11 +5,11 @@ With several primitives at one site, whatever their order in the list, the modul
     y = R(base(x + Σ in(x)));   y += Σ out(y);   y += Σ add(x)
 
 R: Replacement, Rows. in: InputScale, InputRotation. out: OutputScale, PairRotation, Bottleneck, all of the same y. add:
-LowRank, RoutedLowRank, SharedLowRank, Kronecker, Sparse, Dense, Bias, all of the module's own input x, and
-ParallelBottleneck, of another module's. ExpertLowRank is inside of base. Each primitive is what it adds to the
-identity, so a mixture is the weighted sum of these terms, unless one of them reads what another left
-(`kernels/ops/side.py` then adds the adapter whole); Bottleneck, which is not affine in y, is in none. What a method
-multiplies its own delta by (DoRA's scale of s·B) is folded into the delta at load. Knows no kernels.
+LowRank, RoutedLowRank, SharedLowRank, SharedBases, Kronecker, Spectral, Circulant, Sparse, Dense, Bias, all of the
+module's own input x, and ParallelBottleneck, of another module's. ExpertLowRank is inside of base. Each primitive is
+what it adds to the identity, so a mixture is the weighted sum of these terms, unless one of them reads what another
+left (`kernels/ops/side.py` then adds the adapter whole); Bottleneck, which is not affine in y, is in none. What a
+method multiplies its own delta by (DoRA's scale of s·B) is folded into the delta at load. Knows no kernels.
 """
 
 from dataclasses import dataclass, fields
@@ -101,6 +101,24 @@ class SharedLowRank(Primitive):
     """
 
     kind = "shared_low_rank"
+    shared = frozenset({"a", "b"})
+    a: torch.Tensor
+    b: torch.Tensor
+    d: torch.Tensor
+    scale: torch.Tensor
+
+
+@dataclass(frozen=True)
+class SharedBases(Primitive):
+    """`y += b h`, `h[k, n] = d[k, n] · Σ_j a[k, j] scale[n, j] x[j]`, of full rank: bases that many modules share.
+
+    With fewer outputs than inputs the other way round, `y[j] += Σ_kn a[k, j] scale[n, j] d[k, n] h[k, n]`, `h = bᵀ x`.
+    RandLoRA (Albert et al. 2025, arXiv:2502.00987). narrow, wide: the smaller and the larger width of the module.
+    a: (rank, at least narrow); b: (at least wide, at least rank · bases), of which a module takes the beginnings: the
+    same tensors at all modules. d: (rank, bases), the scaling folded in; scale: (bases, narrow).
+    """
+
+    kind = "shared_bases"
     shared = frozenset({"a", "b"})
     a: torch.Tensor
     b: torch.Tensor
@@ -216,6 +234,36 @@ class Kronecker(Primitive):
     kind = "kronecker"
     w1: torch.Tensor
     w2: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Spectral(Primitive):
+    """`y += scale · F(h)`, `h[u] = Σ values[k] · X[columns[k]]` over k in [starts[u], starts[u + 1]): few frequencies.
+
+    X[v] = Σ_q x[q] exp(-2πi v q / in_features). F(h)[p] is Re h[0] + Σ_u 2 Re(h[u] exp(2πi u p / out_features)) over
+    0 < u < out_features / 2, and (-1)^p Re h[out_features / 2] where that is a whole number.
+    FourierFT (Gao et al. 2024, arXiv:2405.03003). values, columns: (n,), in the order of u; columns int32.
+    starts: (out_features // 2 + 2,) int32. Where the frequencies are is the same for all modules of a shape.
+    """
+
+    kind = "spectral"
+    shared = frozenset({"starts", "columns"})
+    starts: torch.Tensor
+    columns: torch.Tensor
+    values: torch.Tensor
+    scale: float
+
+
+@dataclass(frozen=True)
+class Circulant(Primitive):
+    """`y[o, t] += scale · Σ_n Σ_j kernel[o, n, (j - t) mod size] x[n, j]`: a matrix of circulant blocks.
+
+    kernel: (out_features / size, in_features / size, size). C3A (Chen et al. 2024, arXiv:2407.19342).
+    """
+
+    kind = "circulant"
+    kernel: torch.Tensor
+    scale: float
 
 
 @dataclass(frozen=True)

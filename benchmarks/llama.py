@@ -20,6 +20,13 @@ WIDTHS = {
         "num_attention_heads": 32,
         "num_key_value_heads": 8,
     },
+    "1b": {
+        "vocab_size": 128256,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+    },
     "tiny": {
         "vocab_size": 2048,
         "hidden_size": 256,

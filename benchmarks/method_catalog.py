@@ -58,6 +58,7 @@ CATALOG: Mapping[str, Make] = {
     "LoHa": _on(peft.LoHaConfig, r=8, alpha=8),
     "LoKr": _on(peft.LoKrConfig, r=8, alpha=8),
     "RandLoRA": _on(peft.RandLoraConfig, r=32, randlora_alpha=32),
+    "C3A": _on(peft.C3AConfig, block_size=256),
     "SHiRA": _on(peft.ShiraConfig, r=RANK),
     "WaveFT": _on(peft.WaveFTConfig, n_frequency=1000),
     "FourierFT": _on(peft.FourierFTConfig, n_frequency=1000),

@@ -35,9 +35,11 @@ from .on_base import BASE_METHODS
 from .probe_methods import PROBE_METHODS
 from .products import PRODUCT_METHODS
 from .prompt import PROMPT_METHODS
+from .randlora import RANDLORA
 from .rotation import ROTATION_METHODS
 from .shared import SHARED_METHODS
 from .sparse import SPARSE_METHODS
+from .spectral import SPECTRAL_METHODS
 from .summary import facts_of
 from .tensors import Checkpoint
 from .token_rows import compile_trainable_tokens
@@ -56,6 +58,8 @@ METHODS: Mapping[str, Callable[[Any, Checkpoint, Base], Bypass]] = {
     **ROTATION_METHODS,
     **SPARSE_METHODS,
     **DENSE_METHODS,
+    **SPECTRAL_METHODS,
+    **RANDLORA,
 }
 
 

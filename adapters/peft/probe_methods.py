@@ -101,12 +101,6 @@ PROBED: Mapping[str, Probed] = {
         words="wavelet_family",
         options=_frequencies,
     ),
-    "RANDLORA": Probed(
-        "RandLoraConfig",
-        {"r": _COUNT, "projection_prng_key": _SEED},
-        numbers="randlora_alpha",
-        flags="save_projection sparse very_sparse",
-    ),
     "FROD": Probed(
         "FrodConfig",
         {"projection_prng_key": _SEED},

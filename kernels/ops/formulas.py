@@ -13,6 +13,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from .bases import shared_bases
+from .spectral import circulant, spectral
+
 with warnings.catch_warnings():  # torch says once that CSR is in beta: here, rather than in somebody's step
     warnings.simplefilter("ignore")
     torch.sparse_csr_tensor(
@@ -251,7 +254,10 @@ FORMULAS: Mapping[str, Formula] = {
     "low_rank": Formula(Phase.ADD, low_rank),
     "routed_low_rank": Formula(Phase.ADD, routed_low_rank),
     "shared_low_rank": Formula(Phase.ADD, shared_low_rank),
+    "shared_bases": Formula(Phase.ADD, shared_bases),
     "kronecker": Formula(Phase.ADD, kronecker),
+    "spectral": Formula(Phase.ADD, spectral),
+    "circulant": Formula(Phase.ADD, circulant),
     "sparse": Formula(Phase.ADD, sparse),
     "dense": Formula(Phase.ADD, dense),
     "bias": Formula(Phase.ADD, bias, row="d"),

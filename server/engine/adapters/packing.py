@@ -124,26 +124,34 @@ class _Writer:
         self._size = 0
 
     def add(self, tensor: torch.Tensor) -> Place:
-        dtype = None if tensor.is_floating_point() else torch.int32
-        place = Place(self._size, tensor.shape, dtype)
+        place = Place(self._size, tensor.shape, _stored_as(tensor))
         self._pieces.append((place, tensor))
-        num_elements = -(-tensor.numel() * (dtype or self._dtype).itemsize // self._dtype.itemsize)
-        self._size += -(-num_elements // ALIGNMENT) * ALIGNMENT
+        self._size += -(-self._num_elements(place) // ALIGNMENT) * ALIGNMENT
         return place
 
     def share(self, tensor: torch.Tensor) -> Place:
         """Beside the blob; a tensor that several primitives have is one piece."""
+        place = Place(0, tensor.shape, _stored_as(tensor))
         if id(tensor) not in self.shared:
-            data = torch.empty(tensor.numel(), dtype=self._dtype, pin_memory=self._pin)
-            data.view(tensor.shape).copy_(tensor)
+            data = torch.zeros(self._num_elements(place), dtype=self._dtype, pin_memory=self._pin)
+            place.view(data, 0).copy_(tensor)
             self.shared[id(tensor)] = SharedPiece(_hash(data, tensor.shape), data)
-        return Place(0, tensor.shape, None, self.shared[id(tensor)].key)
+        return place._replace(shared=self.shared[id(tensor)].key)
+
+    def _num_elements(self, place: Place) -> int:
+        """Of the arena's type."""
+        return -(-place.shape.numel() * (place.dtype or self._dtype).itemsize // self._dtype.itemsize)
 
     def write(self) -> torch.Tensor:
         data = torch.zeros(self._size, dtype=self._dtype, pin_memory=self._pin)
         for place, tensor in self._pieces:
             place.view(data, 0).copy_(tensor)
         return data
+
+
+def _stored_as(tensor: torch.Tensor) -> torch.dtype | None:
+    """As `Place.dtype` has it."""
+    return None if tensor.is_floating_point() else torch.int32
 
 
 def _hash(data: torch.Tensor, shape: torch.Size) -> str:

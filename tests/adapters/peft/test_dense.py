@@ -1,4 +1,4 @@
-"""HiRA, FourierFT, C3A and GLoRA against PEFT, and what of them is refused."""
+"""HiRA and GLoRA against PEFT, and what of them is refused."""
 
 import json
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import C3AConfig, FourierFTConfig, GloraConfig, HiraConfig
+from peft import GloraConfig, HiraConfig
 from safetensors.torch import load_file, save_file
 
 from peftserve.adapters.bypass import Bypass
@@ -29,10 +29,6 @@ def quiet(name: str, parameter: torch.Tensor, generator: torch.Generator) -> tor
     return parameter + 0.15 * torch.randn(parameter.shape, generator=generator)
 
 
-def loud(name: str, parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    return parameter + 2 * torch.randn(parameter.shape, generator=generator)
-
-
 def kinds(bypass: Bypass) -> set[type]:
     return {type(p) for primitives in bypass.sites.values() for p in primitives}
 
@@ -51,47 +47,6 @@ def test_hira_on_embedding_and_head(architecture: str, tiny_base: Any, as_peft: 
 
 def test_hira_has_one_rank_whatever_its_pattern_says(llama: Any, as_peft: AsPeft, tmp_path: Path) -> None:
     as_peft(llama, tmp_path, HiraConfig(target_modules=["q_proj", "o_proj"], r=4, rank_pattern={"0.*q_proj": 2}))
-
-
-@pytest.mark.parametrize("architecture", [*LINEAR_ONLY, "gpt2"])
-@pytest.mark.parametrize("count", [9, 1000])
-def test_fourierft(count: int, architecture: str, tiny_base: Any, as_peft: AsPeft, tmp_path: Path) -> None:
-    config = FourierFTConfig(
-        target_modules=targets(architecture), n_frequency=count, fan_in_fan_out=architecture == "gpt2"
-    )
-    assert kinds(as_peft(tiny_base(architecture), tmp_path, config, randomize=loud)) == {
-        LowRank if count == 9 else Dense
-    }
-
-
-def test_fields_of_fourierft(llama: Any, as_peft: AsPeft, tmp_path: Path) -> None:
-    config = FourierFTConfig(
-        target_modules=["q_proj", "v_proj", "down_proj", "lm_head"],
-        n_frequency=8,
-        scaling=-70.0,
-        random_loc_seed=5,
-        n_frequency_pattern={"q_proj|v_proj": 5, r"layers\.1\.mlp.*": 3, "lm_head": 12},
-    )
-    bypass = as_peft(llama, tmp_path, config, randomize=loud)
-    ranks = {name: p.rank // 2 for name, (p,) in bypass.sites.items() if isinstance(p, LowRank)}
-    assert ranks["model.layers.0.mlp.down_proj"] == 8
-    assert ranks["model.layers.1.mlp.down_proj"] == 3
-    assert ranks["lm_head"] == 12
-
-
-def test_waves_survive_half_precision(llama: Any, as_peft: AsPeft, tmp_path: Path) -> None:
-    wanted = as_peft(llama, tmp_path, FourierFTConfig(target_modules=["q_proj"], n_frequency=9), randomize=loud)
-    found = compile_adapter(tmp_path, llama.table, torch.float16).bypass
-    for name, (primitive,) in wanted.sites.items():
-        delta = primitive.tensors()["b"] @ primitive.tensors()["a"]
-        half = found.sites[name][0].tensors()
-        torch.testing.assert_close(half["b"].float() @ half["a"].float(), delta, rtol=0.01, atol=1e-3)
-
-
-@pytest.mark.parametrize("architecture", LINEAR_ONLY)
-def test_c3a(architecture: str, tiny_base: Any, as_peft: AsPeft, tmp_path: Path) -> None:
-    config = C3AConfig(target_modules=targets(architecture), block_size=16, block_size_pattern={"down_proj": 8})
-    assert kinds(as_peft(tiny_base(architecture), tmp_path, config, randomize=loud)) == {Dense}
 
 
 @pytest.mark.parametrize("architecture", LINEAR_ONLY)
@@ -124,8 +79,6 @@ def test_trained_biases_beside_glora_are_refused(tiny_base: Any, oracle: ModuleT
 
 
 HIRA = HiraConfig(target_modules=["q_proj"], r=4)
-FOURIER = FourierFTConfig(target_modules=["q_proj"], n_frequency=9)
-C3A = C3AConfig(target_modules=["q_proj"], block_size=16)
 GLORA = GloraConfig(target_modules=["q_proj"], r=4)
 
 
@@ -135,16 +88,6 @@ GLORA = GloraConfig(target_modules=["q_proj"], r=4)
         (HIRA, {"r": 0}, "r must be an integer of at least 1"),
         (HIRA, {"r": 5}, "hira_A has the shape"),
         (HIRA, {"target_modules": ["q_proj", "norm"]}, "neither linear layers nor embeddings"),
-        (FOURIER, {"n_frequency": 0}, "n_frequency must be an integer of at least 1"),
-        (FOURIER, {"n_frequency": 10**12}, "more than the 4096 frequencies"),
-        (FOURIER, {"n_frequency": 8}, "fourierft_spectrum has the shape"),
-        (FOURIER, {"random_loc_seed": 1 << 70}, "random_loc_seed must be an integer of at most"),
-        (FOURIER, {"random_loc_seed": -(1 << 70)}, "random_loc_seed must be an integer"),
-        (FOURIER, {"scaling": 1e300}, "scaling must be a number"),
-        (FOURIER, {"n_frequency_pattern": {"(": 3}}, "is not a valid regular expression"),
-        (C3A, {"block_size": 0}, "block_size must be an integer of at least 1"),
-        (C3A, {"block_size": 24}, "does not divide the widths"),
-        (C3A, {"block_size": 32}, "c3a_kernel has the shape"),
         (GLORA, {"config_A_B": "matrix"}, "config_A_B must be one of lora, vector, constant, none"),
         (GLORA, {"config_A_B": "vector"}, "missing: .*glora_A.X"),
         (GLORA, {"config_C": "constant"}, "config_C must be one of"),
@@ -159,7 +102,7 @@ def test_refusals(config: Any, fields: dict[str, Any], message: str, llama: Any,
         compile_adapter(tmp_path, llama.table, torch.float32, model=llama.model)
 
 
-@pytest.mark.parametrize("config", [HIRA, FOURIER, C3A, GLORA])
+@pytest.mark.parametrize("config", [HIRA, GLORA])
 def test_deltas_that_are_too_large_are_refused_before_they_are_made(
     config: Any, llama: Any, oracle: Any, tmp_path: Path
 ) -> None:

@@ -14,7 +14,6 @@ from peft import (
     AdamssConfig,
     FrodConfig,
     PsoftConfig,
-    RandLoraConfig,
     TinyLoraConfig,
     UniLoraConfig,
     WaveFTConfig,
@@ -86,16 +85,6 @@ CASES: dict[str, Case] = {
         None,
         Sparse,
     ),
-    "randlora": (RandLoraConfig, {"r": 8}, ALL, None, Dense),
-    "randlora, drawn": (
-        RandLoraConfig,
-        {"r": 7, "save_projection": False, "projection_prng_key": 5, "randlora_alpha": 9},
-        ("llama",),
-        None,
-        Dense,
-    ),
-    "randlora, sparse": (RandLoraConfig, {"r": 8, "sparse": True}, ("llama",), None, Dense),
-    "randlora, very sparse": (RandLoraConfig, {"r": 8, "very_sparse": True}, ("llama",), None, Dense),
     "frod": (FrodConfig, {}, ALL, None, Dense),
     "frod, drawn": (
         FrodConfig,
@@ -207,7 +196,6 @@ TINY: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "TINYLORA": (TinyLoraConfig, {"r": 2, "u": 4}),
     "PSOFT": (PsoftConfig, {"r": 4}),
     "WAVEFT": (WaveFTConfig, {"n_frequency": 30}),
-    "RANDLORA": (RandLoraConfig, {"r": 16}),
     "FROD": (FrodConfig, {}),
 }
 
@@ -238,11 +226,10 @@ def test_nothing_of_the_base_or_of_the_process_changes(
 def test_every_tensor_is_wanted_and_none_is_left(method: str, llama: Any, oracle: ModuleType, tmp_path: Path) -> None:
     config, fields = TINY[method]
     folder, tensors, raw = _written(config, llama, oracle, tmp_path, **fields)
-    key = next(key for key in tensors if "v_tensor" not in key and not key.startswith("base_model.randlora"))
+    key = next(key for key in tensors if "v_tensor" not in key)
     missing = {name: tensor for name, tensor in tensors.items() if name != key}
-    if method != "RANDLORA" or "lambda" in key or "gamma" in key:
-        error = _refused(llama, folder, missing, raw)
-        assert key in error.message
+    error = _refused(llama, folder, missing, raw)
+    assert key in error.message
     left = _refused(llama, folder, {**tensors, "base_model.model.model.norm.lost": torch.ones(2)}, raw)
     assert "norm.lost" in left.message
     longer = _refused(llama, folder, {**tensors, key: torch.ones(len(tensors[key]) + 1)}, raw)
@@ -269,7 +256,6 @@ REFUSED: list[tuple[str, dict[str, Any], type[AdapterError], str]] = [
     ("WAVEFT", {"wavelet_family": "sine"}, InvalidAdapter, "sine"),
     ("WAVEFT", {"n_frequency_pattern": {"(a+)+$": 0}}, InvalidAdapter, "n_frequency_pattern"),
     ("WAVEFT", {"scaling": 1e31}, InvalidAdapter, "scaling must be a number"),
-    ("RANDLORA", {"r": 7}, InvalidAdapter, "has the shape"),
     ("FROD", {"sparse_rate": 1.5}, InvalidAdapter, "sparse_rate"),
     ("FROD", {"projection_prng_key": -1}, InvalidAdapter, "projection_prng_key must be an integer"),
 ]
@@ -298,28 +284,6 @@ def test_indices_are_within_the_vector(llama: Any, oracle: ModuleType, tmp_path:
     assert isinstance(_refused(llama, folder, wild, raw), InvalidAdapter)
 
 
-def test_shared_projections_may_be_there_once_but_not_differ(llama: Any, oracle: ModuleType, tmp_path: Path) -> None:
-    folder, tensors, raw = _written(RandLoraConfig, llama, oracle, tmp_path, r=16)
-    whole = compile_adapter(folder, llama.table, torch.float32, model=llama.model).bypass
-    copies = [key for key in tensors if "randlora_A" in key and "layers" in key]
-    assert copies
-    save_file(
-        {
-            key: t.clone()
-            for key, t in tensors.items()
-            if not (("randlora_A" in key or "randlora_B" in key) and "layers" in key)
-        },
-        folder / "adapter_model.safetensors",
-    )
-    once = compile_adapter(folder, llama.table, torch.float32, model=llama.model).bypass
-    for name, (primitive,) in whole.sites.items():
-        (other,) = once.sites[name]
-        for field, tensor in primitive.tensors().items():
-            assert torch.equal(tensor, other.tensors()[field])
-    error = _refused(llama, folder, {**tensors, copies[0]: tensors[copies[0]] + 1}, raw)
-    assert "is not what the other tensors say" in error.message
-
-
 @pytest.mark.parametrize(
     ("method", "package", "remedy"), [("PSOFT", "peft", "peftserve[peft]"), ("ADAMSS", "sklearn", "scikit-learn")]
 )
@@ -342,7 +306,7 @@ def test_methods_that_read_the_base_need_it(method: str, llama: Any, oracle: Mod
         compile_adapter(folder, llama.table, torch.float32)
 
 
-@pytest.mark.parametrize("method", ["UNILORA", "TINYLORA", "WAVEFT", "RANDLORA"])
+@pytest.mark.parametrize("method", ["UNILORA", "TINYLORA", "WAVEFT"])
 def test_the_others_do_not(method: str, llama: Any, oracle: ModuleType, tmp_path: Path) -> None:
     config, fields = TINY[method]
     folder, _, _ = _written(config, llama, oracle, tmp_path, **fields)

@@ -82,6 +82,9 @@ CASES: dict[str, tuple[dict[str, Any], torch.Tensor]] = {
     "low_rank": ({"a": draw(2, IN), "b": draw(OUT, 2)}, X @ (draw(OUT, 2) @ draw(2, IN)).T),
 }
 
+ELSEWHERE = {"sparse", "rows", "replacement", "expert_low_rank", "chain"}  # tested below
+ELSEWHERE |= {"spectral", "circulant", "shared_bases"}  # in modules of their own
+
 
 @pytest.mark.parametrize("kind", CASES)
 def test_formula(kind: str) -> None:
@@ -163,4 +166,4 @@ def test_low_rank_terms_of_experts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_kind_is_tested() -> None:
-    assert FORMULAS.keys() == CASES.keys() | {"sparse", "rows", "replacement", "expert_low_rank", "chain"}
+    assert FORMULAS.keys() == CASES.keys() | ELSEWHERE

@@ -46,6 +46,12 @@ def _sparse(draw: Draw) -> p.Sparse:
     return p.Sparse(p.Sparse.row_starts(places // IN, OUT), places % IN, draw(len(places)))
 
 
+def _spectral(draw: Draw) -> p.Spectral:
+    starts = torch.arange(0, 2 * (OUT // 2 + 2), 2, dtype=torch.int32)
+    count = int(starts[-1])
+    return p.Spectral(starts, torch.arange(count, dtype=torch.int32) * 5 % IN, draw(count), 0.1)
+
+
 MAKERS: Mapping[str, Callable[[Draw], Made]] = {
     "low_rank": lambda draw: (p.LowRank(draw(3, IN), draw(OUT, 3)),),
     "low_rank, twice": lambda draw: (p.LowRank(draw(2, IN), draw(OUT, 2)), p.LowRank(draw(5, IN), draw(OUT, 5))),
@@ -62,6 +68,9 @@ MAKERS: Mapping[str, Callable[[Draw], Made]] = {
     "sparse": lambda draw: (_sparse(draw),),
     "kronecker": lambda draw: (p.Kronecker(draw(4, 6), draw(8, 4)),),
     "dense": lambda draw: (p.Dense(draw(OUT, IN)),),
+    "shared_bases": lambda draw: (p.SharedBases(draw(5, IN + 3), draw(OUT + 1, 29), draw(5, 5), draw(5, IN)),),
+    "spectral": lambda draw: (_spectral(draw),),
+    "circulant": lambda draw: (p.Circulant(draw(OUT // 8, IN // 8, 8), 0.5),),
     "replacement": lambda draw: (p.Replacement(draw(OUT, IN)),),
     "replacement of the bias": lambda draw: (p.Replacement(None, draw(OUT)),),
     "rows": lambda draw: (p.Rows(torch.tensor([0, 3, 31], dtype=torch.int32), draw(3, IN)),),

@@ -1,0 +1,34 @@
+"""Scaled bases against the matrix that they are, in float64, whichever width is the narrower one."""
+
+import pytest
+import torch
+
+from peftserve.kernels.ops.bases import shared_bases
+
+
+def draw(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def matrix(a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, scale: torch.Tensor, wide: int) -> torch.Tensor:
+    """(wide, narrow), one number of a basis after the other."""
+    (rank, count), narrow = d.shape, scale.shape[1]
+    w = torch.zeros(wide, narrow, dtype=torch.float64)
+    for k in range(rank):
+        for n in range(count):
+            w += torch.outer(b[:wide, k * count + n], d[k, n] * a[k, :narrow] * scale[n])
+    return w
+
+
+@pytest.mark.parametrize("rank", [1, 3, 7, 9])
+@pytest.mark.parametrize("tokens", [1, 2, 11])
+def test_shared_bases(rank: int, tokens: int) -> None:
+    """More tokens than bases, and fewer."""
+    count = -(-7 // rank)
+    fields = {"a": draw(rank, 9), "b": draw(13, 11 * rank), "d": draw(rank, count), "scale": draw(count, 7)}
+    for wide in (7, 12):
+        w = matrix(**fields, wide=wide)
+        narrow_in, wide_in = draw(tokens, 7), draw(tokens, wide)
+        torch.testing.assert_close(shared_bases(narrow_in, draw(tokens, wide), **fields), narrow_in @ w.T)
+        if wide > 7:
+            torch.testing.assert_close(shared_bases(wide_in, draw(tokens, 7), **fields), wide_in @ w)
