@@ -152,7 +152,7 @@ def low_rank(x: torch.Tensor, _: torch.Tensor, *, a: torch.Tensor, b: torch.Tens
 def expert_low_rank(
     x: torch.Tensor, _: torch.Tensor, *, a: torch.Tensor, b: torch.Tensor, parameter: str
 ) -> torch.Tensor:
-    """For reference, of the rows of each expert; what runs is `add_expert_low_rank_`. x: (experts, rows, in)."""
+    """For reference, of the rows of each expert; what runs is `experts/`. x: (experts, rows, in)."""
     return x @ a.mT @ b.mT
 
 

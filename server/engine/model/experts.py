@@ -4,7 +4,8 @@ A step without such an adapter at a module runs what transformers would run ther
 
     out = W_down act(W_up x + Δ_up x) + Δ_down (...)
 
-with the deltas of each token's own adapters. Expert parallelism is not served.
+with the deltas of each token's own adapters: as transformers' grouped products do, on all pairs of a token and an
+expert in the order of the experts, among them in that of the adapters. Expert parallelism is not served.
 """
 
 import itertools
@@ -12,14 +13,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from peftserve.adapters.peft.plain import is_plain
 from peftserve.adapters.sites import ExpertParameter
-from peftserve.kernels.ops.experts import add_expert_low_rank_
+from peftserve.kernels.ops.experts.factory import ExpertTerms, expert_terms, warm_up
+from peftserve.kernels.ops.experts.products import grouped_product
+from peftserve.kernels.ops.experts.routing import Routing, route
 from peftserve.kernels.ops.site_plan import Part
 
 from .callouts import Call, call_out
@@ -29,11 +31,14 @@ _FACTS = ("has_gate", "has_bias", "is_transposed", "num_experts")
 
 
 class ExpertsBypass:
-    """The experts' function of one model. parts: module to the step's work there; set and cleared by the hooks."""
+    """The experts' function of one model. The hooks say what each step does there."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.name = f"peftserve_experts_{next(_names)}"
-        self.parts: Mapping[nn.Module, Sequence[Part]] = {}
+        self._parts: Mapping[nn.Module, Sequence[Part]] = {}  # of the last step that had any
+        self._terms: Mapping[nn.Module, ExpertTerms] | None = None  # of the parts; made by the first module of a step
+        self._rows = 0  # of the step that they were made for
+        self._working: frozenset[nn.Module] = frozenset()  # modules with adapters in this step
         self.called: set[nn.Module] = set()  # modules that really come here
         self._default: str | None = None
         if any(is_experts(module) for module in model.modules()):
@@ -42,6 +47,21 @@ class ExpertsBypass:
             for module in model.modules():
                 if is_experts(module):
                     module.config._experts_implementation = self.name  # type: ignore[union-attr]
+            alike = {
+                parameter for module in model.modules() if is_experts(module) for parameter in expert_parameters(module)
+            }
+            warm_up(sorted(alike), model.dtype, model.device)
+
+    def begin(self, parts: Mapping[nn.Module, Sequence[Part]]) -> None:
+        """parts: module to the step's work there. Lists that the last such step had too are the same work."""
+        self._working = frozenset(parts)
+        same = parts.keys() == self._parts.keys() and all(own is self._parts[module] for module, own in parts.items())
+        if parts and not same:
+            self._parts, self._terms = parts, None
+
+    def end(self) -> None:
+        """From now on, until a step begins, modules compute what the base does."""
+        self._working = frozenset()
 
     def __call__(
         self, module: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
@@ -53,11 +73,18 @@ class ExpertsBypass:
     def _run(
         self, module: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
-        if parts := self.parts.get(module):
-            return _with_parts(module, hidden_states, top_k_index, top_k_weights, parts)
+        if module in self._working:
+            terms = self._terms_of(hidden_states)[module]
+            return _with_terms(module, hidden_states, top_k_index, top_k_weights, terms)
         eager = type(module).forward.__wrapped__  # type: ignore[attr-defined]  # what transformers' decorator wraps
         function: Any = ALL_EXPERTS_FUNCTIONS.get_interface(self._default or "eager", eager)
         return cast(torch.Tensor, function(module, hidden_states, top_k_index, top_k_weights))
+
+    def _terms_of(self, hidden_states: torch.Tensor) -> Mapping[nn.Module, ExpertTerms]:
+        rows = len(hidden_states)
+        if self._terms is None or self._rows != rows:
+            self._terms, self._rows = expert_terms(self._parts, rows, hidden_states.device), rows
+        return self._terms
 
 
 def _like(module: nn.Module, hidden_states: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
@@ -89,32 +116,24 @@ def expert_parameters(module: nn.Module) -> tuple[ExpertParameter, ...]:
     return tuple(ExpertParameter(name, *shape) for name, shape in shapes)
 
 
-def _with_parts(
-    module: nn.Module, x: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, parts: Sequence[Part]
+def _with_terms(
+    module: nn.Module, x: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, terms: ExpertTerms
 ) -> torch.Tensor:
-    (tokens, k), experts = index.shape, index.reshape(-1)
-    pairs = x.repeat_interleave(k, dim=0)
-    up = _project(module, "gate_up_proj" if module.has_gate else "up_proj", pairs, experts, parts, k)
-    hidden = cast(Any, module)._apply_gate(up) if module.has_gate else cast(Any, module).act_fn(up)
-    out = _project(module, "down_proj", hidden, experts, parts, k)
+    experts = cast(Any, module)
+    routing = route(index, terms.of_row, experts.num_experts, terms.num_combinations)
+    up = _project(module, "gate_up_proj" if experts.has_gate else "up_proj", x[routing.tokens], routing, terms)
+    hidden = experts._apply_gate(up) if experts.has_gate else experts.act_fn(up)
+    out = _project(module, "down_proj", hidden, routing, terms)
     if getattr(module, "has_post_expert_norm", False):
-        out = cast(Any, module).post_expert_norm(out)
-    return (out * weights.reshape(-1, 1)).view(tokens, k, -1).sum(1).to(x.dtype)
+        out = experts.post_expert_norm(out)
+    return (routing.restored(out) * weights[..., None]).sum(1).to(x.dtype)
 
 
-def _project(
-    module: nn.Module, name: str, x: torch.Tensor, experts: torch.Tensor, parts: Sequence[Part], k: int
-) -> torch.Tensor:
-    """One product of each pair's expert, with the adapters' terms. x: (pairs, in). Returns (pairs, out)."""
+def _project(module: nn.Module, name: str, x: torch.Tensor, routing: Routing, terms: ExpertTerms) -> torch.Tensor:
+    """The product of each place's expert, with the adapters' terms. x: (pairs, in). Returns (pairs, out)."""
     weight = cast(torch.Tensor, getattr(module, name))
-    bias = cast(torch.Tensor, getattr(module, f"{name}_bias")) if module.has_bias else None
-    y = x.new_empty(x.shape[0], weight.shape[2] if module.is_transposed else weight.shape[1])
-    for expert in experts.unique().tolist():
-        rows = (experts == expert).nonzero()[:, 0]
-        matrix = weight[expert].T if module.is_transposed else weight[expert]
-        y[rows] = F.linear(x[rows], matrix, None if bias is None else bias[expert])
-    for op, factor, start, end, _ in parts:
-        if op.fields["parameter"] == name:
-            rows = slice(start * k, end * k)
-            add_expert_low_rank_(y[rows], x[rows], experts[rows], op.fields["a"], op.fields["b"], factor)
+    y = grouped_product(x, weight if module.is_transposed else weight.mT, routing.ends)
+    if module.has_bias:
+        y += cast(torch.Tensor, getattr(module, f"{name}_bias"))[routing.experts]
+    terms.add_(name, x, y, routing)
     return y

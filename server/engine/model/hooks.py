@@ -63,7 +63,7 @@ class BypassHooks:
         plans: Mapping[str, SitePlan] = self._side.plans if active else {}
         if self._experts is not None:
             inside = {name: plan.phases[Phase.INSIDE] for name, plan in plans.items() if Phase.INSIDE in plan.phases}
-            self._experts.parts = {self._modules[name]: terms.parts for name, terms in inside.items()}
+            self._experts.begin({self._modules[name]: terms.parts for name, terms in inside.items()})
         for name, plan in plans.items():
             if name in self._places:
                 self._groups[self._places[name][0]].plans[name] = plan
@@ -84,7 +84,7 @@ class BypassHooks:
         self._handles.clear()
         self._streams.clear()
         if self._experts is not None:
-            self._experts.parts = {}
+            self._experts.end()
         for group in self._groups:
             group.forget()
 

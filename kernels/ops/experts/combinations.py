@@ -1,0 +1,90 @@
+"""Which adapters work on which rows of a step, at the experts of one module. On the host.
+
+A combination is the set of adapters' factors that a row has: one adapter's as a rule, those of several in a mixture,
+or none, which is combination 0. Pairs of a token and an expert that agree in expert and combination are one group: they
+share all factors, whatever their weights.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ..formulas import Op
+from ..site_plan import Part
+
+Key = TypeVar("Key")
+
+
+class Combinations(NamedTuple):
+    """ops: all that work at the module, each once. members: of each combination, its ops by their numbers.
+
+    of_row: (rows,) int32, each row's combination. weights: (most members, rows) float32, of the members of the row's
+    combination in their order, and 0 behind them.
+    """
+
+    ops: Sequence[Op]
+    members: Sequence[tuple[int, ...]]
+    of_row: npt.NDArray[np.int32]
+    weights: npt.NDArray[np.float32]
+
+    @property
+    def num_rows(self) -> int:
+        """That have any factors."""
+        return int(np.count_nonzero(self.of_row))
+
+
+def all_combinations(parts: Mapping[Key, Sequence[Part]], rows: int) -> dict[Key, Combinations]:
+    """Of each module. Modules whose adapters work on the same rows share the arrays. rows: of the step."""
+    known: dict[_Pattern, _Shared] = {}
+    found = {}
+    for key, own in parts.items():
+        ops = {id(part.op): part.op for part in own}
+        numbers = {identity: number for number, identity in enumerate(ops)}
+        pattern = tuple(_Share(numbers[id(part.op)], *part[1:4]) for part in own)
+        if pattern not in known:
+            known[pattern] = _shared(pattern, rows)
+        found[key] = Combinations([*ops.values()], *known[pattern])
+    return found
+
+
+class _Share(NamedTuple):
+    """One of the ops, on rows [start, end)."""
+
+    number: int
+    weight: float
+    start: int
+    end: int
+
+
+_Pattern = tuple[_Share, ...]
+_Shared = tuple[Sequence[tuple[int, ...]], npt.NDArray[np.int32], npt.NDArray[np.float32]]
+
+
+def _shared(pattern: _Pattern, rows: int) -> _Shared:
+    found: dict[tuple[int, ...], int] = {(): 0}
+    of_row = np.zeros(rows, dtype=np.int32)
+    weights = np.zeros((len(pattern), rows), dtype=np.float32)
+    for start, end, there in _spans(pattern):
+        own: dict[int, float] = {}
+        for share in there:
+            own[share.number] = own.get(share.number, 0.0) + share.weight
+        members = tuple(sorted(own))
+        of_row[start:end] = found.setdefault(members, len(found))
+        weights[: len(members), start:end] = np.array([own[number] for number in members])[:, None]
+    return [*found], of_row, weights[: max(map(len, found))].copy()
+
+
+def _spans(pattern: _Pattern) -> Iterator[tuple[int, int, list[_Share]]]:
+    """Rows [start, end) with the shares that they all are in, of those that are in any."""
+    starting: dict[int, list[_Share]] = {}
+    for share in pattern:
+        starting.setdefault(share.start, []).append(share)
+    cuts = sorted({share.start for share in pattern} | {share.end for share in pattern})
+    active: list[_Share] = []
+    for start, end in pairwise(cuts):
+        active = [share for share in [*active, *starting.get(start, ())] if share.end > start]
+        if active:
+            yield start, end, active

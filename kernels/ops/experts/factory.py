@@ -1,0 +1,41 @@
+"""Picks what computes the terms of experts on a device."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, TypeVar
+
+import torch
+
+from ..site_plan import Part
+from .combinations import all_combinations
+from .routing import Routing
+from .torch_backend import TorchExpertTerms
+
+Key = TypeVar("Key")
+
+
+class ExpertTerms(Protocol):
+    """What the adapters of a step add at one module. of_row: (rows,) int32 on the device, each row's combination."""
+
+    num_combinations: int
+    of_row: torch.Tensor
+
+    def add_(self, parameter: str, x: torch.Tensor, y: torch.Tensor, routing: Routing) -> None:
+        """Add to y, which has the places of `routing`, the terms of the parameter's product with x."""
+
+
+def expert_terms(parts: Mapping[Key, Sequence[Part]], rows: int, device: torch.device) -> Mapping[Key, ExpertTerms]:
+    """By module. parts: of each one's adapters. rows: of the step."""
+    work = all_combinations(parts, rows)
+    if device.type == "cuda":
+        from .triton_backend import triton_terms  # not on machines without a GPU, which need no triton
+
+        return triton_terms(work, device)
+    return {key: TorchExpertTerms(combinations) for key, combinations in work.items()}
+
+
+def warm_up(parameters: Sequence[tuple[str, int, int, int]], dtype: torch.dtype, device: torch.device) -> None:
+    """Compile what steps may launch. parameters: name, experts, in_features and out_features of each."""
+    if device.type == "cuda":
+        from .triton_backend import warm_up
+
+        warm_up(parameters, dtype, device)
