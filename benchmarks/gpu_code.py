@@ -116,6 +116,7 @@ def _pretending() -> Iterator[None]:
         stack.enter_context(patch("torch.cuda.get_device_capability", _always((9, 0))))
         stack.enter_context(patch("torch.cuda.get_device_properties", _always(H100)))
         stack.enter_context(patch("torch.utils._triton.has_triton", _always(True)))
+        stack.enter_context(patch("torch._inductor.scheduler.has_triton", _always(True)))  # imported by name
         stack.enter_context(patch.object(type(driver), "active", property(_always(target))))
         stack.enter_context(patch.object(GraphLowering, "compile_to_module", _stop))
         stack.enter_context(config.patch(fx_graph_cache=False, compile_threads=1))

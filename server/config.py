@@ -21,6 +21,7 @@ class EngineConfig:
     max_running: sequences in one step.
     kv_cache_tokens: capacity of the KV cache; None fits it to the free memory.
     adapter_memory: bytes of the device's arena. max_loras: adapters resident at once.
+    wide_columns: spare columns behind each weight, in which the adapters of long prompts lie; None for as many as help.
     host_adapter_memory: bytes of compiled adapters kept in host memory. max_cpu_loras: the same, as a number.
     max_dense_delta: most bytes that the full-rank deltas of one adapter may take.
     async_scheduling: prepare a step while the one before it runs; None for where it helps, which is on GPUs.
@@ -41,6 +42,7 @@ class EngineConfig:
     adapter_memory: int | None = None
     max_loras: int = 32
     max_lora_rank: int = 512
+    wide_columns: int | None = None
     host_adapter_memory: int = 1 << 30
     max_cpu_loras: int | None = None
     max_dense_delta: int = 1 << 30

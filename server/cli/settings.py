@@ -85,6 +85,13 @@ SETTINGS = (
     Setting("adapter-memory", "SIZE", values.size, "device memory for adapters", shown="what `max-loras` needs"),
     Setting("max-loras", "N", _COUNT, "adapters on the device at once", 32),
     Setting("max-lora-rank", "N", _COUNT, "largest rank that is taken", 512),
+    Setting(
+        "wide-columns",
+        "N",
+        values.whole(0),
+        "spare columns of each weight, in which adapters of long prompts run inside the base's products; 0: none",
+        shown="256 on a GPU, else 0",
+    ),
     Setting("max-dense-delta", "SIZE", values.size, "most memory for one adapter's full-rank deltas", 1 << 30, "1GiB"),
     Setting("host-adapter-memory", "SIZE", values.size, "host memory for adapters off the device", 1 << 30, "1GiB"),
     Setting("max-cpu-loras", "N", _COUNT, "most adapters in host memory", shown="by size alone"),

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -29,6 +30,7 @@ from .model.loading import LoadedModel, Trace
 from .model.packed_linear import pack_linears
 from .model.runner import ModelRunner
 from .model.self_check import check_paged_attention, run_largest_step
+from .model.wide import spare_columns, widen
 from .staging import is_host
 
 logger = logging.getLogger(__name__)
@@ -38,12 +40,25 @@ INDUCTOR_CACHE = "inductor"  # folder of the state folder
 COPIED_SHARE = 0.25  # of the KV cache's size, for copies of what is decoded
 
 
-def lay_out_products(loaded: LoadedModel) -> dict[int, nn.Linear]:
-    """Makes one product of those that read one input, by group, and packs weights where that is faster."""
-    fused = fuse_siblings(loaded.modules, loaded.sites.groups)
-    products = [*fused.values(), *separate_modules(loaded.modules, loaded.sites.groups, fused)]
-    pack_linears(products, int(free_bytes(loaded.device) * PACKED_SHARE))
-    return fused
+class Products(NamedTuple):
+    """fused: one linear for those that read one input. wide: weights with spare columns. By group."""
+
+    fused: dict[int, nn.Linear]
+    wide: dict[int, torch.Tensor]
+
+
+def lay_out_products(loaded: LoadedModel, wide_columns: int | None = None) -> Products:
+    """Makes one product of those that read one input, gives weights their spare columns, and packs weights where that
+    is faster. wide_columns: as in the configuration.
+    """
+    sites, device = loaded.sites.groups, loaded.device
+    fused = fuse_siblings(loaded.modules, sites)
+    wide = widen(loaded.modules, sites, fused, spare_columns(wide_columns, device))
+    if not is_host(device):
+        torch.cuda.empty_cache()  # of the weights as they were: what is free is counted for pages and adapters
+    products = [*fused.values(), *separate_modules(loaded.modules, sites, fused)]
+    pack_linears(products, int(free_bytes(device) * PACKED_SHARE))
+    return Products(fused, wide)
 
 
 def make_runner(
@@ -71,6 +86,7 @@ def make_runner(
         loaded.experts,
         fused,
         fused_rows(device),
+        attachments.columns,
     )
     runner = ModelRunner(
         loaded.model,

@@ -45,10 +45,10 @@ class Engine:
         self._config = config
         loaded = load_model(config)
         self._model = loaded.model
-        fused = lay_out_products(loaded)
+        products = lay_out_products(loaded, config.wide_columns)
         most_rows = max(config.max_batch_tokens, len(loaded.trace.token_ids))  # which the check at start runs
         memory = StepMemory(loaded.device, spare=config.max_running * SPARE_FIELDS)
-        self.adapters = AdapterService(config, loaded, most_rows, memory)
+        self.adapters = AdapterService(config, loaded, most_rows, memory, products.wide)
         num_pages = kv_pages(
             config.kv_cache_tokens,
             loaded.attention.layers,
@@ -59,7 +59,7 @@ class Engine:
         )
         self._max_model_len = min(loaded.max_model_len, num_pages * config.page_size)
         limits = Limits(most_rows, config.max_running, self._max_model_len)
-        self._runner = make_runner(config, loaded, fused, self.adapters.attachments, num_pages, limits, memory)
+        self._runner = make_runner(config, loaded, products.fused, self.adapters.attachments, num_pages, limits, memory)
         self._scheduler = Scheduler(
             PagePool(num_pages),
             self.adapters.residency,

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,8 +15,10 @@ import pytest
 import torch
 from peft import LoraConfig
 
+from peftserve.kernels.bypass.columns.spare import SpareColumns
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
+from peftserve.server.engine.adapters import service
 from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingParams, SequenceOutput
 
 ARCHITECTURES = ["llama", "llama_biased", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "gpt2", "opt"]
@@ -124,6 +126,43 @@ def test_greedy_tokens_of_compiled_steps_are_those_of_peft(scenario: Scenario) -
         rows = [call.args[0].ids.numel() for call in compiled.call_args_list]
         assert len(set(rows)) > 5
         _release_all(engine, scenario)
+
+
+WIDE = [
+    ("llama", "whole prompts", False),
+    ("llama_biased", "chunks and shared prefixes", False),
+    ("gemma2", "preemption, chunks, shared prefixes and few slots", True),
+]
+
+
+@pytest.mark.parametrize(("scenario", "setting", "compiled"), WIDE, indirect=["scenario"])
+def test_greedy_tokens_are_those_of_peft_where_bypasses_run_in_spare_columns(
+    scenario: Scenario, setting: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More adapters than there are columns for, some of all, some beside others in a step and in a mixture."""
+    monkeypatch.setattr(service, "SpareColumns", partial(SpareColumns, least_rows=6))
+    with _engine(scenario, setting, compile=compiled, wide_columns=96) as engine:
+        columns = engine.adapters.attachments.columns
+        assert columns is not None
+        steps: list[tuple[bool, bool]] = []
+        base, begin = _checksum(engine), columns.begin
+
+        def begin_and_note(tokens: Any) -> Any:
+            rest = begin(tokens)
+            steps.append((columns.active, columns.whole))
+            columns.check_integrity()
+            return rest
+
+        columns.begin = begin_and_note  # type: ignore[method-assign]
+        assert (engine._runner._compiled is not None) == compiled
+        outputs = _serve(engine, scenario, greedy=True)
+        for request in scenario.requests:
+            _check(request, outputs[request.request_id])
+        assert {(True, False), (False, False)} <= {*steps}
+        assert (True, True) in steps or setting == "whole prompts"
+        assert sum(active for active, _ in steps) > 10
+        _release_all(engine, scenario)
+        assert _checksum(engine) == base
 
 
 @pytest.mark.parametrize("scenario", ["llama"], indirect=True)

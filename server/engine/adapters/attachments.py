@@ -6,6 +6,7 @@ from itertools import takewhile
 import torch
 from torch import nn
 
+from peftserve.kernels.bypass.columns.spare import SpareColumns
 from peftserve.kernels.bypass.layout import BypassBackend, Segment
 from peftserve.kernels.ops.side import SideOps
 
@@ -25,14 +26,18 @@ class Attachments:
         modules: Mapping[str, nn.Module],
         head: str | None,
         sites: SiteGroups,
+        columns: SpareColumns | None = None,
     ) -> None:
         self.backend = backend
         self.side = side
-        self._preparation = Preparation(arena, backend, modules, head, sites)
+        self.columns = columns
+        self._preparation = Preparation(arena, backend, modules, head, sites, columns)
+        self._wide = _sites_of(sites, columns)
         self._adapters: dict[int, PreparedAdapter] = {}
         self._forms: dict[int, Form] = {}  # that they are in now
         self._riding: set[int] = set()  # slots whose scales and biases the low-rank kernel applies
         self._operators: set[int] = set()  # slots with any of these
+        self._in_the_way: set[int] = set()  # slots with any at a module that has spare columns
         self._side_attention: dict[int, Mapping[int, SideView]] = {}
         self._vocabularies: dict[int, int] = {}  # of slots that bring a larger one than the base's
 
@@ -54,9 +59,12 @@ class Attachments:
     def detach(self, slot: int) -> None:
         self.backend.detach(slot)
         self.side.detach(slot)
+        if self.columns is not None:
+            self.columns.detach(slot)
         del self._adapters[slot], self._forms[slot]
         self._riding.discard(slot)
         self._operators.discard(slot)
+        self._in_the_way.discard(slot)
         self._side_attention.pop(slot, None)
         self._vocabularies.pop(slot, None)
 
@@ -67,10 +75,22 @@ class Attachments:
         launches of that capacity: then it must begin again, without one.
         """
         self._settle(tokens)
-        if not self.backend.begin(tokens, logits, capacity=capacity):
+        if not self.backend.begin(self._without_columns(tokens, capacity), logits, capacity=capacity):
             return False
         self.side.begin(tokens, logits)
         return True
+
+    def _without_columns(self, tokens: Sequence[Segment], capacity: int | None) -> Sequence[Segment]:
+        """Set what runs in spare columns, and return the rest.
+
+        Nothing does where operators change a product's input or output, nor in what graphs run.
+        """
+        if self.columns is None:
+            return tokens
+        if capacity is not None or not self._in_the_way.isdisjoint(segment.slot for segment in tokens):
+            self.columns.clear()
+            return tokens
+        return self.columns.begin(tokens)
 
     def run_in_the_backend(self, tokens: Sequence[Segment]) -> bool:
         """Whether these adapters ask for nothing but the backend's launches."""
@@ -102,8 +122,12 @@ class Attachments:
         self._forms[slot] = form
         self.backend.attach(slot, form.low_rank)
         self.side.attach(slot, form.ops)
+        if self.columns is not None:
+            self.columns.attach(slot, form.stored, reads_outputs=slot in self._riding)
         if form.ops:
             self._operators.add(slot)
+        if not self._wide.isdisjoint(form.layouts):
+            self._in_the_way.add(slot)
 
     def _conflicting(self, tokens: Sequence[Segment]) -> Iterator[int]:
         """Slots that ride and are mixed with operators at the same modules, or with a weight that needs them whole."""
@@ -126,6 +150,12 @@ class Attachments:
         assert plain is not None
         self._riding.remove(slot)
         self._take(slot, plain)
+
+
+def _sites_of(sites: SiteGroups, columns: SpareColumns | None) -> frozenset[str]:
+    """Names of the modules whose products have spare columns."""
+    groups = frozenset[int]() if columns is None else columns.groups
+    return frozenset(name for name, (group, _) in sites.places.items() if group in groups)
 
 
 def _overlapping(segments: Sequence[Segment]) -> Iterator[tuple[Segment, Segment]]:

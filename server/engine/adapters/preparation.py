@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from peftserve.kernels.bypass.columns.spare import SpareColumns, Stored
 from peftserve.kernels.bypass.layout import BlobLayout, BypassBackend, Prepared
 from peftserve.kernels.ops.formulas import Op
 
@@ -32,12 +33,13 @@ class SideView(NamedTuple):
 class Form(NamedTuple):
     """One division of the adapter's work. low_rank: what the backend does. ops: the operators beside it, by site.
 
-    layouts: of these operators.
+    layouts: of these operators. stored: the same as what the backend does, for spare columns; None if not for these.
     """
 
     low_rank: Prepared
     ops: Mapping[str, Sequence[Op]]
     layouts: Ops
+    stored: Stored = None
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,14 @@ class Preparation:
         modules: Mapping[str, nn.Module],
         head: str | None,
         sites: SiteGroups,
+        columns: SpareColumns | None = None,
     ) -> None:
         self._arena = arena
         self._backend = backend
         self._modules = modules
         self._head = head
         self._sites = sites
+        self._columns = columns
 
     def prepare(self, base: int, layout: AdapterLayout, shared: Mapping[str, int]) -> PreparedAdapter:
         """Of the blob at element `base` of the arena. shared: where the pieces beside it begin."""
@@ -97,7 +101,8 @@ class Preparation:
 
     def _form(self, groups: BlobLayout, layouts: Ops, base: int, shared: Mapping[str, int]) -> Form:
         ops = {site: [self._op(site, op, base, shared) for op in there] for site, there in layouts.items()}
-        return Form(self._backend.prepare(base, groups), ops, layouts)
+        stored = None if self._columns is None else self._columns.prepare(base, groups)
+        return Form(self._backend.prepare(base, groups), ops, layouts, stored)
 
     def _op(self, site: str, op: OpLayout, base: int, shared: Mapping[str, int]) -> Op:
         tensors = {name: place.view(self._arena, base, shared) for name, place in op.places.items()}

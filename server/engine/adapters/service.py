@@ -16,6 +16,7 @@ from peftserve.adapters.errors import AdapterDamaged, AdapterTooLarge, InvalidAd
 from peftserve.adapters.files import content_digest
 from peftserve.adapters.peft.compile import CompiledAdapter, compile_adapter
 from peftserve.kernels.attention.layout import AttentionLayer
+from peftserve.kernels.bypass.columns.spare import SpareColumns
 from peftserve.kernels.bypass.factory import make_bypass_backend
 from peftserve.kernels.device.step_memory import StepMemory
 from peftserve.kernels.ops.side import SideOps
@@ -38,10 +39,17 @@ SPILL_FACTOR = 16  # of the host's memory for adapters: what their compiled form
 
 class AdapterService:
     """Compiles against `loaded`, whose weights it reads and never writes. most_rows: of any step. memory: which a
-    step tells the device of itself in.
+    step tells the device of itself in. wide: weights with spare columns, by group.
     """
 
-    def __init__(self, config: EngineConfig, loaded: LoadedModel, most_rows: int, memory: StepMemory) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        loaded: LoadedModel,
+        most_rows: int,
+        memory: StepMemory,
+        wide: Mapping[int, torch.Tensor] | None = None,
+    ) -> None:
         self._config = config
         self._loaded = loaded
         self._folders: dict[str, Path] = {}
@@ -57,7 +65,9 @@ class AdapterService:
             memory=memory,
         )
         side, head = SideOps(loaded.sites.rows()), loaded.sites.table.head
-        self.attachments = Attachments(self._arena, backend, side, loaded.modules, head, loaded.sites.groups)
+        sites = loaded.sites.groups
+        columns = SpareColumns(self._arena, sites.groups, wide) if wide else None
+        self.attachments = Attachments(self._arena, backend, side, loaded.modules, head, sites, columns)
         self._loader = AdapterLoader(self._compile_key, make_copies(self._arena))
         self._spill = _spill(config, loaded)
         host = HostTier(config.host_adapter_memory, config.max_cpu_loras, self._spill.keep)

@@ -21,6 +21,7 @@ from .inputs import StepInputs
 from .program import Program, Run
 from .regions import Assumes
 from .tracing import TracedModel, check_assumptions, trace_model
+from .widening import widen_inputs
 
 logger = logging.getLogger(__name__)
 
@@ -33,14 +34,17 @@ class CompiledForward:
     left: layers that are called as they are.
     """
 
-    def __init__(self, model: nn.Module, forward: Forward, device: torch.device) -> None:
-        """forward: the model on a step's inputs.
+    def __init__(
+        self, model: nn.Module, forward: Forward, device: torch.device, room: Callable[[Any], int] = lambda _: 0
+    ) -> None:
+        """forward: the model on a step's inputs. room: columns behind the input of a call, by its owner.
 
         Raises whatever the model raises if more of it than single layers cannot be traced.
         """
         traced = trace_model(model, lambda ids, positions, rows: forward(StepInputs(ids, positions, rows)), device)
         self.left = traced.left
         self._traced = traced
+        widen_inputs(traced, room)
         parts = parts_of(traced)
         runs = self._compile([part for part in parts if isinstance(part, Piece)])
         tensors = {node: traced.tensors[str(node.target)] for node in traced.graph.find_nodes(op="get_attr")}

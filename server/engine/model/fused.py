@@ -32,7 +32,7 @@ def fuse_siblings(modules: Mapping[str, nn.Module], sites: SiteGroups) -> dict[i
     members: dict[int, list[nn.Module]] = {}
     for name, (group, _) in sorted(sites.places.items(), key=lambda item: item[1]):
         members.setdefault(group, []).append(modules[name])
-    plain = {group: [m for m in there if _is_plain(m, uses)] for group, there in members.items()}
+    plain = {group: [m for m in there if is_of_one(m, uses)] for group, there in members.items()}
     return {
         group: _fuse(linears)
         for group, linears in plain.items()
@@ -48,8 +48,8 @@ def separate_modules(
     return [module for module in modules.values() if module not in parts]
 
 
-def _is_plain(module: nn.Module, uses: Mapping[int, int]) -> TypeGuard[nn.Linear]:
-    """uses: of each parameter, by its id."""
+def is_of_one(module: nn.Module, uses: Mapping[int, int]) -> TypeGuard[nn.Linear]:
+    """Whether it is a plain nn.Linear with a weight that nobody else has. uses: of each parameter, by its id."""
     return is_plain_linear(module) and all(uses[id(p)] == 1 for p in module.parameters())
 
 

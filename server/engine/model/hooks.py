@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from peftserve.kernels.bypass.columns.spare import SpareColumns
 from peftserve.kernels.bypass.layout import BypassBackend
 from peftserve.kernels.ops.formulas import Phase
 from peftserve.kernels.ops.side import SideOps
@@ -37,12 +38,16 @@ class BypassHooks:
         experts: ExpertsBypass | None = None,
         fused: Mapping[int, nn.Linear] | None = None,
         fused_rows: int | None = None,
+        columns: SpareColumns | None = None,
     ) -> None:
-        """fused: of each group that has one, its modules as one, for up to `fused_rows` rows."""
+        """fused: of each group that has one, its modules as one, for up to `fused_rows` rows. columns: behind weights,
+        for the bypasses that the step's products themselves give.
+        """
         self.active = False
         self._modules = modules
         self._side = side
         self._experts = experts
+        self._columns = columns
         self._streams: dict[str, torch.Tensor] = {}  # inputs of modules that another module's adapters read
         self._handles: list[Any] = []
         self._places = sites.places
@@ -50,10 +55,15 @@ class BypassHooks:
         for name, (group, position) in sorted(sites.places.items(), key=lambda item: item[1]):
             width = sites.groups[group].out_features[position]
             members[group].append(_Member(name, modules[name], modules[name].forward, width))
-        self._groups = [_Siblings(backend, index, group, self._streams) for index, group in enumerate(members)]
+        self._groups = [
+            _Siblings(backend, index, group, self._streams, sites.groups[index].in_features)
+            for index, group in enumerate(members)
+        ]
         for group_index, module in (fused or {}).items():
             self._groups[group_index].fused = module
             self._groups[group_index].fused_rows = fused_rows
+        for group_index in frozenset[int]() if columns is None else columns.groups:
+            self._groups[group_index].columns = columns
         for siblings in self._groups:
             for position, member in enumerate(siblings.members):
                 member.module.forward = self._around(siblings, position, member.forward)
@@ -111,6 +121,13 @@ class BypassHooks:
         """From now on every module has a product of its own."""
         for group in self._groups:
             group.fused = None
+        if self._columns is not None:
+            self._columns.turn_off()
+
+    def room_behind(self, owner: Any) -> int:
+        """Columns that are to be behind the input of a compiled model's call. owner: of the call."""
+        place = self._places.get(owner) if isinstance(owner, str) else None
+        return 0 if place is None or self._columns is None else self._columns.columns_of(place[0])
 
     def _hook(self, module: nn.Module, plan: SitePlan) -> None:
         """Of a norm: nothing else is at a site and in no group."""
@@ -181,18 +198,26 @@ class _Siblings:
 
     plans: those of the step, by the module's name; filled by the hooks.
     fused: all modules as one, for up to `fused_rows` rows; None where they have products of their own.
+    columns: behind the modules' weights; None where there are none.
     """
 
     def __init__(
-        self, backend: BypassBackend, index: int, members: Sequence[_Member], streams: Mapping[str, torch.Tensor]
+        self,
+        backend: BypassBackend,
+        index: int,
+        members: Sequence[_Member],
+        streams: Mapping[str, torch.Tensor],
+        in_features: int,
     ) -> None:
         self.members = members
         self.fused: nn.Linear | None = None
         self.fused_rows: int | None = None
+        self.columns: SpareColumns | None = None
         self.plans: dict[str, SitePlan] = {}
         self._backend = backend
         self._index = index
         self._streams = streams
+        self._in_features = in_features
         self._input: torch.Tensor | None = None
         self._outputs: list[torch.Tensor | None] = [None] * len(members)
         self._widths = [member.width for member in members]
@@ -221,7 +246,8 @@ class _Siblings:
         if x is not self._input:
             self._input = x
             together = self._together(position)
-            whole = self._product(x) if self.fuses(x) and together == self._everyone else None
+            as_one = self.fuses(x) or (active and self._in_columns)
+            whole = self._product(x, active) if as_one and together == self._everyone else None
             self._outputs = self._run(x, together, active, whole)
         if self._outputs[position] is None:
             self._outputs[position] = self._run(x, frozenset({position}), active, None)[position]
@@ -262,6 +288,8 @@ class _Siblings:
 
     def _add_bypasses(self, x: torch.Tensor, sites: Sequence[torch.Tensor | None]) -> None:
         """sites: (rows, out_features) of each module, changed in place; None for those to leave alone."""
+        if self.columns is not None and self.columns.whole:
+            return
         rows = _flat(x)
         if rows.is_floating_point() or not self.plans:
             self._backend.add_(self._index, rows, sites)
@@ -273,17 +301,41 @@ class _Siblings:
         self._backend.add_(self._index, rows.clamp(max=member.ids - 1), [y])
         y.copy_(torch.where(known, y, before))
 
-    def _product(self, x: torch.Tensor) -> torch.Tensor | None:
-        """The base's outputs side by side; None without a product of all, or if a module is to see another input."""
+    @property
+    def _in_columns(self) -> bool:
+        """Whether the step's adapters have some of their bypasses in this product."""
+        return self.columns is not None and self.columns.active
+
+    def _product(self, x: torch.Tensor, active: bool) -> torch.Tensor | None:
+        """The base's outputs side by side; None without a product of all, or if a module is to see another input.
+
+        active: with the bypasses that are in spare columns.
+        """
+        if active and self.columns is not None and self.columns.active:
+            return self.columns.product(self._index, x, self._bias())
+        x = self._own(x)
         if any(Phase.INPUT in plan.phases for plan in self.plans.values()):
             return None
         if len(self.members) == 1 and not self.plans:
             return self.members[0].forward(x)
         return None if self.fused is None else self.fused(x)
 
+    def _own(self, x: torch.Tensor) -> torch.Tensor:
+        """Without the columns behind it."""
+        return x[..., : self._in_features] if x.is_floating_point() and x.shape[-1] > self._in_features else x
+
+    def _bias(self) -> torch.Tensor | None:
+        linear = self.members[0].module if self.fused is None else self.fused
+        bias: torch.Tensor | None = linear.bias  # type: ignore[assignment]
+        return bias
+
     def whole(self, x: torch.Tensor, active: bool) -> torch.Tensor:
-        """All outputs side by side, of plans that keep their widths. active: with the step's bypasses."""
-        whole = self._product(x)
+        """All outputs side by side, of plans that keep their widths. active: with the step's bypasses.
+
+        x: with spare columns behind it, or without.
+        """
+        whole = self._product(x, active)
+        x = self._own(x)
         if whole is not None and not self.plans:  # in as few calls as can be
             if active:
                 self._add_bypasses(x, whole.flatten(0, -2).split(self._widths, 1))

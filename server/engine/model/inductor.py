@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import fx
 from torch._guards import TracingContext, detect_fake_mode, tracing
-from torch._inductor import config
+from torch._inductor import config, ir
 from torch._inductor.compile_fx import compile_fx_inner
+from torch._inductor.lowering import register_lowering
 from torch._inductor.virtualized import V
 
 from .cutting import Piece
 from .program import Run
+from .widening import WIDENED
 
 
 def compile_piece(piece: Piece) -> Run:
@@ -39,3 +41,21 @@ _SETTINGS: dict[str, Any] = {
 }
 if hasattr(config, "combo_kernel_peak_memory_pct_threshold"):  # torch 2.13: whatever the pieces' memory becomes by it
     _SETTINGS["combo_kernel_peak_memory_pct_threshold"] = None
+
+
+@register_lowering(WIDENED, type_promotion_kind=None)
+def _widened(x: Any, columns: int) -> Any:
+    """As inductor's own concatenation: whoever computes x writes it into the wider buffer's first columns.
+
+    Behind them nothing is written: a concatenation with an empty tensor would copy that.
+    """
+    *leading, width = x.get_size()
+    size = [*leading, width + columns]
+    layout = ir.FixedLayout(x.get_device(), x.get_dtype(), size, ir.FlexibleLayout.contiguous_strides(size))
+    wide = ir.ConcatKernel(name=None, layout=layout, inputs=[])
+    buffer = ir.StorageBox(wide)
+    own = ir.SliceView.create(buffer, len(size) - 1, 0, width, clamp=False)
+    wide.inputs = ir.ConcatKernel.unwrap_storage([ir.ConcatKernel.realize_into(x, own)])
+    wide.name = V.graph.register_buffer(wide)
+    V.graph.register_operation(wide)
+    return ir.TensorBox(buffer)

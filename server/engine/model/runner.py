@@ -78,7 +78,7 @@ class ModelRunner:
         from .compiled import CompiledForward  # not before: to import the compiler takes seconds
 
         self._bypassed = False
-        self._compiled = CompiledForward(self._model, self._forward, self._model.device)
+        self._compiled = CompiledForward(self._model, self._forward, self._model.device, self._hooks.room_behind)
 
     def run_uncompiled(self) -> None:
         """From now on, for graphs that are captured as well."""

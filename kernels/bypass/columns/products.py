@@ -1,0 +1,74 @@
+"""What is done to spare columns and to what lies behind inputs: the interface, and a form in torch operators.
+
+    store     W[rows of its own site, columns of an adapter] = B, and 0 in the rows of the group's other sites
+    fill      h[rows of s, columns of s] = s.weight · x[rows of s] Aᵀ for each segment s, and 0 elsewhere
+
+Sums are in fp32, and h is rounded once, to the arena's dtype. All that lies in the columns must be finite, since the
+rows of all other adapters multiply it by 0: what is not, becomes so.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+
+from ..layout import Segment
+from ..torch.factors import Factors
+
+
+class Held(NamedTuple):
+    """An adapter in the columns. factors, columns: by group, and the first of its columns there."""
+
+    factors: Mapping[int, Factors]
+    columns: Mapping[int, int]
+
+
+class ColumnProducts(Protocol):
+    """Of wide weights (sum of out_features, in_features + spare columns) by group."""
+
+    def store(self, held: Mapping[int, Held]) -> None:
+        """Copy these adapters, by slot, into their columns of all groups."""
+
+    def begin(self, held: Mapping[int, Held], segments: Sequence[Segment], rows: int) -> None:
+        """Set what a step of so many rows or more fills in. held: at least of the segments' slots."""
+
+    def fill(self, group: int, x: torch.Tensor, wide: torch.Tensor, used: int) -> None:
+        """Make `wide` x with h behind it. x: (rows, in_features), which may be the first columns of `wide`.
+
+        wide: (rows, in_features + at least `used`), of any content behind x; columns that are no place's become 0.
+        """
+
+
+class TorchColumns:
+    """`ColumnProducts` in torch operators: on any device, and the oracle of the kernels."""
+
+    def __init__(self, weights: Mapping[int, torch.Tensor], in_features: Mapping[int, int]) -> None:
+        self._spare = {group: weight[:, in_features[group] :] for group, weight in weights.items()}
+        self._held: Mapping[int, Held] = {}
+        self._segments: Sequence[Segment] = ()
+
+    def store(self, held: Mapping[int, Held]) -> None:
+        for factors, columns in held.values():
+            for group, column in columns.items():
+                _store(self._spare[group][:, column:], factors[group])
+
+    def begin(self, held: Mapping[int, Held], segments: Sequence[Segment], rows: int) -> None:
+        self._held, self._segments = held, segments
+
+    def fill(self, group: int, x: torch.Tensor, wide: torch.Tensor, used: int) -> None:
+        if wide.data_ptr() != x.data_ptr():
+            wide[:, : x.shape[1]] = x
+        h = wide[:, x.shape[1] : x.shape[1] + used].zero_()
+        for slot, weight, start, end in self._segments:
+            factors, columns = self._held[slot]
+            if group in columns:
+                own = h[start:end, columns[group] : columns[group] + factors[group].rank]
+                torch.addmm(own, x[start:end], factors[group].a, beta=0, alpha=weight, out=own)
+
+
+def _store(spare: torch.Tensor, factors: Factors) -> None:
+    """spare: (sum of out_features, columns from the adapter's first on)."""
+    own, row = spare[:, : factors.rank].zero_(), 0
+    for b, place in zip(factors.b_columns, factors.columns, strict=True):
+        torch.nan_to_num(b, out=own[row : row + len(b), place])
+        row += len(b)
