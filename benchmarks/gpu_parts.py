@@ -122,12 +122,12 @@ def kernels(setting: Setting) -> Part:
     if setting.rehearses:
         return Part(about, [[setting.kernels(60, "--shape", "smollm-135m", "--phase", "decode", "--minutes", "0.1")]])
     shape = ("--shape", "llama-8b", "--dtype", "bfloat16", "--jobs", str(setting.jobs))
-    steps = [("1", "1"), ("16", "16"), ("64", "1"), ("64", "64")]
+    steps = [("1", "1"), ("16", "16"), ("64", "1"), ("64", "64"), ("256", "64")]
     return Part(
         about,
         [
-            [setting.kernels(130, *shape, "--phase", "decode", "--minutes", "2")],
-            [setting.kernels(60, *shape, "--phase", "prefill", "--minutes", "0.8")],
+            [setting.kernels(130, *shape, "--table", "--phase", "decode", "--minutes", "2")],
+            [setting.kernels(60, *shape, "--table", "--phase", "prefill", "--minutes", "0.8")],
             *([setting.script(25, "overlap", *_overlap(setting, *step))] for step in steps),
         ],
     )
@@ -171,9 +171,9 @@ def methods(setting: Setting) -> Part:
 
 def sweep(setting: Setting) -> Part:
     """On a CPU there is nothing to choose."""
-    words = ("--tune", "--jobs", str(setting.jobs), "--minutes", "3")
-    commands = [] if setting.rehearses else [[setting.kernels(230, *words, "--quick", "--phase", "decode")]]
-    return Part("the sweep of blocks: a table of the fastest for this GPU", commands)
+    words = ("--tune", "--jobs", str(setting.jobs), "--minutes", "1")
+    commands = [] if setting.rehearses else [[setting.kernels(140, *words, "--quick", "--phase", "decode")]]
+    return Part("the sweep of designs: a table of the fastest for this GPU", commands)
 
 
 def peers(setting: Setting) -> Part:

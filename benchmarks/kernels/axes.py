@@ -24,6 +24,15 @@ QUICK: dict[str, dict[str, Axes]] = {
     "cuda": {"decode": ((16, 64), (16,), (MIXED,)), "prefill": ((4096,), (8,), (MIXED,))},
     "cpu": {"decode": ((16,), (8,), (MIXED,)), "prefill": ((512,), (8,), (MIXED,))},
 }
+TABLE: dict[str, Sequence[tuple[int, int, tuple[int, ...]]]] = {  # tokens, adapters, ranks in turn
+    "decode": (
+        *((1, 1, (16,)), (16, 1, (16,)), (16, 16, (16,)), (16, 16, MIXED), (64, 1, (16,)), (64, 16, (16,))),
+        *((64, 16, MIXED), (64, 64, (16,)), (64, 64, MIXED), (256, 1, (16,)), (256, 16, (16,)), (256, 16, MIXED)),
+        *((256, 64, (16,)), (256, 64, MIXED)),
+    ),
+    "prefill": ((512, 8, (16,)), (4096, 1, (16,)), (4096, 8, (16,)), (8192, 1, (16,)), (8192, 8, (16,))),
+}
+"""The steps of docs/kernels.md, at which peers have been measured on two cards."""
 CACHE_BYTES = 32 << 20  # of a CPU: what one core has of a last-level cache that many share
 MOST_LAYERS = 96
 
@@ -38,6 +47,14 @@ def scenarios(device: str, phases: Sequence[str], *, quick: bool) -> list[Scenar
         for adapters in axes[phase][1]
         for ranks in axes[phase][2]
         if adapters <= tokens and (adapters > 1 or len(ranks) == 1)
+    ]
+
+
+def table(phases: Sequence[str]) -> list[Scenario]:
+    return [
+        Scenario(phase, tokens, tuple(ranks[i % len(ranks)] for i in range(adapters)))
+        for phase in phases
+        for tokens, adapters, ranks in TABLE[phase]
     ]
 
 

@@ -20,6 +20,7 @@ from peftserve.kernels.bypass.triton.model import FITTED, Constants
 
 from .explained import BY_RANKS, ByRanks, Point, beside, half_points, half_us, steps
 from .measured import device_of, halves, read
+from .persistent import points as persistent
 
 OF_LAUNCHES = ("launch", "latency", "step", "product", "element", "cached", "outputs")
 OF_STEPS = ("idle",)
@@ -88,13 +89,14 @@ def main() -> int:
     table = read()
     constants, by_ranks = fit(table)
     print(constants, by_ranks, sep="\n")
-    launches, whole = half_points(table), [*steps(table), *beside(table)]
+    launches, whole, before = half_points(table), [*steps(table), *beside(table)], list(persistent())
     print(f"{'point':58} measured   model   ratio")
-    for point in [*(launches if args.all else []), *whole]:
+    for point in [*(launches if args.all else []), *whole, *before]:
         note = "" if point.own else "  (spills registers)"
         print(f"{point.name:58} {point.measured:8.1f} {point.modelled:7.1f} {point.ratio:7.2f}{note}")
     print("launches alone:", summary(launches))
     print("steps:", summary([point for point in whole if point.own]))
+    print("the kernel before, on both cards:", summary(before))
     return 0
 
 

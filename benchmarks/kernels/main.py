@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from .axes import layers_for, scenarios
+from .axes import layers_for, scenarios, table
 from .contender import Contender
 from .cost import Machine, measure_machine
 from .options import UsageError, command, make_parser, out_folder
@@ -33,13 +33,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_with(options: argparse.Namespace) -> int:
-    """The exit code: 1 if ours was wrong or failed anywhere, or was to be tuned and was not.
-
-    Raises UsageError before anything is measured.
-    """
-    start, seconds = time.monotonic(), 60 * (options.minutes or float("inf"))
+    """The exit code: 1 if ours was wrong or failed anywhere. Raises UsageError before anything is measured."""
     resolve(options)
-    tuned = not vars(options).get("tune") or import_module(".tune", __package__).tune(options) is not None
+    if options.tune:
+        import_module(".tune", __package__).tune(options)
+    start, seconds = time.monotonic(), 60 * (options.minutes or float("inf"))
     contenders = contenders_of(options)
     if options.jobs and options.device == "cuda":
         precompile(options, chosen_scenarios(options), start + COMPILING * seconds)
@@ -58,7 +56,7 @@ def run_with(options: argparse.Namespace) -> int:
         write_json(stem.with_suffix(".json"), about, contenders, points)
     print(closing(points))
     _draw(points, stem, not options.no_plot)
-    return int(not tuned or any(point.ours is None for point in points))
+    return int(any(point.ours is None for point in points))
 
 
 def resolve(options: argparse.Namespace) -> None:
@@ -78,7 +76,7 @@ def stem_of(options: argparse.Namespace) -> Path:
 
 def chosen_scenarios(options: argparse.Namespace) -> list[Scenario]:
     phases = ("decode", "prefill") if options.phase == "all" else (options.phase,)
-    return scenarios(options.device, phases, quick=options.quick)
+    return table(phases) if options.table else scenarios(options.device, phases, quick=options.quick)
 
 
 def _measured(

@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--shape", choices=SHAPES, help="whose linears (default: llama-8b on a GPU, smollm-135m on a CPU)")
     add("--layers", type=_positive, metavar="N", help="layers timed (default: as many as no cache holds)")
     add("--phase", choices=("decode", "prefill", "all"), default="all")
+    add("--table", action="store_true", help="the steps of the table in docs/kernels.md alone")
     add("--quick", action="store_true", help="a few steps, few rounds")
     add("--rounds", type=_positive, metavar="N", help="turns of each contender (default: 20 on a GPU, 7 on a CPU)")
     add("--minutes", type=float, metavar="M", help="start no further step after so long")
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--only", metavar="NAME,...", help="these contenders beside ours")
     add("--out", type=Path, metavar="DIR", help=f"for the JSON and the plot (default: {RESULTS}, if it is here, or .)")
     add("--no-plot", action="store_true", help="the JSON alone")
-    add("--tune", action="store_true", help="first choose the kernels' blocks for this GPU")
+    add("--tune", action="store_true", help="first choose the kernels' designs for this GPU, in a minute or --minutes")
 
 
 def peers_folder(options: argparse.Namespace) -> Path | None:

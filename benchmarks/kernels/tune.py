@@ -1,15 +1,14 @@
-"""Chooses the Triton kernel's blocks on the GPU at hand, by timing all that may be good on steps of every kind.
+"""Chooses the Triton kernels' designs on the GPU at hand, by timing those that may be good on steps of every kind.
 
-For each kind of step (see `tuning.Row`) the candidate with the least median becomes a row of the device's table. Those
-that spill registers, or whose programs would not all be on the device at once, are left out.
+For each kind of step (a `Row` of the table) all candidates that the model holds for at most `FACTOR` times as long as
+its best are timed in turns, and the least median wins. What spills registers, fails or is wrong is left out. Kernels
+are compiled in several processes before. Kinds for which there is no time keep the model's choice, as without a table.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
 from functools import partial
 from itertools import product
 from multiprocessing import get_context
@@ -19,141 +18,127 @@ import torch
 from tqdm import tqdm
 
 from peftserve.kernels.bypass.triton.backend import TritonBypass
-from peftserve.kernels.bypass.triton.tuning import FOLDER, Blocks, Phase, Row, Tuning, defaults, save
-from peftserve.kernels.device.occupancy import Resources, multiprocessor, programs_at_once, resources
+from peftserve.kernels.bypass.triton.choice import FOLDER, Row, Tuning, device_of, save
+from peftserve.kernels.bypass.triton.designs import Design
+from peftserve.kernels.device.occupancy import resources
 
 from .axes import layers_for
 from .check import Reference
 from .contender import Run
 from .options import UsageError
 from .ours import add_all, attach_all
-from .point import free
+from .point import MICROSECONDS, free
 from .report import machine_of
 from .steps import SHAPES, Scenario, Shape, Step, make_step
 from .timing import captured, medians
 
-TOKENS = {Phase.DECODE: (1, 16, 64, 256), Phase.PREFILL: (2048, 8192)}
+KINDS = (
+    *((64, 1), (64, 4), (256, 4), (16, 1), (64, 64), (1, 1), (256, 256), (16, 16), (256, 16)),
+    *((512, 64), (4096, 512), (4096, 4096), (16, 4), (2048, 256), (8192, 8192)),
+)
+"""Rows in all, and of each adapter; those that matter most first."""
 RANKS = (16, 64)
-ADAPTERS = (1, 16)
+DECODE_ROWS = 256
+FACTOR = 2.0  # the model is a third off at most
 ROUNDS = 5
-UNLIMITED = 1 << 20  # what a table's last rows say of ranks, widths and the tokens of a prefill
+SECONDS = 60.0
 
 
 class NoGpu(UsageError):
     """There is nothing to tune on a CPU."""
 
 
-def tune(options: argparse.Namespace, folder: Path = FOLDER) -> Path | None:
+def tune(options: argparse.Namespace, folder: Path = FOLDER) -> Path:
     """Writes the device's table, which the measurements behind it then use. Raises NoGpu.
 
-    Each row is printed as soon as it is chosen. After `minutes` the rest is not: then there is no table, since one
-    with some of its rows would say of other steps what holds for these.
+    Each row is printed as soon as it is chosen. It all takes a minute, or `minutes`.
     """
     if options.device != "cuda":
-        raise NoGpu("--tune: the blocks are those of a GPU's kernel, and torch sees no GPU")
+        raise NoGpu("--tune: the designs are those of a GPU's kernels, and torch sees no GPU")
     dtype, shape = getattr(torch, options.dtype), SHAPES[options.shape]
-    kinds, end = list(_kinds(shape)), time.monotonic() + 60 * (options.minutes or float("inf"))
+    end = time.monotonic() + (60 * options.minutes if options.minutes else SECONDS)
+    model = Tuning(device_of(torch.device("cuda", 0)), shape.layer, itemsize=dtype.itemsize)
     if options.jobs:
-        _compile_all(shape, dtype, options.jobs)
-    rows = list[Row]()
-    for kind in tqdm(kinds, unit="kind of step", disable=None):
-        if time.monotonic() > end:
-            tqdm.write(f"no table: {len(rows)} of {len(kinds)} rows were chosen in time")
-            return None
-        rows.append(_choose(kind, shape, dtype))
-        tqdm.write(json.dumps(asdict(rows[-1])))
-    about = {**machine_of(options.device), "shape": options.shape, "dtype": options.dtype}
+        _compile_all(shape, dtype, model.all_designs(), options.jobs)
+    rows, measured = list[Row](), 0
+    for kind in tqdm(list(_kinds(shape, model)), unit="kind of step", disable=None):
+        chosen = _choose(kind, model, shape, dtype) if time.monotonic() < end else None
+        measured += chosen is not None
+        rows.append(chosen or kind)
+    about = {**machine_of(options.device), "shape": options.shape, "dtype": options.dtype, "rows": measured}
     path = save(torch.cuda.get_device_name(), rows, about, folder)
-    tqdm.write(f"wrote {path.name}: {len(rows)} rows")
+    tqdm.write(f"wrote {path.name}: {measured} of {len(rows)} rows measured, the rest by the model")
     return path
 
 
-def _compile_all(shape: Shape, dtype: torch.dtype, jobs: int) -> None:
+def _compile_all(shape: Shape, dtype: torch.dtype, designs: Sequence[Design], jobs: int) -> None:
     """In so many processes: triton keeps on disk what it compiled, where the measuring process then finds it."""
-    work = [
-        (part, dtype, phase, candidates(phase)[start::jobs])
-        for phase in Phase
-        for part in {group.in_features: Shape(1, (group,)) for group in shape.layer}.values()
-        for start in range(jobs)
-    ]
+    parts = [Shape(1, (group,)) for group in dict.fromkeys(shape.layer)]
+    work = [(part, dtype, design) for design in designs for part in parts if not design.beside]
     with get_context("spawn").Pool(jobs) as pool:
         pool.starmap(_compile, work, chunksize=1)
 
 
-def _compile(shape: Shape, dtype: torch.dtype, phase: Phase, choices: Sequence[Blocks]) -> None:
+def _compile(shape: Shape, dtype: torch.dtype, design: Design) -> None:
     """What fails here fails again where it is measured, and is left out there."""
-    step = make_step(Scenario(phase, 1, RANKS[:1]), shape, layers=1, dtype=dtype, device="cuda")
-    for blocks in choices:
-        with suppress(Exception):
-            _backend(step, blocks).compile(blocks)
+    step = make_step(Scenario("decode", 1, RANKS[:1]), shape, layers=1, dtype=dtype, device="cuda")
+    with suppress(Exception):
+        _backend(step, design).compile(design)
 
 
-def candidates(phase: Phase) -> list[Blocks]:
-    few_rows, many_rows, _ = defaults()
-    if phase is Phase.DECODE:
-        grid = product((128, 256, 512), (128, 256), (4, 8), (1, 2, 4))
-        thin = [
-            replace(few_rows, block_k=k, block_n=n, warps=warps, programs=programs, registers=registers)
-            for k, n, warps, programs in grid
-            if (registers := _registers(warps, programs)) >= 64
-        ]
-        return [*thin, many_rows]
-    grid = product((32, 64, 128), (64, 128), (64, 128), (1, 2))
-    return [
-        replace(many_rows, block_m=m, block_k=k, block_n=n, programs=programs, registers=_registers(8, programs))
-        for m, k, n, programs in grid
-    ]
-
-
-def _registers(warps: int, programs: int) -> int:
-    """What each thread may take where so many programs share a multiprocessor's 65,536."""
-    return min(255, 65536 // (32 * warps * programs) // 8 * 8)
-
-
-def _kinds(shape: Shape) -> Iterator[Row]:
-    """All rows of the table, with blocks still to be chosen."""
+def _kinds(shape: Shape, model: Tuning) -> Iterator[Row]:
+    """All rows of the table, with the model's choice."""
     widths = sorted({group.in_features for group in shape.layer})
-    for phase, tokens in TOKENS.items():
-        for count, rank, width in product(tokens, RANKS, widths):
-            yield Row(
-                phase,
-                UNLIMITED if phase is Phase.PREFILL and count == tokens[-1] else count,
-                UNLIMITED if rank == RANKS[-1] else rank,
-                UNLIMITED if width == widths[-1] else width,
-                defaults().few_rows,
-            )
+    for (rows, each), rank, width in product(KINDS, RANKS, widths):
+        yield Row(rows, each, rank, width, model.design(rows, [each] * (rows // each), rank, width))
 
 
-def _choose(kind: Row, shape: Shape, dtype: torch.dtype) -> Row:
-    """By the sum of the medians over one adapter for all tokens and one for each of several."""
-    widest = max(group.in_features for group in shape.layer)
-    part = Shape(1, tuple(g for g in shape.layer if g.in_features == min(kind.width, widest)))
-    rank = RANKS[-1] if kind.rank == UNLIMITED else kind.rank
-    tokens = TOKENS[kind.phase][-1] if kind.tokens == UNLIMITED else kind.tokens
-    totals: dict[Blocks, float] = {}
-    for adapters in ADAPTERS:
-        if adapters <= tokens:
-            scenario = Scenario(kind.phase, tokens, (rank,) * adapters)
-            layers = layers_for(scenario, part, dtype, "cuda")
-            step = make_step(scenario, part, layers=layers, dtype=dtype, device="cuda")
-            times = _times(step, candidates(kind.phase))
-            totals = {blocks: totals.get(blocks, 0.0) + seconds for blocks, seconds in times.items()}
-            del step
-            free("cuda")
-    return replace(kind, blocks=min(totals, key=totals.__getitem__))
+def _choose(kind: Row, model: Tuning, shape: Shape, dtype: torch.dtype) -> Row | None:
+    """None if no candidate ran."""
+    ranked = model.ranked(kind.rows, kind.each, kind.rank, kind.width)
+    likely = [design for seconds, design in ranked if seconds <= FACTOR * ranked[0][0]]
+    part = Shape(1, tuple(group for group in shape.layer if group.in_features == kind.width))
+    phase = "decode" if kind.rows <= DECODE_ROWS else "prefill"
+    scenario = Scenario(phase, kind.rows, (kind.rank,) * (kind.rows // kind.each))
+    layers = layers_for(scenario, part, dtype, "cuda")
+    step = make_step(scenario, part, layers=layers, dtype=dtype, device="cuda", join=True)
+    times = {design: seconds / layers for design, seconds in _times(step, likely).items()}
+    del step
+    free("cuda")
+    if not times:
+        return None
+    best = min(times, key=times.__getitem__)
+    tqdm.write(_line(kind, times, {design: seconds for seconds, design in ranked}))
+    return kind._replace(design=Design(best.rows, best.shrink, best.expand, best.early, kind.design.beside))
 
 
-def _times(step: Step, choices: Sequence[Blocks]) -> dict[Blocks, float]:
+def _line(kind: Row, times: dict[Design, float], modelled: dict[Design, float]) -> str:
+    """The kind, and its candidates with measured and modelled microseconds of a layer's groups, the fastest first."""
+    head = f"{kind.rows} rows, {kind.each} each, rank {kind.rank}, width {kind.width}:"
+    found = [
+        f"{seconds * MICROSECONDS:.1f} ({modelled[design] * MICROSECONDS:.1f}) {short(design)}"
+        for design, seconds in sorted(times.items(), key=lambda pair: pair[1])
+    ]
+    return " ".join([head, "; ".join(found)])
+
+
+def short(design: Design) -> str:
+    """Rows of a tile, then the numbers of shrink and of expand."""
+    halves = ("/".join(map(str, vars(half).values())) for half in (design.shrink, design.expand))
+    return " ".join([str(design.rows), *halves])
+
+
+def _times(step: Step, choices: Sequence[Design]) -> dict[Design, float]:
     reference = Reference(step)
-    runs = {str(i): run for i, blocks in enumerate(choices) if (run := _ready(step, blocks, reference)) is not None}
+    runs = {str(i): run for i, each in enumerate(choices) if (run := _ready(step, each, reference)) is not None}
     return {choices[int(name)]: seconds for name, seconds in medians(runs, "cuda", ROUNDS).items()}
 
 
-def _ready(step: Step, blocks: Blocks, reference: Reference) -> Run | None:
-    """None for blocks that do not compile, do not fit, or are wrong here: they are not chosen."""
+def _ready(step: Step, design: Design, reference: Reference) -> Run | None:
+    """None for designs that do not compile, spill, or are wrong here: they are not chosen."""
     try:
-        backend = _backend(step, blocks)
-        if not all(_fits(resources(kernel), blocks) for kernel in backend.compile(blocks)):
+        backend = _backend(step, design)
+        if any(resources(kernel).spilled for kernel in backend.compile(design)):
             return None
         attach_all(backend, step)
         run = captured(partial(add_all, backend, step), "cuda")
@@ -162,12 +147,7 @@ def _ready(step: Step, blocks: Blocks, reference: Reference) -> Run | None:
         return None
 
 
-def _backend(step: Step, blocks: Blocks) -> TritonBypass:
-    only = Tuning(otherwise=defaults()._replace(few_rows=blocks, many_rows=blocks))
+def _backend(step: Step, design: Design) -> TritonBypass:
+    only = Tuning(device_of(step.arena.device), only=design)
     slots, rows = len(step.adapters), step.scenario.tokens
-    return TritonBypass(step.arena, step.groups, max_slots=slots, max_rows=rows, table=only)
-
-
-def _fits(taken: Resources, blocks: Blocks) -> bool:
-    there = multiprocessor(torch.device("cuda", 0))
-    return not taken.spilled and programs_at_once(taken, there) >= blocks.programs
+    return TritonBypass(step.arena, step.groups, max_slots=slots, max_rows=rows, choice=only)

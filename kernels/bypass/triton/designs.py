@@ -53,4 +53,25 @@ def rows_apart() -> Design:
 
 def rows_in_tiles() -> Design:
     """For steps where adapters have several rows."""
-    return Design(16, Shrink(16, 1024, 128, warps=2, stages=4), Expand(16, 128, 4, warps=4, stages=3))
+    return Design(16, Shrink(16, 1024, 128, warps=2, stages=4), Expand(16, 128, 4, warps=4, stages=3), early=True)
+
+
+def candidates() -> list[Design]:
+    """All that there is to choose from: what a server compiles before its first step, as far as it fits the device.
+
+    The two that serve everything come first. Then tiles of 16 whose loads are all in flight at once, for small steps;
+    wider ones, and such for large ranks; and tiles of 64 rows, for prefill.
+    """
+    whole, streamed = Shrink(16, 256, 256, warps=4), rows_in_tiles().shrink
+    walking = rows_in_tiles().expand
+    return [
+        rows_apart(),
+        rows_in_tiles(),
+        Design(16, whole, Expand(16, 256, 1, warps=4), early=True),
+        Design(16, whole, walking, early=True),
+        Design(16, streamed, Expand(16, 256, 1, warps=4), early=True),
+        Design(16, streamed, Expand(16, 256, 4, warps=8, stages=3), early=True),
+        Design(16, Shrink(32, 512, 128, warps=4, stages=3), Expand(32, 128, 4, warps=8, stages=3), early=True),
+        Design(16, Shrink(64, 1024, 64, warps=4, stages=4), Expand(64, 128, 8, warps=8, stages=3), early=True),
+        Design(64, Shrink(64, 1024, 64, warps=4, stages=4), Expand(16, 64, 16, warps=4, stages=3), early=True),
+    ]

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from benchmarks.kernels.axes import AXES, CACHE_BYTES, label, layers_for, scenarios
+from benchmarks.kernels.axes import AXES, CACHE_BYTES, label, layers_for, scenarios, table
 from benchmarks.kernels.cost import cost_of, shares_of
+from benchmarks.kernels.measured import EXPERIMENT, PEERS, read
 from benchmarks.kernels.steps import SHAPES, Scenario
 
 
@@ -13,6 +14,15 @@ def test_every_adapter_has_a_token_and_no_step_comes_twice(device: str, quick: b
     assert len(found) == len(set(found))
     assert all(len(s.segments) == len(s.ranks) for s in found)
     assert {s.phase for s in found} == {"decode", "prefill"}
+
+
+def test_at_each_step_of_the_table_peers_have_been_measured() -> None:
+    found = {(s.tokens, len(s.ranks), label(s.ranks)) for s in table(("decode", "prefill"))}
+    assert len(found) == 19
+    for name, other in ((PEERS, {(512, 1, "16")}), (EXPERIMENT, set())):
+        points = read(name)
+        steps = [*points["steps"], *points.get("prefill", [])]
+        assert found | other == {(step["tokens"], step["adapters"], step["ranks"]) for step in steps}
 
 
 def test_mixed_ranks_take_turns() -> None:

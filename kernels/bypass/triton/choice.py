@@ -1,0 +1,177 @@
+"""Which design a step's launches have: from a table of what was measured on the device, else the model's best.
+
+`python -m benchmarks.kernels --tune` makes the tables: one JSON file a device, in `tuned/`. Nothing is measured while a
+server runs, and what is chosen is kept: the host asks whenever a step's segments change.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from math import log2
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ...integers import cdiv
+from ..layout import Group
+from .designs import Design, Expand, Shrink, candidates
+from .model import MEMORY_BOUND_ROWS, Device, Share, expand_takes, seconds, shrink_takes
+
+FOLDER = Path(__file__).with_name("tuned")
+UNKNOWN_RANK = 16  # what launches are for that are captured before anyone knows the adapters
+MOST_PARTS = 16  # that expand sums, in tiles of several rows
+MARGIN = 1.07  # half of what the model explains is explained as closely
+REACHED = 0.89  # of a memory's bandwidth, by a plain read: 0.88 to 0.91 on H100 and H200
+MOST_REGISTERS = 255
+
+
+class Row(NamedTuple):
+    """Of a table: the fastest design for so many rows in all, of each adapter, of so many ranks (of a site)."""
+
+    rows: int
+    each: int
+    rank: int
+    width: int
+    design: Design
+
+
+class Tuning:
+    """groups: of the model. rows: of the device's table; none where nothing was measured. only: takes it for all."""
+
+    def __init__(
+        self,
+        device: Device,
+        groups: Sequence[Group] = (),
+        *,
+        itemsize: int = 2,
+        rows: Sequence[Row] = (),
+        only: Design | None = None,
+    ) -> None:
+        self._device = device
+        self._itemsize = itemsize
+        self._groups: dict[int, list[Group]] = {}
+        for group in dict.fromkeys(group for group in groups if not group.gather):
+            self._groups.setdefault(group.in_features, []).append(group)
+        self._rows = tuple(rows)
+        self._only = only
+        self._pool = [design for design in candidates() if fits(design, itemsize, device)]
+        self._known: dict[tuple[int, int, int, int], Design] = {}
+
+    def design(self, rows: int, segments: Sequence[int], rank: int, width: int) -> Design:
+        """rows: of the step, or of a graph's capacity. segments: rows of each. rank: the largest of a site, on average
+        over the group's sites; 0 if it is not known. width: input features.
+        """
+        each = _rounded(cdiv(sum(segments), max(len(segments), 1)))
+        key = (_rounded(rows), each, _rounded(rank or UNKNOWN_RANK), width)
+        if key not in self._known:
+            self._known[key] = self._only or self._choose(*key)
+        return self._known[key]
+
+    def all_designs(self) -> list[Design]:
+        """All that `design` may give, for whoever compiles before the first step."""
+        if self._only:
+            return [self._only]
+        found = [row.design for row in self._rows] or self._pool
+        return list(dict.fromkeys(replace(design, beside=beside) for design in found for beside in (False, True)))
+
+    def _choose(self, rows: int, each: int, rank: int, width: int) -> Design:
+        table = [row for row in self._rows if row.width == width] or self._rows
+        if table:
+            found = min(table, key=lambda row: _distance(row, rows, each, rank)).design
+        else:
+            found = self._usual(self.ranked(rows, each, rank, width))
+        return replace(found, beside=rows <= MEMORY_BOUND_ROWS)
+
+    def _usual(self, ranked: Sequence[tuple[float, Design]]) -> Design:
+        """The first of the list that is as fast as the best, as far as the model knows."""
+        fastest = ranked[0][0]
+        return min((design for seconds, design in ranked if seconds <= MARGIN * fastest), key=self._pool.index)
+
+    def ranked(self, rows: int, each: int, rank: int, width: int) -> list[tuple[float, Design]]:
+        """Candidates by the model's seconds, the fastest first."""
+        groups = self._groups.get(width) or [Group(width, (width,))]
+        shares = [Share(rank, each, cdiv(rows, each))]
+        found = []
+        for design in self._suiting(width):
+            total = sum(seconds(design, group, shares, self._device, itemsize=self._itemsize) for group in groups)
+            found.append((total, design))
+        return sorted(found, key=lambda pair: pair[0])
+
+    def _suiting(self, width: int) -> Sequence[Design]:
+        """Those whose partial sums expand takes; where there are none, shrink's parts become larger."""
+        there = [design for design in self._pool if design.rows == 1 or cdiv(width, design.shrink.part) <= MOST_PARTS]
+        return there or self._pool
+
+
+def fits(design: Design, itemsize: int, device: Device) -> bool:
+    """By estimate. That none spills registers on the GPUs served is checked by compiling them, in the tests."""
+    taken = (
+        shrink_takes(design.shrink, design.rows, itemsize, device),
+        expand_takes(design.expand, design.rows, itemsize, device),
+    )
+    return all(registers <= MOST_REGISTERS and shared <= device.shared for registers, shared in taken)
+
+
+def choice_for(arena: torch.Tensor, groups: Sequence[Group], folder: Path = FOLDER) -> Tuning:
+    device = device_of(arena.device)
+    rows = load(torch.cuda.get_device_name(arena.device), folder) if arena.is_cuda else []
+    return Tuning(device, groups, itemsize=arena.element_size(), rows=rows if arena.element_size() == 2 else [])
+
+
+def device_of(device: torch.device) -> Device:
+    """A CPU, where triton interprets its kernels, is taken for an H100 whose launches are not early."""
+    if device.type != "cuda":
+        return Device(132, 3e12, early=False)
+    from triton.testing import get_dram_gbps
+
+    p = torch.cuda.get_device_properties(device)
+    registers: int = getattr(p, "regs_per_multiprocessor", 65536)  # torch's own annotations lack it
+    return Device(
+        p.multi_processor_count,
+        REACHED * get_dram_gbps(device.index or 0) * 1e9,
+        registers=registers,
+        shared=getattr(p, "shared_memory_per_block_optin", p.shared_memory_per_multiprocessor),
+        threads=p.max_threads_per_multi_processor,
+        cache=p.L2_cache_size,
+        warp_size=p.warp_size,
+        early=torch.version.hip is None and p.major >= 9,
+    )
+
+
+def load(device_name: str, folder: Path = FOLDER) -> list[Row]:
+    """The device's table, empty if there is none."""
+    path = table_path(device_name, folder)
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    return [_row(**row) for row in rows]
+
+
+def save(device_name: str, rows: Sequence[Row], measured: dict[str, Any], folder: Path = FOLDER) -> Path:
+    """measured: what it was measured with, for whoever reads the file."""
+    path = table_path(device_name, folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = [{**row._asdict(), "design": asdict(row.design)} for row in rows]
+    lines = ",\n  ".join(json.dumps(row) for row in written)
+    about = f'"device": {json.dumps(device_name)},\n "measured": {json.dumps(measured)}'
+    path.write_text(f'{{\n {about},\n "rows": [\n  {lines}\n ]\n}}\n', encoding="utf-8")
+    return path
+
+
+def table_path(device_name: str, folder: Path = FOLDER) -> Path:
+    return folder / (re.sub(r"[^A-Za-z0-9]+", "_", device_name).strip("_") + ".json")
+
+
+def _row(design: dict[str, Any], **key: int) -> Row:
+    halves = {"shrink": Shrink(**design["shrink"]), "expand": Expand(**design["expand"])}
+    return Row(**key, design=Design(**{**design, **halves}))
+
+
+def _rounded(number: int) -> int:
+    """Up, to a power of two."""
+    return 1 << max(number - 1, 0).bit_length()
+
+
+def _distance(row: Row, rows: int, each: int, rank: int) -> float:
+    """How rows share adapters counts most: it decides the tiles."""
+    return 2 * abs(log2(row.each / each)) + abs(log2(row.rows / rows)) + abs(log2(row.rank / rank))
