@@ -115,7 +115,7 @@ class SharedBases(Primitive):
     With fewer outputs than inputs the other way round, `y[j] += Σ_kn a[k, j] scale[n, j] d[k, n] h[k, n]`, `h = bᵀ x`.
     RandLoRA (Albert et al. 2025, arXiv:2502.00987). narrow, wide: the smaller and the larger width of the module.
     a: (rank, at least narrow); b: (at least wide, at least rank · bases), of which a module takes the beginnings: the
-    same tensors at all modules. d: (rank, bases), the scaling folded in; scale: (bases, narrow).
+    same tensors at all modules. d: (rank, bases), the scaling folded in; scale: (bases, narrow). out_features: its own.
     """
 
     kind = "shared_bases"
@@ -124,6 +124,7 @@ class SharedBases(Primitive):
     b: torch.Tensor
     d: torch.Tensor
     scale: torch.Tensor
+    out_features: int
 
 
 @dataclass(frozen=True)
@@ -252,6 +253,7 @@ class Spectral(Primitive):
     columns: torch.Tensor
     values: torch.Tensor
     scale: float
+    out_features: int
 
 
 @dataclass(frozen=True)

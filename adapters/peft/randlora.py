@@ -83,7 +83,7 @@ def _scaled_bases(
     count = -(-narrow // rank)
     d = checkpoint.take(f"{site.name}.randlora_lambda").require_shape((rank, count), why)
     scale = checkpoint.take(f"{site.name}.randlora_gamma").require_shape((count, narrow), why)
-    return SharedBases(*shared, d.converted(base.dtype, scaling), scale.converted(base.dtype))
+    return SharedBases(*shared, d.converted(base.dtype, scaling), scale.converted(base.dtype), site.out_features)
 
 
 def _bases(

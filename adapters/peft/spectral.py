@@ -111,7 +111,8 @@ def _mirrored(rows: torch.Tensor, columns: torch.Tensor, site: Site) -> _Frequen
 
 def _spectral(site: Site, spectrum: Named, found: _Frequencies, scaling: float, dtype: torch.dtype) -> Spectral:
     values = Named(spectrum.key, spectrum.weights()[found.order] * found.halves).converted(dtype)
-    return Spectral(found.starts, found.conjugates, values, scaling / (site.in_features * site.out_features))
+    scale = scaling / (site.in_features * site.out_features)
+    return Spectral(found.starts, found.conjugates, values, scale, site.out_features)
 
 
 def _waves(site: Site, spectrum: Named, found: _Frequencies, scaling: float, dtype: torch.dtype) -> LowRank:

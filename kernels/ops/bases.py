@@ -1,20 +1,45 @@
 """Deltas of full rank out of bases that all modules and adapters share, scaled by each adapter."""
 
+from collections.abc import Sequence
+
 import torch
+
+_PIECE = 1024  # rows of a matrix in fp32 at a time
 
 
 def shared_bases(
-    x: torch.Tensor, y: torch.Tensor, *, a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, scale: torch.Tensor
+    x: torch.Tensor,
+    _: torch.Tensor | None,
+    *,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    d: torch.Tensor,
+    scale: torch.Tensor,
+    out_features: int,
 ) -> torch.Tensor:
     """`b h`, `h[k, n] = d[k, n] Σ_j a[k, j] scale[n, j] x[j]`; with out < in the transpose of that.
 
     x: (rows, in). a: (rank, at least the narrower width). b: (at least the wider width, at least rank · bases).
-    d: (rank, bases). scale: (bases, the narrower width). Returns (rows, out).
+    d: (rank, bases). scale: (bases, the narrower width). Returns (rows, out_features).
     """
-    a, b = a[:, : scale.shape[1]], b[: max(x.shape[-1], y.shape[-1]), : d.numel()]
-    if x.shape[-1] == scale.shape[1]:
-        return narrow_in(x, a, d, scale) @ b.T
-    return narrow_out(x @ b, a, d, scale)
+    return scaled_bases(x[None], a, b, [d], [scale], out_features)[0]
+
+
+def scaled_bases(
+    x: torch.Tensor,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    d: Sequence[torch.Tensor],
+    scale: Sequence[torch.Tensor],
+    out_features: int,
+) -> torch.Tensor:
+    """The same of several parts with scales of their own: b is read once for all of them. x: (parts, rows, in)."""
+    width, narrow = x.shape[-1], scale[0].shape[1]
+    a, b = a[:, :narrow], b[: max(width, out_features), : d[0].numel()]
+    if width == narrow:
+        inner = [narrow_in(rows, a, *own) for rows, *own in zip(x, d, scale, strict=True)]
+        return torch.stack(inner) @ b.T
+    return torch.stack([narrow_out(h, a, *own) for h, *own in zip(_times(x, b), d, scale, strict=True)])
 
 
 def narrow_in(x: torch.Tensor, a: torch.Tensor, d: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -31,9 +56,16 @@ def narrow_in(x: torch.Tensor, a: torch.Tensor, d: torch.Tensor, scale: torch.Te
 def narrow_out(h: torch.Tensor, a: torch.Tensor, d: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """`Σ_kn a[k, j] scale[n, j] d[k, n] h[k, n]`, as (rows, narrow). h: (rows, rank · bases)."""
     if h.shape[0] >= scale.shape[0]:
-        return h @ _whole(a, d, scale)
-    rows: torch.Tensor = (h.unflatten(-1, d.shape) * d) @ scale
-    return rows.mul_(a).sum(1)
+        return _times(h, _whole(a, d, scale))
+    return _times(h.unflatten(-1, d.shape) * d, scale).mul_(a).sum(1)
+
+
+def _times(x: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """`x @ b`. CPUs multiply 16-bit matrices that are not transposed entry by entry, so there in fp32, by pieces."""
+    if x.device.type != "cpu" or x.element_size() > 2:
+        return x @ b
+    pieces = zip(x.split(_PIECE, dim=-1), b.split(_PIECE), strict=True)
+    return torch.stack([part.float() @ rows.float() for part, rows in pieces]).sum(0).to(x.dtype)
 
 
 def _whole(a: torch.Tensor, d: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

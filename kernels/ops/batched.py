@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from . import structured
 from .formulas import ACTIVATIONS, Op, csr_product
 
 Fields = Mapping[str, Any]
@@ -174,4 +175,9 @@ BATCHED: Mapping[str, Batched] = {
     "routed_low_rank": Batched(routed_low_rank, shapes, stacked),
     "bottleneck": Batched(bottleneck, shapes, stacked),
     "parallel_bottleneck": Batched(parallel_bottleneck, shapes, stacked),
+    "spectral": Batched(structured.spectral, structured.same_width, structured.joined_spectra),
+    "circulant": Batched(structured.circulant, structured.same_kernels, structured.transformed_kernels),
+    "shared_bases": Batched(
+        structured.shared_bases, structured.same_bases, structured.listed_scales, frozenset({"a", "b", "d", "scale"})
+    ),
 }

@@ -10,40 +10,58 @@ import torch.nn.functional as F
 
 def spectral(
     x: torch.Tensor,
-    y: torch.Tensor,
+    _: torch.Tensor | None,
     *,
     starts: torch.Tensor,
     columns: torch.Tensor,
     values: torch.Tensor,
     scale: float,
+    out_features: int,
 ) -> torch.Tensor:
     """`scale · F(h)`, `h[u] = Σ values[k] X[columns[k]]` over k in [starts[u], starts[u + 1]).
 
     X is the transform of x, and F the real transform back from half of a spectrum, without normalisation.
-    x: (rows, in). starts: (out // 2 + 2,). columns, values: (n,). Returns (rows, out).
-    A sum of bags: each h[u] is added up in order, by one thread, so there is nothing atomic on a GPU.
+    x: (rows, in). starts: (out_features // 2 + 2,). columns, values: (n,). Returns (rows, out_features).
     """
-    transformed = torch.fft.fft(wide(x))
-    table = torch.view_as_real(transformed.t().contiguous()).flatten(1)
-    bags = F.embedding_bag(
-        columns, table, starts, mode="sum", per_sample_weights=values.to(table.dtype), include_last_offset=True
-    )
-    half = torch.view_as_complex(bags.view(-1, x.shape[0], 2)).t()
-    waves: torch.Tensor = torch.fft.irfft(half, n=y.shape[-1], norm="forward")
-    return waves * scale
+    return spectra(x[None], starts, columns, wide(values) * scale, out_features)[0]
 
 
-def circulant(x: torch.Tensor, _: torch.Tensor, *, kernel: torch.Tensor, scale: float) -> torch.Tensor:
+def spectra(
+    x: torch.Tensor, starts: torch.Tensor, columns: torch.Tensor, values: torch.Tensor, out_features: int
+) -> torch.Tensor:
+    """The same of several parts, whose entries follow each other. x: (parts, rows, in). starts: (parts · half + 1,).
+
+    Entry k of part p reads place `columns[k] · parts + p`, as `columns` has it already. Bags are added up in order,
+    each by one thread: there is nothing atomic on a GPU.
+    """
+    table = torch.view_as_real(torch.fft.fft(wide(x)).permute(2, 0, 1).contiguous()).view(-1, 2 * x.shape[1])
+    weights = values.to(table.dtype)
+    bags = F.embedding_bag(columns, table, starts, mode="sum", per_sample_weights=weights, include_last_offset=True)
+    half = torch.view_as_complex(bags.view(x.shape[0], -1, x.shape[1], 2)).mT
+    waves: torch.Tensor = torch.fft.irfft(half, n=out_features, norm="forward")
+    return waves
+
+
+def circulant(x: torch.Tensor, _: torch.Tensor | None, *, kernel: torch.Tensor, scale: float) -> torch.Tensor:
     """`y[o, t] = scale · Σ_n Σ_j kernel[o, n, (j - t) mod size] x[n, j]`, a product for each frequency of the blocks.
 
     x: (rows, in). kernel: (out / size, in / size, size). Returns (rows, out).
     """
-    size = kernel.shape[-1]
-    blocks = torch.fft.rfft(wide(x).unflatten(-1, (-1, size)))
-    weights = torch.fft.rfft(wide(kernel)).conj()
-    products = torch.bmm(blocks.permute(2, 0, 1), weights.permute(2, 1, 0))
-    turned: torch.Tensor = torch.fft.irfft(products.permute(1, 2, 0), n=size)
-    return turned.flatten(-2) * scale
+    return circulants(x[None], transformed(kernel[None], scale), kernel.shape[-1])[0]
+
+
+def transformed(kernels: torch.Tensor, scale: float) -> torch.Tensor:
+    """(parts, out / size, in / size, size), as `circulants` takes them: (parts, frequencies, in / size, out / size)."""
+    spectrum: torch.Tensor = torch.fft.rfft(wide(kernels) * scale)
+    return spectrum.permute(0, 3, 2, 1).conj().resolve_conj().contiguous()
+
+
+def circulants(x: torch.Tensor, weights: torch.Tensor, size: int) -> torch.Tensor:
+    """x: (parts, rows, in). weights: `transformed`. Returns (parts, rows, out)."""
+    blocks = torch.fft.rfft(wide(x).unflatten(-1, (-1, size))).permute(0, 3, 1, 2)
+    products = torch.matmul(blocks, weights).permute(0, 2, 3, 1)
+    turned: torch.Tensor = torch.fft.irfft(products, n=size)
+    return turned.flatten(-2)
 
 
 def wide(tensor: torch.Tensor) -> torch.Tensor:

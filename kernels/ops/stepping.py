@@ -2,19 +2,25 @@
 
 A part is some rows of one adapter. Short ones, as all are at decode, are stacked by kind and shape: scales and biases
 as rows that all rows are multiplied by or to which they are added, others in their batched form. What is long runs as
-its formula reads, and so does what has no batched form, is alone, or finds no room for its stack.
+its formula reads, and so does what has no batched form, is alone, or finds no room for its stack. On a GPU the kinds
+that have a kernel (`triton/`) are one launch each, whatever rows they share, which stacks nothing.
 """
 
 from collections.abc import Hashable, Iterable, Sequence
 from itertools import chain, pairwise
-from types import TracebackType
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING
 
 import torch
 
 from .batched import BATCHED
 from .batches import BatchRows, Span, alike, batch_rows, waves
+from .formulas import Op
 from .site_plan import Batch, Part, Stacked, Step
 from .stacks import Stacks
+
+if TYPE_CHECKING:
+    from .triton.lists import PlanLists
 
 MOST_ROWS = 256  # of a batch
 LONG = 16  # rows from which on a product of its own is right for an adapter
@@ -24,20 +30,31 @@ class Stepping:
     """A context in which the plans of one step are made.
 
     most_rows: of a batch. Parts of more than `long` rows are in none.
+    kernels: whether those in Triton run; None where the adapters are on a GPU.
     """
 
-    def __init__(self, most_rows: int = MOST_ROWS, long: int = LONG, stacks: Stacks | None = None) -> None:
+    def __init__(
+        self,
+        most_rows: int = MOST_ROWS,
+        long: int = LONG,
+        stacks: Stacks | None = None,
+        kernels: bool | None = None,
+    ) -> None:
         self._most_rows = most_rows
         self._long = min(long, most_rows)
         self._stacks = stacks or Stacks()
+        self._kernels = kernels
+        self._lists: PlanLists | None = None  # of this step's launches; made for the first
         self._rows: dict[tuple[Span, ...], BatchRows] = {}  # of this step, which most of its sites have alike
 
     def __enter__(self) -> None:
-        self._rows = {}
+        self._rows, self._lists = {}, None
         self._stacks.begin()
 
     def __exit__(self, kind: type | None, error: BaseException | None, where: TracebackType | None) -> None:
         self._stacks.end()
+        if self._lists is not None:
+            self._lists.send()
 
     def forget(self) -> None:
         """What is stacked, which may be of an adapter that leaves."""
@@ -46,8 +63,6 @@ class Stepping:
 
     def steps(self, parts: Sequence[Part]) -> list[Step]:
         """In an order that goes by the parts alone."""
-        if len(parts) == 1 and parts[0].op.formula.row is None:
-            return list(parts)
         classes: dict[Hashable, list[Part]] = {}
         for index, part in enumerate(parts):
             classes.setdefault(self._class(part, index), []).append(part)
@@ -60,16 +75,31 @@ class Stepping:
             return index
         if formula.row is not None:
             return formula.phase, part.width or part.op.fields[formula.row].shape[-1]
+        if self._launched(part.op):
+            return kind, part.width, _triton().KERNELS[kind].key(part.op)
         return (kind, part.width, BATCHED[kind].key(part.op)) if kind in BATCHED else index
 
     def _of_class(self, parts: Sequence[Part]) -> Iterable[Step]:
-        if parts[0].op.formula.row is None and len(parts) == 1:
-            return parts
+        op = parts[0].op
         if parts[0].end - parts[0].start > self._long:
+            return parts
+        if self._launched(op):
+            return [self._launch(parts)]
+        if op.formula.row is None and len(parts) == 1:
             return parts
         spans = [(part.start, part.end) for part in parts]
         groups = [[wave[i] for i in some] for wave in waves(spans) for some in self._alike([spans[i] for i in wave])]
         return chain.from_iterable(self._together([parts[i] for i in group]) for group in groups)
+
+    def _launched(self, op: Op) -> bool:
+        wanted = _device(op).type == "cuda" if self._kernels is None else self._kernels
+        return wanted and op.kind in _triton().KERNELS
+
+    def _launch(self, parts: Sequence[Part]) -> Step:
+        if self._lists is None:
+            self._lists = _triton().PlanLists(_device(parts[0].op))
+        step: Step = _triton().launch(parts, self._lists)
+        return step
 
     def _alike(self, spans: Sequence[Span]) -> list[list[int]]:
         return alike(spans, self._most_rows)
@@ -82,11 +112,21 @@ class Stepping:
         fields = self._stacks.of([part.op for part in parts]) if len(parts) > 1 else None
         if fields is None:
             return parts
-        device = next(v.device for v in op.fields.values() if isinstance(v, torch.Tensor))
         spans = tuple((part.start, part.end) for part in parts)
         if spans not in self._rows:
-            self._rows[spans] = batch_rows(spans, device)
+            self._rows[spans] = batch_rows(spans, _device(op))
         return [Batch(op.kind, fields, self._rows[spans], _weights(parts), op.source, parts[0].width)]
+
+
+def _triton() -> ModuleType:
+    from .triton import launches  # not on machines without a GPU, which need no triton
+
+    return launches
+
+
+def _device(op: Op) -> torch.device:
+    """Of its parameters; a module's, where it has none itself."""
+    return next((v.device for v in op.fields.values() if isinstance(v, torch.Tensor)), torch.device("cpu"))
 
 
 def _weights(parts: Sequence[Part]) -> torch.Tensor | None:

@@ -173,6 +173,7 @@ MIXTURES = [
     {"oft": 0.6, "loha": 0.5},
     {"ia3": 0.5, "hira": 0.5, "shira": 0.7},
     {"road-1": 0.5, "lokr": -0.3},
+    {"fourierft": 0.5, "c3a": -0.4, "randlora": 0.6},
 ]
 
 

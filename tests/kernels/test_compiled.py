@@ -9,6 +9,7 @@ import pytest
 
 SHARED = {"sm_80": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
 """Bytes of a multiprocessor's shared memory. sm_80's code also runs on sm_86 and sm_89, which have 99 KiB."""
+OPS = {"rotation", "pairs", "sparse", "kronecker"}
 REGISTERS = {"sm_80": 1 << 16, "sm_90": 1 << 16, "sm_100": 1 << 16, "gfx942": 4 * 512 * 64}
 """Of a multiprocessor."""
 
@@ -31,8 +32,8 @@ def test_what_is_shipped_spills_nothing_and_its_programs_fit_together(
 ) -> None:
     """Programs wait for each other: those of one launch must all be on the device at once."""
     found = [entry for entry in compiled if entry["target"] == target]
-    assert {entry["mode"] for entry in found} == {"fused", "gather", "attention 128", "best number"}
-    assert {entry["blocks"] for entry in found} - {"wide", "narrow", "whole rows"} == {
+    assert {entry["mode"] for entry in found} == {"fused", "gather", "attention 128", "best number", "primitives"}
+    assert {entry["blocks"] for entry in found} - {"wide", "narrow", "whole rows", *OPS} == {
         "few_rows",
         "many_rows",
         "invariant",

@@ -40,7 +40,24 @@ def routed(draw: Draw, experts: int) -> dict[str, Any]:
     return {**factors, "top_k": 2, "temperature": 0.5}
 
 
-# Each in two shapes. Of entries, of which there may be any number, they only differ in that.
+BASES = drawn(97)(5, IN + 3), drawn(96)(OUT + 5, 29)
+
+
+def frequencies(draw: Draw, count: int) -> dict[str, Any]:
+    """So many, of which some are in one row and some rows have none."""
+    numbers = torch.Generator().manual_seed(count)
+    rows = torch.randint(OUT // 2 + 1, (count,), generator=numbers).sort().values
+    columns = torch.randint(IN, (count,), generator=numbers, dtype=torch.int32)
+    starts = torch.searchsorted(rows, torch.arange(OUT // 2 + 2), out_int32=True)
+    return {"starts": starts, "columns": columns, "values": draw(count), "scale": 1 / count, "out_features": OUT}
+
+
+def scaled(draw: Draw, a: torch.Tensor, b: torch.Tensor) -> dict[str, Any]:
+    """Of rank 5."""
+    return {"a": a, "b": b, "d": draw(5, 5), "scale": draw(5, IN), "out_features": OUT}
+
+
+# Each in two shapes. Of entries and frequencies, of which there may be any number, they only differ in that.
 MAKERS: Mapping[str, tuple[Callable[[Draw], Mapping[str, Any]], Callable[[Draw], Mapping[str, Any]]]] = {
     "input_rotation": (lambda draw: {"blocks": draw(3, 8, 8)}, lambda draw: {"blocks": draw(1, 6, 6)}),
     "pair_rotation": (
@@ -65,6 +82,12 @@ MAKERS: Mapping[str, tuple[Callable[[Draw], Mapping[str, Any]], Callable[[Draw],
         lambda draw: {**net(draw, 3, OUT), "source": "norm"},
         lambda draw: {**net(draw, 5, OUT), "source": "norm"},
     ),
+    "spectral": (lambda draw: frequencies(draw, 40), lambda draw: frequencies(draw, 7)),
+    "circulant": (
+        lambda draw: {"kernel": draw(9, 6, 4), "scale": 0.5},
+        lambda draw: {"kernel": draw(3, 2, 12), "scale": 2.0},
+    ),
+    "shared_bases": (lambda draw: scaled(draw, *BASES), lambda draw: scaled(draw, draw(5, IN), draw(OUT, 25))),
 }
 
 

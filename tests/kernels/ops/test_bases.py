@@ -29,6 +29,18 @@ def test_shared_bases(rank: int, tokens: int) -> None:
     for wide in (7, 12):
         w = matrix(**fields, wide=wide)
         narrow_in, wide_in = draw(tokens, 7), draw(tokens, wide)
-        torch.testing.assert_close(shared_bases(narrow_in, draw(tokens, wide), **fields), narrow_in @ w.T)
+        torch.testing.assert_close(shared_bases(narrow_in, None, **fields, out_features=wide), narrow_in @ w.T)
         if wide > 7:
-            torch.testing.assert_close(shared_bases(wide_in, draw(tokens, 7), **fields), wide_in @ w)
+            torch.testing.assert_close(shared_bases(wide_in, None, **fields, out_features=7), wide_in @ w)
+
+
+@pytest.mark.parametrize("tokens", [2, 11])
+def test_products_in_pieces_of_16_bits(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("peftserve.kernels.ops.bases._PIECE", 5)
+    fields = {"a": draw(3, 9), "b": draw(13, 33), "d": draw(3, 3), "scale": draw(3, 7)}
+    coarse = {name: tensor.bfloat16() for name, tensor in fields.items()}
+    x = draw(tokens, 12).bfloat16()
+    wanted = x.double() @ matrix(**{name: tensor.double() for name, tensor in coarse.items()}, wide=12)
+    got = shared_bases(x, None, **coarse, out_features=7)
+    assert got.dtype is torch.bfloat16
+    assert (got.double() - wanted).norm() < 0.02 * wanted.norm()

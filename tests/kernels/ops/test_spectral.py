@@ -30,7 +30,7 @@ def test_spectral(width: int, inputs: int, count: int, tokens: int) -> None:
     columns = torch.arange(count, dtype=torch.int32) * 7 % inputs
     starts = torch.searchsorted(rows, torch.arange(width // 2 + 2), out_int32=True)
     x, values = draw(tokens, inputs), draw(count)
-    got = spectral(x, draw(tokens, width), starts=starts, columns=columns, values=values, scale=-0.5)
+    got = spectral(x, None, starts=starts, columns=columns, values=values, scale=-0.5, out_features=width)
     torch.testing.assert_close(got, -0.5 * x @ waves(width, inputs, rows, columns, values).T)
 
 
@@ -60,7 +60,7 @@ def test_sums_run_in_fp32(dtype: torch.dtype) -> None:
     torch.testing.assert_close(got.double(), 0.5 * x.double() @ circulants(kernel.double()).T, rtol=1e-5, atol=1e-5)
     places = torch.arange(9, dtype=torch.int32)
     starts = torch.tensor([0, 2, 4, 6, 8, 9], dtype=torch.int32)
-    got = spectral(x, draw(3, 8).to(dtype), starts=starts, columns=places, values=values, scale=0.5)
+    got = spectral(x, None, starts=starts, columns=places, values=values, scale=0.5, out_features=8)
     assert got.dtype is torch.float32
     wanted = waves(8, 12, places // 2, places, values.double())
     torch.testing.assert_close(got.double(), 0.5 * x.double() @ wanted.T, rtol=1e-5, atol=1e-5)

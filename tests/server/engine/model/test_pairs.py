@@ -49,7 +49,7 @@ def _sparse(draw: Draw) -> p.Sparse:
 def _spectral(draw: Draw) -> p.Spectral:
     starts = torch.arange(0, 2 * (OUT // 2 + 2), 2, dtype=torch.int32)
     count = int(starts[-1])
-    return p.Spectral(starts, torch.arange(count, dtype=torch.int32) * 5 % IN, draw(count), 0.1)
+    return p.Spectral(starts, torch.arange(count, dtype=torch.int32) * 5 % IN, draw(count), 0.1, OUT)
 
 
 MAKERS: Mapping[str, Callable[[Draw], Made]] = {
@@ -68,7 +68,7 @@ MAKERS: Mapping[str, Callable[[Draw], Made]] = {
     "sparse": lambda draw: (_sparse(draw),),
     "kronecker": lambda draw: (p.Kronecker(draw(4, 6), draw(8, 4)),),
     "dense": lambda draw: (p.Dense(draw(OUT, IN)),),
-    "shared_bases": lambda draw: (p.SharedBases(draw(5, IN + 3), draw(OUT + 1, 29), draw(5, 5), draw(5, IN)),),
+    "shared_bases": lambda draw: (p.SharedBases(draw(5, IN + 3), draw(OUT + 1, 29), draw(5, 5), draw(5, IN), OUT),),
     "spectral": lambda draw: (_spectral(draw),),
     "circulant": lambda draw: (p.Circulant(draw(OUT // 8, IN // 8, 8), 0.5),),
     "replacement": lambda draw: (p.Replacement(draw(OUT, IN)),),

@@ -1,0 +1,155 @@
+"""Which primitives have a kernel, and what it is launched with. `KERNELS` has one row for each."""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ...integers import cdiv
+from ..batched import shapes
+from ..formulas import Op, Phase
+from ..site_plan import Part, Site
+from .kernels import kronecker_kernel, pair_kernel, rotation_kernel, sparse_kernel
+from .lists import PlanLists
+
+Constants = Mapping[str, int]
+
+
+class Kernel(NamedTuple):
+    """tensors: those of the primitive that an entry names, in this order. key: equal for primitives of one launch.
+
+    run(launch, x, y): enqueues it; x is what the formula reads. block_m: rows of a tile.
+    """
+
+    tensors: tuple[str, ...]
+    key: Callable[[Op], Hashable]
+    run: Callable[["Launch", torch.Tensor, torch.Tensor], None]
+    block_m: int
+
+
+@dataclass(frozen=True)
+class Launch:
+    """All parts of one kind at one site, as one launch. arena, ints: all of it, as its own numbers and as int32.
+
+    op: one of them, for its shapes. lists: of the plan, in which the tiles begin at `first_tile`.
+    """
+
+    op: Op
+    arena: torch.Tensor
+    ints: torch.Tensor
+    lists: PlanLists
+    first_tile: int
+    tiles: int
+    width: int
+
+    def add_(self, site: Site) -> None:
+        x = site.before if site.phase is Phase.OUTPUT else site.x
+        y = site.y[..., : self.width or site.base_width]
+        assert x.dim() == y.dim() == 2, "a module that reads rows, not heads"
+        assert x.stride(1) == y.stride(1) == 1
+        KERNELS[self.op.kind].run(self, x, y)
+
+    @property
+    def records(self) -> torch.Tensor:
+        assert self.lists.there is not None, "the plan's lists are sent before it runs"
+        return self.lists.there
+
+
+def launch(parts: Sequence[Part], lists: PlanLists) -> Launch:
+    """Of one key, all with their tensors in one arena."""
+    kernel, op = KERNELS[parts[0].op.kind], parts[0].op
+    tensors = [[part.op.fields[name] for name in kernel.tensors] for part in parts]
+    assert all(tensor.is_contiguous() for own in tensors for tensor in own)
+    assert len({tensor.untyped_storage().data_ptr() for own in tensors for tensor in own}) == 1, "one arena"
+    offsets = np.array([[tensor.storage_offset() for tensor in own] for own in tensors], dtype=np.int64)
+    spans = [(part.weight, part.start, part.end) for part in parts]
+    arena = tensors[0][-1]
+    return Launch(
+        op,
+        _all_of(arena, arena.dtype),
+        _all_of(arena, torch.int32),
+        lists,
+        *lists.add(spans, offsets, kernel.block_m),
+        width=parts[0].width,
+    )
+
+
+def _all_of(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The memory that it is a view of."""
+    return torch.empty(0, dtype=dtype, device=tensor.device).set_(tensor.untyped_storage())
+
+
+COMPILER = {"num_warps": 4, "enable_fp_fusion": True}
+ROTATION = {"BLOCK_M": 2, "BLOCK_N": 32, "BLOCK_J": 32, **COMPILER}
+PAIRS = {"BLOCK_M": 2, "BLOCK_N": 512, **COMPILER}
+SPARSE = {"BLOCK_M": 2, "BLOCK_N": 32, "BLOCK_J": 32, **COMPILER}
+KRONECKER = {"BLOCK_A": 64, "BLOCK_B": 16, "BLOCK_C": 32, "BLOCK_D": 32, **COMPILER}
+
+
+def _rotate(launch: Launch, x: torch.Tensor, y: torch.Tensor) -> None:
+    blocks, width = launch.op.fields["blocks"], y.shape[1]
+    rotation_kernel[(launch.tiles, cdiv(width, ROTATION["BLOCK_N"]))](
+        x,
+        y,
+        launch.arena,
+        launch.records,
+        x.stride(0),
+        y.stride(0),
+        launch.first_tile,
+        width,
+        blocks.shape[0] * blocks.shape[1],
+        blocks.shape[2],
+        **ROTATION,
+    )
+
+
+def _turn_pairs(launch: Launch, before: torch.Tensor, y: torch.Tensor) -> None:
+    width = y.shape[1]
+    pair_kernel[(launch.tiles, cdiv(width, 2 * PAIRS["BLOCK_N"]))](
+        before,
+        y,
+        launch.arena,
+        launch.records,
+        before.stride(0),
+        y.stride(0),
+        launch.first_tile,
+        width,
+        launch.op.fields["group"] // 2,
+        **PAIRS,
+    )
+
+
+def _add_sparse(launch: Launch, x: torch.Tensor, y: torch.Tensor) -> None:
+    width = y.shape[1]
+    sparse_kernel[(launch.tiles, cdiv(width, SPARSE["BLOCK_N"]))](
+        x,
+        y,
+        launch.arena,
+        launch.ints,
+        launch.records,
+        x.stride(0),
+        y.stride(0),
+        launch.first_tile,
+        width,
+        **SPARSE,
+    )
+
+
+def _add_kronecker(launch: Launch, x: torch.Tensor, y: torch.Tensor) -> None:
+    (a, c), (b, d) = launch.op.fields["w1"].shape, launch.op.fields["w2"].shape
+    blocks = cdiv(a, KRONECKER["BLOCK_A"]) * cdiv(b, KRONECKER["BLOCK_B"])
+    kronecker_kernel[(launch.tiles, blocks)](
+        x, y, launch.arena, launch.records, x.stride(0), y.stride(0), launch.first_tile, a, b, c, d, **KRONECKER
+    )
+
+
+KERNELS: Mapping[str, Kernel] = {
+    "input_rotation": Kernel(("blocks",), shapes, _rotate, ROTATION["BLOCK_M"]),
+    "pair_rotation": Kernel(("d", "c"), shapes, _turn_pairs, PAIRS["BLOCK_M"]),
+    "sparse": Kernel(
+        ("starts", "columns", "values"), lambda op: op.fields["starts"].shape, _add_sparse, SPARSE["BLOCK_M"]
+    ),
+    "kronecker": Kernel(("w1", "w2"), shapes, _add_kronecker, 1),
+}
