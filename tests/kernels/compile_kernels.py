@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import triton
+from ops.experts.compile_kernels import expert_entries
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -181,6 +182,7 @@ def entries(*, every: bool) -> Iterator[dict[str, Any]]:
         yield from bypass_entries(target_name, target)
         yield from attention_entries(target_name, target, every=every)
         yield from best_number_entries(target_name, target)
+        yield from expert_entries(target_name, target, resources)
 
 
 def main() -> None:
