@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import triton
 from compile_ops import op_entries
+from ops.experts.compile_kernels import expert_entries
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -183,6 +184,7 @@ def entries(*, every: bool) -> Iterator[dict[str, Any]]:
         yield from attention_entries(target_name, target, every=every)
         yield from best_number_entries(target_name, target)
         yield from ({**what, **resources(compiled)} for compiled, what in op_entries(target_name, target))
+        yield from expert_entries(target_name, target, resources)
 
 
 def main() -> None:

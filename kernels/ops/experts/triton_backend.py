@@ -136,12 +136,7 @@ class TritonExpertTerms:
             self._weights.shape[1],
             routing.combinations,
             routing.k,
-            BLOCK_M=blocks.block_m,
-            BLOCK_R=blocks.block_r,
-            BLOCK_K=blocks.block_k,
-            ALIGN=there.alignment,
-            num_warps=blocks.warps,
-            num_stages=blocks.stages,
+            **shrink_options(blocks, there.alignment),
         )
 
     def _expand(
@@ -153,7 +148,8 @@ class TritonExpertTerms:
         h: torch.Tensor,
         y: torch.Tensor,
     ) -> Any:
-        return expert_expand_kernel[(len(heads), cdiv(y.shape[1], blocks.block_n))](
+        options = expand_options(blocks, there.alignment)
+        return expert_expand_kernel[(len(heads), cdiv(y.shape[1], options["BLOCK_N"]))](
             h,
             self._arena,
             y,
@@ -167,13 +163,23 @@ class TritonExpertTerms:
             h.shape[0],
             h.shape[1],
             routing.combinations,
-            BLOCK_M=blocks.block_m,
-            BLOCK_R=blocks.block_r,
-            BLOCK_N=blocks.block_n,
-            ALIGN=there.alignment,
-            num_warps=blocks.warps,
-            num_stages=blocks.stages,
+            **options,
         )
+
+
+def shrink_options(blocks: Blocks, alignment: int) -> dict[str, int]:
+    """The kernel's constants, and the compiler's options."""
+    return {"BLOCK_K": blocks.block_k, **_options(blocks, alignment)}
+
+
+def expand_options(blocks: Blocks, alignment: int) -> dict[str, int]:
+    """Of factors at odd places half as much is read at once: an address for each number takes registers."""
+    return {"BLOCK_N": blocks.block_n // (1 if alignment > 1 else 2), **_options(blocks, alignment)}
+
+
+def _options(blocks: Blocks, alignment: int) -> dict[str, int]:
+    sizes = {"BLOCK_M": blocks.block_m, "BLOCK_R": blocks.block_r, "ALIGN": alignment}
+    return sizes | {"num_warps": blocks.warps, "num_stages": blocks.stages}
 
 
 def parts_of(blocks: Blocks, units: int, in_features: int, num_multiprocessors: int) -> tuple[int, int]:

@@ -11,15 +11,18 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
 from peftserve.adapters.sites import SiteKind
+from peftserve.kernels.ops.experts.combinations import all_combinations
+from peftserve.kernels.ops.experts.triton_backend import triton_terms
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
+from peftserve.server.engine.model import experts
 from peftserve.server.engine.model.loading import load_model
 from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingParams
 
 MAX_TOKENS = 8
 UP, DOWN = "experts.gate_up_proj", "experts.down_proj"
 CONFIGS: dict[str, dict[str, Any]] = {
-    "both": {"r": 4, "lora_alpha": 6, "target_modules": [], "target_parameters": [UP, DOWN]},
+    "both": {"r": 20, "lora_alpha": 30, "target_modules": [], "target_parameters": [UP, DOWN]},
     "down": {"r": 2, "target_modules": [], "target_parameters": [DOWN]},
     "all": {"r": 8, "target_modules": ["q_proj", "v_proj"], "target_parameters": [UP, DOWN]},
     "attention": {"r": 4, "target_modules": ["q_proj", "v_proj"]},
@@ -27,7 +30,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 PROMPTS = [[random.Random(i).randrange(9, 300) for _ in range(length)] for i, length in enumerate((5, 30))]
 
 
-@pytest.mark.parametrize("architecture", ["mixtral", "qwen2_moe", "qwen3_moe"])
+@pytest.mark.parametrize("architecture", ["mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss"])
 def test_every_adapter_in_one_batch(oracle: ModuleType, tmp_path: Path, architecture: str) -> None:
     model = oracle.tiny_model(architecture, 3, tmp_path / "model")
     adapters = {
@@ -66,6 +69,33 @@ def test_a_mixture_is_the_weighted_sum_of_the_deltas(oracle: ModuleType, tmp_pat
         engine.close()
 
 
+def test_the_kernels_give_the_same_tokens(oracle: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interpreted, where there is no GPU."""
+    model = oracle.tiny_model("gpt_oss", 3, tmp_path / "model")
+    made: list[int] = []
+
+    def terms(parts: Any, rows: int, device: torch.device) -> Any:
+        made.append(rows)
+        return triton_terms(all_combinations(parts, rows), device)
+
+    monkeypatch.setattr(experts, "expert_terms", terms)
+    engine = Engine(EngineConfig(model=str(model), device="cpu", dtype="float32"))
+    try:
+        adapters = {}
+        for name in ("both", "down"):
+            config = LoraConfig(task_type="CAUSAL_LM", **CONFIGS[name])
+            adapters[name] = oracle.method_adapter(model, tmp_path / name, config)
+            engine.inspect_adapter(name, adapters[name])
+        parts = {name: [AdapterPart(name, 1.0)] for name in adapters} | {"": []}
+        outputs = _serve(engine, parts, PROMPTS[:1], max_tokens=5)
+        for name in parts:
+            hf = oracle.peft_model(model, adapters[name]) if name else oracle.plain_model(model)
+            _check(oracle.peft_generate(hf, PROMPTS[0], 5), outputs[f"{name}/0"], 5)
+        assert len(made) == 3  # once for each batch: as one sequence begins, as all decode, and when one has ended
+    finally:
+        engine.close()
+
+
 @pytest.mark.parametrize("architecture", ["mixtral", "qwen2_moe", "qwen3_moe"])
 def test_experts_are_found(oracle: ModuleType, tmp_path: Path, architecture: str) -> None:
     model = oracle.tiny_model(architecture, 3, tmp_path)
@@ -87,12 +117,17 @@ def _add_deltas(base: Any, model: Any, weight: float) -> None:
             getattr(owner, module.parameter_name).add_(module.get_delta_weight("default"), alpha=weight)
 
 
-def _serve(engine: Engine, parts: dict[str, list[AdapterPart]]) -> dict[str, list[tuple[int, float]]]:
+def _serve(
+    engine: Engine,
+    parts: dict[str, list[AdapterPart]],
+    prompts: list[list[int]] = PROMPTS,
+    max_tokens: int = MAX_TOKENS,
+) -> dict[str, list[tuple[int, float]]]:
     """All at once. Returns (token, logprob) by request."""
     outputs: dict[str, list[tuple[int, float]]] = {}
     for name, own in parts.items():
-        for i, prompt in enumerate(PROMPTS):
-            sampling = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, ignore_eos=True, logprobs=0)
+        for i, prompt in enumerate(prompts):
+            sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, logprobs=0)
             request = AddRequest(request_id=f"{name}/{i}", prompt_token_ids=prompt, sampling=sampling, adapters=own)
             engine.add_request(request)
             outputs[request.request_id] = []
@@ -104,8 +139,8 @@ def _serve(engine: Engine, parts: dict[str, list[AdapterPart]]) -> dict[str, lis
     return outputs
 
 
-def _check(wanted: Any, got: list[tuple[int, float]]) -> None:
-    assert len(got) == MAX_TOKENS
+def _check(wanted: Any, got: list[tuple[int, float]], max_tokens: int = MAX_TOKENS) -> None:
+    assert len(got) == max_tokens
     for (token, logprob), *answer in zip(got, wanted.token_ids, wanted.logprobs, wanted.margins, strict=True):
         if answer[2] < 1e-4:
             return

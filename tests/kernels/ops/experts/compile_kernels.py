@@ -1,0 +1,72 @@
+"""What the experts' kernels take of each GPU served, for `tests/kernels/compile_kernels.py`."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from peftserve.kernels.ops.experts.triton_backend import (
+    ALIGNMENT,
+    FEW_ROWS,
+    MANY_ROWS,
+    Blocks,
+    expand_options,
+    shrink_options,
+)
+from peftserve.kernels.ops.experts.triton_kernels import expert_expand_kernel, expert_shrink_kernel
+
+KERNELS = {
+    "experts shrink": (expert_shrink_kernel, shrink_options),
+    "experts expand": (expert_expand_kernel, expand_options),
+}
+BLOCKS = {"few_rows": FEW_ROWS, "many_rows": MANY_ROWS}
+POINTERS = {
+    "h_ptr": "*fp32",
+    "weights_ptr": "*fp32",
+    "keys_ptr": "*i32",
+    "heads_ptr": "*i32",
+    "order_ptr": "*i64",
+    "spans_ptr": "*i64",
+    "units_ptr": "*i64",
+}
+
+
+def compile_expert_kernel(mode: str, blocks: Blocks, dtype: str, target: GPUTarget, alignment: int) -> Any:
+    kernel, options_of = KERNELS[mode]
+    chosen = options_of(blocks, alignment)
+    constants = {name: value for name, value in chosen.items() if name.isupper()}
+    options = {name: value for name, value in chosen.items() if not name.isupper()}
+    signature = {
+        arg: "constexpr" if arg in constants else POINTERS.get(arg, f"*{dtype}" if arg.endswith("_ptr") else "i32")
+        for arg in kernel.arg_names
+    }
+    # What the launcher finds in practice: pointers and widths are multiples of 16.
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, arg in enumerate(kernel.arg_names)
+        if arg.endswith(("_ptr", "_stride", "_features")) or arg == "columns"
+    }
+    return triton.compile(ASTSource(kernel, signature, constants, aligned), target=target, options=options)
+
+
+def expert_entries(
+    target_name: str, target: GPUTarget, resources: Callable[[Any], dict[str, int]]
+) -> Iterator[dict[str, Any]]:
+    """Those of float32, which is for checks, and of factors at odd places on one GPU."""
+    variants = [("bf16", ALIGNMENT), *([("fp32", ALIGNMENT), ("bf16", 1)] if target_name == "sm_90" else [])]
+    for mode in KERNELS:
+        for name, blocks in BLOCKS.items():
+            for dtype, alignment in variants:
+                compiled = compile_expert_kernel(mode, blocks, dtype, target, alignment)
+                yield {
+                    "target": target_name,
+                    "blocks": name,
+                    "mode": mode,
+                    "dtype": dtype,
+                    "threads": blocks.warps * target.warp_size,
+                    "programs": 1,  # none waits for another
+                    "shared": compiled.metadata.shared,
+                    **resources(compiled),
+                }
