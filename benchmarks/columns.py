@@ -3,9 +3,9 @@
     python -m benchmarks.columns
 
 Errors: of y in bfloat16 against float64, in root mean squares to that of y, in thousandths. All numbers given are in
-bfloat16; sums are exact before each rounding, so that only the roundings of each way are compared: `once` rounds y alone,
-`h in two` and `h in one` are spare columns with h in two halves of 16 bits or in one, `behind` adds to outputs that lie
-in memory, `PEFT` rounds h and the delta too.
+bfloat16; sums are exact before each rounding, so that only the roundings of each way are compared: `once` rounds y
+alone, `h in two` and `h in one` are spare columns with h in two halves of 16 bits or in one, `behind` adds to outputs
+that lie in memory, `PEFT` rounds h and the delta too.
 
 Prefill: microseconds that are added to a layer of Llama-3.1-8B on an H200, by bytes and arithmetic: products take what
 they took without, in proportion to their depth, which counts in steps of 64; a launch of `fill` reads x once and writes
@@ -61,7 +61,11 @@ def added(rows: int, adapters: int, base: float) -> tuple[float, float]:
 
 
 def table() -> Iterator[str]:
-    yield "| rows, width, outputs, rank | delta to base | once | h in two | h in one | behind | PEFT |\n" + "| --- " * 7 + "|"
+    yield (
+        "| rows, width, outputs, rank | delta to base | once | h in two | h in one | behind | PEFT |\n"
+        + "| --- " * 7
+        + "|"
+    )
     for shape in SHAPES:
         for ratio in RATIOS:
             found = [f"{1000 * error:.3f}" for error in errors(*shape, ratio).values()]

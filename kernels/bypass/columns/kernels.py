@@ -56,11 +56,13 @@ def fill_kernel(
     w = tl.load(weights_ptr + run[:, None] * slots + slot[None, :], mask=m_mask[:, None] & there[None, :], other=0.0)
     works = tl.max(tl.abs(w), 0) > 0
     a_offset = tl.multiple_of(tl.load(table_ptr + columns + c, mask=works, other=0), ALIGN)
-    copies = COPY and tl.program_id(1) == 0
+    copied = m < tl.where(tl.program_id(1) == 0, rows, 0)
     x_rows = x_ptr + m[:, None].to(tl.int64) * x_stride
     wide_rows = wide_ptr + m[:, None].to(tl.int64) * wide_stride
     sums = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
-    end = tl.where((tl.max(works.to(tl.int32), 0) > 0) | copies, in_features, 0)
+    end = tl.where(tl.max(works.to(tl.int32), 0) > 0, in_features, 0)
+    if COPY:
+        end = tl.where(tl.program_id(1) == 0, in_features, end)
     for k0 in range(0, end, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)
         k_mask = k < in_features
@@ -68,7 +70,7 @@ def fill_kernel(
         a = tl.load(arena_ptr + (a_offset[None, :] + k[:, None]), mask=works[None, :] & k_mask[:, None], other=0.0)
         sums = tl.dot(x, a, sums, input_precision="ieee")
         if COPY:
-            tl.store(wide_rows + k[None, :], x, mask=m_mask[:, None] & k_mask[None, :] & copies)
+            tl.store(wide_rows + k[None, :], x, mask=copied[:, None] & k_mask[None, :])
     h = tl.where(w != 0, sums * w, 0.0).to(wide_ptr.dtype.element_ty)
     tl.store(wide_rows + in_features + c[None, :], h, mask=m_mask[:, None] & c_mask[None, :])
 

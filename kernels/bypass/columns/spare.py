@@ -130,7 +130,7 @@ class SpareColumns:
         weight, width, used = self._weights[group], self._groups[group].in_features, self._used[group]
         if not used:
             return F.linear(x[..., :width], weight[:, :width], bias)
-        wide = x if x.shape[-1] > width else x.new_empty(*x.shape[:-1], width + used)
+        wide = x if x.shape[-1] > width else x.new_empty(*x.shape[:-1], weight.shape[1])
         rows = wide.flatten(0, -2)
         self._products.fill(group, rows[:, :width] if wide is x else x.flatten(0, -2), rows, used)
         return F.linear(wide[..., : width + used], weight[:, : width + used], bias)
@@ -165,5 +165,7 @@ def _products(
     if arena.is_cuda:
         from .triton_products import TritonColumns  # not on machines without a GPU, which need no triton
 
-        return TritonColumns(arena, weights, in_features)
+        products = TritonColumns(arena, weights, in_features)
+        products.warm_up()
+        return products
     return TorchColumns(weights, in_features)

@@ -1,5 +1,6 @@
 """`ColumnProducts` by Triton's kernels: one launch to bring adapters in, and one a group and step to fill in h."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -8,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ...integers import cdiv
+from ...integers import cdiv, round_up
 from ..layout import Segment
 from ..torch.factors import Factors
 from .kernels import COLUMN_FIELDS, fill_kernel, store_kernel
+from .places import needed
 from .products import Held
 
 Columns = npt.NDArray[np.int64]
@@ -53,7 +55,17 @@ class TritonColumns:
         self._fields[:, 0] = -1
         self._table = torch.from_numpy(self._fields.copy()).to(arena.device)
         self._align = ALIGNMENT if all(width % ALIGNMENT == 0 for width in in_features.values()) else 1
-        self._runs = self._step_weights = torch.empty(0)
+        self.begin({}, [])
+
+    def warm_up(self) -> None:
+        """Compile all kernels, which change nothing yet. No step waits for a compiler then."""
+        if self._weights:
+            self._store([(0, 0, 0)])
+        for group, weight in self._weights.items():
+            wide = weight.new_empty(1, weight.shape[1])
+            own = wide[:, : weight.shape[1] - self._columns]
+            for rows, x in itertools.product((1, SHORT_STEP), (own, own.clone())):
+                self._launch(self._shape(rows), group, x, wide, self._columns)
 
     def prepare(self, factors: Mapping[int, Factors]) -> Mapping[int, Columns]:
         return {group: _columns(there) for group, there in factors.items()}
@@ -65,16 +77,19 @@ class TritonColumns:
         for slot, (form, columns) in held.items():
             for group, first in columns.items():
                 place, fields = self._places[group], form[group]
-                ranks, count = fields.shape[1], -(-fields.shape[1] // ALIGNMENT) * ALIGNMENT
+                ranks, count = fields.shape[1], needed(fields.shape[1])
                 own = self._fields[place, :, first : first + count]
                 own[:, :ranks], own[:, ranks:] = fields, 0
                 own[0, :ranks], own[0, ranks:] = slot, -1
                 jobs.append((place, first, count))
-        if not jobs:
-            return
         if any((form[group][1] % ALIGNMENT).any() for form, _ in held.values() for group in form):
             self._align = 1
-        self._table.copy_(self._pinned(self._fields.copy()), non_blocking=True)
+        if jobs:
+            self._table.copy_(self._pinned(self._fields.copy()), non_blocking=True)
+            self._store(jobs)
+
+    def _store(self, jobs: Sequence[tuple[int, int, int]]) -> None:
+        """jobs: as in the kernel's list."""
         table = self._pinned(np.array(jobs, dtype=np.int64)).to(self._arena.device, non_blocking=True)
         store_kernel[(len(jobs), cdiv(self._rows, STORE.blocks["BLOCK_N"]))](
             self._arena,
@@ -87,6 +102,7 @@ class TritonColumns:
         )
 
     def begin(self, held: Mapping[int, Held[Mapping[int, Columns]]], segments: Sequence[Segment]) -> None:
+        """Of rows beyond the segments, runs say that they are nobody's."""
         runs, weights = _runs(segments, max(held, default=0) + 1)
         both = np.concatenate([runs, weights.view(np.int32).ravel()])
         there = self._pinned(both).to(self._arena.device, non_blocking=True)
@@ -94,8 +110,10 @@ class TritonColumns:
         self._step_weights = there[len(runs) :].view(torch.float32).view(weights.shape)
 
     def fill(self, group: int, x: torch.Tensor, wide: torch.Tensor, used: int) -> None:
+        self._launch(self._shape(len(x)), group, x, wide, used)
+
+    def _launch(self, shape: Shape, group: int, x: torch.Tensor, wide: torch.Tensor, used: int) -> None:
         rows, in_features = x.shape
-        shape = self._shape(rows)
         grid = (cdiv(rows, shape.blocks["BLOCK_M"]), cdiv(used, shape.blocks["BLOCK_C"]))
         fill_kernel[grid](
             x,
@@ -149,7 +167,7 @@ def _runs(segments: Sequence[Segment], slots: int) -> tuple[npt.NDArray[np.int32
     A row is in the run of all rows that have the same segments.
     """
     bounds = sorted({bound for s in segments for bound in (s.start, s.end)})
-    runs = np.zeros(bounds[-1] if bounds else 0, dtype=np.int32)
+    runs = np.zeros(round_up(bounds[-1] if bounds else 0, 4), dtype=np.int32)  # so that weights lie at 16 bytes
     weights = np.zeros((len(bounds) + 1, slots), dtype=np.float32)
     for run, (low, high) in enumerate(pairwise(bounds), 1):
         runs[low:high] = run

@@ -33,7 +33,11 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     """Of the products on the columns."""
 
     def products(arena: torch.Tensor, *others: Any) -> Any:
-        return TorchColumns(*others) if request.param == "torch" else TritonColumns(arena, *others)
+        if request.param == "torch":
+            return TorchColumns(*others)
+        made = TritonColumns(arena, *others)
+        made.warm_up()
+        return made
 
     monkeypatch.setattr(spare_module, "_products", products)
     return str(request.param)
