@@ -33,6 +33,7 @@ from peftserve.server.engine.model.cutting import Part, Piece, is_view
 from peftserve.server.engine.model.experts import is_experts
 from peftserve.server.engine.model.inputs import StepInputs
 from peftserve.server.engine.model.tracing import HINT_ROWS, TracedModel, trace_model
+from peftserve.server.engine.model.widening import widen_inputs
 
 from .gpu_code import num_launches, write
 
@@ -80,9 +81,11 @@ class Launches:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--wide-columns", type=int, default=0, help="of a prefill whose adapters are all in columns")
+    options = parser.parse_args()
     print(HEADING)
-    for name in parser.parse_args().models:
-        print(line(name, launches(MODELS[name]())), flush=True)
+    for name in options.models:
+        print(line(name, launches(MODELS[name](), options.wide_columns)), flush=True)
     return 0
 
 
@@ -94,10 +97,12 @@ def line(name: str, found: Launches) -> str:
     )
 
 
-def launches(config: PretrainedConfig) -> Launches:
+def launches(config: PretrainedConfig, wide_columns: int = 0) -> Launches:
+    """wide_columns: behind the weights. A bypass is then the one launch that fills in h, where a group has some."""
     with tempfile.TemporaryDirectory() as folder:
         transformers.AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(folder)
-        engine = Engine(EngineConfig(folder, device="cpu", dtype="bfloat16", kv_cache_tokens=64))
+        options: dict[str, Any] = {"kv_cache_tokens": 64, "wide_columns": wide_columns}
+        engine = Engine(EngineConfig(folder, device="cpu", dtype="bfloat16", **options))
     try:
         parts = [*_counted(engine._runner)]
     finally:
@@ -110,6 +115,7 @@ def launches(config: PretrainedConfig) -> Launches:
 def _counted(runner: Any) -> Iterator[Counter[str]]:
     """Of each part of the program, in its order."""
     traced = trace_model(runner._model, lambda *given: runner._forward(StepInputs(*given)), runner._model.device)
+    widen_inputs(traced, runner._hooks.room_behind)
     of_piece = cache(lambda piece: Counter(pieces=num_launches(write(piece)), operators=_num_operators(piece)))
     same: dict[str, Piece] = {}
     for part in parts_of(traced):
@@ -131,7 +137,8 @@ def _of_call(hooks: Any, traced: TracedModel, part: Part) -> Counter[str]:
     if isinstance(call.owner, str):
         group = hooks._groups[hooks._places[call.owner][0]]
         products = 1 if group.fused is not None else len(group.members)
-        return Counter(products=products, bypasses=-(-len(group.members) // MAX_SITES))
+        bypasses = 1 if hooks.room_behind(call.owner) else -(-len(group.members) // MAX_SITES)
+        return Counter(products=products, bypasses=bypasses)
     if is_experts(call.owner):
         return Counter(experts=_operators_of(call, part))
     assert hasattr(call.owner, "layer_idx"), "no layer of these models is left as it is"

@@ -8,29 +8,35 @@ rows of all other adapters multiply it by 0: what is not, becomes so.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 
 from ..layout import Segment
 from ..torch.factors import Factors
 
+Form = TypeVar("Form")
+"""An adapter as an implementation of these products wants it."""
 
-class Held(NamedTuple):
-    """An adapter in the columns. factors, columns: by group, and the first of its columns there."""
 
-    factors: Mapping[int, Factors]
+class Held(NamedTuple, Generic[Form]):
+    """An adapter in the columns. columns: the first of its own, by group."""
+
+    form: Form
     columns: Mapping[int, int]
 
 
-class ColumnProducts(Protocol):
+class ColumnProducts(Protocol[Form]):
     """Of wide weights (sum of out_features, in_features + spare columns) by group."""
 
-    def store(self, held: Mapping[int, Held]) -> None:
+    def prepare(self, factors: Mapping[int, Factors]) -> Form:
+        """Of an adapter, on any one thread. factors: by group."""
+
+    def store(self, held: Mapping[int, Held[Form]]) -> None:
         """Copy these adapters, by slot, into their columns of all groups."""
 
-    def begin(self, held: Mapping[int, Held], segments: Sequence[Segment], rows: int) -> None:
-        """Set what a step of so many rows or more fills in. held: at least of the segments' slots."""
+    def begin(self, held: Mapping[int, Held[Form]], segments: Sequence[Segment]) -> None:
+        """Set what a step fills in. held: of the segments' slots."""
 
     def fill(self, group: int, x: torch.Tensor, wide: torch.Tensor, used: int) -> None:
         """Make `wide` x with h behind it. x: (rows, in_features), which may be the first columns of `wide`.
@@ -44,15 +50,18 @@ class TorchColumns:
 
     def __init__(self, weights: Mapping[int, torch.Tensor], in_features: Mapping[int, int]) -> None:
         self._spare = {group: weight[:, in_features[group] :] for group, weight in weights.items()}
-        self._held: Mapping[int, Held] = {}
+        self._held: Mapping[int, Held[Mapping[int, Factors]]] = {}
         self._segments: Sequence[Segment] = ()
 
-    def store(self, held: Mapping[int, Held]) -> None:
+    def prepare(self, factors: Mapping[int, Factors]) -> Mapping[int, Factors]:
+        return factors
+
+    def store(self, held: Mapping[int, Held[Mapping[int, Factors]]]) -> None:
         for factors, columns in held.values():
             for group, column in columns.items():
                 _store(self._spare[group][:, column:], factors[group])
 
-    def begin(self, held: Mapping[int, Held], segments: Sequence[Segment], rows: int) -> None:
+    def begin(self, held: Mapping[int, Held[Mapping[int, Factors]]], segments: Sequence[Segment]) -> None:
         self._held, self._segments = held, segments
 
     def fill(self, group: int, x: torch.Tensor, wide: torch.Tensor, used: int) -> None:

@@ -8,18 +8,23 @@ lies in the columns stays until others need them, and is known by its slot; a sl
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from ..layout import BlobLayout, Group, GroupLayout, Rows, Segment
-from ..torch.factors import Factors, view_factors
-from .choice import LEAST_ROWS, choose
+from ..torch.factors import view_factors
+from .choice import LEAST_ROWS, Needs, choose
 from .places import ColumnPlaces, needed
 from .products import ColumnProducts, Held, TorchColumns
 
-Stored = Mapping[int, Factors] | None
-"""An adapter's factors by group; None where it cannot be in the columns. Never the same object twice."""
+
+class Stored(NamedTuple):
+    """What the columns are to hold of an adapter. needs: of columns. form: its factors, as the products want them."""
+
+    needs: Needs
+    form: Any
 
 
 class SpareColumns:
@@ -35,10 +40,12 @@ class SpareColumns:
         weights: Mapping[int, torch.Tensor],
         *,
         least_rows: int = LEAST_ROWS,
+        products: ColumnProducts[Any] | None = None,
     ) -> None:
         """weights: by group, (sum of out_features, in_features + spare columns), of as many spare columns for each.
 
-        least_rows: of an adapter in a step, for which it goes by columns.
+        least_rows: of an adapter in a step, for which it goes by columns. products: on these weights; None for those of
+        the arena's device.
         """
         self.active = self.whole = False
         self._arena = arena
@@ -47,9 +54,9 @@ class SpareColumns:
         in_features = {group: groups[group].in_features for group in weights}
         self._columns = min((w.shape[1] - in_features[group] for group, w in weights.items()), default=0)
         self._least_rows = least_rows
-        self._products: ColumnProducts = TorchColumns(weights, in_features)
+        self._products = products or _products(arena, weights, in_features)
         self._places = ColumnPlaces(self._columns)
-        self._slots: dict[int, Mapping[int, Factors]] = {}  # that may be in the columns
+        self._slots: dict[int, Stored] = {}  # that may be in the columns
         self._reading: set[int] = set()  # that scale outputs as the base leaves them
         self._used: dict[int, int] = {}  # columns of each group in the step
 
@@ -66,14 +73,16 @@ class SpareColumns:
         """Spare ones, behind its weight's own."""
         return self._columns if group in self._weights else 0
 
-    def prepare(self, base: int, layout: BlobLayout) -> Stored:
-        """Of the blob at element `base` of the arena, on any one thread."""
+    def prepare(self, base: int, layout: BlobLayout) -> Stored | None:
+        """Of the blob at element `base` of the arena, on any one thread. None if it cannot be in the columns."""
         there = {group: entry for group, entry in layout.items() if self._groups[group].rows is Rows.TOKENS}
         if not there or not all(self._takes(group, entry) for group, entry in there.items()):
             return None
-        return {i: view_factors(self._arena, base, self._groups[i], entry) for i, entry in there.items() if entry.rank}
+        there = {group: entry for group, entry in there.items() if entry.rank}
+        factors = {i: view_factors(self._arena, base, self._groups[i], entry) for i, entry in there.items()}
+        return Stored({i: needed(entry.rank) for i, entry in there.items()}, self._products.prepare(factors))
 
-    def attach(self, slot: int, stored: Stored, *, reads_outputs: bool = False) -> None:
+    def attach(self, slot: int, stored: Stored | None, *, reads_outputs: bool = False) -> None:
         """reads_outputs: the adapter scales outputs, for which it must see them as the base leaves them."""
         self.detach(slot)
         if stored is not None:
@@ -89,14 +98,15 @@ class SpareColumns:
     def begin(self, tokens: Sequence[Segment]) -> list[Segment]:
         """Set the step's work, of segments over token rows. Returns those that are left to others."""
         self.clear()
-        needs = {slot: {i: needed(f.rank) for i, f in self._slots[slot].items()} for slot in self._candidates(tokens)}
+        candidates = {segment.slot for segment in tokens} & self._slots.keys()
+        needs = {slot: self._slots[slot].needs for slot in candidates}
         chosen = choose(tokens, needs, self._reading, self._columns, self._least_rows)
         if not chosen:
             return [*tokens]
         self._bring({slot: needs[slot] for slot in chosen})
         held = {slot: self._held(slot) for slot in chosen}
         mine = [segment for segment in tokens if segment.slot in held and segment.start < segment.end]
-        self._products.begin(held, mine, max(segment.end for segment in mine))
+        self._products.begin(held, mine)
         self._used = {group: self._places.end(group, chosen) for group in self._weights}
         rest = [segment for segment in tokens if segment.slot not in held]
         self.active, self.whole = True, not rest
@@ -120,7 +130,7 @@ class SpareColumns:
         weight, width, used = self._weights[group], self._groups[group].in_features, self._used[group]
         if not used:
             return F.linear(x[..., :width], weight[:, :width], bias)
-        wide = x if x.shape[-1] > width else x.new_empty(*x.shape[:-1], width + used)
+        wide = x if x.shape[-1] > width else x.new_empty(*x.shape[:-1], weight.shape[1])
         rows = wide.flatten(0, -2)
         self._products.fill(group, rows[:, :width] if wide is x else x.flatten(0, -2), rows, used)
         return F.linear(wide[..., : width + used], weight[:, : width + used], bias)
@@ -129,10 +139,7 @@ class SpareColumns:
         rows = {*layout.scales, *layout.biases} - {None}
         return group in self._weights and not rows and needed(layout.rank) <= self._columns
 
-    def _candidates(self, tokens: Sequence[Segment]) -> set[int]:
-        return {segment.slot for segment in tokens} & self._slots.keys()
-
-    def _bring(self, needs: Mapping[int, Mapping[int, int]]) -> None:
+    def _bring(self, needs: Mapping[int, Needs]) -> None:
         """Into the columns, what is not there. If that fails half way, none of these is there."""
         missing = self._places.place(needs)
         try:
@@ -142,11 +149,23 @@ class SpareColumns:
                 self._places.forget(slot)
             raise
 
-    def _held(self, slot: int) -> Held:
-        factors = self._slots[slot]
-        return Held(factors, {group: self._places.start(slot, group) for group in factors})
+    def _held(self, slot: int) -> Held[Any]:
+        needs, form = self._slots[slot]
+        return Held(form, {group: self._places.start(slot, group) for group in needs})
 
     def check_integrity(self) -> None:
         """Raises AssertionError where two slots have a column in common, or one has some that is not there."""
         self._places.check_integrity()
         assert self._places.slots <= self._slots.keys(), "a slot that is gone has columns"
+
+
+def _products(
+    arena: torch.Tensor, weights: Mapping[int, torch.Tensor], in_features: Mapping[int, int]
+) -> ColumnProducts[Any]:
+    if arena.is_cuda:
+        from .triton_products import TritonColumns  # not on machines without a GPU, which need no triton
+
+        products = TritonColumns(arena, weights, in_features)
+        products.warm_up()
+        return products
+    return TorchColumns(weights, in_features)

@@ -39,7 +39,7 @@ class Form(NamedTuple):
     low_rank: Prepared
     ops: Mapping[str, Sequence[Op]]
     layouts: Ops
-    stored: Stored = None
+    stored: Stored | None = None
 
 
 @dataclass(frozen=True)

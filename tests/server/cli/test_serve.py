@@ -33,7 +33,15 @@ def test_a_folder_and_a_hub_id_name_themselves(tmp_path: Path) -> None:
 def test_every_setting_arrives(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("# ours\nk1\n\n k2 \n")
     numbers = ["max_model_len", "max_batch_tokens", "max_running", "kv_cache_tokens", "page_size", "adapter_memory"]
-    numbers += ["wide_columns", "max_loras", "max_lora_rank", "max_dense_delta", "host_adapter_memory", "max_cpu_loras", "num_threads"]
+    numbers += [
+        "wide_columns",
+        "max_loras",
+        "max_lora_rank",
+        "max_dense_delta",
+        "host_adapter_memory",
+        "max_cpu_loras",
+        "num_threads",
+    ]
     config = config_of(
         **{field: str(i) for i, field in enumerate(numbers, 1)},
         model="m",

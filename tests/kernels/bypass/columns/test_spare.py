@@ -9,8 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from peftserve.kernels.bypass.columns import spare as spare_module
 from peftserve.kernels.bypass.columns.products import TorchColumns
 from peftserve.kernels.bypass.columns.spare import SpareColumns
+from peftserve.kernels.bypass.columns.triton_products import TritonColumns
 from peftserve.kernels.bypass.layout import Group, GroupLayout, Rows, Segment
 
 GROUPS = (
@@ -24,6 +26,21 @@ WIDE = (0, 1)
 COLUMNS = 64
 RANKS = ({0: (8, 8, 8), 1: (4,)}, {0: (1, 0, 3)}, {1: (16,), 2: (3,)}, {0: (0, 20, 0), 1: (7,)}, {0: (16, 8, 16)})
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 6e-3}
+
+
+@pytest.fixture(params=["torch", "triton"], autouse=True)
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Of the products on the columns."""
+
+    def products(arena: torch.Tensor, *others: Any) -> Any:
+        if request.param == "torch":
+            return TorchColumns(*others)
+        made = TritonColumns(arena, *others)
+        made.warm_up()
+        return made
+
+    monkeypatch.setattr(spare_module, "_products", products)
+    return str(request.param)
 
 
 def make(kit: ModuleType, dtype: torch.dtype, ranks: tuple[Any, ...] = RANKS) -> tuple[Any, SpareColumns]:
@@ -56,12 +73,15 @@ def check(kit: ModuleType, case: Any, spare: SpareColumns, segments: list[Segmen
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_one_product_is_base_and_bypasses(kit: ModuleType, dtype: torch.dtype) -> None:
+def test_one_product_is_base_and_bypasses(kit: ModuleType, kind: str, dtype: torch.dtype) -> None:
     """Of segments that overlap, with weights, of rows of nobody, and of adapters that come and go."""
+    if kind == "triton" and dtype == torch.bfloat16 and kit.DEVICE != "cuda":
+        pytest.skip("triton's interpreter multiplies bfloat16 wrongly")
     case, spare = make(kit, dtype)
     chance = random.Random(0)
     kept = {group: weight[:, : GROUPS[group].in_features].clone() for group, weight in case.weights.items()}
-    with patch.object(TorchColumns, "store", autospec=True, side_effect=TorchColumns.store) as store:
+    products = spare._products
+    with patch.object(products, "store", side_effect=products.store) as store:
         for step in range(24):
             slots = chance.sample([[0, 1, 2], [3, 0], [4, 1, 2], [2], [0, 4]], 1)[0]
             segments = [
@@ -72,7 +92,7 @@ def test_one_product_is_base_and_bypasses(kit: ModuleType, dtype: torch.dtype) -
             if step % 6 == 5:
                 case.add(slot := chance.randrange(5), RANKS[slot])
                 spare.attach(slot, spare.prepare(*case.slots[slot]))
-    stored = [slot for call in store.call_args_list for slot in call.args[1]]
+    stored = [slot for call in store.call_args_list for slot in call.args[0]]
     assert 10 < len(stored) < 24 * 2, "who is there is not brought again, and more come than there is room for"
     for group, weight in kept.items():
         assert torch.equal(case.weights[group][:, : GROUPS[group].in_features], weight), "the base's own"
@@ -118,13 +138,13 @@ def test_a_slot_is_never_found_with_what_it_held_before(kit: ModuleType) -> None
     spare.detach(0)
     assert spare.begin(segments) == segments[:1]
     spare.attach(0, spare.prepare(*case.slots[0]))
-    full = TorchColumns.store
+    full = spare._products.store
 
-    def fail(self: Any, held: Any) -> None:
-        full(self, held)
+    def fail(held: Any) -> None:
+        full(held)
         raise RuntimeError("out of memory")
 
-    with patch.object(TorchColumns, "store", fail), pytest.raises(RuntimeError, match="out of memory"):
+    with patch.object(spare._products, "store", fail), pytest.raises(RuntimeError, match="out of memory"):
         spare.begin(segments)
     assert not spare.active
     spare.check_integrity()

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
+from peftserve.kernels.bypass.columns.spare import SpareColumns
 from peftserve.kernels.bypass.layout import BlobLayout, Group, GroupLayout, Rows, Segment
 from peftserve.kernels.ops.side import SideOps
 from peftserve.server.engine.adapters.attachments import Attachments
@@ -22,6 +24,7 @@ class Backend:
     def __init__(self, takes_rows: bool) -> None:
         self.takes_rows = takes_rows
         self.layouts: dict[int, BlobLayout] = {}
+        self.tokens: list[Segment] = []
 
     def prepare(self, base: int, layout: BlobLayout) -> BlobLayout:
         return layout
@@ -33,6 +36,7 @@ class Backend:
         del self.layouts[slot]
 
     def begin(self, tokens: Sequence[Segment], logits: Sequence[Segment], **_: object) -> bool:
+        self.tokens = [*tokens]
         return True
 
     def add_(self, group: int, x: torch.Tensor, outputs: Sequence[torch.Tensor | None]) -> None: ...
@@ -73,3 +77,53 @@ def test_a_backend_without_rows_gets_none() -> None:
     attachments.begin([Segment(0, 1.0, 0, 2)], [])
     assert backend.layouts[0] == {}
     assert list(attachments.side.plans) == ["q"]
+
+
+LOW_RANK = AdapterLayout(groups={0: GroupLayout(0, (2,), (32,))})
+A_NORMS = AdapterLayout(ops={"norm": (OpLayout("output_scale", {"d": Place(0, torch.Size([4]))}, {}),)})
+LONG = Segment(2, 1.0, 0, 10)
+
+
+@pytest.fixture
+def wide() -> tuple[Any, Attachments, SpareColumns]:
+    """Slots: 0 scales, 1 rotates, 2 and 3 are of low rank, 4 scales a norm, which has no product."""
+    arena, weights = torch.randn(256), {0: torch.randn(4, 4 + 16)}
+    backend, columns = Backend(takes_rows=True), SpareColumns(arena, SITES.groups, weights, least_rows=4)
+    side, modules = SideOps({"q": Rows.TOKENS, "norm": Rows.TOKENS}), {"q": nn.Linear(4, 4), "norm": nn.LayerNorm(4)}
+    attachments = Attachments(arena, backend, side, modules, None, SITES, columns)
+    for slot, layout in enumerate((SCALED, TURNED, LOW_RANK, LOW_RANK, A_NORMS)):
+        attachments.attach(slot, attachments.prepare(0, layout, {}))
+    return backend, attachments, columns
+
+
+@pytest.mark.parametrize(
+    ("beside", "left"),
+    [
+        ([], []),
+        ([Segment(3, 1.0, 10, 13)], [Segment(3, 1.0, 10, 13)]),
+        ([Segment(0, 1.0, 10, 20)], [Segment(0, 1.0, 10, 20)]),
+        ([Segment(4, 1.0, 0, 20)], [Segment(4, 1.0, 0, 20)]),
+        ([Segment(0, 1.0, 5, 20)], [LONG, Segment(0, 1.0, 5, 20)]),
+        ([Segment(1, 1.0, 10, 20)], [LONG, Segment(1, 1.0, 10, 20)]),
+    ],
+    ids=["alone", "too few rows", "scales other rows", "a norm's", "scales the same rows", "changes the input"],
+)
+def test_a_steps_long_segments_run_in_columns_unless_operators_are_in_the_way(
+    wide: tuple[Any, Attachments, SpareColumns], beside: list[Segment], left: list[Segment]
+) -> None:
+    backend, attachments, columns = wide
+    assert attachments.begin([LONG, *beside], [])
+    assert backend.tokens == left
+    assert (columns.active, columns.whole) == (LONG not in left, not left)
+
+
+def test_graphs_run_nothing_in_columns_and_slots_leave_them(wide: tuple[Any, Attachments, SpareColumns]) -> None:
+    backend, attachments, columns = wide
+    attachments.begin([LONG], [])
+    attachments.begin([LONG], [], capacity=16)
+    assert backend.tokens == [LONG]
+    assert not columns.active
+    attachments.detach(2)
+    columns.check_integrity()
+    assert not columns.begin([LONG._replace(slot=3)])
+    assert columns.begin([LONG]) == [LONG]
