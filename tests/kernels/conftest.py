@@ -79,6 +79,7 @@ def check_step(
 ) -> None:
     """One step over every group and site against the reference; rows of no segment must come back bit for bit."""
     backend.begin(tokens, logits)
+    backend.lead_in()
     for index, group in enumerate(case.groups):
         segments = tokens if group.rows is Rows.TOKENS else logits
         x = case.input(index, rows)

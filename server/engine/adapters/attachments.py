@@ -6,7 +6,7 @@ from itertools import takewhile
 import torch
 from torch import nn
 
-from peftserve.kernels.bypass.layout import BypassBackend, Segment
+from peftserve.kernels.bypass.layout import BypassBackend, Capacity, Segment, StepKind
 from peftserve.kernels.ops.side import SideOps
 
 from .packing import AdapterLayout, SiteGroups
@@ -60,7 +60,7 @@ class Attachments:
         self._side_attention.pop(slot, None)
         self._vocabularies.pop(slot, None)
 
-    def begin(self, tokens: Sequence[Segment], logits: Sequence[Segment], *, capacity: int | None = None) -> bool:
+    def begin(self, tokens: Sequence[Segment], logits: Sequence[Segment], *, capacity: Capacity | None = None) -> bool:
         """Set the step's work: segments over token rows, and over the rows that reach the head.
 
         capacity: of the backend's launches; only for steps that `run_in_the_backend`. False if the step is too much for
@@ -71,6 +71,10 @@ class Attachments:
             return False
         self.side.begin(tokens, logits)
         return True
+
+    def kind_of(self, tokens: Sequence[Segment]) -> StepKind:
+        """Of the graph that serves such a step best."""
+        return self.backend.kind_of(tokens)
 
     def run_in_the_backend(self, tokens: Sequence[Segment]) -> bool:
         """Whether these adapters ask for nothing but the backend's launches."""

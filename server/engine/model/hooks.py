@@ -40,6 +40,7 @@ class BypassHooks:
     ) -> None:
         """fused: of each group that has one, its modules as one, for up to `fused_rows` rows."""
         self.active = False
+        self._backend = backend
         self._modules = modules
         self._side = side
         self._experts = experts
@@ -60,6 +61,8 @@ class BypassHooks:
 
     def begin(self, active: bool) -> None:
         self.active = active
+        if active:
+            self._backend.lead_in()
         plans: Mapping[str, SitePlan] = self._side.plans if active else {}
         if self._experts is not None:
             inside = {name: plan.phases[Phase.INSIDE] for name, plan in plans.items() if Phase.INSIDE in plan.phases}
@@ -221,6 +224,8 @@ class _Siblings:
         if x is not self._input:
             self._input = x
             together = self._together(position)
+            if together == self._everyone:
+                self._start(x, active)
             whole = self._product(x) if self.fuses(x) and together == self._everyone else None
             self._outputs = self._run(x, together, active, whole)
         if self._outputs[position] is None:
@@ -273,6 +278,11 @@ class _Siblings:
         self._backend.add_(self._index, rows.clamp(max=member.ids - 1), [y])
         y.copy_(torch.where(known, y, before))
 
+    def _start(self, x: torch.Tensor, active: bool) -> None:
+        """Of the bypasses, what may run beside the base's products of the same input."""
+        if active and not self.plans:
+            self._backend.start(self._index, _flat(x))
+
     def _product(self, x: torch.Tensor) -> torch.Tensor | None:
         """The base's outputs side by side; None without a product of all, or if a module is to see another input."""
         if any(Phase.INPUT in plan.phases for plan in self.plans.values()):
@@ -283,6 +293,7 @@ class _Siblings:
 
     def whole(self, x: torch.Tensor, active: bool) -> torch.Tensor:
         """All outputs side by side, of plans that keep their widths. active: with the step's bypasses."""
+        self._start(x, active)
         whole = self._product(x)
         if whole is not None and not self.plans:  # in as few calls as can be
             if active:
