@@ -69,16 +69,17 @@ def _walk(
     COLUMNS: tl.constexpr,
     STAGES: tl.constexpr,
 ) -> None:
-    """y += h B, block of columns after block of columns."""
+    """y += h B, block of columns after block of columns. The next of y is on its way while one is multiplied."""
     m_mask = (tl.arange(0, ROWS) < rows)[:, None]
     r = tl.arange(0, RANKS)
     n = n_start + tl.arange(0, COLUMNS)
-    old = tl.load(y_rows + n[None, :], mask=m_mask & (n < width)[None, :], other=0.0)
+    n_end = tl.minimum(n_start + blocks * COLUMNS, width)
+    old = tl.load(y_rows + n[None, :], mask=m_mask & (n < n_end)[None, :], other=0.0)
     for block in tl.range(0, blocks, num_stages=STAGES):
         n = n_start + block * COLUMNS + tl.arange(0, COLUMNS)
         b = load_b(b_ptr, r, rank, n, n < width, width)
         following = n + COLUMNS
-        ahead = tl.load(y_rows + following[None, :], mask=m_mask & (following < width)[None, :], other=0.0)
+        ahead = tl.load(y_rows + following[None, :], mask=m_mask & (following < n_end)[None, :], other=0.0)
         acc = _product(h, b, tl.zeros((ROWS, COLUMNS), tl.float32))
         tl.store(y_rows + n[None, :], (old.to(tl.float32) + acc).to(old.dtype), mask=m_mask & (n < width)[None, :])
         old = ahead
