@@ -43,6 +43,7 @@ from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingPara
 MULTIPROCESSORS = 132
 WIDTH = 4096  # of the model that is stood for
 HEAD_DIM = 128
+TWO_LAUNCHES = hasattr(TritonBypass, "lead_in")  # or one of as many programs as run at once, as older checkouts do
 CHOOSES_IN_LAUNCH = hasattr(completion, "Step")  # or when the step before has been collected, as older engines do
 PHASES: Mapping[str, tuple[type[Any], str]] = {
     "schedule": (Scheduler, "schedule"),
@@ -125,6 +126,8 @@ def _attention(layers: Any, page_size: int, dtype: Any, device: Any, limits: Any
 
 def _bypass(arena: torch.Tensor, groups: Any, **limits: Any) -> TritonBypass:
     wide = [replace(group, in_features=group.in_features if group.gather else WIDTH) for group in groups]
+    if TWO_LAUNCHES:
+        return TritonBypass(arena, wide, **limits)
     return TritonBypass(arena, wide, num_programs=2 * MULTIPROCESSORS, **limits)
 
 

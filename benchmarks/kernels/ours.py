@@ -27,6 +27,7 @@ def attach_all(backend: BypassBackend, step: Step) -> None:
 
 
 def add_all(backend: BypassBackend, step: Step) -> None:
+    backend.lead_in()
     for index, x, outputs in step.calls():
         backend.add_(index, x, outputs)
 

@@ -70,6 +70,32 @@ class Segment(NamedTuple):
     end: int
 
 
+class StepKind(StrEnum):
+    """How a step's rows share adapters, by which launches are cut."""
+
+    EACH = "each"  # hardly at all
+    TILES = "tiles"  # a few rows an adapter
+    FEW = "few"  # many rows an adapter
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What a captured graph is for: steps of up to so many rows, whose grids are those of a kind.
+
+    Steps of another kind would be served as well, by more programs than needed or by fewer.
+    """
+
+    rows: int
+    kind: StepKind
+
+
+def kinds_for(rows: int) -> tuple[StepKind, ...]:
+    """The kinds whose launches differ at so many rows."""
+    if rows <= 2:
+        return (StepKind.EACH,)
+    return tuple(StepKind) if rows >= 32 else (StepKind.EACH, StepKind.FEW)
+
+
 Prepared = Any
 """A backend's own form of one adapter at one place of the arena. Nobody changes it."""
 
@@ -97,11 +123,23 @@ class BypassBackend(Protocol):
 
     def detach(self, slot: int) -> None: ...
 
-    def begin(self, tokens: Sequence[Segment], logits: Sequence[Segment], *, capacity: int | None = None) -> bool:
+    def kind_of(self, tokens: Sequence[Segment]) -> StepKind:
+        """Of the graph that serves such a step best."""
+
+    def begin(self, tokens: Sequence[Segment], logits: Sequence[Segment], *, capacity: Capacity | None = None) -> bool:
         """Set the step's work list: segments over token rows, and over the rows that reach the head.
 
-        capacity: rows that the launches are for, if not just those of the step: what a graph is captured with.
+        capacity: what the launches are for, if not just the step: what a graph is captured with.
         False if graphs of that capacity have no room for so much work: then it must begin again, without one.
+        """
+
+    def lead_in(self) -> None:
+        """What this step's launches need first, on the current stream. Once in each forward pass, captured ones too."""
+
+    def start(self, group: int, x: torch.Tensor) -> None:
+        """What may run beside the base's own product for this input; the group's next `add_` then does the rest.
+
+        Whatever is added to other groups before must have been added when this is called.
         """
 
     def add_(self, group: int, x: torch.Tensor, outputs: Sequence[torch.Tensor | None]) -> None:

@@ -1,20 +1,21 @@
-"""The step's work as lists that the Triton kernel reads from device memory. Host only, no torch.
+"""The step's work as lists that the Triton kernels are led by. Host only, no torch.
 
 A tile is a run of rows that the same segments cover, cut to a block's length. One program owns a tile's block of y and
 adds what its segments give, in their order: mixtures need no atomics and no second pass. An entry is one segment's part
 of a tile, and a unit is some ranks of an entry: as many as a program of shrink takes at once.
 
-All groups of the same rows share a list, whatever ranks an adapter has on them: it counts each one's largest, and a
-unit beyond those of a group has nothing to do there. So lists grow with the step's segments and not with the model. All
-are records of RECORD_FIELDS int32, addressed by their index in one table, which begins with one header for each group:
+Groups of as many sites share a list, whatever ranks an adapter has on them: it counts each one's largest, and a unit
+beyond those of a group has nothing to do there. So lists grow with the step's segments and not with the model; where
+factors lie, `triton/lists.py` looks up for each group on the device. All are records of RECORD_FIELDS int32, addressed
+by their index in one table, which begins with one header for each group:
 
-    header   first unit, units, first tile, tiles, split, elements of h of one split
-    unit     slot, first row, rows, place of its entry in h, first rank, tile, bits of the fp32 weight, width of h
-    tile     first row, rows, first entry, entries, units
-    entry    slot, place in h, width of h, bits of the fp32 weight
+    header   first unit, units, first entry, tiles, entries, ranks of a unit, input features, whether it gathers
+    unit     slot, first row, rows, place of its entry in h, first rank, width of h, bits of the fp32 weight
+    entry    slot, first row, rows, entries of its tile, the second of them, place in h, width of h, bits of the weight
 
-Units count tiles from their list's first. An entry's h is (rows, width), the width being the slot's largest rank of any
-group, which is the sum over its sites.
+Entries are the first ones of all tiles, in the order of their rows, and then all others by tile. They count each other
+from their list's first. An entry's h is (rows, width), the width being the slot's largest rank of any group, which is
+the sum over its sites.
 """
 
 from collections.abc import Sequence
@@ -44,24 +45,19 @@ class Entries(NamedTuple):
 
 
 class Lists(NamedTuple):
-    """units, tiles, entries: records whose places count from their own first. h_size: elements of h of one split."""
+    """units, entries: records. num_tiles: the entries that are the first of a tile. h_size: elements of h."""
 
     units: Ints
-    tiles: Ints
     entries: Ints
+    num_tiles: int
     h_size: int
 
 
 class WorkList(NamedTuple):
-    """headers: (groups, RECORD_FIELDS) int32. lists: (n, RECORD_FIELDS) int32, of all that the headers lead to.
-
-    num_tiles: of the longest list. h_size: most elements of h of any group.
-    """
+    """headers: (groups, RECORD_FIELDS) int32. lists: (n, RECORD_FIELDS) int32, of all that the headers lead to."""
 
     headers: Records
     lists: Records
-    num_tiles: int
-    h_size: int
 
 
 def cut(segments: Sequence[Segment], block_m: int) -> Entries:
@@ -82,43 +78,33 @@ def cut(segments: Sequence[Segment], block_m: int) -> Entries:
 def lists_of(entries: Entries, ranks: Ints, works: npt.NDArray[np.bool_], block_r: int) -> Lists:
     """The lists of groups where slot s has at most the sum of ranks ranks[s], and anything to do if works[s]."""
     tile, slot, row, rows, weight = (column[works[entries.slot]] for column in entries)
-    names, first_entry, tile, num_entries = np.unique(tile, return_index=True, return_inverse=True, return_counts=True)
+    _, first, tile, counts = np.unique(tile, return_index=True, return_inverse=True, return_counts=True)
     rank = ranks[slot]
     sizes = h_elements(rows * rank)
     h = np.cumsum(sizes) - sizes
     blocks = cdiv(rank, block_r)
     entry, block = np.repeat(np.arange(len(slot)), blocks), ranges(blocks) * block_r
-    units = (slot[entry], row[entry], rows[entry], h[entry], block, tile[entry], weight[entry], rank[entry])
-    num_units = np.bincount(tile, weights=blocks, minlength=len(names)).astype(np.int64)
-    tiles = (row[first_entry], rows[first_entry], first_entry, num_entries, num_units)
-    return Lists(_records(*units), _records(*tiles), _records(slot, h, rank, weight), int(sizes.sum()))
+    units = (slot[entry], row[entry], rows[entry], h[entry], block, rank[entry], weight[entry])
+    others = np.cumsum(counts - 1) - (counts - 1) + len(first)
+    found = _records(slot, row, rows, counts[tile], others[tile], h, rank, weight)
+    order = np.concatenate([first, np.delete(np.arange(len(slot)), first)])
+    return Lists(_records(*units), found[order], len(first), int(sizes.sum()))
 
 
-def pack(lists: Sequence[Lists], which: Ints, splits: Ints, place: int) -> WorkList:
+def pack(lists: Sequence[Lists], which: Ints, about: Ints, place: int) -> WorkList:
     """which: (groups,) the list of each, -1 where a group has no work. place: the record at which the lists begin.
 
-    splits: (groups,) how many parts of the group's input are summed apart.
+    about: (groups, 3), what ends a group's header.
     """
     headers = np.zeros((len(lists) + 1, RECORD_FIELDS), dtype=np.int64)  # the last one: no work
     parts = [np.zeros((0, RECORD_FIELDS), dtype=np.int64)]
-    for header, (units, tiles, entries, h_size) in zip(headers, lists, strict=False):
-        first_tile = place + len(units)
-        header[:6] = place, len(units), first_tile, len(tiles), 0, h_size
-        place = first_tile + len(tiles)
-        found = tiles.copy()
-        found[:, 2] += place
-        parts += [units, found, entries]
-        place += len(entries)
+    for header, (units, entries, num_tiles, _) in zip(headers, lists, strict=False):
+        header[:5] = place, len(units), place + len(units), num_tiles, len(entries)
+        place += len(units) + len(entries)
+        parts += [units, entries]
     table = headers[which]
-    table[:, 4] = splits  # by which the kernel divides
-    h_size = int((table[:, 4] * table[:, 5]).max(initial=0))
-    records = np.concatenate(parts).astype(np.int32)
-    return WorkList(table.astype(np.int32), records, int(table[:, 3].max(initial=0)), h_size)
-
-
-def most_records(entries: int, rank: int, block_r: int) -> int:
-    """Of the lists for segments of so many rows together. rank: the most of a slot on all sites of a group."""
-    return entries * (2 + cdiv(rank, block_r))
+    table[:, 5:] = about
+    return WorkList(table.astype(np.int32), np.concatenate(parts).astype(np.int32))
 
 
 def h_elements(used: N) -> N:

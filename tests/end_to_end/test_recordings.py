@@ -16,6 +16,7 @@ from torch import nn
 
 from peftserve.kernels.attention.triton import backend as triton_attention
 from peftserve.kernels.attention.triton.backend import TritonAttention
+from peftserve.kernels.bypass.layout import kinds_for
 from peftserve.kernels.bypass.triton import backend as triton_bypass
 from peftserve.kernels.bypass.triton.backend import TritonBypass
 from peftserve.server.config import EngineConfig
@@ -54,11 +55,12 @@ def run_on_kernels(monkeypatch: pytest.MonkeyPatch, cuda: Any) -> None:
     for module, name, kernel in (
         (triton_attention, "attention_kernel", Kernel(cuda, clears=6)),
         (triton_attention, "write_kernel", Kernel(cuda)),
-        (triton_bypass, "bypass_kernel", Kernel(cuda)),
+        (triton_bypass, "lists_kernel", Kernel(cuda)),
+        (triton_bypass, "shrink_kernel", Kernel(cuda)),
+        (triton_bypass, "expand_kernel", Kernel(cuda)),
     ):
         monkeypatch.setattr(module, name, kernel)
-    for module in (triton_attention, triton_bypass):
-        monkeypatch.setattr(module, "multiprocessors", lambda device: MULTIPROCESSORS)
+    monkeypatch.setattr(triton_attention, "multiprocessors", lambda device: MULTIPROCESSORS)
     monkeypatch.setattr(assembly, "make_attention_backend", make_attention)
     monkeypatch.setattr(service, "make_bypass_backend", TritonBypass)
     monkeypatch.setattr(assembly, "make_recorder", graphs.CudaRecorder)
@@ -138,8 +140,8 @@ def test_nothing_is_captured_after_the_start(
         return {name: t.data_ptr() for name, t in found if t.untyped_storage().data_ptr() in known}
 
     captures, places = simulated_cuda.captures, read_by_graphs()
-    assert captures == 1 + 2 * len([1, 2, 4, 8, 16, MAX_RUNNING])
-    for buffer in ("table", "_arena", "_counters", "_there"):
+    assert captures == 1 + sum(1 + len(kinds_for(rows)) for rows in (1, 2, 4, 8, 16, MAX_RUNNING))
+    for buffer in ("table", "_arena", "records", "h", "_there"):
         assert any(name.endswith(buffer) for name in places), buffer
     load = Load(engine)
     names = [folder.name for folder in oracle.varied_adapters(model, tmp_path / "adapters", seed=50)]

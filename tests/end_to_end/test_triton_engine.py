@@ -31,14 +31,15 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     groups: list[int] = []
 
     def make(arena: torch.Tensor, sites: Any, **limits: Any) -> TritonBypass:
-        backend = TritonBypass(arena, sites, num_programs=None if arena.is_cuda else 1, **limits)
-        launch = backend._launch
+        backend = TritonBypass(arena, sites, **limits)
+        shrink, expand = backend._shrink, backend._expand
 
-        def counted(group: int, *args: Any, **options: Any) -> None:
+        def counted(launch: Any, group: int, *args: Any, **options: Any) -> None:
             groups.append(group)
             launch(group, *args, **options)
 
-        monkeypatch.setattr(backend, "_launch", counted)
+        monkeypatch.setattr(backend, "_shrink", partial(counted, shrink))
+        monkeypatch.setattr(backend, "_expand", partial(counted, expand))
         return backend
 
     monkeypatch.setattr(service, "make_bypass_backend", make)
@@ -116,9 +117,10 @@ def test_tokens_are_those_of_peft(
         logprobs = [report.chosen.logprob for report in found[name]]
         assert logprobs == pytest.approx(answer.logprobs, abs=1e-4), name
     groups = 2 * 4  # in each layer q/k/v, o, gate/up and down; nobody changes embedding and head
-    steps = [launches[first : first + groups] for first in range(0, len(launches), groups)]
+    steps = [launches[first : first + 2 * groups] for first in range(0, len(launches), 2 * groups)]
     assert len(steps) >= MAX_TOKENS, "one more for each adapter that was still on its way in the step before"
-    assert all(len(set(step)) == groups for step in steps), "one launch a group and step"
+    assert all(step[::2] == step[1::2] for step in steps), "shrink and expand"
+    assert all(len(set(step)) == groups for step in steps), "two launches a group and step"
     assert graphs_of.replays == replays, "adapters with operators beside the kernels run without graphs"
 
 

@@ -25,9 +25,13 @@ from triton.compiler import ASTSource
 from peftserve.kernels.attention.layout import AttentionLayer
 from peftserve.kernels.attention.triton import tiles as attention_tiles
 from peftserve.kernels.attention.triton.kernels import attention_kernel
-from peftserve.kernels.bypass.triton.backend import compile_options
-from peftserve.kernels.bypass.triton.kernels import bypass_kernel
-from peftserve.kernels.bypass.triton.tuning import Blocks, defaults
+from peftserve.kernels.bypass.triton.designs import Design, rows_apart, rows_in_tiles
+from peftserve.kernels.bypass.triton.expand import expand_kernel
+from peftserve.kernels.bypass.triton.lists import BLOCK as LIST_BLOCK
+from peftserve.kernels.bypass.triton.lists import WARPS as LIST_WARPS
+from peftserve.kernels.bypass.triton.lists import lists_kernel
+from peftserve.kernels.bypass.triton.options import expand_options, shrink_options
+from peftserve.kernels.bypass.triton.shrink import shrink_kernel
 from peftserve.kernels.sampling.triton_best_number import BLOCK, WARPS, best_number_kernel
 
 TARGETS = {
@@ -36,19 +40,11 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-MODES = {
-    "fused": {"SHRINK": True, "EXPAND": True, "GATHER": False},
-    "gather": {"SHRINK": True, "EXPAND": True, "GATHER": True},
-}
-VARIANTS = [  # those of float32, which is for checks, on one GPU
-    ("few_rows", "fused", "bf16"),
-    ("many_rows", "fused", "bf16"),
-    ("invariant", "fused", "bf16"),
-    ("few_rows", "gather", "bf16"),
-    ("few_rows", "fused", "fp32"),
-    ("many_rows", "fused", "fp32"),
-]
-POINTERS = {"table_ptr": "*i64", "list_ptr": "*i32", "h_ptr": "*fp32", "counters_ptr": "*i32", "partial_ptr": "*fp32"}
+DESIGNS = {"rows apart": rows_apart(), "rows in tiles": rows_in_tiles()}
+MODES = ("shrink", "expand", "gather")
+MOST_PARTS = {True: 16, False: 64}  # of 14,336 input features: for tiles of several rows, for single ones
+POINTERS = {"table_ptr": "*i64", "list_ptr": "*i32", "h_ptr": "*fp32", "partial_ptr": "*fp32"}
+POINTERS |= {"records_ptr": "*i32", "ids_ptr": "*i64"}
 LAYERS = {  # by their heads' dim
     64: AttentionLayer(64, 8, 64, 64, 0.125, window=128, sinks=True),
     128: AttentionLayer(32, 8, 128, 128, 0.09),
@@ -58,24 +54,36 @@ LAYERS = {  # by their heads' dim
 FORMS = {"decode": (False, True), "narrow": (False, False), "wide": (True, False)}  # in wide tiles, with the write
 
 
-def compile_kernel(blocks: Blocks, mode: str, dtype: str, target: GPUTarget, *, pdl: bool = False) -> Any:
-    chosen = compile_options(blocks, torch.device("cuda"), pdl=pdl)
-    constants = {**MODES[mode], "ALIGN": 8, "PDL": pdl, **{k: v for k, v in chosen.items() if k.isupper()}}
+def compile_bypass(design: Design, mode: str, dtype: str, target: GPUTarget) -> Any:
+    """As launches find it in practice: pointers and widths are multiples of 16. Early where the device knows how."""
+    early = design.early and target.backend == "cuda" and target.arch >= 90
+    chosen = shrink_options(design, 8, early=early)
+    if mode != "shrink":
+        chosen = expand_options(design, 8, early=early, nvidia=target.backend == "cuda")
+        chosen |= {"SITES": 3, "GATHER": mode == "gather", "MOST_PARTS": MOST_PARTS[design.rows > 1]}
+    return _compile(
+        shrink_kernel if mode == "shrink" else expand_kernel, chosen, dtype, target, ("group", "first_site")
+    )
+
+
+def compile_lists(target: GPUTarget) -> Any:
+    return _compile(lists_kernel, {"SITES": 3, "BLOCK": LIST_BLOCK, "num_warps": LIST_WARPS}, "bf16", target)
+
+
+def _compile(kernel: Any, chosen: dict[str, Any], dtype: str, target: GPUTarget, odd: tuple[str, ...] = ()) -> Any:
+    """odd: arguments that may be any number."""
+    constants = {k: v for k, v in chosen.items() if k.isupper()}
     options = {k: v for k, v in chosen.items() if not k.isupper()}
-    if target.backend == "hip":
-        del options["maxnreg"]
-    pointers = POINTERS | ({"x_ptr": "*i64"} if mode == "gather" else {})
     signature = {
-        arg: "constexpr" if arg in constants else pointers.get(arg, f"*{dtype}" if arg.endswith("_ptr") else "i32")
-        for arg in bypass_kernel.arg_names
+        arg: "constexpr" if arg in constants else POINTERS.get(arg, f"*{dtype}" if arg.endswith("_ptr") else "i32")
+        for arg in kernel.arg_names
     }
-    # What the launcher finds in practice: pointers and widths are multiples of 16.
     aligned = {
         (i,): [["tt.divisibility", 16]]
-        for i, arg in enumerate(bypass_kernel.arg_names)
-        if arg.endswith(("_ptr", "_stride", "_features")) or arg.startswith("width")
+        for i, arg in enumerate(kernel.arg_names)
+        if arg not in constants and arg not in odd and arg != "parts"
     }
-    return triton.compile(ASTSource(bypass_kernel, signature, constants, aligned), target=target, options=options)
+    return triton.compile(ASTSource(kernel, signature, constants, aligned), target=target, options=options)
 
 
 def compile_attention(layer: AttentionLayer, tiles: attention_tiles.Tiles, target: GPUTarget, *, writes: bool) -> Any:
@@ -127,20 +135,28 @@ def resources(compiled: Any) -> dict[str, int]:
 
 
 def bypass_entries(target_name: str, target: GPUTarget) -> Iterator[dict[str, Any]]:
-    for name, mode, dtype in VARIANTS if target_name == "sm_90" else VARIANTS[:4]:
-        capability = target.arch // 10 if target.backend == "cuda" else 9
-        blocks: Blocks = getattr(defaults(2 if dtype == "bf16" else 4, capability, target.warp_size), name)
-        compiled = compile_kernel(blocks, mode, dtype, target)
-        yield {
-            "target": target_name,
-            "blocks": name,
-            "mode": mode,
-            "dtype": dtype,
-            "threads": blocks.warps * target.warp_size,
-            "programs": blocks.programs,
-            "shared": compiled.metadata.shared,
-            **resources(compiled),
-        }
+    """Those of float32, which is for checks, on one GPU."""
+    dtypes = ("bf16", "fp32") if target_name == "sm_90" else ("bf16",)
+    for (name, design), mode, dtype in itertools.product(DESIGNS.items(), MODES, dtypes):
+        warps = (design.shrink if mode == "shrink" else design.expand).warps
+        yield entry_of(target_name, target, name, mode, dtype, warps, compile_bypass(design, mode, dtype, target))
+    compiled = compile_lists(target)
+    yield entry_of(target_name, target, "lists", "lists", "bf16", LIST_WARPS, compiled)
+
+
+def entry_of(
+    target_name: str, target: GPUTarget, name: str, mode: str, dtype: str, warps: int, compiled: Any
+) -> dict[str, Any]:
+    return {
+        "target": target_name,
+        "blocks": name,
+        "mode": mode,
+        "dtype": dtype,
+        "threads": warps * target.warp_size,
+        "programs": 1,  # none waits for another
+        "shared": compiled.metadata.shared,
+        **resources(compiled),
+    }
 
 
 def attention_entries(target_name: str, target: GPUTarget, *, every: bool) -> Iterator[dict[str, Any]]:

@@ -1,12 +1,14 @@
 """Cases for the bypass backends: adapters of any shape in one arena, work lists of any popularity."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from triton.runtime.interpreter import InterpretedFunction
 
 from peftserve.kernels.attention.layout import AttentionBackend, AttentionLayer, Span
 from peftserve.kernels.attention.reference import naive_attend, naive_write
@@ -19,6 +21,24 @@ DEVICE = "cpu"  # of the tensors of all cases; what --device says, from before t
 def pytest_configure(config: pytest.Config) -> None:
     global DEVICE
     DEVICE = config.getoption("--device")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _quick_interpreter() -> Iterator[None]:
+    """Triton's interpreter gets the language ready again for each function that a kernel calls: a third of its time.
+
+    Our own all speak the one that their kernel's launch has made ready.
+    """
+    call = InterpretedFunction.__call__
+
+    def quick(self: Any, *args: Any, **options: Any) -> Any:
+        if self.fn.__module__.startswith("peftserve."):
+            return self.rewrite()(*args, **options)
+        return call(self, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(InterpretedFunction, "__call__", quick)
+        yield
 
 
 @dataclass
@@ -79,6 +99,7 @@ def check_step(
 ) -> None:
     """One step over every group and site against the reference; rows of no segment must come back bit for bit."""
     backend.begin(tokens, logits)
+    backend.lead_in()
     for index, group in enumerate(case.groups):
         segments = tokens if group.rows is Rows.TOKENS else logits
         x = case.input(index, rows)

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from ..layout import BlobLayout, Group, GroupLayout, Rows, Segment
+from ..layout import BlobLayout, Capacity, Group, GroupLayout, Rows, Segment, StepKind
 from .bag_plan import plan_bags
 from .calibration import costs_of
 from .costs import Costs
@@ -80,7 +80,10 @@ class TorchBypass:
         del self._slots[slot]
         self._forget(slot)
 
-    def begin(self, tokens: Sequence[Segment], logits: Sequence[Segment], *, capacity: int | None = None) -> bool:
+    def kind_of(self, tokens: Sequence[Segment]) -> StepKind:
+        return StepKind.EACH  # nothing is captured
+
+    def begin(self, tokens: Sequence[Segment], logits: Sequence[Segment], *, capacity: Capacity | None = None) -> bool:
         step = (tuple(tokens), tuple(logits))
         if step == self._step:
             return True
@@ -96,6 +99,10 @@ class TorchBypass:
             {index: (part,) for index, part in plan_bags(self._arena, self._groups, work.bagged).items()},
         )
         return True
+
+    def lead_in(self) -> None: ...
+
+    def start(self, group: int, x: torch.Tensor) -> None: ...
 
     def add_(self, group: int, x: torch.Tensor, outputs: Sequence[torch.Tensor | None]) -> None:
         for part in self._plans.get(group, ()):

@@ -1,52 +1,109 @@
-"""Which blocks and lists a step's bypasses run with, made when its segments change. Host only, no launches."""
+"""How a step's bypasses are launched: designs, grids and lists, made when its segments change. Host only, no launches.
 
-from collections.abc import Callable, Mapping, Sequence
+Groups of one shape are planned as one: a model has a handful of shapes, however many layers.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from ...integers import Ints
-from ..layout import Group, Rows, Segment
+from ...integers import Ints, cdiv, round_up
+from ..layout import Capacity, Group, Rows, Segment, StepKind
 from ..worklist import Lists, WorkList, cut, lists_of, pack
-from . import tuning
+from .designs import Design, rows_apart, rows_in_tiles
+from .memory import part_of_h
 from .slots import SlotTable
-from .tuning import Blocks
 
 Segments = Mapping[Rows, Sequence[Segment]]
 
+FEWEST_SHARING = 3  # rows of an adapter, on average, from which on tiles of several are faster
+MOST_PROGRAMS = (
+    4096  # of a captured launch, for work that few steps have; programs beyond the work cost 1 us a thousand
+)
+_MOST_GRID = 65535  # CUDA's, of a grid's second dimension
+_USUAL_RANK, _LARGE_RANK = 16, 64  # of a site, for which captured launches have programs, and have them if not too many
+_MOST_PARTS = {True: 16, False: 128}  # that expand sums, for tiles of several rows and for single ones
+
+
+class Choice(Protocol):
+    def design(self, rows: int, segments: Sequence[int], rank: int, width: int) -> Design:
+        """For a group's launches. rows: of the step. segments: rows of each. rank: the largest of a site, on average
+        over the group's. width: its input features.
+        """
+
+
+class ByRows:
+    """By how many rows share an adapter."""
+
+    def design(self, rows: int, segments: Sequence[int], rank: int, width: int) -> Design:
+        return rows_in_tiles() if sum(segments) >= FEWEST_SHARING * len(segments) else rows_apart()
+
+
+class Launches(NamedTuple):
+    """Of the groups of one shape. part: input features that a block of shrink sums, one of `parts`; most_parts: that
+    expand is compiled for. units, tiles: programs of the grids, beside those for parts and for blocks of columns.
+    """
+
+    design: Design
+    part: int
+    parts: int
+    most_parts: int
+    units: int
+    tiles: int
+
 
 class BypassPlan:
-    """programs: that run at once. h_elements: for which there is memory. blocks, busy: of each group, in the step."""
+    """h_elements: of fp32, for which there is memory. max_rank: of a site.
+
+    launches: by shape. shape_of: of each group. busy: whether each group has work in the step.
+    """
 
     def __init__(
-        self,
-        groups: Sequence[Group],
-        slots: SlotTable,
-        table: tuning.Tuning,
-        programs: Callable[[Blocks], int],
-        h_elements: int,
-        *,
-        batch_invariant: bool,
+        self, groups: Sequence[Group], slots: SlotTable, choice: Choice, h_elements: int, *, max_rank: int
     ) -> None:
-        self._groups = tuple(groups)
+        self.shapes = list(dict.fromkeys(groups))
+        self.shape_of = [self.shapes.index(group) for group in groups]
+        self.launches: list[Launches] = []
+        self.busy = [False] * len(groups)
+        self._members = [np.flatnonzero(np.array(self.shape_of) == index) for index in range(len(self.shapes))]
+        self._gathers = np.array([group.gather for group in groups], dtype=np.int64)
+        self._widths = np.array([group.in_features for group in groups], dtype=np.int64)
         self._slots = slots
-        self._tuning = table
-        self._programs = programs
+        self._choice = choice
         self._h_elements = h_elements
-        self._batch_invariant = batch_invariant
-        self.blocks: list[Blocks] = []
-        self.busy = [False] * len(self._groups)
+        self._max_rank = max_rank
+        self._captured: dict[Capacity, list[Launches]] = {}
         self._lists: list[Lists] = []
-        self._which: Ints = np.full(len(self._groups), -1, dtype=np.int64)
-        self._splits: Ints = np.ones(len(self._groups), dtype=np.int64)
+        self._list_of: list[int] = []  # by shape
+        self._about: Ints = np.zeros((len(groups), 3), dtype=np.int64)
         self._listed: WorkList | None = None
-        self._place = len(self._groups)  # that it was listed for
+        self._place = len(groups)  # that it was listed for
 
-    def update(self, segments: Segments, capacity: int | None) -> None:
-        self.blocks = self._choose(segments, capacity)
-        self._lists, self._which = self._make_lists(segments)
-        self.busy = (self._which >= 0).tolist()
-        self._splits = np.array([self._split(index) for index in range(len(self._groups))], dtype=np.int64)
+    def update(self, segments: Segments, capacity: Capacity | None) -> None:
+        designs = self._designs_of(segments, capacity)
+        self._make_lists(segments, designs)
+        ranks = np.array([design.shrink.ranks for design in designs], dtype=np.int64)[self.shape_of]
+        self._about = np.stack([ranks, self._widths, self._gathers], axis=1)
         self._listed = None
+        if capacity is None:
+            self.launches = [self._exact(index, design) for index, design in enumerate(designs)]
+
+    @property
+    def most_units(self) -> int:
+        """Of the step's longest list; so are the others."""
+        return max((len(lists.units) for lists in self._lists), default=0)
+
+    @property
+    def most_entries(self) -> int:
+        return max((len(lists.entries) for lists in self._lists), default=0)
+
+    @property
+    def h_size(self) -> int:
+        """Elements of h that the group with the most needs."""
+        sizes = zip(self.launches, self._list_of, strict=True)
+        needed = (each.parts * part_of_h(self._lists[index].h_size) for each, index in sizes if index >= 0)
+        return max(needed, default=0)
 
     @property
     def num_fields(self) -> int:
@@ -58,49 +115,86 @@ class BypassPlan:
         place = self._place if place is None else place
         if self._listed is None or place != self._place:
             self._place = place
-            self._listed = pack(self._lists, self._which, self._splits, place)
+            which = np.where(self.busy, np.array(self._list_of, dtype=np.int64)[self.shape_of], -1)
+            self._listed = pack(self._lists, which, self._about, place)
         return self._listed
 
-    def _choose(self, segments: Segments, capacity: int | None) -> list[Blocks]:
-        """For each group, by the largest mean rank of its sites in the step; by 0 where there is a capacity."""
-        if self._batch_invariant:
-            return [self._tuning.invariant] * len(self._groups)
-        tokens, ranks = {}, {}
-        for rows, there in segments.items():
-            tokens[rows] = capacity or max((segment.end for segment in there), default=0)
-            ranks[rows] = self._slots.most_ranks([] if capacity else [segment.slot for segment in there])
-        known = dict[tuple[Rows, int, int], Blocks]()
-        chosen = []
-        for index, group in enumerate(self._groups):
-            key = (group.rows, ranks[group.rows][index], group.in_features)
-            if key not in known:
-                known[key] = self._tuning.blocks(tokens[group.rows], *key[1:])
-            chosen.append(known[key])
-        return chosen
+    def _designs_of(self, segments: Segments, capacity: Capacity | None) -> list[Design]:
+        """Of each shape. What is captured is for any adapters: its launches are made once."""
+        if capacity is not None:
+            if capacity not in self._captured:
+                self._captured[capacity] = [self._at_most(shape, capacity) for shape in self.shapes]
+            self.launches = self._captured[capacity]
+            return [launches.design for launches in self.launches]
+        lengths = {rows: [s.end - s.start for s in there if s.end > s.start] for rows, there in segments.items()}
+        slots = {rows: sorted({s.slot for s in there if s.end > s.start}) for rows, there in segments.items()}
+        tokens = {rows: max((s.end for s in there), default=0) for rows, there in segments.items()}
+        return [
+            self._choice.design(tokens[shape.rows], lengths[shape.rows], rank, shape.in_features)
+            for shape, rank in zip(self.shapes, self._ranks(slots), strict=True)
+        ]
 
-    def _make_lists(self, segments: Segments) -> tuple[list[Lists], Ints]:
-        """The lists, and which is each group's; -1 for groups without work."""
-        members: dict[tuple[Rows, int, int], list[int]] = {}
-        for index, (group, blocks) in enumerate(zip(self._groups, self.blocks, strict=True)):
-            members.setdefault((group.rows, blocks.block_m, blocks.block_r), []).append(index)
-        lists, which = list[Lists](), np.full(len(self._groups), -1, dtype=np.int64)
-        for (rows, block_m, block_r), there in members.items():
+    def _ranks(self, slots: Mapping[Rows, Sequence[int]]) -> list[int]:
+        """By shape, the largest mean rank of a group's sites among these slots, rounded up."""
+        return [
+            int(cdiv(self._slots.ranks[np.ix_(there, slots[shape.rows])].max(initial=0), len(shape.out_features)))
+            for shape, there in zip(self.shapes, self._members, strict=True)
+        ]
+
+    def _make_lists(self, segments: Segments, designs: Sequence[Design]) -> None:
+        """Shapes share one where rows are cut alike and sites are as many."""
+        shared: dict[tuple[Rows, bool, int, int, int], list[int]] = {}
+        for index, (shape, design) in enumerate(zip(self.shapes, designs, strict=True)):
+            key = (shape.rows, shape.gather, len(shape.out_features), design.rows, design.shrink.ranks)
+            shared.setdefault(key, []).append(index)
+        busy = np.zeros(len(self.busy), dtype=np.bool_)
+        self._lists, self._list_of = [], [-1] * len(self.shapes)
+        for (rows, gathers, _, block_m, block_r), shapes in shared.items():
+            groups = np.concatenate([self._members[index] for index in shapes])
             slots = sorted({segment.slot for segment in segments[rows] if segment.start < segment.end})
-            works = self._slots.works[there]
-            if (busy := works[:, slots].any(axis=1)).any():
-                entries = cut(segments[rows], block_m)
-                which[np.array(there)[busy]] = len(lists)
-                lists.append(
-                    lists_of(entries, self._slots.ranks[there].max(axis=0), np.asarray(works.any(axis=0)), block_r)
-                )
-        return lists, which
+            busy[groups] = self._slots.works[np.ix_(groups, slots)].any(axis=1)
+            if busy[groups].any():
+                ranks = self._slots.ranks[groups].max(axis=0) * (not gathers)
+                works = np.asarray(self._slots.works[groups].any(axis=0))
+                for index in shapes:
+                    self._list_of[index] = len(self._lists)
+                self._lists.append(lists_of(cut(segments[rows], block_m), ranks, works, block_r))
+        self.busy = busy.tolist()
 
-    def _split(self, group: int) -> int:
-        blocks, spec = self.blocks[group], self._groups[group]
-        if spec.gather or self._which[group] < 0:
-            return 1
-        if self._batch_invariant:  # were it by the lists, a row's sums would depend on the step
-            return tuning.best_split(blocks, 1, self._programs(blocks), spec.in_features)
-        there = self._lists[int(self._which[group])]
-        best = tuning.best_split(blocks, len(there.units), self._programs(blocks), spec.in_features)
-        return max(1, min(best, self._h_elements // max(there.h_size, 1)))
+    def _exact(self, index: int, design: Design) -> Launches:
+        """For the step alone."""
+        if self._list_of[index] < 0:
+            return self.launches_for(self.shapes[index], design)
+        lists = self._lists[self._list_of[index]]
+        return self.launches_for(self.shapes[index], design, len(lists.units), lists.num_tiles, lists.h_size)
+
+    def _at_most(self, shape: Group, capacity: Capacity) -> Launches:
+        """For all steps of that kind and size: programs for what they all have, more as far as that is not many."""
+        rows, kind = capacity.rows, capacity.kind
+        shared = {StepKind.EACH: 1, StepKind.TILES: 4, StepKind.FEW: cdiv(rows, 4)}[kind]
+        design = self._choice.design(rows, [shared] * cdiv(rows, shared), _USUAL_RANK, shape.in_features)
+        usual = {StepKind.EACH: rows, StepKind.TILES: cdiv(rows, 4), StepKind.FEW: most_tiles_of_few(rows)}[kind]
+        large = {StepKind.TILES: cdiv(rows, 2)}.get(kind, usual)
+        plain = self.launches_for(shape, design)
+        each, most = (
+            cdiv(len(shape.out_features) * min(rank, self._max_rank), design.shrink.ranks)
+            for rank in (_USUAL_RANK, _LARGE_RANK)
+        )
+        blocks = sum(cdiv(width, design.expand.columns * design.expand.walked) for width in shape.out_features)
+        units = max(usual * each, min(large * most, MOST_PROGRAMS // plain.parts))
+        return plain._replace(units=units, tiles=max(usual, min(large, MOST_PROGRAMS // max(blocks, 1))))
+
+    def launches_for(self, shape: Group, design: Design, units: int = 0, tiles: int = 0, h_size: int = 0) -> Launches:
+        """h_size: of one part; where there is little room for so much, there are fewer parts."""
+        shrink, most = design.shrink, _MOST_PARTS[design.rows > 1]
+        room = max(1, min(most, self._h_elements // max(part_of_h(h_size), 1)))
+        usual = max(shrink.part, round_up(cdiv(shape.in_features, most), shrink.step))
+        part = max(usual, round_up(cdiv(shape.in_features, room), shrink.step))
+        most_parts = 1 << (cdiv(shape.in_features, usual) - 1).bit_length()
+        programs = (min(units, _MOST_GRID), min(tiles, _MOST_GRID))
+        return Launches(design, part, cdiv(shape.in_features, part), most_parts, *programs)
+
+
+def most_tiles_of_few(rows: int) -> int:
+    """That steps of so many rows are cut to where few adapters have many rows each."""
+    return rows // 16 + 4

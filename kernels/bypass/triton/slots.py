@@ -1,4 +1,4 @@
-"""Where each slot's factors lie, as the Triton kernel reads it: a table on the device, and its ranks on the host."""
+"""Where each slot's factors lie, as the Triton kernels read it: a table on the device, and its ranks on the host."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ...integers import cdiv, round_up
+from ...integers import round_up
 from ..layout import BlobLayout, Group, GroupLayout
 
 TABLE_FIELDS, SITE_FIELDS = 2, 5
@@ -28,15 +28,14 @@ class SlotRow(NamedTuple):
 
 
 class SlotTable:
-    """table: (slots, groups, fields) int64 on the device; see `kernels.py`. Its address never changes.
+    """table: (slots, groups, fields) int64 on the device; see `lists.py`. Its address never changes.
 
     ranks: (groups, slots) sums over a group's sites. works: (groups, slots), whether there is anything to do.
     alignment: divides all offsets; 1 from the first adapter on whose factors lie at odd places.
     """
 
     def __init__(self, device: torch.device, groups: Sequence[Group], max_slots: int) -> None:
-        self._sites = np.array([len(group.out_features) for group in groups], dtype=np.int64)
-        fields = TABLE_FIELDS + SITE_FIELDS * int(self._sites.max(initial=0))
+        fields = TABLE_FIELDS + SITE_FIELDS * max((len(group.out_features) for group in groups), default=0)
         shape = (max_slots, len(groups), round_up(fields, _STRIDE))
         self.table = torch.zeros(shape, dtype=torch.int64, device=device)
         self.ranks = np.zeros((len(groups), max_slots), dtype=np.int64)
@@ -64,12 +63,6 @@ class SlotTable:
     def detach(self, slot: int) -> None:
         self.table[slot].zero_()
         self.ranks[:, slot], self.works[:, slot] = 0, False
-
-    def most_ranks(self, slots: Sequence[int]) -> list[int]:
-        """By group, the largest mean rank of its sites among these slots, rounded up."""
-        most = self.ranks[:, sorted(set(slots))].max(axis=1, initial=0)
-        found: list[int] = (cdiv(most, self._sites)).tolist()
-        return found
 
     def pinned(self, array: npt.NDArray[np.generic]) -> torch.Tensor:
         """torch's host allocator hands the memory out again only when the copy from it is done."""

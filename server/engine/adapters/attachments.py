@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from peftserve.kernels.bypass.columns.spare import SpareColumns
-from peftserve.kernels.bypass.layout import BypassBackend, Segment
+from peftserve.kernels.bypass.layout import BypassBackend, Capacity, Segment, StepKind
 from peftserve.kernels.ops.side import SideOps
 
 from .packing import AdapterLayout, SiteGroups
@@ -68,7 +68,7 @@ class Attachments:
         self._side_attention.pop(slot, None)
         self._vocabularies.pop(slot, None)
 
-    def begin(self, tokens: Sequence[Segment], logits: Sequence[Segment], *, capacity: int | None = None) -> bool:
+    def begin(self, tokens: Sequence[Segment], logits: Sequence[Segment], *, capacity: Capacity | None = None) -> bool:
         """Set the step's work: segments over token rows, and over the rows that reach the head.
 
         capacity: of the backend's launches; only for steps that `run_in_the_backend`. False if the step is too much for
@@ -80,7 +80,7 @@ class Attachments:
         self.side.begin(tokens, logits)
         return True
 
-    def _without_columns(self, tokens: Sequence[Segment], capacity: int | None) -> Sequence[Segment]:
+    def _without_columns(self, tokens: Sequence[Segment], capacity: Capacity | None) -> Sequence[Segment]:
         """Set what runs in spare columns, and return the rest.
 
         Nothing does where operators change a product's input or output, nor in what graphs run.
@@ -91,6 +91,10 @@ class Attachments:
             self.columns.clear()
             return tokens
         return self.columns.begin(tokens)
+
+    def kind_of(self, tokens: Sequence[Segment]) -> StepKind:
+        """Of the graph that serves such a step best."""
+        return self.backend.kind_of(tokens)
 
     def run_in_the_backend(self, tokens: Sequence[Segment]) -> bool:
         """Whether these adapters ask for nothing but the backend's launches."""

@@ -2,7 +2,8 @@
 
 A graph is for a number of rows, and serves every step of up to as many: whatever adapters run, come or go is in device
 memory that the kernels read, at addresses that stay for as long as the model is served. Rows beyond the step's compute
-what nobody reads.
+what nobody reads. Those with bypasses are there for each kind of step: how many rows share an adapter decides how the
+bypasses' launches are cut.
 """
 
 from bisect import bisect_left
@@ -12,6 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from tqdm import tqdm
 
+from peftserve.kernels.bypass.layout import Capacity, StepKind, kinds_for
 from peftserve.kernels.device.cuda_graphs import capture
 
 from .inputs import StepInputs
@@ -20,10 +22,10 @@ SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
 class Kind(NamedTuple):
-    """What a graph is for. bypassed: with the kernels of the bypasses in it."""
+    """What a graph is for. bypassed: the kind of its bypasses; None without their kernels in it."""
 
     rows: int
-    bypassed: bool
+    bypassed: StepKind | None
 
 
 class Recording(Protocol):
@@ -78,33 +80,37 @@ class DecodeGraphs:
         self._inputs = inputs
         self._graphs: dict[Kind, Recording] = {}
 
-    def capture(self, prepare: Callable[[int, bool], None]) -> None:
+    def capture(self, prepare: Callable[[Capacity, bool], None]) -> None:
         """Record all graphs, with a progress bar; the largest first, whose memory the others then use.
 
-        prepare: sets the memory that the kernels read for a step of no sequences, in a graph of so many rows, with
+        prepare: sets the memory that the kernels read for a step of no sequences, in a graph of that capacity, with
         bypasses or without. Raises RuntimeError if the model cannot be recorded, such as for looking at a tensor's
         values.
         """
-        kinds = [Kind(rows, bypassed) for rows in reversed(self.sizes) for bypassed in (True, False)]
+        kinds = [Kind(rows, kind) for rows in reversed(self.sizes) for kind in (*kinds_for(rows), None)]
         for kind in tqdm(kinds, desc="capturing CUDA graphs", unit="graph", disable=None):
-            prepare(*kind)
+            prepare(Capacity(kind.rows, kind.bypassed or StepKind.EACH), kind.bypassed is not None)
             self._graphs[kind] = self._recorder.record(self._run_of(kind.rows))
 
     def __len__(self) -> int:
         """Graphs that have been recorded."""
         return len(self._graphs)
 
-    def rows_for(self, num_rows: int) -> int | None:
-        """Rows of the graph for a step of so many; None if it is too large for any."""
+    def capacity_for(self, num_rows: int, kind: StepKind) -> Capacity | None:
+        """Of the graph for a step of so many rows; None if it is too large for any."""
         place = bisect_left(self.sizes, num_rows)
-        return self.sizes[place] if place < len(self.sizes) else None
+        if place == len(self.sizes):
+            return None
+        rows = self.sizes[place]
+        there = kinds_for(rows)
+        return Capacity(rows, kind if kind in there else there[-1])
 
-    def run(self, rows: int, bypassed: bool) -> torch.Tensor:
+    def run(self, capacity: Capacity, bypassed: bool) -> torch.Tensor:
         """Logits (rows, vocabulary) of a step for whose rows all logits are wanted.
 
         The memory that the graph reads is the step's. The logits are overwritten by the next step.
         """
-        recording = self._graphs[Kind(rows, bypassed)]
+        recording = self._graphs[Kind(capacity.rows, capacity.kind if bypassed else None)]
         recording()
         return recording.output
 

@@ -44,6 +44,7 @@ class BypassHooks:
         for the bypasses that the step's products themselves give.
         """
         self.active = False
+        self._backend = backend
         self._modules = modules
         self._side = side
         self._experts = experts
@@ -70,6 +71,8 @@ class BypassHooks:
 
     def begin(self, active: bool) -> None:
         self.active = active
+        if active:
+            self._backend.lead_in()
         plans: Mapping[str, SitePlan] = self._side.plans if active else {}
         if self._experts is not None:
             inside = {name: plan.phases[Phase.INSIDE] for name, plan in plans.items() if Phase.INSIDE in plan.phases}
@@ -246,6 +249,8 @@ class _Siblings:
         if x is not self._input:
             self._input = x
             together = self._together(position)
+            if together == self._everyone:
+                self._start(x, active)
             as_one = self.fuses(x) or (active and self._in_columns)
             whole = self._product(x, active) if as_one and together == self._everyone else None
             self._outputs = self._run(x, together, active, whole)
@@ -301,6 +306,11 @@ class _Siblings:
         self._backend.add_(self._index, rows.clamp(max=member.ids - 1), [y])
         y.copy_(torch.where(known, y, before))
 
+    def _start(self, x: torch.Tensor, active: bool) -> None:
+        """Of the bypasses, what may run beside the base's products of the same input."""
+        if active and not self.plans:
+            self._backend.start(self._index, _flat(x))
+
     @property
     def _in_columns(self) -> bool:
         """Whether the step's adapters have some of their bypasses in this product."""
@@ -334,8 +344,10 @@ class _Siblings:
 
         x: with spare columns behind it, or without.
         """
+        own = self._own(x)
+        self._start(own, active)
         whole = self._product(x, active)
-        x = self._own(x)
+        x = own
         if whole is not None and not self.plans:  # in as few calls as can be
             if active:
                 self._add_bypasses(x, whole.flatten(0, -2).split(self._widths, 1))

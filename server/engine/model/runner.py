@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from peftserve.kernels.attention.layout import AttentionBackend
+from peftserve.kernels.bypass.layout import Capacity
 
 from ..adapters.attachments import Attachments
 from ..sampling import Append
@@ -112,8 +113,8 @@ class ModelRunner:
 
     def _run(self, rows: StepRows, feed: Feed | None, also: Callable[[Append], None] | None) -> torch.Tensor:
         """By a graph where one has room for the step."""
-        graphs, size = self._graphs, self._graph_rows(rows)
-        inputs = None if size is None else self._write(rows, feed, size)
+        graphs, capacity = self._graphs, self._graph_capacity(rows)
+        inputs = None if capacity is None else self._write(rows, feed, capacity)
         if inputs is None:
             graphs, inputs = None, self._write(rows, feed)
         assert inputs is not None, "no step is too much without a graph"
@@ -121,35 +122,35 @@ class ModelRunner:
             also(self._memory.append)
         self._memory.send()
         inputs.feed()
-        if graphs is None or size is None:
+        if graphs is None or capacity is None:
             return self._forward(inputs.inputs)
-        return graphs.run(size, self._bypassed)[: len(rows)]
+        return graphs.run(capacity, self._bypassed)[: len(rows)]
 
-    def _graph_rows(self, rows: StepRows) -> int | None:
-        """Rows of the graph that can run such a step; None if there is none."""
+    def _graph_capacity(self, rows: StepRows) -> Capacity | None:
+        """Of the graph that can run such a step; None if there is none."""
         if self._graphs is None or not rows.one_each or not self._attachments.run_in_the_backend(rows.tokens):
             return None
-        return self._graphs.rows_for(len(rows))
+        return self._graphs.capacity_for(len(rows), self._attachments.kind_of(rows.tokens))
 
-    def _prepare(self, rows: int, bypassed: bool) -> None:
+    def _prepare(self, capacity: Capacity, bypassed: bool) -> None:
         nothing = RunningRows().rows_of(Batch())
         self._memory.begin()
-        self._inputs.write(nothing, None, rows)
-        self._begin(nothing, bypassed, rows)
+        self._inputs.write(nothing, None, capacity.rows)
+        self._begin(nothing, bypassed, capacity)
         self._memory.send()
 
-    def _write(self, rows: StepRows, feed: Feed | None, capacity: int | None = None) -> WrittenInputs | None:
+    def _write(self, rows: StepRows, feed: Feed | None, capacity: Capacity | None = None) -> WrittenInputs | None:
         """The step's memory, but for what others add. None if a graph of that capacity has no room for the step."""
         self._memory.begin()
-        inputs = self._inputs.write(rows, feed, capacity)
+        inputs = self._inputs.write(rows, feed, None if capacity is None else capacity.rows)
         return inputs if self._begin(rows, bool(rows.tokens), capacity) else None
 
-    def _begin(self, rows: StepRows, bypassed: bool, capacity: int | None = None) -> bool:
-        """Tell the kernels of the step. capacity: rows of the graph that is to run it, if any; False if it cannot."""
+    def _begin(self, rows: StepRows, bypassed: bool, capacity: Capacity | None = None) -> bool:
+        """Tell the kernels of the step. capacity: of the graph that is to run it, if any; False if it cannot."""
         self._bypassed = bypassed
         if bypassed and not self._attachments.begin(rows.tokens, rows.logits, capacity=capacity):
             return False
-        self._backend.begin(rows.attention, capacity=capacity)
+        self._backend.begin(rows.attention, capacity=None if capacity is None else capacity.rows)
         self._attention.side = [
             SideRows(segment.start, segment.end, segment.weight, layers)
             for segment, layers in self._attachments.side_attention(rows.tokens)

@@ -43,8 +43,7 @@ def make(
     if kind == "torch":
         backend = TorchBypass(case.arena, GROUPS)
     else:
-        programs = None if kit.DEVICE == "cuda" else 1
-        backend = TritonBypass(case.arena, GROUPS, max_slots=5, max_rows=ROWS, num_programs=programs)
+        backend = TritonBypass(case.arena, GROUPS, max_slots=5, max_rows=ROWS)
     case.attach_all(backend)
     return case, backend
 
@@ -99,6 +98,7 @@ def test_nothing_to_do(kind: str, kit: ModuleType) -> None:
     y = torch.full((ROWS, 64), float("nan"), device=kit.DEVICE)
     for segments in ([], [Segment(0, 1.0, 5, 5)]):
         backend.begin(segments, segments)
+        backend.lead_in()
         backend.add_(1, torch.ones(ROWS, 60, device=kit.DEVICE), [y])
         assert y.isnan().all()
 
@@ -131,6 +131,7 @@ def test_outputs_may_be_left_out(kind: str, kit: ModuleType) -> None:
     case, backend = make(kind, kit)
     segments = in_a_row((0, 1), 3)
     backend.begin(segments, [])
+    backend.lead_in()
     x, y = case.input(0, ROWS), [case.output(0, position, ROWS) for position in range(3)]
     got = y[1].clone()
     backend.add_(0, x, [None, got, None])
@@ -141,6 +142,7 @@ def test_outputs_may_be_parts_of_wider_ones(kind: str, kit: ModuleType) -> None:
     case, backend = make(kind, kit)
     segments = in_a_row((0, 1), 3)
     backend.begin(segments, [])
+    backend.lead_in()
     x, wide = case.input(0, ROWS), case.output(0, 0, ROWS).repeat(1, 2)
     got = wide.clone()
     parts = [got[:, :60], got[:, 60:80], got[:, 80:100]]
@@ -158,6 +160,7 @@ def test_the_same_step_twice_gives_the_same_bits(kind: str, kit: ModuleType) -> 
     for _ in range(2):
         got = y.clone()
         backend.begin([Segment(0, 0.5, 0, 9), Segment(3, 0.5, 0, 9), Segment(3, 1.0, 20, 60)], [])
+        backend.lead_in()
         backend.add_(0, x, [None, got, None])
         found.append(got)
     assert torch.equal(*found)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peftserve.kernels.bypass.layout import Segment
-from peftserve.kernels.bypass.worklist import RECORD_FIELDS, Lists, cut, lists_of, most_records, pack
+from peftserve.kernels.bypass.worklist import RECORD_FIELDS, Lists, cut, lists_of, pack
 
 SLOTS = 6
 
@@ -56,23 +56,26 @@ def test_units_share_out_the_ranks_of_all_entries_that_have_work(
     works = (ranks > 0) | extra  # those of rank 0 have scales or biases
     entries = cut(work, 16)
     lists = lists_of(entries, ranks, works, block_r)
-    kept = [i for i, slot in enumerate(entries.slot) if works[slot]]
-    assert lists.entries[:, 0].tolist() == entries.slot[kept].tolist()
-    assert lists.entries[:, 2].tolist() == ranks[entries.slot[kept]].tolist()
-    places, sizes = lists.entries[:, 1], lists.entries[:, 2] * entries.rows[kept]
-    h = list(zip(places.tolist(), (places + sizes).tolist(), strict=True))
-    assert all(one[1] <= other[0] for one, other in pairwise(sorted(h)))
+    found = lists.entries.tolist()
+    expected: dict[int, list[list[int]]] = {}  # of each tile, what its entries say of the step
+    for tile, slot, row, rows, weight in zip(*(column.tolist() for column in entries), strict=True):
+        if works[slot]:
+            expected.setdefault(tile, []).append([slot, row, rows, int(ranks[slot]), weight])
+    assert lists.num_tiles == len(expected)
+    seen, units = [], []
+    for first, members in zip(found, expected.values(), strict=False):
+        count, others = first[3:5]
+        own = [first, *found[others : others + count - 1]]
+        assert [[*entry[:3], *entry[6:8]] for entry in own] == members
+        assert all(entry[3] == count for entry in own)
+        seen += own
+        for slot, row, rows, _, _, place, width, weight in own:
+            units += [[slot, row, rows, place, r, width, weight, 0] for r in range(0, width, block_r)]
+    assert sorted(seen) == sorted(found)
+    assert lists.units.tolist() == units
+    h = sorted((entry[5], entry[5] + entry[2] * entry[6]) for entry in found)
+    assert all(one[1] <= other[0] for one, other in pairwise(h))
     assert all(end <= lists.h_size and start % 4 == 0 for start, end in h)
-    units = lists.units.tolist()
-    place = 0
-    for index, (row, rows, first, num_entries, num_units, *_) in enumerate(lists.tiles.tolist()):
-        expected = []
-        for entry in lists.entries[first : first + num_entries].tolist():
-            slot, h_place, rank, weight = entry[:4]
-            expected += [[slot, row, rows, h_place, r, index, weight, rank] for r in range(0, rank, block_r)]
-        assert units[place : place + num_units] == expected
-        place += num_units
-    assert place == len(units)
 
 
 def test_headers_lead_to_the_lists_that_groups_share() -> None:
@@ -80,33 +83,23 @@ def test_headers_lead_to_the_lists_that_groups_share() -> None:
     both = lists_of(entries, np.array([8, 40]), np.array([True, True]), 16)
     one = lists_of(entries, np.array([0, 4]), np.array([False, True]), 16)
     place = 9
-    work = pack([both, one], np.array([0, -1, 1, 0]), np.array([1, 1, 3, 4]), place)
+    about = np.array([[16, 300, 0], [16, 70, 1], [32, 8, 0], [16, 9, 0]])
+    work = pack([both, one], np.array([0, -1, 1, 0]), about, place)
     assert work.headers.dtype == work.lists.dtype == np.int32
     assert work.lists.shape == (len_of(both) + len_of(one), RECORD_FIELDS)
-    assert (work.num_tiles, work.h_size) == (3, 4 * both.h_size)
     headers = work.headers.tolist()
-    assert headers[1] == [0, 0, 0, 0, 1, 0, 0, 0]
-    assert headers[3][:4] == headers[0][:4]
-    assert [header[4] for header in headers] == [1, 1, 3, 4]
+    assert headers[1] == [0, 0, 0, 0, 0, 16, 70, 1]
+    assert headers[3][:5] == headers[0][:5]
+    assert [header[5:] for header in headers] == about.tolist()
     for lists, header in ((both, headers[0]), (one, headers[2]), (both, headers[3])):
-        units, num_units, tiles, num_tiles, _, h_size = header[:6]
-        assert h_size == lists.h_size
+        units, num_units, first, num_tiles, num_entries = header[:5]
+        assert num_tiles == lists.num_tiles
         assert work.lists[units - place : units - place + num_units].tolist() == lists.units.tolist()
-        for found, made in zip(work.lists[tiles - place : tiles - place + num_tiles], lists.tiles, strict=True):
-            assert found[[0, 1, 3, 4]].tolist() == made[[0, 1, 3, 4]].tolist()
-            there = work.lists[found[2] - place : found[2] - place + found[3]]
-            assert there.tolist() == lists.entries[made[2] : made[2] + made[3]].tolist()
-
-
-@given(st.one_of(segments, in_a_row), ranks, st.sampled_from([16, 32]))
-def test_no_lists_are_longer_than_their_bound(work: list[Segment], ranks: np.ndarray, block_r: int) -> None:
-    """By rows of all segments together."""
-    lists = lists_of(cut(work, 16), ranks, np.ones(SLOTS, dtype=np.bool_), block_r)
-    assert len_of(lists) <= most_records(sum(s.end - s.start for s in work), int(ranks.max()), block_r)
+        assert work.lists[first - place : first - place + num_entries].tolist() == lists.entries.tolist()
 
 
 def len_of(lists: Lists) -> int:
-    return len(lists.units) + len(lists.tiles) + len(lists.entries)
+    return len(lists.units) + len(lists.entries)
 
 
 def test_nothing() -> None:

@@ -35,12 +35,3 @@ def test_odd_offsets_end_the_alignment() -> None:
     assert slots.alignment == 8
     slots.attach(1, slots.prepare(64, {1: GroupLayout(8, (2,), (97,))}))
     assert slots.alignment == 1
-
-
-def test_the_largest_mean_rank_of_a_groups_sites() -> None:
-    slots = SlotTable(torch.device("cpu"), GROUPS, 3)
-    slots.attach(0, slots.prepare(0, {0: GroupLayout(8, (3, 4), (64, 128)), 1: GroupLayout(8, (2,), (64,))}))
-    slots.attach(2, slots.prepare(0, {0: GroupLayout(8, (16, 0), (64, 0))}))
-    assert slots.most_ranks([0]) == [4, 2]
-    assert slots.most_ranks([2, 0, 2]) == [8, 2]
-    assert slots.most_ranks([]) == [0, 0]

@@ -14,6 +14,7 @@ from peftserve.kernels.attention.layout import AttentionLayer, Limits
 from peftserve.kernels.attention.triton.backend import TritonAttention
 from peftserve.kernels.bypass.layout import Group, Segment
 from peftserve.kernels.bypass.triton.backend import TritonBypass
+from peftserve.kernels.bypass.triton.designs import Design, rows_apart, rows_in_tiles
 
 
 class Recorder:
@@ -63,29 +64,40 @@ def recorders(monkeypatch: pytest.MonkeyPatch, kit: ModuleType) -> list[Recorder
 
 GROUP = Group(2048, (1024, 512))
 RANKS = (8, 16, 32, 64)
+SINGLE, TILES = rows_apart(), rows_in_tiles()
 
 
-def run(kit: ModuleType, recorders: list[Recorder], segments: list[Segment], rows: int) -> Recorder:
+class Always:
+    def __init__(self, design: Design) -> None:
+        self._design = design
+
+    def design(self, *_: Any) -> Design:
+        return self._design
+
+
+def run(
+    kit: ModuleType, recorders: list[Recorder], segments: list[Segment], rows: int, design: Design = SINGLE
+) -> Recorder:
     case = kit.Case((GROUP,), torch.float16)
     for slot, rank in enumerate(RANKS):
         case.add(slot, {0: (rank, rank)})
-    backend = TritonBypass(case.arena, (GROUP,), max_slots=len(RANKS), max_rows=64, num_programs=1)
-    backend._multiprocessors = 132  # what the features are split for; one program does it all
+    backend = TritonBypass(case.arena, (GROUP,), max_slots=len(RANKS), max_rows=64, choice=Always(design))
     case.attach_all(backend)
     x, y = case.input(0, rows), [case.output(0, position, rows) for position in range(2)]
     backend.begin(segments, [])
     tensors = {"x": x, "y0": y[0], "y1": y[1], "factors": case.arena}
-    memory = {"h": backend._h, "lists": backend._step_memory.there}
-    tables = {"table": backend._slots.table, "counters": backend._counters}
-    recorders.append(Recorder(tensors | memory | tables))
+    fixed = backend._fixed
+    memory = {"h": fixed.h, "lists": fixed.step_memory.there, "records": fixed.records, "table": backend._slots.table}
+    recorders.append(Recorder(tensors | memory))
+    backend.lead_in()
     backend.add_(0, x, y)
     return recorders[0]
 
 
-@pytest.mark.parametrize("tokens", [1, 3], ids=["a token each", "three tokens each"])
-def test_memory_traffic_is_the_floors(kit: ModuleType, recorders: list[Recorder], tokens: int) -> None:
+@pytest.mark.parametrize(("tokens", "design"), [(1, SINGLE), (4, TILES)], ids=["a token each", "four tokens each"])
+def test_memory_traffic_is_the_floors(kit: ModuleType, recorders: list[Recorder], tokens: int, design: Design) -> None:
     segments = [Segment(slot, 1.0, slot * tokens, (slot + 1) * tokens) for slot in range(len(RANKS))]
-    found = run(kit, recorders, segments, tokens * len(RANKS) + 5)
+    found = run(kit, recorders, segments, tokens * len(RANKS) + 5, design)
     floor = cost_of([GROUP], [Share(rank, tokens) for rank in RANKS], torch.float16)
     assert found.distinct["factors read"] == floor.factors
     activations = sum(found.distinct[name] for name in ("x read", "y0 read", "y1 read", "y0 written", "y1 written"))
@@ -102,7 +114,7 @@ def test_nothing_is_moved_for_rows_without_an_adapter(kit: ModuleType, recorders
 
 
 def test_an_adapter_that_many_rows_share_is_read_once_for_each_tile(kit: ModuleType, recorders: list[Recorder]) -> None:
-    found = run(kit, recorders, [Segment(0, 1.0, 0, 40)], 40)
+    found = run(kit, recorders, [Segment(0, 1.0, 0, 40)], 40, TILES)
     floor = cost_of([GROUP], [Share(RANKS[0], 40)], torch.float16)
     assert found.distinct["factors read"] == floor.factors
     assert found.asked["factors read"] == 3 * floor.factors

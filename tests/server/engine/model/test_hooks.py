@@ -21,6 +21,10 @@ class CountingBackend:
     def __init__(self) -> None:
         self.calls: list[tuple[int, tuple[int, ...], list[int]]] = []
 
+    def lead_in(self) -> None: ...
+
+    def start(self, group: int, x: torch.Tensor) -> None: ...
+
     def add_(self, group: int, x: torch.Tensor, outputs: Sequence[torch.Tensor | None]) -> None:
         there = [position for position, y in enumerate(outputs) if y is not None]
         self.calls.append((group, tuple(x.shape), there))

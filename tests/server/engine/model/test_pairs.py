@@ -131,6 +131,10 @@ class RowsBackend:
         self._segments = {Rows.TOKENS: tokens, Rows.LOGITS: logits}
         return True
 
+    def lead_in(self) -> None: ...
+
+    def start(self, group: int, x: torch.Tensor) -> None: ...
+
     def add_(self, group: int, x: torch.Tensor, outputs: Sequence[torch.Tensor | None]) -> None:
         spec, (y,) = self._groups[group], outputs
         assert y is not None

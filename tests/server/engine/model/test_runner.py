@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from peftserve.kernels.attention.torch import backend as torch_attention
-from peftserve.kernels.bypass.layout import Segment
+from peftserve.kernels.bypass.layout import Capacity, Segment, StepKind
 from peftserve.server.engine.model.kv_cache import KVCache
 from peftserve.server.engine.sampling import Append
 from peftserve.server.engine.scheduling.batch import Batch, Span
@@ -111,9 +111,10 @@ def test_a_step_that_graphs_have_no_room_for_is_launched(
     harness: Harness, make_sequence: MakeSequence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It begins again without a capacity, and gives the same."""
-    begun: list[tuple[int, int | None]] = []
+    begun: list[tuple[int, Capacity | None]] = []
+    one, two = Capacity(1, StepKind.EACH), Capacity(2, StepKind.EACH)
 
-    def begin(tokens: list[Segment], logits: list[Segment], *, capacity: int | None = None) -> bool:
+    def begin(tokens: list[Segment], logits: list[Segment], *, capacity: Capacity | None = None) -> bool:
         begun.append((len(tokens), capacity))
         return capacity is None or len(tokens) < 2
 
@@ -126,10 +127,11 @@ def test_a_step_that_graphs_have_no_room_for_is_launched(
 
     monkeypatch.setattr(harness.backend, "begin", begin)
     monkeypatch.setattr(harness.backend, "run_in_the_backend", lambda tokens: True, raising=False)
+    monkeypatch.setattr(harness.backend, "kind_of", lambda tokens: StepKind.EACH, raising=False)
     harness.runner.capture_graphs(Mock(record=record), most_rows=2)
     begun.clear()
     tokens = [make_sequence([3, 4, 5], [0]), make_sequence([6, 7, 8], [1])]
-    for count, wanted in ((1, [(1, 1)]), (2, [(2, 2), (2, None)])):
+    for count, wanted in ((1, [(1, one)]), (2, [(2, two), (2, None)])):
         spans = [Span(leased(sequence, (i, 1.0)), 0, 3, True) for i, sequence in enumerate(tokens[:count])]
         harness.runner.run(Batch(spans))  # their keys
         begun.clear()

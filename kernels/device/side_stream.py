@@ -1,0 +1,32 @@
+"""A second stream beside the current one, for what does not depend on what the current one does next."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+class SideStream:
+    """What is forked begins when all that was enqueued before it is done, and `join` makes the current stream wait.
+
+    Captured graphs take both along. Memory that it reads must be kept until it has been joined.
+    """
+
+    def __init__(self) -> None:
+        self._stream: torch.cuda.Stream | None = None
+        self._forked = False
+
+    @contextmanager
+    def forked(self) -> Iterator[None]:
+        if self._stream is None:
+            self._stream = torch.cuda.Stream()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        self._forked = True
+        with torch.cuda.stream(self._stream):
+            yield
+
+    def join(self) -> None:
+        """Nothing, unless something was forked since the last time."""
+        if self._forked and self._stream is not None:
+            torch.cuda.current_stream().wait_stream(self._stream)
+            self._forked = False
