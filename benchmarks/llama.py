@@ -27,6 +27,13 @@ WIDTHS = {
         "num_attention_heads": 32,
         "num_key_value_heads": 8,
     },
+    "135m": {
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+    },
     "tiny": {
         "vocab_size": 2048,
         "hidden_size": 256,

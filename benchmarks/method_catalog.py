@@ -55,6 +55,7 @@ CATALOG: Mapping[str, Make] = {
     "HRA": _on(peft.HRAConfig, r=8),
     "OFT": _on(peft.OFTConfig, oft_block_size=32),
     "BOFT": _on(peft.BOFTConfig, boft_block_size=8),
+    "RoAD": _on(peft.RoadConfig),
     "LoHa": _on(peft.LoHaConfig, r=8, alpha=8),
     "LoKr": _on(peft.LoKrConfig, r=8, alpha=8),
     "RandLoRA": _on(peft.RandLoraConfig, r=32, randlora_alpha=32),

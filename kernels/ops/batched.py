@@ -29,8 +29,7 @@ class Batched(NamedTuple):
 
 
 def shapes(op: Op) -> Hashable:
-    """The same tensors' shapes, and the same plain values."""
-    return tuple((name, v.shape if isinstance(v, torch.Tensor) else v) for name, v in sorted(op.fields.items()))
+    return op.shapes
 
 
 def stacked(ops: Sequence[Op]) -> Fields:

@@ -55,6 +55,18 @@ def batch_rows(spans: Sequence[Span], device: torch.device) -> BatchRows:
     return BatchRows(len(spans), most, None, tensors[0], None if alike else tensors[1], tensors[2])
 
 
+def row_index(spans: Sequence[Span], device: torch.device) -> tuple[slice | torch.Tensor, torch.Tensor | None]:
+    """The rows of all spans, and whose each is: (rows,) int64; a slice if spans adjoin, None if each has one row."""
+    adjoin = all(one[1] == other[0] for one, other in pairwise(spans))
+    single = all(end - start == 1 for start, end in spans)
+    ids = [row for start, end in spans for row in range(start, end)]
+    owners = [part for part, (start, end) in enumerate(spans) for _ in range(start, end)]
+    return (
+        slice(spans[0][0], spans[-1][1]) if adjoin else torch.tensor(ids, device=device),
+        None if single else torch.tensor(owners, device=device),
+    )
+
+
 def waves(spans: Sequence[Span]) -> list[list[int]]:
     """Which of the spans, by their places, may run together: none of a wave share a row; first come, first served."""
     found: list[list[int]] = []

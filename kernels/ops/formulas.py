@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -55,6 +56,19 @@ class Op:
     @property
     def formula(self) -> Formula:
         return FORMULAS[self.kind]
+
+    @cached_property
+    def shapes(self) -> str:
+        """The same for primitives of one kind with tensors of the same shapes and the same plain values."""
+        values = sorted(self.fields.items())
+        return str([(name, tuple(v.shape) if isinstance(v, torch.Tensor) else v) for name, v in values])
+
+    @cached_property
+    def offsets(self) -> Mapping[str, int]:
+        """Where its tensors begin in the memory that they are views of, in elements of their own types."""
+        tensors = {name: value for name, value in self.fields.items() if isinstance(value, torch.Tensor)}
+        assert all(tensor.is_contiguous() for tensor in tensors.values())
+        return {name: int(tensor.storage_offset()) for name, tensor in tensors.items()}
 
     @property
     def source(self) -> str:

@@ -6,16 +6,16 @@ its formula reads, and so does what has no batched form, is alone, or finds no r
 that have a kernel (`triton/`) are one launch each, whatever rows they share, which stacks nothing.
 """
 
-from collections.abc import Hashable, Iterable, Sequence
-from itertools import chain, pairwise
+from collections.abc import Hashable, Sequence
 from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from .batched import BATCHED
-from .batches import BatchRows, Span, alike, batch_rows, waves
+from .batches import BatchRows, batch_rows, row_index
 from .formulas import Op
+from .grouping import ALONE, How, PartClass, PartGroup, grouped
 from .site_plan import Batch, Part, Stacked, Step
 from .stacks import Stacks
 
@@ -24,6 +24,20 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 256  # of a batch
 LONG = 16  # rows from which on a product of its own is right for an adapter
+
+
+class _Alike(NamedTuple):
+    """A step of a group, as all sites have it that have such parts. weights: as in `Batch`.
+
+    rows: of a BATCH. where, owner: of ROWS, as in `row_index`. tiles: of a LAUNCH.
+    """
+
+    group: PartGroup
+    weights: torch.Tensor | None = None
+    rows: BatchRows | None = None
+    where: slice | torch.Tensor | None = None
+    owner: torch.Tensor | None = None
+    tiles: Any = None
 
 
 class Stepping:
@@ -45,10 +59,10 @@ class Stepping:
         self._stacks = stacks or Stacks()
         self._kernels = kernels
         self._lists: PlanLists | None = None  # of this step's launches; made for the first
-        self._rows: dict[tuple[Span, ...], BatchRows] = {}  # of this step, which most of its sites have alike
+        self._alike: dict[Hashable, list[_Alike]] = {}  # of this step, by rows, weights and classes of a site's parts
 
     def __enter__(self) -> None:
-        self._rows, self._lists = {}, None
+        self._alike, self._lists = {}, None
         self._stacks.begin()
 
     def __exit__(self, kind: type | None, error: BaseException | None, where: TracebackType | None) -> None:
@@ -58,75 +72,69 @@ class Stepping:
 
     def forget(self) -> None:
         """What is stacked, which may be of an adapter that leaves."""
-        self._rows = {}
+        self._alike, self._lists = {}, None
         self._stacks.clear()
 
     def steps(self, parts: Sequence[Part]) -> list[Step]:
         """In an order that goes by the parts alone."""
-        classes: dict[Hashable, list[Part]] = {}
-        for index, part in enumerate(parts):
-            classes.setdefault(self._class(part, index), []).append(part)
-        return list(chain.from_iterable(map(self._of_class, classes.values())))
+        classes = [self._class(part) for part in parts]
+        key = tuple((part.start, part.end, part.weight, which) for part, which in zip(parts, classes, strict=True))
+        found = self._alike.get(key)
+        if found is None:
+            groups = grouped([(part.start, part.end) for part in parts], classes, self._most_rows)
+            found = self._alike[key] = [_alike(group, [parts[i] for i in group.members]) for group in groups]
+        return [step for one in found for step in self._steps(one, [parts[i] for i in one.group.members])]
 
-    def _class(self, part: Part, index: int) -> Hashable:
-        """Equal for parts that can be one step; their own for others."""
-        formula, kind = part.op.formula, part.op.kind
+    def _class(self, part: Part) -> PartClass:
+        op, formula = part.op, part.op.formula
         if part.end - part.start > self._long:
-            return index
+            return ALONE
         if formula.row is not None:
-            return formula.phase, part.width or part.op.fields[formula.row].shape[-1]
-        if self._launched(part.op):
-            return kind, part.width, _triton().KERNELS[kind].key(part.op)
-        return (kind, part.width, BATCHED[kind].key(part.op)) if kind in BATCHED else index
-
-    def _of_class(self, parts: Sequence[Part]) -> Iterable[Step]:
-        op = parts[0].op
-        if parts[0].end - parts[0].start > self._long:
-            return parts
-        if self._launched(op):
-            return [self._launch(parts)]
-        if op.formula.row is None and len(parts) == 1:
-            return parts
-        spans = [(part.start, part.end) for part in parts]
-        groups = [[wave[i] for i in some] for wave in waves(spans) for some in self._alike([spans[i] for i in wave])]
-        return chain.from_iterable(self._together([parts[i] for i in group]) for group in groups)
+            return PartClass(How.ROWS, part.width or op.fields[formula.row].shape[-1])
+        if op.kind not in BATCHED:
+            return ALONE
+        how = How.LAUNCH if self._launched(op) else How.BATCH
+        return PartClass(how, (op.kind, part.width, BATCHED[op.kind].key(op)))
 
     def _launched(self, op: Op) -> bool:
-        wanted = _device(op).type == "cuda" if self._kernels is None else self._kernels
+        wanted = device_of(op).type == "cuda" if self._kernels is None else self._kernels
         return wanted and op.kind in _triton().KERNELS
 
-    def _launch(self, parts: Sequence[Part]) -> Step:
+    def _steps(self, alike: _Alike, parts: Sequence[Part]) -> Sequence[Step]:
+        if alike.group.how is How.ALONE:
+            return parts
+        if alike.group.how is How.ROWS:
+            return [_stacked(alike, parts)]
+        if alike.group.how is How.BATCH:
+            return self._batch(alike, parts)
         if self._lists is None:
-            self._lists = _triton().PlanLists(_device(parts[0].op))
-        step: Step = _triton().launch(parts, self._lists)
-        return step
+            self._lists = _triton().PlanLists(device_of(parts[0].op))
+        return [_triton().launch(parts, alike.tiles, self._lists)]
 
-    def _alike(self, spans: Sequence[Span]) -> list[list[int]]:
-        return alike(spans, self._most_rows)
-
-    def _together(self, parts: Sequence[Part]) -> Iterable[Step]:
-        """Parts that share no row."""
-        op = parts[0].op
-        if op.formula.row is not None:
-            return [_stacked(parts)]
-        fields = self._stacks.of([part.op for part in parts]) if len(parts) > 1 else None
+    def _batch(self, alike: _Alike, parts: Sequence[Part]) -> Sequence[Step]:
+        fields, op = self._stacks.of([part.op for part in parts]), parts[0].op
         if fields is None:
             return parts
-        spans = tuple((part.start, part.end) for part in parts)
-        if spans not in self._rows:
-            self._rows[spans] = batch_rows(spans, _device(op))
-        return [Batch(op.kind, fields, self._rows[spans], _weights(parts), op.source, parts[0].width)]
+        assert alike.rows is not None
+        return [Batch(op.kind, fields, alike.rows, alike.weights, op.source, parts[0].width)]
 
 
-def _triton() -> ModuleType:
-    from .triton import launches  # not on machines without a GPU, which need no triton
-
-    return launches
-
-
-def _device(op: Op) -> torch.device:
+def device_of(op: Op) -> torch.device:
     """Of its parameters; a module's, where it has none itself."""
     return next((v.device for v in op.fields.values() if isinstance(v, torch.Tensor)), torch.device("cpu"))
+
+
+def _alike(group: PartGroup, parts: Sequence[Part]) -> _Alike:
+    if group.how is How.ALONE:
+        return _Alike(group)
+    spans, device = [(part.start, part.end) for part in parts], device_of(parts[0].op)
+    if group.how is How.LAUNCH:
+        weights = [part.weight for part in parts]
+        return _Alike(group, tiles=_triton().tiles_of(parts[0].op.kind, spans, weights))
+    if group.how is How.BATCH:
+        return _Alike(group, _weights(parts), batch_rows(spans, device))
+    where, owner = row_index(spans, device)
+    return _Alike(group, _weights(parts), where=where, owner=owner)
 
 
 def _weights(parts: Sequence[Part]) -> torch.Tensor | None:
@@ -137,10 +145,14 @@ def _weights(parts: Sequence[Part]) -> torch.Tensor | None:
     return torch.tensor([part.weight for part in parts], dtype=dtype, device=like.device)
 
 
-def _stacked(parts: Sequence[Part]) -> Stacked:
-    rows = [part.op.fields[part.op.formula.row or ""] * part.weight for part in parts]
-    values = torch.cat([row.expand(part.end - part.start, -1) for row, part in zip(rows, parts, strict=True)])
-    if all(one.end == other.start for one, other in pairwise(parts)):
-        return Stacked(slice(parts[0].start, parts[-1].end), values)
-    ids = [row for part in parts for row in range(part.start, part.end)]
-    return Stacked(torch.tensor(ids, device=values.device), values)
+def _stacked(alike: _Alike, parts: Sequence[Part]) -> Stacked:
+    rows = torch.stack([part.op.fields[part.op.formula.row or ""] for part in parts])
+    values = rows if alike.weights is None else (rows * alike.weights[:, None]).to(rows.dtype)
+    assert alike.where is not None
+    return Stacked(alike.where, values if alike.owner is None else values.index_select(0, alike.owner))
+
+
+def _triton() -> ModuleType:
+    from .triton import launches  # not on machines without a GPU, which need no triton
+
+    return launches

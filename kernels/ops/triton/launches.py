@@ -1,6 +1,6 @@
 """Which primitives have a kernel, and what it is launched with. `KERNELS` has one row for each."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -8,23 +8,22 @@ import numpy as np
 import torch
 
 from ...integers import cdiv
-from ..batched import shapes
+from ..batches import Span
 from ..formulas import Op, Phase
 from ..site_plan import Part, Site
 from .kernels import kronecker_kernel, pair_kernel, rotation_kernel, sparse_kernel
-from .lists import PlanLists
+from .lists import PlanLists, Tiles, cut_tiles
 
 Constants = Mapping[str, int]
 
 
 class Kernel(NamedTuple):
-    """tensors: those of the primitive that an entry names, in this order. key: equal for primitives of one launch.
+    """tensors: those of the primitive that an entry names, in this order.
 
     run(launch, x, y): enqueues it; x is what the formula reads. block_m: rows of a tile.
     """
 
     tensors: tuple[str, ...]
-    key: Callable[[Op], Hashable]
     run: Callable[["Launch", torch.Tensor, torch.Tensor], None]
     block_m: int
 
@@ -57,28 +56,17 @@ class Launch:
         return self.lists.there
 
 
-def launch(parts: Sequence[Part], lists: PlanLists) -> Launch:
+def tiles_of(kind: str, spans: Sequence[Span], weights: Sequence[float]) -> Tiles:
+    return cut_tiles(spans, weights, KERNELS[kind].block_m)
+
+
+def launch(parts: Sequence[Part], tiles: Tiles, lists: PlanLists) -> Launch:
     """Of one key, all with their tensors in one arena."""
-    kernel, op = KERNELS[parts[0].op.kind], parts[0].op
-    tensors = [[part.op.fields[name] for name in kernel.tensors] for part in parts]
-    assert all(tensor.is_contiguous() for own in tensors for tensor in own)
-    assert len({tensor.untyped_storage().data_ptr() for own in tensors for tensor in own}) == 1, "one arena"
-    offsets = np.array([[tensor.storage_offset() for tensor in own] for own in tensors], dtype=np.int64)
-    spans = [(part.weight, part.start, part.end) for part in parts]
-    arena = tensors[0][-1]
-    return Launch(
-        op,
-        _all_of(arena, arena.dtype),
-        _all_of(arena, torch.int32),
-        lists,
-        *lists.add(spans, offsets, kernel.block_m),
-        width=parts[0].width,
-    )
-
-
-def _all_of(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The memory that it is a view of."""
-    return torch.empty(0, dtype=dtype, device=tensor.device).set_(tensor.untyped_storage())
+    op, names = parts[0].op, KERNELS[parts[0].op.kind].tensors
+    offsets = np.array([[part.op.offsets[name] for name in names] for part in parts], dtype=np.int64)
+    numbers: torch.Tensor = op.fields[names[-1]]
+    arena, ints = (lists.arena(numbers, dtype) for dtype in (numbers.dtype, torch.int32))
+    return Launch(op, arena, ints, lists, lists.add(tiles, offsets), len(tiles.tiles), parts[0].width)
 
 
 COMPILER = {"num_warps": 4, "enable_fp_fusion": True}
@@ -146,10 +134,8 @@ def _add_kronecker(launch: Launch, x: torch.Tensor, y: torch.Tensor) -> None:
 
 
 KERNELS: Mapping[str, Kernel] = {
-    "input_rotation": Kernel(("blocks",), shapes, _rotate, ROTATION["BLOCK_M"]),
-    "pair_rotation": Kernel(("d", "c"), shapes, _turn_pairs, PAIRS["BLOCK_M"]),
-    "sparse": Kernel(
-        ("starts", "columns", "values"), lambda op: op.fields["starts"].shape, _add_sparse, SPARSE["BLOCK_M"]
-    ),
-    "kronecker": Kernel(("w1", "w2"), shapes, _add_kronecker, 1),
+    "input_rotation": Kernel(("blocks",), _rotate, ROTATION["BLOCK_M"]),
+    "pair_rotation": Kernel(("d", "c"), _turn_pairs, PAIRS["BLOCK_M"]),
+    "sparse": Kernel(("starts", "columns", "values"), _add_sparse, SPARSE["BLOCK_M"]),
+    "kronecker": Kernel(("w1", "w2"), _add_kronecker, 1),
 }

@@ -1,9 +1,11 @@
 """Primitives of one kind of many adapters: as one call what they are one after the other, and what is a batch."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from peftserve.kernels.bypass.layout import Rows, Segment
 from peftserve.kernels.ops.batched import BATCHED
@@ -115,3 +117,28 @@ def test_what_is_stacked_is_kept_while_the_same_adapters_run_and_goes_with_any_o
 
 def test_every_kind_has_a_maker() -> None:
     assert MAKERS.keys() == BATCHED.keys()
+
+
+class Calls(TorchDispatchMode):
+    """Counts operators that compute or copy something: on a GPU about as many launches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not func.is_view and "view" not in func.name() and "t.default" not in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("kind", "most"), [("pair_rotation", 4), ("shared_low_rank", 5), ("kronecker", 4)])
+def test_a_batch_takes_no_more_calls_for_more_adapters(kind: str, most: int) -> None:
+    counts = []
+    for adapters in (2, 8):
+        plan = planned(kind, EVEN[:adapters], Stepping())
+        run(plan)  # what is made once
+        x, y = drawn(1)(16, IN), drawn(3)(16, OUT)
+        with Calls() as calls:
+            plan.after(x, y, torch.zeros_like)
+        counts.append(calls.count)
+    assert counts[0] == counts[1] <= most
