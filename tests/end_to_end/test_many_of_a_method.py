@@ -24,6 +24,9 @@ METHODS = {  # which primitives each comes to
     "shira": "sparse",
     "lokr": "kronecker",
     "vera": "shared_low_rank",
+    "fourierft": "spectral",
+    "c3a": "circulant",
+    "randlora": "shared_bases",
 }
 KERNELS = {"oft": "input_rotation", "road-2": "pair_rotation", "shira": "sparse", "lokr": "kronecker"}
 FEW = ["q_proj", "down_proj"]  # modules, where kernels are interpreted
