@@ -31,7 +31,7 @@ def test_what_is_shipped_spills_nothing_and_its_programs_fit_together(
 ) -> None:
     """Programs wait for each other: those of one launch must all be on the device at once."""
     found = [entry for entry in compiled if entry["target"] == target]
-    modes = {"fused", "gather", "attention 128", "best number", "experts shrink", "experts expand"}
+    modes = {"fused", "gather", "attention 128", "best number", "experts shrink", "experts expand", "experts sort"}
     assert {entry["mode"] for entry in found} == modes
     assert {entry["blocks"] for entry in found} - {"wide", "narrow", "whole rows"} == {
         "few_rows",
