@@ -14,13 +14,13 @@ Key = TypeVar("Key")
 
 
 class ExpertTerms(Protocol):
-    """What the adapters of a step add at one module. of_row: (rows,) int32 on the device, each row's combination."""
+    """What the adapters of a step add at one module."""
 
-    num_combinations: int
-    of_row: torch.Tensor
+    def route(self, experts: torch.Tensor, num_experts: int) -> Routing:
+        """experts: (tokens, k), of each token of the step."""
 
     def add_(self, parameter: str, x: torch.Tensor, y: torch.Tensor, routing: Routing) -> None:
-        """Add to y, which has the places of `routing`, the terms of the parameter's product with x."""
+        """Add to y the terms of the parameter's product with x; both have the places of the step's `routing`."""
 
 
 def expert_terms(parts: Mapping[Key, Sequence[Part]], rows: int, device: torch.device) -> Mapping[Key, ExpertTerms]:

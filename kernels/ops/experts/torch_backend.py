@@ -1,17 +1,17 @@
 """The terms of a step in torch operators, for a CPU: two products for each group of pairs and adapter.
 
 A group's pairs adjoin, so nothing is gathered: products read factors where they lie in the arena, once, and add to y in
-place. The host looks at the groups, which on a CPU is free.
+place. The host looks at the groups, which on a CPU is free. Views of an expert's factors are kept as long as the batch
+stays: to make one costs as much as a small product.
 """
 
+from collections.abc import Sequence
 from itertools import groupby
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from .combinations import Combinations
-from .routing import Routing
+from .routing import Routing, route
 
 
 class TorchExpertTerms:
@@ -20,38 +20,48 @@ class TorchExpertTerms:
     def __init__(self, combinations: Combinations) -> None:
         self.num_combinations = len(combinations.members)
         self.of_row = torch.from_numpy(combinations.of_row)
+        self._ops = combinations.ops
         self._members = combinations.members
-        self._weights = combinations.weights
-        self._factors = [(op.fields["parameter"], op.fields["a"], op.fields["b"]) for op in combinations.ops]
+        self._weights: list[list[float]] = combinations.weights.tolist()
+        self._views: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def route(self, experts: torch.Tensor, num_experts: int) -> Routing:
+        """experts: (tokens, k), of each token."""
+        return route(experts, self.of_row, num_experts, self.num_combinations)
 
     def add_(self, parameter: str, x: torch.Tensor, y: torch.Tensor, routing: Routing) -> None:
         """`y[i] += sum over the adapters of place i's token of weight · b[e] (a[e] x[i])`.
 
         x: (pairs, in). y: (pairs, out), contiguous. In the order of `routing`.
         """
-        tokens = routing.tokens.numpy()
+        tokens = routing.tokens.tolist()
         start = 0
         for key, group in groupby(routing.keys.tolist()):
             end = start + sum(1 for _ in group)
             expert, combination = divmod(key, self.num_combinations)
             for place, number in enumerate(self._members[combination]):
-                of, a, b = self._factors[number]
-                if of == parameter:
-                    _add_group(
-                        y[start:end], x[start:end], a[expert], b[expert], self._weights[place, tokens[start:end]]
-                    )
+                if self._ops[number].fields["parameter"] == parameter:
+                    row = self._weights[place]
+                    weights = [row[token] for token in tokens[start:end]]
+                    _add_group(y[start:end], x[start:end], *self._factors(number, expert), weights)
             start = end
 
+    def _factors(self, number: int, expert: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """a: (rank, in). b: (out, rank)."""
+        key = number, expert
+        if (there := self._views.get(key)) is None:
+            fields = self._ops[number].fields
+            there = self._views[key] = fields["a"][expert], fields["b"][expert]
+        return there
 
-def _add_group(
-    y: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, weights: npt.NDArray[np.float32]
-) -> None:
+
+def _add_group(y: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, weights: Sequence[float]) -> None:
     """x: (pairs, in), of one expert whose factors are a: (rank, in) and b: (out, rank)."""
-    if len(x) == 1:
-        y[0].addmv_(b, torch.mv(a, x[0]), alpha=float(weights[0]))
+    if len(weights) == 1:
+        y[0].addmv_(b, torch.mv(a, x[0]), alpha=weights[0])
         return
     h = torch.mm(x, a.T)
-    alike = bool((weights == weights[0]).all())
+    alike = len(set(weights)) == 1
     if not alike:
-        h *= torch.from_numpy(weights)[:, None]
-    y.addmm_(h, b.T, alpha=float(weights[0]) if alike else 1.0)
+        h *= torch.tensor(weights, dtype=h.dtype)[:, None]
+    y.addmm_(h, b.T, alpha=weights[0] if alike else 1.0)

@@ -20,6 +20,7 @@ from ..site_plan import Part
 from .combinations import Combinations, all_combinations
 from .routing import Routing, most_tiles, route, tile_heads
 from .triton_kernels import expert_expand_kernel, expert_shrink_kernel
+from .triton_sort import MOST_PAIRS, route_and_tile
 
 ALIGNMENT = 8  # elements, that factors are read in wide loads from
 _FIELD = 8  # bytes
@@ -65,7 +66,7 @@ class OnDevice(NamedTuple):
 
 
 class TritonExpertTerms:
-    """Of one module in one step. experts: of the module. blocks, programs: for tests; see `launch_shape`."""
+    """Of one module in one step. blocks: for tests; else by how many pairs a group has on average."""
 
     def __init__(
         self,
@@ -83,30 +84,36 @@ class TritonExpertTerms:
         self._weights = weights
         self._units = units
         self._blocks = blocks
-        self._tiles: tuple[Routing, Blocks, torch.Tensor] | None = None
+        self._tiles: tuple[Blocks, torch.Tensor] | None = None  # of the pairs that were routed last
+
+    def route(self, experts: torch.Tensor, num_experts: int) -> Routing:
+        """experts: (tokens, k), of each token."""
+        pairs, groups = self._num_rows * experts.shape[1], num_experts * (self.num_combinations - 1)
+        blocks = self._blocks or (FEW_ROWS if pairs < _FEW * groups else MANY_ROWS)
+        most = most_tiles(pairs, groups, blocks.block_m)
+        if 0 < experts.numel() <= MOST_PAIRS:
+            work = self.of_row, num_experts, self.num_combinations, blocks.block_m, most
+            routing, heads = route_and_tile(experts, *work)
+        else:
+            routing = route(experts, self.of_row, num_experts, self.num_combinations)
+            heads = tile_heads(routing, blocks.block_m, most)
+        self._tiles = blocks, heads
+        return routing
 
     def add_(self, parameter: str, x: torch.Tensor, y: torch.Tensor, routing: Routing) -> None:
         """`y[i] += sum over the adapters of place i's token of weight · b[e] (a[e] x[i])`.
 
-        x: (pairs, in). y: (pairs, out). Rows are contiguous, in the order of `routing`.
+        x: (pairs, in). y: (pairs, out). Rows are contiguous, in the order of `routing`, the last that `route` made.
         """
         if (there := self._units.get(parameter)) is None or not len(x):
             return
-        blocks, heads = self._tiles_of(routing)
+        assert self._tiles is not None, "not routed"
+        blocks, heads = self._tiles
         columns = there.most * blocks.block_r
         split, chunk = parts_of(blocks, len(heads) * there.most, x.shape[1], multiprocessors(x.device))
         h = torch.empty(split, len(x), columns, dtype=torch.float32, device=x.device)
         self._shrink(there, blocks, routing, heads, x, h, chunk)
         self._expand(there, blocks, routing, heads, h, y)
-
-    def _tiles_of(self, routing: Routing) -> tuple[Blocks, torch.Tensor]:
-        """Made once for all parameters."""
-        if self._tiles is None or self._tiles[0] is not routing:
-            pairs, groups = self._num_rows * routing.k, len(routing.ends) * (self.num_combinations - 1)
-            blocks = self._blocks or (FEW_ROWS if pairs < _FEW * groups else MANY_ROWS)
-            heads = tile_heads(routing, blocks.block_m, most_tiles(pairs, groups, blocks.block_m))
-            self._tiles = routing, blocks, heads
-        return self._tiles[1:]
 
     def _shrink(
         self,
@@ -229,8 +236,7 @@ def warm_up(parameters: Sequence[tuple[str, int, int, int]], dtype: torch.dtype,
             parts = [Part(Op("expert_low_rank", fields), 1.0, 0, 1)]
             terms = triton_terms(all_combinations({name: parts}, 1), device, blocks)[name]
             first = torch.zeros(1, 1, dtype=torch.int64, device=device)
-            routing = route(first, terms.of_row, experts, terms.num_combinations)
-            terms.add_(name, memory[:width_in].view(1, -1), memory.new_zeros(1, width_out), routing)
+            terms.add_(name, memory[:width_in].view(1, -1), memory.new_zeros(1, width_out), terms.route(first, experts))
 
 
 def units_of(combinations: Combinations, blocks: Blocks) -> dict[str, Units]:

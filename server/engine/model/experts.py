@@ -21,7 +21,7 @@ from peftserve.adapters.peft.plain import is_plain
 from peftserve.adapters.sites import ExpertParameter
 from peftserve.kernels.ops.experts.factory import ExpertTerms, expert_terms, warm_up
 from peftserve.kernels.ops.experts.products import grouped_product
-from peftserve.kernels.ops.experts.routing import Routing, route
+from peftserve.kernels.ops.experts.routing import Routing
 from peftserve.kernels.ops.site_plan import Part
 
 from .callouts import Call, call_out
@@ -120,7 +120,7 @@ def _with_terms(
     module: nn.Module, x: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, terms: ExpertTerms
 ) -> torch.Tensor:
     experts = cast(Any, module)
-    routing = route(index, terms.of_row, experts.num_experts, terms.num_combinations)
+    routing = terms.route(index, experts.num_experts)
     up = _project(module, "gate_up_proj" if experts.has_gate else "up_proj", x[routing.tokens], routing, terms)
     hidden = experts._apply_gate(up) if experts.has_gate else experts.act_fn(up)
     out = _project(module, "down_proj", hidden, routing, terms)

@@ -1,6 +1,7 @@
 """What the experts' kernels take of each GPU served, for `tests/kernels/compile_kernels.py`."""
 
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any
 
 import triton
@@ -11,11 +12,11 @@ from peftserve.kernels.ops.experts.triton_backend import (
     ALIGNMENT,
     FEW_ROWS,
     MANY_ROWS,
-    Blocks,
     expand_options,
     shrink_options,
 )
 from peftserve.kernels.ops.experts.triton_kernels import expert_expand_kernel, expert_shrink_kernel
+from peftserve.kernels.ops.experts.triton_sort import BLOCK, WARPS, place_kernel, tile_kernel
 
 KERNELS = {
     "experts shrink": (expert_shrink_kernel, shrink_options),
@@ -28,14 +29,17 @@ POINTERS = {
     "keys_ptr": "*i32",
     "heads_ptr": "*i32",
     "order_ptr": "*i64",
+    "experts_ptr": "*i64",
+    "of_row_ptr": "*i32",
+    "inside_ptr": "*i32",
+    "ends_ptr": "*i32",
     "spans_ptr": "*i64",
     "units_ptr": "*i64",
 }
 
 
-def compile_expert_kernel(mode: str, blocks: Blocks, dtype: str, target: GPUTarget, alignment: int) -> Any:
-    kernel, options_of = KERNELS[mode]
-    chosen = options_of(blocks, alignment)
+def compile_with(kernel: Any, chosen: dict[str, int], dtype: str, target: GPUTarget) -> Any:
+    """chosen: constants and options."""
     constants = {name: value for name, value in chosen.items() if name.isupper()}
     options = {name: value for name, value in chosen.items() if not name.isupper()}
     signature = {
@@ -56,17 +60,22 @@ def expert_entries(
 ) -> Iterator[dict[str, Any]]:
     """Those of float32, which is for checks, and of factors at odd places on one GPU."""
     variants = [("bf16", ALIGNMENT), *([("fp32", ALIGNMENT), ("bf16", 1)] if target_name == "sm_90" else [])]
-    for mode in KERNELS:
-        for name, blocks in BLOCKS.items():
-            for dtype, alignment in variants:
-                compiled = compile_expert_kernel(mode, blocks, dtype, target, alignment)
-                yield {
-                    "target": target_name,
-                    "blocks": name,
-                    "mode": mode,
-                    "dtype": dtype,
-                    "threads": blocks.warps * target.warp_size,
-                    "programs": 1,  # none waits for another
-                    "shared": compiled.metadata.shared,
-                    **resources(compiled),
-                }
+    made = [
+        (mode, name, dtype, kernel, options_of(blocks, alignment))
+        for (mode, (kernel, options_of)), (name, blocks) in product(KERNELS.items(), BLOCKS.items())
+        for dtype, alignment in variants
+    ]
+    sorting = {"BLOCK": BLOCK, "num_warps": WARPS}
+    made += [("experts sort", "whole rows", "int32", kernel, sorting) for kernel in (place_kernel, tile_kernel)]
+    for mode, name, dtype, kernel, chosen in made:
+        compiled = compile_with(kernel, chosen, dtype, target)
+        yield {
+            "target": target_name,
+            "blocks": name,
+            "mode": mode,
+            "dtype": dtype,
+            "threads": chosen["num_warps"] * target.warp_size,
+            "programs": 1,  # none waits for another
+            "shared": compiled.metadata.shared,
+            **resources(compiled),
+        }

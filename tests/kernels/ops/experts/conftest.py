@@ -10,7 +10,6 @@ import torch
 
 from peftserve.kernels.ops.experts.factory import ExpertTerms
 from peftserve.kernels.ops.experts.reference import naive_expert_delta
-from peftserve.kernels.ops.experts.routing import route
 from peftserve.kernels.ops.formulas import Op
 from peftserve.kernels.ops.site_plan import Part
 
@@ -63,7 +62,7 @@ class Case:
 
 def check(case: Case, terms: ExpertTerms, parts: Sequence[Part], experts: torch.Tensor, tol: float) -> None:
     """Both parameters against the reference. Pairs whose token has no adapter must come back bit for bit."""
-    routing = route(experts, terms.of_row, case.experts, terms.num_combinations)
+    routing = terms.route(experts, case.experts)
     bare = torch.tensor([not any(part.start <= row < part.end for part in parts) for row in range(len(experts))])
     for parameter in dict.fromkeys(part.op.fields["parameter"] for part in parts):
         width_in, width_out = case.widths[parameter]

@@ -8,7 +8,6 @@ import torch
 
 from peftserve.kernels.ops.experts.combinations import all_combinations
 from peftserve.kernels.ops.experts.factory import ExpertTerms, expert_terms
-from peftserve.kernels.ops.experts.routing import route
 from peftserve.kernels.ops.experts.triton_backend import Blocks, triton_terms
 from peftserve.kernels.ops.site_plan import Part
 
@@ -81,7 +80,7 @@ def test_the_same_step_gives_the_same_bits(moe: ModuleType, kind: str) -> None:
     x, y = case.randn(32, 60), case.randn(32, 72)
     for _ in range(2):
         terms, got = made(kind, parts, 16), y.clone()
-        terms.add_("up_proj", x, got, route(experts, terms.of_row, 4, terms.num_combinations))
+        terms.add_("up_proj", x, got, terms.route(experts, 4))
         results.append(got)
     assert torch.equal(*results)
     assert not torch.equal(results[0], y)

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from peftserve.kernels.ops.experts.combinations import all_combinations
-from peftserve.kernels.ops.experts.routing import route
 from peftserve.kernels.ops.experts.torch_backend import TorchExpertTerms
 from peftserve.kernels.ops.site_plan import Part
 
@@ -15,7 +14,7 @@ def test_factors_are_not_copied(moe: ModuleType, monkeypatch: pytest.MonkeyPatch
     case.add("a", up_proj=16)
     parts: list[Part] = case.parts([("a", 1.0, 0, 30)])
     terms = TorchExpertTerms(all_combinations({"": parts}, 30)[""])
-    routing = route(case.routing_of(30, 2), terms.of_row, 4, terms.num_combinations)
+    routing = terms.route(case.routing_of(30, 2), 4)
     storage, product = case.arena.untyped_storage().data_ptr(), torch.mm
     read = []
 

@@ -9,7 +9,6 @@ import torch
 from triton.runtime import interpreter
 
 from peftserve.kernels.ops.experts.combinations import all_combinations
-from peftserve.kernels.ops.experts.routing import route
 from peftserve.kernels.ops.experts.triton_backend import FEW_ROWS, Blocks, parts_of, triton_terms, units_of, warm_up
 
 CPU = torch.device("cpu")
@@ -44,7 +43,7 @@ def test_decode_reads_each_factor_once_for_each_adapter_and_expert(
     rows = tokens * len(ranks) + 2
     experts = case.routing_of(rows, 2)
     terms = triton_terms(all_combinations({"": parts}, rows), CPU)[""]
-    routing = route(experts, terms.of_row, 4, terms.num_combinations)
+    routing = terms.route(experts, 4)
     x, y = case.randn(rows * 2, 96), case.randn(rows * 2, 160)
     factors_read.append((case.arena, []))
     terms.add_("up_proj", x, y, routing)
