@@ -25,6 +25,7 @@ MOST_PARTS = 16  # that expand sums, in tiles of several rows
 MARGIN = 1.07  # half of what the model explains is explained as closely
 REACHED = 0.89  # of a memory's bandwidth, by a plain read: 0.88 to 0.91 on H100 and H200
 MOST_REGISTERS = 255
+LARGE = 64
 
 
 class Row(NamedTuple):
@@ -106,7 +107,9 @@ class Tuning:
 
 
 def fits(design: Design, itemsize: int, device: Device) -> bool:
-    """By estimate. That none spills registers on the GPUs served is checked by compiling them, in the tests."""
+    """By estimate. That none spills registers on the GPUs served, only compiling them says."""
+    if not device.large and max(design.rows, design.expand.ranks) >= LARGE:
+        return False
     taken = (
         shrink_takes(design.shrink, design.rows, itemsize, device),
         expand_takes(design.expand, design.rows, itemsize, device),
@@ -127,6 +130,7 @@ def device_of(device: torch.device) -> Device:
     from triton.testing import get_dram_gbps
 
     p = torch.cuda.get_device_properties(device)
+    modern = torch.version.hip is None and p.major >= 9
     registers: int = getattr(p, "regs_per_multiprocessor", 65536)  # torch's own annotations lack it
     return Device(
         p.multi_processor_count,
@@ -136,7 +140,8 @@ def device_of(device: torch.device) -> Device:
         threads=p.max_threads_per_multi_processor,
         cache=p.L2_cache_size,
         warp_size=p.warp_size,
-        early=torch.version.hip is None and p.major >= 9,
+        early=modern,
+        large=modern,
     )
 
 

@@ -73,5 +73,5 @@ def candidates() -> list[Design]:
         Design(16, streamed, Expand(16, 256, 4, warps=8, stages=3), early=True),
         Design(16, Shrink(32, 512, 128, warps=4, stages=3), Expand(32, 128, 4, warps=8, stages=3), early=True),
         Design(16, Shrink(64, 1024, 64, warps=4, stages=4), Expand(64, 128, 8, warps=8, stages=3), early=True),
-        Design(64, Shrink(64, 1024, 64, warps=4, stages=4), Expand(16, 64, 16, warps=4, stages=3), early=True),
+        Design(64, Shrink(64, 1024, 64, warps=4, stages=4), Expand(16, 64, 16, warps=8, stages=3), early=True),
     ]

@@ -20,7 +20,7 @@ from .designs import Design, Expand, Shrink
 class Device(NamedTuple):
     """bandwidth: bytes a second that a plain read of its memory reaches. Of a multiprocessor: registers (32 bits),
     shared memory (bytes), threads. cache: bytes of the second level. early: whether launches may begin before the one
-    ahead has ended.
+    ahead has ended. large: whether blocks of 64 rows or of 64 ranks keep their sums in registers.
     """
 
     multiprocessors: int
@@ -31,6 +31,7 @@ class Device(NamedTuple):
     cache: int = 50 << 20
     warp_size: int = 32
     early: bool = True
+    large: bool = True
 
 
 class Constants(NamedTuple):

@@ -109,7 +109,7 @@ def test_one_design_can_be_forced() -> None:
 @pytest.mark.parametrize(
     ("itemsize", "device"),
     [
-        (2, Device(108, 1.4e12, shared=163 << 10, early=False)),
+        (2, Device(108, 1.4e12, shared=163 << 10, early=False, large=False)),
         (4, H200),
         (2, Device(304, 4.3e12, registers=131072, shared=64 << 10, warp_size=64, early=False)),
     ],
@@ -121,6 +121,7 @@ def test_there_are_designs_for_every_device(itemsize: int, device: Device) -> No
         design = tuning.design(rows, [each] * (rows // each), 16, 4096)
         assert fits(design, itemsize, device)
         assert design in tuning.all_designs()
+        assert device.large or max(design.rows, design.expand.ranks) < 64
 
 
 def test_a_cpu_is_taken_for_a_gpu_without_a_table() -> None:
