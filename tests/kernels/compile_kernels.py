@@ -59,7 +59,9 @@ def compile_bypass(design: Design, mode: str, dtype: str, target: GPUTarget) -> 
     if mode != "shrink":
         chosen = expand_options(design, 8, early=early, nvidia=target.backend == "cuda")
         chosen |= {"SITES": 3, "GATHER": mode == "gather", "MOST_PARTS": MOST_PARTS[design.rows > 1]}
-    return _compile(shrink_kernel if mode == "shrink" else expand_kernel, chosen, dtype, target, ("group", "first_site"))
+    return _compile(
+        shrink_kernel if mode == "shrink" else expand_kernel, chosen, dtype, target, ("group", "first_site")
+    )
 
 
 def compile_lists(target: GPUTarget) -> Any:

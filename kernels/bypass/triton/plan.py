@@ -18,7 +18,9 @@ from .slots import SlotTable
 Segments = Mapping[Rows, Sequence[Segment]]
 
 FEWEST_SHARING = 3  # rows of an adapter, on average, from which on tiles of several are faster
-MOST_PROGRAMS = 4096  # of a captured launch, for work that few steps have; programs beyond the work cost 1 us a thousand
+MOST_PROGRAMS = (
+    4096  # of a captured launch, for work that few steps have; programs beyond the work cost 1 us a thousand
+)
 _MOST_GRID = 65535  # CUDA's, of a grid's second dimension
 _USUAL_RANK, _LARGE_RANK = 16, 64  # of a site, for which captured launches have programs, and have them if not too many
 _MOST_PARTS = {True: 16, False: 128}  # that expand sums, for tiles of several rows and for single ones
@@ -182,9 +184,7 @@ class BypassPlan:
         units = max(usual * each, min(large * most, MOST_PROGRAMS // plain.parts))
         return plain._replace(units=units, tiles=max(usual, min(large, MOST_PROGRAMS // max(blocks, 1))))
 
-    def launches_for(
-        self, shape: Group, design: Design, units: int = 0, tiles: int = 0, h_size: int = 0
-    ) -> Launches:
+    def launches_for(self, shape: Group, design: Design, units: int = 0, tiles: int = 0, h_size: int = 0) -> Launches:
         """h_size: of one part; where there is little room for so much, there are fewer parts."""
         shrink, most = design.shrink, _MOST_PARTS[design.rows > 1]
         room = max(1, min(most, self._h_elements // max(part_of_h(h_size), 1)))

@@ -62,9 +62,7 @@ def shrink_kernel(
                     x, a_ptr, out, x_stride, in_features, k_start, k_end, rows, ranks, width, weight, ROWS, RANKS, STEP
                 )
         following = unit + tl.num_programs(1)
-        row, rows, ranks, place, width, weight, a = read_unit(
-            units + following * RECORD_FIELDS, following < count
-        )
+        row, rows, ranks, place, width, weight, a = read_unit(units + following * RECORD_FIELDS, following < count)
     if EARLY:
         wait()
 

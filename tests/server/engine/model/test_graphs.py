@@ -83,7 +83,8 @@ def test_the_ladder_ends_with_the_largest_step(most: int, sizes: list[int] | Non
 
 
 @pytest.mark.parametrize(
-    ("rows", "found"), [(1, [EACH, EACH, EACH]), (4, [EACH, FEW, FEW]), (20, [EACH, FEW, FEW]), (40, [EACH, TILES, FEW])]
+    ("rows", "found"),
+    [(1, [EACH, EACH, EACH]), (4, [EACH, FEW, FEW]), (20, [EACH, FEW, FEW]), (40, [EACH, TILES, FEW])],
 )
 def test_a_step_runs_in_a_recording_of_its_kind_where_kinds_differ(rows: int, found: list[StepKind]) -> None:
     graphs = make(Memory(), 48)
