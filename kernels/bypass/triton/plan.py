@@ -171,7 +171,7 @@ class BypassPlan:
     def _at_most(self, shape: Group, capacity: Capacity) -> Launches:
         """For all steps of that kind and size: programs for what they all have, more as far as that is not many."""
         rows, kind = capacity.rows, capacity.kind
-        shared = {StepKind.EACH: 1, StepKind.TILES: 4, StepKind.FEW: cdiv(rows, 4)}[kind]
+        shared = {StepKind.EACH: 1, StepKind.TILES: 4, StepKind.FEW: max(cdiv(rows, 4), FEWEST_SHARING)}[kind]
         design = self._choice.design(rows, [shared] * cdiv(rows, shared), _USUAL_RANK, shape.in_features)
         usual = {StepKind.EACH: rows, StepKind.TILES: cdiv(rows, 4), StepKind.FEW: most_tiles_of_few(rows)}[kind]
         large = {StepKind.TILES: cdiv(rows, 2)}.get(kind, usual)
