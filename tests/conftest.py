@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -94,6 +95,26 @@ def simulated_cuda(device: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     cuda = _load("simulated_cuda", Path(__file__).with_name("simulated_cuda.py")).SimulatedCuda()
     cuda.install(monkeypatch)
     return cuda
+
+
+@pytest.fixture(scope="session")
+def quick_interpreter() -> Iterator[None]:
+    """Triton's interpreter gets the language ready again for each function that a kernel calls: a third of its time.
+
+    Our own all speak the one that their kernel's launch has made ready.
+    """
+    from triton.runtime.interpreter import InterpretedFunction  # not for those who need none of it
+
+    call = InterpretedFunction.__call__
+
+    def quick(self: Any, *args: Any, **options: Any) -> Any:
+        if self.fn.__module__.startswith("peftserve."):
+            return self.rewrite()(*args, **options)
+        return call(self, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(InterpretedFunction, "__call__", quick)
+        yield
 
 
 def _load(name: str, path: Path) -> ModuleType:

@@ -19,6 +19,8 @@ from peftserve.server.engine.adapters import service
 from peftserve.server.engine.model import graphs
 from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingParams
 
+pytestmark = pytest.mark.usefixtures("quick_interpreter")
+
 MAX_TOKENS = 2
 NAMES = ("lora", "lora-dora", "lora-lora-bias", "ia3", "beft", "shira")
 MIXTURES = {"rides": {"ia3": 0.5, "lora": 0.7}, "conflicts": {"ia3": 0.5, "shira": 0.7, "beft": 1.0}}

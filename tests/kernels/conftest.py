@@ -1,14 +1,12 @@
 """Cases for the bypass backends: adapters of any shape in one arena, work lists of any popularity."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
-from triton.runtime.interpreter import InterpretedFunction
 
 from peftserve.kernels.attention.layout import AttentionBackend, AttentionLayer, Span
 from peftserve.kernels.attention.reference import naive_attend, naive_write
@@ -24,21 +22,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _quick_interpreter() -> Iterator[None]:
-    """Triton's interpreter gets the language ready again for each function that a kernel calls: a third of its time.
-
-    Our own all speak the one that their kernel's launch has made ready.
-    """
-    call = InterpretedFunction.__call__
-
-    def quick(self: Any, *args: Any, **options: Any) -> Any:
-        if self.fn.__module__.startswith("peftserve."):
-            return self.rewrite()(*args, **options)
-        return call(self, *args, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(InterpretedFunction, "__call__", quick)
-        yield
+def _quickly(quick_interpreter: None) -> None:
+    """All tests of kernels."""
 
 
 @dataclass

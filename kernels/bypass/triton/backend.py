@@ -96,7 +96,7 @@ class TritonBypass:
     def kind_of(self, tokens: Sequence[Segment]) -> StepKind:
         """Few adapters, if their tiles are few; else by how many rows share one."""
         lengths = [s.end - s.start for s in tokens if s.end > s.start]
-        if sum(lengths) < FEWEST_SHARING * len(lengths):
+        if not lengths or sum(lengths) < FEWEST_SHARING * len(lengths):
             return StepKind.EACH
         rows = max((s.end for s in tokens), default=0)
         tiles = sum(cdiv(length, 16) for length in lengths)

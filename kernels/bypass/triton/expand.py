@@ -8,8 +8,8 @@ input is ids there is no shrink: h is e.weight times a row of A.
 
 Tiles of one row are sums of products. Others run on tensor cores (`expand_tile.py`).
 
-Where EARLY, a block may run before the kernel ahead has ended. That is the group's shrink, which waited for all that was
-enqueued before it: y is there, and may be read. h may not.
+Where EARLY, a block may run before the kernel ahead has ended. That is the group's shrink, which waited for all that
+was enqueued before it: y is there, and may be read. h may not.
 """
 
 import triton
@@ -60,7 +60,8 @@ def expand_kernel(
     """y0 to y3: (rows, width) of the sites from first_site on, with a width of 0 where there is none.
 
     ids: (rows,) int64 if GATHER. h: fp32, (parts, part_stride), of at most MOST_PARTS parts. Programs are (blocks of
-    columns over all sites, tiles), and go on with the tile as many further on as there are programs. SITES: of a record.
+    columns over all sites, tiles), and go on with the tile as many further on as there are programs.
+    SITES: of a record.
     """
     piece = tl.program_id(0)
     end0 = tl.cdiv(width0, COLUMNS * WALKED)
@@ -135,7 +136,7 @@ def _add_row(
     """y[n] for one row. y and the first of B are on their way before h is waited for."""
     n = n_start + tl.arange(0, COLUMNS)
     n_mask = n < width
-    weight, h_width, a, rank, place, b_offset, scale, bias = entry
+    _, _, _, rank, _, b_offset, scale, bias = entry
     y_mask = n < tl.where(members - 1 + rank + scale + bias > 0, width, 0)  # what is left alone is not read
     old = tl.load(y_ptr + n, mask=y_mask, other=0.0)
     r = tl.arange(0, RANKS)
@@ -147,7 +148,7 @@ def _add_row(
     scales = tl.zeros((COLUMNS,), tl.float32)
     done = RANKS  # ranks of the entry
     for index in range(members):
-        weight, h_width, a, rank, place, b_offset, scale, bias = entry
+        weight, _h_width, _a, rank, _place, b_offset, scale, bias = entry
         b_ptr = arena_ptr + aligned(b_offset, ALIGN)
         for r0 in range(done, rank, RANKS):
             h = _row_of_h(entry, r0, ids_ptr, arena_ptr, h_ptr, parts, part_stride, GATHER, RANKS, MOST_PARTS)
@@ -175,8 +176,8 @@ def _row_of_h(
     RANKS: tl.constexpr,
     MOST_PARTS: tl.constexpr,
 ) -> tl.tensor:
-    """h[r] for RANKS ranks from r0 on, (RANKS,) fp32. Past the first-level cache: other programs have just stored it."""
-    weight, h_width, a, rank, place, b_offset, scale, bias = entry
+    """h[r] for RANKS ranks from r0 on, (RANKS,) fp32. Past the first-level cache: others have just stored it."""
+    weight, h_width, a, rank, place, _b_offset, _scale, _bias = entry
     r = r0 + tl.arange(0, RANKS)
     if GATHER:
         row = arena_ptr + a + tl.load(ids_ptr) * h_width + place

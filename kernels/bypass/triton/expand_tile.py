@@ -38,7 +38,7 @@ def add_tile(
     ALIGN: tl.constexpr,
 ) -> None:
     """y[m, n] for the tile's rows and WALKED blocks of columns. others: the entries behind the first."""
-    weight, h_width, a, rank, place, b_offset, scale, bias = entry
+    _weight, _h_width, _a, rank, _place, b_offset, scale, bias = entry
     blocks = tl.minimum(tl.cdiv(width - n_start, COLUMNS), WALKED)
     m = tl.arange(0, ROWS)
     y_rows = y_ptr + m[:, None].to(tl.int64) * y_stride
@@ -116,7 +116,7 @@ def _add_columns(
     biases = tl.zeros((COLUMNS,), tl.float32)
     touched = tl.zeros((), tl.int64)
     for index in range(members):
-        weight, h_width, a, rank, place, b_offset, scale, bias = entry
+        weight, _h_width, _a, rank, _place, b_offset, scale, bias = entry
         b_ptr = arena_ptr + aligned(b_offset, ALIGN)
         for r0 in tl.range(0, rank, RANKS, num_stages=1):
             # fmt: off
@@ -162,8 +162,8 @@ def _tile_of_h(
     RANKS: tl.constexpr,
     MOST_PARTS: tl.constexpr,
 ) -> tl.tensor:
-    """h[m, r] for RANKS ranks from r0 on, (ROWS, RANKS) fp32. Past the first-level cache: others have just stored it."""
-    weight, h_width, a, rank, place, b_offset, scale, bias = entry
+    """h[m, r] for RANKS ranks from r0 on, (ROWS, RANKS) fp32. Past the first-level cache: others just stored it."""
+    weight, h_width, a, rank, place, _b_offset, _scale, _bias = entry
     m = tl.arange(0, ROWS)
     r = r0 + tl.arange(0, RANKS)
     mask = (m < rows)[:, None] & (r < rank)[None, :]

@@ -49,7 +49,8 @@ class Room(NamedTuple):
 
 def room_for(groups: Sequence[Group], max_rows: int, max_entries: int, max_rank: int) -> Room:
     """h is for an adapter of `max_rank` on all sites of each of `max_rows` rows, and for those of up to MIXED_RANK on
-    `max_entries`; lists for as many of the latter as MOST_LISTED_ROWS, each mixed of a few, and an eighth of the former.
+    `max_entries`; lists for as many of the latter as MOST_LISTED_ROWS, each mixed of a few, and an eighth as many of
+    the former.
     """
     widest = max((len(group.out_features) for group in groups), default=0)
     rank, mixed = max_rank * widest, min(max_rank, MIXED_RANK) * widest

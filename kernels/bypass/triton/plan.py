@@ -137,7 +137,7 @@ class BypassPlan:
     def _ranks(self, slots: Mapping[Rows, Sequence[int]]) -> list[int]:
         """By shape, the largest mean rank of a group's sites among these slots, rounded up."""
         return [
-            int(cdiv(self._slots.ranks[np.ix_(there, slots[shape.rows])].max(initial=0), len(shape.out_features)))
+            int(cdiv(self._slots.ranks[there][:, slots[shape.rows]].max(initial=0), len(shape.out_features)))
             for shape, there in zip(self.shapes, self._members, strict=True)
         ]
 
@@ -152,7 +152,7 @@ class BypassPlan:
         for (rows, gathers, _, block_m, block_r), shapes in shared.items():
             groups = np.concatenate([self._members[index] for index in shapes])
             slots = sorted({segment.slot for segment in segments[rows] if segment.start < segment.end})
-            busy[groups] = self._slots.works[np.ix_(groups, slots)].any(axis=1)
+            busy[groups] = self._slots.works[groups][:, slots].any(axis=1)
             if busy[groups].any():
                 ranks = self._slots.ranks[groups].max(axis=0) * (not gathers)
                 works = np.asarray(self._slots.works[groups].any(axis=0))
@@ -171,7 +171,7 @@ class BypassPlan:
     def _at_most(self, shape: Group, capacity: Capacity) -> Launches:
         """For all steps of that kind and size: programs for what they all have, more as far as that is not many."""
         rows, kind = capacity.rows, capacity.kind
-        shared = {StepKind.EACH: 1, StepKind.TILES: 4, StepKind.FEW: cdiv(rows, 4)}[kind]
+        shared = {StepKind.EACH: 1, StepKind.TILES: 4, StepKind.FEW: max(cdiv(rows, 4), FEWEST_SHARING)}[kind]
         design = self._choice.design(rows, [shared] * cdiv(rows, shared), _USUAL_RANK, shape.in_features)
         usual = {StepKind.EACH: rows, StepKind.TILES: cdiv(rows, 4), StepKind.FEW: most_tiles_of_few(rows)}[kind]
         large = {StepKind.TILES: cdiv(rows, 2)}.get(kind, usual)

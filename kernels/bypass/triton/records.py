@@ -1,4 +1,4 @@
-"""What blocks of shrink and expand read of their lists (`lists.py`), and how they wait where they are launched early."""
+"""What blocks of shrink and expand read of their lists (`lists.py`), and how they wait if they are launched early."""
 
 import triton
 import triton.language as tl
