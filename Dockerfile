@@ -11,10 +11,10 @@ FROM python:3.12-slim
 # Empty: pip's usual index, and so torch with CUDA.
 ARG TORCH_INDEX=""
 
-# Triton compiles its launchers with a C compiler at run time.
+# Triton compiles its launchers with a C compiler at run time, and on a CPU the bypasses are compiled with a C++ one.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && apt-get install --yes --no-install-recommends g++ libc6-dev \
     && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /src

@@ -10,7 +10,6 @@ neighbour slows all of them alike. PEFT has the base's outputs given to it, as w
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Iterator, Mapping
@@ -27,6 +26,7 @@ from .kernels.contender import Run
 from .kernels.cost import Machine, cost_of, measure_machine, shares_of
 from .kernels.ours import Ours, attach_all
 from .kernels.steps import SHAPES, Scenario, Shape, Step, make_step
+from .machine import machine as this_machine
 from .peft_linears import Peft
 
 MODELS = {
@@ -177,7 +177,7 @@ def main() -> None:
                     results.append(measure(scenario, shape, dtype, machine))
                     print(line(results[-1]), flush=True)
     if args.out:
-        setup = {"cpu": platform.machine(), "torch": torch.__version__, "threads": args.threads}
+        setup = this_machine() | {"threads": args.threads}
         args.out.write_text(json.dumps({**setup, "results": [asdict(r) for r in results]}, indent=1) + "\n")
 
 

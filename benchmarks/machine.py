@@ -2,23 +2,31 @@
 
 import os
 import platform
+import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+FLAGS = re.compile(r"avx.*|fma|f16c|amx.*|asimd.*|sve.*|bf16|i8mm")  # of a processor, that products depend on
 PACKAGES = ("torch", "transformers", "peft", "peftserve", "vllm")
 
 
 def machine() -> dict[str, str | int]:
     setup: dict[str, str | int] = {"cpu": cpu_name(), "cores": os.cpu_count() or 0, "python": platform.python_version()}
+    setup["cpu_flags"] = " ".join(sorted(filter(FLAGS.fullmatch, _of_cpu("flags", "Features").split())))
     return setup | {name: found for name in PACKAGES if (found := _version(name))}
 
 
 def cpu_name() -> str:
+    return _of_cpu("model name") or platform.processor() or platform.machine()
+
+
+def _of_cpu(*names: str) -> str:
+    """What the system says of its first processor under one of these names; empty if nothing."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(names)), "")
 
 
 def _version(package: str) -> str | None:

@@ -1,8 +1,8 @@
-"""The bypasses in plain torch: what a CPU runs, and a reference on any other device.
+"""The bypasses on a CPU: in torch's operators and the compiled loop, and a reference on any other device.
 
-A segment is a slice of the step and takes one product per group and one per site. How these are made is decided for
-each segment by what the ways cost on this machine: on its own (`slices.py`), between buffers that all short segments
-share (`packed.py`), or all of them in one call (`bags.py`).
+A segment is a slice of the step. How it is served is decided by what the ways cost on this machine: by products of its
+own, one for the group and one for each site (`slices.py`), or together with others in one loop that is compiled at
+start (`cpp/`), where there is a compiler.
 
 The step's plan is made once per change of the work list: decode, where the same sequences run step after step,
 plans nothing.
@@ -13,13 +13,13 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from ..cpp.loading import load_loop
+from ..cpp.tables import GroupTables, plan_loops
 from ..layout import BlobLayout, Capacity, Group, GroupLayout, Rows, Segment, StepKind
-from .bag_plan import plan_bags
 from .calibration import costs_of
 from .costs import Costs
 from .factors import Factors, view_factors
-from .packed import plan_packed
-from .slices import SUMS, Slice, Way
+from .slices import LOOP, Slice, Way
 
 
 class Attached(NamedTuple):
@@ -30,15 +30,13 @@ class Attached(NamedTuple):
 
 
 class Work(NamedTuple):
-    """The step's slices by group: those with calls of their own, those between buffers, and those in bags."""
+    """The step's slices by group: with calls of their own, and in the compiled loop."""
 
     alone: dict[int, list[Slice]]
-    packed: dict[int, list[Slice]]
-    bagged: dict[int, list[Slice]]
+    looped: dict[int, list[Slice]]
 
     def add(self, index: int, s: Slice) -> None:
-        side = self.bagged if s.way.expand == SUMS else self.packed if s.packed else self.alone
-        side.setdefault(index, []).append(s)
+        (self.looped if s.way.shrink == LOOP else self.alone).setdefault(index, []).append(s)
 
 
 class Part(Protocol):
@@ -52,8 +50,8 @@ class TorchBypass:
 
         for each segment s: y[s.start:s.end] += s.weight · (x[s.start:s.end] Aᵀ) Bᵀ
 
-    x and y have the arena's dtype; every sum runs in fp32. In 16 bit, h is rounded to the arena's dtype between the
-    two products unless both are wide, and the delta of short segments is rounded before it is added.
+    x and y have the arena's dtype; every sum runs in fp32. In 16 bit, h is rounded to the arena's dtype between two
+    products unless both are wide; in the loop it stays in fp32.
 
     costs: of the ways that a segment may be served in; measured if None.
     """
@@ -64,6 +62,8 @@ class TorchBypass:
         self._arena = arena
         self._groups = tuple(groups)
         self._costs = costs or costs_of(arena)
+        self._loop = load_loop(arena.dtype) if self._costs.loop else None
+        self._tables = [GroupTables(group) for group in groups]
         self._ways: dict[object, dict[int, Way]] = {}
         self._slots: dict[int, Mapping[int, Attached]] = {}
         self._step: tuple[tuple[Segment, ...], tuple[Segment, ...]] | None = None
@@ -88,16 +88,15 @@ class TorchBypass:
         if step == self._step:
             return True
         self._step = step
-        work = Work({}, {}, {})
+        work = Work({}, {})
         for segment in tokens:
             self._assign(segment, Rows.TOKENS, work)
         for segment in logits:
             self._assign(segment, Rows.LOGITS, work)
-        self._plans = _join(
-            {index: tuple(slices) for index, slices in work.alone.items()},
-            {index: (part,) for index, part in plan_packed(self._groups, work.packed).items()},
-            {index: (part,) for index, part in plan_bags(self._arena, self._groups, work.bagged).items()},
-        )
+        looped = plan_loops(self._loop, self._tables, work.looped) if self._loop is not None else {}
+        self._plans = {index: tuple(slices) for index, slices in work.alone.items()}
+        for index, part in looped.items():
+            self._plans[index] = (*self._plans.get(index, ()), part)
         return True
 
     def lead_in(self) -> None: ...
@@ -110,7 +109,7 @@ class TorchBypass:
 
     def _view(self, base: int, index: int, layout: GroupLayout) -> Attached:
         factors = view_factors(self._arena, base, self._groups[index], layout)
-        shape = (self._groups[index], factors.ranks, factors.grain)
+        shape = (self._groups[index], factors.ranks)
         return Attached(factors, self._ways.setdefault(shape, {}))
 
     def _forget(self, slot: int) -> None:
@@ -126,11 +125,3 @@ class TorchBypass:
                 if (way := ways.get(length)) is None:
                     way = ways[length] = self._costs.best(factors, length)
                 work.add(index, Slice(factors, s.weight, s.start, s.end, way))
-
-
-def _join(*plans: Mapping[int, tuple[Part, ...]]) -> dict[int, tuple[Part, ...]]:
-    joined: dict[int, tuple[Part, ...]] = {}
-    for plan in plans:
-        for index, parts in plan.items():
-            joined[index] = joined.get(index, ()) + parts
-    return joined

@@ -11,18 +11,20 @@ from functools import cache
 import numpy as np
 import torch
 
+from ..cpp.loading import load_loop
+from ..cpp.tables import GroupTables, plan_loops
 from ..layout import Group, GroupLayout
-from .bag_plan import plan_bags
-from .costs import Cost, Costs
-from .factors import view_factors
-from .packed import plan_packed
-from .products import PLAIN, WIDE, wide_expand_, wide_shrink
-from .slices import DOTS, ROWWISE, SUMS, Slice, Way
+from .costs import FEW, Cost, Costs
+from .factors import Factors, view_factors
+from .products import EXPANDS, PLAIN, SHRINKS, WIDE
+from .slices import LOOP, Slice, Way
 
-CORNERS = tuple((rows, rank, width) for rows in (1, 16) for rank, width in ((8, 256), (64, 1024)))
+MANY = 64  # rows, from which costs are taken on
+FACTORS = ((8, 256), (64, 1024))  # ranks and widths
 REPEATS = 7
 
-Runs = Mapping[str, Callable[[], object]]
+Run = Callable[[], object]
+Runs = Mapping[str, Run]
 
 
 def costs_of(arena: torch.Tensor) -> Costs:
@@ -34,8 +36,15 @@ def costs_of(arena: torch.Tensor) -> Costs:
 @cache
 def _measure(dtype: torch.dtype) -> Costs:
     with torch.inference_mode(), _one_thread():
-        shrinks, expands = zip(*(_runs(*corner, dtype) for corner in CORNERS), strict=True)
-        return Costs(_solve(shrinks), _solve(expands))
+        return _costs(dtype, (1, FEW))._replace(many=_costs(dtype, (FEW, MANY)))
+
+
+def _costs(dtype: torch.dtype, between: tuple[int, int]) -> Costs:
+    """From what segments take that have the one and the other number of rows."""
+    corners = [(rows, rank, width) for rows in between for rank, width in FACTORS]
+    shrinks, expands, loops = zip(*(_runs(*corner, dtype) for corner in corners), strict=True)
+    one, two = ([(rows, n * rank * width) for rows, rank, width in corners] for n in (1, 2))
+    return Costs(_solve(one, shrinks), _solve(one, expands), _solve(two, loops).get(LOOP))
 
 
 @contextmanager
@@ -49,42 +58,50 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _runs(rows: int, rank: int, width: int, dtype: torch.dtype) -> tuple[Runs, Runs]:
-    """The shrinks and the expands of one segment, each in every way that may pay in the dtype."""
+def _runs(rows: int, rank: int, width: int, dtype: torch.dtype) -> tuple[Runs, Runs, Runs]:
+    """The shrinks and the expands of one segment, and both in the loop, each in every way that may pay in the dtype."""
     arena, group = torch.zeros(2 * rank * width, dtype=dtype), Group(width, (width,))
     factors = view_factors(arena, 0, group, GroupLayout(0, (rank,), (rank * width,)))
-    a, b = factors.a, factors.b[0]
     x, y, h = (torch.zeros(rows, columns, dtype=dtype) for columns in (width, width, rank))
-    bags = plan_bags(arena, [group], {0: [Slice(factors, 1.0, 0, rows, Way(DOTS, SUMS))]})[0]
-    plain, rowwise = (
-        plan_packed([group], {0: [Slice(factors, 1.0, 0, rows, Way(PLAIN, expand))]})[0] for expand in (PLAIN, ROWWISE)
-    )
-    shrinks: Runs = {DOTS: lambda: bags.shrink(x), PLAIN: lambda: plain.shrink(x)}
-    expands: Runs = {
-        SUMS: lambda: bags.sums.expand_(h.flatten(), [y]),
-        PLAIN: lambda: plain.expand_([y]),
-        ROWWISE: lambda: rowwise.expand_([y]),
-    }
-    if dtype.itemsize > 2:
-        return shrinks, expands
-    return {**shrinks, WIDE: lambda: wide_shrink(x[:rows], a)}, {**expands, WIDE: lambda: wide_expand_(y[:rows], h, b)}
+    names = (PLAIN, WIDE) if dtype.itemsize <= 2 else (PLAIN,)
+    shrinks = {name: _shrink(name, x, factors) for name in names}
+    expands = {name: _expand(name, y, h, factors) for name in names}
+    return shrinks, expands, _loop(group, Slice(factors, 1.0, 0, rows, Way(LOOP, LOOP)), x, y)
 
 
-def _solve(corners: Sequence[Runs]) -> dict[str, Cost]:
-    """The cost of each way from its time at the four corners."""
-    equations = np.array([[1, rows, rank * width, rows * rank * width] for rows, rank, width in CORNERS])
+def _shrink(name: str, x: torch.Tensor, factors: Factors) -> Run:
+    """With the view of its rows, as segments take it."""
+    return lambda: SHRINKS[name](x[: len(x)], factors.a)
+
+
+def _expand(name: str, y: torch.Tensor, h: torch.Tensor, factors: Factors) -> Run:
+    return lambda: EXPANDS[name](y[: len(y)], h, factors.b[0])
+
+
+def _loop(group: Group, only: Slice, x: torch.Tensor, y: torch.Tensor) -> Runs:
+    """Empty where there is no compiled loop."""
+    if (loop := load_loop(x.dtype)) is None:
+        return {}
+    plan = plan_loops(loop, [GroupTables(group)], {0: [only]})[0]
+    return {LOOP: lambda: plan.add_(x, [y])}
+
+
+def _solve(sizes: Sequence[tuple[int, int]], corners: Sequence[Runs]) -> dict[str, Cost]:
+    """The cost of each way from its time at the four corners. sizes: of each, rows and elements of factors."""
+    equations = np.array([[1, rows, elements, rows * elements] for rows, elements in sizes])
     seconds = np.array([_fastest(list(runs.values())) for runs in corners])
     costs = [Cost(*map(float, column)) for column in np.linalg.solve(equations, seconds).clip(min=0).T]
     return dict(zip(corners[0], costs, strict=True))
 
 
-def _fastest(runs: Sequence[Callable[[], object]]) -> list[float]:
-    """The least seconds of each, of several rounds in turns: what a busy neighbour adds is no cost of theirs."""
+def _fastest(runs: Sequence[Run]) -> list[float]:
+    """The least seconds of each, of several rounds in turns: what a neighbour adds is no cost of theirs."""
     rounds = [[_seconds(run) for run in runs] for _ in range(REPEATS)]
     return [min(times) for times in zip(*rounds, strict=True)]
 
 
-def _seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def _seconds(run: Run) -> float:
+    """By the thread's own clock, which stands still while another process has the core."""
+    start = time.thread_time()
     run()
-    return time.perf_counter() - start
+    return time.thread_time() - start

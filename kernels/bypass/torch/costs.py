@@ -5,11 +5,12 @@ from itertools import product
 from typing import NamedTuple
 
 from .factors import Factors
-from .products import PLAIN
-from .slices import DOTS, ROWWISE, SHORT, SUMS, Way
+from .slices import LOOP, SHORT, Way
 
+FEW = 16
+"""Rows up to which costs are those of few rows: libraries are quicker by the row where there are many."""
 SHARES = 4
-"""Segments that are thought to share the calls of bags, which a lone one then pays for: some 10 us a group."""
+"""Segments that are thought to share the loop's call, which a lone one then pays for: some 5 us a group."""
 
 
 class Cost(NamedTuple):
@@ -26,44 +27,47 @@ class Cost(NamedTuple):
     def of(self, rows: int, elements: int) -> float:
         return self.call + rows * self.row + elements * (self.element + rows * self.term)
 
-    def in_bags(self, rows: int, elements: int, threads: int) -> float:
+    def shared(self, rows: int, elements: int, threads: int) -> float:
         return self.call / SHARES + (self.of(rows, elements) - self.call) / threads
 
 
 class Costs(NamedTuple):
-    """By the name of each way. Those that are missing are never chosen. threads: that share the work of bags.
+    """By the name of each way. Those that are missing are never chosen.
 
-    Products of short segments are too small for more than one thread, however many segments there are.
+    loop: of the compiled loop, whose elements are those of all factors; None where there is none. threads: that share
+    the loop's work. Products of short segments are too small for more than one, however many segments there are.
+    many: of segments of more than FEW rows, if they differ.
     """
 
     shrinks: Mapping[str, Cost]
     expands: Mapping[str, Cost]
+    loop: Cost | None = None
     threads: int = 1
+    many: "Costs | None" = None
 
     def best(self, factors: Factors, rows: int) -> Way:
         """The cheapest for a segment of so many rows.
 
         Whoever its neighbours are: or else a row's last bits would depend on them.
         """
-        return min(self._ways(factors, rows), key=lambda way: self._of(way, factors, rows))
+        costs = self.many if self.many is not None and rows > FEW else self
+        return min(costs._ways(), key=lambda way: costs._of(way, factors, rows))
 
-    def _ways(self, factors: Factors, rows: int) -> Iterator[Way]:
-        """Bags need rows of B in pieces of a length that is worth a call to memory.
-
-        They are for short segments: products of more rows share the work among threads as well.
-        """
-        short = rows <= SHORT and not factors.gather
-        for shrink, expand in product(self.shrinks, self.expands):
-            possible = {SUMS: short and factors.grain >= 16, ROWWISE: short and shrink == PLAIN}
-            if possible.get(expand, shrink != DOTS):
-                yield Way(shrink, expand)
+    def _ways(self) -> Iterator[Way]:
+        yield from (Way(*names) for names in product(self.shrinks, self.expands))
+        if self.loop is not None:
+            yield Way(LOOP, LOOP)
 
     def _of(self, way: Way, factors: Factors, rows: int) -> float:
+        if way.shrink == LOOP:
+            return self._of_loop(factors, rows)
         shrink, expand = self.shrinks[way.shrink], self.expands[way.expand]
         sizes = [b.numel() for b in factors.b if b.numel()]
-        elements = factors.a.numel()
-        dots = way.shrink == DOTS
-        seconds = shrink.in_bags(rows, elements, self.threads) if dots else shrink.of(rows, elements)
-        if way.expand == SUMS:  # one call for all sites
-            return seconds + expand.in_bags(rows, sum(sizes), self.threads)
-        return seconds + sum(expand.of(rows, size) for size in sizes)
+        return shrink.of(rows, factors.a.numel()) + sum(expand.of(rows, size) for size in sizes)
+
+    def _of_loop(self, factors: Factors, rows: int) -> float:
+        """Short segments share its call and its threads; a long one's products would be on all threads as well."""
+        assert self.loop is not None
+        read = rows * factors.rank if factors.gather else factors.a.numel()
+        elements = read + sum(b.numel() for b in factors.b)
+        return self.loop.shared(rows, elements, self.threads) if rows <= SHORT else self.loop.of(rows, elements)

@@ -5,8 +5,7 @@
 
 Which way is quickest depends on the machine, the dtype and the sizes: a CPU without 16-bit products multiplies 16-bit
 matrices one element after the other, and one that has them pays 20 µs a call. Sums run in fp32 in all of them. `wide`
-leaves h in fp32, `plain` in the dtype of the factors. For what short segments can take besides, see `packed.py` and
-`bags.py`.
+leaves h in fp32, `plain` in the dtype of the factors.
 """
 
 from collections.abc import Callable, Mapping

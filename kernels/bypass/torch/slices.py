@@ -5,20 +5,16 @@ from typing import NamedTuple
 
 import torch
 
-from ..layout import Group
 from .factors import Factors
-from .products import EXPANDS, PLAIN, SHRINKS
+from .products import EXPANDS, SHRINKS
 
-ROWWISE, DOTS, SUMS = "rowwise", "dots", "sums"
+LOOP = "loop"
 SHORT = 4
-"""Rows up to which a segment is short: then views and calls cost more than one pass more over what it adds."""
+"""Rows up to which a segment is short: then calls cost more than what they compute."""
 
 
 class Way(NamedTuple):
-    """How a segment is served. shrink: PLAIN, WIDE, or DOTS. expand: PLAIN, WIDE, ROWWISE or SUMS.
-
-    DOTS and SUMS are in bags (`bags.py`); ROWWISE, and PLAIN of short segments, are packed (`packed.py`).
-    """
+    """How a segment is served: by products of its own, PLAIN or WIDE; or LOOP, which is both, in the compiled loop."""
 
     shrink: str
     expand: str
@@ -32,11 +28,6 @@ class Slice(NamedTuple):
     start: int
     end: int
     way: Way
-
-    @property
-    def packed(self) -> bool:
-        short = self.end - self.start <= SHORT and not self.factors.gather
-        return short and self.way.shrink == PLAIN and self.way.expand in (PLAIN, ROWWISE)
 
     def shrink(self, x: torch.Tensor) -> torch.Tensor:
         """(end - start, sum of ranks), weighted; in the arena's dtype, or in fp32 where the way is wide."""
@@ -55,8 +46,3 @@ class Slice(NamedTuple):
     def _rows(self, whole: torch.Tensor) -> torch.Tensor:
         """A view costs as much as a small product."""
         return whole if self.end - self.start == whole.shape[0] else whole[self.start : self.end]
-
-
-def kind_of(group: Group, slices: Sequence[Slice]) -> object:
-    """Equal for groups whose work differs only in where the factors lie."""
-    return group, tuple((s.start, s.end, s.weight, s.way, s.factors.ranks) for s in slices)

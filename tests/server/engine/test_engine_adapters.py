@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from peftserve.adapters.errors import AdapterTooLarge, InvalidAdapter
 from peftserve.adapters.files import WEIGHTS, content_digest
+from peftserve.kernels.bypass.cpp.loading import load_loop
+from peftserve.kernels.bypass.torch import calibration
 from peftserve.server.engine.adapters import service
 from peftserve.server.engine.adapters.copies import Copy, Event, HostCopies, Pieces, copy_pieces
 
@@ -47,6 +49,30 @@ def test_each_request_gets_its_own_adapters(make_bench: MakeBench, adapters: dic
     for i, parts in enumerate(mixtures):
         assert answers[str(i)].token_ids == peft.greedy(PROMPT, 8, mixture_of(adapters, *parts)).token_ids
     bench.assert_idle()
+
+
+def test_without_a_compiler_the_answers_are_the_same(
+    make_bench: MakeBench,
+    adapters: dict[str, Path],
+    peft: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    remembered = (load_loop, calibration._measure)
+    for each in remembered:
+        each.cache_clear()
+    try:
+        bench = make_bench(adapters.items())
+    finally:
+        for each in remembered:
+            each.cache_clear()
+    assert "there is no C++ compiler" in caplog.text
+    for name in ("a", "b"):
+        answer = bench.ask(PROMPT, [(name, 1.0)], max_tokens=8)
+        assert answer.token_ids == peft.greedy(PROMPT, 8, mixture_of(adapters, (name, 1.0))).token_ids
 
 
 def test_an_inspection_says_what_the_adapter_is(make_bench: MakeBench, adapters: dict[str, Path]) -> None:

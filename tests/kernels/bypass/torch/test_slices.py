@@ -5,8 +5,8 @@ import torch
 
 from peftserve.kernels.bypass.layout import Group, Segment
 from peftserve.kernels.bypass.torch.factors import view_factors
-from peftserve.kernels.bypass.torch.products import PLAIN, WIDE
-from peftserve.kernels.bypass.torch.slices import ROWWISE, SHORT, Slice, Way
+from peftserve.kernels.bypass.torch.products import PLAIN
+from peftserve.kernels.bypass.torch.slices import Slice, Way
 
 
 @pytest.mark.parametrize("gather", [False, True])
@@ -21,21 +21,3 @@ def test_a_slice_adds_to_its_rows(kit: ModuleType, rows: int, gather: bool) -> N
     Slice(view_factors(case.arena, base, group, layout[0]), 0.5, 0, 3, Way(PLAIN, PLAIN)).add_(x, [None, got])
     kit.assert_close("site 1", case.reference([Segment(0, 0.5, 0, 3)], 0, 1, x, y), got, 1e-6)
     assert torch.equal(got[3:], y[3:])
-
-
-@pytest.mark.parametrize(
-    ("way", "rows", "packed"),
-    [
-        (Way(PLAIN, PLAIN), SHORT, True),
-        (Way(PLAIN, ROWWISE), 1, True),
-        (Way(PLAIN, PLAIN), SHORT + 1, False),
-        (Way(PLAIN, WIDE), 1, False),
-        (Way(WIDE, PLAIN), 1, False),
-    ],
-)
-def test_short_segments_with_plain_products_are_packed(kit: ModuleType, way: Way, rows: int, packed: bool) -> None:
-    group = Group(60, (33,))
-    case = kit.Case((group,), device="cpu")
-    case.add(0, {0: (5,)})
-    base, layout = case.slots[0]
-    assert Slice(view_factors(case.arena, base, group, layout[0]), 1.0, 0, rows, way).packed is packed

@@ -21,7 +21,7 @@ from peftserve.kernels.bypass.torch.backend import TorchBypass
 from peftserve.kernels.bypass.torch.calibration import costs_of
 from peftserve.kernels.bypass.torch.costs import Cost, Costs
 from peftserve.kernels.bypass.torch.products import PLAIN, WIDE
-from peftserve.kernels.bypass.torch.slices import DOTS, ROWWISE, SUMS
+from peftserve.kernels.bypass.torch.slices import LOOP
 from peftserve.kernels.ops.formulas import FORMULAS, Op, Phase
 from peftserve.kernels.ops.side import SideOps
 from peftserve.kernels.ops.stepping import MOST_ROWS, Stepping
@@ -165,9 +165,10 @@ def _torch(shrink: str, expand: str) -> Callable[[torch.Tensor, Sequence[Group]]
     """Of the ways to serve a segment, this one where it can be."""
 
     def make(arena: torch.Tensor, groups: Sequence[Group]) -> TorchBypass:
-        shrinks = dict.fromkeys((PLAIN, WIDE, DOTS), DEAR) | {shrink: FREE}
-        expands = dict.fromkeys((PLAIN, WIDE, ROWWISE, SUMS), DEAR) | {expand: FREE}
-        return TorchBypass(arena, groups, Costs(shrinks, expands))
+        shrinks, expands = (dict.fromkeys((PLAIN, WIDE), DEAR) for _ in range(2))
+        if shrink == LOOP:
+            return TorchBypass(arena, groups, Costs(shrinks, expands, FREE))
+        return TorchBypass(arena, groups, Costs(shrinks | {shrink: FREE}, expands | {expand: FREE}))
 
     return make
 
@@ -175,8 +176,7 @@ def _torch(shrink: str, expand: str) -> Callable[[torch.Tensor, Sequence[Group]]
 BACKENDS: Mapping[str, Callable[[torch.Tensor, Sequence[Group]], Any]] = {
     "plain": _torch(PLAIN, PLAIN),
     "wide": _torch(WIDE, WIDE),
-    "rowwise": _torch(PLAIN, ROWWISE),
-    "bags": _torch(DOTS, SUMS),
+    "loop": _torch(LOOP, LOOP),
     "as measured": lambda arena, groups: TorchBypass(arena, groups, costs_of(arena)),
     "with rows": RowsBackend,
 }
