@@ -77,7 +77,8 @@ class TorchColumns:
 
 def _store(spare: torch.Tensor, factors: Factors) -> None:
     """spare: (sum of out_features, columns from the adapter's first on)."""
-    own, row = spare[:, : factors.rank].zero_(), 0
-    for b, place in zip(factors.b_columns, factors.columns, strict=True):
-        torch.nan_to_num(b, out=own[row : row + len(b), place])
-        row += len(b)
+    own, row, column = spare[:, : factors.rank].zero_(), 0, 0
+    for b in factors.b:
+        rank, out = b.shape
+        torch.nan_to_num(b.t(), out=own[row : row + out, column : column + rank])
+        row, column = row + out, column + rank

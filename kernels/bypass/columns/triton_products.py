@@ -149,15 +149,15 @@ class TritonColumns:
 def _columns(factors: Factors) -> Columns:
     """factors: of one group."""
     width, row, parts = factors.a.shape[0], 0, []
-    for b, rank, offset in zip(factors.b, factors.ranks, factors.b_offsets, strict=True):
-        out = b.shape[1]
+    for b in factors.b:
+        rank, out = b.shape
         fields = np.zeros((COLUMN_FIELDS, rank), dtype=np.int64)
-        fields[2] = offset + np.arange(rank) * out - row
+        fields[2] = b.storage_offset() + np.arange(rank) * out - row
         fields[3], fields[4] = row, row + out
         parts.append(fields)
         row += out
     columns = np.concatenate(parts, axis=1)
-    columns[1] = factors.a_offset + np.arange(factors.rank) * width
+    columns[1] = factors.a.storage_offset() + np.arange(factors.rank) * width
     return columns
 
 

@@ -15,12 +15,13 @@ from ...device.step_memory import StepMemory
 from ...integers import cdiv
 from ..layout import BlobLayout, Capacity, Group, Rows, Segment, StepKind
 from ..worklist import RECORD_FIELDS
+from .choice import choice_for
 from .designs import Design
 from .expand import MAX_SITES, expand_kernel
 from .lists import BLOCK, WARPS, lists_kernel
 from .memory import FixedMemory, Memory, records_for, room_for
 from .options import expand_options, is_nvidia, shrink_options, starts_early
-from .plan import FEWEST_SHARING, BypassPlan, ByRows, Choice, Launches, most_tiles_of_few
+from .plan import FEWEST_SHARING, BypassPlan, Choice, Launches, most_tiles_of_few
 from .shrink import shrink_kernel
 from .slots import ALIGNMENT, SlotRow, SlotTable
 
@@ -43,7 +44,7 @@ class TritonBypass:
     more, such as mixtures of several large adapters on most rows, run in memory of their own, and in no graph.
 
     max_rows: of any step. max_entries: rows of all segments of any step together; `max_rows` if not given. memory: for
-    the lists, which whoever launches sends; without one `begin` does. choice: of designs.
+    the lists, which whoever launches sends; without one `begin` does. choice: of designs; the device's own without one.
     """
 
     takes_rows = True
@@ -63,8 +64,7 @@ class TritonBypass:
         self._arena = arena
         self._groups = tuple(groups)
         self._slots = SlotTable(arena.device, self._groups, max_slots)
-        self._choice = choice or ByRows()
-        self._max_rows = max_rows
+        self._choice = choice or choice_for(arena, self._groups)
         room = room_for(groups, max_rows, max(max_entries or 0, max_rows), max_rank)
         self._plan = BypassPlan(self._groups, self._slots, self._choice, room.h_elements, max_rank=max_rank)
         self._shared = memory is not None
@@ -214,14 +214,9 @@ class TritonBypass:
         return kernels
 
     def warm_up(self) -> None:
-        """Compile what steps launch by default, which takes seconds for each kernel that triton has not on disk."""
-        pairs = dict[tuple[Group, Design], None]()
-        for kind in StepKind:
-            self._plan.update({rows: [] for rows in Rows}, Capacity(self._max_rows, kind))
-            designs = [launches.design for launches in self._plan.launches]
-            pairs.update(dict.fromkeys(zip(self._plan.shapes, designs, strict=True)))
-        for shape, design in pairs:
-            self._compile(shape, design)
+        """Compile what steps may launch, which takes a second for each kernel that triton has not on disk."""
+        for design in self._choice.all_designs():
+            self.compile(design)
 
     def compile(self, design: Design) -> list[Any]:
         """The kernels of that design as triton made them; none in its interpreter."""

@@ -11,16 +11,14 @@ import numpy as np
 from ...integers import Ints, cdiv, round_up
 from ..layout import Capacity, Group, Rows, Segment, StepKind
 from ..worklist import Lists, WorkList, cut, lists_of, pack
-from .designs import Design, rows_apart, rows_in_tiles
+from .designs import Design
 from .memory import part_of_h
 from .slots import SlotTable
 
 Segments = Mapping[Rows, Sequence[Segment]]
 
 FEWEST_SHARING = 3  # rows of an adapter, on average, from which on tiles of several are faster
-MOST_PROGRAMS = (
-    4096  # of a captured launch, for work that few steps have; programs beyond the work cost 1 us a thousand
-)
+MOST_PROGRAMS = 4096  # of a captured launch, for work that few steps have; 1,000 beyond the work cost 1 us
 _MOST_GRID = 65535  # CUDA's, of a grid's second dimension
 _USUAL_RANK, _LARGE_RANK = 16, 64  # of a site, for which captured launches have programs, and have them if not too many
 _MOST_PARTS = {True: 16, False: 128}  # that expand sums, for tiles of several rows and for single ones
@@ -32,12 +30,8 @@ class Choice(Protocol):
         over the group's. width: its input features.
         """
 
-
-class ByRows:
-    """By how many rows share an adapter."""
-
-    def design(self, rows: int, segments: Sequence[int], rank: int, width: int) -> Design:
-        return rows_in_tiles() if sum(segments) >= FEWEST_SHARING * len(segments) else rows_apart()
+    def all_designs(self) -> list[Design]:
+        """That it may give."""
 
 
 class Launches(NamedTuple):

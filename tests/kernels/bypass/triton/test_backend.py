@@ -33,6 +33,9 @@ class Always:
     def design(self, *_: Any) -> Design:
         return self._design
 
+    def all_designs(self) -> list[Design]:
+        return [self._design]
+
 
 @pytest.fixture(autouse=True)
 def poison(kit: ModuleType) -> Iterator[None]:
