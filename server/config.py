@@ -23,7 +23,7 @@ class EngineConfig:
     adapter_memory: bytes of the device's arena. max_loras: adapters resident at once.
     wide_columns: spare columns behind each weight, in which the adapters of long prompts lie; None for as many as help.
     host_adapter_memory: bytes of compiled adapters kept in host memory. max_cpu_loras: the same, as a number.
-    max_dense_delta: most bytes that the full-rank deltas of one adapter may take.
+    max_dense_delta: most bytes that the full-rank deltas of one adapter, or its bases of full rank, may take.
     async_scheduling: prepare a step while the one before it runs; None for where it helps, which is on GPUs.
     enforce_eager: no CUDA graphs, and nothing compiled. compile: compile what lies between products, at start; on a
     GPU it is compiled anyway. Compiled code is kept beside `store`.

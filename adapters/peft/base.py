@@ -22,7 +22,7 @@ class Base:
 
     model: the base as transformers defines it, of its own modules but with the base's own weights, for methods that
         need either. Whoever changes it changes a copy: call `fresh_model`.
-    max_dense_delta: most bytes that one adapter's dense deltas may take together.
+    max_dense_delta: most bytes that one adapter's dense deltas may take together, and its bases of full rank.
     task: which task of a method that has several (multitask prompt tuning, Poly).
     replaced: site to the weight that the adapter brings in place of the base's, as `weight` then has it.
     runs: whether the model, run as it is, computes what is served.

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from peftserve.adapters.bypass import Bypass
-from peftserve.adapters.primitives import LowRank, SharedLowRank
+from peftserve.adapters.primitives import LowRank, SharedLowRank, Spectral
 from peftserve.kernels.bypass.layout import Group, Rows, Segment
 from peftserve.kernels.bypass.reference import naive_delta
 from peftserve.server.engine.adapters.packing import ALIGNMENT, SiteGroups, pack
@@ -103,3 +103,22 @@ def test_what_modules_share_lies_beside_the_blob_once() -> None:
         Bypass("VERA", {"q": (SharedLowRank(a + 1, b, torch.randn(2), torch.randn(5)),)}), SITES, torch.float32
     )
     assert {p.key for p in other.shared} & {p.key for p in blob.shared} == {blob.layout.ops["q"][0].places["b"].shared}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_integers_that_modules_share_lie_beside_the_blob_too(dtype: torch.dtype) -> None:
+    starts, columns = (torch.tensor(ids, dtype=torch.int32) for ids in ([0, 2, 70_001, 3], [5, 70_000, 1]))
+    values = {"q": torch.tensor([0.5, -2.0, 1.0]), "k": torch.tensor([1.5, 2.0, 3.0])}
+    sites = {site: (Spectral(starts, columns, numbers, 0.1, 5),) for site, numbers in values.items()}
+    blob = pack(Bypass("FOURIERFT", sites), SITES, dtype)
+    assert len(blob.shared) == 2
+    arena = torch.full((512,), float("nan"), dtype=dtype)
+    shared = dict(zip((piece.key for piece in blob.shared), (64, 128), strict=True))
+    for piece, start in zip(blob.shared, shared.values(), strict=True):
+        arena[start : start + piece.data.numel()] = piece.data
+    arena[256 : 256 + blob.data.numel()] = blob.data
+    for name, (primitive,) in sites.items():
+        [op] = blob.layout.ops[name]
+        assert op.values == {"scale": 0.1, "out_features": 5}
+        for field, tensor in primitive.tensors().items():  # the values are exact in either type
+            assert op.places[field].view(arena, 256, shared).tolist() == tensor.tolist()
