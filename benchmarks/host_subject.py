@@ -114,6 +114,8 @@ def fake_device() -> None:
     assembly.make_attention_backend = _attention
     assembly.KVCache = OnePage
     service.make_bypass_backend = _bypass
+    if TWO_LAUNCHES:
+        TritonBypass.lead_in = lambda self: None
     engine_module.make_runner = partial(_make_runner, engine_module.make_runner)
 
 

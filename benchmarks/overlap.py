@@ -8,13 +8,16 @@ graph. Contestants take turns; the base alone is the zero that the others are me
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from peftserve.kernels.bypass.triton.backend import TritonBypass
+from peftserve.kernels.bypass.triton.designs import Design
+from peftserve.kernels.bypass.triton.plan import ByRows
 
 from .kernels.ours import attach_all
 from .kernels.steps import SHAPES, Scenario, Step, make_step
@@ -26,11 +29,10 @@ BASE = "base alone"
 
 
 class Layers:
-    """Each group's weights, (out, in), whose product fills the step's joined outputs. second: another stream."""
+    """Each group's weights, (out, in), whose product fills the step's joined outputs."""
 
     def __init__(self, step: Step) -> None:
         self.step = step
-        self.second = torch.cuda.Stream()
         self._weights = [
             torch.randn(sum(group.out_features), group.in_features, device="cuda").to(step.arena.dtype)
             for group in step.groups
@@ -46,39 +48,39 @@ def alone(layers: Layers, _: TritonBypass) -> None:
         layers.base(index)
 
 
-def behind(layers: Layers, bypass: TritonBypass) -> None:
+def with_bypasses(layers: Layers, bypass: TritonBypass) -> None:
+    """`start` shrinks on a second stream where the design says so."""
+    bypass.lead_in()
     for index, x, y in layers.step.calls():
+        bypass.start(index, x)
         layers.base(index)
         bypass.add_(index, x, y)
 
 
-def beside(layers: Layers, bypass: TritonBypass) -> None:
-    """Shrink on a second stream while the base's product runs; expand when both are done."""
-    main, second = torch.cuda.current_stream(), layers.second
-    for index, x, y in layers.step.calls():
-        second.wait_stream(main)
-        with torch.cuda.stream(second):
-            bypass.start(index, x)
-        layers.base(index)
-        main.wait_stream(second)
-        bypass.add_(index, x, y)
+class Altered(ByRows):
+    """The usual designs, but for some of their fields."""
+
+    def __init__(self, **fields: bool) -> None:
+        self._fields = fields
+
+    def design(self, rows: int, segments: Sequence[int], rank: int, width: int) -> Design:
+        return replace(super().design(rows, segments, rank, width), **self._fields)
 
 
 def contestants(step: Step) -> dict[str, Callable[[], None]]:
     layers = Layers(step)
 
-    def made(run: Callable[[Layers, TritonBypass], None], **options: bool) -> Callable[[], None]:
+    def made(run: Callable[[Layers, TritonBypass], None], **fields: bool) -> Callable[[], None]:
         slots, rows = len(step.adapters), step.scenario.tokens
-        backend = TritonBypass(step.arena, step.groups, max_slots=slots, max_rows=rows, **options)
+        backend = TritonBypass(step.arena, step.groups, max_slots=slots, max_rows=rows, choice=Altered(**fields))
         attach_all(backend, step)
         return captured(lambda: run(layers, backend), "cuda")
 
     makers = {
         BASE: partial(made, alone),
-        "one launch behind it": partial(made, behind),
-        "the same, launched early (PDL)": partial(made, behind, pdl=True),
-        "shrink beside it, expand behind": partial(made, beside),
-        "batch-invariant, one launch behind": partial(made, behind, batch_invariant=True),
+        "two launches behind it": partial(made, with_bypasses, early=False),
+        "the same, launched early (PDL)": partial(made, with_bypasses, early=True),
+        "shrink beside it, expand behind": partial(made, with_bypasses, beside=True),
     }
     return ready(makers)
 
