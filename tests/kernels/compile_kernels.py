@@ -1,6 +1,6 @@
 """Compiles the kernels for every GPU served, in the configurations shipped, for what programs take of the device.
 
-    python tests/kernels/compile_kernels.py [--table]
+    python -m tests.kernels.compile_kernels [--table]
 
 Prints one JSON object a line, or the table of docs/kernels.md. Run by test_triton_kernels.py in a process of its own,
 since triton either interprets kernels or compiles them.
@@ -17,15 +17,14 @@ from typing import Any
 
 import torch
 import triton
-from compile_ops import op_entries
-from ops.experts.compile_kernels import expert_entries
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from peftserve.kernels.attention.layout import AttentionLayer
 from peftserve.kernels.attention.triton import tiles as attention_tiles
 from peftserve.kernels.attention.triton.kernels import attention_kernel
-from peftserve.kernels.bypass.triton.designs import Design, rows_apart, rows_in_tiles
+from peftserve.kernels.bypass.triton.choice import LARGE
+from peftserve.kernels.bypass.triton.designs import Design, candidates, rows_apart, rows_in_tiles
 from peftserve.kernels.bypass.triton.expand import expand_kernel
 from peftserve.kernels.bypass.triton.lists import BLOCK as LIST_BLOCK
 from peftserve.kernels.bypass.triton.lists import WARPS as LIST_WARPS
@@ -33,6 +32,8 @@ from peftserve.kernels.bypass.triton.lists import lists_kernel
 from peftserve.kernels.bypass.triton.options import expand_options, shrink_options
 from peftserve.kernels.bypass.triton.shrink import shrink_kernel
 from peftserve.kernels.sampling.triton_best_number import BLOCK, WARPS, best_number_kernel
+from tests.kernels.compile_ops import op_entries
+from tests.kernels.ops.experts.compile_kernels import expert_entries
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -134,12 +135,26 @@ def resources(compiled: Any) -> dict[str, int]:
     return {"registers": int(fields["REG"]), "spilled": int(fields["STACK"]) + int(fields["LOCAL"])}
 
 
-def bypass_entries(target_name: str, target: GPUTarget) -> Iterator[dict[str, Any]]:
-    """Those of float32, which is for checks, on one GPU."""
+def _others() -> Iterator[tuple[str, Design, str]]:
+    """What else there is to choose, each kernel once."""
+    known = {(design.rows, half) for design in DESIGNS.values() for half in (design.shrink, design.expand)}
+    for number, design in enumerate(candidates()):
+        for mode, half in (("shrink", design.shrink), ("expand", design.expand)):
+            if (design.rows, half) not in known:
+                known.add((design.rows, half))
+                yield f"candidate {number}", design, mode
+
+
+def bypass_entries(target_name: str, target: GPUTarget, *, every: bool) -> Iterator[dict[str, Any]]:
+    """Those of float32, which is for checks, and those that are not the usual ones on one GPU. every: for the table."""
     dtypes = ("bf16", "fp32") if target_name == "sm_90" else ("bf16",)
     for (name, design), mode, dtype in itertools.product(DESIGNS.items(), MODES, dtypes):
         warps = (design.shrink if mode == "shrink" else design.expand).warps
         yield entry_of(target_name, target, name, mode, dtype, warps, compile_bypass(design, mode, dtype, target))
+    for name, design, mode in _others() if every or target_name == "sm_90" else ():
+        if LARGE not in (design.rows, design.expand.ranks) or target_name in ("sm_90", "sm_100"):
+            warps = (design.shrink if mode == "shrink" else design.expand).warps
+            yield entry_of(target_name, target, name, mode, "bf16", warps, compile_bypass(design, mode, "bf16", target))
     compiled = compile_lists(target)
     yield entry_of(target_name, target, "lists", "lists", "bf16", LIST_WARPS, compiled)
 
@@ -196,7 +211,7 @@ def best_number_entries(target_name: str, target: GPUTarget) -> Iterator[dict[st
 
 def entries(*, every: bool) -> Iterator[dict[str, Any]]:
     for target_name, target in TARGETS.items():
-        yield from bypass_entries(target_name, target)
+        yield from bypass_entries(target_name, target, every=every)
         yield from attention_entries(target_name, target, every=every)
         yield from best_number_entries(target_name, target)
         yield from ({**what, **resources(compiled)} for compiled, what in op_entries(target_name, target))

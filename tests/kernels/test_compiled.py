@@ -20,8 +20,9 @@ def compiled(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFacto
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     cache = getattr(pytestconfig, "cache", None)  # not where pytest is told to keep nothing
     env["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton") if cache is None else cache.mkdir("triton"))
-    script = Path(__file__).with_name("compile_kernels.py")
-    done = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True, timeout=280)
+    command = [sys.executable, "-m", "tests.kernels.compile_kernels"]
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True, timeout=290)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -32,7 +33,8 @@ def test_what_is_shipped_spills_nothing_and_fits(compiled: list[dict[str, Any]],
     modes = {"shrink", "expand", "gather", "lists"}
     others = {"attention 128", "best number", "primitives", "experts shrink", "experts expand", "experts sort"}
     assert {entry["mode"] for entry in found} == modes | others
-    assert {entry["blocks"] for entry in found if entry["mode"] in modes} == {"rows apart", "rows in tiles", "lists"}
+    own = {entry["blocks"] for entry in found if entry["mode"] in modes}
+    assert {"rows apart", "rows in tiles", "lists"} <= own
     for entry in found:
         assert entry["spilled"] == 0, entry
         assert entry["programs"] * entry["shared"] <= SHARED[target], entry

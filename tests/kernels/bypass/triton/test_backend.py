@@ -13,6 +13,7 @@ from peftserve.kernels.bypass.triton import backend as triton_bypass
 from peftserve.kernels.bypass.triton import memory
 from peftserve.kernels.bypass.triton.backend import TritonBypass
 from peftserve.kernels.bypass.triton.designs import Design, Expand, Shrink
+from tests.kernels.bypass.triton.by_rows import ByRows
 
 GROUPS = (Group(300, (40, 17)), Group(20, (33,), gather=True), Group(70, (300, 9, 40, 5, 70)))
 RANKS = {0: {0: (8, 24), 1: (3,), 2: (1, 2, 3, 4, 5)}, 1: {0: (0, 1), 2: (0, 0, 7, 0, 16)}, 2: {0: (65, 5)}}
@@ -49,7 +50,7 @@ def make(kit: ModuleType, dtype: torch.dtype = torch.float32, **options: Any) ->
     case = kit.Case(GROUPS, dtype)
     for slot, ranks in RANKS.items():
         case.add(slot, ranks)
-    backend = TritonBypass(case.arena, GROUPS, max_slots=4, **{"max_rows": 300, **options})
+    backend = TritonBypass(case.arena, GROUPS, max_slots=4, **{"max_rows": 300, "choice": ByRows(), **options})
     case.attach_all(backend)
     spoil(backend)
     return case, backend

@@ -1,26 +1,14 @@
-from collections.abc import Sequence
-
 import pytest
 import torch
 
 from peftserve.kernels.bypass.layout import Capacity, Group, GroupLayout, Rows, Segment, StepKind, kinds_for
-from peftserve.kernels.bypass.triton.designs import Design, rows_apart, rows_in_tiles
-from peftserve.kernels.bypass.triton.plan import FEWEST_SHARING, MOST_PROGRAMS, BypassPlan, Segments
+from peftserve.kernels.bypass.triton.plan import MOST_PROGRAMS, BypassPlan, Segments
 from peftserve.kernels.bypass.triton.slots import SlotTable
+from tests.kernels.bypass.triton.by_rows import ByRows
 
 LAYER = (Group(4096, (4096, 1024, 1024)), Group(4096, (4096,)), Group(4096, (14336, 14336)), Group(14336, (4096,)))
 GROUPS = LAYER * 3
 EACH, TILES, FEW = StepKind
-
-
-class ByRows:
-    """A choice by how many rows share an adapter."""
-
-    def design(self, rows: int, segments: Sequence[int], rank: int, width: int) -> Design:
-        return rows_in_tiles() if sum(segments) >= FEWEST_SHARING * len(segments) else rows_apart()
-
-    def all_designs(self) -> list[Design]:
-        return [rows_apart(), rows_in_tiles()]
 
 
 def make(h_elements: int = 1 << 22, rank: int = 16) -> BypassPlan:
