@@ -58,9 +58,11 @@ FORMS = {"decode": (False, True), "narrow": (False, False), "wide": (True, False
 def compile_bypass(design: Design, mode: str, dtype: str, target: GPUTarget) -> Any:
     """As launches find it in practice: pointers and widths are multiples of 16. Early where the device knows how."""
     early = design.early and target.backend == "cuda" and target.arch >= 90
-    chosen = shrink_options(design, 8, early=early)
+    chosen = shrink_options(design, 8, part=design.shrink.part, early=early)
     if mode != "shrink":
-        chosen = expand_options(design, 8, early=early, nvidia=target.backend == "cuda")
+        capability = target.arch // 10 if target.backend == "cuda" else None
+        plain = mode == "expand" and dtype == "bf16"
+        chosen = expand_options(design, 8, early=early, capability=capability, plain=plain)
         chosen |= {"SITES": 3, "GATHER": mode == "gather", "MOST_PARTS": MOST_PARTS[design.rows > 1]}
     return _compile(
         shrink_kernel if mode == "shrink" else expand_kernel, chosen, dtype, target, ("group", "first_site")

@@ -20,7 +20,7 @@ from .designs import Design
 from .expand import MAX_SITES, expand_kernel
 from .lists import BLOCK, WARPS, lists_kernel
 from .memory import FixedMemory, Memory, records_for, room_for
-from .options import expand_options, is_nvidia, shrink_options, starts_early
+from .options import capability_of, expand_options, shrink_options, starts_early
 from .plan import FEWEST_SHARING, BypassPlan, Choice, Launches, most_tiles_of_few
 from .shrink import shrink_kernel
 from .slots import ALIGNMENT, SlotRow, SlotTable
@@ -73,7 +73,8 @@ class TritonBypass:
         if not self._shared:
             step_memory.begin()
         self._sites = max((len(group.out_features) for group in self._groups), default=0)
-        self._early, self._nvidia = starts_early(arena.device), is_nvidia(arena.device)
+        self._capability = capability_of(arena.device)
+        self._early = starts_early(self._capability)
         self._side = SideStream()
         self._own: Memory | None = None  # of a step that has its own; this and those below are set by `begin`
         self._work: object = None
@@ -249,7 +250,7 @@ class TritonBypass:
             self._memory.part_stride(launches.parts),
             records.stride(0),
             group,
-            **shrink_options(launches.design, self._slots.alignment, early=early),
+            **shrink_options(launches.design, self._slots.alignment, part=launches.part, early=early),
         )
 
     def _expand(
@@ -266,6 +267,7 @@ class TritonBypass:
         lists, records, first_entry, h = self._memory
         there = [*outputs[:MAX_SITES], *[None] * (MAX_SITES - len(outputs))]
         design, gathers = launches.design, self._groups[group].gather
+        plain = not gathers and self._arena.element_size() == 2
         widths = [0 if output is None else output.shape[1] for output in there]
         blocks = sum(cdiv(width, design.expand.columns * design.expand.walked) for width in widths)
         if not blocks or not launches.tiles:
@@ -288,7 +290,7 @@ class TritonBypass:
             SITES=self._sites,
             GATHER=gathers,
             MOST_PARTS=1 if gathers else launches.most_parts,
-            **expand_options(design, self._slots.alignment, early=early, nvidia=self._nvidia),
+            **expand_options(design, self._slots.alignment, early=early, capability=self._capability, plain=plain),
         )
 
     @property

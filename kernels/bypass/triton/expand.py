@@ -19,6 +19,7 @@ from .expand_tile import add_tile
 from .records import RECORD_FIELDS, aligned, load_b, load_row, read_entry, read_tile, wait
 
 MAX_SITES = 4  # of one launch
+NARROW_COLUMNS = tl.constexpr(128)  # of a row with more than one adapter: as many as take no more registers
 
 
 @triton.jit(do_not_specialize=["group", "first_site"])
@@ -77,6 +78,7 @@ def expand_kernel(
     entries = records_ptr + group.to(tl.int64) * records_stride + first_entry
     own = (1 + first_site + site) * RECORD_FIELDS
     SIZE: tl.constexpr = (1 + SITES) * RECORD_FIELDS
+    NARROW: tl.constexpr = min(COLUMNS, NARROW_COLUMNS)
     first = tl.program_id(1)
     row, rows, members, others = read_tile(entries + first * SIZE, first >= 0)
     entry = read_entry(entries + first * SIZE, own, first >= 0)
@@ -85,12 +87,21 @@ def expand_kernel(
         ids = ids_ptr + row
         if rows > 0:
             if ROWS == 1:
-                for block in tl.static_range(WALKED):
-                    # fmt: off
-                    _add_row(entry, members, entries + others * SIZE, own, ids, y, width, n_start + block * COLUMNS,
-                             arena_ptr, h_ptr, parts, part_stride, SIZE, GATHER, RANKS, COLUMNS, MOST_PARTS, ALIGN,
-                             EARLY)
-                    # fmt: on
+                _, _, _, _, _, _, scale, bias = entry
+                if members == 1 and scale + bias == 0:
+                    for block in tl.static_range(WALKED):
+                        # fmt: off
+                        _add_row(entry, ids, y, width, n_start + block * COLUMNS, arena_ptr, h_ptr, parts, part_stride,
+                                 GATHER, RANKS, COLUMNS, MOST_PARTS, ALIGN, EARLY)
+                        # fmt: on
+                else:
+                    if EARLY:
+                        wait()
+                    for n0 in range(n_start, n_start + COLUMNS * WALKED, NARROW):
+                        # fmt: off
+                        _add_mixed_row(entry, members, entries + others * SIZE, own, ids, y, width, n0, arena_ptr,
+                                       h_ptr, parts, part_stride, SIZE, GATHER, RANKS, NARROW, MOST_PARTS, ALIGN)
+                        # fmt: on
             else:
                 if EARLY:
                     wait()
@@ -114,6 +125,43 @@ def _pick(index: tl.tensor, v0: tl.tensor, v1: tl.tensor, v2: tl.tensor, v3: tl.
 @triton.jit
 def _add_row(
     entry: tl.tensor,
+    ids_ptr: tl.tensor,
+    y_ptr: tl.tensor,
+    width: tl.tensor,
+    n_start: tl.tensor,
+    arena_ptr: tl.tensor,
+    h_ptr: tl.tensor,
+    parts: tl.tensor,
+    part_stride: tl.tensor,
+    GATHER: tl.constexpr,
+    RANKS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    MOST_PARTS: tl.constexpr,
+    ALIGN: tl.constexpr,
+    EARLY: tl.constexpr,
+) -> None:
+    """y[n] for one row of one adapter. y and the first of B are on their way before h is waited for."""
+    n = n_start + tl.arange(0, COLUMNS)
+    n_mask = n < width
+    _, _, _, rank, _, b_offset, _, _ = entry
+    y_mask = n < tl.where(rank > 0, width, 0)  # what is left alone is not read
+    old = tl.load(y_ptr + n, mask=y_mask, other=0.0)
+    b_ptr = arena_ptr + aligned(b_offset, ALIGN)
+    r = tl.arange(0, RANKS)
+    b = load_b(b_ptr, r, rank, n, n_mask, width)
+    if EARLY:
+        wait()
+    h = _row_of_h(entry, 0, ids_ptr, arena_ptr, h_ptr, parts, part_stride, GATHER, RANKS, MOST_PARTS)
+    acc = tl.sum(h[:, None] * b.to(tl.float32), 0)
+    for r0 in range(RANKS, rank, RANKS):
+        h = _row_of_h(entry, r0, ids_ptr, arena_ptr, h_ptr, parts, part_stride, GATHER, RANKS, MOST_PARTS)
+        acc += tl.sum(h[:, None] * load_b(b_ptr, r0 + r, rank, n, n_mask, width).to(tl.float32), 0)
+    tl.store(y_ptr + n, (old.to(tl.float32) + acc).to(y_ptr.dtype.element_ty), mask=y_mask)
+
+
+@triton.jit
+def _add_mixed_row(
+    entry: tl.tensor,
     members: tl.tensor,
     others: tl.tensor,
     own: tl.tensor,
@@ -131,36 +179,29 @@ def _add_row(
     COLUMNS: tl.constexpr,
     MOST_PARTS: tl.constexpr,
     ALIGN: tl.constexpr,
-    EARLY: tl.constexpr,
 ) -> None:
-    """y[n] for one row. y and the first of B are on their way before h is waited for."""
+    """y[n] for one row, whatever it has: mixtures, scales and biases."""
     n = n_start + tl.arange(0, COLUMNS)
     n_mask = n < width
-    _, _, _, rank, _, b_offset, scale, bias = entry
-    y_mask = n < tl.where(members - 1 + rank + scale + bias > 0, width, 0)  # what is left alone is not read
-    old = tl.load(y_ptr + n, mask=y_mask, other=0.0)
     r = tl.arange(0, RANKS)
-    b = load_b(arena_ptr + aligned(b_offset, ALIGN), r, rank, n, n_mask, width)
-    if EARLY:
-        wait()
-    h = _row_of_h(entry, 0, ids_ptr, arena_ptr, h_ptr, parts, part_stride, GATHER, RANKS, MOST_PARTS)
-    acc = tl.sum(h[:, None] * b.to(tl.float32), 0)
+    acc = tl.zeros((COLUMNS,), tl.float32)
     scales = tl.zeros((COLUMNS,), tl.float32)
-    done = RANKS  # ranks of the entry
+    touched = tl.zeros((), tl.int64)
     for index in range(members):
         weight, _h_width, _a, rank, _place, b_offset, scale, bias = entry
         b_ptr = arena_ptr + aligned(b_offset, ALIGN)
-        for r0 in range(done, rank, RANKS):
+        for r0 in range(0, rank, RANKS):
             h = _row_of_h(entry, r0, ids_ptr, arena_ptr, h_ptr, parts, part_stride, GATHER, RANKS, MOST_PARTS)
             acc += tl.sum(h[:, None] * load_b(b_ptr, r0 + r, rank, n, n_mask, width).to(tl.float32), 0)
         if scale > 0:
             scales += weight * load_row(arena_ptr + aligned(scale - 1, ALIGN), n, n_mask)
         if bias > 0:
             acc += weight * load_row(arena_ptr + aligned(bias - 1, ALIGN), n, n_mask)
-        done = 0
+        touched += rank + scale + bias
         entry = read_entry(others + index * SIZE, own, members > index + 1)
-    old = old.to(tl.float32)
-    tl.store(y_ptr + n, (old + (old * scales + acc)).to(y_ptr.dtype.element_ty), mask=y_mask)
+    mask = n < tl.where(touched > 0, width, 0)
+    old = tl.load(y_ptr + n, mask=mask, other=0.0).to(tl.float32)
+    tl.store(y_ptr + n, (old + (old * scales + acc)).to(y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -183,6 +224,6 @@ def _row_of_h(
         row = arena_ptr + a + tl.load(ids_ptr) * h_width + place
         return tl.load(row + r, mask=r < rank, other=0.0).to(tl.float32) * weight
     p = tl.arange(0, MOST_PARTS)[:, None]
-    places = h_ptr + place + p.to(tl.int64) * part_stride + r[None, :]
+    places = h_ptr + place + (p * part_stride + r[None, :])
     there = tl.load(places, mask=(p < parts) & (r < rank)[None, :], other=0.0, cache_modifier=".cg")
     return tl.sum(there, 0)

@@ -7,32 +7,48 @@ import torch
 from .designs import Design
 
 _EARLY_FROM = 9  # compute capability: programmatic dependent launch
-_REGISTERS = 65536 // 4  # of a multiprocessor, for each of four programs
+_REGISTERS = 65536  # of a multiprocessor
+_HOPPER = 9
 
 
 def is_nvidia(device: torch.device) -> bool:
     return device.type == "cuda" and not torch.version.hip
 
 
-def starts_early(device: torch.device) -> bool:
+def capability_of(device: torch.device) -> int | None:
+    """The major one; None where it is no GPU of NVIDIA's."""
+    return torch.cuda.get_device_capability(device)[0] if is_nvidia(device) else None
+
+
+def starts_early(capability: int | None) -> bool:
     """Whether a launch may begin before the one ahead has ended."""
-    return is_nvidia(device) and torch.cuda.get_device_capability(device)[0] >= _EARLY_FROM
+    return capability is not None and capability >= _EARLY_FROM
 
 
-def shrink_options(design: Design, alignment: int, *, early: bool) -> dict[str, Any]:
+def shrink_options(design: Design, alignment: int, *, part: int, early: bool) -> dict[str, Any]:
+    """part: input features of a block."""
     shrink = design.shrink
     return {
         "ROWS": design.rows,
         "RANKS": shrink.ranks,
         "STEP": shrink.step,
+        "WHOLE": part <= shrink.step,
         **_common(alignment, shrink.warps, shrink.stages, early=early),
     }
 
 
-def expand_options(design: Design, alignment: int, *, early: bool, nvidia: bool) -> dict[str, Any]:
-    """Registers are given in so far as programs still have as many bytes under way as the memory needs."""
+def expand_options(
+    design: Design, alignment: int, *, early: bool, capability: int | None, plain: bool
+) -> dict[str, Any]:
+    """Registers are given in so far as programs still have as many bytes under way as the memory needs.
+
+    Those are four programs of a multiprocessor; six, where single rows need no more registers than that. plain: in 16
+    bits, and behind a shrink.
+    """
     expand = design.expand
-    limit = {"maxnreg": min(max(_REGISTERS // (32 * expand.warps), 128), 255)} if nvidia else {}
+    programs = 6 if plain and design.rows == 1 and capability == _HOPPER else 4
+    most = _REGISTERS // (programs * 32 * expand.warps) // 8 * 8
+    limit = {} if capability is None else {"maxnreg": min(max(most, 128), 255)}
     return {
         "ROWS": design.rows,
         "RANKS": expand.ranks,

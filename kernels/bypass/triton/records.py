@@ -72,9 +72,7 @@ def load_b(
     b_ptr: tl.tensor, r: tl.tensor, rank: tl.tensor, n: tl.tensor, n_mask: tl.tensor, width: tl.tensor
 ) -> tl.tensor:
     """Ranks r and columns n of B, (rank, width) row-major; 0 beyond them."""
-    return tl.load(
-        b_ptr + r[:, None].to(tl.int64) * width + n[None, :], mask=(r < rank)[:, None] & n_mask[None, :], other=0.0
-    )
+    return tl.load(b_ptr + r[:, None] * width + n[None, :], mask=(r < rank)[:, None] & n_mask[None, :], other=0.0)
 
 
 @triton.jit

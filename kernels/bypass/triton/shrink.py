@@ -32,14 +32,15 @@ def shrink_kernel(
     ROWS: tl.constexpr,
     RANKS: tl.constexpr,
     STEP: tl.constexpr,
+    WHOLE: tl.constexpr,
     ALIGN: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
     """x: (rows, in_features) with row stride x_stride, of the arena's type. h: fp32, (parts, part_stride).
 
     Programs are (parts, units), and go on with the unit as many further on as there are programs. part: features of a
-    block, a multiple of STEP, which are summed at a time. ROWS: most rows of a unit; 1: sums of products, all loads of
-    a step at once. ALIGN: all offsets of factors are multiples of so many elements.
+    block, a multiple of STEP, which are summed at a time; no more than those if WHOLE. ROWS: most rows of a unit; 1:
+    sums of products, all loads of a step at once. ALIGN: all offsets of factors are multiples of so many elements.
     """
     k_start = tl.program_id(0) * part
     k_end = tl.minimum(k_start + part, in_features)
@@ -54,7 +55,7 @@ def shrink_kernel(
         if rows > 0:
             out = h_ptr + place
             if ROWS == 1:
-                _shrink_row(x, a_ptr, out, in_features, k_start, k_end, ranks, weight, RANKS, STEP, EARLY)
+                _shrink_row(x, a_ptr, out, in_features, k_start, k_end, ranks, weight, RANKS, STEP, WHOLE, EARLY)
             else:
                 if EARLY:
                     wait()
@@ -79,6 +80,7 @@ def _shrink_row(
     weight: tl.tensor,
     RANKS: tl.constexpr,
     STEP: tl.constexpr,
+    WHOLE: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
     r = tl.arange(0, RANKS)
@@ -90,11 +92,12 @@ def _shrink_row(
         wait()
     x = tl.load(x_ptr + k, mask=k < k_end, other=0.0)
     sums = a.to(tl.float32) * x.to(tl.float32)[None, :]
-    for k0 in range(k_start + STEP, k_end, STEP):
-        k = k0 + tl.arange(0, STEP)
-        a = tl.load(a_rows + k[None, :], mask=r_mask[:, None] & (k < k_end)[None, :], other=0.0)
-        x = tl.load(x_ptr + k, mask=k < k_end, other=0.0)
-        sums += a.to(tl.float32) * x.to(tl.float32)[None, :]
+    if not WHOLE:
+        for k0 in range(k_start + STEP, k_end, STEP):
+            k = k0 + tl.arange(0, STEP)
+            a = tl.load(a_rows + k[None, :], mask=r_mask[:, None] & (k < k_end)[None, :], other=0.0)
+            x = tl.load(x_ptr + k, mask=k < k_end, other=0.0)
+            sums += a.to(tl.float32) * x.to(tl.float32)[None, :]
     tl.store(out_ptr + r, tl.sum(sums, 1) * weight, mask=r_mask)
 
 
