@@ -24,7 +24,8 @@ from torch import fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PretrainedConfig
 
-from peftserve.kernels.bypass.triton.backend import MAX_SITES
+from peftserve.kernels.bypass.triton.expand import MAX_SITES
+from peftserve.kernels.integers import cdiv
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
 from peftserve.server.engine.model.callouts import Call
@@ -137,7 +138,8 @@ def _of_call(hooks: Any, traced: TracedModel, part: Part) -> Counter[str]:
     if isinstance(call.owner, str):
         group = hooks._groups[hooks._places[call.owner][0]]
         products = 1 if group.fused is not None else len(group.members)
-        bypasses = 1 if hooks.room_behind(call.owner) else -(-len(group.members) // MAX_SITES)
+        expands = cdiv(len(group.members), MAX_SITES)
+        bypasses = 1 if hooks.room_behind(call.owner) else 1 + expands  # shrink, and expands
         return Counter(products=products, bypasses=bypasses)
     if is_experts(call.owner):
         return Counter(experts=_operators_of(call, part))

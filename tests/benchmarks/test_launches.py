@@ -81,7 +81,7 @@ def test_a_layer_of_llama(launches: ModuleType) -> None:
     found = launches.launches(launches.transformers.LlamaConfig(**SMALL))
     assert (found.layer["products"], found.layer["attention"], found.layer["pieces"]) == (4, 1, 4)
     assert found.of_layer == 9
-    assert found.layer["bypasses"] == 4
+    assert found.layer["bypasses"] == 8
     assert found.num_layers == 3
     assert found.step["products"] == 3 * 4 + 2, "the embedding and the head as well"
     assert found.besides == found.step["pieces"] - 3 * 4 + 2

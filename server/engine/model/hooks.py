@@ -293,7 +293,7 @@ class _Siblings:
 
     def _add_bypasses(self, x: torch.Tensor, sites: Sequence[torch.Tensor | None]) -> None:
         """sites: (rows, out_features) of each module, changed in place; None for those to leave alone."""
-        if self.columns is not None and self.columns.whole:
+        if self._all_in_columns:
             return
         rows = _flat(x)
         if rows.is_floating_point() or not self.plans:
@@ -308,12 +308,17 @@ class _Siblings:
 
     def _start(self, x: torch.Tensor, active: bool) -> None:
         """Of the bypasses, what may run beside the base's products of the same input."""
-        if active and not self.plans:
+        if active and not self.plans and not self._all_in_columns:
             self._backend.start(self._index, _flat(x))
 
     @property
+    def _all_in_columns(self) -> bool:
+        """Whether this product gives all bypasses of the step's adapters."""
+        return self.columns is not None and self.columns.whole
+
+    @property
     def _in_columns(self) -> bool:
-        """Whether the step's adapters have some of their bypasses in this product."""
+        """Whether it gives some of them."""
         return self.columns is not None and self.columns.active
 
     def _product(self, x: torch.Tensor, active: bool) -> torch.Tensor | None:
