@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from peftserve.kernels.bypass.triton.backend import TritonBypass
+from peftserve.kernels.bypass.triton.choice import choice_for
 from peftserve.kernels.bypass.triton.designs import Design
-from peftserve.kernels.bypass.triton.plan import ByRows
 
 from .kernels.ours import attach_all
 from .kernels.steps import SHAPES, Scenario, Step, make_step
@@ -57,14 +57,18 @@ def with_bypasses(layers: Layers, bypass: TritonBypass) -> None:
         bypass.add_(index, x, y)
 
 
-class Altered(ByRows):
-    """The usual designs, but for some of their fields."""
+class Altered:
+    """The designs that a server would choose, but for some of their fields."""
 
-    def __init__(self, **fields: bool) -> None:
+    def __init__(self, step: Step, **fields: bool) -> None:
+        self._choice = choice_for(step.arena, step.groups)
         self._fields = fields
 
     def design(self, rows: int, segments: Sequence[int], rank: int, width: int) -> Design:
-        return replace(super().design(rows, segments, rank, width), **self._fields)
+        return replace(self._choice.design(rows, segments, rank, width), **self._fields)
+
+    def all_designs(self) -> list[Design]:
+        return [replace(design, **self._fields) for design in self._choice.all_designs()]
 
 
 def contestants(step: Step) -> dict[str, Callable[[], None]]:
@@ -72,7 +76,7 @@ def contestants(step: Step) -> dict[str, Callable[[], None]]:
 
     def made(run: Callable[[Layers, TritonBypass], None], **fields: bool) -> Callable[[], None]:
         slots, rows = len(step.adapters), step.scenario.tokens
-        backend = TritonBypass(step.arena, step.groups, max_slots=slots, max_rows=rows, choice=Altered(**fields))
+        backend = TritonBypass(step.arena, step.groups, max_slots=slots, max_rows=rows, choice=Altered(step, **fields))
         attach_all(backend, step)
         return captured(lambda: run(layers, backend), "cuda")
 

@@ -65,7 +65,7 @@ class Operators(TorchDispatchMode):
 class Bench:
     def __init__(self, kind: type[TorchBypass] | type[TritonBypass]) -> None:
         self.arena = torch.full((1 << 14,), float("nan"))
-        limits = {} if kind is TorchBypass else {"max_slots": 4, "max_rows": 16, "num_programs": 1}
+        limits = {} if kind is TorchBypass else {"max_slots": 4, "max_rows": 16}
         backend = kind(self.arena, SITES.groups, **limits)
         modules = {name: nn.Linear(WIDTH, WIDTH) for name in SITES.places}
         side = SideOps(dict.fromkeys(SITES.places, Rows.TOKENS))
