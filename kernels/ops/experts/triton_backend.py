@@ -46,7 +46,7 @@ class Blocks:
 
 
 FEW_ROWS = Blocks(block_m=16, block_k=256, block_n=256)
-MANY_ROWS = Blocks(block_m=32, block_k=64, block_n=64, stages=3)
+MANY_ROWS = Blocks(block_m=32, block_k=64, block_n=128, stages=3)
 
 
 class Units(NamedTuple):
