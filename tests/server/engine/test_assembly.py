@@ -15,7 +15,7 @@ from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine, assembly
 from peftserve.server.engine import engine as engine_module
 from peftserve.server.engine.model import compiled as compiled_module
-from peftserve.server.engine.model.hooks import _Siblings
+from peftserve.server.engine.model.siblings import Siblings
 from peftserve.server.wire.messages import AddRequest, ModelInfo, SamplingParams
 
 
@@ -48,15 +48,15 @@ def test_a_model_that_cannot_take_parts_gets_products_of_its_own(
     model: str, wanted: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As one whose code wants adjoining elements: its first pass fails."""
-    base = _Siblings._product
+    base = Siblings._product
 
-    def refuse(self: _Siblings, *args: Any) -> Any:
+    def refuse(self: Siblings, *args: Any) -> Any:
         if self.fused is not None:
             raise RuntimeError("view size is not compatible with input tensor's size and stride")
         return base(self, *args)
 
     monkeypatch.setattr(assembly, "fused_rows", lambda device: None)
-    monkeypatch.setattr(_Siblings, "_product", refuse)
+    monkeypatch.setattr(Siblings, "_product", refuse)
     assert_serves(model, wanted)
     assert "one by one: view size is not compatible" in caplog.text
 
