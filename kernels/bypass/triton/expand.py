@@ -19,7 +19,6 @@ from .expand_tile import add_tile
 from .records import RECORD_FIELDS, aligned, load_b, load_row, read_entry, read_tile, wait
 
 MAX_SITES = 4  # of one launch
-NARROW_COLUMNS = tl.constexpr(128)  # of a row with more than one adapter: as many as take no more registers
 
 
 @triton.jit(do_not_specialize=["group", "first_site"])
@@ -52,6 +51,7 @@ def expand_kernel(
     ROWS: tl.constexpr,
     RANKS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    NARROW: tl.constexpr,
     WALKED: tl.constexpr,
     STAGES: tl.constexpr,
     MOST_PARTS: tl.constexpr,
@@ -63,6 +63,7 @@ def expand_kernel(
     ids: (rows,) int64 if GATHER. h: fp32, (parts, part_stride), of at most MOST_PARTS parts. Programs are (blocks of
     columns over all sites, tiles), and go on with the tile as many further on as there are programs.
     SITES: of a record.
+    NARROW: columns at a time, of single rows with more than one adapter, scales or biases.
     """
     piece = tl.program_id(0)
     end0 = tl.cdiv(width0, COLUMNS * WALKED)
@@ -78,7 +79,6 @@ def expand_kernel(
     entries = records_ptr + group.to(tl.int64) * records_stride + first_entry
     own = (1 + first_site + site) * RECORD_FIELDS
     SIZE: tl.constexpr = (1 + SITES) * RECORD_FIELDS
-    NARROW: tl.constexpr = min(COLUMNS, NARROW_COLUMNS)
     first = tl.program_id(1)
     row, rows, members, others = read_tile(entries + first * SIZE, first >= 0)
     entry = read_entry(entries + first * SIZE, own, first >= 0)

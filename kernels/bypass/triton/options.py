@@ -9,6 +9,7 @@ from .designs import Design
 _EARLY_FROM = 9  # compute capability: programmatic dependent launch
 _REGISTERS = 65536  # of a multiprocessor
 _HOPPER = 9
+_NARROW = 128  # columns, that take no more registers than all of a row with one adapter
 
 
 def is_nvidia(device: torch.device) -> bool:
@@ -53,6 +54,7 @@ def expand_options(
         "ROWS": design.rows,
         "RANKS": expand.ranks,
         "COLUMNS": expand.columns,
+        "NARROW": min(expand.columns, _NARROW),
         "WALKED": expand.walked,
         "STAGES": expand.stages,
         **_common(alignment, expand.warps, expand.stages, early=early),
