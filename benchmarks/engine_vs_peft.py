@@ -110,7 +110,7 @@ def make_report(speeds: dict[str, list[float]], work: Work, dtype: str) -> dict[
         for name, (top, bottom) in RATIOS.items()
     }
     return {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", "-m", "benchmarks.engine_vs_peft", *sys.argv[1:]]),
         "machine": machine() | {"threads": torch.get_num_threads(), "gpu": gpu()},
         "work": vars(work) | {"dtype": dtype},
         "tokens_per_second": {name: _spread(values) for name, values in speeds.items()},
