@@ -3,8 +3,8 @@
     python -m benchmarks.host_step [--before CHECKOUT] [--sequences 16 64 256] [--adapters 0 64] [--out FILE.json]
 
 The engine of `host_subject.py`: the sites of Llama-3.1-8B, 32 layers of them, and adapters of rank 16 on all linears.
-CHECKOUT: an older one, whose engine takes turns with this one's, so that both meet the same neighbours: the ratios are
-medians of those within a round.
+CHECKOUT: an older one, with rooms in kernels/, whose engine takes turns with this one's, so that both meet the same
+neighbours: the ratios are medians of those within a round.
 """
 
 import argparse

@@ -44,14 +44,13 @@ MULTIPROCESSORS = 132
 WIDTH = 4096  # of the model that is stood for
 HEAD_DIM = 128
 TWO_LAUNCHES = hasattr(TritonBypass, "lead_in")  # or one of as many programs as run at once, as older checkouts do
-CHOOSES_IN_LAUNCH = hasattr(completion, "Step")  # or when the step before has been collected, as older engines do
 PHASES: Mapping[str, tuple[type[Any], str]] = {
     "schedule": (Scheduler, "schedule"),
     "attention": (TritonAttention, "begin"),
     "bypass": (Attachments, "begin"),
     "graph": (DecodeGraphs, "run"),
     "launch": (Pipeline, "_launch"),
-    "sample": (completion.Step, "launched") if CHOOSES_IN_LAUNCH else (Pipeline, "_sample"),
+    "sample": (completion.Step, "launched"),
     "collect": (Pipeline, "_collect"),
     "all": (Engine, "step"),
 }
@@ -79,7 +78,7 @@ class Timers:
     def take(self) -> dict[str, float]:
         """What has been spent since the last call. inputs: what a launch takes beside its other phases."""
         spent, self.spent = self.spent, dict.fromkeys(PHASES, 0.0)
-        nested = ("attention", "bypass", "graph", *(["sample"] if CHOOSES_IN_LAUNCH else []))
+        nested = ("attention", "bypass", "graph", "sample")
         return {**spent, "inputs": spent["launch"] - sum(spent[phase] for phase in nested)}
 
 
@@ -120,10 +119,10 @@ def fake_device() -> None:
 
 
 def _attention(layers: Any, page_size: int, dtype: Any, device: Any, limits: Any, *args: Any) -> Any:
-    """args: the step's memory, which older checkouts do not have, and bytes to spare."""
+    """args: the step's memory, and bytes to spare."""
     wide = [replace(layer, key_dim=HEAD_DIM, value_dim=HEAD_DIM) for layer in layers]
-    options = {"num_programs": 4 * MULTIPROCESSORS, **({"memory": args[0]} if len(args) > 1 else {})}
-    return TritonAttention(wide, page_size, dtype, device, limits, **options)
+    programs = 4 * MULTIPROCESSORS
+    return TritonAttention(wide, page_size, dtype, device, limits, num_programs=programs, memory=args[0])
 
 
 def _bypass(arena: torch.Tensor, groups: Any, **limits: Any) -> TritonBypass:

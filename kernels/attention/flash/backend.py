@@ -10,6 +10,7 @@ from typing import Any
 import numpy.typing as npt
 import torch
 
+from ...device.copies import sent
 from ..layout import AttentionLayer, Span
 from ..triton.backend import TritonAttention
 from .calls import Flash, Packed
@@ -94,9 +95,7 @@ class MixedAttention:
         return Packed(ends, key_ends, plan.most_rows, plan.most_keys), places
 
     def _tensor(self, array: npt.NDArray[Any]) -> torch.Tensor:
-        host = torch.from_numpy(array)
-        device = self._gathered.device
-        return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
+        return sent(array, self._gathered.device)
 
 
 def _by_rows(tensor: torch.Tensor) -> torch.Tensor:

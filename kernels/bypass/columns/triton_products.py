@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ...device.copies import pinned, sent
 from ...integers import cdiv, round_up
 from ..layout import Segment
 from ..torch.factors import Factors
@@ -85,12 +86,12 @@ class TritonColumns:
         if any((form[group][1] % ALIGNMENT).any() for form, _ in held.values() for group in form):
             self._align = 1
         if jobs:
-            self._table.copy_(self._pinned(self._fields.copy()), non_blocking=True)
+            self._table.copy_(pinned(self._fields.copy(), self._arena.device), non_blocking=True)
             self._store(jobs)
 
     def _store(self, jobs: Sequence[tuple[int, int, int]]) -> None:
         """jobs: as in the kernel's list."""
-        table = self._pinned(np.array(jobs, dtype=np.int64)).to(self._arena.device, non_blocking=True)
+        table = sent(np.array(jobs, dtype=np.int64), self._arena.device)
         store_kernel[(len(jobs), cdiv(self._rows, STORE.blocks["BLOCK_N"]))](
             self._arena,
             self._table,
@@ -105,7 +106,7 @@ class TritonColumns:
         """Of rows beyond the segments, runs say that they are nobody's."""
         runs, weights = _runs(segments, max(held, default=0) + 1)
         both = np.concatenate([runs, weights.view(np.int32).ravel()])
-        there = self._pinned(both).to(self._arena.device, non_blocking=True)
+        there = sent(both, self._arena.device)
         self._runs = there[: len(runs)]
         self._step_weights = there[len(runs) :].view(torch.float32).view(weights.shape)
 
@@ -139,11 +140,6 @@ class TritonColumns:
         if self._align == 1 or self._arena.dtype == torch.float32:
             return FILL_PLAIN
         return FILL_SHORT if rows < SHORT_STEP else FILL
-
-    def _pinned(self, array: npt.NDArray[Any]) -> torch.Tensor:
-        """torch's host allocator hands the memory out again only when the copy from it is done."""
-        tensor = torch.from_numpy(array)
-        return tensor.pin_memory() if self._arena.is_cuda else tensor
 
 
 def _columns(factors: Factors) -> Columns:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...device.copies import sent
 from ...device.side_stream import SideStream
 from ...device.step_memory import StepMemory
 from ...integers import cdiv
@@ -142,9 +143,9 @@ class TritonBypass:
     def _own_memory(self) -> Memory:
         plan, device = self._plan, self._arena.device
         listed = plan.listed(len(self._groups))
-        flat = self._slots.pinned(np.concatenate([listed.headers, listed.lists]).ravel())
+        flat = sent(np.concatenate([listed.headers, listed.lists]).ravel(), device)
         records = records_for(len(self._groups), plan.most_units, plan.most_entries, self._sites, device)
-        return Memory(flat.to(device, non_blocking=True), *records, self._fixed.h.new_empty(max(plan.h_size, 1)))
+        return Memory(flat, *records, self._fixed.h.new_empty(max(plan.h_size, 1)))
 
     def lead_in(self) -> None:
         """Write where the step's work finds its factors.
@@ -224,15 +225,17 @@ class TritonBypass:
         return [kernel for shape in self._plan.shapes for kernel in self._compile(shape, design)]
 
     def _compile(self, shape: Group, design: Design) -> list[Any]:
-        """Launch a group of that shape without work, as the first of a step and as a later one."""
+        """Launch a group of that shape without work, as the first of a step, as a later one, and behind `start`."""
         zeros, kernels = self._arena.new_zeros, list[Any]()
         headers = zeros(len(self._groups) * RECORD_FIELDS, dtype=torch.int32)
         self._own = self._fixed.memory_with(headers)
         launches = self._plan.launches_for(shape, design, units=1, tiles=1)
         x = zeros(1, dtype=torch.int64) if shape.gather else zeros(1, shape.in_features)
         outputs = [zeros(1, out) for out in shape.out_features]
-        for self._led_in in (True, False):
-            kernels += self._add(self._groups.index(shape), x, outputs, launches)
+        group = self._groups.index(shape)
+        for self._led_in, started in ((True, set()), (False, set()), (False, {group})):
+            self._started |= started
+            kernels += self._add(group, x, outputs, launches)
         self._work = self._own = None
         return [kernel for kernel in kernels if kernel is not None]
 

@@ -21,7 +21,7 @@ from .model import MEMORY_BOUND_ROWS, Device, Share, expand_takes, seconds, shri
 
 FOLDER = Path(__file__).with_name("tuned")
 UNKNOWN_RANK = 16  # what launches are for that are captured before anyone knows the adapters
-MOST_PARTS = 16  # that expand sums, in tiles of several rows
+USUAL_BANDWIDTH = 2e12  # bytes a second, of a GPU whose driver does not say how fast its memory is
 MARGIN = 1.07  # half of what the model explains is explained as closely
 REACHED = 0.89  # of a memory's bandwidth, by a plain read: 0.88 to 0.91 on H100 and H200
 MOST_REGISTERS = 255
@@ -102,7 +102,7 @@ class Tuning:
 
     def _suiting(self, width: int) -> Sequence[Design]:
         """Those whose partial sums expand takes; where there are none, shrink's parts become larger."""
-        there = [design for design in self._pool if design.rows == 1 or cdiv(width, design.shrink.part) <= MOST_PARTS]
+        there = [d for d in self._pool if d.rows == 1 or cdiv(width, d.shrink.part) <= d.most_parts]
         return there or self._pool
 
 
@@ -134,7 +134,7 @@ def device_of(device: torch.device) -> Device:
     registers: int = getattr(p, "regs_per_multiprocessor", 65536)  # torch's own annotations lack it
     return Device(
         p.multi_processor_count,
-        REACHED * get_dram_gbps(device.index or 0) * 1e9,
+        REACHED * get_dram_gbps(device.index or 0) * 1e9 or USUAL_BANDWIDTH,
         registers=registers,
         shared=getattr(p, "shared_memory_per_block_optin", p.shared_memory_per_multiprocessor),
         threads=p.max_threads_per_multi_processor,

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+MOST_PARTS = {"tiles": 16, "rows": 128}
+"""Parts of shrink that expand sums, of tiles of several rows and of single ones."""
+
 
 @dataclass(frozen=True)
 class Shrink:
@@ -44,6 +47,10 @@ class Design:
     expand: Expand
     early: bool = False
     beside: bool = False
+
+    @property
+    def most_parts(self) -> int:
+        return MOST_PARTS["tiles" if self.rows > 1 else "rows"]
 
 
 def rows_apart() -> Design:

@@ -11,9 +11,8 @@ from ..layout import Group
 from ..worklist import RECORD_FIELDS, h_elements
 
 MIXED_RANK = 64  # of a site: up to which there is memory for adapters in mixtures of many
-MOST_LISTED_ROWS = (
-    512  # steps of more rows, of as many adapters, take so long that their lists may be made for them alone
-)
+MOST_LISTED_ROWS = 512
+"""Steps of more rows, of as many adapters, take so long that their lists may be made for them alone."""
 _LEAST_RANKS = 16  # of a unit
 _MIXED = 4  # adapters that work on each of the listed rows
 _ALIGNMENT = 16  # elements, of what triton compiles for

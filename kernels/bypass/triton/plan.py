@@ -21,7 +21,6 @@ FEWEST_SHARING = 3  # rows of an adapter, on average, from which on tiles of sev
 MOST_PROGRAMS = 4096  # of a captured launch, for work that few steps have; 1,000 beyond the work cost 1 us
 _MOST_GRID = 65535  # CUDA's, of a grid's second dimension
 _USUAL_RANK, _LARGE_RANK = 16, 64  # of a site, for which captured launches have programs, and have them if not too many
-_MOST_PARTS = {True: 16, False: 128}  # that expand sums, for tiles of several rows and for single ones
 
 
 class Choice(Protocol):
@@ -180,7 +179,7 @@ class BypassPlan:
 
     def launches_for(self, shape: Group, design: Design, units: int = 0, tiles: int = 0, h_size: int = 0) -> Launches:
         """h_size: of one part; where there is little room for so much, there are fewer parts."""
-        shrink, most = design.shrink, _MOST_PARTS[design.rows > 1]
+        shrink, most = design.shrink, design.most_parts
         room = max(1, min(most, self._h_elements // max(part_of_h(h_size), 1)))
         usual = max(shrink.part, round_up(cdiv(shape.in_features, most), shrink.step))
         part = max(usual, round_up(cdiv(shape.in_features, room), shrink.step))

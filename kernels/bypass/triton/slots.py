@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ...device.copies import pinned
 from ...integers import round_up
 from ..layout import BlobLayout, Group, GroupLayout
 
@@ -53,7 +54,7 @@ class SlotTable:
             works[index] = entry.rank > 0 or {*entry.scales, *entry.biases} - {None} != set()
         offsets = {base, *(offset for entry in layout.values() for offset in (entry.a, *entry.b))}
         aligned = not any(offset % ALIGNMENT for offset in offsets)
-        return SlotRow(self.pinned(fields), ranks, works, ALIGNMENT if aligned else 1)
+        return SlotRow(pinned(fields, self.table.device), ranks, works, ALIGNMENT if aligned else 1)
 
     def attach(self, slot: int, row: SlotRow) -> None:
         self.ranks[:, slot], self.works[:, slot] = row.ranks, row.works
@@ -63,11 +64,6 @@ class SlotTable:
     def detach(self, slot: int) -> None:
         self.table[slot].zero_()
         self.ranks[:, slot], self.works[:, slot] = 0, False
-
-    def pinned(self, array: npt.NDArray[np.generic]) -> torch.Tensor:
-        """torch's host allocator hands the memory out again only when the copy from it is done."""
-        tensor = torch.from_numpy(array)
-        return tensor.pin_memory() if self.table.is_cuda else tensor
 
 
 def _fields(base: int, layout: GroupLayout) -> list[int]:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ...device.copies import sent
 from ...device.occupancy import multiprocessors
 from ...integers import cdiv, round_up
 from ..formulas import Op
@@ -270,8 +271,7 @@ def _copied(arrays: Sequence[npt.NDArray[Any]], device: torch.device) -> list[to
     memory = np.zeros(int(starts[-1]), dtype=np.uint8)
     for start, array in zip(starts, arrays, strict=False):
         memory[start : start + array.nbytes] = array.reshape(-1).view(np.uint8)
-    host = torch.from_numpy(memory)
-    there = (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)
+    there = sent(memory, device)
     return [
         there[start : start + array.nbytes].view(torch.from_numpy(array).dtype).view(array.shape)
         for start, array in zip(starts.tolist(), arrays, strict=False)

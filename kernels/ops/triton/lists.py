@@ -16,6 +16,7 @@ import torch
 
 from ...bypass.layout import Segment
 from ...bypass.worklist import cut
+from ...device.copies import sent
 from ...integers import Ints
 from ..batches import Span
 
@@ -71,8 +72,6 @@ class PlanLists:
         return self._arenas[dtype]
 
     def send(self) -> None:
-        """In one copy, which torch's host allocator keeps what it reads for."""
+        """In one copy."""
         if self._records:
-            flat = torch.from_numpy(np.concatenate(self._records))
-            pinned = flat.pin_memory() if self._device.type == "cuda" else flat
-            self.there = pinned.to(self._device, non_blocking=True)
+            self.there = sent(np.concatenate(self._records), self._device)

@@ -8,7 +8,6 @@ import torch
 from peftserve.kernels.bypass.layout import Group
 from peftserve.kernels.bypass.triton.choice import (
     MARGIN,
-    MOST_PARTS,
     Row,
     Tuning,
     choice_for,
@@ -45,7 +44,7 @@ def test_what_is_chosen_is_the_models_best_of_those_that_fit() -> None:
     assert [seconds for seconds, _ in ranked] == sorted(seconds for seconds, _ in ranked)
     near = [design for seconds, design in ranked if seconds <= MARGIN * ranked[0][0]]
     assert tuning.design(256, [4] * 64, 16, 14336) == min(near, key=candidates().index)
-    assert all(design.rows == 1 or 14336 / design.shrink.part <= MOST_PARTS for _, design in ranked)
+    assert all(design.rows == 1 or 14336 / design.shrink.part <= design.most_parts for _, design in ranked)
     assert any(design.shrink.part == 256 for _, design in tuning.ranked(256, 4, 16, 4096))
 
 
