@@ -103,7 +103,7 @@ def make_runner(
     run_largest = partial(run_largest_step, runner, limits, num_pages, config.page_size)
     if not config.enforce_eager:
         if config.compile or not is_host(device):
-            _compile(runner, config, trace)
+            _compile(runner, config, trace, limits.rows)
         _capture_graphs(runner, config, trace, device, run_largest)
     if not is_host(device):  # where it takes milliseconds, and where memory ends suddenly
         run_largest()
@@ -140,12 +140,12 @@ def _most_graph_rows(config: EngineConfig) -> int:
     return min(config.max_running, config.max_batch_tokens)
 
 
-def _compile(runner: ModelRunner, config: EngineConfig, trace: Trace) -> None:
+def _compile(runner: ModelRunner, config: EngineConfig, trace: Trace, most_rows: int) -> None:
     """Where the model and the machine allow it, and it gives what the model gives."""
     if config.store is not None:  # where a second start finds all that was compiled, unless the operator says otherwise
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(config.store.parent / INDUCTOR_CACHE))
     try:
-        runner.compile()
+        runner.compile(max(most_rows, len(trace.logits)))
         check_paged_attention(runner, trace, config.page_size)
     except Exception as error:  # the compiler's own errors share no class
         runner.run_uncompiled()

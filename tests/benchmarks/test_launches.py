@@ -68,6 +68,20 @@ def test_what_is_independent_is_one_launch(gpu_code: ModuleType, monkeypatch: py
     assert gpu_code.num_launches(gpu_code.write(piece)) == 2
 
 
+def test_any_step_fits_the_numbers_that_a_gpu_counts_elements_with(gpu_code: ModuleType) -> None:
+    """Of 32 bits, which inductor assumes to be enough where nobody says how many rows there may be."""
+
+    def wide(ids: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        return (ids[:, None].float() * torch.arange(28672)).cos()
+
+    for most_rows, fits in ((1 << 13, True), (1 << 17, False)):
+        traced = trace_model(nn.Module(), wide, torch.device("cpu"), most_rows)
+        (piece,) = [part for part in cut(traced.graph, lambda node: False) if isinstance(part, Piece)]
+        gpu_code.write(piece)
+        assert not traced.shapes.guards == fits
+        traced.shapes.guards.clear()
+
+
 def test_nothing_of_the_pretended_device_stays(gpu_code: ModuleType) -> None:
     before = torch.cuda.device_count(), torch.cuda.is_available()
     gpu_code.write(piece_of(pointwise))

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.compiler import config as compiler_config
 from tqdm import tqdm
 
 from .callouts import Call
@@ -20,7 +21,7 @@ from .inductor import compile_piece
 from .inputs import StepInputs
 from .program import Program, Run
 from .regions import Assumes
-from .tracing import TracedModel, check_assumptions, trace_model
+from .tracing import MOST_ROWS, TracedModel, check_assumptions, trace_model
 from .widening import widen_inputs
 
 logger = logging.getLogger(__name__)
@@ -35,18 +36,26 @@ class CompiledForward:
     """
 
     def __init__(
-        self, model: nn.Module, forward: Forward, device: torch.device, room: Callable[[Any], int] = lambda _: 0
+        self,
+        model: nn.Module,
+        forward: Forward,
+        device: torch.device,
+        room: Callable[[Any], int] = lambda _: 0,
+        most_rows: int = MOST_ROWS,
     ) -> None:
-        """forward: the model on a step's inputs. room: columns behind the input of a call, by its owner.
+        """forward: the model on a step's inputs. room: columns behind the input of a call, by its owner. most_rows: of
+        any step.
 
         Raises whatever the model raises if more of it than single layers cannot be traced.
         """
-        traced = trace_model(model, lambda ids, positions, rows: forward(StepInputs(ids, positions, rows)), device)
+        traced = trace_model(model, lambda *given: forward(StepInputs(*given)), device, most_rows)
         self.left = traced.left
         self._traced = traced
         widen_inputs(traced, room)
         parts = parts_of(traced)
-        runs = self._compile([part for part in parts if isinstance(part, Piece)])
+        # What is kept on disk does not know of how many rows at most it is.
+        with compiler_config.patch(cache_key_tag=f"at most {most_rows} rows"):
+            runs = self._compile([part for part in parts if isinstance(part, Piece)])
         tensors = {node: traced.tensors[str(node.target)] for node in traced.graph.find_nodes(op="get_attr")}
         (output,) = traced.graph.output_node().args
         assert isinstance(output, fx.Node)

@@ -4,6 +4,7 @@ The number of rows is a symbol. What inductor assumes of it is in the symbols' g
 looks at them in a step.
 """
 
+import warnings
 from copy import deepcopy
 from typing import Any
 
@@ -27,7 +28,14 @@ def compile_piece(piece: Piece) -> Run:
     output.meta["user_visible_output_idxs"] = list(range(len(piece.outputs)))  # which keep the strides they have
     output.meta["original_output_strides"] = [node.meta["val"].stride() for node in piece.outputs]
     fake = detect_fake_mode(piece.examples)
-    with tracing(TracingContext(fake)), V.set_fake_mode(fake), config.patch(_SETTINGS), torch.no_grad():
+    with (
+        tracing(TracingContext(fake)),
+        V.set_fake_mode(fake),
+        config.patch(_SETTINGS),
+        torch.no_grad(),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", "TensorFloat32")  # float32 is to be exact
         code: Any = compile_fx_inner(module, piece.examples, is_inference=True)
     run: Run = code
     return run

@@ -74,12 +74,13 @@ class ModelRunner:
         graphs.capture(self._prepare)
         self._graphs = graphs
 
-    def compile(self) -> None:
-        """Run steps compiled. Raises what `CompiledForward` raises if the model cannot be."""
+    def compile(self, most_rows: int) -> None:
+        """Run steps compiled, of up to `most_rows` rows. Raises what `CompiledForward` raises if the model cannot be."""
         from .compiled import CompiledForward  # not before: to import the compiler takes seconds
 
         self._bypassed = False
-        self._compiled = CompiledForward(self._model, self._forward, self._model.device, self._hooks.room_behind)
+        device, room = self._model.device, self._hooks.room_behind
+        self._compiled = CompiledForward(self._model, self._forward, device, room, most_rows)
 
     def run_uncompiled(self) -> None:
         """From now on, for graphs that are captured as well."""

@@ -13,13 +13,20 @@ from torch import fx, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import ConstantSource
 from torch._subclasses import FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.fx.experimental.symbolic_shapes import (
+    DimDynamic,
+    ShapeEnv,
+    StatelessSymbolicContext,
+    StrictMinMaxConstraint,
+)
+from torch.utils._sympy.value_ranges import ValueRanges
 
 from .alike import counterparts
 from .callouts import Call, Calls, is_call, leaving_calls
 from .regions import Assumes, Layers, Region, attribute, trace
 
 HINT_ROWS, HINT_KEPT = 61, 47  # what loops are laid out for. Odd and different, lest sizes are taken for one another
+MOST_ROWS = 1 << 13  # of a step, unless the caller has others
 
 
 @dataclass
@@ -37,14 +44,18 @@ class TracedModel:
     left: list[str] = field(default_factory=list)
 
 
-def trace_model(model: nn.Module, forward: Callable[..., torch.Tensor], device: torch.device) -> TracedModel:
-    """forward: runs the model on ids, positions and rows.
+def trace_model(
+    model: nn.Module, forward: Callable[..., torch.Tensor], device: torch.device, most_rows: int = MOST_ROWS
+) -> TracedModel:
+    """forward: runs the model on ids, positions and rows. most_rows: of any step. On a GPU, it is what tells inductor
+    that 32 bits are enough to number the elements of a tensor; without a bound it would assume so.
 
     Raises Assumes, or whatever the model raises if more of it than single layers cannot be traced.
     """
     shapes = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
     fake = FakeTensorMode(allow_non_fake_inputs=True, shape_env=shapes)
-    ids, rows = (_integers(fake, name, hint, device) for name, hint in (("ids", HINT_ROWS), ("rows", HINT_KEPT)))
+    lengths = {"ids": HINT_ROWS, "rows": HINT_KEPT}
+    ids, rows = (_integers(fake, name, hint, max(most_rows, HINT_ROWS), device) for name, hint in lengths.items())
     with fake:
         positions = torch.empty_like(ids)
     layers = Layers(model)
@@ -66,9 +77,10 @@ def check_assumptions(shapes: ShapeEnv) -> None:
         raise Assumes(f"it would be for steps with {', '.join(str(guard.expr) for guard in shapes.guards)} only")
 
 
-def _integers(fake: FakeTensorMode, name: str, hint: int, device: torch.device) -> torch.Tensor:
+def _integers(fake: FakeTensorMode, name: str, hint: int, most: int, device: torch.device) -> torch.Tensor:
     """(rows,) int64 without values, of a symbolic length."""
-    context: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC])
+    bound = StrictMinMaxConstraint(warn_only=False, vr=ValueRanges(2, most))
+    context: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC], constraint_sizes=[bound])
     real = torch.zeros(hint, dtype=torch.int64, device=device)
     return fake.from_tensor(real, symbolic_context=context, source=ConstantSource(name))
 

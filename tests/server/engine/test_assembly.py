@@ -109,12 +109,12 @@ def test_graphs_are_counted_where_there_is_a_gpu(
     assert assert_serves(model, wanted, max_running=2, enforce_eager=True).cuda_graphs == 0
 
 
-def cannot_compile(model: Any, forward: Any, device: torch.device, room: Any) -> Any:
+def cannot_compile(model: Any, forward: Any, device: torch.device, room: Any, most_rows: int) -> Any:
     raise ValueError("no compiler is here")
 
 
 class CompiledWrongly:
-    def __init__(self, model: Any, forward: Any, device: torch.device, room: Any) -> None:
+    def __init__(self, model: Any, forward: Any, device: torch.device, room: Any, most_rows: int) -> None:
         pass
 
     def __call__(self, inputs: Any) -> torch.Tensor:
