@@ -98,8 +98,8 @@ def make_engine(arguments: argparse.Namespace, base: Path, store: Path, digests:
 
 
 def tokens_of(arguments: argparse.Namespace) -> int:
-    """That each sequence makes, measured, profiled and to spare."""
-    return arguments.steps * (arguments.rounds + 2) + 2 * PROFILED
+    """That each sequence makes: measured, profiled, and those of the first while the last ones' prompts run."""
+    return arguments.steps * (arguments.rounds + 2) + 2 * PROFILED + max(arguments.sequences)
 
 
 def points(sequences: Sequence[int], adapters: int) -> Iterator[Point]:

@@ -1,7 +1,8 @@
 """From how many rows of a span on flash kernels are faster than our own, measured at start in hundredths of a second.
 
 Where that is depends on the device, on torch's kernels, and on what the host takes to launch them, so no table of it
-would do. Each way runs as steps run it, with the write to the cache, and with a past that has to be gathered.
+would do. Each way runs as steps run it, with the write to the cache, and with a past that has to be gathered; in a step
+of so many rows that the device has more to do than the host, as it has in steps whose time matters.
 """
 
 import logging
@@ -19,8 +20,8 @@ from .calls import Flash
 
 logger = logging.getLogger(__name__)
 
-SIZES = (16, 64, 256)  # rows of a span
-STEP_ROWS, PAST = 512, 512  # of a step, and of each of its spans
+SIZES = (16, 64, 256, 1024)  # rows of a span
+STEP_ROWS, PAST = 2048, 256  # of a step, and of each of its spans
 ROUNDS, CALLS = 3, 4
 
 Run = Callable[[], object]

@@ -75,7 +75,7 @@ class ModelRunner:
         self._graphs = graphs
 
     def compile(self, most_rows: int) -> None:
-        """Run steps compiled, of up to `most_rows` rows. Raises what `CompiledForward` raises if the model cannot be."""
+        """Run steps of up to `most_rows` rows compiled. Raises what `CompiledForward` raises if the model cannot be."""
         from .compiled import CompiledForward  # not before: to import the compiler takes seconds
 
         self._bypassed = False
