@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 SIZES = (16, 64, 256, 1024)  # rows of a span
 STEP_ROWS, PAST = 2048, 256  # of a step, and of each of its spans
-ROUNDS, CALLS = 3, 4
+ROUNDS, CALLS = 3, 16  # calls of one step: layers share its plan
 
 Run = Callable[[], object]
 Clock = Callable[[Run], float]
