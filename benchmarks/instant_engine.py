@@ -97,7 +97,7 @@ def _info() -> ModelInfo:
 
 def serve(port: int, state: Path, step_ms: float, api_workers: int = 1) -> int:
     from peftserve.server.api import serve as api
-    from peftserve.server.api.own_engine import OwnEngine
+    from peftserve.server.api.engine.owned import OwnEngine
 
     def command(door: int, config: EngineConfig) -> list[str]:
         return [sys.executable, __file__, "engine", str(door), encode_config(config)]

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import MutableSequence
 
-from .errors import RETRY_SECONDS, ApiError, bad_request, unavailable
+from .http.errors import RETRY_SECONDS, ApiError, bad_request, unavailable
 
 
 class Admission:

@@ -9,28 +9,23 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from ..config import ServerConfig
-from . import adapters, chat, completions, health, models, scrape, tokens, vllm_adapters
 from .admission import Admission
-from .auth import BearerAuth
-from .body import BodyLimit
-from .body_memory import BodyMemory
-from .connection_clock import Timeouts
-from .descriptors import room_for
-from .direct import DirectRoutes
-from .engine import Engine
-from .errors import install_error_handlers
-from .metrics import Metrics
-from .open_connections import ConnectionLimits, OpenConnections
+from .engine.interface import Engine
+from .http.auth import BearerAuth
+from .http.bodies import BodyLimit
+from .http.clock import Timeouts
+from .http.connection_counts import ConnectionCounts
+from .http.connections import ConnectionLimits, OpenConnections, room_for
+from .http.errors import install_error_handlers
+from .http.memory import BodyMemory
+from .metrics.requests import Metrics
+from .routes import adapters, generation, health, metrics, models, tokens, vllm_adapters
+from .routes.direct import DirectRoutes
 from .services import Adapters, Services, base_id
-from .shared_counts import ConnectionCounts
 
-EVERYWHERE = (completions, chat, models, tokens, health)
-FIRST_ONLY = (adapters, vllm_adapters, scrape)
+EVERYWHERE = (generation, models, tokens, health)
+FIRST_ONLY = (adapters, vllm_adapters, metrics)
 ALWAYS = frozenset({b"/health", b"/health/live", b"/health/ready", b"/metrics"})  # also beyond limits of connections
-DIRECT = {
-    "/v1/completions": completions.create_completion,
-    "/v1/chat/completions": chat.create_chat_completion,
-}
 
 
 def create_app(services: Services) -> ASGIApp:
@@ -75,7 +70,7 @@ def make_connections(services: Services, counts: ConnectionCounts | None = None)
 def _guarded(services: Services, framework: ASGIApp) -> ASGIApp:
     """Keys and sizes are looked at before the request goes its direct way, or the framework's."""
     config = services.config
-    app: ASGIApp = DirectRoutes(framework, services=services, posts=DIRECT)
+    app: ASGIApp = DirectRoutes(framework, services=services, posts=generation.DIRECT)
     memory = BodyMemory(
         max(config.limit_body_memory // config.api_workers, config.body_limit),
         lambda: services.metrics.count_refused("body_memory"),

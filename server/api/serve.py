@@ -21,11 +21,11 @@ from peftserve.adapters.errors import AdapterError
 from ..config import ServerConfig
 from ..wire.messages import ModelInfo
 from .app import create_app, make_connections, make_services
-from .engine import EngineDead
-from .fleet import Fleet, open_fleet
-from .http_server import CLOSING_SECONDS, HttpServer
+from .engine.interface import EngineDead
+from .engine.owned import OwnEngine
+from .http.server import CLOSING_SECONDS, HttpServer
 from .logs import set_up_logging
-from .own_engine import OwnEngine
+from .processes.fleet import Fleet, open_fleet
 from .services import Services, base_id, open_adapters
 
 logger = logging.getLogger(__name__)

@@ -20,12 +20,12 @@ from peftserve.adapters.store import AdapterStore
 from ..config import ServerConfig
 from ..wire.messages import EngineStats, ModelInfo
 from .admission import Admission
-from .engine import Engine, EngineDead
-from .errors import unavailable
-from .held import Held
-from .metrics import Metrics
-from .tokenizer import Tokenizer
-from .workers import SharedLeases, Workers
+from .engine.interface import Engine, EngineDead
+from .http.errors import unavailable
+from .metrics.requests import Metrics
+from .processes.pool import SharedLeases, Workers
+from .request_lease import RequestLease
+from .text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,12 @@ class Services:
             self._tokenizer = Tokenizer(info)
         return self._tokenizer
 
-    def hold(self, resolved: Resolved, sequences: int) -> Held:
+    def hold(self, resolved: Resolved, sequences: int) -> RequestLease:
         """Room for a request's sequences and its adapters, for as long as it runs. Raises ApiError 429 or 503.
 
         To be called in the same turn of the event loop as the look-up of `resolved`.
         """
-        return Held(self.admission, self.adapters.leases, self.metrics, resolved, sequences)
+        return RequestLease(self.admission, self.adapters.leases, self.metrics, resolved, sequences)
 
 
 @asynccontextmanager

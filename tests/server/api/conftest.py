@@ -15,10 +15,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from peftserve.adapters.errors import InvalidAdapter
 from peftserve.server.api.app import create_app, make_connections, make_services
-from peftserve.server.api.engine import EngineDead
-from peftserve.server.api.http_server import HttpServer
+from peftserve.server.api.engine.interface import EngineDead
+from peftserve.server.api.http.server import HttpServer
+from peftserve.server.api.processes.pool import Workers
 from peftserve.server.api.services import open_adapters
-from peftserve.server.api.workers import Workers
 from peftserve.server.config import EngineConfig, ServerConfig
 from peftserve.server.wire.messages import (
     AdapterCard,

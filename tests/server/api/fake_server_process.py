@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from peftserve.server.api import serve
-from peftserve.server.api.own_engine import OwnEngine
+from peftserve.server.api.engine.owned import OwnEngine
 from peftserve.server.config import EngineConfig, ServerConfig
 from peftserve.server.wire.launch import encode_config
 

@@ -1,8 +1,8 @@
 import pytest
 
 from peftserve.server.api.admission import Admission
-from peftserve.server.api.errors import ApiError
-from peftserve.server.api.shared_counts import shared_counts, view
+from peftserve.server.api.http.errors import ApiError
+from peftserve.server.api.processes.shared_counts import shared_counts, view
 
 
 def test_two_processes_share_one_limit():

@@ -230,7 +230,7 @@ def test_the_http_side_leaves_torch_alone():
     program = """
 import sys
 import peftserve.server.api.serve
-from peftserve.server.api.tokenizer import _template_renderer
+from peftserve.server.api.text.tokenizer import _template_renderer
 _template_renderer()
 sys.exit("torch" in sys.modules)
 """

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from peftserve.adapters.errors import InvalidAdapter
-from peftserve.server.api.engine import EngineDead
-from peftserve.server.api.engine_client import EngineClient
-from peftserve.server.api.engine_process import EngineProcess
-from peftserve.server.api.own_engine import OwnEngine
+from peftserve.server.api.engine.child import EngineProcess
+from peftserve.server.api.engine.client import EngineClient
+from peftserve.server.api.engine.interface import EngineDead
+from peftserve.server.api.engine.owned import OwnEngine
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine.process import EngineLoop
 from peftserve.server.wire.messages import (

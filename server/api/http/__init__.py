@@ -1,0 +1,1 @@
+"""HTTP/1.1 with limits: connections, bodies, keys, errors."""

@@ -1,0 +1,175 @@
+"""All connections of one API process: how many there may be, who gives way where there are too many, and who is late.
+
+Knows connections by their interface, and what the other processes have by the counts; knows no HTTP but the few paths
+that are answered whatever happens.
+"""
+
+import asyncio
+import logging
+import resource
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+from .clock import Timeouts
+from .connection_counts import ConnectionCounts, counts_of_one
+
+logger = logging.getLogger(__name__)
+
+MAX_SPARE = 64  # connections beyond the limit, of which each may ask for what is open to all
+
+
+@dataclass(frozen=True)
+class ConnectionLimits:
+    """header_bytes: of a request's line and headers. connections, per_address: at once, in all processes; 0 is none."""
+
+    header_bytes: int = 32 << 10
+    connections: int = 4096
+    per_address: int = 0
+    timeouts: Timeouts = field(default_factory=Timeouts)
+
+
+class Place(Enum):
+    """What a new connection gets."""
+
+    FULL = "full"
+    SPARE = "spare"  # one beyond the limit, for a request of what is open to all
+    SPARE_OF_ADDRESS = "spare of address"  # the same, beyond what one address may have
+    NONE = "none"
+
+
+class Connection(Protocol):
+    """address: of the client."""
+
+    address: str
+
+    def look(self, now: float) -> None:
+        """End it if it takes too long for what it does."""
+
+    def give_way(self) -> None:
+        """Close it, for another."""
+
+
+def _count_nothing(reason: str) -> None:
+    pass
+
+
+class OpenConnections:
+    """counts: those of all processes. always: paths that are answered even beyond the limits.
+
+    count: called with the reason why a connection or a request was turned away.
+    """
+
+    def __init__(
+        self,
+        limits: ConnectionLimits | None = None,
+        counts: ConnectionCounts | None = None,
+        *,
+        always: frozenset[bytes] = frozenset(),
+        count: Callable[[str], None] = _count_nothing,
+    ) -> None:
+        self._limits = limits or ConnectionLimits()
+        self._counts = counts or counts_of_one()
+        self._always = always
+        self._all: dict[Connection, Place] = {}
+        self._waiting: OrderedDict[Connection, None] = OrderedDict()  # no request is there; the longest idle one first
+        self._spare: OrderedDict[Connection, None] = OrderedDict()
+        self.count = count
+        self.head_limit = self._limits.header_bytes
+        self.timeouts = self._limits.timeouts
+
+    def enter(self, connection: Connection) -> Place:
+        """A place until `leave`. One that waits for a request longer than all others may have to give way for it."""
+        place = self._place_for(connection)
+        if place is not Place.NONE:
+            self._all[connection] = place
+            self._counts.add(1)
+            (self._waiting if place is Place.FULL else self._spare)[connection] = None
+            if self._limits.per_address:
+                self._counts.add_from(connection.address, 1)
+        return place
+
+    def leave(self, connection: Connection) -> None:
+        if self._all.pop(connection, None) is None:
+            return
+        self._waiting.pop(connection, None)
+        self._spare.pop(connection, None)
+        self._counts.add(-1)
+        if self._limits.per_address:
+            self._counts.add_from(connection.address, -1)
+
+    def busy(self, connection: Connection) -> None:
+        """It has a request."""
+        self._waiting.pop(connection, None)
+
+    def idle(self, connection: Connection) -> None:
+        """It has been answered, and had a full place."""
+        self._waiting[connection] = None
+
+    def part(self, connection: Connection) -> None:
+        """It has been told to go, and is the first to give way to another."""
+        self._spare.pop(connection, None)
+        self._waiting[connection] = None
+        self._waiting.move_to_end(connection, last=False)
+
+    def is_open_to_all(self, url: bytes) -> bool:
+        return url.partition(b"?")[0] in self._always
+
+    async def watch(self) -> None:
+        """Look at all of them now and then, for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self.timeouts.pause)
+            now = loop.time()
+            for connection in list(self._all):
+                self._look(connection, now)
+
+    def _look(self, connection: Connection, now: float) -> None:
+        try:
+            connection.look(now)
+        except Exception:  # of this one, and the others are looked at all the same
+            logger.exception("A connection could not be looked at")
+
+    def _place_for(self, connection: Connection) -> Place:
+        crowded = 0 < self._limits.per_address <= self._counts.of(connection.address)
+        if not crowded and (self._has_room() or self._make_room()):
+            return Place.FULL
+        if not self._always:
+            return Place.NONE
+        if len(self._spare) >= MAX_SPARE:
+            self._spare.popitem(last=False)[0].give_way()
+        return Place.SPARE_OF_ADDRESS if crowded else Place.SPARE
+
+    def _has_room(self) -> bool:
+        return self._limits.connections == 0 or self._counts.total < self._limits.connections
+
+    def _make_room(self) -> bool:
+        """Whether one could give way that waits for a request."""
+        if not self._waiting:
+            return False
+        self._waiting.popitem(last=False)[0].give_way()
+        return True
+
+
+OTHERS = 256  # for all else that a process opens
+OF_EACH = 2  # a request that is passed on takes a second connection
+
+logger = logging.getLogger(__name__)
+
+
+def room_for(connections: int) -> int:
+    """Make room for as many, as far as the system lets us. Returns how many there is room for; 0: no limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OTHERS + OF_EACH * connections
+    if soft == resource.RLIM_INFINITY or (connections and soft >= wanted):
+        return connections
+    if not connections:
+        wanted = max(soft, hard)
+    soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    room = max(1, (soft - OTHERS) // OF_EACH)
+    if room < connections:
+        logger.warning("The system's limit on open files (%d) allows for %d connections only", soft, room)
+    return min(room, connections) if connections else 0

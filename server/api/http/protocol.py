@@ -1,0 +1,251 @@
+"""The server's connections: bounded in what they may send, timed, counted, and with joined writes.
+
+Who waits for the client to leave is told by a call: a task that waits for ASGI's message of it costs more than what it
+waits beside. A connection on the private socket is another API process of ours, and is neither bounded nor timed: what
+it passes on has come through a public one.
+"""
+
+import asyncio
+import fcntl
+import socket
+import struct
+import termios
+from collections.abc import Callable
+from typing import Any, cast
+
+from .clock import ConnectionClock, Doing, Overdue
+from .connections import OpenConnections, Place
+from .parser import BoundedHttp
+from .refusals import CROWDED, CROWDED_ADDRESS, SLOW_BODY, SLOW_HEAD, Refusal
+
+MOST_DROPPED = 256 << 10  # bytes that a refused client may still send, before it is closed in its midst
+CONNECTION = "peftserve.connection"  # in the ASGI scope: the `HttpProtocol`
+SPARE = {Place.SPARE: CROWDED, Place.SPARE_OF_ADDRESS: CROWDED_ADDRESS}
+
+
+class HttpProtocol(BoundedHttp):
+    """One connection. It answers one request at a time. connections: all of them, where it takes its place."""
+
+    address = ""  # of the client, where it is counted
+    _leave: Callable[[], None] | None = None
+    _lost = False
+    _parting = False  # the client has been told why it is refused
+    _dropped = 0  # bytes since then
+    _place: Place | None = None  # None on the private socket
+    _has_full_place = False
+    _joined: JoinedWrites  # set by connection_made()
+
+    def __init__(self, connections: OpenConnections, **uvicorns: Any) -> None:
+        super().__init__(**uvicorns)
+        self._connections = connections
+        self._clock = ConnectionClock(connections.timeouts)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._joined = JoinedWrites(transport, self.loop)
+        super().connection_made(cast(asyncio.Transport, self._joined))
+        if transport.get_extra_info("socket").family == socket.AF_UNIX:
+            return
+        self.bound(self._connections.head_limit)
+        self.address = self.client[0] if self.client else ""
+        self._place = self._connections.enter(self)
+        self._has_full_place = self._place is Place.FULL
+        if self._place is Place.NONE:
+            self.refuse(CROWDED)
+
+    def on_headers_complete(self) -> None:
+        cast(dict[str, object], self.scope)[CONNECTION] = self
+        if self._has_full_place:
+            super().on_headers_complete()
+            self._connections.busy(self)
+        elif self._place is None:
+            super().on_headers_complete()
+        else:
+            self._answer_beyond_limit(self._place)
+
+    def _answer_beyond_limit(self, place: Place) -> None:
+        """What is open to all, once."""
+        if not self._connections.is_open_to_all(self.url):
+            self._fail(SPARE[place])
+        super().on_headers_complete()
+        self.cycle.keep_alive = False
+
+    def on_response_complete(self) -> None:
+        """uvicorn's, without its timer."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self.refusal is not None:
+            self._part(self.refusal)
+        elif self._has_full_place:
+            self._connections.idle(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._lost = True
+        if self._place is not None:
+            self._connections.leave(self)
+        if self._leave is not None:
+            self._leave()
+
+    def watch(self, leave: Callable[[], None]) -> None:
+        """Call `leave` when the client leaves, at once if it has left, until `unwatch`."""
+        self._leave = leave
+        self.flow.resume_reading()  # a connection that is not read does not end
+        if self._lost:
+            leave()
+
+    def unwatch(self) -> None:
+        self._leave = None
+
+    def look(self, now: float) -> None:
+        """End what takes too long. now: the event loop's time."""
+        unsent = self._joined.unsent
+        waiting = unsent + self._joined.unacknowledged if unsent else 0
+        taken = self._joined.written - waiting
+        overdue = self._clock.look(
+            now, self._doing(), self.requests, received=self.received, taken=taken, unsent=unsent
+        )
+        if overdue is not None:
+            self._end(overdue)
+
+    def give_way(self) -> None:
+        """To another connection, which is wanted more than one that asks for nothing."""
+        if self.refusal is not None:
+            self._close()
+        elif self._place in SPARE:
+            self.refuse(SPARE[self._place])
+        else:
+            self._connections.count("idle")
+            self._close()
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Read nothing more, and close, after the answers to the requests that were whole."""
+        self.refusal = refusal
+        self._connections.count(refusal.reason)
+        if not self._is_answering():
+            self._part(Refusal(refusal.reason) if self.in_body else refusal)  # whose request has been answered
+        elif not self.in_body:
+            self.flow.pause_reading()
+        elif self.pipeline:
+            self.pipeline.popleft()  # the newest, which will never be whole
+            self.flow.pause_reading()
+        else:
+            self._give_up(refusal)
+
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _give_up(self, refusal: Refusal) -> None:
+        """The request that is being read and answered."""
+        cycle = self.cycle
+        if cycle.response_started:
+            self.transport.close()
+        else:
+            self._part(refusal)
+        cycle.disconnected = True
+        cycle.message_event.set()
+
+    def _part(self, refusal: Refusal) -> None:
+        """Say why, and close when the client has had the time to read it: what it sends to a closed connection makes
+        its system forget what it has not read."""
+        if answer := refusal.answer():
+            self.transport.write(answer)
+        if answer and self._place in (Place.FULL, *SPARE):
+            self._parting = True
+            self._connections.part(self)
+            self._joined.flush()
+            self.transport.write_eof()
+            self.flow.resume_reading()  # to see it leave
+        else:
+            self.transport.close()
+
+    def drop(self, number: int) -> None:
+        self._dropped += number
+        if self._dropped > MOST_DROPPED:
+            self._close()
+
+    def _doing(self) -> Doing:
+        if self.refusal is not None or self.transport.is_closing():
+            return Doing.PARTING if self._parting else Doing.NOTHING
+        if self.in_body:
+            if self.cycle.response_complete:
+                return Doing.REST
+            return Doing.NOTHING if self.flow.read_paused else Doing.BODY
+        if self._is_answering():
+            return Doing.NOTHING
+        return Doing.HEAD if self.has_begun or self.requests == 0 else Doing.NEXT
+
+    def _end(self, overdue: Overdue) -> None:
+        if overdue is Overdue.HEAD and self.in_head:
+            self.refuse(SLOW_HEAD)
+        elif overdue is Overdue.BODY and not self.cycle.response_complete:
+            self.refuse(SLOW_BODY)
+        elif overdue is Overdue.WRITE:
+            self._connections.count(overdue.value)
+            self.transport.abort()
+        else:  # nobody waits for an answer
+            if overdue is not Overdue.PARTING:
+                self._connections.count(overdue.value)
+            self._close()
+
+    def _close(self) -> None:
+        """At once, also where a client does not take what it was sent."""
+        if self._joined.unsent:
+            self.transport.abort()
+        else:
+            self.transport.close()
+
+
+class JoinedWrites:
+    """Holds back what is written until the end of this turn. All else is the transport's own.
+
+    written: bytes that the transport has been given.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self.written = 0
+        self.is_closing = transport.is_closing  # asked for at each answer
+        self._transport = transport
+        self._loop = loop
+        self._held: list[bytes] = []
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the system has not taken yet from the transport."""
+        return self._transport.get_write_buffer_size()
+
+    @property
+    def unacknowledged(self) -> int:
+        """Bytes that the system has taken and the other side has not, as far as the system tells.
+
+        The transport alone shows no progress while megabytes of the system's own drain.
+        """
+        connection = self._transport.get_extra_info("socket")
+        try:
+            answer = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, b"\0" * 4)
+        except OSError:
+            return 0
+        return int(struct.unpack("i", answer)[0])
+
+    def write(self, data: bytes) -> None:
+        if not self._held:
+            self._loop.call_soon(self.flush)
+        self._held.append(data)
+
+    def close(self) -> None:
+        """What was written before is sent before."""
+        self.flush()
+        self._transport.close()
+
+    def flush(self) -> None:
+        if self._held:
+            held, self._held = self._held, []
+            joined = b"".join(held)
+            self.written += len(joined)
+            self._transport.write(joined)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)

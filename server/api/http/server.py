@@ -1,0 +1,75 @@
+"""uvicorn, as an API process runs it: the listening socket made beforehand, signals and the way out ours."""
+
+import asyncio
+import contextlib
+import functools
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from .connections import OpenConnections
+from .protocol import HttpProtocol
+
+BACKLOG = 2048
+CLOSING_SECONDS = 5  # for answers on their way out after the engine has stopped
+
+
+class HttpServer(uvicorn.Server):
+    """Leaves signals to us: uvicorn's own way out closes the port before the grace time.
+
+    connections: their limits and timeouts, and where they are counted; None for the usual ones.
+    """
+
+    def __init__(self, app: ASGIApp, connections: OpenConnections | None = None) -> None:
+        self._connections = connections or OpenConnections()
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=functools.partial(HttpProtocol, self._connections),  # type: ignore[arg-type]
+                ws="none",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                lifespan="off",
+                proxy_headers=False,  # nobody asks who the client is
+            )
+        )
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        watching = asyncio.create_task(self._connections.watch(), name="connections")
+        try:
+            await super().serve(sockets)
+        finally:
+            watching.cancel()
+            await asyncio.wait({watching})
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def close(self, serving: "asyncio.Task[None]") -> None:
+        """serving: the task that runs `serve`. What runs has been ended with an error; its answers may still leave."""
+        self.should_exit = True
+        await asyncio.wait({serving}, timeout=CLOSING_SECONDS)
+        self.force_exit = True
+        await serving
+
+
+def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """Bound now, so that a port in use is said before a model is loaded. Raises OSError.
+
+    shared: other processes of this server listen on the port too, each with a socket of its own, between which the
+    kernel divides the connections.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=shared)
+    except OSError as error:
+        raise OSError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+
+
+def check_free(host: str, port: int) -> None:
+    """Raises OSError where anyone listens, also those who would share."""
+    listen(host, port).close()

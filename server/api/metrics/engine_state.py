@@ -1,0 +1,116 @@
+"""The engine's state as Prometheus series, read from its newest message at each scrape.
+
+Beside our own names stand those of vLLM that Kubernetes inference gateways read, with vLLM's labels.
+"""
+
+import time
+from collections.abc import Collection, Iterable, Mapping
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from ...wire.messages import EngineStats, ModelInfo
+from ..engine.interface import Engine
+
+
+class EngineCollector(Collector):
+    """model_name: the base's id, vLLM's label. names: (digest, name) of the adapters that requests in flight use."""
+
+    def __init__(self, engine: Engine, model_name: str, names: Collection[tuple[str, str]]) -> None:
+        self._engine = engine
+        self._model_name = model_name
+        self._names = names
+
+    def collect(self) -> Iterable[Metric]:
+        stats, info = self._engine.stats, self._engine.info
+        yield from _engine_gauges(stats)
+        yield from _engine_counters(stats)
+        yield from _adapter_tiers(stats)
+        if info is not None:
+            yield from self._vllm_gauges(stats)
+            yield _cache_config(info, self._model_name)
+            yield self._lora_info(stats, info)
+            yield from _graphs(info)
+
+    def _vllm_gauges(self, stats: EngineStats) -> Iterable[Metric]:
+        for name, text, value in (
+            ("vllm:num_requests_running", "Sequences in the engine's batch", stats.num_running),
+            ("vllm:num_requests_waiting", "Sequences that wait for the engine", stats.num_waiting),
+            ("vllm:kv_cache_usage_perc", "Share of the KV cache in use; 1 is all", _kv_usage(stats)),
+        ):
+            gauge = GaugeMetricFamily(name, text, labels=["model_name"])
+            gauge.add_metric([self._model_name], value)
+            yield gauge
+
+    def _lora_info(self, stats: EngineStats, info: ModelInfo) -> Metric:
+        """Exactly one series: readers take the newest, by its value, and lists of names are its labels."""
+        gauge = GaugeMetricFamily(
+            "vllm:lora_requests_info",
+            "Adapters of running and of waiting sequences; the value is the time",
+            labels=["max_lora", "running_lora_adapters", "waiting_lora_adapters"],
+        )
+        running, waiting = self._named(stats.running_adapters), self._named(stats.waiting_adapters)
+        gauge.add_metric([str(info.max_loras), running, waiting], time.time())
+        return gauge
+
+    def _named(self, adapters: Mapping[str, int]) -> str:
+        return ",".join(sorted({name for digest, name in self._names if digest in adapters}))
+
+
+def _kv_usage(stats: EngineStats) -> float:
+    return stats.kv_pages_used / stats.kv_pages_total if stats.kv_pages_total else 0.0
+
+
+def _cache_config(info: ModelInfo, model_name: str) -> Metric:
+    labels = {
+        "model_name": model_name,
+        "block_size": str(info.page_size),
+        "num_gpu_blocks": str(info.num_kv_pages),
+        "cache_dtype": info.dtype,
+    }
+    gauge = GaugeMetricFamily("vllm:cache_config_info", "The KV cache, in its labels", labels=list(labels))
+    gauge.add_metric(list(labels.values()), 1)
+    return gauge
+
+
+def _graphs(info: ModelInfo) -> Iterable[Metric]:
+    """Not where there is no GPU, so that 0 always says that something is wrong, or asked for."""
+    if info.cuda_graphs is not None:
+        text = "CUDA graphs of decode steps, recorded at start; 0 if the model runs without, which is slower"
+        yield GaugeMetricFamily("peftserve_cuda_graphs", text, info.cuda_graphs)
+
+
+def _engine_gauges(stats: EngineStats) -> Iterable[Metric]:
+    yield GaugeMetricFamily("peftserve_sequences_running", "Sequences in the engine's batch", stats.num_running)
+    yield GaugeMetricFamily("peftserve_sequences_waiting", "Sequences that wait for the engine", stats.num_waiting)
+    yield GaugeMetricFamily("peftserve_kv_cache_usage_ratio", "Share of KV pages in use", _kv_usage(stats))
+
+
+def _engine_counters(stats: EngineStats) -> Iterable[Metric]:
+    for name, text, value in (
+        ("steps", "Steps of the engine", stats.steps),
+        ("preemptions", "Sequences that were put back for want of KV pages", stats.preemptions),
+        ("prefix_cache_query_tokens", "Prompt tokens looked up in the prefix cache", stats.prefix_query_tokens),
+        ("prefix_cache_hit_tokens", "Prompt tokens found in the prefix cache", stats.prefix_hit_tokens),
+        ("adapter_loads", "Adapters brought to the device", stats.adapter_loads),
+        ("adapter_evictions", "Adapters moved off the device to make room", stats.adapter_evictions),
+    ):
+        yield CounterMetricFamily(f"peftserve_{name}", text, value)
+    yield CounterMetricFamily(
+        "peftserve:adapter_integrity_failures",
+        "Adapters' files that were not what was stored",
+        stats.adapter_integrity_failures,
+    )
+
+
+def _adapter_tiers(stats: EngineStats) -> Iterable[Metric]:
+    resident = GaugeMetricFamily("peftserve_adapters_resident", "Adapters in memory", labels=["tier"])
+    size = GaugeMetricFamily("peftserve_adapter_bytes", "Memory that adapters take", labels=["tier"])
+    for tier, digests, num_bytes in (
+        ("device", stats.device_adapters, stats.device_adapter_bytes),
+        ("host", stats.host_adapters, stats.host_adapter_bytes),
+    ):
+        resident.add_metric([tier], len(digests))
+        size.add_metric([tier], num_bytes)
+    yield resident
+    yield size

@@ -1,0 +1,52 @@
+"""What several processes have counted, as one server's metrics: counters and histograms add up."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import Metric
+
+from ...wire.control import Sample
+
+Tallies = Mapping[str, Sequence[Sample]]  # family to samples
+_Key = tuple[str, tuple[tuple[str, str], ...]]
+
+CREATED = "_created"  # the end of the names of samples that are times: the earliest stands for all
+
+
+def tallies_of(registry: CollectorRegistry) -> dict[str, list[Sample]]:
+    return {
+        family.name: [(sample.name, sample.labels, sample.value) for sample in family.samples]
+        for family in registry.collect()
+    }
+
+
+def added_up(parts: Iterable[Tallies]) -> dict[str, list[Sample]]:
+    """The sum of all parts, sample by sample."""
+    families: dict[str, dict[_Key, float]] = {}
+    for part in parts:
+        for name, samples in part.items():
+            _add(families.setdefault(name, {}), samples)
+    return {
+        name: [(sample, dict(labels), value) for (sample, labels), value in samples.items()]
+        for name, samples in families.items()
+    }
+
+
+def with_tallies(registry: CollectorRegistry, others: Sequence[Tallies]) -> Iterable[Metric]:
+    """A registry's families, of which the other processes have counted `others`."""
+    total = added_up([tallies_of(registry), *others])
+    for family in registry.collect():
+        whole = Metric(family.name, family.documentation, family.type)
+        for name, labels, value in total[family.name]:
+            whole.add_sample(name, labels, value)
+        yield whole
+
+
+def _add(total: dict[_Key, float], samples: Sequence[Sample]) -> None:
+    for name, labels, value in samples:
+        key = name, tuple(labels.items())
+        known = total.get(key)
+        if known is None:
+            total[key] = value
+        else:
+            total[key] = min(known, value) if name.endswith(CREATED) else known + value

@@ -1,0 +1,1 @@
+"""OpenAI's completions and chats: bodies, plans, answers, streams."""

@@ -1,0 +1,73 @@
+"""What the answers of completions and chats have in common: identity, usage, and the split between stream and whole."""
+
+import secrets
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+
+import msgspec
+from fastapi import Request, Response
+
+from ..http.protocol import CONNECTION
+from ..services import Services
+from .event_stream import CLIENT_GONE, ClientGone, EventStream, until_disconnect
+from .generation import Generation, Plan
+from .responses import CachedTokens, Usage
+from .sequence import Delta
+
+Whole = Callable[[Generation], Awaitable[msgspec.Struct]]
+Stream = Callable[[Generation], AsyncGenerator[bytes]]
+
+
+def new_id(prefix: str) -> tuple[str, int]:
+    """(id, created) of an answer."""
+    return f"{prefix}-{secrets.token_hex(16)}", int(time.time())
+
+
+async def answer(services: Services, request: Request, plan: Plan, whole: Whole, stream: Stream) -> Response:
+    """Run a plan of this turn of the event loop, sent the way the client asked for. Raises ApiError, EngineDead."""
+    generation = Generation(services, plan)
+    headers = {"x-peftserve-adapter": plan.resolved.label}
+    held = services.hold(plan.resolved, plan.num_sequences)
+    if plan.body.stream:
+        return EventStream(stream(generation), held, headers)
+    with held:
+        try:
+            content = msgspec.json.encode(await until_disconnect(request.scope[CONNECTION], whole(generation)))
+        except ClientGone:
+            held.close()
+            return Response(status_code=CLIENT_GONE)
+    return json_response(content, headers=headers)
+
+
+def json_response(
+    content: msgspec.Struct | bytes, status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
+    body = content if isinstance(content, bytes) else msgspec.json.encode(content)
+    return Response(body, status, headers, "application/json")
+
+
+class UsageCounter:
+    """Adds up a request's tokens. A prompt counts once, however many answers were sampled for it."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._generated = 0
+        self._cached: dict[int, int] = {}  # prompt to tokens that its first answer found in the prefix cache
+
+    def add(self, sequence: int, delta: Delta) -> None:
+        self._generated += len(delta.token_ids)
+        if delta.cached_tokens is not None:
+            prompt, sample = divmod(sequence, self._plan.samples)
+            if sample == 0:
+                self._cached[prompt] = delta.cached_tokens
+
+    def usage(self) -> Usage:
+        prompt = self._plan.num_prompt_tokens
+        return Usage(prompt, self._generated, prompt + self._generated, CachedTokens(sum(self._cached.values())))
+
+
+def usage_of(plan: Plan, wholes: Sequence[Delta]) -> Usage:
+    counter = UsageCounter(plan)
+    for index, whole in enumerate(wholes):
+        counter.add(index, whole)
+    return counter.usage()

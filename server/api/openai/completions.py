@@ -1,0 +1,169 @@
+"""POST /v1/completions, as OpenAI has it, with vLLM's extra fields."""
+
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
+
+from fastapi import Request, Response
+from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
+
+from ..http.bodies import read_json
+from ..services import Services
+from ..text.tokenizer import Tokenizer
+from .answers import UsageCounter, answer, new_id, usage_of
+from .event_stream import TextFrames, frame
+from .generation import Generation, Plan, Prompt, Said, Turns
+from .logprobs import completion_logprobs, prompt_logprobs
+from .planning import adapter_parts, check_ids, check_min_tokens, encode_prompts, fit_length, salt_of, who_answers
+from .requests import COMPLETION_MAX_TOKENS, CompletionRequest
+from .responses import Completion, CompletionChoice, Usage
+from .sequence import Delta, ShownToken
+
+CHOICE = 10  # microseconds to make one, beside one for each token that it shows
+
+
+async def create_completion(request: Request, services: Services) -> Response:
+    body = await read_json(request, CompletionRequest)
+    tokenizer = services.tokenizer()
+    plan = await _plan(services, tokenizer, request, body)
+    form = _Form(body, tokenizer)
+    return await answer(services, request, plan, form.whole, form.stream)
+
+
+async def _plan(services: Services, tokenizer: Tokenizer, request: Request, body: CompletionRequest) -> Plan:
+    info = services.model()
+    prompts = await encode_prompts(info, tokenizer, body.prompt, body.add_special_tokens)
+    resolved = who_answers(services, body, prompts)
+    check_ids(info, body, prompts, resolved)
+    rerank = body.samples > body.choices  # the best are chosen by their logprobs
+    scored = _most(body.prompt_logprobs, body.logprobs if body.echo else None, 0 if body.max_tokens == 0 else None)
+    sampling = [
+        body.sampling(
+            max_tokens=fit_length(info, prompt, body.max_tokens, COMPLETION_MAX_TOKENS, resolved.virtual_tokens),
+            logprobs=_most(body.logprobs, 0 if rerank else None),
+            prompt_logprobs=scored,
+        )
+        for prompt in prompts
+    ]
+    check_min_tokens(body, sampling)
+    adapters = adapter_parts(resolved, body.task_id)
+    return Plan(body, resolved, adapters, prompts, sampling, body.samples, salt_of(request, body))
+
+
+def _most(*numbers: int | None) -> int | None:
+    return max((number for number in numbers if number is not None), default=None)
+
+
+class _Form:
+    """One request's answer, whole or as a stream."""
+
+    def __init__(self, body: CompletionRequest, tokenizer: Tokenizer) -> None:
+        self._body = body
+        self._tokenizer = tokenizer
+        self._echo = Echo(tokenizer, body.skip_special_tokens) if body.echo else None
+        self._text_only = body.logprobs is None and not body.echo and not body.return_token_ids
+        self._id, self._created = new_id("cmpl")
+
+    async def whole(self, generation: Generation) -> Completion:
+        wholes = await generation.collect()
+        usage = usage_of(generation.plan, wholes)
+        choices: list[CompletionChoice] = []
+        turns = Turns()
+        for prompt, sample in self._best(generation.plan, wholes):
+            choices.append(self._choice(len(choices), prompt, sample, first=True))
+            await turns.spend(CHOICE + len(sample.shown) + (len(prompt.token_ids) if self._echo is not None else 0))
+        return self._completion(generation, choices, usage)
+
+    async def stream(self, generation: Generation) -> AsyncGenerator[bytes]:
+        counter = UsageCounter(generation.plan)
+        begun: set[int] = set()
+        text_frames = TextFrames(lambda index, text: self._chunk(generation, index, Delta(text), first=False))
+        async with aclosing(generation.deltas()) as deltas:
+            async for said in deltas:
+                yield b"".join(self._frames(generation, said, begun, counter, text_frames))
+        if self._body.include_usage:
+            yield frame(self._completion(generation, [], counter.usage()))
+
+    def _frames(
+        self, generation: Generation, said: list[Said], begun: set[int], counter: UsageCounter, text_frames: TextFrames
+    ) -> Iterator[bytes]:
+        for index, delta in said:
+            counter.add(index, delta)
+            first = index not in begun
+            if not first and not self._says_something(delta):
+                continue
+            begun.add(index)
+            if self._text_only and delta.finish_reason is None:
+                yield text_frames(index, delta.text)
+            else:
+                yield frame(self._chunk(generation, index, delta, first))
+
+    def _chunk(self, generation: Generation, index: int, delta: Delta, first: bool) -> Completion:
+        prompt = generation.plan.prompts[index // generation.plan.samples]
+        usage = None if self._body.include_usage else UNSET
+        return self._completion(generation, [self._choice(index, prompt, delta, first)], usage)
+
+    def _best(self, plan: Plan, wholes: list[Delta]) -> list[tuple[Prompt, Delta]]:
+        """The n answers of each prompt; of best_of, those that the model finds most likely as a whole."""
+        chosen = []
+        for number, prompt in enumerate(plan.prompts):
+            samples = wholes[number * plan.samples : (number + 1) * plan.samples]
+            if plan.samples > self._body.choices:
+                samples.sort(key=lambda sample: sample.cumulative_logprob, reverse=True)
+            chosen += [(prompt, sample) for sample in samples[: self._body.choices]]
+        return chosen
+
+    def _completion(
+        self, generation: Generation, choices: list[CompletionChoice], usage: Usage | UnsetType | None
+    ) -> Completion:
+        return Completion(
+            id=self._id, created=self._created, model=generation.resolved.model, choices=choices, usage=usage
+        )
+
+    def _choice(self, index: int, prompt: Prompt, delta: Delta, first: bool) -> CompletionChoice:
+        body, token_bytes = self._body, self._tokenizer.token_bytes
+        shown = delta if self._echo is None else self._echo.apply(prompt, delta, first)
+        choice = CompletionChoice(index, shown.text, None, delta.finish_reason, delta.stop_reason)
+        if body.logprobs is not None:
+            choice.logprobs = completion_logprobs(shown.shown, token_bytes, body.logprobs)
+        if body.prompt_logprobs is not None and delta.prompt_logprobs is not None:
+            choice.prompt_logprobs = prompt_logprobs(delta.prompt_logprobs, token_bytes)
+        if body.return_token_ids:
+            choice.token_ids = delta.token_ids
+            choice.prompt_token_ids = prompt.token_ids if first else UNSET
+        return choice
+
+    def _says_something(self, delta: Delta) -> bool:
+        """Steps whose text is held back for now are not worth a chunk."""
+        scored = delta.shown and self._body.logprobs is not None
+        return bool(delta.text or scored or delta.finish_reason or self._body.return_token_ids)
+
+
+class Echo:
+    """Makes the answer's deltas into those of prompt and answer together."""
+
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special_tokens = skip_special_tokens
+
+    def apply(self, prompt: Prompt, delta: Delta, first: bool) -> Delta:
+        """first: the delta is the one that the prompt comes with."""
+        text = self._text(prompt)
+        moved = [replace(token, offset=token.offset + len(text)) for token in delta.shown]
+        if not first:
+            return replace(delta, shown=moved)
+        return replace(delta, text=text + delta.text, shown=[*self._tokens(prompt, delta), *moved])
+
+    def _text(self, prompt: Prompt) -> str:
+        if prompt.text is not None:
+            return prompt.text
+        return self._tokenizer.decode(prompt.token_ids, self._skip_special_tokens)
+
+    def _tokens(self, prompt: Prompt, delta: Delta) -> list[ShownToken]:
+        entries = delta.prompt_logprobs or [None] * len(prompt.token_ids)
+        detokenizer = self._tokenizer.detokenizer(self._skip_special_tokens)
+        tokens, offset = [], 0
+        for token_id, entry in zip(prompt.token_ids, entries, strict=True):
+            tokens.append(ShownToken(token_id, offset, entry))
+            offset += len(detokenizer.push(token_id))
+        return tokens

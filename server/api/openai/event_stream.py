@@ -1,0 +1,153 @@
+"""Answers that take a while: server-sent events, and work that stops when the client leaves.
+
+Knows ASGI; does not know what is sent.
+"""
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+from fastapi import Response
+from starlette.types import Receive, Scope, Send
+
+from ..http.errors import ErrorEnvelope, error_response, translate
+from ..http.protocol import CONNECTION
+from ..request_lease import RequestLease
+
+logger = logging.getLogger(__name__)
+
+DONE = b"data: [DONE]\n\n"
+CLIENT_GONE = 499  # nobody reads this status; access logs show it
+
+T = TypeVar("T")
+
+
+class Connection(Protocol):
+    """Of the client; in the ASGI scope as `CONNECTION`."""
+
+    def watch(self, leave: Callable[[], None]) -> None:
+        """Call `leave` when the client leaves, at once if it has left, until `unwatch`."""
+
+    def unwatch(self) -> None: ...
+
+
+class ClientGone(Exception):
+    """The client has closed its connection."""
+
+
+class EventStream(Response):
+    """events: the stream's bytes, one or more whole events each time.
+
+    held: given back when the stream ends, however it ends.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[bytes], held: RequestLease, headers: Mapping[str, str]) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
+        del self.headers["content-length"]
+        self._events = events
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await until_disconnect(scope[CONNECTION], self._stream(scope, receive, send))
+        except ClientGone:
+            pass
+        finally:
+            self._held.close()
+
+    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The head goes with the first event: what fails before it is no stream but an answer of its own."""
+        begun = False
+        try:
+            # Released here, so that what is held learns how the stream ended.
+            with self._held:
+                async with aclosing(self._events):
+                    async for events in self._events:
+                        if events:
+                            if not begun:
+                                begun = True
+                                await self._begin(send)
+                            await _send_part(send, events)
+        except Exception as error:
+            if not begun:
+                _log_unexpected(error)
+                await error_response(error)(scope, receive, send)
+                return
+            await _send_part(send, _error_event(error))
+        if not begun:
+            await self._begin(send)
+        await send({"type": "http.response.body", "body": DONE, "more_body": False})
+
+    async def _begin(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+
+
+async def until_disconnect(connection: Connection, work: Awaitable[T]) -> T:
+    """The result of `work`, unless the client leaves first: then `work` is cancelled. Raises ClientGone."""
+    task, gone = _current_task(), False
+
+    def leave() -> None:
+        nonlocal gone
+        gone = True
+        task.cancel()
+
+    connection.watch(leave)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if gone and task.uncancel() == 0:
+            raise ClientGone from None
+        raise
+    finally:
+        connection.unwatch()
+
+
+def _current_task() -> "asyncio.Task[Any]":
+    task = asyncio.current_task()
+    assert task is not None
+    return task
+
+
+async def _send_part(send: Send, body: bytes) -> None:
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+def _error_event(error: Exception) -> bytes:
+    _log_unexpected(error)
+    return frame(ErrorEnvelope(translate(error).body))
+
+
+def _log_unexpected(error: Exception) -> None:
+    if translate(error).status_code == 500:
+        logger.error("A stream has failed", exc_info=error)
+
+
+encode = msgspec.json.Encoder().encode
+
+_MARK = uuid.uuid4().hex  # where a template's text goes: no client can have put the same into another field
+
+
+def frame(event: msgspec.Struct) -> bytes:
+    return b"data: %b\n\n" % encode(event)
+
+
+class TextFrames:
+    """example: makes the event with which sequence `index` says `text`; called once for each sequence."""
+
+    def __init__(self, example: Callable[[int, str], msgspec.Struct]) -> None:
+        self._example = example
+        self._templates: dict[int, tuple[bytes, bytes]] = {}  # what stands before and behind the text
+
+    def __call__(self, index: int, text: str) -> bytes:
+        """The same bytes as `frame(example(index, text))`."""
+        template = self._templates.get(index)
+        if template is None:
+            before, behind = frame(self._example(index, _MARK)).split(encode(_MARK))
+            template = self._templates[index] = (before, behind)
+        return template[0] + encode(text) + template[1]

@@ -1,0 +1,250 @@
+"""The sequences of one HTTP request: planned, run side by side, closed together.
+
+Knows the engine's messages and how text comes out of them; knows nothing of the forms in which clients get it.
+"""
+
+import asyncio
+import itertools
+import os
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import msgspec
+
+from peftserve.adapters.errors import error_of
+from peftserve.adapters.router import Resolved
+
+from ...wire.messages import AdapterPart, AddRequest, SamplingParams, SequenceOutput
+from ..engine.interface import Engine, EngineDead
+from ..http.errors import bad_request
+from ..metrics.requests import SequenceTimer
+from ..services import Services
+from .requests import GenerationRequest
+from .sequence import Delta, SequenceDecoder
+from .stop_strings import NO_STOPS, StopStrings, StopTable
+
+_ids = itertools.count(1)  # of this process's requests; the engine serves several processes
+
+SUBMISSION = 30  # microseconds for a sequence to begin
+TOKENS_SENT = 50  # of a prompt, in a microsecond
+SEED_MASK = (1 << 63) - 1
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """text: as the client gave it, or None where it gave token ids."""
+
+    token_ids: list[int]
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one request asks of the engine: `samples` sequences for each prompt, each prompt with its own parameters.
+
+    resolved: who answers, as looked up in this turn of the event loop. adapters: the same for the engine.
+    """
+
+    body: GenerationRequest
+    resolved: Resolved
+    adapters: list[AdapterPart]
+    prompts: list[Prompt]
+    sampling: list[SamplingParams]
+    samples: int
+    salt: str = ""
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.prompts) * self.samples
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return sum(len(prompt.token_ids) for prompt in self.prompts)
+
+
+Said = tuple[int, Delta]  # a sequence, and what a step showed of it
+
+
+class Generation:
+    """RequestLease by `Services.hold` while it runs. Sequence i answers prompt i // samples."""
+
+    def __init__(self, services: Services, plan: Plan) -> None:
+        self.plan = plan
+        self.resolved = plan.resolved
+        self._services = services
+        self._labels = services.metrics.adapter_labels(plan.resolved)
+        self._id = f"{os.getpid()}-{next(_ids)}"
+        self._stops = StopTable(plan.body.stop) if plan.body.stop else NO_STOPS
+
+    async def deltas(self) -> AsyncGenerator[list[Said]]:
+        """What the sequences say, each time all that has come. To be closed. Raises EngineDead, ApiError."""
+        mailbox: Mailbox[Said | Exception] = Mailbox()
+        with self._running() as requests:
+            await self._begin(requests, mailbox.put, mailbox.put)
+            running = self.plan.num_sequences
+            while running:
+                items: list[Said] = []
+                for entry in await mailbox.take():
+                    if isinstance(entry, Exception):
+                        yield items
+                        raise entry
+                    items.append(entry)
+                    running -= entry[1].finish_reason is not None
+                yield items
+
+    async def collect(self) -> list[Delta]:
+        """Every sequence, whole: the caller sleeps until the last has ended. Raises EngineDead, ApiError."""
+        gathered = _Gathered(self.plan.num_sequences)
+        with self._running() as requests:
+            await self._begin(requests, gathered.put, gathered.fail)
+            await gathered.ended
+        return gathered.wholes
+
+    @contextmanager
+    def _running(self) -> Iterator[list[AddRequest]]:
+        """All sequences run inside; those that have not ended when it is left are aborted."""
+        requests = [self._request(index) for index in range(self.plan.num_sequences)]
+        try:
+            yield requests
+        finally:
+            for request in requests:
+                self._services.engine.abort(request.request_id)
+
+    async def _begin(
+        self, requests: list[AddRequest], say: Callable[[Said], None], fail: Callable[[Exception], None]
+    ) -> None:
+        """A thousand sequences begin in several turns of the event loop."""
+        engine, turns = self._services.engine, Turns()
+        self._services.metrics.prompt_tokens.inc(self.plan.num_prompt_tokens)
+        for index, request in enumerate(requests):
+            timer = SequenceTimer(self._services.metrics, self._labels)
+            engine.submit(request, _Sequence(engine, request.request_id, index, timer, self._decoder(), say, fail))
+            await turns.spend(SUBMISSION + len(request.prompt_token_ids) // TOKENS_SENT)
+
+    def _request(self, index: int) -> AddRequest:
+        prompt, sample = divmod(index, self.plan.samples)
+        sampling = self.plan.sampling[prompt]
+        if sampling.seed is not None:
+            sampling = msgspec.structs.replace(sampling, seed=(sampling.seed + sample) & SEED_MASK)
+        return AddRequest(
+            request_id=f"{self._id}-{index}",
+            prompt_token_ids=self.plan.prompts[prompt].token_ids,
+            sampling=sampling,
+            adapters=self.plan.adapters,
+            salt=self.plan.salt,
+        )
+
+    def _decoder(self) -> SequenceDecoder:
+        body = self.plan.body
+        return SequenceDecoder(
+            self._services.tokenizer().detokenizer(body.skip_special_tokens),
+            StopStrings(self._stops, body.include_stop_str_in_output),
+            min_tokens=body.min_tokens or 0,
+            show_stop_token=body.include_stop_str_in_output,
+        )
+
+
+class _Sequence:
+    """Where the engine's outputs of one sequence become what a client sees, as they come."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        request_id: str,
+        index: int,
+        timer: SequenceTimer,
+        decoder: SequenceDecoder,
+        say: Callable[[Said], None],
+        fail: Callable[[Exception], None],
+    ) -> None:
+        self._engine = engine
+        self._request_id = request_id
+        self._index = index
+        self._timer = timer
+        self._decoder = decoder
+        self._say = say
+        self._fail = fail
+
+    def push(self, output: SequenceOutput) -> None:
+        try:
+            self._take(output)
+        except Exception as error:  # of this request, and of no other
+            self._fail(error)
+            self._engine.abort(self._request_id)
+
+    def fail(self, death: EngineDead) -> None:
+        self._fail(death)
+
+    def _take(self, output: SequenceOutput) -> None:
+        if output.error_kind is not None:
+            raise error_of(output.error_kind, output.error or "the request failed")
+        if output.error is not None:
+            raise bad_request(output.error, code="sequence_failed")
+        self._timer.observe(output)
+        delta = self._decoder.push(output)
+        if delta.finish_reason is not None and output.finish_reason is None:
+            self._engine.abort(self._request_id)  # a stop string, of which the engine does not know
+        self._say((self._index, delta))
+
+
+class _Gathered:
+    """The sum of what each sequence says. ended: when all have, or with the first error."""
+
+    def __init__(self, count: int) -> None:
+        self.wholes = [Delta() for _ in range(count)]
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._running = count
+
+    def put(self, said: Said) -> None:
+        index, delta = said
+        self.wholes[index].extend(delta)
+        self._running -= delta.finish_reason is not None
+        if not self._running and not self.ended.done():
+            self.ended.set_result(None)
+
+    def fail(self, error: Exception) -> None:
+        if not self.ended.done():
+            self.ended.set_exception(error)
+
+
+T = TypeVar("T")
+
+
+class Mailbox(Generic[T]):
+    """For one reader and one event loop. A queue would wake its reader for every item."""
+
+    def __init__(self) -> None:
+        self._items: list[T] = []
+        self._reader: asyncio.Future[None] | None = None  # set while `take` waits
+
+    def put(self, item: T) -> None:
+        self._items.append(item)
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    async def take(self) -> list[T]:
+        """All that has come, at least one item."""
+        while not self._items:
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
+        items, self._items = self._items, []
+        return items
+
+
+TURN = 4000  # microseconds, as estimated by who spends them
+
+
+class Turns:
+    """For one piece of work after another; others have their turn in between."""
+
+    def __init__(self) -> None:
+        self._left = TURN
+
+    async def spend(self, microseconds: int) -> None:
+        """Returns at once while there is time left, else when all that waited has run."""
+        self._left -= microseconds
+        if self._left < 0:
+            self._left = TURN
+            await asyncio.sleep(0)

@@ -1,0 +1,109 @@
+"""From a checked body to a plan: who answers, lengths that fit, sampling parameters. The same for all routes."""
+
+from collections.abc import Sequence
+
+from fastapi import Request
+
+from peftserve.adapters.names import DEFAULT
+from peftserve.adapters.router import Resolved
+
+from ...wire.messages import AdapterPart, ModelInfo, SamplingParams
+from ..http.auth import TENANT
+from ..http.errors import bad_request
+from ..services import Services
+from ..text.tokenizer import Tokenizer
+from .adapter_fields import which_model
+from .generation import Prompt
+from .requests import GenerationRequest, ModelRequest
+
+
+async def encode_prompts(
+    info: ModelInfo, tokenizer: Tokenizer, prompts: Sequence[str | list[int]], add_special_tokens: bool
+) -> list[Prompt]:
+    """Texts to tokens. A prompt that cannot fit the context is refused before any is encoded. Raises ApiError."""
+    for prompt in prompts:
+        _check_length(info, tokenizer, prompt)
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    encoded = iter(await tokenizer.encode_all(texts, add_special_tokens))
+    return [Prompt(next(encoded), prompt) if isinstance(prompt, str) else Prompt(prompt) for prompt in prompts]
+
+
+def check_ids(info: ModelInfo, body: GenerationRequest, prompts: Sequence[Prompt], resolved: Resolved) -> None:
+    """Raises ApiError for token ids that neither the model nor the adapter has, and for empty prompts."""
+    vocabulary = max(info.vocab_size, resolved.vocabulary)
+    for prompt in prompts:
+        if not prompt.token_ids:
+            raise bad_request("The prompt is empty: it has no tokens.", "prompt")
+        _check_vocabulary(vocabulary, prompt.token_ids, "prompt")
+    _check_vocabulary(vocabulary, body.stop_token_ids or (), "stop_token_ids")
+    _check_vocabulary(vocabulary, tuple(body.logit_bias or ()), "logit_bias")
+
+
+def who_answers(services: Services, body: GenerationRequest, prompts: Sequence[Prompt]) -> Resolved:
+    """To be called behind the last await before `answer`: see `Services.hold`. Raises AdapterError."""
+    mixture = None if body.adapters is None else [(part.name, part.weight) for part in body.adapters]
+    model = asked_model(services, body, several=mixture is not None)
+    return services.adapters.router.resolve(model, mixture, prompts[0].token_ids, body.user)
+
+
+def asked_model(services: Services, body: ModelRequest, several: bool = False) -> str | None:
+    """What the request asks for, as `model` or by another server's field. Raises ApiError where they differ."""
+    return which_model(body.model, several, body.named, (None, DEFAULT, services.base_id))
+
+
+def adapter_parts(resolved: Resolved, task_id: int | None) -> list[AdapterPart]:
+    """Raises InvalidAdapter for a task that is missing or that there is not."""
+    tasks = resolved.tasks(task_id)
+    return [AdapterPart(digest, weight, tasks.get(digest, 0)) for digest, weight in resolved.weights().items()]
+
+
+def fit_length(
+    info: ModelInfo, prompt: Prompt, wanted: int | None, default: int | None, virtual_tokens: int = 0
+) -> int:
+    """Tokens to generate: what was asked for, else what fits, at most the default. Raises ApiError where none fits.
+
+    virtual_tokens: positions that the adapter takes.
+    """
+    length = len(prompt.token_ids) + virtual_tokens
+    room = info.max_model_len - length
+    if room < (1 if wanted is None else wanted):
+        virtual = f"{virtual_tokens} of the adapter's own, " if virtual_tokens else ""
+        raise bad_request(
+            f"This model's maximum context length is {info.max_model_len} tokens. However, you requested "
+            f"{length + (wanted or 1)} tokens ({len(prompt.token_ids)} in the prompt, {virtual}{wanted or 1} in the "
+            "completion). Please reduce the length of the prompt or of the completion.",
+            "prompt",
+            "context_length_exceeded",
+        )
+    if wanted is not None:
+        return wanted
+    return room if default is None else min(room, default)
+
+
+def check_min_tokens(body: GenerationRequest, sampling: Sequence[SamplingParams]) -> None:
+    smallest = min(parameters.max_tokens for parameters in sampling)
+    if (body.min_tokens or 0) > smallest:
+        raise bad_request(f"min_tokens must be at most max_tokens, which is {smallest} here.", "min_tokens")
+
+
+def salt_of(request: Request, body: GenerationRequest) -> str:
+    """What keeps the prefix caches of different keys apart, and of requests that ask for it."""
+    return f"{request.scope.get(TENANT, '')}{body.cache_salt or ''}"
+
+
+def _check_length(info: ModelInfo, tokenizer: Tokenizer, prompt: str | list[int]) -> None:
+    most, unit = (
+        (tokenizer.most_in_context, "characters") if isinstance(prompt, str) else (info.max_model_len, "tokens")
+    )
+    if len(prompt) > most:
+        raise bad_request(
+            f"This model's maximum context length is {info.max_model_len} tokens. However, a prompt has {len(prompt)} "
+            f"{unit}, and at most {most} are taken. Please reduce the length of the prompt.",
+            "prompt",
+            "context_length_exceeded",
+        )
+
+
+def _check_vocabulary(vocabulary: int, ids: Sequence[int], param: str) -> None:
+    if ids and not (min(ids) >= 0 and max(ids) < vocabulary):
+        raise bad_request(f"{param} holds a token id outside of the vocabulary of {vocabulary} tokens.", param)

@@ -1,0 +1,1 @@
+"""The API processes of one server: the primary, the others, and what they share."""

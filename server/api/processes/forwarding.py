@@ -1,0 +1,53 @@
+"""Requests that the first API process answers, whichever one they came to: what changes adapters, and what sums up all.
+
+Bodies and answers pass in pieces. Knows ASGI and the socket on which the first answers; does not know the routes.
+"""
+
+from pathlib import Path
+
+import httpx
+from fastapi import Request
+from starlette.types import Receive, Scope, Send
+
+from ..http.errors import unavailable
+
+FIRST = "first"  # the socket's name in the server's private folder
+KEPT_OPEN = 20  # connections, for the next requests
+_OF_ONE_CONNECTION = {b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"expect", b"te"}
+
+
+class Forwarder:
+    """folder: that of the socket."""
+
+    def __init__(self, folder: Path) -> None:
+        # As many as there are requests: those of one client that is slow must not keep the others waiting for a turn.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=KEPT_OPEN)
+        transport = httpx.AsyncHTTPTransport(uds=str(folder / FIRST), limits=limits)
+        self._http = httpx.AsyncClient(transport=transport, timeout=None, trust_env=False)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Raises ApiError 503 where the first does not answer."""
+        try:
+            answer = await self._http.send(self._request(Request(scope, receive)), stream=True)
+        except httpx.TransportError:
+            raise unavailable("The server cannot answer this now; try again soon.", "unavailable") from None
+        try:
+            headers = [pair for pair in answer.headers.raw if pair[0].lower() not in _OF_ONE_CONNECTION]
+            await send({"type": "http.response.start", "status": answer.status_code, "headers": headers})
+            async for piece in answer.aiter_raw():
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            await answer.aclose()
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    def _request(self, request: Request) -> httpx.Request:
+        headers = [pair for pair in request.headers.raw if pair[0] not in _OF_ONE_CONNECTION]
+        has_body = "content-length" in request.headers or "transfer-encoding" in request.headers
+        target = request.scope["raw_path"] + (b"?" + query if (query := request.scope["query_string"]) else b"")
+        url = httpx.URL(scheme="http", host=FIRST, raw_path=target)
+        return self._http.build_request(
+            request.method, url, headers=headers, content=request.stream() if has_body else None
+        )

@@ -1,0 +1,74 @@
+"""An API process as the first one sees it: what it is told, what it answers, and its end."""
+
+import asyncio
+import itertools
+from collections.abc import Callable
+
+import msgspec
+
+from ...wire.control import Accounts, Begin, Call, Done, GiveAccounts, Order, Stop
+from ...wire.transport import Channel
+from .child import WorkerProcess
+
+
+class WorkerGone(Exception):
+    """The process has ended before it answered."""
+
+
+class WorkerLink:
+    """Made by `begin`. accounts: as last heard. gone: set when the connection has ended."""
+
+    def __init__(self, process: WorkerProcess) -> None:
+        self.accounts = Accounts()
+        self.gone = asyncio.Event()
+        self._process = process
+        self._channel: Channel[Order, Done] = Channel(msgspec.msgpack.Decoder(Done), self._hear, self._lose)
+        self._calls: dict[int, asyncio.Future[Done]] = {}
+        self._call_ids = itertools.count(1)
+
+    @classmethod
+    async def begin(cls, process: WorkerProcess, begin: Begin) -> "WorkerLink":
+        link = cls(process)
+        await link._channel.open(process.control)
+        link._channel.send(begin)
+        return link
+
+    async def call(self, make: Callable[[int], Call]) -> Done:
+        """make: the call with an id. Raises WorkerGone."""
+        if self.gone.is_set():
+            raise WorkerGone
+        call = make(next(self._call_ids))
+        answer: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
+        self._calls[call.call_id] = answer
+        try:
+            self._channel.send(call)
+            return await answer
+        finally:
+            del self._calls[call.call_id]
+
+    async def look(self) -> Accounts:
+        """The accounts as they are now, which hold nothing where the process has ended."""
+        try:
+            done = await self.call(GiveAccounts)
+        except WorkerGone:
+            return Accounts()
+        self.accounts = done.accounts or Accounts()
+        return self.accounts
+
+    def tell_to_stop(self) -> None:
+        self._channel.send(Stop())
+
+    async def end(self, patience: float) -> None:
+        """Returns when the process has ended, within `patience` seconds or a little more."""
+        await self._process.stop(patience)
+        self._channel.close()
+
+    def _hear(self, done: Done) -> None:
+        if (answer := self._calls.get(done.call_id)) is not None and not answer.done():
+            answer.set_result(done)
+
+    def _lose(self, fault: msgspec.MsgspecError | None) -> None:
+        self.gone.set()
+        for answer in self._calls.values():
+            if not answer.done():
+                answer.set_exception(WorkerGone())

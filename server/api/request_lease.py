@@ -1,0 +1,52 @@
+"""What one request holds for as long as it runs: room for its sequences, its adapters, and an account of its end."""
+
+from types import TracebackType
+
+from peftserve.adapters.leases import Leases
+from peftserve.adapters.router import Resolved
+
+from .admission import Admission
+from .metrics.requests import Metrics, Outcome, RequestTimer
+
+
+class RequestLease:
+    """Taken when it is made, in the same turn of the event loop as the look-up of `resolved`; given back once.
+
+    As a context, it learns from what leaves it how the request has ended; otherwise `close` is to be called.
+    """
+
+    def __init__(
+        self, admission: Admission, leases: Leases, metrics: Metrics, resolved: Resolved, sequences: int
+    ) -> None:
+        """Raises ApiError 400, 429 or 503, and nothing is held then."""
+        admission.enter(sequences)
+        leases.acquire(resolved)
+        self._admission = admission
+        self._leases = leases
+        self._timer = RequestTimer(metrics, resolved)
+        self._resolved = resolved
+        self._sequences = sequences
+        self._given_back = False
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._give_back("completed")
+        else:  # a client that leaves cancels or closes what runs inside
+            self._give_back("failed" if issubclass(kind, Exception) else "aborted")
+
+    def close(self) -> None:
+        """A request that is still there has not come to its end."""
+        self._give_back("aborted")
+
+    def _give_back(self, outcome: Outcome) -> None:
+        if self._given_back:
+            return
+        self._given_back = True
+        self._leases.release(self._resolved)
+        self._timer.end(outcome)
+        self._admission.leave(self._sequences)

@@ -1,0 +1,44 @@
+"""The routes that are asked for thousands of times a second, answered before the framework sees the request.
+
+They stand among the framework's routes too, which say what other methods get. Knows ASGI; does not know what the
+routes do.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+
+from fastapi import Request, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ..http.errors import EXPECTED, error_response
+from ..services import Services
+
+logger = logging.getLogger(__name__)
+
+Handler = Callable[[Request, Services], Awaitable[Response]]
+
+
+class DirectRoutes:
+    """posts: path to what answers a POST to it."""
+
+    def __init__(self, app: ASGIApp, *, services: Services, posts: Mapping[str, Handler]) -> None:
+        self._app = app
+        self._services = services
+        self._posts = posts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        handler = self._posts.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if handler is None:
+            await self._app(scope, receive, send)
+            return
+        response = await self._answer(handler, Request(scope, receive))
+        await response(scope, receive, send)
+
+    async def _answer(self, handler: Handler, request: Request) -> Response:
+        try:
+            return await handler(request, self._services)
+        except EXPECTED as error:
+            return error_response(error)
+        except Exception as error:
+            logger.exception("A request has failed")
+            return error_response(error)

@@ -1,0 +1,33 @@
+"""Whether the server lives and takes requests. Open to everyone, without a key."""
+
+import msgspec
+from fastapi import APIRouter, Response
+
+from ..http.errors import ENGINE_DEAD_MESSAGE, unavailable
+from ..openai.answers import json_response
+from ..services import ServicesOf
+
+router = APIRouter()
+
+
+class Health(msgspec.Struct):
+    status: str = "ok"
+
+
+@router.get("/health")
+@router.get("/health/live")
+async def live(services: ServicesOf) -> Response:
+    """200 while the engine's process runs, whether or not it has loaded its model; 503 asks for a restart."""
+    if not services.engine.alive and not services.admission.draining:
+        raise unavailable(ENGINE_DEAD_MESSAGE, "engine_dead")
+    return json_response(Health())
+
+
+@router.get("/health/ready")
+async def ready(services: ServicesOf) -> Response:
+    """200 while new requests are welcome: the model is loaded and the server is not shutting down."""
+    services.admission.check_open()
+    services.model()
+    if not services.preloaded:
+        raise unavailable("Adapters are being loaded; try again soon.", "loading")
+    return json_response(Health())

@@ -1,0 +1,109 @@
+"""POST /tokenize, POST /detokenize and GET /tokenizer_info, as vLLM has them."""
+
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Depends, Response
+from pydantic import Field, model_validator
+
+from ..http.bodies import json_body
+from ..http.errors import bad_request
+from ..openai.answers import json_response
+from ..openai.chat import render
+from ..openai.messages import MAX_MESSAGES, Message
+from ..openai.planning import asked_model
+from ..openai.requests import ModelRequest, TokenId
+from ..services import Services, ServicesOf
+from ..text.tokenizer import Tokenizer
+
+router = APIRouter()
+
+MAX_TOKENS = 1 << 20
+
+
+class TokenizeRequest(ModelRequest):
+    """Either a prompt or messages. Special tokens are added to a prompt; a chat template writes its own."""
+
+    prompt: str | None = None
+    messages: list[Message] | None = Field(default=None, min_length=1, max_length=MAX_MESSAGES)
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    chat_template_kwargs: dict[str, Any] | None = Field(default=None, max_length=64)
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "TokenizeRequest":
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("send either prompt or messages")
+        return self
+
+
+class DetokenizeRequest(ModelRequest):
+    tokens: list[TokenId] = Field(max_length=MAX_TOKENS, fail_fast=True)
+
+
+class Tokenized(msgspec.Struct):
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class Detokenized(msgspec.Struct):
+    prompt: str
+
+
+class TokenizerInfo(msgspec.Struct):
+    tokenizer_class: str
+    chat_template: str | None
+    model_max_length: int
+    vocab_size: int
+    special_tokens: dict[str, str]
+
+
+@router.post("/tokenize")
+async def tokenize(
+    services: ServicesOf, body: Annotated[TokenizeRequest, Depends(json_body(TokenizeRequest))]
+) -> Response:
+    tokenizer = services.tokenizer()
+    services.adapters.router.resolve(asked_model(services, body))
+    if body.messages is not None:
+        tokens = await tokenizer.encode(await render(tokenizer, body.messages, body), body.add_special_tokens or False)
+    else:
+        tokens = await tokenizer.encode(body.prompt or "", body.add_special_tokens is not False)
+    strings = await tokenizer.token_strings(tokens) if body.return_token_strs else None
+    return json_response(Tokenized(len(tokens), services.model().max_model_len, tokens, strings))
+
+
+@router.post("/detokenize")
+async def detokenize(
+    services: ServicesOf, body: Annotated[DetokenizeRequest, Depends(json_body(DetokenizeRequest))]
+) -> Response:
+    tokenizer = _with_text(services)
+    services.adapters.router.resolve(asked_model(services, body))
+    if body.tokens and max(body.tokens) >= tokenizer.vocab_size:
+        raise bad_request(f"tokens holds an id outside of the vocabulary of {tokenizer.vocab_size}.", "tokens")
+    return json_response(Detokenized(await tokenizer.decode_long(body.tokens, skip_special_tokens=False)))
+
+
+@router.get("/tokenizer_info")
+async def tokenizer_info(services: ServicesOf) -> Response:
+    tokenizer = _with_text(services)
+    info = services.model()
+    return json_response(
+        TokenizerInfo(
+            "PreTrainedTokenizerFast",
+            tokenizer.chat_template,
+            info.max_model_len,
+            tokenizer.vocab_size,
+            dict(tokenizer.special_tokens),
+        )
+    )
+
+
+def _with_text(services: Services) -> Tokenizer:
+    tokenizer = services.tokenizer()
+    if not tokenizer.has_text:
+        raise bad_request("This model has no tokenizer.")
+    return tokenizer

@@ -1,0 +1,68 @@
+"""vLLM's routes for adapters, with its bodies and answers, so that its tools work."""
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from fastapi.responses import PlainTextResponse
+from pydantic import Field
+
+from peftserve.adapters.names import parse_reference
+
+from ..http.bodies import json_body
+from ..http.errors import ApiError, bad_request
+from ..openai.requests import Body
+from ..services import ServicesOf
+from ..uploads.sources import allowed_folder, fetch
+
+router = APIRouter()
+
+
+class LoadLora(Body):
+    """load_inplace: make a new version of a name that exists."""
+
+    lora_name: str = Field(default="", max_length=256)
+    lora_path: str = Field(default="", max_length=4096)
+    load_inplace: bool = False
+
+
+class UnloadLora(Body):
+    lora_name: str = Field(default="", max_length=256)
+
+
+@router.post("/v1/load_lora_adapter")
+async def load_lora_adapter(
+    services: ServicesOf, body: Annotated[LoadLora, Depends(json_body(LoadLora))]
+) -> PlainTextResponse:
+    services.model()
+    services.admission.check_open()
+    if not body.lora_name or not body.lora_path:
+        raise bad_request("Both 'lora_name' and 'lora_path' must be provided.")
+    if not body.load_inplace and services.adapters.registry.find(body.lora_name) is not None:
+        raise bad_request(
+            f"The lora adapter '{body.lora_name}' has already been loaded. If you want to load the adapter in place, "
+            "set 'load_inplace' to True.",
+            "lora_name",
+        )
+    if not allowed_folder(services.config.allow_adapter_paths, body.lora_path).is_dir():
+        raise ApiError(404, f"No adapter found for {body.lora_path}", param="lora_path", code="adapter_not_found")
+    staged = await asyncio.to_thread(services.owned.store.stage, services.config.upload_limit)
+    with staged:
+        await fetch(services, "path", body.lora_path, staged)
+        await services.owned.library.add(staged, body.lora_name)
+    return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
+
+
+@router.post("/v1/unload_lora_adapter")
+async def unload_lora_adapter(
+    services: ServicesOf, body: Annotated[UnloadLora, Depends(json_body(UnloadLora))]
+) -> PlainTextResponse:
+    if not body.lora_name:
+        raise bad_request("'lora_name' needs to be provided to unload a LoRA adapter.", "lora_name")
+    reference = parse_reference(body.lora_name)
+    if reference is None or services.adapters.registry.find(*reference) is None:
+        raise ApiError(
+            404, f"The lora adapter '{body.lora_name}' cannot be found.", param="lora_name", code="model_not_found"
+        )
+    await services.owned.library.delete(*reference)
+    return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")

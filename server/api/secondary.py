@@ -1,0 +1,160 @@
+"""An API process beside the first: it answers what asks the model itself, and hands on all else.
+
+    python -m peftserve.server.api.secondary CONTROL ENGINE COUNTS
+
+Three descriptors: the connections to the first process and to the engine, and the file of shared counts. It reads the
+registry that the first one writes. It ends when it is told to, or when the first ends.
+"""
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import uvloop
+
+from ..config import ServerConfig
+from ..wire.control import Accounts, AwaitIdle, Begin, Call, Done, Drain, GiveAccounts, Order, Serve, Stop
+from ..wire.launch import decode_config
+from ..wire.transport import Channel
+from .app import create_worker_app, make_connections, make_services
+from .engine.client import EngineClient
+from .http.server import HttpServer, listen
+from .logs import set_up_logging
+from .metrics.totals import tallies_of
+from .processes.forwarding import Forwarder
+from .processes.shared_counts import view, view_of_connections
+from .services import Services, base_id, open_replica
+
+logger = logging.getLogger(__name__)
+
+
+class ApiWorker:
+    """engine: the connection to it. counts: descriptor of the file of counts."""
+
+    def __init__(self, engine: socket.socket, counts: int) -> None:
+        self._connection = engine
+        self._counts = counts
+        self._engine = EngineClient()
+        self._channel: Channel[Done, Order] = Channel(msgspec.msgpack.Decoder(Order), self._obey, self._orphaned)
+        self._begin: asyncio.Future[Begin] = asyncio.get_running_loop().create_future()
+        self._services: asyncio.Future[Services] = asyncio.get_running_loop().create_future()
+        self._stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._config: ServerConfig | None = None  # set by run()
+        self._server: HttpServer | None = None  # set by run()
+        self._http: asyncio.Task[None] | None = None  # set by _serve()
+
+    async def run(self, control: socket.socket) -> None:
+        """Until the first process says Stop. Raises what keeps this one from serving."""
+        await self._channel.open(control)
+        begin = await self._begin
+        config = self._config = decode_config(begin.config, ServerConfig)
+        set_up_logging(config.log_level)
+        await self._engine.attach(self._connection)
+        forwarder = Forwarder(Path(begin.folder))
+        with open_replica(config.state_dir, base_id(config)) as adapters:
+            counts = view(self._counts)
+            services = make_services(self._engine, config, adapters, counts, begin.number, begin.started)
+            services.preloaded = False
+            connections = make_connections(services, view_of_connections(self._counts, begin.number))
+            self._server = HttpServer(create_worker_app(services, forwarder), connections)
+            self._services.set_result(services)
+            try:
+                await self._stopped
+            finally:
+                self._engine.leave()
+                if self._http is not None:
+                    await self._server.close(self._http)
+                await forwarder.close()
+                self._channel.close()
+
+    def _obey(self, order: Order) -> None:
+        match order:
+            case Begin():
+                self._begin.set_result(order)
+            case Stop():
+                self._stop(None)
+            case _:
+                task = asyncio.create_task(self._answer(order))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, call: Call) -> None:
+        services = await self._services
+        try:
+            accounts = await self._do(services, call)
+        except Exception as error:
+            self._stop(error)
+        else:
+            self._channel.send(Done(call.call_id, accounts))
+
+    async def _do(self, services: Services, call: Call) -> Accounts | None:
+        match call:
+            case Serve():
+                await self._serve(services)
+            case AwaitIdle(digest=digest):
+                await services.adapters.leases.idle(digest)
+            case Drain():
+                services.admission.drain()
+                await services.admission.idle()
+            case GiveAccounts():
+                return Accounts(
+                    services.adapters.leases.counts(),
+                    services.metrics.names_in_use(),
+                    tallies_of(services.metrics.registry),
+                )
+        return None
+
+    async def _serve(self, services: Services) -> None:
+        """Returns when this process listens. Raises EngineDead, OSError."""
+        assert self._server is not None
+        await self._engine.loaded()
+        await asyncio.to_thread(services.tokenizer)
+        services.preloaded = True
+        listener = listen(services.config.host, self._begin.result().port, shared=True)
+        self._http = asyncio.create_task(self._server.serve([listener]), name="http")
+        while not self._server.started:
+            await asyncio.sleep(0.01)
+
+    def _stop(self, error: Exception | None) -> None:
+        if self._stopped.done():
+            return
+        if error is None:
+            self._stopped.set_result(None)
+        else:
+            self._stopped.set_exception(error)
+
+    def _orphaned(self, fault: msgspec.MsgspecError | None) -> None:
+        """The first process has ended without a word: so does this one, and leaves nothing of it behind."""
+        if self._stopped.done():
+            return
+        if self._begin.done():
+            shutil.rmtree(self._begin.result().folder, ignore_errors=True)
+        os._exit(1)
+
+
+async def _run(control: int, engine: int, counts: int) -> None:
+    await ApiWorker(socket.socket(fileno=engine), counts).run(socket.socket(fileno=control))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit status 0 after `Stop`, 1 if this process cannot serve or the first has ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # both are for the first process, which drains all
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        uvloop.run(_run(*map(int, arguments)))
+    except Exception:
+        logger.exception("An API process has failed")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,200 @@
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from peftserve.adapters.errors import InvalidAdapter
+from peftserve.server.api.engine.client import EngineClient
+from peftserve.server.api.engine.interface import EngineDead
+from peftserve.server.api.engine.owned import OwnEngine
+from peftserve.server.config import EngineConfig
+from peftserve.server.wire.launch import encode_config
+from peftserve.server.wire.messages import AddRequest, EngineStats, SamplingParams
+
+SCRIPT = Path(__file__).with_name("fake_engine_process.py")
+
+
+def _command(door, config):
+    return [sys.executable, str(SCRIPT), str(door), encode_config(config)]
+
+
+@contextlib.asynccontextmanager
+async def _client(model="fake"):
+    client = OwnEngine(EngineConfig(model=model), _command)
+    try:
+        await client.start()
+        yield client
+    finally:
+        await client.shutdown()
+
+
+def _request(request_id="a", max_tokens=5):
+    sampling = SamplingParams(max_tokens=max_tokens)
+    return AddRequest(request_id=request_id, prompt_token_ids=[5, 6, 7], sampling=sampling)
+
+
+class _Reader:
+    """What a sequence says: its tokens, and a future that ends with it."""
+
+    def __init__(self, client, request):
+        self.tokens = []
+        self.ended = asyncio.get_running_loop().create_future()
+        client.submit(request, self)
+
+    def push(self, output):
+        self.tokens += output.token_ids
+        if output.finish_reason:
+            self.ended.set_result(self.tokens)
+
+    def fail(self, death):
+        self.ended.set_exception(death)
+
+
+async def _tokens(client, request):
+    return await _Reader(client, request).ended
+
+
+async def _until(condition):
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_sequences_run_side_by_side_and_each_gets_its_own_tokens():
+    async with _client() as client:
+        assert client.info is not None
+        assert client.info.model_name == "fake"
+        got = await asyncio.gather(*(_tokens(client, _request(str(i), i + 1)) for i in range(10)))
+        assert got == [[5, 6, 7, 5, 6, 7, 5, 6, 7, 5][: i + 1] for i in range(10)]
+        assert client.num_sequences == 0
+
+
+async def test_stats_reach_the_listener_and_the_field():
+    async with _client("slow") as client:
+        seen = []
+        client.add_stats_listener(seen.append)
+        await _tokens(client, _request())
+        assert seen[0].num_running == 1
+        assert client.stats is seen[-1]
+
+
+async def test_adapters_of_the_host_are_those_listed_last():
+    async with _client("slow") as client:
+        client._receive(EngineStats(host_adapters=["a", "b"]))
+        client._receive(EngineStats(num_waiting=3, host_unchanged=True))
+        assert (client.stats.num_waiting, client.stats.host_adapters) == (3, ["a", "b"])
+        client._receive(EngineStats(host_adapters=["b"]))
+        assert client.stats.host_adapters == ["b"]
+
+
+async def test_an_aborted_sequence_ends_in_the_engine_and_says_nothing_more():
+    async with _client("slow") as client:
+        reader = _Reader(client, _request(max_tokens=10_000))
+        await _until(lambda: reader.tokens)
+        client.abort("a")
+        client.abort("a")
+        said = len(reader.tokens)
+        assert client.num_sequences == 0
+        await _until(lambda: client.stats.num_running == 0)
+        assert (len(reader.tokens), reader.ended.done()) == (said, False)
+
+
+async def test_two_clients_hear_of_their_own_sequences_and_one_that_leaves_aborts_its_own():
+    async with _client("slow") as client:
+        other = EngineClient()
+        await other.attach(client.connect())
+        assert await other.loaded() == client.info
+        own, others = _Reader(client, _request("a", 40)), _Reader(other, _request("b", 10_000))
+        await _until(lambda: own.tokens and others.tokens and client.stats.num_running == 2)
+        other.leave()
+        await _until(lambda: client.stats.num_running == 1)
+        assert await own.ended == ([5, 6, 7] * 14)[:40]
+        with pytest.raises(EngineDead, match="shutting down"):
+            await others.ended
+
+
+async def test_every_client_hears_of_the_engines_death():
+    async with _client("slow") as client:
+        other = EngineClient()
+        await other.attach(client.connect())
+        await other.loaded()
+        os.kill(client._process._process.pid, signal.SIGKILL)
+        async with asyncio.timeout(2):
+            with pytest.raises(EngineDead, match="closed its connection"):
+                await _tokens(other, _request())
+        assert not other.alive
+
+
+async def test_adapter_calls_return_cards_and_raise_the_errors_of_adapters():
+    async with _client() as client:
+        assert (await client.inspect_adapter("good", Path("/x"))).rank == 8
+        await client.release_adapter("good")
+        with pytest.raises(InvalidAdapter, match="rank is 0") as caught:
+            await client.inspect_adapter("bad", Path("/x"))
+        assert caught.value.param == "adapter_config.json"
+
+
+async def test_kill_of_the_engine_fails_every_open_stream_and_call():
+    async with _client("slow") as client:
+        streams = [asyncio.create_task(_tokens(client, _request(str(i), 10_000))) for i in range(5)]
+        await _until(lambda: client.stats.num_running == 5)
+        call = asyncio.create_task(client.inspect_adapter("never", Path("/x")))
+        await asyncio.sleep(0.2)
+        os.kill(client._process._process.pid, signal.SIGKILL)
+        async with asyncio.timeout(2):
+            results = await asyncio.gather(*streams, call, return_exceptions=True)
+        assert [type(result) for result in results] == [EngineDead] * 6
+        assert "exit code -9" in str(results[0])
+        assert not client.alive
+        with pytest.raises(EngineDead):
+            await _tokens(client, _request())
+        with pytest.raises(EngineDead):
+            await client.release_adapter("x")
+
+
+@pytest.mark.parametrize(("model", "message"), [("fails", "no such model"), ("crashes", "exit code 3")])
+async def test_engine_that_cannot_start_says_why(model, message):
+    with pytest.raises(EngineDead, match=message):
+        async with _client(model):
+            pass
+
+
+async def test_what_is_no_message_ends_the_engine_not_the_server():
+    async with _client("garbage") as client:
+        await _until(lambda: not client.alive)
+        with pytest.raises(EngineDead, match="language"):
+            await _tokens(client, _request())
+
+
+async def test_a_listener_that_fails_is_an_error_and_no_silence():
+    async with _client("slow") as client:
+        client.add_stats_listener(lambda stats: 1 / 0)
+        with pytest.raises(EngineDead, match="ZeroDivisionError"):
+            await _tokens(client, _request())
+
+
+async def test_shutdown_ends_open_streams_and_the_process_and_can_be_repeated():
+    client = OwnEngine(EngineConfig(model="slow"), _command)
+    await client.start()
+    stream = asyncio.create_task(_tokens(client, _request(max_tokens=10_000)))
+    await _until(lambda: client.num_sequences == 1)
+    process = client._process
+    await client.shutdown()
+    await client.shutdown()
+    assert await process.wait() == 0
+    with pytest.raises(EngineDead, match="shutting down"):
+        await stream
+    assert not client.alive
+
+
+async def test_shutdown_does_not_wait_for_an_engine_that_still_loads():
+    client = OwnEngine(EngineConfig(model="loads"), _command)
+    await client.launch()
+    async with asyncio.timeout(5):
+        await client.shutdown()
+    with pytest.raises(EngineDead, match="shutting down"):
+        await client.start()

@@ -1,0 +1,110 @@
+"""The supervision of other processes, with links that are a few lines."""
+
+import asyncio
+
+import pytest
+
+from peftserve.adapters.leases import Leases
+from peftserve.server.api.processes.link import WorkerGone
+from peftserve.server.api.processes.pool import SharedLeases, Workers
+from peftserve.server.wire.control import Accounts, AwaitIdle, Serve
+
+
+class _Link:
+    """Serves at once, and is idle when `leave` is called or it has gone."""
+
+    def __init__(self, leases=(), counted=0, serves=True):
+        self.gone = asyncio.Event()
+        self.idle = asyncio.Event()
+        self.told = []
+        self.accounts = Accounts()
+        self._now = Accounts(dict.fromkeys(leases, 1), [], {"requests": [("requests_total", {}, float(counted))]})
+        self._serves = serves
+
+    async def call(self, make):
+        call = make(1)
+        self.told.append(call)
+        if isinstance(call, Serve) and self._serves:
+            return
+        waiting = [asyncio.create_task(event.wait()) for event in (self.gone, self.idle)]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        if self.gone.is_set():
+            raise WorkerGone
+
+    async def look(self):
+        if not self.gone.is_set():
+            self.accounts = self._now
+            return self.accounts
+        return Accounts()
+
+    def tell_to_stop(self):
+        self.gone.set()
+
+    async def end(self, patience):
+        self.gone.set()
+
+
+@pytest.fixture
+async def run():
+    """Makes `Workers` out of links, in the order in which they are to be started; all serve when it returns."""
+    running = []
+
+    async def run(count, links, ended=lambda number: None):
+        left = iter(links)
+
+        async def start(number):
+            return next(left)
+
+        running.append(Workers(count, start, ended))
+        running[-1].launch()
+        await asyncio.wait_for(running[-1].serve(), 5)
+        return running[-1]
+
+    yield run
+    for workers in running:
+        await workers.stop(0)
+
+
+async def test_of_none_nothing_is_waited_for(run):
+    workers = await run(0, [])
+    await workers.idle("d")
+    await workers.drain()
+    assert (await workers.accounts(), await workers.holds("d"), workers.past) == ([], False, {})
+
+
+async def test_an_adapter_is_idle_when_every_process_says_so_or_has_gone(run):
+    links = [_Link(), _Link()]
+    workers = await run(2, [*links, _Link()])
+    leases = SharedLeases(Leases(), workers)
+    waiting = asyncio.create_task(leases.idle("d"))
+    await asyncio.sleep(0.01)
+    assert links[0].told[-1] == AwaitIdle(1, "d")
+    links[0].idle.set()
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    links[1].gone.set()
+    await asyncio.wait_for(waiting, 5)
+
+
+async def test_an_adapter_is_held_when_any_process_holds_it(run):
+    leases = SharedLeases(Leases(), await run(2, [_Link(), _Link(leases="d")]))
+    assert await leases.is_held("d")
+    assert not await leases.is_held("e")
+
+
+async def test_one_that_ends_is_replaced_and_what_it_counted_stays(run, until):
+    links, ended = [_Link(counted=5), _Link(counted=2)], []
+    workers = await run(1, links, ended.append)
+    assert [one.tallies for one in await workers.accounts()] == [{"requests": [("requests_total", {}, 5.0)]}]
+    links[0].gone.set()
+    await until(lambda: links[1].told)
+    assert ended == [1]
+    assert [one.tallies for one in await workers.accounts()] == [{"requests": [("requests_total", {}, 2.0)]}]
+    assert workers.past == {"requests": [("requests_total", {}, 5.0)]}
+
+
+async def test_one_that_ends_before_it_serves_fails_the_start(run):
+    link = _Link(serves=False)
+    link.gone.set()
+    with pytest.raises(OSError, match="API process 1 has ended"):
+        await run(1, [link])
