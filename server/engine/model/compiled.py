@@ -54,7 +54,7 @@ class CompiledForward:
         widen_inputs(traced, room)
         parts = parts_of(traced)
         # What is kept on disk does not know of how many rows at most it is.
-        with compiler_config.patch(cache_key_tag=f"at most {most_rows} rows"):
+        with compiler_config.patch(cache_key_tag=f"at most {most_rows} rows"):  # type: ignore[attr-defined]
             runs = self._compile([part for part in parts if isinstance(part, Piece)])
         tensors = {node: traced.tensors[str(node.target)] for node in traced.graph.find_nodes(op="get_attr")}
         (output,) = traced.graph.output_node().args
