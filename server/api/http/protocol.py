@@ -33,7 +33,7 @@ class HttpProtocol(BoundedHttp):
     _dropped = 0  # bytes since then
     _place: Place | None = None  # None on the private socket
     _has_full_place = False
-    _joined: JoinedWrites  # set by connection_made()
+    _joined: "JoinedWrites"  # set by connection_made()
 
     def __init__(self, connections: OpenConnections, **uvicorns: Any) -> None:
         super().__init__(**uvicorns)

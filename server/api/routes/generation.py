@@ -1,8 +1,8 @@
 """POST /v1/completions and /v1/chat/completions.
 
-Both are asked for thousands of times a second. FastAPI's dispatch costs a request 126 microseconds of a short one's 600,
-so they are answered before it sees them (`direct.py`, by the table DIRECT). They are its routes all the same: for the
-schema, and for whoever asks with another method.
+Both are asked for thousands of times a second, and FastAPI's dispatch takes 126 of a short request's 600 microseconds.
+So they are answered before it sees them (`direct.py`, by the table DIRECT). They are its routes all
+the same: for the schema, and for whoever asks with another method.
 """
 
 from collections.abc import Mapping

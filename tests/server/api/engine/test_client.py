@@ -15,7 +15,7 @@ from peftserve.server.config import EngineConfig
 from peftserve.server.wire.launch import encode_config
 from peftserve.server.wire.messages import AddRequest, EngineStats, SamplingParams
 
-SCRIPT = Path(__file__).with_name("fake_engine_process.py")
+SCRIPT = Path(__file__).parents[1] / "fake_engine_process.py"
 
 
 def _command(door, config):

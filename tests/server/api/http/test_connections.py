@@ -3,8 +3,8 @@ import resource
 
 import pytest
 
-from peftserve.server.api import descriptors
 from peftserve.server.api.http.clock import Timeouts
+from peftserve.server.api.http.connection_counts import counts_of_one
 from peftserve.server.api.http.connections import (
     MAX_SPARE,
     OF_EACH,
@@ -14,7 +14,7 @@ from peftserve.server.api.http.connections import (
     Place,
     room_for,
 )
-from peftserve.server.api.processes.shared_counts import counts_of_one, shared_counts, view_of_connections
+from peftserve.server.api.processes.shared_counts import shared_counts, view_of_connections
 
 ALWAYS = frozenset({b"/health"})
 
@@ -142,8 +142,8 @@ NO_LIMIT = resource.RLIM_INFINITY
 def limits(monkeypatch):
     """The process's limits on open files, which the test may set: [soft, hard]."""
     limits = [1024, 4096]
-    monkeypatch.setattr(descriptors.resource, "getrlimit", lambda kind: tuple(limits))
-    monkeypatch.setattr(descriptors.resource, "setrlimit", lambda kind, new: limits.__setitem__(slice(None), new))
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: tuple(limits))
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, new: limits.__setitem__(slice(None), new))
     return limits
 
 
@@ -160,7 +160,7 @@ def test_where_the_system_does_not_let_us_there_are_fewer(limits, caplog):
     assert "open files (4096)" in caplog.text
 
 
-def test_no_limit(limits):
+def test_as_many_as_the_system_lets_us(limits):
     assert room_for(0) == 0
     assert limits == [4096, 4096]
     limits[:] = [1024, NO_LIMIT]

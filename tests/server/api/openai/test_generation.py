@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from peftserve.server.api import generation
+from peftserve.server.api.openai import generation
 from peftserve.server.api.openai.generation import TURN, Mailbox, Turns
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peftserve.server.api import stop_strings
+from peftserve.server.api.openai import stop_strings
 from peftserve.server.api.openai.stop_strings import StopStrings, StopTable
 
 SMALL = st.text("ab", max_size=30)

@@ -1,4 +1,5 @@
-from peftserve.server.api.processes.shared_counts import counts_of_one, shared_counts, view, view_of_connections
+from peftserve.server.api.http.connection_counts import counts_of_one
+from peftserve.server.api.processes.shared_counts import shared_counts, view, view_of_connections
 
 
 def test_each_process_writes_its_own_and_all_see_the_sum():
