@@ -20,6 +20,7 @@ import msgspec
 import uvloop
 
 from ..config import ServerConfig
+from ..logs import set_up_logging
 from ..wire.control import Accounts, AwaitIdle, Begin, Call, Done, Drain, GiveAccounts, Order, Serve, Stop
 from ..wire.launch import decode_config
 from ..wire.transport import Channel
@@ -27,7 +28,6 @@ from .app import create_worker_app, make_connections, make_services
 from .engine_client import EngineClient
 from .forwarding import Forwarder
 from .http_server import HttpServer, listen
-from .logs import set_up_logging
 from .services import Services, base_id, open_replica
 from .shared_counts import view, view_of_connections
 from .totals import tallies_of

@@ -67,6 +67,12 @@ def size(value: str) -> int:
     return num_bytes
 
 
+def show_size(num_bytes: int) -> str:
+    """Return a size as `size` reads it, in the largest unit of which it is a whole number."""
+    unit = next(unit for unit in reversed(_POWERS) if num_bytes % 1024 ** _POWERS[unit] == 0)
+    return f"{num_bytes // 1024 ** _POWERS[unit]}{unit}{'iB' if unit else ''}"
+
+
 def one_of(*choices: str) -> Callable[[str], str]:
     def parse(value: str) -> str:
         if value not in choices:

@@ -16,6 +16,7 @@ import msgspec
 
 from peftserve.adapters.errors import AdapterError
 
+from ..logs import set_up_logging
 from ..wire.engine_socket import EngineSocket
 from ..wire.launch import exit_with_parent, parse_engine_arguments
 from ..wire.messages import (
@@ -164,6 +165,7 @@ def _calm_interpreter() -> None:
 def main(arguments: Sequence[str]) -> int:
     """Exit status 0 after `Shutdown`, 1 if the engine failed or the parent has gone."""
     door, config = parse_engine_arguments(arguments)
+    set_up_logging(config.log_level)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is for the API process, which drains and then says Shutdown
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     exit_with_parent()
