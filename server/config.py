@@ -20,7 +20,9 @@ class EngineConfig:
     max_batch_tokens: token budget of one step, of which a token takes one for each of its adapters, at least one.
     max_running: sequences in one step.
     kv_cache_tokens: capacity of the KV cache; None fits it to the free memory.
-    adapter_memory: bytes of the device's arena. max_loras: adapters resident at once.
+    adapter_memory: bytes of the device's arena; None for what max_loras LoRAs of max_lora_rank take at all linears, or
+    max_loras adapters as large as the largest in `store`, at most a tenth of the free memory.
+    max_loras: adapters resident at once. max_lora_rank: largest rank that is taken.
     wide_columns: spare columns behind each weight, in which the adapters of long prompts lie; None for as many as help.
     host_adapter_memory: bytes of compiled adapters kept in host memory. max_cpu_loras: the same, as a number.
     max_dense_delta: most bytes that the full-rank deltas of one adapter, or its bases of full rank, may take.

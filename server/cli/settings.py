@@ -98,7 +98,13 @@ SETTINGS = (
     Setting("kv-cache-tokens", "N", _COUNT, "capacity of the KV cache", computed="what memory allows"),
     Setting("page-size", "N", _COUNT, "tokens in one page of the KV cache"),
     Setting("prefix-caching", "", values.boolean, "reuse the KV pages of equal prompt beginnings"),
-    Setting("adapter-memory", "SIZE", values.size, "device memory for adapters", computed="what `max-loras` needs"),
+    Setting(
+        "adapter-memory",
+        "SIZE",
+        values.size,
+        "device memory for adapters",
+        computed="what `max-loras` LoRAs of `max-lora-rank` take, at most a tenth of the free memory",
+    ),
     Setting("max-loras", "N", _COUNT, "adapters on the device at once"),
     Setting("max-lora-rank", "N", _COUNT, "largest rank that is taken"),
     Setting(

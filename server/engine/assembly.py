@@ -41,10 +41,15 @@ COPIED_SHARE = 0.25  # of the KV cache's size, for copies of what is decoded
 
 
 class Products(NamedTuple):
-    """fused: one linear for those that read one input. wide: weights with spare columns. By group."""
+    """The base's products as they run.
+
+    fused: one linear for those that read one input, by group. wide: weights with spare columns, by group.
+    packed: bytes of second copies of weights in a faster layout.
+    """
 
     fused: dict[int, nn.Linear]
     wide: dict[int, torch.Tensor]
+    packed: int
 
 
 def lay_out_products(loaded: LoadedModel, wide_columns: int | None = None) -> Products:
@@ -57,8 +62,8 @@ def lay_out_products(loaded: LoadedModel, wide_columns: int | None = None) -> Pr
     if not is_host(device):
         torch.cuda.empty_cache()  # of the weights as they were: what is free is counted for pages and adapters
     products = [*fused.values(), *separate_modules(loaded.modules, sites, fused)]
-    pack_linears(products, int(free_bytes(device) * PACKED_SHARE))
-    return Products(fused, wide)
+    packed = pack_linears(products, int(free_bytes(device) * PACKED_SHARE))
+    return Products(fused, wide, packed)
 
 
 def make_runner(

@@ -22,6 +22,7 @@ from ..wire.messages import AdapterCard, AdapterPart, AddRequest, EngineStats, M
 from .adapters.service import AdapterService
 from .assembly import lay_out_products, make_runner
 from .memory import kv_pages
+from .memory_report import describe_memory
 from .model.fingerprint import fingerprint
 from .model.loading import eos_token_ids, load_model, tokenizer_facts, vocabulary_size
 from .pipeline import Pipeline
@@ -69,6 +70,8 @@ class Engine:
             prefix_caching=config.prefix_caching,
             refuse=self._refuse,
         )
+        self.memory = describe_memory(config, loaded, self.adapters, packed=products.packed, num_pages=num_pages)
+        logger.info("%s", self.memory)
         facts = tokenizer_facts(config.model, config.trust_remote_code)
         self.info = self._describe(num_pages, *facts)
         sampler = Sampler(loaded.trace.logits.shape[-1], loaded.device, config.max_running)

@@ -23,7 +23,7 @@ from peftserve.kernels.ops.side import SideOps
 
 from ...config import EngineConfig
 from ...wire.messages import AdapterCard
-from ..memory import adapter_elements, give_back_free_memory
+from ..memory import allocated_bytes, free_bytes, give_back_free_memory
 from ..model.loading import LoadedModel
 from .attachments import Attachments
 from .copies import make_copies
@@ -32,6 +32,7 @@ from .loader import AdapterLoader
 from .packing import ALIGNMENT, Blob, SharedPiece, pack
 from .ranges import RangeAllocator
 from .residency import AdapterResidency
+from .sizing import arena_bytes, largest_stored_bytes, linear_groups, lora_bytes
 from .spill import Spill
 
 SPILL_FACTOR = 16  # of the host's memory for adapters: what their compiled forms may take on the disk
@@ -53,8 +54,8 @@ class AdapterService:
         self._config = config
         self._loaded = loaded
         self._folders: dict[str, Path] = {}
-        elements = adapter_elements(config.adapter_memory, loaded.dtype, loaded.device)
-        self._arena = torch.empty(elements, dtype=loaded.dtype, device=loaded.device)
+        self._arena = _make_arena(config, loaded)
+        allocated = allocated_bytes(loaded.device)
         backend = make_bypass_backend(
             self._arena,
             loaded.sites.groups.groups,
@@ -64,6 +65,7 @@ class AdapterService:
             max_rank=config.max_lora_rank,
             memory=memory,
         )
+        self.scratch_bytes = allocated_bytes(loaded.device) - allocated
         side, head = SideOps(loaded.sites.rows()), loaded.sites.table.head
         sites = loaded.sites.groups
         columns = SpareColumns(self._arena, sites.groups, wide) if wide else None
@@ -71,7 +73,7 @@ class AdapterService:
         self._loader = AdapterLoader(self._compile_key, make_copies(self._arena))
         self._spill = _spill(config, loaded)
         host = HostTier(config.host_adapter_memory, config.max_cpu_loras, self._spill.keep)
-        ranges = RangeAllocator(elements, ALIGNMENT)
+        ranges = RangeAllocator(self._arena.numel(), ALIGNMENT)
         self.residency = AdapterResidency(self._loader, self.attachments, host, ranges, config.max_loras)
         self._pieces: WeakValueDictionary[str, SharedPiece] = WeakValueDictionary()  # the loader's thread's
         self._compiled: deque[tuple[str, Blob]] = deque()  # by the loader's thread, for `poll` to take in
@@ -79,6 +81,10 @@ class AdapterService:
         self._failures: dict[tuple[str, ...], BaseException] = {}
         self._num_damaged = 0  # counted by the loader's thread
         self._damaged: deque[str] = deque()  # found by it, since the last account
+
+    @property
+    def arena_bytes(self) -> int:
+        return self._arena.nbytes
 
     def inspect(self, digest: str, folder: Path) -> Future[AdapterCard]:
         """Compile on the loader's thread; the blob goes to the host tier. The future raises AdapterError."""
@@ -197,8 +203,7 @@ class AdapterService:
         blob = self._interned(pack(compiled.bypass, self._loaded.sites.groups, self._loaded.dtype, pin=pin))
         if blob.num_elements > self._arena.numel():
             raise AdapterTooLarge(
-                f"the adapter needs {blob.num_bytes} bytes on the device and --adapter-memory allows "
-                f"{self._arena.numel() * self._arena.element_size()}"
+                f"the adapter needs {blob.num_bytes} bytes on the device and --adapter-memory allows {self.arena_bytes}"
             )
         return blob
 
@@ -232,6 +237,19 @@ def _check_prefix(prefix: KVPrefix, layers: Mapping[int, AttentionLayer]) -> Non
                 f"{read}, as that of compressed keys and values does",
                 param="peft_type",
             )
+
+
+def _make_arena(config: EngineConfig, loaded: LoadedModel) -> torch.Tensor:
+    """Return the memory of all adapters on the device: (elements,), what is in it is left as it is."""
+    linears = linear_groups(loaded.sites.groups, loaded.sites.table)
+    size = arena_bytes(
+        config.adapter_memory,
+        lora=lora_bytes(linears, config.max_lora_rank, loaded.dtype),
+        stored=largest_stored_bytes(config.store, loaded.dtype),
+        max_loras=config.max_loras,
+        free=free_bytes(loaded.device),
+    )
+    return torch.empty(size // loaded.dtype.itemsize, dtype=loaded.dtype, device=loaded.device)
 
 
 def _spill(config: EngineConfig, loaded: LoadedModel) -> Spill:
