@@ -33,9 +33,7 @@ def imports(path: Path) -> Iterator[str]:
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
     imported = {name for path in SOURCES for name in imports(path)} - sys.stdlib_module_names - {"peftserve"}
-    by_extra = {
-        extra: {NAMED.get(package, package) for package in packages} for extra, packages in project().items()
-    }
+    by_extra = {extra: {NAMED.get(package, package) for package in packages} for extra, packages in project().items()}
     assert by_extra[""] <= imported, "declared, and imported by nothing"
     assert imported <= set().union(*by_extra.values()), "imported, and declared nowhere"
 
