@@ -15,7 +15,7 @@ import msgspec
 from peftserve.adapters.errors import error_of
 from peftserve.adapters.router import Resolved
 
-from ..wire.messages import AdapterPart, AddRequest, SamplingParams, SequenceOutput
+from ..wire.messages import AddRequest, SamplingParams, SequenceOutput, WeightedAdapter
 from .engine import Engine, EngineDead
 from .errors import bad_request
 from .mailbox import Mailbox
@@ -50,7 +50,7 @@ class Plan:
 
     body: GenerationRequest
     resolved: Resolved
-    adapters: list[AdapterPart]
+    adapters: list[WeightedAdapter]
     prompts: list[Prompt]
     sampling: list[SamplingParams]
     samples: int

@@ -12,7 +12,7 @@ from . import staging
 from .model.inputs import Feed
 from .model.runner import StepLogits
 from .sampling import Append, Parameters, PendingLogprobs, Sampled, Sampler, SampleRow, Sampling, start_prompt_logprobs
-from .scheduling.batch import Batch, Lineup, Span
+from .scheduling.batch import Batch, Chunk, Lineup
 from .scheduling.sequence import Sequence as EngineSequence
 
 
@@ -30,7 +30,7 @@ class Finished(NamedTuple):
     ended: list[EngineSequence]
 
 
-class Step:
+class PendingStep:
     """A step's way from its batch to what it says: `tell`, `launched`, `tokens_known`, `finish`, in this order."""
 
     def __init__(self, sampler: Sampler, batch: Batch) -> None:
@@ -66,8 +66,8 @@ class Step:
         """The tokens and logprobs of all steps before have been recorded: what needed them can be chosen."""
         assert self._logits is not None
         if self._scores:
-            spans = zip(self.batch.spans, self._logits.offsets, strict=False)
-            found = [_start_scoring(span, self._logits, row) for span, row in spans if not span.sequence.is_over]
+            chunks = zip(self.batch.chunks, self._logits.offsets, strict=False)
+            found = [_start_scoring(chunk, self._logits, row) for chunk, row in chunks if not chunk.sequence.is_over]
             self._scorings = [scoring for scoring in found if scoring is not None]
         if self._sampling is None:
             self._sample(self._logits)
@@ -84,9 +84,9 @@ class Step:
             sequence.prompt_logprobs += logprobs.result()
         finished = Finished([], [])
         _record(self._sampled.sequences, self._sampling.result(), finished)
-        for span in self.batch.prefills:
-            if _is_only_scored(span) and not span.sequence.is_over:
-                _say_scores(span.sequence, finished)
+        for chunk in self.batch.prefills:
+            if _is_only_scored(chunk) and not chunk.sequence.is_over:
+                _say_scores(chunk.sequence, finished)
         return finished
 
 
@@ -94,33 +94,33 @@ def _sampled(batch: Batch) -> tuple[Lineup, NDArray[np.int64]]:
     """The sequences that get a token, and where they end before it."""
     if batch.only_decodes:
         return batch.lineup, batch.ends
-    places = [place for place, span in enumerate(batch.spans) if span.samples]
-    return Lineup(batch.spans[place].sequence for place in places), batch.ends[places]
+    places = [place for place, chunk in enumerate(batch.chunks) if chunk.samples]
+    return Lineup(batch.chunks[place].sequence for place in places), batch.ends[places]
 
 
 def _chosen_rows(batch: Batch, logits: StepLogits) -> torch.Tensor:
-    """The rows of the logits that are sampled: all, or the last one of each span that is."""
+    """The rows of the logits that are sampled: all, or the last one of each chunk that is."""
     if not batch.scores_prompts:
         return logits.logits
-    ends = zip(batch.spans, logits.offsets[1:], strict=True)
-    rows = np.array([end - 1 for span, end in ends if span.samples], np.int64)
+    ends = zip(batch.chunks, logits.offsets[1:], strict=True)
+    rows = np.array([end - 1 for chunk, end in ends if chunk.samples], np.int64)
     [[there]] = staging.to_device([[rows]], logits.logits.device)
     return logits.logits.index_select(0, there)
 
 
-def _start_scoring(span: Span, logits: StepLogits, row: int) -> _Scoring | None:
-    """Of the prompt's tokens that follow the span's tokens. After a preemption, only of those missing.
+def _start_scoring(chunk: Chunk, logits: StepLogits, row: int) -> _Scoring | None:
+    """Of the prompt's tokens that follow the chunk's tokens. After a preemption, only of those missing.
 
-    row: the span's first one in the logits.
+    row: the chunk's first one in the logits.
     """
-    sequence = span.sequence
-    if span.num_logit_rows == int(span.samples):
+    sequence = chunk.sequence
+    if chunk.num_logit_rows == int(chunk.samples):
         return None
-    first = max(sequence.num_virtual + len(sequence.prompt_logprobs), span.start + 1)
-    last = min(span.end, sequence.num_prompt - 1)
+    first = max(sequence.num_virtual + len(sequence.prompt_logprobs), chunk.start + 1)
+    last = min(chunk.end, sequence.num_prompt - 1)
     if first > last:
         return None
-    offset = row - span.start - 1
+    offset = row - chunk.start - 1
     scored = logits.logits[offset + first : offset + last + 1]
     top = sequence.sampling.prompt_logprobs or 0
     return _Scoring(sequence, start_prompt_logprobs(scored, sequence.tokens[first : last + 1], top))
@@ -180,9 +180,9 @@ def _sample_row(sequence: EngineSequence) -> SampleRow:
     )
 
 
-def _is_only_scored(span: Span) -> bool:
+def _is_only_scored(chunk: Chunk) -> bool:
     """A request for no tokens whose prompt has run."""
-    return span.sequence.sampling.max_tokens == 0 and span.end == span.sequence.num_prompt
+    return chunk.sequence.sampling.max_tokens == 0 and chunk.end == chunk.sequence.num_prompt
 
 
 def _say_scores(sequence: EngineSequence, finished: Finished) -> None:

@@ -18,7 +18,7 @@ from peftserve.kernels.attention.layout import Limits
 from peftserve.kernels.device.step_memory import StepMemory
 
 from ..config import EngineConfig
-from ..wire.messages import AdapterCard, AdapterPart, AddRequest, EngineStats, ModelInfo, SequenceOutput
+from ..wire.messages import AdapterCard, AddRequest, EngineStats, ModelInfo, SequenceOutput, WeightedAdapter
 from .adapters.service import AdapterService
 from .assembly import lay_out_products, make_runner
 from .memory import kv_pages
@@ -119,7 +119,7 @@ class Engine:
             request_id=request.request_id,
             prompt=request.prompt_token_ids,
             sampling=sampling,
-            adapters=_merge_parts(request.adapters),
+            adapters=_merge_equal(request.adapters),
             salt=request.salt,
             seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
             eos_token_ids=frozenset(self.info.eos_token_ids),
@@ -225,7 +225,7 @@ class Engine:
         self.adapters.poll(self._uses)
 
     def _uses(self, digest: str) -> bool:
-        return any(part.digest == digest for sequence in self._sequences.values() for part in sequence.adapters)
+        return any(adapter.digest == digest for sequence in self._sequences.values() for adapter in sequence.adapters)
 
     # Accounts
 
@@ -255,20 +255,20 @@ class Engine:
         self.adapters.close()
 
 
-def _merge_parts(parts: list[AdapterPart]) -> tuple[AdapterPart, ...]:
+def _merge_equal(adapters: list[WeightedAdapter]) -> tuple[WeightedAdapter, ...]:
     """The same files under two names of a mixture are one adapter with the sum of the weights."""
-    merged: dict[str, AdapterPart] = {}
-    for part in parts:
-        weight = merged[part.key].weight if part.key in merged else 0.0
-        merged[part.key] = AdapterPart(part.digest, weight + part.weight, part.task)
+    merged: dict[str, WeightedAdapter] = {}
+    for adapter in adapters:
+        weight = merged[adapter.key].weight if adapter.key in merged else 0.0
+        merged[adapter.key] = WeightedAdapter(adapter.digest, weight + adapter.weight, adapter.task)
     return tuple(merged.values())
 
 
 def _count_adapters(sequences: list[Sequence]) -> dict[str, int]:
     counts: dict[str, int] = {}
     for sequence in sequences:
-        for part in sequence.adapters:
-            counts[part.digest] = counts.get(part.digest, 0) + 1
+        for adapter in sequence.adapters:
+            counts[adapter.digest] = counts.get(adapter.digest, 0) + 1
     return counts
 
 

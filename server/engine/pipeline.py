@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable
 
 from ..wire.messages import SequenceOutput
-from .completion import Step
+from .completion import PendingStep
 from .model.runner import ModelRunner
 from .sampling import Sampler
 from .scheduling.batch import Batch
@@ -45,7 +45,7 @@ class Pipeline:
         self._scheduler = scheduler
         self._end = end
         self._overlapped = overlapped
-        self._started: Step | None = None
+        self._started: PendingStep | None = None
 
     def __bool__(self) -> bool:
         """Whether a step is on its way."""
@@ -61,9 +61,9 @@ class Pipeline:
             outputs += self._fail(batch)
         return outputs if self._overlapped else outputs + self._collect()
 
-    def _launch(self, batch: Batch) -> Step | None:
+    def _launch(self, batch: Batch) -> PendingStep | None:
         try:
-            step = Step(self._sampler, batch)
+            step = PendingStep(self._sampler, batch)
             feed = self._started.feed if self._started else None
             step.launched(self._runner.run(batch, feed, also=step.tell))
         except Exception:
@@ -71,7 +71,7 @@ class Pipeline:
             return None
         return step
 
-    def _go_on(self, step: Step) -> list[SequenceOutput]:
+    def _go_on(self, step: PendingStep) -> list[SequenceOutput]:
         self._scheduler.launched(step.batch)
         try:
             step.tokens_known()

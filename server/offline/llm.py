@@ -19,7 +19,7 @@ from ..api.stop_strings import StopStrings
 from ..api.tokenizer import Tokenizer
 from ..config import EngineConfig
 from ..engine.engine import Engine
-from ..wire.messages import AdapterPart, AddRequest, SamplingParams
+from ..wire.messages import AddRequest, SamplingParams, WeightedAdapter
 from .adapters import Adapter, NamedAdapters
 from .completion import Completion, RunningSequence
 from .sampling import check_sampling
@@ -154,7 +154,7 @@ class LLM:
             request_id=f"offline-{next(self._ids)}",
             prompt_token_ids=token_ids,
             sampling=sampling,
-            adapters=[AdapterPart(digest, w, tasks.get(digest, 0)) for digest, w in resolved.weights().items()],
+            adapters=[WeightedAdapter(digest, w, tasks.get(digest, 0)) for digest, w in resolved.weights().items()],
         )
         decoder = SequenceDecoder(
             self._tokenizer.detokenizer(), StopStrings(list(stop)), min_tokens=sampling.min_tokens

@@ -38,8 +38,8 @@ class AwaitIdle(msgspec.Struct, frozen=True, tag=True):
     digest: str
 
 
-class GiveAccounts(msgspec.Struct, frozen=True, tag=True):
-    """Done at once, with `Accounts`."""
+class GiveStats(msgspec.Struct, frozen=True, tag=True):
+    """Done at once, with `WorkerStats`."""
 
     call_id: int
 
@@ -54,13 +54,13 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
     """End what still runs with an error, then the connections and the process."""
 
 
-Call = Serve | AwaitIdle | GiveAccounts | Drain
+Call = Serve | AwaitIdle | GiveStats | Drain
 Order = Begin | Call | Stop
 
 # Another to the first
 
 
-class Accounts(msgspec.Struct, frozen=True):
+class WorkerStats(msgspec.Struct, frozen=True):
     """leases: digest to requests that hold it. names: (digest, name) of adapters that requests in flight use.
 
     tallies: family of metrics to its samples, totals since the start of the process.
@@ -73,4 +73,4 @@ class Accounts(msgspec.Struct, frozen=True):
 
 class Done(msgspec.Struct, frozen=True):
     call_id: int
-    accounts: Accounts | None = None
+    stats: WorkerStats | None = None

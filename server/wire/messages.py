@@ -38,7 +38,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     prompt_logprobs: int | None = None
 
 
-class AdapterPart(msgspec.Struct, frozen=True):
+class WeightedAdapter(msgspec.Struct, frozen=True):
     """One adapter of a request, by the digest of its files, with its weight in the mixture (1 when alone).
 
     task: which of its tasks, for the methods that have several; 0 for all others.
@@ -66,7 +66,7 @@ class AddRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     request_id: str
     prompt_token_ids: list[int]
     sampling: SamplingParams
-    adapters: list[AdapterPart] = []
+    adapters: list[WeightedAdapter] = []
     salt: str = ""
 
 

@@ -10,9 +10,9 @@ from peftserve.kernels.bypass.columns.spare import SpareColumns
 from peftserve.kernels.bypass.layout import BypassBackend, Capacity, Segment, StepKind
 from peftserve.kernels.ops.side import SideOps
 
+from .fused_scales import Ops, conflict, needs_whole
 from .packing import AdapterLayout, SiteGroups
 from .preparation import Form, KeysAndValues, Preparation, PreparedAdapter, SideView
-from .riding import Ops, conflict, needs_whole
 
 
 class Attachments:
@@ -35,7 +35,7 @@ class Attachments:
         self._wide = _sites_of(sites, columns)
         self._adapters: dict[int, PreparedAdapter] = {}
         self._forms: dict[int, Form] = {}  # that they are in now
-        self._riding: set[int] = set()  # slots whose scales and biases the low-rank kernel applies
+        self._fused: set[int] = set()  # slots whose scales and biases the low-rank kernel applies
         self._operators: set[int] = set()  # slots with any of these
         self._in_the_way: set[int] = set()  # slots with any at a module that has spare columns
         self._side_attention: dict[int, Mapping[int, SideView]] = {}
@@ -48,8 +48,8 @@ class Attachments:
     def attach(self, slot: int, adapter: PreparedAdapter) -> None:
         """It now serves `slot`. Takes microseconds, whatever the adapter has."""
         self._adapters[slot] = adapter
-        if adapter.riders:
-            self._riding.add(slot)
+        if adapter.fused:
+            self._fused.add(slot)
         if adapter.side_attention:
             self._side_attention[slot] = adapter.side_attention
         if adapter.vocabulary:
@@ -62,7 +62,7 @@ class Attachments:
         if self.columns is not None:
             self.columns.detach(slot)
         del self._adapters[slot], self._forms[slot]
-        self._riding.discard(slot)
+        self._fused.discard(slot)
         self._operators.discard(slot)
         self._in_the_way.discard(slot)
         self._side_attention.pop(slot, None)
@@ -105,9 +105,9 @@ class Attachments:
         return slots.isdisjoint(self._operators) and slots.isdisjoint(self._side_attention)
 
     def _settle(self, tokens: Sequence[Segment]) -> None:
-        while self._riding and (slots := set(self._conflicting(tokens))):  # one that stops may be in another's way then
+        while self._fused and (slots := set(self._conflicting(tokens))):  # one that stops may be in another's way then
             for slot in slots:
-                self._stop_riding(slot)
+                self._unfuse(slot)
 
     def vocabulary(self, slots: Sequence[int], base: int) -> int:
         """Tokens that the adapters in `slots` know together, of a base that knows `base`."""
@@ -127,7 +127,7 @@ class Attachments:
         self.backend.attach(slot, form.low_rank)
         self.side.attach(slot, form.ops)
         if self.columns is not None:
-            self.columns.attach(slot, form.stored, reads_outputs=slot in self._riding)
+            self.columns.attach(slot, form.stored, reads_outputs=slot in self._fused)
         if form.ops:
             self._operators.add(slot)
         if not self._wide.isdisjoint(form.layouts):
@@ -135,24 +135,24 @@ class Attachments:
 
     def _conflicting(self, tokens: Sequence[Segment]) -> Iterator[int]:
         """Slots that ride and are mixed with operators at the same modules, or with a weight that needs them whole."""
-        if not self._riding:
+        if not self._fused:
             return
         for segment in tokens:
-            if segment.weight != 1 and segment.slot in self._riding and needs_whole(*self._divided(segment.slot)):
+            if segment.weight != 1 and segment.slot in self._fused and needs_whole(*self._divided(segment.slot)):
                 yield segment.slot
         for one, other in _overlapping(tokens):
-            if one.slot in self._riding and conflict(self._adapters[one.slot].riders, self._forms[other.slot].layouts):
+            if one.slot in self._fused and conflict(self._adapters[one.slot].fused, self._forms[other.slot].layouts):
                 yield one.slot
 
     def _divided(self, slot: int) -> tuple[Ops, Ops]:
         """What rides, and what does not."""
-        return self._adapters[slot].riders, self._forms[slot].layouts
+        return self._adapters[slot].fused, self._forms[slot].layouts
 
-    def _stop_riding(self, slot: int) -> None:
+    def _unfuse(self, slot: int) -> None:
         """From now on operators apply all of the slot's scales and biases."""
         plain = self._adapters[slot].plain
         assert plain is not None
-        self._riding.remove(slot)
+        self._fused.remove(slot)
         self._take(slot, plain)
 
 

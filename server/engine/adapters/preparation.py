@@ -16,8 +16,8 @@ from peftserve.kernels.bypass.columns.spare import SpareColumns, Stored
 from peftserve.kernels.bypass.layout import BlobLayout, BypassBackend, Prepared
 from peftserve.kernels.ops.formulas import Op
 
+from .fused_scales import Ops, split
 from .packing import AdapterLayout, OpLayout, SiteGroups
-from .riding import Ops, split
 
 KeysAndValues = tuple[torch.Tensor, torch.Tensor]
 
@@ -46,12 +46,12 @@ class Form(NamedTuple):
 class PreparedAdapter:
     """form: how it runs as long as nothing is in the way.
 
-    riders: the scales and biases that ride in the backend then, by site. plain: all as operators; None if none rides.
+    fused: the scales and biases that ride in the backend then, by site. plain: all as operators; None if none rides.
     prefix, side_attention: by layer. vocabulary: tokens of its head, if it brings one; else 0.
     """
 
     form: Form
-    riders: Ops
+    fused: Ops
     plain: Form | None
     prefix: Mapping[int, KeysAndValues]
     side_attention: Mapping[int, SideView]
@@ -82,12 +82,12 @@ class Preparation:
 
     def prepare(self, base: int, layout: AdapterLayout, shared: Mapping[str, int]) -> PreparedAdapter:
         """Of the blob at element `base` of the arena. shared: where the pieces beside it begin."""
-        riding = split(layout.groups, layout.ops, self._sites) if self._backend.takes_rows else None
-        groups, riders, rest = riding or (layout.groups, {}, layout.ops)
+        fusion = split(layout.groups, layout.ops, self._sites) if self._backend.takes_rows else None
+        groups, fused, rest = fusion or (layout.groups, {}, layout.ops)
         return PreparedAdapter(
             form=self._form(groups, rest, base, shared),
-            riders=riders,
-            plain=self._form(layout.groups, layout.ops, base, shared) if riders else None,
+            fused=fused,
+            plain=self._form(layout.groups, layout.ops, base, shared) if fused else None,
             prefix={
                 layer: (keys.view(self._arena, base), values.view(self._arena, base))
                 for layer, (keys, values) in layout.prefix.items()

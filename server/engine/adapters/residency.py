@@ -1,9 +1,9 @@
 """Which adapters are on the device, in which slot and range of the arena, and for whom.
 
 A lease pins the adapters of one sequence: all of them or none, so that two mixtures never wait for each other.
-A key is an adapter's digest, with the task behind it where a method has several (`AdapterPart.key`): each is an adapter
-of its own here. Unpinned adapters stay until their slot or range is needed, least recently used first out. All of this
-runs on the step loop's thread; only the loads that it starts run elsewhere.
+A key is an adapter's digest, with the task behind it where a method has several (`WeightedAdapter.key`): each is an
+adapter of its own here. Unpinned adapters stay until their slot or range is needed, least recently used first out. All
+of this runs on the step loop's thread; only the loads that it starts run elsewhere.
 """
 
 import time
@@ -18,7 +18,7 @@ import torch
 
 from peftserve.adapters.errors import AdapterTooLarge
 
-from ...wire.messages import AdapterPart
+from ...wire.messages import WeightedAdapter
 from ..scheduling.sequence import Lease
 from .host_tier import HostTier, digest_of
 from .loader import AdapterLoader, Load
@@ -74,19 +74,19 @@ class AdapterResidency:
 
     # What the scheduler asks
 
-    def prepare(self, parts: Sequence[AdapterPart]) -> bool:
-        """Whether all parts are in host memory or on the device; what is not is fetched from disk."""
-        missing = [p.key for p in parts if p.key not in self._residents and self.host.get(p.key) is None]
-        for part in parts:
-            self._asked.setdefault(part.key, time.monotonic())
+    def prepare(self, adapters: Sequence[WeightedAdapter]) -> bool:
+        """Whether all adapters are in host memory or on the device; what is not is fetched from disk."""
+        missing = [a.key for a in adapters if a.key not in self._residents and self.host.get(a.key) is None]
+        for adapter in adapters:
+            self._asked.setdefault(adapter.key, time.monotonic())
         for digest in missing:
             if digest not in self._fetches:
                 self._fetches[digest] = self._loader.fetch(digest)
         return not missing
 
-    def reserve(self, parts: Sequence[AdapterPart]) -> Lease | None:
-        """Slots for prepared parts, or None if the device has no room until somebody releases some."""
-        digests = [part.key for part in parts]
+    def reserve(self, adapters: Sequence[WeightedAdapter]) -> Lease | None:
+        """Slots for prepared adapters, or None if the device has no room until somebody releases some."""
+        digests = [adapter.key for adapter in adapters]
         for digest in digests:
             self._pin(digest, 1)
         for digest in digests:
@@ -98,7 +98,7 @@ class AdapterResidency:
         residents = [self._residents[digest] for digest in digests]
         return Lease(
             slots=tuple(resident.slot for resident in residents),
-            weights=tuple(part.weight for part in parts),
+            weights=tuple(adapter.weight for adapter in adapters),
             digests=tuple(digests),
             prefix_length=sum(resident.layout.prefix_length for resident in residents),
             vocabulary=max((resident.layout.vocabulary for resident in residents), default=0),

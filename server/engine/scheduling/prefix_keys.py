@@ -8,12 +8,12 @@ import hashlib
 from array import array
 from collections.abc import Sequence as Seq
 
-from ...wire.messages import AdapterPart
+from ...wire.messages import WeightedAdapter
 
 
-def root_key(salt: str, adapters: Seq[AdapterPart]) -> bytes:
+def root_key(salt: str, adapters: Seq[WeightedAdapter]) -> bytes:
     """The key before the first page."""
-    fields = (salt, [(part.key, part.weight) for part in adapters])
+    fields = (salt, [(adapter.key, adapter.weight) for adapter in adapters])
     return hashlib.sha256(repr(fields).encode()).digest()
 
 

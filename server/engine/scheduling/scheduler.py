@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from typing import Protocol
 
-from ...wire.messages import AdapterPart
-from .batch import Batch, Span
+from ...wire.messages import WeightedAdapter
+from .batch import Batch, Chunk
 from .decodes import Decodes
 from .fair_queue import FairQueue
 from .page_pool import PagePool
@@ -33,11 +33,11 @@ PREFETCH = 4  # sequences behind the last one admitted whose adapters are loaded
 class Residency(Protocol):
     """The adapters on the device, as the scheduler sees them."""
 
-    def prepare(self, parts: Seq[AdapterPart]) -> bool:
-        """Whether all parts are at hand to be reserved; starts to fetch those that are not."""
+    def prepare(self, adapters: Seq[WeightedAdapter]) -> bool:
+        """Whether all of them are at hand to be reserved; starts to fetch those that are not."""
 
-    def reserve(self, parts: Seq[AdapterPart]) -> Lease | None:
-        """Slots for all prepared parts or for none; starts to load them. None: no room until someone releases."""
+    def reserve(self, adapters: Seq[WeightedAdapter]) -> Lease | None:
+        """Slots for all prepared adapters or for none; starts to load them. None: no room until someone releases."""
 
     def is_ready(self, lease: Lease) -> bool: ...
 
@@ -106,15 +106,15 @@ class Scheduler:
             sequence.lease = None
 
     def schedule(self) -> Batch:
-        """Spans for the next step; empty when everything waits for adapters."""
+        """Chunks for the next step; empty when everything waits for adapters."""
         self._step += 1
         if self._step % FORGET_STEPS == 0:
             self.waiting.forget_idle({sequence.tenant for sequence in [*self.running, *self.preempted]})
         preemptions = self.num_preemptions
-        spans = self._schedule_running()
-        started = self._admit(spans) if preemptions == self.num_preemptions else []
+        chunks = self._schedule_running()
+        started = self._admit(chunks) if preemptions == self.num_preemptions else []
         decodes = self._decodes.batch()
-        return Batch.by_adapter([*decodes.spans, *spans], spans, started) if spans else decodes
+        return Batch.by_adapter([*decodes.chunks, *chunks], chunks, started) if chunks else decodes
 
     def launched(self, batch: Batch) -> None:
         """The device has the step: whatever comes after it finds its keys and values, and its tokens, there.
@@ -125,50 +125,50 @@ class Scheduler:
             self.waiting.charge(tenant, rows)
         for sequence in self._decodes.launched():
             self._prefixes.publish(sequence, sequence.num_computed)
-        for span in batch.prefills:
-            self.waiting.charge(span.sequence.tenant, span.num_tokens)
-            if not span.sequence.is_over:
-                self._launched_prefill(span)
+        for chunk in batch.prefills:
+            self.waiting.charge(chunk.sequence.tenant, chunk.num_tokens)
+            if not chunk.sequence.is_over:
+                self._launched_prefill(chunk)
 
-    def _launched_prefill(self, span: Span) -> None:
-        sequence = span.sequence
-        sequence.num_computed = span.end
-        if span.num_tokens == 1:
-            self._prefixes.publish(sequence, span.end)
-        if span.end < len(sequence.tokens):
+    def _launched_prefill(self, chunk: Chunk) -> None:
+        sequence = chunk.sequence
+        sequence.num_computed = chunk.end
+        if chunk.num_tokens == 1:
+            self._prefixes.publish(sequence, chunk.end)
+        if chunk.end < len(sequence.tokens):
             return
         self._prefills.remove(sequence)
-        if span.samples:
+        if chunk.samples:
             sequence.expect()
             if not sequence.is_full:
                 self._decodes.add(sequence)
 
     # Running sequences
 
-    def _schedule_running(self) -> list[Span]:
-        """Pages for all that run, and the spans of those that do not decode."""
+    def _schedule_running(self) -> list[Chunk]:
+        """Pages for all that run, and the chunks of those that do not decode."""
         granted: set[Sequence] = set()
         for sequence in self._decodes.turn_pages():
             if sequence.seat >= 0:  # not preempted for one before it
                 self._grow(sequence, sequence.num_computed + 1, granted)
-        spans: list[Span] = []
+        chunks: list[Chunk] = []
         for sequence in tuple(self._prefills):
             if sequence.seat >= 0:  # not preempted for one before it
-                count = self._chunk(sequence, sequence.num_computed, self._budget_of(sequence, spans))
+                count = self._chunk_size(sequence, sequence.num_computed, self._budget_of(sequence, chunks))
                 if self._grow(sequence, sequence.num_computed + count, granted):
-                    spans.append(self._span(sequence, count))
-        return spans
+                    chunks.append(self._make_chunk(sequence, count))
+        return chunks
 
-    def _budget_of(self, sequence: Sequence, spans: Seq[Span]) -> int:
-        """Tokens that it may run beside `spans`, so that all behind it that run get at least one."""
-        behind = sum(other.cost for other in self._prefills[len(spans) + 1 :])
-        return max((self._budget_left(spans) - behind) // sequence.cost, 1)
+    def _budget_of(self, sequence: Sequence, chunks: Seq[Chunk]) -> int:
+        """Tokens that it may run beside `chunks`, so that all behind it that run get at least one."""
+        behind = sum(other.cost for other in self._prefills[len(chunks) + 1 :])
+        return max((self._budget_left(chunks) - behind) // sequence.cost, 1)
 
-    def _budget_left(self, spans: Seq[Span]) -> int:
-        taken = sum(span.num_tokens * span.sequence.cost for span in spans)
+    def _budget_left(self, chunks: Seq[Chunk]) -> int:
+        taken = sum(chunk.num_tokens * chunk.sequence.cost for chunk in chunks)
         return self._max_batch_tokens - self._decodes.cost - taken
 
-    def _chunk(self, sequence: Sequence, start: int, most: int) -> int:
+    def _chunk_size(self, sequence: Sequence, start: int, most: int) -> int:
         count = min(len(sequence.tokens) - start, most)
         return min(count, PROMPT_LOGPROBS_CHUNK) if sequence.wants_prompt_logprobs else count
 
@@ -210,12 +210,12 @@ class Scheduler:
 
     # Waiting sequences
 
-    def _admit(self, spans: list[Span]) -> list[Sequence]:
-        """Let waiting sequences begin, whose first spans come behind the others. Returns them."""
+    def _admit(self, chunks: list[Chunk]) -> list[Sequence]:
+        """Let waiting sequences begin, whose first chunks come behind the others. Returns them."""
         started: list[Sequence] = []
         if not self.preempted and not self.waiting:
             return started
-        budget = self._budget_left(spans)
+        budget = self._budget_left(chunks)
         prefetch = PREFETCH
         room, starving = True, False
         for sequence in self._candidates():
@@ -231,12 +231,12 @@ class Scheduler:
             if (why := self._refuse(sequence, sequence.lease)) is not None:
                 self.refused.append((sequence, why))
                 continue
-            span = self._start(sequence, max(budget // sequence.cost, 1))
-            if span is None:
+            chunk = self._start(sequence, max(budget // sequence.cost, 1))
+            if chunk is None:
                 room = False
                 continue
-            spans.append(span)
-            budget -= span.num_tokens * sequence.cost
+            chunks.append(chunk)
+            budget -= chunk.num_tokens * sequence.cost
             started.append(sequence)
         for sequence in started:
             self._leave_queue(sequence)
@@ -254,14 +254,14 @@ class Scheduler:
         sequence.blocked_steps = 0 if sequence.lease else sequence.blocked_steps + 1
         return sequence.blocked_steps > STARVATION_STEPS
 
-    def _start(self, sequence: Sequence, most: int) -> Span | None:
+    def _start(self, sequence: Sequence, most: int) -> Chunk | None:
         """Give it pages for its first chunk, known prefixes among them. None: not enough pages now."""
         assert sequence.lease is not None
         sequence.begin(sequence.lease)
         hits = self._prefixes.find(sequence)
         found = len(hits) * self._page_size
         start = max(found, sequence.num_virtual)
-        count = self._chunk(sequence, start, most)
+        count = self._chunk_size(sequence, start, most)
         needed = self._num_pages(start + count) - len(hits)
         if self.pool.num_free_without(hits) < needed:
             return None
@@ -272,7 +272,7 @@ class Scheduler:
         self.running.append(sequence)
         self._prefills.append(sequence)
         sequence.seat = self._seats.pop()
-        return self._span(sequence, count, fill=found if found < start else None)
+        return self._make_chunk(sequence, count, fill=found if found < start else None)
 
     def _leave_queue(self, sequence: Sequence) -> None:
         if sequence in self.preempted:
@@ -288,8 +288,8 @@ class Scheduler:
             self.prefix_query_tokens += len(sequence.prompt)
             self.prefix_hit_tokens += cached
 
-    def _span(self, sequence: Sequence, count: int, fill: int | None = None) -> Span:
-        """The span to run.
+    def _make_chunk(self, sequence: Sequence, count: int, fill: int | None = None) -> Chunk:
+        """The chunk to run.
 
         Pages that it fills can be shared from this step on, as every layer writes before it reads; one that a single
         token fills, which is written while others read, and one with a token that is not known yet, from the next step
@@ -299,7 +299,7 @@ class Scheduler:
         if count > 1:
             self._prefixes.publish(sequence, min(end, sequence.num_known))
         samples = end == len(sequence.tokens) and sequence.sampling.max_tokens > 0
-        return Span(sequence, begin, count, samples, fill)
+        return Chunk(sequence, begin, count, samples, fill)
 
     def _num_pages(self, num_tokens: int) -> int:
         return -(-num_tokens // self._page_size)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-from ...wire.messages import AdapterPart, SamplingParams, TokenLogprobs
+from ...wire.messages import SamplingParams, TokenLogprobs, WeightedAdapter
 
 VIRTUAL = -1  # stands for a token of a prefix, which has keys and values and no id
 UNKNOWN = -2  # stands for a token that a step is sampling, until it reaches the host
@@ -43,7 +43,7 @@ class Sequence:
     request_id: str
     prompt: list[int]
     sampling: SamplingParams
-    adapters: tuple[AdapterPart, ...]
+    adapters: tuple[WeightedAdapter, ...]
     salt: str
     seed: int
     eos_token_ids: frozenset[int]
@@ -72,7 +72,7 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt)
-        self.tenant = tuple(part.key for part in self.adapters)
+        self.tenant = tuple(adapter.key for adapter in self.adapters)
         self.cost = max(len(self.adapters), 1)
         ends = frozenset(self.sampling.stop_token_ids)
         self.end_token_ids = ends if self.sampling.ignore_eos else ends | self.eos_token_ids
@@ -136,7 +136,7 @@ class Sequence:
 
 @dataclass(eq=False, slots=True)
 class Lease:
-    """Slots reserved for a sequence's adapters, one for each part.
+    """Slots reserved for a sequence's adapters, one for each of them.
 
     prefix_length: tokens whose keys and values the adapter brings. invocation: token ids, from whose last occurrence
     in the prompt on the adapter works; empty: everywhere. vocabulary: tokens that the adapters know beyond the base's.

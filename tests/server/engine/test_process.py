@@ -20,7 +20,6 @@ from peftserve.server.config import EngineConfig
 from peftserve.server.engine.process import EngineLoop
 from peftserve.server.wire.messages import (
     AbortRequest,
-    AdapterPart,
     AddRequest,
     Command,
     EngineStats,
@@ -33,6 +32,7 @@ from peftserve.server.wire.messages import (
     SamplingParams,
     SequenceOutput,
     Shutdown,
+    WeightedAdapter,
 )
 
 MakeBench = Callable[..., Any]
@@ -46,7 +46,7 @@ def request(request_id: str = "one", adapters: str = "", max_tokens: int = 6, pr
         request_id=request_id,
         prompt_token_ids=list(prompt),
         sampling=SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True),
-        adapters=[AdapterPart(digest) for digest in adapters],
+        adapters=[WeightedAdapter(digest) for digest in adapters],
     )
 
 
