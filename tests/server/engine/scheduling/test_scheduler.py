@@ -12,12 +12,8 @@ from hypothesis import strategies as st
 
 from peftserve.server.engine.scheduling.batch import Batch
 from peftserve.server.engine.scheduling.page_pool import PagePool
-from peftserve.server.engine.scheduling.scheduler import (
-    PREFETCH,
-    PROMPT_LOGPROBS_CHUNK,
-    STARVATION_STEPS,
-    Scheduler,
-)
+from peftserve.server.engine.scheduling.running import PROMPT_LOGPROBS_CHUNK
+from peftserve.server.engine.scheduling.scheduler import PREFETCH, STARVATION_STEPS, Scheduler
 from peftserve.server.engine.scheduling.sequence import UNKNOWN, Lease
 from peftserve.server.engine.scheduling.sequence import Sequence as EngineSequence
 from peftserve.server.wire.messages import WeightedAdapter
@@ -374,7 +370,7 @@ def test_a_prefill_goes_on_beside_decodes_that_take_the_whole_budget(make_sequen
     run.scheduler.add(others)
     run.step()
     assert len(run.scheduler.running) == 2
-    run.scheduler._max_batch_tokens = 4  # as if many such decoded
+    run.scheduler._running.max_batch_tokens = 4  # as if many such decoded
     before = cut.num_computed
     run.step()
     assert cut.num_computed == before + 1
