@@ -49,12 +49,12 @@ class Setting:
 
     @property
     def default(self) -> Any:
-        """The value when nothing sets it: the configuration's own; None where that has none."""
+        """Return the value when nothing sets it: the configuration's own; None where that has none."""
         return DEFAULTS.get(self.key)
 
     @property
     def shown(self) -> str:
-        """The default as people write it, where that is not how Python does: sizes, seconds, what is worked out."""
+        """Return the default as people write it, for sizes, seconds and what is worked out; `""` for all others."""
         if self.computed or self.is_switch or self.default is None:
             return self.computed
         if self.parse is values.size:

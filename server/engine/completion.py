@@ -1,4 +1,4 @@
-"""From a step's logits to what each sequence says: samples, appends, and ends what has ended."""
+"""From a step's logits to the outputs of its sequences: samples, appends tokens, and ends sequences."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -24,14 +24,20 @@ class _Scoring(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """outputs: one for every sequence that has something new. ended: the sequences of which that was the last."""
+    """The results of one step.
+
+    outputs: one for every sequence that has something new. ended: the sequences of which that was the last.
+    """
 
     outputs: list[SequenceOutput]
     ended: list[EngineSequence]
 
 
 class PendingStep:
-    """A step's way from its batch to what it says: `tell`, `launched`, `tokens_known`, `finish`, in this order."""
+    """A step that is under way, from its batch to its outputs.
+
+    Call `tell`, `launched`, `tokens_known` and `finish`, in this order.
+    """
 
     def __init__(self, sampler: Sampler, batch: Batch) -> None:
         self.batch = batch
@@ -47,23 +53,23 @@ class PendingStep:
 
     @property
     def feed(self) -> Feed:
-        """The step's tokens on the device, for the step that comes next."""
+        """Return the step's tokens on the device, for the step that comes next."""
         assert self._sampling is not None
         return Feed(self._sampling.token_ids, self._sampled.places)
 
     def tell(self, append: Append) -> None:
-        """Put how tokens are chosen, as far as it is known before the launch, behind what goes over with the step."""
+        """Append the sampling parameters that are known before the launch to what is copied with the step."""
         self._parameters = self._sampler.prepare(self._sampled.seats, self._ends, append)
 
     def launched(self, logits: StepLogits) -> None:
-        """The device has the forward pass. It chooses the tokens right behind it, unless that needs those before."""
+        """Note that the forward pass is enqueued, and enqueue sampling unless it needs tokens of earlier steps."""
         assert self._parameters is not None
         self._logits = logits
         if not self._scores and not self._parameters.needs_tokens:
             self._sample(logits)
 
     def tokens_known(self) -> None:
-        """The tokens and logprobs of all steps before have been recorded: what needed them can be chosen."""
+        """Note that all earlier steps are recorded, and enqueue the sampling and scoring that waited for them."""
         assert self._logits is not None
         if self._scores:
             chunks = zip(self.batch.chunks, self._logits.offsets, strict=False)
@@ -78,7 +84,7 @@ class PendingStep:
         self._sampling = self._sampler.start(_chosen_rows(self.batch, logits), self._parameters)
 
     def finish(self) -> Finished:
-        """Wait for the device, and record what it has found. Sequences that are over by now say nothing."""
+        """Wait for the device and record its results. Sequences that are over by now get no output."""
         assert self._sampling is not None
         for sequence, logprobs in self._scorings:
             sequence.prompt_logprobs += logprobs.result()
@@ -86,12 +92,12 @@ class PendingStep:
         _record(self._sampled.sequences, self._sampling.result(), finished)
         for chunk in self.batch.prefills:
             if _is_only_scored(chunk) and not chunk.sequence.is_over:
-                _say_scores(chunk.sequence, finished)
+                _report_scores(chunk.sequence, finished)
         return finished
 
 
 def _sampled(batch: Batch) -> tuple[Lineup, NDArray[np.int64]]:
-    """The sequences that get a token, and where they end before it."""
+    """Return the sequences that get a token, and (sequences,) int64, their numbers of tokens before it."""
     if batch.only_decodes:
         return batch.lineup, batch.ends
     places = [place for place, chunk in enumerate(batch.chunks) if chunk.samples]
@@ -99,7 +105,7 @@ def _sampled(batch: Batch) -> tuple[Lineup, NDArray[np.int64]]:
 
 
 def _chosen_rows(batch: Batch, logits: StepLogits) -> torch.Tensor:
-    """The rows of the logits that are sampled: all, or the last one of each chunk that is."""
+    """Return the rows of the logits that are sampled: all, or the last one of each chunk that is sampled."""
     if not batch.scores_prompts:
         return logits.logits
     ends = zip(batch.chunks, logits.offsets[1:], strict=True)
@@ -109,9 +115,9 @@ def _chosen_rows(batch: Batch, logits: StepLogits) -> torch.Tensor:
 
 
 def _start_scoring(chunk: Chunk, logits: StepLogits, row: int) -> _Scoring | None:
-    """Of the prompt's tokens that follow the chunk's tokens. After a preemption, only of those missing.
+    """Enqueue logprobs of the prompt's tokens that follow the chunk's; after a preemption, of the missing ones only.
 
-    row: the chunk's first one in the logits.
+    row: the chunk's first row in the logits. Returns None where none is wanted.
     """
     sequence = chunk.sequence
     if chunk.num_logit_rows == int(chunk.samples):
@@ -127,7 +133,7 @@ def _start_scoring(chunk: Chunk, logits: StepLogits, row: int) -> _Scoring | Non
 
 
 def _record(sequences: Iterable[EngineSequence], sampled: Sampled, finished: Finished) -> None:
-    """Give each sequence its token. What most have to say in most steps is that token and nothing else."""
+    """Give each sequence its token. The fast path is for those that report nothing else."""
     outputs, reports = finished.outputs, sampled.logprobs
     for place, (sequence, token) in enumerate(zip(sequences, sampled.token_ids, strict=True)):
         if sequence.is_over:
@@ -139,11 +145,11 @@ def _record(sequences: Iterable[EngineSequence], sampled: Sampled, finished: Fin
         if is_plain and place not in reports:
             outputs.append(SequenceOutput(request_id=sequence.request_id, token_ids=[token]))
         else:
-            _say_all(sequence, token, reports.get(place), finished)
+            _report_all(sequence, token, reports.get(place), finished)
 
 
-def _say_all(sequence: EngineSequence, token: int, logprobs: TokenLogprobs | None, finished: Finished) -> None:
-    """What may be new of a sequence beside its token."""
+def _report_all(sequence: EngineSequence, token: int, logprobs: TokenLogprobs | None, finished: Finished) -> None:
+    """Add a sequence's full output: its token, logprobs, finish reason, and what comes with the first token."""
     first = len(sequence.output) == 1
     reason, stop = _finish(sequence, token)
     finished.outputs.append(
@@ -181,11 +187,11 @@ def _sample_row(sequence: EngineSequence) -> SampleRow:
 
 
 def _is_only_scored(chunk: Chunk) -> bool:
-    """A request for no tokens whose prompt has run."""
+    """Return whether the request asks for no tokens and its prompt has run."""
     return chunk.sequence.sampling.max_tokens == 0 and chunk.end == chunk.sequence.num_prompt
 
 
-def _say_scores(sequence: EngineSequence, finished: Finished) -> None:
+def _report_scores(sequence: EngineSequence, finished: Finished) -> None:
     finished.ended.append(sequence)
     finished.outputs.append(
         SequenceOutput(

@@ -1,4 +1,4 @@
-"""The engine: requests go in, the tokens of each step come out.
+"""The engine: takes requests, runs steps, and returns the tokens of each step.
 
 One thread calls everything here. Nothing in `step` waits for a client, a disk or an adapter.
 """
@@ -39,7 +39,10 @@ IDLE_SECONDS = 0.0005  # what an empty step waits for an adapter's load, so that
 
 
 class Engine:
-    """Loads the model of `config`. Raises UnservableModel if it cannot be served right."""
+    """The model of a configuration with its KV cache, its adapters and its scheduler.
+
+    To make one loads the model. Raises UnservableModel if it cannot be served right.
+    """
 
     def __init__(self, config: EngineConfig) -> None:
         torch.set_num_threads(config.num_threads or torch.get_num_threads())  # this thread's, whatever others set
@@ -110,7 +113,10 @@ class Engine:
     # Requests
 
     def add_request(self, request: AddRequest) -> None:
-        """Raises ValueError if it could never be served: no prompt, too long, unknown tokens, too many adapters."""
+        """Queue a request.
+
+        Raises ValueError if it could never be served: no prompt, too long, unknown tokens, too many adapters.
+        """
         self._check_prompt(request)
         if request.request_id in self._sequences:
             raise ValueError(f"request id {request.request_id!r} is in use")
@@ -153,7 +159,10 @@ class Engine:
     # Steps
 
     def step(self) -> list[SequenceOutput]:
-        """Let the device run a step. Empty while everything waits for adapters, or for the first step's tokens."""
+        """Let the device run a step, and return the outputs that have become known.
+
+        These are none while everything waits for adapters, or for the first step's tokens.
+        """
         failures = self._fail_unloadable()
         batch = self._scheduler.schedule()
         failures += self._fail_refused()
@@ -186,7 +195,10 @@ class Engine:
         return [_failed(sequence, why) for sequence, why in refused]
 
     def _refuse(self, sequence: Sequence, lease: Lease) -> str | None:
-        """What only the adapters can tell: how many tokens they bring, and which ids they know."""
+        """Return what is wrong with a request that only its loaded adapters can tell; None if nothing is.
+
+        That is how many virtual tokens they bring, and which token ids they know.
+        """
         prompt, brought = sequence.prompt, lease.prefix_length
         if brought and brought + len(prompt) + min(sequence.sampling.max_tokens, 1) > self._max_model_len:
             return (
@@ -217,17 +229,17 @@ class Engine:
             time.sleep(IDLE_SECONDS)
 
     def start_release(self, digest: str) -> Future[None]:
-        """The same, done as soon as no request uses it: call `poll` or `step` until then."""
+        """Begin to give back an adapter's memory, as soon as no request uses it: call `poll` or `step` until then."""
         return self.adapters.release(digest)
 
     def poll(self) -> None:
-        """What an idle engine does instead of steps: take in loads and releases that have finished."""
+        """Take in loads and releases that have finished: what an idle engine does instead of steps."""
         self.adapters.poll(self._uses)
 
     def _uses(self, digest: str) -> bool:
         return any(adapter.digest == digest for sequence in self._sequences.values() for adapter in sequence.adapters)
 
-    # Accounts
+    # Statistics
 
     def stats(self) -> EngineStats:
         scheduler = self._scheduler
@@ -256,7 +268,7 @@ class Engine:
 
 
 def _merge_equal(adapters: list[WeightedAdapter]) -> tuple[WeightedAdapter, ...]:
-    """The same files under two names of a mixture are one adapter with the sum of the weights."""
+    """Return a mixture's adapters, those with the same files as one with the sum of the weights."""
     merged: dict[str, WeightedAdapter] = {}
     for adapter in adapters:
         weight = merged[adapter.key].weight if adapter.key in merged else 0.0

@@ -1,4 +1,4 @@
-"""How much memory there is, and how much of it the KV cache gets when the operator does not say."""
+"""Free memory, and the share of it that the KV cache gets when the operator does not say."""
 
 import ctypes
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def allocated_bytes(device: torch.device) -> int:
-    """Return the bytes of all tensors on a GPU; 0 on a CPU, where nobody counts them."""
+    """Return the bytes of all tensors on a GPU; 0 on a CPU, where torch does not count them."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 

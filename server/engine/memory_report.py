@@ -1,4 +1,4 @@
-"""How memory is divided when the engine has started, as one block for the log."""
+"""A block for the log that says how memory is divided once the engine has started."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""One sequence of an offline call: what is asked of the engine, and what its outputs come to as text."""
+"""The sequences of an offline call: from the engine's outputs to text."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from ..wire.messages import AddRequest, FinishReason, SequenceOutput, TokenLogpr
 
 @dataclass(frozen=True)
 class Completion:
-    """What one prompt was answered with.
+    """The answer to one prompt.
 
     prompt: the text, or None where token ids were given. text: without what stopped it.
     finish_reason: `stop` or `length`. stop_reason: the stop string or the token id that ended it, if one did.
@@ -30,7 +30,7 @@ class Completion:
 
 
 class RunningSequence:
-    """A request and what has come of it. prompt, adapter: as in `Completion`."""
+    """A request that runs, and its text so far. prompt, adapter: as in `Completion`."""
 
     def __init__(self, request: AddRequest, prompt: str | None, adapter: str, decoder: SequenceDecoder) -> None:
         self.request = request
@@ -40,7 +40,7 @@ class RunningSequence:
         self._whole = Delta()
 
     def push(self, output: SequenceOutput) -> bool:
-        """Take in what a step has given. Returns whether the sequence is over, of which the engine may not know.
+        """Take in a step's output. Returns whether the sequence is over; of a stop string the engine does not know.
 
         Raises AdapterError or ValueError where the engine could not serve it.
         """

@@ -100,7 +100,7 @@ class LLM:
         task_id: int | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[Completion]:
-        """Return the answer to a chat, or to each of several, which the model's own template makes prompts of.
+        """Return the answer to a chat, or to each of several, through the model's own chat template.
 
         messages: of each `role` and `content`, a text. chat_template_kwargs: what else the template is given.
         The rest is as in `generate`.
@@ -162,7 +162,7 @@ class LLM:
         return RunningSequence(request, prompt if isinstance(prompt, str) else None, resolved.label, decoder)
 
     def _run(self, sequences: Sequence[RunningSequence]) -> list[Completion]:
-        """Run all to their ends. None is left in the engine, whatever is raised."""
+        """Run all to their ends. Whatever is raised, none is left in the engine."""
         running = {sequence.request.request_id: sequence for sequence in sequences}
         try:
             for sequence in sequences:

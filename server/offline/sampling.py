@@ -7,7 +7,7 @@ from ..wire.messages import SamplingParams
 
 
 class _Range(NamedTuple):
-    """open_below: whether `low` itself is out."""
+    """Numbers from `low` to `high`, both included. open_below: whether `low` itself is out."""
 
     low: float
     high: float

@@ -1,6 +1,6 @@
-"""Scales and biases of outputs that the low-rank kernel applies by the way, so that no operator runs for them.
+"""Scales and biases of outputs that are fused into the low-rank kernel, so that no operator runs for them.
 
-The kernel scales what it finds: a scale rides only where no operator has changed the output before.
+The kernel scales what it finds: a scale is fused only where no operator has changed the output before.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,10 @@ _ROWS = {"output_scale": "scales", "bias": "biases"}
 
 
 class Fusion(NamedTuple):
-    """groups: with the rows of `fused`, whose ops are by site. rest: the ops that stay operators."""
+    """A division of an adapter's work between the kernel and operators.
+
+    groups: the low-rank layout, with the rows of `fused`. fused, rest: the ops that are in it, and those that are not.
+    """
 
     groups: BlobLayout
     fused: Ops
@@ -27,7 +30,7 @@ class Fusion(NamedTuple):
 
 
 def split(groups: BlobLayout, ops: Ops, sites: SiteGroups) -> Fusion:
-    """The layout of one adapter, for a kernel that takes rows."""
+    """Return the division of one adapter's work, for a kernel that takes rows."""
     fused = {site: found for site, there in ops.items() if (found := _fusable(site, there, sites))}
     rest = {site: tuple(op for op in there if op not in fused.get(site, ())) for site, there in ops.items()}
     result = dict(groups)
@@ -42,7 +45,7 @@ def split(groups: BlobLayout, ops: Ops, sites: SiteGroups) -> Fusion:
 
 
 def conflict(fused: Ops, other: Ops) -> bool:
-    """Whether another adapter's operators meet outputs that `fused` scale, where both are on one row.
+    """Return whether another adapter's operators meet outputs that `fused` scale, where both are on one row.
 
     They may change the output ahead of the kernel, or be no sum with the scale, so that both are to be added whole.
     """
@@ -50,7 +53,7 @@ def conflict(fused: Ops, other: Ops) -> bool:
 
 
 def needs_whole(fused: Ops, rest: Ops) -> bool:
-    """Whether one adapter's own operators and the scales among its `fused` are no sum, which a weight needs."""
+    """Return whether one adapter's operators and its fused scales are no sum, as a weight would need."""
     return any(not is_sum(_phases((*fused[site], *rest.get(site, ())))) for site in _scaled(fused))
 
 

@@ -1,4 +1,4 @@
-"""All that the engine does with adapters, put together: arena, backend, loader, tiers, inspections and releases."""
+"""The engine's adapters: arena, backend, loader, tiers, inspections and releases, put together."""
 
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -39,8 +39,10 @@ SPILL_FACTOR = 16  # of the host's memory for adapters: what their compiled form
 
 
 class AdapterService:
-    """Compiles against `loaded`, whose weights it reads and never writes. most_rows: of any step. memory: which a
-    step tells the device of itself in. wide: weights with spare columns, by group.
+    """All that the engine does with adapters.
+
+    loaded: what adapters are compiled against; its weights are read and never written. most_rows: of any step.
+    memory: what a step tells the device goes through. wide: weights with spare columns, by group.
     """
 
     def __init__(
@@ -87,17 +89,17 @@ class AdapterService:
         return self._arena.nbytes
 
     def inspect(self, digest: str, folder: Path) -> Future[AdapterCard]:
-        """Compile on the loader's thread; the blob goes to the host tier. The future raises AdapterError."""
+        """Compile on the loader's thread and put the blob into the host tier. The future raises AdapterError."""
         return self._loader.submit(partial(self._inspect, digest, folder))
 
     def release(self, digest: str) -> Future[None]:
-        """Done once no sequence uses the adapter and all that was made of it is gone: from device, host and disk."""
+        """Drop an adapter from device, host and disk. The future is done when that is, once no sequence uses it."""
         release: Future[None] = Future()
         self._releases.setdefault(digest, []).append(release)
         return release
 
     def poll(self, is_used: Callable[[str], bool]) -> None:
-        """Take in finished loads, and drop what is to be released and nobody uses."""
+        """Take in finished loads, and drop adapters that are to be released and are in no use."""
         while self._compiled:
             self.residency.keep(*self._compiled.popleft())
         self._failures |= self.residency.poll()
@@ -109,12 +111,12 @@ class AdapterService:
                     gone.add_done_callback(partial(_settle, release))
 
     def take_failures(self) -> dict[tuple[str, ...], BaseException]:
-        """Digests that could not be loaded since the last call, alone or together, and why."""
+        """Return the digests that could not be loaded since the last call, alone or together, and why."""
         failures, self._failures = self._failures, {}
         return failures
 
     def stats(self) -> dict[str, Any]:
-        """The adapters' fields of EngineStats. The loads' durations and what is damaged are handed out once."""
+        """Return the adapters' fields of EngineStats. Durations of loads and damaged adapters are handed out once."""
         residency = self.residency
         seconds, residency.load_seconds = residency.load_seconds, []
         damaged = [self._damaged.popleft() for _ in range(len(self._damaged))]
@@ -131,7 +133,7 @@ class AdapterService:
         }
 
     def is_busy(self) -> bool:
-        """Whether something will finish that `poll` should take in."""
+        """Return whether something is under way that `poll` will take in."""
         return bool(self._compiled or self._releases) or self.residency.is_loading()
 
     def check_integrity(self) -> None:
@@ -174,7 +176,7 @@ class AdapterService:
         return self._pack(self._compile(folder, int(task or 0)))
 
     def _verify(self, digest: str, folder: Path) -> None:
-        """What comes from the disk is what was uploaded. Raises AdapterDamaged."""
+        """Compare files on the disk with the digest of what was uploaded. Raises AdapterDamaged."""
         if self._config.store is None or content_digest(folder) == digest:
             return
         self._num_damaged += 1
@@ -183,7 +185,7 @@ class AdapterService:
         raise AdapterDamaged(f"its files on the server's disk {what}; upload the same files again, which mends it")
 
     def _compile(self, folder: Path, task: int = 0) -> CompiledAdapter:
-        """Raises AdapterError."""
+        """Compile the checkpoint in a folder against the base. Raises AdapterError."""
         compiled = compile_adapter(
             folder,
             self._loaded.sites.table,
@@ -208,7 +210,7 @@ class AdapterService:
         return blob
 
     def _interned(self, blob: Blob) -> Blob:
-        """With the shared pieces that other blobs on the host have already, so that they are there once, too."""
+        """Return the blob with the shared pieces that other blobs on the host have already, so that these are one."""
         pieces = tuple(self._pieces.setdefault(piece.key, piece) for piece in blob.shared)
         return replace(blob, shared=pieces)
 
@@ -221,7 +223,10 @@ class AdapterService:
 
 
 def _check_prefix(prefix: KVPrefix, layers: Mapping[int, AttentionLayer]) -> None:
-    """Raises UnsupportedAdapter unless the base's own cache holds what its attention reads."""
+    """Compare a prefix's shapes with those of the base's cache. Raises UnsupportedAdapter where they differ.
+
+    They do where the cache is compressed: it does not hold what attention reads.
+    """
     for index, (keys, values) in prefix.layers.items():
         layer = layers[index]
         brought, read = [
@@ -240,7 +245,7 @@ def _check_prefix(prefix: KVPrefix, layers: Mapping[int, AttentionLayer]) -> Non
 
 
 def _make_arena(config: EngineConfig, loaded: LoadedModel) -> torch.Tensor:
-    """Return the memory of all adapters on the device: (elements,), what is in it is left as it is."""
+    """Return the memory of all adapters on the device, (elements,), with nothing in it yet."""
     linears = linear_groups(loaded.sites.groups, loaded.sites.table)
     size = arena_bytes(
         config.adapter_memory,

@@ -1,4 +1,4 @@
-"""How much room adapters take: from this follows the arena's size where the operator gives none."""
+"""The room that adapters take, from which the arena's size follows where the operator gives none."""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""The sequences that run: their seats, their pages, and what of the token budget each takes in a step.
+"""The sequences that run: their seats, their pages, and the share of the token budget that each takes in a step.
 
 When pages run out, the newest sequence is preempted and recomputed later (Kwon et al. 2023, "Efficient Memory
 Management for Large Language Model Serving with PagedAttention", arXiv:2309.06180). Knows no queue and no tensors.
@@ -18,7 +18,7 @@ PROMPT_LOGPROBS_CHUNK = 256  # rows of the vocabulary's width that one sequence 
 
 
 class RunningSequences:
-    """Those that decode, those that do not yet, and those that await their end.
+    """The sequences that decode, those that do not yet, and those that await their end.
 
     pool: the KV pages, of `page_size` tokens each. max_batch_tokens: token budget of a step. most: sequences at once.
     """

@@ -1,4 +1,4 @@
-"""Which tokens the next step runs: continuous batching with chunked prefill under a token budget.
+"""The choice of the tokens that a step runs: continuous batching with chunked prefill under a token budget.
 
 Running sequences go first, decodes before prefills; then waiting ones whose adapters are on the device, fairly
 between adapters. Knows no tensors.
