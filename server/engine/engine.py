@@ -5,7 +5,6 @@ One thread calls everything here. Nothing in `step` waits for a client, a disk o
 
 import logging
 import os
-import secrets
 import time
 from concurrent.futures import Future
 from itertools import count
@@ -18,7 +17,7 @@ from peftserve.kernels.attention.layout import Limits
 from peftserve.kernels.device.step_memory import StepMemory
 
 from ..config import EngineConfig
-from ..wire.messages import AdapterCard, AddRequest, EngineStats, ModelInfo, SequenceOutput, WeightedAdapter
+from ..wire.messages import AdapterCard, AddRequest, EngineStats, ModelInfo, SequenceOutput
 from .adapters.service import AdapterService
 from .assembly import lay_out_products, make_runner
 from .memory import kv_pages
@@ -26,6 +25,7 @@ from .memory_report import describe_memory
 from .model.fingerprint import fingerprint
 from .model.loading import eos_token_ids, load_model, tokenizer_facts, vocabulary_size
 from .pipeline import Pipeline
+from .requests import check_prompt, count_adapters, failed, make_sequence, refusal
 from .sampling import Sampler
 from .scheduling.page_pool import PagePool
 from .scheduling.scheduler import Scheduler
@@ -117,35 +117,16 @@ class Engine:
 
         Raises ValueError if it could never be served: no prompt, too long, unknown tokens, too many adapters.
         """
-        self._check_prompt(request)
+        check_prompt(request, self.info.vocab_size, self._max_model_len)
         if request.request_id in self._sequences:
             raise ValueError(f"request id {request.request_id!r} is in use")
-        sampling = request.sampling
-        sequence = Sequence(
-            request_id=request.request_id,
-            prompt=request.prompt_token_ids,
-            sampling=sampling,
-            adapters=_merge_equal(request.adapters),
-            salt=request.salt,
-            seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
-            eos_token_ids=frozenset(self.info.eos_token_ids),
-            arrival=next(self._arrivals),
-            max_len=self._max_model_len,
+        sequence = make_sequence(
+            request, arrival=next(self._arrivals), eos_token_ids=self.info.eos_token_ids, max_len=self._max_model_len
         )
         if len(sequence.adapters) > self._config.max_loras:
             raise ValueError(f"a mixture of {len(sequence.adapters)} adapters needs --max-loras of at least as many")
         self._sequences[request.request_id] = sequence
         self._scheduler.add(sequence)
-
-    def _check_prompt(self, request: AddRequest) -> None:
-        token_ids = request.prompt_token_ids
-        if not token_ids:
-            raise ValueError("the prompt is empty; it must have at least one token")
-        if len(token_ids) + min(request.sampling.max_tokens, 1) > self._max_model_len:
-            raise ValueError(f"a prompt of {len(token_ids)} tokens does not fit the context of {self._max_model_len}")
-        # What an adapter knows beyond the base's vocabulary, it says when it is there.
-        if min(token_ids) < 0 or (not request.adapters and max(token_ids) >= self.info.vocab_size):
-            raise ValueError(f"the prompt holds a token id outside of the vocabulary of {self.info.vocab_size}")
 
     def abort(self, request_id: str) -> None:
         """Forget a sequence and free its pages. Unknown ids are ignored: it may just have ended."""
@@ -184,7 +165,7 @@ class Engine:
                 error = AdapterDamaged("its files could not be read now; try again, or upload the same files again")
             kind = type(error).__name__ if isinstance(error, AdapterDamaged) else None
             for sequence in [s for s in self._sequences.values() if {p.key for p in s.adapters}.issuperset(digests)]:
-                outputs.append(_failed(sequence, f"the adapter could not be loaded: {error.message}", kind))
+                outputs.append(failed(sequence, f"the adapter could not be loaded: {error.message}", kind))
                 self.abort(sequence.request_id)
         return outputs
 
@@ -192,23 +173,10 @@ class Engine:
         refused, self._scheduler.refused = self._scheduler.refused, []
         for sequence, _ in refused:
             self.abort(sequence.request_id)
-        return [_failed(sequence, why) for sequence, why in refused]
+        return [failed(sequence, why) for sequence, why in refused]
 
     def _refuse(self, sequence: Sequence, lease: Lease) -> str | None:
-        """Return what is wrong with a request that only its loaded adapters can tell; None if nothing is.
-
-        That is how many virtual tokens they bring, and which token ids they know.
-        """
-        prompt, brought = sequence.prompt, lease.prefix_length
-        if brought and brought + len(prompt) + min(sequence.sampling.max_tokens, 1) > self._max_model_len:
-            return (
-                f"a prompt of {len(prompt)} tokens behind the {brought} that the adapter brings does not fit the "
-                f"context of {self._max_model_len}"
-            )
-        vocabulary = max(lease.vocabulary, self.info.vocab_size)
-        if max(prompt) >= vocabulary:
-            return f"the prompt holds a token id outside of the vocabulary of {vocabulary}"
-        return None
+        return refusal(sequence, lease, self.info.vocab_size, self._max_model_len)
 
     # Adapters
 
@@ -253,8 +221,8 @@ class Engine:
             prefix_hit_tokens=scheduler.prefix_hit_tokens,
             preemptions=scheduler.num_preemptions,
             steps=self._steps,
-            running_adapters=_count_adapters(scheduler.running),
-            waiting_adapters=_count_adapters(waiting),
+            running_adapters=count_adapters(scheduler.running),
+            waiting_adapters=count_adapters(waiting),
             **self.adapters.stats(),
         )
 
@@ -265,24 +233,3 @@ class Engine:
 
     def close(self) -> None:
         self.adapters.close()
-
-
-def _merge_equal(adapters: list[WeightedAdapter]) -> tuple[WeightedAdapter, ...]:
-    """Return a mixture's adapters, those with the same files as one with the sum of the weights."""
-    merged: dict[str, WeightedAdapter] = {}
-    for adapter in adapters:
-        weight = merged[adapter.key].weight if adapter.key in merged else 0.0
-        merged[adapter.key] = WeightedAdapter(adapter.digest, weight + adapter.weight, adapter.task)
-    return tuple(merged.values())
-
-
-def _count_adapters(sequences: list[Sequence]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for sequence in sequences:
-        for adapter in sequence.adapters:
-            counts[adapter.digest] = counts.get(adapter.digest, 0) + 1
-    return counts
-
-
-def _failed(sequence: Sequence, message: str, kind: str | None = None) -> SequenceOutput:
-    return SequenceOutput(request_id=sequence.request_id, token_ids=[], error=message, error_kind=kind)
