@@ -19,12 +19,12 @@ from peftserve.adapters.base_binding import Base, bind
 from peftserve.adapters.errors import AdapterError
 
 from ..config import ServerConfig
+from ..logs import set_up_logging
 from ..wire.messages import ModelInfo
 from .app import create_app, make_connections, make_services
 from .engine.interface import EngineDead
 from .engine.owned import OwnEngine
 from .http.server import CLOSING_SECONDS, HttpServer
-from .logs import set_up_logging
 from .processes.fleet import Fleet, open_fleet
 from .services import Services, base_id, open_adapters
 
@@ -124,7 +124,7 @@ async def _drain(services: Services, stopping: "_Signals") -> None:
         asyncio.create_task(_all_idle(services)),
         asyncio.create_task(_hurried(stopping)),
     ]
-    await asyncio.wait(waiting, timeout=services.config.grace_seconds, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait(waiting, timeout=services.config.grace_period, return_when=asyncio.FIRST_COMPLETED)
     for task in waiting:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)

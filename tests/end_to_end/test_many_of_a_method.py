@@ -13,7 +13,7 @@ from peftserve.kernels.ops.stepping import Stepping
 from peftserve.kernels.ops.triton.launches import Launch
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
-from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingParams
+from peftserve.server.wire.messages import AddRequest, SamplingParams, WeightedAdapter
 
 MAX_TOKENS = 3
 METHODS = {  # which primitives each comes to
@@ -113,7 +113,7 @@ def check(
     sampling = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True)
     for i, (prompt, owner) in enumerate(zip(PROMPTS, OWNERS, strict=True)):
         found[str(i)] = []
-        part = AdapterPart(digests[owner])
+        part = WeightedAdapter(digests[owner])
         engine.add_request(AddRequest(request_id=str(i), prompt_token_ids=prompt, sampling=sampling, adapters=[part]))
     while engine.has_work():
         for output in engine.step():

@@ -14,7 +14,7 @@ from peftserve.kernels.attention.layout import SpanTable
 from peftserve.kernels.bypass.layout import Segment
 from peftserve.kernels.integers import Ints
 
-from ..scheduling.batch import Batch, Lineup, Span
+from ..scheduling.batch import Batch, Chunk, Lineup
 from ..scheduling.sequence import Lease
 from ..scheduling.sequence import Sequence as EngineSequence
 
@@ -64,7 +64,7 @@ def _one_later(last: StepRows, starts: Ints) -> StepRows:
 
 
 def _rows(batch: Batch) -> StepRows:
-    spans, sequences = batch.spans, batch.lineup.sequences
+    spans, sequences = batch.chunks, batch.lineup.sequences
     starts = np.array([span.start for span in spans], dtype=np.int64)
     counts = np.array([span.num_tokens for span in spans], dtype=np.int64)
     logits = [span.num_logit_rows for span in spans]
@@ -89,7 +89,7 @@ def _rows(batch: Batch) -> StepRows:
     )
 
 
-def segments_of(spans: Sequence[Span], offsets: Sequence[int]) -> list[Segment]:
+def segments_of(spans: Sequence[Chunk], offsets: Sequence[int]) -> list[Segment]:
     """One segment for each run of neighbouring spans with the same slots; several where a run is a mixture.
 
     offsets: where each span's rows begin, which are its last tokens.

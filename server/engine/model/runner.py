@@ -13,7 +13,7 @@ from peftserve.kernels.bypass.layout import Capacity
 
 from ..adapters.attachments import Attachments
 from ..sampling import Append
-from ..scheduling.batch import Batch, Span
+from ..scheduling.batch import Batch, Chunk
 from ..staging import is_host
 from .attention import PagedAttention, SideRows
 from .graphs import DecodeGraphs, Recorder
@@ -107,7 +107,7 @@ class ModelRunner:
         """
         rows = self._running.rows_of(batch)
         if self._backend.reads_whole_pages:
-            self._cache.clear(self._tensor(self._begun_pages(batch.spans)))
+            self._cache.clear(self._tensor(self._begun_pages(batch.chunks)))
         self._fill_prefixes(batch.prefills)
         logits = self._run(rows, feed, also)
         return StepLogits(self._without_foreign(logits, rows), rows.logit_offsets)
@@ -190,7 +190,7 @@ class ModelRunner:
     def _tensor(self, values: Sequence[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64).to(self._model.device, non_blocking=True)
 
-    def _fill_prefixes(self, spans: Sequence[Span]) -> None:
+    def _fill_prefixes(self, spans: Sequence[Chunk]) -> None:
         """Copy the keys and values that adapters bring to the pages of sequences that begin with them."""
         for span in spans:
             if span.fill is not None and span.sequence.lease is not None:
@@ -199,7 +199,7 @@ class ModelRunner:
                     for layer, (keys, values) in self._attachments.prefix(slot).items():
                         self._cache.write(layer, rows, keys[span.fill : span.start], values[span.fill : span.start])
 
-    def _begun_pages(self, spans: list[Span]) -> list[int]:
+    def _begun_pages(self, spans: list[Chunk]) -> list[int]:
         """Pages that the step begins and does not fill. Decodes read their rest as well, masked."""
         size = self._cache.page_size
         ends = ((span, (span.end - 1) // size) for span in spans if span.end % size)
@@ -207,7 +207,7 @@ class ModelRunner:
             span.sequence.pages[i] for span, i in ends if i * size >= (span.start if span.fill is None else span.fill)
         ]
 
-    def _cache_rows(self, span: Span, start: int, end: int) -> Iterable[int]:
+    def _cache_rows(self, span: Chunk, start: int, end: int) -> Iterable[int]:
         """Flat positions of tokens [start, end) of the span's sequence."""
         pages, size = span.sequence.pages, self._cache.page_size
         return (pages[i // size] * size + i % size for i in range(start, end))

@@ -7,7 +7,7 @@ import torch
 from peftserve.kernels.attention.layout import Limits
 
 from ...wire.messages import SamplingParams
-from ..scheduling.batch import Batch, Span
+from ..scheduling.batch import Batch, Chunk
 from ..scheduling.sequence import Sequence
 from .errors import UnservableModel
 from .loading import Trace
@@ -22,7 +22,7 @@ def check_paged_attention(runner: ModelRunner, trace: Trace, page_size: int) -> 
     prompt = trace.token_ids.tolist()
     sequence = _sequence(prompt, SamplingParams(prompt_logprobs=0), 0, page_size)
     cuts = [0, len(prompt) // 2, len(prompt) - 1, len(prompt)]
-    spans = [Span(sequence, start, end - start, samples=False) for start, end in pairwise(cuts)]
+    spans = [Chunk(sequence, start, end - start, samples=False) for start, end in pairwise(cuts)]
     logits = [runner.run(Batch([span])).logits for span in spans if span.num_tokens]
     trace.check(torch.cat(logits), "the paged KV cache")
 
@@ -36,10 +36,10 @@ def run_largest_step(runner: ModelRunner, limits: Limits, num_pages: int, page_s
     num_tokens = min(limits.rows, num_pages * page_size)
     longest = limits.positions // page_size * page_size or limits.positions  # whole pages, if they hold as much
     lengths = [min(longest, num_tokens - begin) for begin in range(0, num_tokens, longest)]
-    spans, page = list[Span](), 0
+    spans, page = list[Chunk](), 0
     for length in lengths[: min(limits.spans, num_pages)]:
         sequence = _sequence([0] * length, SamplingParams(), page, page_size)
-        spans.append(Span(sequence, 0, length, samples=True))
+        spans.append(Chunk(sequence, 0, length, samples=True))
         page += len(sequence.pages)
     try:
         runner.run(Batch(spans))

@@ -20,7 +20,6 @@ from peftserve.server.config import EngineConfig
 from peftserve.server.engine.process import EngineLoop
 from peftserve.server.wire.messages import (
     AbortRequest,
-    AdapterPart,
     AddRequest,
     Command,
     EngineStats,
@@ -33,6 +32,7 @@ from peftserve.server.wire.messages import (
     SamplingParams,
     SequenceOutput,
     Shutdown,
+    WeightedAdapter,
 )
 
 MakeBench = Callable[..., Any]
@@ -46,7 +46,7 @@ def request(request_id: str = "one", adapters: str = "", max_tokens: int = 6, pr
         request_id=request_id,
         prompt_token_ids=list(prompt),
         sampling=SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True),
-        adapters=[AdapterPart(digest) for digest in adapters],
+        adapters=[WeightedAdapter(digest) for digest in adapters],
     )
 
 
@@ -250,12 +250,15 @@ async def collect(client: EngineClient, message: AddRequest) -> list[int]:
     return await Reader(client, message).ended
 
 
-async def test_a_whole_life_of_the_process(tiny_llama: Path, adapters: dict[str, Path], peft: Any) -> None:
+async def test_a_whole_life_of_the_process(
+    tiny_llama: Path, adapters: dict[str, Path], peft: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
     async with asyncio.timeout(PATIENCE), client_of(tiny_llama, adapter_memory=1 << 21) as client:
         info = await client.start()
         assert isinstance(info, ModelInfo)
         assert info.model_name == tiny_llama.name
         assert info.pid != os.getpid()
+        assert "INFO peftserve.server.engine.engine: Memory on cpu\n" in capfd.readouterr().err
         card = await client.inspect_adapter("a", adapters["a"])
         assert card.method == "LORA"
         with pytest.raises(InvalidAdapter):
@@ -276,13 +279,17 @@ async def test_a_whole_life_of_the_process(tiny_llama: Path, adapters: dict[str,
         assert await process.wait() == 0
 
 
-async def test_it_ends_with_its_parent(tiny_llama: Path) -> None:
+async def test_it_logs_what_it_is_told_to_and_ends_with_its_parent(
+    tiny_llama: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = EngineConfig(model=str(tiny_llama), device="cpu", num_threads=1, log_level="warning")
     async with asyncio.timeout(PATIENCE):
-        process = await EngineProcess.start(EngineConfig(model=str(tiny_llama), device="cpu", num_threads=1))
+        process = await EngineProcess.start(config)
         client = EngineClient()
         try:
             await client.attach(process.connect())
             await client.loaded()
+            assert "INFO" not in capfd.readouterr().err
             life_line = process._process.stdin
             assert life_line is not None
             life_line.close()

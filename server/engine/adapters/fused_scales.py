@@ -1,6 +1,6 @@
-"""Scales and biases of outputs that the low-rank kernel applies by the way, so that no operator runs for them.
+"""Scales and biases of outputs that are fused into the low-rank kernel, so that no operator runs for them.
 
-The kernel scales what it finds: a scale rides only where no operator has changed the output before.
+The kernel scales what it finds: a scale is fused only where no operator has changed the output before.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,51 +18,54 @@ Ops = Mapping[str, tuple[OpLayout, ...]]
 _ROWS = {"output_scale": "scales", "bias": "biases"}
 
 
-class Riding(NamedTuple):
-    """groups: with the rows of `riders`, whose ops are by site. rest: the ops that stay operators."""
+class Fusion(NamedTuple):
+    """A division of an adapter's work between the kernel and operators.
+
+    groups: the low-rank layout, with the rows of `fused`. fused, rest: the ops that are in it, and those that are not.
+    """
 
     groups: BlobLayout
-    riders: Ops
+    fused: Ops
     rest: Ops
 
 
-def split(groups: BlobLayout, ops: Ops, sites: SiteGroups) -> Riding:
-    """The layout of one adapter, for a kernel that takes rows."""
-    riders = {site: found for site, there in ops.items() if (found := _riders(site, there, sites))}
-    rest = {site: tuple(op for op in there if op not in riders.get(site, ())) for site, there in ops.items()}
+def split(groups: BlobLayout, ops: Ops, sites: SiteGroups) -> Fusion:
+    """Return the division of one adapter's work, for a kernel that takes rows."""
+    fused = {site: found for site, there in ops.items() if (found := _fusable(site, there, sites))}
+    rest = {site: tuple(op for op in there if op not in fused.get(site, ())) for site, there in ops.items()}
     result = dict(groups)
-    for site, found in riders.items():
+    for site, found in fused.items():
         group, position = sites.places[site]
         count = len(sites.groups[group].out_features)
         layout = result.get(group, GroupLayout(0, (0,) * count, (0,) * count))
         for op in found:
             layout = _with_row(layout, position, _ROWS[op.kind], op.places["d"])
         result[group] = layout
-    return Riding(result, riders, {site: there for site, there in rest.items() if there})
+    return Fusion(result, fused, {site: there for site, there in rest.items() if there})
 
 
-def conflict(riders: Ops, other: Ops) -> bool:
-    """Whether another adapter's operators meet outputs that `riders` scale, where both are on one row.
+def conflict(fused: Ops, other: Ops) -> bool:
+    """Return whether another adapter's operators meet outputs that `fused` scale, where both are on one row.
 
     They may change the output ahead of the kernel, or be no sum with the scale, so that both are to be added whole.
     """
-    return any(other.get(site) for site in _scaled(riders))
+    return any(other.get(site) for site in _scaled(fused))
 
 
-def needs_whole(riders: Ops, rest: Ops) -> bool:
-    """Whether one adapter's own operators and the scales among its `riders` are no sum, which a weight needs."""
-    return any(not is_sum(_phases((*riders[site], *rest.get(site, ())))) for site in _scaled(riders))
+def needs_whole(fused: Ops, rest: Ops) -> bool:
+    """Return whether one adapter's operators and its fused scales are no sum, as a weight would need."""
+    return any(not is_sum(_phases((*fused[site], *rest.get(site, ())))) for site in _scaled(fused))
 
 
-def _scaled(riders: Ops) -> list[str]:
-    return [site for site, found in riders.items() if any(op.kind == "output_scale" for op in found)]
+def _scaled(fused: Ops) -> list[str]:
+    return [site for site, found in fused.items() if any(op.kind == "output_scale" for op in found)]
 
 
 def _phases(ops: Sequence[OpLayout]) -> set[Phase]:
     return {FORMULAS[op.kind].phase for op in ops}
 
 
-def _riders(site: str, ops: Sequence[OpLayout], sites: SiteGroups) -> tuple[OpLayout, ...]:
+def _fusable(site: str, ops: Sequence[OpLayout], sites: SiteGroups) -> tuple[OpLayout, ...]:
     if site not in sites.places:
         return ()
     group, position = sites.places[site]
