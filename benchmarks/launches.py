@@ -31,10 +31,10 @@ from peftserve.server.engine import Engine
 from peftserve.server.engine.model.callouts import Call
 from peftserve.server.engine.model.compiled import parts_of
 from peftserve.server.engine.model.cutting import Part, Piece, is_view
-from peftserve.server.engine.model.experts import is_experts
 from peftserve.server.engine.model.inputs import StepInputs
 from peftserve.server.engine.model.tracing import HINT_ROWS, TracedModel, trace_model
 from peftserve.server.engine.model.widening import widen_inputs
+from peftserve.server.engine.private.transformers_private import is_experts
 
 from .gpu_code import num_launches, write
 

@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..private.torch_private import MODULE_STATE
+
 _PLAIN = (bool, int, float, str, type(None), tuple, list, dict, set, torch.dtype)
-_OWN = ("layer_idx", "forward", "_parameters", "_buffers", "_modules")  # of each layer its own
+_OWN = ("layer_idx", "forward", *MODULE_STATE)  # of each layer its own
 
 
 def alike(one: nn.Module, other: nn.Module) -> bool:
@@ -32,8 +34,7 @@ def counterparts(one: nn.Module, other: nn.Module) -> Mapping[int, Any]:
 def _everything(layer: nn.Module) -> Iterator[Any]:
     yield from layer.modules()
     for module in layer.modules():
-        yield from module._parameters.values()
-        yield from module._buffers.values()
+        yield from (tensor for _, tensor in _owned(module))
 
 
 def _same_settings(one: nn.Module, other: nn.Module) -> bool:
@@ -50,5 +51,10 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _shapes(module: nn.Module) -> list[Any]:
-    owned = [*module._parameters.items(), *module._buffers.items()]
-    return [(name, None if t is None else (type(t), t.shape, t.stride(), t.dtype, t.device)) for name, t in owned]
+    return [(name, type(t), t.shape, t.stride(), t.dtype, t.device) for name, t in _owned(module)]
+
+
+def _owned(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and buffers of the module itself; one that is there twice is given twice."""
+    yield from module.named_parameters(recurse=False, remove_duplicate=False)
+    yield from module.named_buffers(recurse=False, remove_duplicate=False)

@@ -13,10 +13,10 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.utils.peft_utils import find_adapter_config_file
 
 from peftserve.adapters.peft.listing import listed
 
+from ..private.transformers_private import find_adapter_config_file
 from .errors import UnservableModel
 
 logger = logging.getLogger(__name__)

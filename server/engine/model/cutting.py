@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..private.inductor_private import OpOverload
+
 _VIEWS = (torch.ops.aten.split_with_sizes.default, torch.ops.aten.sym_size.int)
 _IGNORED = ("placeholder", "get_attr", "output")
 
@@ -84,7 +86,7 @@ def is_size(node: fx.Node) -> bool:
 
 def is_view(node: fx.Node) -> bool:
     """Whether the node only looks at a tensor in another way, or takes it out of several."""
-    if not isinstance(node.target, torch._ops.OpOverload):
+    if not isinstance(node.target, OpOverload):
         return node.target is operator.getitem
     return node.target.is_view or node.target in _VIEWS
 

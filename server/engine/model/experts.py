@@ -15,7 +15,6 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from peftserve.adapters.peft.plain import is_plain
 from peftserve.adapters.sites import ExpertParameter
@@ -24,10 +23,18 @@ from peftserve.kernels.ops.experts.products import grouped_product
 from peftserve.kernels.ops.experts.routing import Routing
 from peftserve.kernels.ops.site_plan import Part
 
+from ..private.transformers_private import (
+    ALL_EXPERTS_FUNCTIONS,
+    eager_experts,
+    experts_implementation,
+    gate,
+    has_post_norm,
+    is_experts,
+    set_experts_implementation,
+)
 from .callouts import Call, call_out
 
 _names = itertools.count()
-_FACTS = ("has_gate", "has_bias", "is_transposed", "num_experts")
 
 
 class ExpertsBypass:
@@ -42,11 +49,11 @@ class ExpertsBypass:
         self.called: set[nn.Module] = set()  # modules that really come here
         self._default: str | None = None
         if any(is_experts(module) for module in model.modules()):
-            self._default = model.config._experts_implementation
+            self._default = experts_implementation(model.config)
             ALL_EXPERTS_FUNCTIONS.register(self.name, self)
             for module in model.modules():
                 if is_experts(module):
-                    module.config._experts_implementation = self.name  # type: ignore[union-attr]
+                    set_experts_implementation(cast(Any, module).config, self.name)
             alike = {
                 parameter for module in model.modules() if is_experts(module) for parameter in expert_parameters(module)
             }
@@ -76,8 +83,7 @@ class ExpertsBypass:
         if module in self._working:
             terms = self._terms_of(hidden_states)[module]
             return _with_terms(module, hidden_states, top_k_index, top_k_weights, terms)
-        eager = type(module).forward.__wrapped__  # type: ignore[attr-defined]  # what transformers' decorator wraps
-        function: Any = ALL_EXPERTS_FUNCTIONS.get_interface(self._default or "eager", eager)
+        function: Any = ALL_EXPERTS_FUNCTIONS.get_interface(self._default or "eager", eager_experts(module))
         return cast(torch.Tensor, function(module, hidden_states, top_k_index, top_k_weights))
 
     def _terms_of(self, hidden_states: torch.Tensor) -> Mapping[nn.Module, ExpertTerms]:
@@ -91,16 +97,9 @@ def _like(module: nn.Module, hidden_states: torch.Tensor, *_: torch.Tensor) -> t
     return torch.empty_like(hidden_states)
 
 
-def is_experts(module: nn.Module) -> bool:
-    """Whether transformers computes the module through its interface for experts."""
-    wrapped = hasattr(type(module).forward, "__wrapped__") and hasattr(module, "_apply_gate")
-    parallel = getattr(module, "_is_expert_parallel", False)  # which transformers 5.17 does not say, nor the norm below
-    return wrapped and all(hasattr(module, fact) for fact in _FACTS) and not parallel
-
-
 def is_dispatched(module: nn.Module) -> bool:
     """Whether experts have been computed by an `ExpertsBypass`."""
-    function = ALL_EXPERTS_FUNCTIONS.get(cast(Any, module).config._experts_implementation)
+    function = ALL_EXPERTS_FUNCTIONS.get(experts_implementation(cast(Any, module).config))
     return isinstance(function, ExpertsBypass) and module in function.called
 
 
@@ -122,9 +121,9 @@ def _with_terms(
     experts = cast(Any, module)
     routing = terms.route(index, experts.num_experts)
     up = _project(module, "gate_up_proj" if experts.has_gate else "up_proj", x[routing.tokens], routing, terms)
-    hidden = experts._apply_gate(up) if experts.has_gate else experts.act_fn(up)
+    hidden = gate(module, up) if experts.has_gate else experts.act_fn(up)
     out = _project(module, "down_proj", hidden, routing, terms)
-    if getattr(module, "has_post_expert_norm", False):
+    if has_post_norm(module):
         out = experts.post_expert_norm(out)
     return (routing.restored(out) * weights[..., None]).sum(1).to(x.dtype)
 

@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers.utils.hub import cached_file
+from ..private.transformers_private import cached_path
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def _file(model: str, name: str) -> Path | None:
     if os.path.isdir(model):
         path = Path(model, name)
         return path if path.is_file() else None
-    found = cached_file(model, name, local_files_only=True, _raise_exceptions_for_missing_entries=False)
+    found = cached_path(model, name)
     return None if found is None else Path(found)
 
 

@@ -70,7 +70,7 @@ def _is_own(module: nn.Module, product: Product) -> bool:
 
 def _may_multiply(module: nn.Module) -> bool:
     """By its shape, and not being one of the modules that are known to be products."""
-    weight = module._parameters.get("weight")
+    weight = dict(module.named_parameters(recurse=False)).get("weight")  # no property that computes one
     known = isinstance(module, nn.Linear | nn.Embedding) or hasattr(module, "in_features")
     return is_plain(weight) and weight.dim() == 2 and not known
 

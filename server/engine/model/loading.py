@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.fx.experimental.symbolic_shapes import guard_or_false
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from peftserve.adapters.peft.listing import listed
@@ -19,6 +18,7 @@ from peftserve.adapters.peft.twin import carries_extras, twin
 from peftserve.adapters.sites import SiteKind
 
 from ...config import EngineConfig
+from ..private.torch_private import guard_or_false, multiplies_bfloat16
 from .attention import PagedAttention
 from .checkpoint import read_config, read_model
 from .errors import UnservableModel
@@ -149,7 +149,7 @@ def _dtype(name: str, config: PreTrainedConfig, device: torch.device) -> torch.d
 
 def _is_slow_on_cpu(dtype: torch.dtype) -> bool:
     if dtype == torch.bfloat16:
-        return torch.backends.mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return torch.backends.mkldnn.is_available() and not multiplies_bfloat16()
     return dtype == torch.float16
 
 

@@ -11,11 +11,16 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._inductor.decomposition import select_decomp_table
-from torch._subclasses import FakeTensor
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from ..private.inductor_private import (
+    FakeTensor,
+    TreeSpec,
+    disable_proxy_modes_tracing,
+    make_fx,
+    select_decomp_table,
+    tree_flatten,
+    tree_unflatten,
+)
 from .alike import alike
 from .callouts import Call, Calls, call_out, leaving_calls
 

@@ -13,13 +13,13 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from peftserve.adapters.sites import Site, SiteKind, SiteTable
 from peftserve.kernels.bypass.layout import Group, Rows
 
 from ..adapters.packing import SiteGroups
-from .experts import expert_parameters, is_dispatched, is_experts
+from ..private.transformers_private import Conv1D, is_experts
+from .experts import expert_parameters, is_dispatched
 from .inner_linears import inner_linears
 
 _ROUNDING = 0.05  # what two passes of other shapes may differ by in 16 bit, relative to the norm of what is compared

@@ -10,11 +10,15 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._dispatch.python import enable_python_dispatcher
-from torch._dynamo.source import ConstantSource
-from torch._subclasses import FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
+from ..private.inductor_private import (
+    ConstantSource,
+    DimDynamic,
+    FakeTensorMode,
+    ShapeEnv,
+    StatelessSymbolicContext,
+    enable_python_dispatcher,
+)
 from .alike import counterparts
 from .callouts import Call, Calls, is_call, leaving_calls
 from .regions import Assumes, Layers, Region, attribute, trace

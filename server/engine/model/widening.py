@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._guards import detect_fake_mode
 
+from ..private.inductor_private import detect_fake_mode
 from .cutting import is_view
 from .tracing import TracedModel
 

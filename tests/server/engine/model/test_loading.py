@@ -24,6 +24,7 @@ from peftserve.server.engine.model.loading import (
     tokenizer_facts,
     vocabulary_size,
 )
+from peftserve.server.engine.private.torch_private import multiplies_bfloat16
 
 Tiny = Callable[..., Path]
 
@@ -222,7 +223,7 @@ def test_auto_is_cuda_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> Non
     ("stored", "asked", "used"),
     [
         ("float32", "auto", torch.float32),
-        ("bfloat16", "auto", torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32),
+        ("bfloat16", "auto", torch.bfloat16 if multiplies_bfloat16() else torch.float32),
         ("bfloat16", "bfloat16", torch.bfloat16),
         ("float16", "auto", torch.float32),
         ("float16", "float16", torch.float16),

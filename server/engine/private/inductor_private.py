@@ -1,0 +1,150 @@
+"""Private parts of torch's tracer and compiler, for `--compile`. The import takes seconds: only the compiled model
+imports this.
+
+When many of them go, `torch.compile(model, dynamic=True)` is the public way. It would compile a model as a whole, each
+layer anew, and have no way to leave calls to this process. A server without `--compile` uses nothing of this.
+"""
+
+from collections.abc import Sequence
+
+from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
+from torch._dynamo.source import ConstantSource
+from torch._guards import TracingContext, detect_fake_mode, tracing
+from torch._inductor import config
+from torch._inductor.compile_fx import compile_fx_inner
+from torch._inductor.decomposition import select_decomp_table
+from torch._inductor.ir import ConcatKernel, FixedLayout, FlexibleLayout, SliceView, StorageBox, TensorBox
+from torch._inductor.lowering import register_lowering
+from torch._inductor.virtualized import V
+from torch._ops import OpOverload
+from torch._subclasses import FakeTensor, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+__all__ = [
+    "ConcatKernel",
+    "ConstantSource",
+    "DimDynamic",
+    "FakeTensor",
+    "FakeTensorMode",
+    "FixedLayout",
+    "FlexibleLayout",
+    "OpOverload",
+    "ShapeEnv",
+    "SliceView",
+    "StatelessSymbolicContext",
+    "StorageBox",
+    "TensorBox",
+    "TracingContext",
+    "TreeSpec",
+    "V",
+    "compile_fx_inner",
+    "config",
+    "detect_fake_mode",
+    "disable_proxy_modes_tracing",
+    "enable_python_dispatcher",
+    "keep_strides",
+    "make_fx",
+    "register_lowering",
+    "select_decomp_table",
+    "tracing",
+    "tree_flatten",
+    "tree_unflatten",
+]
+
+_NO_COMPILER = "`--compile` is refused with a message, and models run operator by operator"
+_NO_WIDENING = "no widened inputs: bypasses in spare columns need a copy of each input"
+_DEFAULTS = "inductor's default: the same results, somewhat slower"
+
+USES = {
+    "torch._dispatch.python.enable_python_dispatcher": ("traces through operators written in Python", _NO_COMPILER),
+    "torch._dynamo.source.ConstantSource": (
+        "names a symbol: the number of rows has no source in a frame",
+        _NO_COMPILER,
+    ),
+    "torch._guards.TracingContext": ("inductor looks up its fake mode in one", _NO_COMPILER),
+    "torch._guards.detect_fake_mode": ("the mode in which a traced graph's tensors were made", _NO_COMPILER),
+    "torch._guards.tracing": ("sets the context for one compilation", _NO_COMPILER),
+    "torch._inductor.compile_fx.compile_fx_inner": ("compiles one graph of plain operators", _NO_COMPILER),
+    "torch._inductor.config.patch": ("sets what follows for one compilation", _DEFAULTS),
+    "torch._inductor.config.size_asserts is not None": ("off: one program makes all inputs, in every step", _DEFAULTS),
+    "torch._inductor.config.alignment_asserts is not None": ("off, for the same reason", _DEFAULTS),
+    "torch._inductor.config.force_pointwise_cat is not None": (
+        "rotated halves are read from where they are",
+        _DEFAULTS,
+    ),
+    "torch._inductor.config.combo_kernels is not None": ("one launch for what is independent", _DEFAULTS),
+    "torch._inductor.decomposition.select_decomp_table": ("the operators that inductor wants to see", _NO_COMPILER),
+    "torch._inductor.ir.ConcatKernel.realize_into": ("writes a result into a part of a wider buffer", _NO_WIDENING),
+    "torch._inductor.ir.ConcatKernel.unwrap_storage": (
+        "the inputs of a concatenation, as inductor lists them",
+        _NO_WIDENING,
+    ),
+    "torch._inductor.ir.FixedLayout": ("the layout of the wider buffer", _NO_WIDENING),
+    "torch._inductor.ir.FlexibleLayout.contiguous_strides": ("the strides of the wider buffer", _NO_WIDENING),
+    "'clamp' in inspect.signature(torch._inductor.ir.SliceView.create).parameters": (
+        "the part of the buffer that is written",
+        _NO_WIDENING,
+    ),
+    "torch._inductor.ir.StorageBox": ("the memory of the wider buffer", _NO_WIDENING),
+    "torch._inductor.ir.TensorBox": ("the wider buffer as an operator's result", _NO_WIDENING),
+    "torch._inductor.graph.GraphLowering.register_buffer": (
+        "`V.graph`'s: tells the graph of a new buffer",
+        _NO_WIDENING,
+    ),
+    "torch._inductor.graph.GraphLowering.register_operation": ("`V.graph`'s: and of what fills it", _NO_WIDENING),
+    "torch._inductor.lowering.register_lowering": ("says how inductor computes an operator of ours", _NO_WIDENING),
+    "torch._inductor.virtualized.V": ("the graph that is compiled, and its fake mode", _NO_COMPILER),
+    "'user_visible_output_idxs' in inspect.getsource(torch._inductor.compile_fx)": (
+        "a mark on a graph's output: these outputs keep the strides that they were traced with",
+        "copies of all outputs into contiguous tensors",
+    ),
+    "'original_output_strides' in inspect.getsource(torch._inductor.compile_fx)": (
+        "a mark on a graph's output: those strides",
+        "copies of all outputs into contiguous tensors",
+    ),
+    "torch._ops.OpOverload": ("one form of an operator, such as the nodes of a graph call", _NO_COMPILER),
+    "torch.ops.aten.view.default.is_view": (
+        "whether an operator only looks at a tensor in another way; such pieces are not worth compiling",
+        "torch.Tag, or a list of the views that models use",
+    ),
+    "torch._subclasses.FakeTensor": (
+        "a tensor without values: a graph that holds one reads another layer's",
+        _NO_COMPILER,
+    ),
+    "torch._subclasses.FakeTensorMode": ("runs a model on tensors without values", _NO_COMPILER),
+    "torch.fx.experimental.proxy_tensor.disable_proxy_modes_tracing": (
+        "traces a layer inside of a trace",
+        _NO_COMPILER,
+    ),
+    "torch.fx.experimental.proxy_tensor.make_fx": ("traces a function to a graph of plain operators", "torch.export"),
+    "torch.fx.experimental.symbolic_shapes.DimDynamic": ("makes the number of rows a symbol", "torch.export.Dim"),
+    "torch.fx.experimental.symbolic_shapes.ShapeEnv": (
+        "holds the symbols, and what is assumed of them",
+        "torch.export.Dim",
+    ),
+    "torch.fx.experimental.symbolic_shapes.StatelessSymbolicContext": (
+        "says which sizes are symbols",
+        "torch.export.Dim",
+    ),
+    "torch.utils._pytree.TreeSpec": ("how a layer's arguments are nested", "torch.utils.pytree, once that is public"),
+    "torch.utils._pytree.tree_flatten": ("a layer's arguments as a list", "torch.utils.pytree, once that is public"),
+    "torch.utils._pytree.tree_unflatten": ("and back", "torch.utils.pytree, once that is public"),
+}
+OPTIONAL = {
+    "hasattr(torch._inductor.config, 'combo_kernel_peak_memory_pct_threshold')": (
+        "torch 2.13 and later: lets kernels be combined whatever the memory of the pieces becomes by it",
+        "left out of the settings where it is missing",
+    ),
+}
+
+
+def keep_strides(output: fx.Node, values: Sequence[fx.Node]) -> None:
+    """Let inductor give the outputs of a graph the strides that they were traced with.
+
+    output: the graph's output node. values: what it returns, with tensors without values in `meta["val"]`.
+    """
+    output.meta["user_visible_output_idxs"] = list(range(len(values)))
+    output.meta["original_output_strides"] = [node.meta["val"].stride() for node in values]
