@@ -6,7 +6,6 @@ twice, names and `state_dict` stay, and whoever reads a module's weight reads wh
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TypeGuard
 
 import torch
 from torch import nn
@@ -27,17 +26,9 @@ def fused_rows(device: torch.device) -> int | None:
 
 
 def fuse_siblings(modules: Mapping[str, nn.Module], sites: SiteGroups) -> dict[int, nn.Linear]:
-    """By group, for those whose modules are all plain nn.Linear of one kind, with weights that nobody else has."""
-    uses = Counter(id(p) for module in set(modules.values()) for p in module.parameters(recurse=False))
-    members: dict[int, list[nn.Module]] = {}
-    for name, (group, _) in sorted(sites.places.items(), key=lambda item: item[1]):
-        members.setdefault(group, []).append(modules[name])
-    plain = {group: [m for m in there if is_of_one(m, uses)] for group, there in members.items()}
-    return {
-        group: _fuse(linears)
-        for group, linears in plain.items()
-        if len(linears) == len(members[group]) > 1 and _alike(linears)
-    }
+    """Join the linears of each group of several that are plain and of one kind. Returns the joined ones by group."""
+    plain = plain_groups(modules, sites)
+    return {group: _fuse(linears) for group, linears in plain.items() if len(linears) > 1 and _alike(linears)}
 
 
 def separate_modules(
@@ -48,9 +39,21 @@ def separate_modules(
     return [module for module in modules.values() if module not in parts]
 
 
-def is_of_one(module: nn.Module, uses: Mapping[int, int]) -> TypeGuard[nn.Linear]:
-    """Whether it is a plain nn.Linear with a weight that nobody else has. uses: of each parameter, by its id."""
-    return is_plain_linear(module) and all(uses[id(p)] == 1 for p in module.parameters())
+def plain_groups(modules: Mapping[str, nn.Module], sites: SiteGroups) -> dict[int, list[nn.Linear]]:
+    """Return the modules, in their order, of each group in which all are plain nn.Linear and own their parameters.
+
+    A parameter that two modules share, such as the weight of a head that is tied to the embedding, must stay one.
+    """
+    uses = Counter(id(p) for module in set(modules.values()) for p in module.parameters(recurse=False))
+    groups: dict[int, list[nn.Linear]] = {}
+    others: set[int] = set()
+    for name, (group, _) in sorted(sites.places.items(), key=lambda item: item[1]):
+        module = modules[name]
+        if is_plain_linear(module) and all(uses[id(p)] == 1 for p in module.parameters()):
+            groups.setdefault(group, []).append(module)
+        else:
+            others.add(group)
+    return {group: linears for group, linears in groups.items() if group not in others}
 
 
 def _alike(linears: Sequence[nn.Linear]) -> bool:

@@ -19,7 +19,7 @@ from peftserve.kernels.ops.site_plan import SitePlan
 from ..adapters.packing import SiteGroups
 from .callouts import Call, is_traced
 from .experts import ExpertsBypass
-from .siblings import Member, Siblings
+from .siblings import Sibling, Siblings
 
 
 class BypassHooks:
@@ -51,10 +51,10 @@ class BypassHooks:
         self._streams: dict[str, torch.Tensor] = {}  # inputs of modules that another module's adapters read
         self._handles: list[Any] = []
         self._places = sites.places
-        members: list[list[Member]] = [[] for _ in sites.groups]
+        members: list[list[Sibling]] = [[] for _ in sites.groups]
         for name, (group, position) in sorted(sites.places.items(), key=lambda item: item[1]):
             width = sites.groups[group].out_features[position]
-            members[group].append(Member(name, modules[name], modules[name].forward, width))
+            members[group].append(Sibling(name, modules[name], modules[name].forward, width))
         self._groups = [
             Siblings(backend, index, group, self._streams, sites.groups[index].in_features)
             for index, group in enumerate(members)

@@ -18,7 +18,7 @@ from .callouts import Call, call_out
 
 
 @dataclass(frozen=True)
-class Member:
+class Sibling:
     """One module of a group. forward: the base's own. width: of its output, without what a larger vocabulary adds."""
 
     name: str
@@ -78,7 +78,7 @@ class Siblings:
         self,
         backend: BypassBackend,
         index: int,
-        members: Sequence[Member],
+        members: Sequence[Sibling],
         streams: Mapping[str, torch.Tensor],
         in_features: int,
     ) -> None:

@@ -6,7 +6,6 @@ reads what it always was.
 """
 
 import logging
-from collections import Counter
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -17,7 +16,7 @@ from peftserve.kernels.bypass.layout import Rows
 from peftserve.kernels.integers import round_up
 
 from ..adapters.packing import SiteGroups
-from .fused import is_of_one
+from .fused import plain_groups
 
 logger = logging.getLogger(__name__)
 
@@ -50,17 +49,13 @@ def _plain(
     modules: Mapping[str, nn.Module], sites: SiteGroups, fused: Mapping[int, nn.Linear]
 ) -> Iterator[tuple[int, nn.Linear, list[nn.Linear]]]:
     """A group, the linear whose product it is, and those whose weights are rows of its weight."""
-    uses = Counter(id(p) for module in set(modules.values()) for p in module.parameters(recurse=False))
-    members: dict[int, list[nn.Module]] = {}
-    for name, (group, _) in sorted(sites.places.items(), key=lambda item: item[1]):
-        members.setdefault(group, []).append(modules[name])
-    for group, there in members.items():
+    for group, linears in plain_groups(modules, sites).items():
         if sites.groups[group].rows is not Rows.TOKENS:
             continue
         if group in fused:
-            yield group, fused[group], [module for module in there if isinstance(module, nn.Linear)]
-        elif len(there) == 1 and is_of_one(there[0], uses):
-            yield group, there[0], []
+            yield group, fused[group], linears
+        elif len(linears) == 1:
+            yield group, linears[0], []
 
 
 def _widen(linear: nn.Linear, parts: list[nn.Linear], columns: int) -> torch.Tensor:
