@@ -15,7 +15,7 @@ from torch import fx, nn
 from tqdm import tqdm
 
 from .callouts import Call
-from .cutting import Part, Piece, cut, share_sizes
+from .cutting import Operation, Piece, cut, share_sizes
 from .inductor import compile_piece
 from .inputs import StepInputs
 from .program import Program, Run
@@ -45,18 +45,18 @@ class CompiledForward:
         self.left = traced.left
         self._traced = traced
         widen_inputs(traced, room)
-        parts = parts_of(traced)
-        runs = self._compile([part for part in parts if isinstance(part, Piece)])
+        operations = operations_of(traced)
+        runs = self._compile([operation for operation in operations if isinstance(operation, Piece)])
         tensors = {node: traced.tensors[str(node.target)] for node in traced.graph.find_nodes(op="get_attr")}
         (output,) = traced.graph.output_node().args
         assert isinstance(output, fx.Node)
         self._program = Program(traced.graph.find_nodes(op="placeholder"), tensors, output)
-        for part in parts:
-            if isinstance(part, Piece):
-                self._program.add(runs[part.key], part.inputs, part.outputs)
+        for operation in operations:
+            if isinstance(operation, Piece):
+                self._program.add(runs[operation.key], operation.inputs, operation.outputs)
             else:
-                run = _run_call(traced.calls[part]) if part in traced.calls else _run_select(part)
-                self._program.add(run, part.all_input_nodes, [part])
+                run = _run_call(traced.calls[operation]) if operation in traced.calls else _run_select(operation)
+                self._program.add(run, operation.all_input_nodes, [operation])
         self._program.finish()
         del self._traced
 
@@ -88,7 +88,7 @@ class CompiledForward:
         return run
 
 
-def parts_of(traced: TracedModel) -> list[Part]:
+def operations_of(traced: TracedModel) -> list[Operation]:
     """Calls, picks of the rows that are wanted, and pieces: what follows a pick is for all rows, where all are.
 
     Raises Assumes if which rows are wanted is looked at elsewhere.

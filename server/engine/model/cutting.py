@@ -47,26 +47,29 @@ class Piece:
         return [node.meta["val"] for node in self.inputs]
 
 
-Part = Piece | fx.Node
+Operation = Piece | fx.Node
 """Of a model, in its order: a piece, or one call that stands by itself."""
 
 
-def cut(graph: fx.Graph, stands_alone: Callable[[fx.Node], bool]) -> list[Part]:
+def cut(graph: fx.Graph, stands_alone: Callable[[fx.Node], bool]) -> list[Operation]:
     """graph: whose nodes have tensors without values in `meta["val"]`. Sizes stand alone as well."""
-    parts: list[Part] = []
+    operations: list[Operation] = []
     run: list[fx.Node] = []
     for node in graph.nodes:
         if node.op in _IGNORED:
             continue
-        if is_size(node):  # before what it does not depend on, which then is not cut
-            parts += [_piece(run)] if run and not set(run).isdisjoint(node.all_input_nodes) else []
-            parts, run = [*parts, _piece([node])], [] if not set(run).isdisjoint(node.all_input_nodes) else run
+        if is_size(node):
+            # A size goes before a run of nodes that it does not depend on, so that the run is not cut there.
+            if not set(run).isdisjoint(node.all_input_nodes):
+                operations.append(_piece(run))
+                run = []
+            operations.append(_piece([node]))
         elif stands_alone(node):
-            parts += [_piece(run), node] if run else [node]
+            operations += [_piece(run), node] if run else [node]
             run = []
         else:
             run.append(node)
-    return [*parts, _piece(run)] if run else parts
+    return [*operations, _piece(run)] if run else operations
 
 
 def share_sizes(graph: fx.Graph) -> None:

@@ -21,7 +21,7 @@ from .inputs import StepInputs
 SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
-class Kind(NamedTuple):
+class GraphKey(NamedTuple):
     """What a graph is for. bypassed: the kind of its bypasses; None without their kernels in it."""
 
     rows: int
@@ -78,7 +78,7 @@ class DecodeGraphs:
         self._forward = forward
         self._recorder = recorder  # lives as long as what it recorded
         self._inputs = inputs
-        self._graphs: dict[Kind, Recording] = {}
+        self._graphs: dict[GraphKey, Recording] = {}
 
     def capture(self, prepare: Callable[[Capacity, bool], None]) -> None:
         """Record all graphs, with a progress bar; the largest first, whose memory the others then use.
@@ -87,7 +87,7 @@ class DecodeGraphs:
         bypasses or without. Raises RuntimeError if the model cannot be recorded, such as for looking at a tensor's
         values.
         """
-        kinds = [Kind(rows, kind) for rows in reversed(self.sizes) for kind in (*kinds_for(rows), None)]
+        kinds = [GraphKey(rows, kind) for rows in reversed(self.sizes) for kind in (*kinds_for(rows), None)]
         for kind in tqdm(kinds, desc="capturing CUDA graphs", unit="graph", disable=None):
             prepare(Capacity(kind.rows, kind.bypassed or StepKind.EACH), kind.bypassed is not None)
             self._graphs[kind] = self._recorder.record(self._run_of(kind.rows))
@@ -110,7 +110,7 @@ class DecodeGraphs:
 
         The memory that the graph reads is the step's. The logits are overwritten by the next step.
         """
-        recording = self._graphs[Kind(capacity.rows, capacity.kind if bypassed else None)]
+        recording = self._graphs[GraphKey(capacity.rows, capacity.kind if bypassed else None)]
         recording()
         return recording.output
 

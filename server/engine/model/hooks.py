@@ -85,7 +85,7 @@ class BypassHooks:
             self._handles.append(self._modules[source].register_forward_pre_hook(self._keep(source), prepend=True))
 
     @property
-    def in_calls(self) -> bool:
+    def fits_compiled(self) -> bool:
         """Whether the step's work is all inside what a compiled model calls (`callouts.py`)."""
         return not self._handles and all(group.keeps_widths for group in self._groups if group.plans)
 

@@ -161,7 +161,7 @@ class ModelRunner:
         """(rows, vocabulary), of the step that has begun."""
         self._hooks.begin(self._bypassed)
         try:
-            if self._compiled is not None and self._hooks.in_calls:
+            if self._compiled is not None and self._hooks.fits_compiled:
                 return self._compiled(inputs)
             output = self._model(
                 input_ids=inputs.ids[None],

@@ -39,7 +39,7 @@ class TracedSites:
 
 
 @dataclass
-class _Call:
+class _TracedCall:
     """One call of a candidate module in a traced pass. The input is kept so that its identity stays its own.
 
     rows: that the module was called with; None for a call that no hook could serve.
@@ -51,7 +51,7 @@ class _Call:
     rows: int | None
 
 
-_Pass = dict[str, list[_Call]]
+_Pass = dict[str, list[_TracedCall]]
 
 
 class SiteTracer:
@@ -88,7 +88,7 @@ class SiteTracer:
         self._passes.append({})
 
     def _record(self, name: str, module: nn.Module, x: torch.Tensor, rows: int | None) -> None:
-        self._passes[-1].setdefault(name, []).append(_Call(name, module, x, rows))
+        self._passes[-1].setdefault(name, []).append(_TracedCall(name, module, x, rows))
 
     def _recorder(self, name: str) -> Callable[..., None]:
         def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -187,7 +187,7 @@ def _norm_width(module: nn.Module) -> int | None:
     return len(weight)
 
 
-def _site(call: _Call, head: nn.Module | None) -> Site:
+def _site(call: _TracedCall, head: nn.Module | None) -> Site:
     if (width := _norm_width(call.module)) is not None:
         return Site(call.name, SiteKind.NORM, width, width)
     if isinstance(call.module, nn.Embedding):

@@ -21,7 +21,7 @@ _NONE = torch.empty(0)
 _NOTHING: list[list[Tensor]] = [[], [], [], [_NONE, _NONE], [_NONE, _NONE]]
 
 
-class Parameters:
+class SamplingMetadata:
     """Known before the step is launched; the tensors are on the device, once the step's memory is.
 
     drawn: the rows that are not greedy; of them, in order, temperature (n,) float32, uniform (n,) float64 and cuts.
