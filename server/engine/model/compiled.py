@@ -29,17 +29,19 @@ Forward = Callable[[StepInputs], torch.Tensor]
 
 
 class CompiledForward:
-    """num_pieces, num_compiled: different ones, and how many of them inductor took.
+    """The forward pass of one model as a program of compiled pieces and of calls.
 
-    left: layers that are called as they are.
+    num_pieces, num_compiled: different pieces, and how many of them inductor took. left: names of layers that could not
+    be traced and are called as they are.
     """
 
     def __init__(
         self, model: nn.Module, forward: Forward, device: torch.device, room: Callable[[Any], int] = lambda _: 0
     ) -> None:
-        """forward: the model on a step's inputs. room: columns behind the input of a call, by its owner.
+        """Trace and compile the model.
 
-        Raises whatever the model raises if more of it than single layers cannot be traced.
+        forward: the model on a step's inputs. room: from a call's owner to the number of spare columns behind the
+        call's input. Raises whatever the model raises if more of it than single layers cannot be traced.
         """
         traced = trace_model(model, lambda ids, positions, rows: forward(StepInputs(ids, positions, rows)), device)
         self.left = traced.left
@@ -61,11 +63,11 @@ class CompiledForward:
         del self._traced
 
     def __call__(self, inputs: StepInputs) -> torch.Tensor:
-        """Logits (rows, vocabulary) of all rows, or of those that are wanted."""
+        """Return logits (rows, vocabulary) of all rows, or of those that are wanted."""
         return self._program(*inputs)
 
     def _compile(self, pieces: Iterable[Piece]) -> dict[str, Run]:
-        """By key."""
+        """Compile each different piece once. Returns what runs it, by the piece's key."""
         different = {piece.key: piece for piece in pieces}
         worth = {key: piece for key, piece in different.items() if not piece.only_views}
         runs = {key: _run_plainly(piece) for key, piece in different.items()}
@@ -89,9 +91,10 @@ class CompiledForward:
 
 
 def operations_of(traced: TracedModel) -> list[Operation]:
-    """Calls, picks of the rows that are wanted, and pieces: what follows a pick is for all rows, where all are.
+    """Cut the traced model into pieces, calls, and picks of the rows whose logits are wanted, in their order.
 
-    Raises Assumes if which rows are wanted is looked at elsewhere.
+    A pick is an operation of its own because in a step that wants all rows it does nothing: what follows runs on all
+    rows then. Raises Assumes if the graph looks elsewhere at which rows are wanted.
     """
     share_sizes(traced.graph)
     *_, rows = traced.graph.find_nodes(op="placeholder")
@@ -112,7 +115,7 @@ def _run_call(call: Call) -> Run:
 
 
 def _run_select(node: fx.Node) -> Run:
-    """From a tensor and the rows, which may be None."""
+    """Return what picks rows of a tensor; its inputs are the tensor and the rows, or None for all."""
     dimension = list(node.args[1]).index(node.all_input_nodes[1])  # type: ignore[arg-type]
 
     def run(values: list[Any]) -> tuple[torch.Tensor]:

@@ -38,7 +38,7 @@ _names = itertools.count()
 
 
 class ExpertsBypass:
-    """The experts' function of one model. The hooks say what each step does there."""
+    """The function by which all modules of experts of one model are computed. The hooks tell it of each step."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.name = f"peftserve_experts_{next(_names)}"
@@ -60,20 +60,23 @@ class ExpertsBypass:
             warm_up(sorted(alike), model.dtype, model.device)
 
     def begin(self, parts: Mapping[nn.Module, Sequence[Part]]) -> None:
-        """parts: module to the step's work there. Lists that the last such step had too are the same work."""
+        """Set the step's work: segments by module. The very lists of the last such step are the same work."""
         self._working = frozenset(parts)
         same = parts.keys() == self._parts.keys() and all(own is self._parts[module] for module, own in parts.items())
         if parts and not same:
             self._parts, self._terms = parts, None
 
     def end(self) -> None:
-        """From now on, until a step begins, modules compute what the base does."""
+        """Compute what the base does, until the next step begins."""
         self._working = frozenset()
 
     def __call__(
         self, module: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
-        """hidden_states: (tokens, hidden); top_k_index, top_k_weights: (tokens, k). Returns (tokens, hidden)."""
+        """Compute one module, called as transformers' interface calls it. Returns (tokens, hidden).
+
+        hidden_states: (tokens, hidden). top_k_index, top_k_weights: (tokens, k), each token's experts.
+        """
         self.called.add(module)
         return call_out(Call(module, self._run, _like), hidden_states, top_k_index, top_k_weights)
 
@@ -98,13 +101,13 @@ def _like(module: nn.Module, hidden_states: torch.Tensor, *_: torch.Tensor) -> t
 
 
 def is_dispatched(module: nn.Module) -> bool:
-    """Whether experts have been computed by an `ExpertsBypass`."""
+    """Return whether a module of experts has been computed by an `ExpertsBypass`."""
     function = ALL_EXPERTS_FUNCTIONS.get(experts_implementation(cast(Any, module).config))
     return isinstance(function, ExpertsBypass) and module in function.called
 
 
 def expert_parameters(module: nn.Module) -> tuple[ExpertParameter, ...]:
-    """The stacked weights of `is_experts`, in the module's order."""
+    """List the stacked weights of a module of experts, in the module's order."""
     known = ("gate_up_proj" if module.has_gate else "up_proj", "down_proj")
     stacked = [
         (name, p)
@@ -129,7 +132,7 @@ def _with_terms(
 
 
 def _project(module: nn.Module, name: str, x: torch.Tensor, routing: Routing, terms: ExpertTerms) -> torch.Tensor:
-    """The product of each place's expert, with the adapters' terms. x: (pairs, in). Returns (pairs, out)."""
+    """Multiply each pair by its expert's weight, and add the adapters' terms. x: (pairs, in). Returns (pairs, out)."""
     weight = cast(torch.Tensor, getattr(module, name))
     y = grouped_product(x, weight if module.is_transposed else weight.mT, routing.ends)
     if module.has_bias:

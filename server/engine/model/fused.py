@@ -1,7 +1,7 @@
 """One product of the base for modules that read one input: q, k and v; gate and up.
 
-Their weights become rows of one matrix, of which each module's own weight is a view: no byte of the base is there
-twice, names and `state_dict` stay, and whoever reads a module's weight reads what it always was.
+Their weights become rows of one matrix, of which each module's own weight is a view: no byte of the base is stored
+twice, names and `state_dict` stay, and the weight of each module reads as before.
 """
 
 from collections import Counter
@@ -18,9 +18,10 @@ CPU_ROWS = 96  # as many as packed weights are faster for (`packed_linear.py`)
 
 
 def fused_rows(device: torch.device) -> int | None:
-    """Most rows that one product is for; None for any. On a GPU it saves launches, and so it does in a CPU's decodes.
+    """Return the most rows of an input for which one product is faster than several; None for any number.
 
-    Beyond, on CPUs, parts of wider rows cost more than calls: prefills took 1.05 to 1.08 as long.
+    On a GPU it saves launches. On a CPU it saves calls in decodes, but with more rows to read parts of wider rows costs
+    more than that: prefills took 1.05 to 1.08 times as long.
     """
     return CPU_ROWS if device.type == "cpu" else None
 
@@ -34,7 +35,7 @@ def fuse_siblings(modules: Mapping[str, nn.Module], sites: SiteGroups) -> dict[i
 def separate_modules(
     modules: Mapping[str, nn.Module], sites: SiteGroups, fused: Mapping[int, nn.Linear]
 ) -> list[nn.Module]:
-    """All that are not part of a fused one."""
+    """Return the modules that are no part of a fused linear."""
     parts = {modules[name] for name, (group, _) in sites.places.items() if group in fused}
     return [module for module in modules.values() if module not in parts]
 
@@ -70,7 +71,7 @@ def _fuse(members: Sequence[nn.Linear]) -> nn.Linear:
 
 
 def _joined(parts: Sequence[torch.Tensor]) -> nn.Parameter:
-    """(sum of rows, ...), of which all parts are views from now on."""
+    """Join parts to one parameter (sum of rows, ...), of which all of them are views from now on."""
     whole = torch.cat([part.data for part in parts])
     for part, view in zip(parts, whole.split([len(part) for part in parts]), strict=True):
         part.data = view

@@ -1,7 +1,7 @@
-"""Adds the step's adapters to the base's modules, around their `forward` and through hooks: model code is untouched.
+"""Add the step's adapters to the base's modules, around their `forward` and through hooks: model code is untouched.
 
-Modules that read one input are run together (`siblings.py`). Hooks of norms and experts are on the model only in steps
-whose adapters need them.
+Modules that read one input are run together (`siblings.py`). Hooks of norms, and of modules whose input another one
+reads, are on the model only in steps whose adapters need them: a hook costs a call of Python in every layer.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,9 +23,11 @@ from .siblings import Sibling, Siblings
 
 
 class BypassHooks:
-    """The runner calls `begin` when the step's work is set, and `end` when it has run.
+    """The wrapped modules of one model.
 
-    active: the step has adapters.
+    The runner calls `begin` when the step's work is set, and `end` when it has run.
+
+    active: whether the step has adapters.
     """
 
     def __init__(
@@ -39,8 +41,10 @@ class BypassHooks:
         fused_rows: int | None = None,
         columns: SpareColumns | None = None,
     ) -> None:
-        """fused: of each group that has one, its modules as one, for up to `fused_rows` rows. columns: behind weights,
-        for the bypasses that the step's products themselves give.
+        """Wrap the `forward` of every module in a group of `sites`, for good.
+
+        fused: by group, its linears as one, used for inputs of up to `fused_rows` rows; None for any. columns: spare
+        ones behind weights, by which the base's own products add some bypasses.
         """
         self.active = False
         self._backend = backend
@@ -69,6 +73,7 @@ class BypassHooks:
                 member.module.forward = self._around(siblings, position, member.forward)
 
     def begin(self, active: bool) -> None:
+        """Hand the step's plans to the groups, and put the hooks on the model that this step needs."""
         self.active = active
         if active:
             self._backend.lead_in()
@@ -86,11 +91,14 @@ class BypassHooks:
 
     @property
     def fits_compiled(self) -> bool:
-        """Whether the step's work is all inside what a compiled model calls (`callouts.py`)."""
+        """Return whether all of the step's work is inside the calls of a compiled model (`callouts.py`).
+
+        Hooks would not run, and the shapes of outputs are compiled in.
+        """
         return not self._handles and all(group.keeps_widths for group in self._groups if group.plans)
 
     def end(self) -> None:
-        """Keep none of the step's tensors alive, and none of its hooks."""
+        """Take the step's hooks off, and keep none of its tensors alive."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -113,28 +121,29 @@ class BypassHooks:
         return forward
 
     def _whole(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        """All outputs, side by side, of the group that the named module is in."""
+        """Return all outputs, side by side, of the group that the named module is in."""
         return self._groups[self._places[name][0]].whole(x, self.active)
 
     def _like_whole(self, name: str, x: torch.Tensor) -> torch.Tensor:
         return self._groups[self._places[name][0]].like_whole(x)
 
     def separate(self) -> None:
-        """From now on every module has a product of its own."""
+        """Give every module a product of its own from now on, and turn spare columns off."""
         for group in self._groups:
             group.fused = None
         if self._columns is not None:
             self._columns.turn_off()
 
     def room_behind(self, owner: Any) -> int:
-        """Columns that are to be behind the input of a compiled model's call. owner: of the call."""
+        """Return how many spare columns are to be behind the input of a compiled model's call. owner: the call's."""
         place = self._places.get(owner) if isinstance(owner, str) else None
         return 0 if place is None or self._columns is None else self._columns.columns_of(place[0])
 
     def _hook(self, module: nn.Module, plan: SitePlan) -> None:
-        """Of a norm: nothing else is at a site and in no group."""
+        """Put a plan behind a module for this step: a norm, as other sites are in groups, or have their work inside."""
 
         def change_output(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            # The plan may call the base again on some rows, by `forward`: a call of the module would run this hook.
             plan.after(_rows(args[0]), _rows(output), module.forward, self._streams)
 
         self._handles.append(module.register_forward_hook(change_output))
@@ -147,7 +156,7 @@ class BypassHooks:
 
 
 def _rows(tensor: torch.Tensor) -> torch.Tensor:
-    """(rows, ..., width), or (rows,) ids: without the batch's dimension, where the model has one."""
+    """Drop the dimension of the batch, where the model has one. Returns (rows, ..., width), or (rows,) ids."""
     if not tensor.is_floating_point():
         return tensor.flatten()
     return tensor if tensor.dim() == 2 else tensor[0]

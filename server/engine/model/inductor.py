@@ -1,7 +1,7 @@
-"""Compiles one piece of a traced model with TorchInductor, for any number of rows.
+"""Compile one piece of a traced model with TorchInductor, for any number of rows.
 
-The number of rows is a symbol. What inductor assumes of it is in the symbols' guards, for the caller to look at: nobody
-looks at them in a step.
+The number of rows is a symbol. What inductor assumes of it is in the symbols' guards. The caller looks at them once,
+after the compilation: no step checks them.
 """
 
 from copy import deepcopy
@@ -32,7 +32,7 @@ from .widening import WIDENED
 
 
 def compile_piece(piece: Piece) -> Run:
-    """Raises whatever inductor raises, such as for want of a compiler."""
+    """Compile a piece. Raises whatever inductor raises, such as for want of a C++ compiler."""
     module = fx.GraphModule({}, deepcopy(piece.graph))  # which inductor changes
     keep_strides(module.graph.output_node(), piece.outputs)
     fake = detect_fake_mode(piece.examples)
@@ -54,9 +54,9 @@ if hasattr(config, "combo_kernel_peak_memory_pct_threshold"):  # torch 2.13: wha
 
 @register_lowering(WIDENED, type_promotion_kind=None)
 def _widened(x: Any, columns: int) -> Any:
-    """As inductor's own concatenation: whoever computes x writes it into the wider buffer's first columns.
+    """Let the kernel that computes x write it into the first columns of a wider buffer, as for a concatenation.
 
-    Behind them nothing is written: a concatenation with an empty tensor would copy that.
+    Nothing is written behind them: a concatenation with an empty tensor would copy that.
     """
     *leading, width = x.get_size()
     size = [*leading, width + columns]

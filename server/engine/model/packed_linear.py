@@ -21,7 +21,7 @@ SMALL_WEIGHT = 1 << 18  # elements of a float32 weight that is rearranged in no 
 
 
 class _Gain(NamedTuple):
-    """Where the packed weight is faster: for first to last rows."""
+    """The numbers of rows for which a packed weight is faster: first to last, or any from the first on."""
 
     first: int
     last: int | None

@@ -7,11 +7,11 @@ import torch
 from torch import fx
 
 Run = Callable[[list[Any]], Sequence[Any]]
-"""From the inputs, in a list that it may empty, to the outputs."""
+"""Takes its inputs in a list that it may empty, and returns its outputs."""
 
 
 class Instruction(NamedTuple):
-    """inputs, outputs: registers. dead: inputs that no later instruction reads."""
+    """One piece or call. inputs, outputs: registers. dead: inputs that no later instruction reads."""
 
     run: Run
     inputs: tuple[int, ...]
@@ -20,10 +20,14 @@ class Instruction(NamedTuple):
 
 
 class Program:
-    """Add all instructions in their order, then call it."""
+    """A model as a list of instructions: add them in their order, call `finish`, then call the program."""
 
     def __init__(self, inputs: Sequence[fx.Node], tensors: dict[fx.Node, torch.Tensor], output: fx.Node) -> None:
-        """inputs: what a call gives. tensors: that stay from call to call."""
+        """Begin an empty program.
+
+        inputs: nodes whose values a call of the program is given. tensors: those that stay from call to call.
+        output: the node whose value is returned.
+        """
         self._places: dict[fx.Node, int] = {}
         self._inputs = [self._place(node) for node in inputs]
         self._first = [None] * len(self._inputs) + list(tensors.values())
@@ -36,7 +40,7 @@ class Program:
         self._instructions.append(Instruction(run, *places, ()))
 
     def finish(self) -> None:
-        """Let each register go with the last instruction that reads it."""
+        """Free each register with the last instruction that reads it: activations would add up over the layers."""
         needed = {self._place(self._output_node), *self._kept}
         for index, instruction in reversed([*enumerate(self._instructions)]):
             dead = {*instruction.inputs} - needed

@@ -1,4 +1,4 @@
-"""Traces a model for the compiler: one graph of plain operators and calls (`callouts.py`), for any number of rows.
+"""Trace a model for the compiler: one graph of plain operators and calls (`callouts.py`), for any number of rows.
 
 The model runs once on tensors without values, whose number of rows is a symbol. Of layers that are alike the first is
 traced and the others are copies of it, with their own weights and calls: a trace of one takes a third of a second.
@@ -23,15 +23,15 @@ from .alike import counterparts
 from .callouts import Call, Calls, is_call, leaving_calls
 from .regions import Assumes, Layers, Region, attribute, trace
 
-HINT_ROWS, HINT_KEPT = 61, 47  # what loops are laid out for. Odd and different, lest sizes are taken for one another
+HINT_ROWS, HINT_KEPT = 61, 47  # loops are laid out for these; odd and different, lest one size is taken for the other
 
 
 @dataclass
 class TracedModel:
-    """graph: from the step's token ids, positions and rows that reach the head to the logits.
+    """A model as one graph, from the step's token ids, positions and rows that reach the head to the logits.
 
-    tensors: of its `get_attr` nodes, by target. calls: of those of its nodes. shapes: of its symbols.
-    left: layers that could not be traced.
+    shapes: the environment of its symbols. tensors: of its `get_attr` nodes, by target. calls: by node.
+    left: names of layers that could not be traced.
     """
 
     shapes: ShapeEnv
@@ -42,9 +42,10 @@ class TracedModel:
 
 
 def trace_model(model: nn.Module, forward: Callable[..., torch.Tensor], device: torch.device) -> TracedModel:
-    """forward: runs the model on ids, positions and rows.
+    """Trace a model. forward: runs it on ids, positions and rows.
 
-    Raises Assumes, or whatever the model raises if more of it than single layers cannot be traced.
+    Raises Assumes if the graph would be for some numbers of rows only, or whatever the model raises if more of it than
+    single layers cannot be traced.
     """
     shapes = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
     fake = FakeTensorMode(allow_non_fake_inputs=True, shape_env=shapes)
@@ -62,23 +63,24 @@ def trace_model(model: nn.Module, forward: Callable[..., torch.Tensor], device: 
 
 
 def check_assumptions(shapes: ShapeEnv) -> None:
-    """Raises Assumes if anything has been assumed of the symbols but that they are not 0 or 1.
+    """Raise Assumes if anything has been assumed of the symbols but that they are not 0 or 1.
 
-    That one row is taken for two is no harm: lengths of 1 matter to what could be broadcast, and no length of ours is.
+    A step of one row may run all the same: a length of 1 matters only where it could be broadcast, and no dimension of
+    rows is.
     """
     if shapes.guards:
         raise Assumes(f"it would be for steps with {', '.join(str(guard.expr) for guard in shapes.guards)} only")
 
 
 def _integers(fake: FakeTensorMode, name: str, hint: int, device: torch.device) -> torch.Tensor:
-    """(rows,) int64 without values, of a symbolic length."""
+    """Make a tensor (rows,) int64 without values, of a symbolic length."""
     context: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC])
     real = torch.zeros(hint, dtype=torch.int64, device=device)
     return fake.from_tensor(real, symbolic_context=context, source=ConstantSource(name))
 
 
 class _Flattening:
-    """Makes the outer graph and those of the layers one."""
+    """Joins the graph of the whole model and those of its layers to one."""
 
     def __init__(self, traced: TracedModel, layers: Layers) -> None:
         self._traced = traced

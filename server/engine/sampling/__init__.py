@@ -1,4 +1,7 @@
-"""From the logits of a step to its tokens. Knows rows of logits and sampling parameters, no sequence and no model."""
+"""Sampling, from the logits of a step to its tokens.
+
+Knows rows of logits and sampling parameters, no sequence and no model.
+"""
 
 from .logprobs import PendingLogprobs, start_prompt_logprobs
 from .metadata import Append, SamplingMetadata

@@ -35,14 +35,17 @@ class PendingTokens:
     """
 
     def __init__(self, token_ids: Tensor, reported: Sequence[int], tops: Sequence[int], scores: Sequence[Tensor]):
-        """reported: the rows that want logprobs; tops: how many alternatives each; scores: theirs, if any."""
+        """Begin to copy the results to the host.
+
+        reported: the rows that want logprobs. tops: how many alternatives each wants. scores: theirs, if any.
+        """
         self.token_ids = token_ids
         self._reported = reported
         self._tops = tops
         self._returning = staging.Returning((token_ids, *scores))
 
     def result(self) -> Sampled:
-        """Waits for the tokens, and for nothing that was enqueued after them."""
+        """Wait for the tokens, and for nothing that was enqueued after them, and return them."""
         there, *scores = self._returning.result()
         token_ids: list[int] = there.tolist()
         if not self._reported:
@@ -53,9 +56,9 @@ class PendingTokens:
 
 
 class Sampler:
-    """The token of a row depends on its logits, its `SampleRow` and its position alone.
+    """Chooses tokens. That of a row depends on its logits, its `SampleRow` and its position alone.
 
-    num_seats: sequences that run at once, each of which has a seat for as long as it does.
+    num_seats: how many sequences may run at once. Each has one seat for as long as it runs.
     """
 
     def __init__(self, vocab_size: int, device: torch.device, num_seats: int) -> None:
@@ -68,21 +71,23 @@ class Sampler:
         best_number.warm_up(self.device, {dtype, torch.float32}, self.vocab_size)
 
     def seat(self, seat: int, row: SampleRow) -> None:
-        """Sample whoever is on this seat so, from now on."""
+        """Set how the sequence on a seat is sampled from now on."""
         self._table.seat(seat, row)
 
     def prepare(
         self, seats: NDArray[np.int64], ends: NDArray[np.int64], append: Append | None = None
     ) -> SamplingMetadata:
-        """Tell the device how a step is sampled. Looks at no row where the same array of seats comes again.
+        """Tell the device how a step is sampled. It costs nothing by row when the same array of seats comes again.
 
-        ends: (rows,) tokens of the sequence on each of the seats, with those before its output. append: to what the
-        step is sent in; without it, this is sent by itself.
+        seats: (rows,) of the step's sequences. ends: (rows,) number of tokens of each, with those before its output.
+        append: to the memory that is sent with the step; without it, this is sent by itself.
         """
         return SamplingMetadata(self._table.select(seats), ends, self.device, append)
 
     def start(self, logits: Tensor, metadata: SamplingMetadata) -> PendingTokens:
-        """logits: (rows, vocab or more, where an adapter brings more tokens) of any floating dtype on the device; left
+        """Enqueue the choice of a step's tokens.
+
+        logits: (rows, vocab or more, where an adapter brings more tokens) of any floating dtype on the device; left
         as they are.
 
         A row whose logits hold a NaN or an infinity, or whose every token is banned, gets the most likely token of
@@ -115,7 +120,7 @@ def _choose(logits: Tensor, metadata: SamplingMetadata) -> Tensor:
 
 
 def _choose_unedited(logits: Tensor, metadata: SamplingMetadata) -> Tensor:
-    """Where some are greedy: what these get is what the others get whose numbers make no sense."""
+    """Choose tokens of unedited logits, some greedily: a row without a distribution gets the greedy token as well."""
     token_ids, drawn = best_numbers(logits), metadata.drawn
     if drawn:
         total, token = _draw(drawn.of(logits), metadata)
