@@ -17,31 +17,32 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-Table = Mapping[str, tuple[str, str]]
+Table = Mapping[str, str]
 
 
 def tables(room: str) -> tuple[Table, Table]:
-    """`USES` and `OPTIONAL` of a room: from an expression to why it is used, and what replaces it."""
+    """Return `NAMES` and `OPTIONAL` of a room: from an expression to what it is for, and what would replace it."""
     known: dict[str, Any] = {}
     for node in _tree(room).body:
         if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None and _is_plain(node.value, known):
-            exec(ast.unparse(ast.Module([node], [])), {}, known)
-    return known["USES"], known["OPTIONAL"]
+            (target,) = node.targets if isinstance(node, ast.Assign) else (node.target,)
+            known[ast.unparse(target)] = eval(ast.unparse(node.value), {}, known)
+    return known["NAMES"], known.get("OPTIONAL", {})
 
 
 def missing(table: Table) -> list[str]:
-    """A line for each name that is not there: an expression that raises, or is False."""
+    """Return a line for each name that is not there: an expression that raises, or is False."""
     return [
-        f"{name} is missing ({reason}). It was for this: {why}. Instead: {instead}"
-        for name, (why, instead) in table.items()
+        f"{name} is missing ({reason}). What it was for: {use}"
+        for name, use in table.items()
         if (reason := _failure(name)) is not None
     ]
 
 
 def unlisted(room: str) -> list[str]:
-    """What the room imports of other packages' undocumented modules, or names, that no expression of its tables has."""
-    uses, optional = tables(room)
-    return [name for name in _imports(_tree(room)) if not any(name in key for key in (*uses, *optional))]
+    """Return what the room imports from below the top of another package, and no expression of its tables has."""
+    names, optional = tables(room)
+    return [name for name in _imports(_tree(room)) if not any(name in key for key in (*names, *optional))]
 
 
 def _failure(name: str) -> str | None:
@@ -53,7 +54,7 @@ def _failure(name: str) -> str | None:
 
 
 def _packages(names: Iterable[str]) -> dict[str, Any]:
-    """The packages that dotted names begin with, after the import of all modules on the way."""
+    """Return the packages that dotted names begin with, after the import of all modules on the way."""
     found: dict[str, Any] = {}
     for name in names:
         parts = name.split(".")
@@ -81,7 +82,7 @@ def _dotted(node: ast.AST) -> str | None:
 
 
 def _imports(tree: ast.Module) -> Iterator[str]:
-    """Full names of what comes from a module of a module, or begins with an underscore."""
+    """Yield the full names of what comes from a module of a module, or begins with an underscore."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and not node.level:
             names = (f"{node.module}.{alias.name}" for alias in node.names)
@@ -93,7 +94,7 @@ def _is_deep(name: str) -> bool:
 
 
 def _is_plain(value: ast.expr, known: Mapping[str, Any]) -> bool:
-    """Whether the value is made of constants, and of names that are."""
+    """Return whether a value is made of constants, and of names that are."""
     allowed = (ast.Constant, ast.Dict, ast.Tuple, ast.BinOp, ast.JoinedStr, ast.FormattedValue, ast.operator, ast.Load)
     return all(
         isinstance(node, allowed) or (isinstance(node, ast.Name) and node.id in known) for node in ast.walk(value)
@@ -105,13 +106,13 @@ def _tree(room: str) -> ast.Module:
 
 
 def main(room: str, *options: str) -> int:
-    """options: `--optional` for the names that only some versions have, too."""
-    uses, optional = tables(room)
-    if lines := missing({**uses, **optional} if "--optional" in options else uses):
+    """Print what a room misses. options: `--optional` for the names that only some versions have, too."""
+    names, optional = tables(room)
+    if lines := missing({**names, **optional} if "--optional" in options else names):
         print("\n".join(lines))
         return 1
     importlib.import_module("peftserve." + ".".join(Path(room).with_suffix("").parts))  # which needs no more than that
-    (library,) = _packages(_dotted_names(next(iter(uses)))).values()
+    (library,) = _packages(_dotted_names(next(iter(names)))).values()
     print(f"all is there, in {Path(library.__file__).parents[1]}")
     return 0
 

@@ -1,8 +1,8 @@
 """Private rooms hold with the oldest and the newest version of each library that is small enough to be had for a test.
 
 torch is not: its wheels have 800 MB and more, so its rooms are checked with the installed version only, by the tests
-beside them. Each other library is put into a folder of its own, without what it depends on, and looked at by another
-process, which finds the rest where this one does.
+beside them. Another library is put into a folder of its own, without what it depends on, and looked at by a process
+that finds the rest where this one does. A room of another library is two more rows of `SUPPORTED`.
 """
 
 import os
@@ -26,20 +26,21 @@ SUPPORTED = [  # room, what to install, and whether it is the newest, which has 
 
 def test_what_is_missing_is_told_with_its_reason() -> None:
     table = {
-        "os.path.join": ("it is there", "nothing"),
-        "os._gone": ("a test", "another test"),
-        "hasattr(json.decoder, 'gone')": ("a name that is looked for", "nothing"),
+        "os.path.join": "It is there.",
+        "os._gone": "A test. Instead: another test.",
+        "hasattr(json.decoder, 'gone')": "A name that is looked for.",
     }
     attribute, looked_for = missing(table)
     assert attribute.startswith("os._gone is missing (AttributeError")
-    assert attribute.endswith("It was for this: a test. Instead: another test")
+    assert attribute.endswith("What it was for: A test. Instead: another test.")
     assert looked_for.startswith("hasattr(json.decoder, 'gone') is missing (not so)")
 
 
 def test_tables_are_read_without_an_import(tmp_path: Path) -> None:
     room = tmp_path / "room.py"
-    room.write_text('from gone import _name\n_WHY = "a reason"\nUSES = {"gone._name": (_WHY, "")}\nOPTIONAL = {}\n')
-    assert tables(str(room)) == ({"gone._name": ("a reason", "")}, {})
+    lines = ["from gone import _name", '_WHY = "a reason"', 'NAMES: Mapping[str, str] = {"gone._name": "For " + _WHY}']
+    room.write_text("\n".join(lines))
+    assert tables(str(room)) == ({"gone._name": "For a reason"}, {})
 
 
 @pytest.mark.slow

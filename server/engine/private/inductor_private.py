@@ -5,7 +5,7 @@ When many of them go, `torch.compile(model, dynamic=True)` is the public way. It
 layer anew, and have no way to leave calls to this process. A server without `--compile` uses nothing of this.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
@@ -54,89 +54,88 @@ __all__ = [
     "tree_unflatten",
 ]
 
-_NO_COMPILER = "`--compile` is refused with a message, and models run operator by operator"
-_NO_WIDENING = "no widened inputs: bypasses in spare columns need a copy of each input"
-_DEFAULTS = "inductor's default: the same results, somewhat slower"
+_NO_COMPILER = (
+    "Without it the import of this module fails; a server that is asked to compile warns, and runs operators one by "
+    "one."
+)
+_NO_WIDENING = "Without it no inputs are widened: bypasses in spare columns need a copy of each input."
+_DEFAULTS = "Without it inductor has its default: the same results, somewhat slower."
 
-USES = {
-    "torch._dispatch.python.enable_python_dispatcher": ("traces through operators written in Python", _NO_COMPILER),
+NAMES: Mapping[str, str] = {
+    "torch._dispatch.python.enable_python_dispatcher": "Traces through operators written in Python. " + _NO_COMPILER,
     "torch._dynamo.source.ConstantSource": (
-        "names a symbol: the number of rows has no source in a frame",
-        _NO_COMPILER,
+        "Names a symbol: the number of rows has no source in a frame. " + _NO_COMPILER
     ),
-    "torch._guards.TracingContext": ("inductor looks up its fake mode in one", _NO_COMPILER),
-    "torch._guards.detect_fake_mode": ("the mode in which a traced graph's tensors were made", _NO_COMPILER),
-    "torch._guards.tracing": ("sets the context for one compilation", _NO_COMPILER),
-    "torch._inductor.compile_fx.compile_fx_inner": ("compiles one graph of plain operators", _NO_COMPILER),
-    "torch._inductor.config.patch": ("sets what follows for one compilation", _DEFAULTS),
-    "torch._inductor.config.size_asserts is not None": ("off: one program makes all inputs, in every step", _DEFAULTS),
-    "torch._inductor.config.alignment_asserts is not None": ("off, for the same reason", _DEFAULTS),
+    "torch._guards.TracingContext": "Inductor looks up its fake mode in one. " + _NO_COMPILER,
+    "torch._guards.detect_fake_mode": "The mode in which a traced graph's tensors were made. " + _NO_COMPILER,
+    "torch._guards.tracing": "Sets the context for one compilation. " + _NO_COMPILER,
+    "torch._inductor.compile_fx.compile_fx_inner": "Compiles one graph of plain operators. " + _NO_COMPILER,
+    "torch._inductor.config.patch": "Sets what follows for one compilation. " + _DEFAULTS,
+    "torch._inductor.config.size_asserts is not None": "Off: one program makes all inputs, in every step. " + _DEFAULTS,
+    "torch._inductor.config.alignment_asserts is not None": "Off, for the same reason. " + _DEFAULTS,
     "torch._inductor.config.force_pointwise_cat is not None": (
-        "rotated halves are read from where they are",
-        _DEFAULTS,
+        "Rotated halves are read from where they are. " + _DEFAULTS
     ),
-    "torch._inductor.config.combo_kernels is not None": ("one launch for what is independent", _DEFAULTS),
-    "torch._inductor.decomposition.select_decomp_table": ("the operators that inductor wants to see", _NO_COMPILER),
-    "torch._inductor.ir.ConcatKernel.realize_into": ("writes a result into a part of a wider buffer", _NO_WIDENING),
+    "torch._inductor.config.combo_kernels is not None": "One launch for what is independent. " + _DEFAULTS,
+    "torch._inductor.decomposition.select_decomp_table": "The operators that inductor wants to see. " + _NO_COMPILER,
+    "torch._inductor.ir.ConcatKernel.realize_into": "Writes a result into a part of a wider buffer. " + _NO_WIDENING,
     "torch._inductor.ir.ConcatKernel.unwrap_storage": (
-        "the inputs of a concatenation, as inductor lists them",
-        _NO_WIDENING,
+        "The inputs of a concatenation, as inductor lists them. " + _NO_WIDENING
     ),
-    "torch._inductor.ir.FixedLayout": ("the layout of the wider buffer", _NO_WIDENING),
-    "torch._inductor.ir.FlexibleLayout.contiguous_strides": ("the strides of the wider buffer", _NO_WIDENING),
+    "torch._inductor.ir.FixedLayout": "The layout of the wider buffer. " + _NO_WIDENING,
+    "torch._inductor.ir.FlexibleLayout.contiguous_strides": "The strides of the wider buffer. " + _NO_WIDENING,
     "'clamp' in inspect.signature(torch._inductor.ir.SliceView.create).parameters": (
-        "the part of the buffer that is written",
-        _NO_WIDENING,
+        "The part of the buffer that is written. " + _NO_WIDENING
     ),
-    "torch._inductor.ir.StorageBox": ("the memory of the wider buffer", _NO_WIDENING),
-    "torch._inductor.ir.TensorBox": ("the wider buffer as an operator's result", _NO_WIDENING),
+    "torch._inductor.ir.StorageBox": "The memory of the wider buffer. " + _NO_WIDENING,
+    "torch._inductor.ir.TensorBox": "The wider buffer as an operator's result. " + _NO_WIDENING,
     "torch._inductor.graph.GraphLowering.register_buffer": (
-        "`V.graph`'s: tells the graph of a new buffer",
-        _NO_WIDENING,
+        "`V.graph`'s: tells the graph of a new buffer. " + _NO_WIDENING
     ),
-    "torch._inductor.graph.GraphLowering.register_operation": ("`V.graph`'s: and of what fills it", _NO_WIDENING),
-    "torch._inductor.lowering.register_lowering": ("says how inductor computes an operator of ours", _NO_WIDENING),
-    "torch._inductor.virtualized.V": ("the graph that is compiled, and its fake mode", _NO_COMPILER),
+    "torch._inductor.graph.GraphLowering.register_operation": "`V.graph`'s: and of what fills it. " + _NO_WIDENING,
+    "torch._inductor.lowering.register_lowering": "Says how inductor computes an operator of ours. " + _NO_WIDENING,
+    "torch._inductor.virtualized.V": "The graph that is compiled, and its fake mode. " + _NO_COMPILER,
     "'user_visible_output_idxs' in inspect.getsource(torch._inductor.compile_fx)": (
-        "a mark on a graph's output: these outputs keep the strides that they were traced with",
-        "copies of all outputs into contiguous tensors",
+        "A mark on a graph's output: these outputs keep the strides that they were traced with. Instead: copies of all"
+        " outputs into contiguous tensors."
     ),
     "'original_output_strides' in inspect.getsource(torch._inductor.compile_fx)": (
-        "a mark on a graph's output: those strides",
-        "copies of all outputs into contiguous tensors",
+        "A mark on a graph's output: those strides. Instead: copies of all outputs into contiguous tensors."
     ),
-    "torch._ops.OpOverload": ("one form of an operator, such as the nodes of a graph call", _NO_COMPILER),
+    "torch._ops.OpOverload": "One form of an operator, such as the nodes of a graph call. " + _NO_COMPILER,
     "torch.ops.aten.view.default.is_view": (
-        "whether an operator only looks at a tensor in another way; such pieces are not worth compiling",
-        "torch.Tag, or a list of the views that models use",
+        "Whether an operator only looks at a tensor in another way; such pieces are not worth compiling. Instead: "
+        "torch.Tag, or a list of the views that models use."
     ),
     "torch._subclasses.FakeTensor": (
-        "a tensor without values: a graph that holds one reads another layer's",
-        _NO_COMPILER,
+        "A tensor without values: a graph that holds one reads another layer's. " + _NO_COMPILER
     ),
-    "torch._subclasses.FakeTensorMode": ("runs a model on tensors without values", _NO_COMPILER),
+    "torch._subclasses.FakeTensorMode": "Runs a model on tensors without values. " + _NO_COMPILER,
     "torch.fx.experimental.proxy_tensor.disable_proxy_modes_tracing": (
-        "traces a layer inside of a trace",
-        _NO_COMPILER,
+        "Traces a layer inside of a trace. " + _NO_COMPILER
     ),
-    "torch.fx.experimental.proxy_tensor.make_fx": ("traces a function to a graph of plain operators", "torch.export"),
-    "torch.fx.experimental.symbolic_shapes.DimDynamic": ("makes the number of rows a symbol", "torch.export.Dim"),
+    "torch.fx.experimental.proxy_tensor.make_fx": (
+        "Traces a function to a graph of plain operators. Instead: torch.export."
+    ),
+    "torch.fx.experimental.symbolic_shapes.DimDynamic": "Makes the number of rows a symbol. Instead: torch.export.Dim.",
     "torch.fx.experimental.symbolic_shapes.ShapeEnv": (
-        "holds the symbols, and what is assumed of them",
-        "torch.export.Dim",
+        "Holds the symbols, and what is assumed of them. Instead: torch.export.Dim."
     ),
     "torch.fx.experimental.symbolic_shapes.StatelessSymbolicContext": (
-        "says which sizes are symbols",
-        "torch.export.Dim",
+        "Says which sizes are symbols. Instead: torch.export.Dim."
     ),
-    "torch.utils._pytree.TreeSpec": ("how a layer's arguments are nested", "torch.utils.pytree, once that is public"),
-    "torch.utils._pytree.tree_flatten": ("a layer's arguments as a list", "torch.utils.pytree, once that is public"),
-    "torch.utils._pytree.tree_unflatten": ("and back", "torch.utils.pytree, once that is public"),
+    "torch.utils._pytree.TreeSpec": (
+        "How a layer's arguments are nested. Instead: torch.utils.pytree, once that is public."
+    ),
+    "torch.utils._pytree.tree_flatten": (
+        "A layer's arguments as a list. Instead: torch.utils.pytree, once that is public."
+    ),
+    "torch.utils._pytree.tree_unflatten": "And back. Instead: torch.utils.pytree, once that is public.",
 }
-OPTIONAL = {
+OPTIONAL: Mapping[str, str] = {
     "hasattr(torch._inductor.config, 'combo_kernel_peak_memory_pct_threshold')": (
-        "torch 2.13 and later: lets kernels be combined whatever the memory of the pieces becomes by it",
-        "left out of the settings where it is missing",
+        "Since torch 2.13. Lets kernels be combined whatever the memory of the pieces becomes by it. Versions"
+        " without the setting do so."
     ),
 }
 

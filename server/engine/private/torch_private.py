@@ -9,37 +9,34 @@ from torch.fx.experimental.symbolic_shapes import guard_or_false
 
 __all__ = ["MODULE_STATE", "bare_copy", "guard_or_false", "linear_pointwise", "multiplies_bfloat16", "packed_weight"]
 
-USES = {
+NAMES: Mapping[str, str] = {
     "torch.fx.experimental.symbolic_shapes.guard_or_false": (
-        "compares two numbers of rows, of which one may be a symbol, without a guard on the compiled model",
-        "two forward functions: one for all logits, one for some",
+        "Compares two numbers of rows, of which one may be a symbol, without a guard on the compiled model. Instead: "
+        "two forward functions: one for all logits, one for some."
     ),
     "(torch.nn.Module()._parameters, torch.nn.Module()._buffers, torch.nn.Module()._modules)": (
-        "layers are compared by their settings, all of `vars` but these; a bare copy has parameters of its own",
-        "the names under which nn.Module keeps them then; copy.deepcopy with a memo of all tensors",
+        "Layers are compared by their settings, all of `vars` but these; a bare copy has parameters of its own. "
+        "Instead: the names under which nn.Module keeps them then; copy.deepcopy with a memo of all tensors."
     ),
     "(torch.nn.Module()._forward_hooks, torch.nn.Module()._forward_pre_hooks)": (
-        "a bare copy of a module must not run the hooks of the original",
-        "the module's class built anew with its settings",
+        "A bare copy of a module must not run the hooks of the original. Instead: the module's class built anew with "
+        "its settings."
     ),
     "torch.nn.Module()._forward_hooks_with_kwargs": (
-        "says which of the hooks take keyword arguments: emptied with them",
-        "nothing: it goes with the hooks",
+        "Says which of the hooks take keyword arguments: emptied with them. Instead: nothing: it goes with the hooks."
     ),
     "torch.ops.mkldnn._is_mkldnn_bf16_supported": (
-        "whether this processor has 16-bit products; without them a bfloat16 model runs in float32",
-        "torch.cpu's questions about AVX512 and AMX, or a timed product",
+        "Whether this processor has 16-bit products; without them a bfloat16 model runs in float32. Instead: "
+        "torch.cpu's questions about AVX512 and AMX, or a timed product."
     ),
     "torch.ops.mkldnn._reorder_linear_weight": (
-        "lays a weight out for oneDNN's kernels, which is up to 3 times as fast at the rows of a decode step",
-        "no packed weights: `pack_linears` returns 0",
+        "Lays a weight out for oneDNN's kernels, which is up to 3 times as fast at the rows of a decode step. Instead:"
+        " no packed weights: `pack_linears` returns 0."
     ),
     "torch.ops.mkldnn._linear_pointwise.default": (
-        "multiplies by a weight that is laid out so",
-        "no packed weights: `pack_linears` returns 0",
+        "Multiplies by a weight that is laid out so. Instead: no packed weights: `pack_linears` returns 0."
     ),
 }
-OPTIONAL: dict[str, tuple[str, str]] = {}
 
 MODULE_STATE = ("_parameters", "_buffers", "_modules")
 """Where an nn.Module keeps what it owns, in `vars(module)`."""

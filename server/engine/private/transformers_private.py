@@ -1,6 +1,6 @@
 """transformers' private parts, and helpers of modules that it does not document, that the engine uses."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -24,61 +24,58 @@ __all__ = [
     "set_experts_implementation",
 ]
 
-_NO_EXPERTS = "no module is a site of experts: adapters inside mixtures of experts are refused, all others served"
-USES = {
+_NO_EXPERTS = (
+    "Without it no module is a site of experts: adapters inside mixtures of experts are refused, all others served."
+)
+_MIXTRAL = "transformers.models.mixtral.modeling_mixtral.MixtralExperts"
+_MADE = f"{_MIXTRAL}(transformers.MixtralConfig(num_local_experts=1, hidden_size=1, intermediate_size=1))"
+
+NAMES: Mapping[str, str] = {
     "transformers.integrations.moe.ALL_EXPERTS_FUNCTIONS.register": (
-        "transformers computes mixtures of experts with whatever is registered here under the configured name",
-        "wrapping the forward of each module of experts, as the hooks wrap linears",
+        "transformers computes mixtures of experts with whatever is registered here under the configured name. "
+        "Instead: wrapping the forward of each module of experts, as the hooks wrap linears."
     ),
     "transformers.integrations.moe.ALL_EXPERTS_FUNCTIONS.get_interface": (
-        "what transformers itself would run, in steps without adapters inside the experts",
-        "wrapping the forward of each module of experts, as the hooks wrap linears",
+        "What transformers itself would run, in steps without adapters inside the experts. Instead: wrapping the "
+        "forward of each module of experts, as the hooks wrap linears."
     ),
     "hasattr(transformers.PreTrainedConfig(), '_experts_implementation')": (
-        "the configured name; set on the configuration of each module of experts, which need not be the model's",
-        "PreTrainedModel.set_experts_implementation, which checks the source of the model's class first",
+        "The configured name; set on the configuration of each module of experts, which need not be the model's. "
+        "Instead: PreTrainedModel.set_experts_implementation, which checks the source of the model's class first."
     ),
-    "transformers.models.mixtral.modeling_mixtral.MixtralExperts.forward.__wrapped__": (
-        "what the decorator of experts wraps: the model's own way, and the sign of a module that has the interface",
-        _NO_EXPERTS,
+    f"{_MIXTRAL}.forward.__wrapped__": (
+        "What the decorator of experts wraps: the model's own way, and the sign of a module that has the interface. "
+        + _NO_EXPERTS
     ),
-    "transformers.models.mixtral.modeling_mixtral.MixtralExperts._apply_gate": (
-        "the gate between the two products of an expert, which some models define otherwise",
-        _NO_EXPERTS,
+    f"{_MIXTRAL}._apply_gate": (
+        "The gate between the two products of an expert, which some models define otherwise. " + _NO_EXPERTS
     ),
-    "all(hasattr(transformers.models.mixtral.modeling_mixtral.MixtralExperts(transformers.MixtralConfig("
-    "num_local_experts=1, hidden_size=1, intermediate_size=1)), name) "
-    "for name in ('has_gate', 'has_bias', 'is_transposed', 'num_experts'))": (
-        "how the weights of a module of experts are stacked",
-        _NO_EXPERTS,
+    f"all(hasattr({_MADE}, name) for name in ('has_gate', 'has_bias', 'is_transposed', 'num_experts'))": (
+        "How the weights of a module of experts are stacked. " + _NO_EXPERTS
     ),
     "transformers.pytorch_utils.Conv1D": (
-        "GPT-2's linear, whose weight is transposed",
-        "its name: a module with `nx` and `nf`",
+        "GPT-2's linear, whose weight is transposed. Instead: a module with `nx` and `nf`."
     ),
     "'_raise_exceptions_for_missing_entries' in inspect.signature(transformers.utils.hub.cached_files).parameters": (
-        "finds a file of a model in the hub's cache, or none",
-        "huggingface_hub.try_to_load_from_cache, with transformers' folder for the cache",
+        "Finds a file of a model in the hub's cache, or none. Instead: huggingface_hub.try_to_load_from_cache, with "
+        "transformers' folder for the cache."
     ),
     "transformers.utils.hub.cached_file": (
-        "finds a file of a model in the hub's cache, or none",
-        "huggingface_hub.try_to_load_from_cache, with transformers' folder for the cache",
+        "Finds a file of a model in the hub's cache, or none. Instead: huggingface_hub.try_to_load_from_cache, with "
+        "transformers' folder for the cache."
     ),
     "transformers.utils.peft_utils.find_adapter_config_file": (
-        "whether an adapter lies in the folder that is named as a base: transformers would load both",
-        "cached_file with the name adapter_config.json",
+        "Whether an adapter lies in the folder that is named as a base: transformers would load both. Instead: "
+        "cached_file with the name adapter_config.json."
     ),
 }
-OPTIONAL = {
-    "hasattr(transformers.models.mixtral.modeling_mixtral.MixtralExperts(transformers.MixtralConfig("
-    "num_local_experts=1, hidden_size=1, intermediate_size=1)), '_is_expert_parallel')": (
-        "experts that are divided among devices are not served",
-        "older versions do not say: such a module is taken for a whole one, and its logits are checked at start",
+OPTIONAL: Mapping[str, str] = {
+    f"hasattr({_MADE}, '_is_expert_parallel')": (
+        "Whether experts are divided among devices, which is not served. Without it a module is taken for a whole one, "
+        "and its logits are checked at start."
     ),
-    "'has_post_expert_norm' in "
-    "inspect.signature(transformers.integrations.moe.use_experts_implementation).parameters": (
-        "a norm behind each expert, which some models have",
-        "older versions have no models with one",
+    f"hasattr({_MADE}, 'has_post_expert_norm')": (
+        "Whether there is a norm behind each expert. Versions without the name have no models with such a norm."
     ),
 }
 

@@ -4,6 +4,6 @@ ROOM = "server/engine/private/inductor_private.py"
 
 
 def test_every_name_is_there_and_said_what_for() -> None:
-    uses, _ = tables(ROOM)
-    assert not missing(uses)
+    names, _ = tables(ROOM)
+    assert not missing(names)
     assert not unlisted(ROOM)
