@@ -1,4 +1,4 @@
-"""How a step is sampled, on the device: all that is known before its launch, sent over with the step itself."""
+"""Parameters of a step's sampling on the device: all that is known before its launch, and is sent with the step."""
 
 from collections.abc import Callable
 from typing import Any
