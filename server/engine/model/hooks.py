@@ -19,7 +19,8 @@ from peftserve.kernels.ops.site_plan import SitePlan
 from ..adapters.packing import SiteGroups
 from .callouts import Call, is_traced
 from .experts import ExpertsBypass
-from .siblings import Sibling, Siblings
+from .siblings import Siblings
+from .wrapped_module import WrappedModule
 
 
 class BypassHooks:
@@ -55,10 +56,10 @@ class BypassHooks:
         self._streams: dict[str, torch.Tensor] = {}  # inputs of modules that another module's adapters read
         self._handles: list[Any] = []
         self._places = sites.places
-        members: list[list[Sibling]] = [[] for _ in sites.groups]
+        members: list[list[WrappedModule]] = [[] for _ in sites.groups]
         for name, (group, position) in sorted(sites.places.items(), key=lambda item: item[1]):
             width = sites.groups[group].out_features[position]
-            members[group].append(Sibling(name, modules[name], modules[name].forward, width))
+            members[group].append(WrappedModule(name, modules[name], modules[name].forward, width))
         self._groups = [
             Siblings(backend, index, group, self._streams, sites.groups[index].in_features)
             for index, group in enumerate(members)
@@ -79,6 +80,7 @@ class BypassHooks:
             self._backend.lead_in()
         plans: Mapping[str, SitePlan] = self._side.plans if active else {}
         if self._experts is not None:
+            # Terms inside a module cannot be added to its output: the function that computes the experts adds them.
             inside = {name: plan.phases[Phase.INSIDE] for name, plan in plans.items() if Phase.INSIDE in plan.phases}
             self._experts.begin({self._modules[name]: terms.parts for name, terms in inside.items()})
         for name, plan in plans.items():
@@ -87,6 +89,7 @@ class BypassHooks:
             elif Phase.INSIDE not in plan.phases:
                 self._hook(self._modules[name], plan)
         for source in {source for plan in plans.values() for source in plan.sources}:
+            # Prepended: the input as the module is given it, before any hook of its own changes it.
             self._handles.append(self._modules[source].register_forward_pre_hook(self._keep(source), prepend=True))
 
     @property
@@ -113,6 +116,7 @@ class BypassHooks:
     ) -> Callable[..., torch.Tensor]:
         def forward(*args: torch.Tensor, **kwargs: Any) -> torch.Tensor:
             if is_traced():
+                # The trace is for all steps, so it must not look at the adapters of one: the call does, in each step.
                 call = Call(group.members[position].name, self._whole, self._like_whole)
                 return group.called_out(args[0], position, call)
             together = self.active or group.fuses(args[0])

@@ -4,8 +4,7 @@ The first of them that is called runs them all; the others then find their outpu
 seen by the tensor's identity at each call: a group that was traced wrongly costs time, and never a wrong result.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -16,59 +15,7 @@ from peftserve.kernels.ops.formulas import Phase
 from peftserve.kernels.ops.site_plan import SitePlan
 
 from .callouts import Call, call_out
-
-
-@dataclass(frozen=True)
-class Sibling:
-    """One module of a group.
-
-    forward: the base's own. width: of its output, without what a larger vocabulary adds.
-    """
-
-    name: str
-    module: nn.Module
-    forward: Callable[..., torch.Tensor]
-    width: int
-
-    def run(
-        self,
-        x: torch.Tensor,
-        plan: SitePlan | None,
-        streams: Mapping[str, torch.Tensor],
-        output: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Return the base's output with all that the step's plan adds to it, which is all but the low-rank bypasses.
-
-        streams: inputs of other modules that the plan reads, by name. output: the base's output for x, if known.
-        """
-        if plan is None:
-            return self.forward(x) if output is None else output
-        rows = _flat(x)
-        y = self._base(plan.before(rows), x) if output is None else output.view(-1, self.width)
-        y = plan.after(rows, y, lambda some: self._base(some, x), streams)
-        return y.view(*_leading(x), y.shape[-1])  # of no rows, if a step is all chunks of prompts: so no -1 here
-
-    def _base(self, rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Return the base's output (rows, width) for a linear's (rows, in_features) or an embedding's (rows,) ids.
-
-        x: the input as the model gives it, whose number of dimensions the base may expect.
-        """
-        if x.is_floating_point():
-            shaped = rows.view(*[1] * (x.dim() - 2), *rows.shape)
-            return self.forward(shaped).flatten(0, -2)
-        known, shaped = self.knows(rows), rows.view(*[1] * (x.dim() - 1), -1)
-        y = self.forward(shaped.clamp(max=self.ids - 1)).flatten(0, -2)
-        return y.masked_fill_(~known[:, None], 0)
-
-    @property
-    def ids(self) -> int:
-        """Return how many ids an embedding has rows of. Ids of a larger vocabulary are replaced behind the base."""
-        count: int = self.module.num_embeddings  # type: ignore[assignment]
-        return count
-
-    def knows(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return for each id whether the base's embedding has a row of it."""
-        return ids < self.ids
+from .wrapped_module import WrappedModule, flat_rows
 
 
 class Siblings:
@@ -83,7 +30,7 @@ class Siblings:
         self,
         backend: BypassBackend,
         index: int,
-        members: Sequence[Sibling],
+        members: Sequence[WrappedModule],
         streams: Mapping[str, torch.Tensor],
         in_features: int,
     ) -> None:
@@ -180,7 +127,7 @@ class Siblings:
         """Add the low-rank bypasses. sites: (rows, out_features) by module, changed in place; None: leave it alone."""
         if self._all_in_columns:
             return
-        rows = _flat(x)
+        rows = flat_rows(x)
         if rows.is_floating_point() or not self.plans:
             self._backend.add_(self._index, rows, sites)
             return
@@ -194,7 +141,7 @@ class Siblings:
     def _start(self, x: torch.Tensor, active: bool) -> None:
         """Start what the backend of the bypasses can run beside the base's products of the same input."""
         if active and not self.plans and not self._all_in_columns:
-            self._backend.start(self._index, _flat(x))
+            self._backend.start(self._index, flat_rows(x))
 
     @property
     def _all_in_columns(self) -> bool:
@@ -250,13 +197,3 @@ class Siblings:
         if x.is_floating_point():
             return x.new_empty(*x.shape[:-1], sum(self._widths))
         return x.new_empty(*x.shape, sum(self._widths), dtype=next(self.members[0].module.parameters()).dtype)
-
-
-def _flat(x: torch.Tensor) -> torch.Tensor:
-    """Return a linear's input as (rows, width), an embedding's as (rows,) ids."""
-    return x.flatten(0, -2) if x.is_floating_point() else x.flatten()
-
-
-def _leading(x: torch.Tensor) -> torch.Size:
-    """Return all dimensions of the output but its width."""
-    return x.shape[:-1] if x.is_floating_point() else x.shape

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from peftserve.server.engine.model.callouts import Call
-from peftserve.server.engine.model.siblings import Sibling, Siblings
+from peftserve.server.engine.model.siblings import Siblings
+from peftserve.server.engine.model.wrapped_module import WrappedModule
 
 WIDTHS = {"q": 6, "k": 4}
 IDS = 5  # rows of the embedding
@@ -73,7 +74,7 @@ class Setting:
 def setting() -> Setting:
     linears = {name: nn.Linear(8, width).requires_grad_(False) for name, width in WIDTHS.items()}
     bypasses, streams = Bypasses(), dict[str, torch.Tensor]()
-    members = [Sibling(name, linear, linear.forward, WIDTHS[name]) for name, linear in linears.items()]
+    members = [WrappedModule(name, linear, linear.forward, WIDTHS[name]) for name, linear in linears.items()]
     backend: Any = bypasses
     return Setting(Siblings(backend, 0, members, streams, 8), bypasses, linears, torch.randn(1, 3, 8), streams)
 
@@ -174,7 +175,7 @@ def test_a_compiled_model_gets_all_outputs_side_by_side(setting: Setting) -> Non
 def test_ids_of_a_larger_vocabulary_get_nothing_of_the_base_or_of_bypasses() -> None:
     embedding = nn.Embedding(IDS, 6).requires_grad_(False)
     bypasses: Any = Bypasses()
-    siblings = Siblings(bypasses, 0, [Sibling("embed", embedding, embedding.forward, 6)], {}, IDS)
+    siblings = Siblings(bypasses, 0, [WrappedModule("embed", embedding, embedding.forward, 6)], {}, IDS)
     plan: Any = Plan(width=8)
     siblings.plans["embed"] = plan
     assert not siblings.keeps_widths
