@@ -18,12 +18,13 @@ from peftserve.adapters.peft.twin import carries_extras, twin
 from peftserve.adapters.sites import SiteKind
 
 from ...config import EngineConfig
-from ..private.torch_private import guard_or_false, multiplies_bfloat16
+from ..private.torch_private import guard_or_false
 from .attention import PagedAttention
 from .checkpoint import read_config, read_model
 from .errors import UnservableModel
 from .experts import ExpertsBypass
 from .inner_linears import redirect
+from .placement import choose_device, choose_dtype
 from .sites import SiteTracer, TracedSites
 
 logger = logging.getLogger(__name__)
@@ -104,8 +105,8 @@ def load_model(config: EngineConfig) -> LoadedModel:
     """Load the base and find its sites. Raises UnservableModel with the reason if it cannot be served."""
     hf_config = read_config(config.model, config.trust_remote_code)
     _check_structure(hf_config)
-    device = _device(config.device)
-    model = read_model(config.model, _dtype(config.dtype, hf_config, device), config.trust_remote_code)
+    device = choose_device(config.device)
+    model = read_model(config.model, choose_dtype(config.dtype, hf_config, device), config.trust_remote_code)
     model.to(device)  # type: ignore[arg-type]  # transformers' decorator hides that this is a method
     model.eval().requires_grad_(False)
     limit = _max_model_len(hf_config.get_text_config(), config.max_model_len)
@@ -128,35 +129,6 @@ def _check_structure(config: PreTrainedConfig) -> None:
         raise UnservableModel(f"its layers of type {', '.join(sorted(unknown))} keep state outside the paged KV cache")
     if not getattr(text, "is_causal", True) or getattr(text, "use_bidirectional_attention", False):
         raise UnservableModel("its attention is bidirectional")
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UnservableModel("--device cuda was asked for, but torch sees no GPU; use --device cpu")
-    return torch.device(name, 0) if name == "cuda" else torch.device(name)
-
-
-def _dtype(name: str, config: PreTrainedConfig, device: torch.device) -> torch.dtype:
-    """Return the type to load the weights in.
-
-    `auto` is the checkpoint's, or float32 on CPUs that compute it slowly: all do in float16, and those without 16-bit
-    products in bfloat16, where linears take four times as long.
-    """
-    dtype: torch.dtype
-    if name != "auto":
-        dtype = getattr(torch, name)
-        return dtype
-    stored = config.get_text_config().dtype or config.dtype or torch.float32
-    dtype = getattr(torch, stored) if isinstance(stored, str) else stored
-    return torch.float32 if device.type == "cpu" and _is_slow_on_cpu(dtype) else dtype
-
-
-def _is_slow_on_cpu(dtype: torch.dtype) -> bool:
-    if dtype == torch.bfloat16:
-        return torch.backends.mkldnn.is_available() and not multiplies_bfloat16()
-    return dtype == torch.float16
 
 
 def _max_model_len(config: PreTrainedConfig, asked: int | None) -> int:
@@ -261,32 +233,3 @@ def _logits(model: PreTrainedModel, ids: torch.Tensor, rows: torch.Tensor | None
 def kept_rows(logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Return the rows that were asked for. A model may ignore `logits_to_keep`, and give the logits of all rows."""
     return logits if guard_or_false(logits.shape[0] == rows.shape[0]) else logits[rows]
-
-
-def tokenizer_facts(model: str, trust_remote_code: bool) -> tuple[str | None, str | None, dict[str, str], int | None]:
-    """Return the text of tokenizer.json as transformers resolves it, chat template, special tokens, end of sequence id.
-
-    All are None or empty for a model without a fast tokenizer: token ids alone can be sent to it.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
-        backend = tokenizer.backend_tokenizer
-    except (OSError, ValueError, AttributeError, ImportError) as error:
-        logger.warning("no usable tokenizer in %s (%s): only token ids can be sent", model, error)
-        return None, None, {}, None
-    backend.no_truncation()
-    backend.no_padding()
-    special = {name: str(text) for name, text in tokenizer.special_tokens_map.items() if isinstance(text, str)}
-    template = tokenizer.chat_template
-    return backend.to_str(), template if isinstance(template, str) else None, special, tokenizer.eos_token_id
-
-
-def eos_token_ids(model: PreTrainedModel, tokenizer_eos: int | None) -> frozenset[int]:
-    """Return the ids that end a sequence: the generation configuration's, else the model's, else the tokenizer's."""
-    for source in (model.generation_config, model.config.get_text_config()):
-        ids = getattr(source, "eos_token_id", None)
-        if ids is not None:
-            return frozenset(ids if isinstance(ids, list) else [ids])
-    return frozenset() if tokenizer_eos is None else frozenset([tokenizer_eos])
