@@ -45,8 +45,8 @@ class SamplingMetadata:
         self.cuts = Cuts(min_p, top_k, top_p, selection.max_k)
         self.temperature, self.uniform = points
         drawn, reported = rows
-        self.drawn = RowSet(selection.drawn, drawn, selection.num_rows)
-        self.reported = RowSet(selection.reported, reported, selection.num_rows)
+        self.drawn = RowSelection(selection.drawn, drawn, selection.num_rows)
+        self.reported = RowSelection(selection.reported, reported, selection.num_rows)
         self.tops = selection.tops
 
     def _sent(self, append: Append | None) -> list[list[Tensor]]:
@@ -69,7 +69,7 @@ def _asks_for_anything(selection: Selection) -> bool:
     return len(selection.drawn) > 0 or len(selection.reported) > 0
 
 
-class RowSet:
+class RowSelection:
     """Some rows of a step, in their order."""
 
     def __init__(self, rows: NDArray[np.int64], index: Tensor, num_rows: int) -> None:
