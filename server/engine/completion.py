@@ -11,7 +11,16 @@ from ..wire.messages import FinishReason, SequenceOutput, TokenLogprobs
 from . import staging
 from .model.inputs import Feed
 from .model.runner import StepLogits
-from .sampling import Append, Parameters, PendingLogprobs, Sampled, Sampler, SampleRow, Sampling, start_prompt_logprobs
+from .sampling import (
+    Append,
+    PendingLogprobs,
+    PendingTokens,
+    Sampled,
+    Sampler,
+    SampleRow,
+    SamplingMetadata,
+    start_prompt_logprobs,
+)
 from .scheduling.batch import Batch, Chunk, Lineup
 from .scheduling.sequence import Sequence as EngineSequence
 
@@ -46,9 +55,9 @@ class PendingStep:
             sampler.seat(sequence.seat, _sample_row(sequence))
         self._scores = batch.scores_prompts
         self._sampled, self._ends = _sampled(batch)
-        self._parameters: Parameters | None = None  # set by `tell`
+        self._parameters: SamplingMetadata | None = None  # set by `tell`
         self._logits: StepLogits | None = None  # set by `launched`, for what waits for tokens
-        self._sampling: Sampling | None = None  # set when the device begins to choose
+        self._sampling: PendingTokens | None = None  # set when the device begins to choose
         self._scorings: list[_Scoring] = []
 
     @property

@@ -23,7 +23,8 @@ from .assembly import lay_out_products, make_runner
 from .memory import kv_pages
 from .memory_report import describe_memory
 from .model.fingerprint import fingerprint
-from .model.loading import eos_token_ids, load_model, tokenizer_facts, vocabulary_size
+from .model.loading import load_model, vocabulary_size
+from .model.tokenizer_facts import eos_token_ids, tokenizer_facts
 from .pipeline import Pipeline
 from .requests import check_prompt, count_adapters, failed, make_sequence, refusal
 from .sampling import Sampler

@@ -4,7 +4,6 @@ Its tensors are views of the arena. It is made when the adapter's range of the a
 adapter leaves that range.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from peftserve.kernels.bypass.columns.spare import SpareColumns, Stored
 from peftserve.kernels.bypass.layout import BlobLayout, BypassBackend, Prepared
 from peftserve.kernels.ops.formulas import Op
 
+from ..private.torch_private import bare_copy
 from .fused_scales import Ops, split
 from .packing import AdapterLayout, OpLayout, SiteGroups
 
@@ -124,9 +124,6 @@ class Preparation:
 
 def shell(module: nn.Module, parameters: Mapping[str, torch.Tensor]) -> nn.Module:
     """Return a copy of `module` with other parameters and without hooks; it shares everything else."""
-    other = copy.copy(module)
-    other._parameters = {**module._parameters, **parameters}  # type: ignore[dict-item]
-    for hooks in ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs"):
-        setattr(other, hooks, type(getattr(module, hooks))())
+    other = bare_copy(module, parameters)
     other.__dict__.pop("forward", None)  # another layout of the base's own weight
     return other

@@ -23,7 +23,9 @@ _pages, _lease = attrgetter("pages"), attrgetter("lease")
 
 @dataclass(slots=True)
 class StepRows:
-    """sequences, leases: of each span. starts, counts: (spans,), the position of its first token, and how many.
+    """A batch as consecutive rows, those of each span after those of the one before.
+
+    sequences, leases: of each span. starts, counts: (spans,), the position of its first token, and how many.
 
     offsets, logit_offsets: where each span's rows begin, and the end of the last, among all rows and among those whose
     logits are wanted. tokens, logits: segments over these and those. one_each: every span is one row, and its logits
@@ -47,17 +49,20 @@ class StepRows:
 
 
 class RunningRows:
+    """The rows of the last step, of which those of the next one take what has not changed."""
+
     def __init__(self) -> None:
         self._last = _rows(Batch())
 
     def rows_of(self, batch: Batch) -> StepRows:
+        """Lay a batch out as rows."""
         goes_on = batch.only_decodes and batch.lineup is self._last.lineup
         self._last = _one_later(self._last, batch.ends - 1) if goes_on else _rows(batch)
         return self._last
 
 
 def _one_later(last: StepRows, starts: Ints) -> StepRows:
-    """The rows of a step in which the same sequences go on to decode."""
+    """Return the rows of a step in which the same sequences decode one more token each."""
     row, rows, *_ = last.attention.columns
     table = SpanTable(row, rows, starts + 1, list(map(_pages, last.sequences)))
     return replace(last, starts=starts, attention=table)
@@ -90,9 +95,10 @@ def _rows(batch: Batch) -> StepRows:
 
 
 def segments_of(spans: Sequence[Chunk], offsets: Sequence[int]) -> list[Segment]:
-    """One segment for each run of neighbouring spans with the same slots; several where a run is a mixture.
+    """Make a segment for each run of neighbouring spans with the same adapters; several where they are a mixture.
 
-    offsets: where each span's rows begin, which are its last tokens.
+    offsets: where the rows of each span begin. They are for its last tokens, where only some have a row.
+    Rows before the token from which an adapter is active have no segment: it begins there, and no kernel has a gate.
     """
     runs: list[tuple[Lease, int, int]] = []
     for span, first, end in zip(spans, offsets, offsets[1:], strict=False):

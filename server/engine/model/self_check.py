@@ -1,4 +1,4 @@
-"""What runs before any request is taken: the traced prompt in chunks through the paged cache, and the largest step."""
+"""Checks before any request is taken: the traced prompt in chunks through the paged cache, and the largest step."""
 
 from itertools import pairwise
 
@@ -15,7 +15,7 @@ from .runner import ModelRunner
 
 
 def check_paged_attention(runner: ModelRunner, trace: Trace, page_size: int) -> None:
-    """Raises UnservableModel if two chunks and a decode do not give the logits of one plain pass.
+    """Run the traced prompt in two chunks and a decode. Raises UnservableModel unless they give the trace's logits.
 
     Uses the cache's first pages, which nobody holds yet.
     """
@@ -28,7 +28,7 @@ def check_paged_attention(runner: ModelRunner, trace: Trace, page_size: int) -> 
 
 
 def run_largest_step(runner: ModelRunner, limits: Limits, num_pages: int, page_size: int) -> None:
-    """A prefill of as many tokens as one step may have and the cache holds.
+    """Run a prefill of as many tokens as one step may have and the cache holds.
 
     Raises UnservableModel if it fails, such as for want of memory: it is better not to start than to stop at the first
     long prompt. What it needs stays at hand for the steps to come.
@@ -51,7 +51,7 @@ def run_largest_step(runner: ModelRunner, limits: Limits, num_pages: int, page_s
 
 
 def _sequence(prompt: list[int], sampling: SamplingParams, first_page: int, page_size: int) -> Sequence:
-    """With the pages from `first_page` on."""
+    """Make a sequence that holds as many pages as it needs, from `first_page` on."""
     sequence = Sequence(
         request_id="self-check",
         prompt=prompt,

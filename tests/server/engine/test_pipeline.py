@@ -10,7 +10,7 @@ import torch
 from peftserve.server.engine.model.inputs import Feed
 from peftserve.server.engine.model.runner import ModelRunner, StepLogits
 from peftserve.server.engine.pipeline import Pipeline
-from peftserve.server.engine.sampling import Append, Sampler, Sampling
+from peftserve.server.engine.sampling import Append, PendingTokens, Sampler
 from peftserve.server.engine.scheduling.batch import Batch
 from peftserve.server.engine.scheduling.page_pool import PagePool
 from peftserve.server.engine.scheduling.scheduler import Scheduler
@@ -180,7 +180,7 @@ def test_the_next_tokens_are_chosen_before_the_host_looks_at_the_last(
 ) -> None:
     """But for those that penalties move by tokens that the host has yet to see."""
     happened: list[str] = []
-    for owner, name in ((CountingModel, "run"), (Sampler, "start"), (Sampling, "result")):
+    for owner, name in ((CountingModel, "run"), (Sampler, "start"), (PendingTokens, "result")):
         monkeypatch.setattr(owner, name, _noting(happened, name, getattr(owner, name)))
     there = line(True)
     there.add("plain", 0, 4)

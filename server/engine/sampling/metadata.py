@@ -1,4 +1,4 @@
-"""All that a step's sampling is told beside the logits and the tokens before, on the device with the step itself."""
+"""Parameters of a step's sampling on the device: all that is known before its launch, and is sent with the step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,14 +15,14 @@ from .selection import Selection
 from .truncation import Cuts
 
 Append = Callable[[NDArray[Any]], Tensor]
-"""Puts an array behind what the step tells the device; gives it as it will be there."""
+"""Appends an array to the memory that is sent with the step. Returns the tensor that will have it on the device."""
 
 _NONE = torch.empty(0)
 _NOTHING: list[list[Tensor]] = [[], [], [], [_NONE, _NONE], [_NONE, _NONE]]
 
 
-class Parameters:
-    """Known before the step is launched; the tensors are on the device, once the step's memory is.
+class SamplingMetadata:
+    """How the rows of one step are sampled. The tensors are complete once the step's memory has been sent.
 
     drawn: the rows that are not greedy; of them, in order, temperature (n,) float32, uniform (n,) float64 and cuts.
     reported: the rows that want logprobs, with as many alternatives as `tops` says.
@@ -32,8 +32,10 @@ class Parameters:
     def __init__(
         self, selection: Selection, ends: NDArray[np.int64], device: torch.device, append: Append | None = None
     ) -> None:
-        """ends: (rows,) tokens of each row's sequence, before the one that is to come. append: without it, all that
-        goes over has a copy of its own.
+        """Send what `selection` asks for.
+
+        ends: (rows,) number of tokens of each row's sequence before the one that is to come. append: to the step's
+        memory; without it, all goes over in a copy of its own.
         """
         self.num_rows = selection.num_rows
         self._selection = selection
@@ -43,8 +45,8 @@ class Parameters:
         self.cuts = Cuts(min_p, top_k, top_p, selection.max_k)
         self.temperature, self.uniform = points
         drawn, reported = rows
-        self.drawn = RowSet(selection.drawn, drawn, selection.num_rows)
-        self.reported = RowSet(selection.reported, reported, selection.num_rows)
+        self.drawn = RowSelection(selection.drawn, drawn, selection.num_rows)
+        self.reported = RowSelection(selection.reported, reported, selection.num_rows)
         self.tops = selection.tops
 
     def _sent(self, append: Append | None) -> list[list[Tensor]]:
@@ -58,7 +60,7 @@ class Parameters:
         return self._selection.penalized
 
     def edits(self, width: int) -> Edits:
-        """What moves single logits, of which there are `width` a row; sent in a copy of its own, if there is any."""
+        """Send the edits of single logits, of which a row has `width`: in a copy of their own, if there are any."""
         host = self._selection.edits(self._positions, width)
         return Edits(*(to_device(host, self._device) if any(host) else host))
 
@@ -67,11 +69,11 @@ def _asks_for_anything(selection: Selection) -> bool:
     return len(selection.drawn) > 0 or len(selection.reported) > 0
 
 
-class RowSet:
-    """Some rows of a step, in order."""
+class RowSelection:
+    """Some rows of a step, in their order."""
 
     def __init__(self, rows: NDArray[np.int64], index: Tensor, num_rows: int) -> None:
-        """rows: on the host; index: the same on the device; num_rows: of the whole step."""
+        """Select rows. rows: on the host; index: the same on the device; num_rows: of the whole step."""
         self.rows = rows
         self.has_all = len(rows) == num_rows
         self._index = index
@@ -80,9 +82,9 @@ class RowSet:
         return len(self.rows) > 0
 
     def of(self, tensor: Tensor) -> Tensor:
-        """The rows of a tensor, itself if they are all of it."""
+        """Return these rows of a tensor; the tensor itself if they are all of it."""
         return tensor if self.has_all else tensor.index_select(0, self._index)
 
     def put(self, tensor: Tensor, values: Tensor) -> None:
-        """Overwrite the rows of a tensor."""
+        """Overwrite these rows of a tensor."""
         tensor.index_copy_(0, self._index, values)
