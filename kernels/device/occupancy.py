@@ -4,6 +4,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..private.torch_private import registers_of
+
 _RESERVED_SHARED = 1024  # bytes that CUDA itself takes for each program
 
 
@@ -26,14 +28,14 @@ class Resources(NamedTuple):
 
 def multiprocessor(device: torch.device) -> Multiprocessor:
     p = torch.cuda.get_device_properties(device)
-    registers: int = getattr(p, "regs_per_multiprocessor", 65536)  # torch's own annotations lack it
-    return Multiprocessor(registers, p.shared_memory_per_multiprocessor, p.max_threads_per_multi_processor)
+    return Multiprocessor(registers_of(device), p.shared_memory_per_multiprocessor, p.max_threads_per_multi_processor)
 
 
 def resources(kernel: Any) -> Resources:
     """kernel: as triton compiled and loaded it."""
-    threads = kernel.metadata.num_warps * kernel.metadata.target.warp_size
-    return Resources(threads, kernel.n_regs, kernel.n_spills, kernel.metadata.shared)
+    from ..private.triton_private import figures_of  # not on machines without a GPU, which need no triton
+
+    return Resources(*figures_of(kernel))
 
 
 def programs_at_once(taken: Resources, there: Multiprocessor) -> int:

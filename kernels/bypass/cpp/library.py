@@ -2,13 +2,12 @@
 
 import ctypes
 import logging
-from pathlib import Path
 
-import torch
+from ...private.torch_private import openmp_function
 
 logger = logging.getLogger(__name__)
 
-_TEAM = ("GOMP_parallel", "GOMP_barrier", "omp_get_thread_num", "omp_get_num_threads")
+OPENMP_FUNCTIONS = ("GOMP_parallel", "GOMP_barrier", "omp_get_thread_num", "omp_get_num_threads")
 
 
 class Loop:
@@ -33,10 +32,9 @@ def _team() -> ctypes.Array[ctypes.c_int64]:
 
     All 0, for none, where that runtime has no such functions.
     """
-    team = (ctypes.c_int64 * len(_TEAM))()
+    team = (ctypes.c_int64 * len(OPENMP_FUNCTIONS))()
     try:
-        runtime = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
-        team[:] = [ctypes.cast(getattr(runtime, name), ctypes.c_void_p).value or 0 for name in _TEAM]
+        team[:] = [openmp_function(name) for name in OPENMP_FUNCTIONS]
     except (OSError, AttributeError) as error:
         logger.warning("bypasses run on one thread: %s", error)
     return team

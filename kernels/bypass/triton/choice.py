@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ...integers import cdiv
+from ...private.torch_private import registers_of, shared_memory_of
 from ..layout import Group
 from .designs import Design, Expand, Shrink, candidates
 from .model import MEMORY_BOUND_ROWS, Device, Share, expand_takes, seconds, shrink_takes
@@ -127,16 +128,15 @@ def device_of(device: torch.device) -> Device:
     """A CPU, where triton interprets its kernels, is taken for an H100 whose launches are not early."""
     if device.type != "cuda":
         return Device(132, 3e12, early=False)
-    from triton.testing import get_dram_gbps
+    from ...private.triton_private import memory_bandwidth  # not on machines without a GPU, which need no triton
 
     p = torch.cuda.get_device_properties(device)
     modern = torch.version.hip is None and p.major >= 9
-    registers: int = getattr(p, "regs_per_multiprocessor", 65536)  # torch's own annotations lack it
     return Device(
         p.multi_processor_count,
-        REACHED * get_dram_gbps(device.index or 0) * 1e9 or USUAL_BANDWIDTH,
-        registers=registers,
-        shared=getattr(p, "shared_memory_per_block_optin", p.shared_memory_per_multiprocessor),
+        REACHED * memory_bandwidth(device.index or 0) or USUAL_BANDWIDTH,
+        registers=registers_of(device),
+        shared=shared_memory_of(device),
         threads=p.max_threads_per_multi_processor,
         cache=p.L2_cache_size,
         warp_size=p.warp_size,
