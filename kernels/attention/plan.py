@@ -30,7 +30,7 @@ _UNITS_OF_SPLITS = 4  # most units that have partial sums, for each program
 Fields = npt.NDArray[np.int32]
 
 
-class Shape(NamedTuple):
+class PlanShape(NamedTuple):
     """What a plan depends on beside the step. block_m: queries of a tile. block_n: keys that a program takes at once.
 
     programs: how many run at once.
@@ -44,7 +44,7 @@ class Shape(NamedTuple):
     programs: int
 
 
-class Step(NamedTuple):
+class SpanArrays(NamedTuple):
     """The spans as arrays (spans,), and one more without positions for the rows that no span has.
 
     first_page: in pages, which hold those of all spans.
@@ -62,22 +62,22 @@ class Step(NamedTuple):
         return int(self.rows[self.total > 0].max(initial=0))
 
 
-def step_of(spans: Sequence[Span], num_rows: int, page_size: int) -> Step:
+def span_arrays(spans: Sequence[Span], num_rows: int, page_size: int) -> SpanArrays:
     """Raises ValueError if a span's positions are more than its pages hold, or fewer than its rows."""
     row, rows, total, lists = columns_of(spans)
     tables = PageTables(sum(map(len, lists)))
     tables.update(lists)
-    return Steps(len(lists)).step(SpanTable(row, rows, total, lists), num_rows, tables, page_size)
+    return SpanArrayBuffers(len(lists)).step(SpanTable(row, rows, total, lists), num_rows, tables, page_size)
 
 
-class Steps:
+class SpanArrayBuffers:
     """Makes the arrays of steps, in place: each is there until the next one. most_spans: of any step."""
 
     def __init__(self, most_spans: int) -> None:
         self._fields = np.zeros((4, most_spans + 1), dtype=np.int64)
 
-    def step(self, spans: Sequence[Span], num_rows: int, tables: PageTables, page_size: int) -> Step:
-        """tables: of the spans' pages. Raises ValueError as `step_of` does."""
+    def step(self, spans: Sequence[Span], num_rows: int, tables: PageTables, page_size: int) -> SpanArrays:
+        """tables: of the spans' pages. Raises ValueError as `span_arrays` does."""
         row, rows, total, lists = columns_of(spans)
         count = len(lists)
         assert count < self._fields.shape[1], "a step beyond the limits"
@@ -89,17 +89,17 @@ class Steps:
             field[:count] = column
         if used < num_rows:
             fields[:, count] = used, num_rows - used, 0, 0
-        return Step(fields[0], fields[1], fields[2], fields[3], tables.flat)
+        return SpanArrays(fields[0], fields[1], fields[2], fields[3], tables.flat)
 
 
-def without(step: Step, spans: Collection[int]) -> Step:
+def without(step: SpanArrays, spans: Collection[int]) -> SpanArrays:
     """The others, at the same rows, on the same pages."""
     gone = list(spans)
     row, rows, total, first_page = (np.delete(column, gone) for column in step[:4])
-    return Step(row, rows, total, first_page, step.pages)
+    return SpanArrays(row, rows, total, first_page, step.pages)
 
 
-def positions_of(step: Step, page_size: int) -> Ints:
+def positions_of(step: SpanArrays, page_size: int) -> Ints:
     """(rows,) places in the cache, -1 for rows of no span."""
     rows = np.where(step.total > 0, step.rows, 0)
     if (rows == 1).all():
@@ -111,17 +111,17 @@ def positions_of(step: Step, page_size: int) -> Ints:
     return positions
 
 
-def _places(step: Step, first_page: Ints, position: Ints, page_size: int) -> Ints:
+def _places(step: SpanArrays, first_page: Ints, position: Ints, page_size: int) -> Ints:
     page: Ints = step.pages[first_page + position // page_size].astype(np.int64)
     return page * page_size + position % page_size
 
 
-def most_slots(shape: Shape) -> int:
+def most_slots(shape: PlanShape) -> int:
     """Of any step: where more would hold partial sums, keys are not split."""
     return _UNITS_OF_SPLITS * shape.programs // shape.kv_heads
 
 
-def most_fields(plans: Sequence[Sequence[Shape]], limits: Limits, page_size: int) -> int:
+def most_fields(plans: Sequence[Sequence[PlanShape]], limits: Limits, page_size: int) -> int:
     """Of positions, pages and items of any step within the limits. plans: for each, the shapes of which a step takes
     one.
     """
@@ -135,7 +135,7 @@ def most_pages(limits: Limits, page_size: int) -> int:
     return limits.spans * cdiv(limits.positions, page_size)
 
 
-def most_items(shape: Shape, limits: Limits) -> int:
+def most_items(shape: PlanShape, limits: Limits) -> int:
     """A span's last tile may hold less than others. One span more is for the rows that no sequence has."""
     tiles = limits.rows * shape.group // shape.block_m + min(limits.spans, limits.rows) + 1
     return tiles + most_slots(shape)

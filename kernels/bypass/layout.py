@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 
-class Rows(StrEnum):
+class RowSet(StrEnum):
     TOKENS = "tokens"  # every token of the step
     LOGITS = "logits"  # only the rows that reach the output head
 
@@ -28,7 +28,7 @@ class Group:
 
     in_features: int
     out_features: tuple[int, ...]
-    rows: Rows = Rows.TOKENS
+    rows: RowSet = RowSet.TOKENS
     gather: bool = False
 
 
@@ -106,11 +106,11 @@ class BypassBackend(Protocol):
         for each segment s: y[s.start:s.end] += s.weight · (x[s.start:s.end] Aᵀ) Bᵀ
 
     Accumulates in fp32 and adds the delta with one rounding to y's dtype. Deterministic.
-    takes_rows: whether it also applies the rows that layouts have, as y += s.weight · (scale ⊙ y + bias), where y on
-    the right is the output before any delta.
+    fuses_scale_and_bias: whether it also applies the scales and biases that layouts have, as
+    y += s.weight · (scale ⊙ y + bias), where y on the right is the output before any delta.
     """
 
-    takes_rows: bool
+    fuses_scale_and_bias: bool
 
     def prepare(self, base: int, layout: BlobLayout) -> Prepared:
         """All that is to be made of the blob at element offset `base` of the arena, so that no step waits for it.

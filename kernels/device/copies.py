@@ -15,6 +15,6 @@ def pinned(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
     return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
-def sent(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
+def to_device(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
     """On the device, behind what the current stream has been given."""
     return pinned(array, device).to(device, non_blocking=True)

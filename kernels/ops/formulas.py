@@ -24,7 +24,7 @@ with warnings.catch_warnings():  # torch says once that CSR is in beta: here, ra
     )
 
 
-class Phase(IntEnum):
+class Stage(IntEnum):
     """When a primitive applies at its site, and what its formula returns."""
 
     INPUT = 0  # what is added to the module's input; depends on that input
@@ -41,7 +41,7 @@ class Formula(NamedTuple):
     row: name of the field that is one row to multiply by or to add, if the formula is no more than that.
     """
 
-    phase: Phase
+    stage: Stage
     function: Callable[..., torch.Tensor]
     row: str | None = None
 
@@ -93,10 +93,10 @@ def bias(_: torch.Tensor, y: torch.Tensor, *, d: torch.Tensor) -> torch.Tensor:
 
 
 def input_rotation(x: torch.Tensor, _: None, *, blocks: torch.Tensor) -> torch.Tensor:
-    parts = _unflatten(x, (-1, blocks.shape[-1]))
+    blocked = _unflatten(x, (-1, blocks.shape[-1]))
     if blocks.shape[0] == 1:
-        return (parts @ blocks[0].T).flatten(-2)
-    turned: torch.Tensor = torch.einsum("nbj,bij->nbi", parts, blocks)
+        return (blocked @ blocks[0].T).flatten(-2)
+    turned: torch.Tensor = torch.einsum("nbj,bij->nbi", blocked, blocks)
     return turned.flatten(-2)
 
 
@@ -149,8 +149,8 @@ def csr_product(
 
 
 def kronecker(x: torch.Tensor, _: torch.Tensor, *, w1: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:
-    parts = _unflatten(x, (w1.shape[1], w2.shape[1]))
-    return (w1 @ (parts @ w2.T)).flatten(-2)
+    rows = _unflatten(x, (w1.shape[1], w2.shape[1]))
+    return (w1 @ (rows @ w2.T)).flatten(-2)
 
 
 def dense(x: torch.Tensor, _: torch.Tensor, *, w: torch.Tensor) -> torch.Tensor:
@@ -220,8 +220,8 @@ def chain(x: torch.Tensor, y: torch.Tensor, *, ops: Sequence["Op"], width: int) 
 
 def chained(ops: Sequence[Op]) -> list[Op]:
     """All replacements as one, and the others as they are."""
-    replacements = [op for op in ops if op.formula.phase is Phase.REPLACE]
-    others = [op for op in ops if op.formula.phase is not Phase.REPLACE]
+    replacements = [op for op in ops if op.formula.stage is Stage.REPLACE]
+    others = [op for op in ops if op.formula.stage is not Stage.REPLACE]
     if len(replacements) < 2:
         return [*replacements, *others]
     # Whole modules come before rows of them.
@@ -256,24 +256,24 @@ ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 FORMULAS: Mapping[str, Formula] = {
-    "input_scale": Formula(Phase.INPUT, input_scale, row="d"),
-    "input_rotation": Formula(Phase.INPUT, input_rotation),
-    "replacement": Formula(Phase.REPLACE, replacement),
-    "rows": Formula(Phase.REPLACE, rows),
-    "chain": Formula(Phase.REPLACE, chain),
-    "output_scale": Formula(Phase.OUTPUT, output_scale, row="d"),
-    "pair_rotation": Formula(Phase.OUTPUT, pair_rotation),
-    "bottleneck": Formula(Phase.OUTPUT, bottleneck),
-    "parallel_bottleneck": Formula(Phase.ADD, parallel_bottleneck),
-    "low_rank": Formula(Phase.ADD, low_rank),
-    "routed_low_rank": Formula(Phase.ADD, routed_low_rank),
-    "shared_low_rank": Formula(Phase.ADD, shared_low_rank),
-    "shared_bases": Formula(Phase.ADD, shared_bases),
-    "kronecker": Formula(Phase.ADD, kronecker),
-    "spectral": Formula(Phase.ADD, spectral),
-    "circulant": Formula(Phase.ADD, circulant),
-    "sparse": Formula(Phase.ADD, sparse),
-    "dense": Formula(Phase.ADD, dense),
-    "bias": Formula(Phase.ADD, bias, row="d"),
-    "expert_low_rank": Formula(Phase.INSIDE, expert_low_rank),
+    "input_scale": Formula(Stage.INPUT, input_scale, row="d"),
+    "input_rotation": Formula(Stage.INPUT, input_rotation),
+    "replacement": Formula(Stage.REPLACE, replacement),
+    "rows": Formula(Stage.REPLACE, rows),
+    "chain": Formula(Stage.REPLACE, chain),
+    "output_scale": Formula(Stage.OUTPUT, output_scale, row="d"),
+    "pair_rotation": Formula(Stage.OUTPUT, pair_rotation),
+    "bottleneck": Formula(Stage.OUTPUT, bottleneck),
+    "parallel_bottleneck": Formula(Stage.ADD, parallel_bottleneck),
+    "low_rank": Formula(Stage.ADD, low_rank),
+    "routed_low_rank": Formula(Stage.ADD, routed_low_rank),
+    "shared_low_rank": Formula(Stage.ADD, shared_low_rank),
+    "shared_bases": Formula(Stage.ADD, shared_bases),
+    "kronecker": Formula(Stage.ADD, kronecker),
+    "spectral": Formula(Stage.ADD, spectral),
+    "circulant": Formula(Stage.ADD, circulant),
+    "sparse": Formula(Stage.ADD, sparse),
+    "dense": Formula(Stage.ADD, dense),
+    "bias": Formula(Stage.ADD, bias, row="d"),
+    "expert_low_rank": Formula(Stage.INSIDE, expert_low_rank),
 }

@@ -10,7 +10,7 @@ import torch
 
 from peftserve.kernels.attention.layout import AttentionBackend, AttentionLayer, Span
 from peftserve.kernels.attention.reference import naive_attend, naive_write
-from peftserve.kernels.bypass.layout import BlobLayout, BypassBackend, Group, GroupLayout, Rows, Segment
+from peftserve.kernels.bypass.layout import BlobLayout, BypassBackend, Group, GroupLayout, RowSet, Segment
 from peftserve.kernels.bypass.reference import naive_delta
 
 DEVICE = "cpu"  # of the tensors of all cases; what --device says, from before the first test on
@@ -86,7 +86,7 @@ def check_step(
     backend.begin(tokens, logits)
     backend.lead_in()
     for index, group in enumerate(case.groups):
-        segments = tokens if group.rows is Rows.TOKENS else logits
+        segments = tokens if group.rows is RowSet.TOKENS else logits
         x = case.input(index, rows)
         before = [case.output(index, position, rows) for position in range(len(group.out_features))]
         after = [y.clone() for y in before]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy.typing as npt
 import torch
 
-from ...device.copies import sent
+from ...device.copies import to_device
 from ..layout import AttentionLayer, Span
 from ..triton.backend import TritonAttention
 from .calls import Flash, Packed
@@ -95,7 +95,7 @@ class MixedAttention:
         return Packed(ends, key_ends, plan.most_rows, plan.most_keys), places
 
     def _tensor(self, array: npt.NDArray[Any]) -> torch.Tensor:
-        return sent(array, self._gathered.device)
+        return to_device(array, self._gathered.device)
 
 
 def _by_rows(tensor: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from ...integers import cdiv
 from ..layout import AttentionLayer, Span
-from ..plan import positions_of, step_of
+from ..plan import positions_of, span_arrays
 from .running_keys import RunningKeys
 
 MASKED_ROWS = 256  # rows of a masked product at a time: bounds the mask, and skips keys that no row of a block sees
@@ -113,7 +113,7 @@ class TorchAttention:
         self._num_rows = sum(span.rows for span in spans)
         if capacity is not None and capacity < self._num_rows:
             raise ValueError(f"{self._num_rows} rows are more than the capacity of {capacity}")
-        places = positions_of(step_of(spans, self._num_rows, self._page_size), self._page_size)
+        places = positions_of(span_arrays(spans, self._num_rows, self._page_size), self._page_size)
         self._places = self._tensor(places)
         singles = [span for span in spans if span.rows == 1]
         self._prefills = [rows for span in spans if span.rows > 1 for rows in self._prefill(span)]

@@ -15,9 +15,9 @@ from ..layout import AttentionLayer, Limits, Span, columns_of
 from ..page_tables import PageTables
 from ..plan import (
     HEADER_FIELDS,
-    Shape,
-    Step,
-    Steps,
+    PlanShape,
+    SpanArrayBuffers,
+    SpanArrays,
     most_fields,
     most_pages,
     most_slots,
@@ -26,7 +26,7 @@ from ..plan import (
 )
 from .items import RunningItems
 from .kernels import attention_kernel, write_kernel
-from .tiles import Tiles, compile_options, shape_of, tiles_for
+from .tiles import TileConfig, compile_options, shape_of, tiles_for
 
 MOST_NARROW_ROWS = 4  # of a span; steps with longer ones run in wide tiles
 _WRITE_BLOCK = 1024  # elements
@@ -94,7 +94,7 @@ class TritonAttention:
         if not self._shared:
             self._memory.begin()
         self._tables = PageTables(most_pages(limits, page_size))
-        self._steps = Steps(limits.spans)
+        self._steps = SpanArrayBuffers(limits.spans)
         self._items = [tuple(RunningItems(shape) for shape in both) for both in self._shapes]
         self._partials = torch.zeros(self._most_partials(), dtype=torch.float32, device=device)
         self._counters = torch.zeros(self._most_counters(), dtype=torch.int32, device=device)
@@ -129,7 +129,7 @@ class TritonAttention:
         if not self._shared:
             self._memory.send()
 
-    def _list(self, step: Step, steps: Sequence[Step]) -> None:
+    def _list(self, step: SpanArrays, steps: Sequence[SpanArrays]) -> None:
         """Places in the lists count from the first header. steps: what is left of the step for each plan."""
         memory, front = self._memory, self._front
         few = self._num_rows <= self._few_rows
@@ -246,10 +246,10 @@ class TritonAttention:
             **compile_options(spec, tiles, self._page_size, writes=self._writes),
         )
 
-    def _shape(self, layer: AttentionLayer, tiles: Tiles) -> Shape:
+    def _shape(self, layer: AttentionLayer, tiles: TileConfig) -> PlanShape:
         return shape_of(layer, tiles, self._programs(tiles))
 
-    def _programs(self, tiles: Tiles) -> int:
+    def _programs(self, tiles: TileConfig) -> int:
         fitting = tiles.programs if self._resident is None else min(tiles.programs, self._resident)
         return self._num_programs or self._multiprocessors * fitting
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...integers import Ints, cdiv, repeated
-from ..plan import ITEM_FIELDS, Fields, Shape, Step, most_slots
+from ..plan import ITEM_FIELDS, Fields, PlanShape, SpanArrays, most_slots
 
 _UNIT_COST = 1  # in blocks of keys: what it costs to begin and end a unit
 _SPLIT_COST = 1  # in blocks of keys: what it costs to add up partial sums
@@ -33,7 +33,7 @@ class RunningItems:
     Their order decides no bit of what comes out.
     """
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: PlanShape) -> None:
         self._shape = shape
         self._rows: tuple[bytes, bytes] | None = None
         self._tiles = _Tiles(*(np.zeros(0, dtype=np.int64) for _ in range(3)))
@@ -46,7 +46,7 @@ class RunningItems:
         self._items: Fields = np.zeros((0, ITEM_FIELDS), dtype=np.int32)
         self.slots = 0
 
-    def update(self, step: Step, pages_at: int = 0) -> Fields:
+    def update(self, step: SpanArrays, pages_at: int = 0) -> Fields:
         """(items, ITEM_FIELDS), there until the next step. pages_at: where the step's pages begin.
 
         slots: how many hold partial sums.
@@ -67,7 +67,7 @@ class RunningItems:
         self._items[:, 5], self._items[:, 6] = start, stop
         return self._items
 
-    def _cut(self, step: Step) -> bool:
+    def _cut(self, step: SpanArrays) -> bool:
         """Into tiles; whether they are others than the last step's."""
         rows = (step.row.tobytes(), step.rows.tobytes())
         if rows == self._rows:
@@ -88,7 +88,7 @@ class RunningItems:
         seen = np.maximum(before + first // shape.group - shape.window + 1, 0)
         return seen // shape.block_n * shape.block_n, end
 
-    def _lay_out(self, step: Step, chunk: int, splits: Ints, begin: Ints, end: Ints) -> None:
+    def _lay_out(self, step: SpanArrays, chunk: int, splits: Ints, begin: Ints, end: Ints) -> None:
         slots = splits * (splits > 1)
         self.slots = int(slots.sum())
         assert self.slots <= most_slots(self._shape)
@@ -117,7 +117,7 @@ class RunningItems:
         return start, np.minimum(start + most, end[self._tile])
 
 
-def best_chunk(blocks: Ints, shape: Shape) -> int:
+def best_chunk(blocks: Ints, shape: PlanShape) -> int:
     """How many blocks of keys a unit takes at most, so that all programs end soonest. blocks: (tiles,).
 
     Counted in blocks that the busiest program takes: units of whole chunks go first, and the rests fill their last

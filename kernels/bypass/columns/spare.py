@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from ..layout import BlobLayout, Group, GroupLayout, Rows, Segment
+from ..layout import BlobLayout, Group, GroupLayout, RowSet, Segment
 from ..torch.factors import view_factors
 from .choice import LEAST_ROWS, Needs, choose
 from .places import ColumnPlaces, needed
@@ -75,7 +75,7 @@ class SpareColumns:
 
     def prepare(self, base: int, layout: BlobLayout) -> Stored | None:
         """Of the blob at element `base` of the arena, on any one thread. None if it cannot be in the columns."""
-        there = {group: entry for group, entry in layout.items() if self._groups[group].rows is Rows.TOKENS}
+        there = {group: entry for group, entry in layout.items() if self._groups[group].rows is RowSet.TOKENS}
         if not there or not all(self._takes(group, entry) for group, entry in there.items()):
             return None
         there = {group: entry for group, entry in there.items() if entry.rank}

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ...device.copies import pinned, sent
+from ...device.copies import pinned, to_device
 from ...integers import cdiv, round_up
 from ..layout import Segment
 from ..torch.factors import Factors
@@ -23,7 +23,7 @@ Columns = npt.NDArray[np.int64]
 ALIGNMENT = 8  # elements, of factors that kernels read in wide loads
 
 
-class Shape(NamedTuple):
+class LaunchConfig(NamedTuple):
     """Of the programs of a launch."""
 
     blocks: dict[str, int]
@@ -32,11 +32,11 @@ class Shape(NamedTuple):
 
 
 SHORT_STEP = 4096  # rows, below which tiles of 32 are not enough for all multiprocessors
-FILL = Shape({"BLOCK_M": 32, "BLOCK_C": 64, "BLOCK_K": 128}, 4, 3)
-FILL_SHORT = Shape({"BLOCK_M": 16, "BLOCK_C": 64, "BLOCK_K": 128}, 4, 3)
-FILL_PLAIN = Shape({"BLOCK_M": 32, "BLOCK_C": 32, "BLOCK_K": 32}, 4, 2)
+FILL = LaunchConfig({"BLOCK_M": 32, "BLOCK_C": 64, "BLOCK_K": 128}, 4, 3)
+FILL_SHORT = LaunchConfig({"BLOCK_M": 16, "BLOCK_C": 64, "BLOCK_K": 128}, 4, 3)
+FILL_PLAIN = LaunchConfig({"BLOCK_M": 32, "BLOCK_C": 32, "BLOCK_K": 32}, 4, 2)
 """Of fp32, which is for checks, and of factors at odd places."""
-STORE = Shape({"BLOCK_N": 128, "BLOCK_C": 16}, 4, 1)
+STORE = LaunchConfig({"BLOCK_N": 128, "BLOCK_C": 16}, 4, 1)
 
 
 class TritonColumns:
@@ -91,7 +91,7 @@ class TritonColumns:
 
     def _store(self, jobs: Sequence[tuple[int, int, int]]) -> None:
         """jobs: as in the kernel's list."""
-        table = sent(np.array(jobs, dtype=np.int64), self._arena.device)
+        table = to_device(np.array(jobs, dtype=np.int64), self._arena.device)
         store_kernel[(len(jobs), cdiv(self._rows, STORE.blocks["BLOCK_N"]))](
             self._arena,
             self._table,
@@ -106,14 +106,14 @@ class TritonColumns:
         """Of rows beyond the segments, runs say that they are nobody's."""
         runs, weights = _runs(segments, max(held, default=0) + 1)
         both = np.concatenate([runs, weights.view(np.int32).ravel()])
-        there = sent(both, self._arena.device)
+        there = to_device(both, self._arena.device)
         self._runs = there[: len(runs)]
         self._step_weights = there[len(runs) :].view(torch.float32).view(weights.shape)
 
     def fill(self, group: int, x: torch.Tensor, wide: torch.Tensor, used: int) -> None:
         self._launch(self._shape(len(x)), group, x, wide, used)
 
-    def _launch(self, shape: Shape, group: int, x: torch.Tensor, wide: torch.Tensor, used: int) -> None:
+    def _launch(self, shape: LaunchConfig, group: int, x: torch.Tensor, wide: torch.Tensor, used: int) -> None:
         rows, in_features = x.shape
         grid = (cdiv(rows, shape.blocks["BLOCK_M"]), cdiv(used, shape.blocks["BLOCK_C"]))
         fill_kernel[grid](
@@ -136,7 +136,7 @@ class TritonColumns:
             **_options(shape),
         )
 
-    def _shape(self, rows: int) -> Shape:
+    def _shape(self, rows: int) -> LaunchConfig:
         if self._align == 1 or self._arena.dtype == torch.float32:
             return FILL_PLAIN
         return FILL_SHORT if rows < SHORT_STEP else FILL
@@ -173,5 +173,5 @@ def _runs(segments: Sequence[Segment], slots: int) -> tuple[npt.NDArray[np.int32
     return runs, weights
 
 
-def _options(shape: Shape) -> dict[str, Any]:
+def _options(shape: LaunchConfig) -> dict[str, Any]:
     return {**shape.blocks, "num_warps": shape.warps, "num_stages": shape.stages}

@@ -15,7 +15,7 @@ import torch
 
 from ..cpp.loading import load_loop
 from ..cpp.tables import GroupTables, plan_loops
-from ..layout import BlobLayout, Capacity, Group, GroupLayout, Rows, Segment, StepKind
+from ..layout import BlobLayout, Capacity, Group, GroupLayout, RowSet, Segment, StepKind
 from .calibration import costs_of
 from .costs import Costs
 from .factors import Factors, view_factors
@@ -39,7 +39,7 @@ class Work(NamedTuple):
         (self.looped if s.way.shrink == LOOP else self.alone).setdefault(index, []).append(s)
 
 
-class Part(Protocol):
+class GroupCall(Protocol):
     """Some of a group's segments, whose deltas it adds to the outputs of all sites."""
 
     def add_(self, x: torch.Tensor, outputs: Sequence[torch.Tensor | None]) -> None: ...
@@ -56,7 +56,7 @@ class TorchBypass:
     costs: of the ways that a segment may be served in; measured if None.
     """
 
-    takes_rows = False
+    fuses_scale_and_bias = False
 
     def __init__(self, arena: torch.Tensor, groups: Sequence[Group], costs: Costs | None = None) -> None:
         self._arena = arena
@@ -67,7 +67,7 @@ class TorchBypass:
         self._ways: dict[object, dict[int, Way]] = {}
         self._slots: dict[int, Mapping[int, Attached]] = {}
         self._step: tuple[tuple[Segment, ...], tuple[Segment, ...]] | None = None
-        self._plans: dict[int, tuple[Part, ...]] = {}
+        self._plans: dict[int, tuple[GroupCall, ...]] = {}
 
     def prepare(self, base: int, layout: BlobLayout) -> Mapping[int, Attached]:
         return {index: self._view(base, index, entry) for index, entry in layout.items() if entry.rank}
@@ -90,9 +90,9 @@ class TorchBypass:
         self._step = step
         work = Work({}, {})
         for segment in tokens:
-            self._assign(segment, Rows.TOKENS, work)
+            self._assign(segment, RowSet.TOKENS, work)
         for segment in logits:
-            self._assign(segment, Rows.LOGITS, work)
+            self._assign(segment, RowSet.LOGITS, work)
         looped = plan_loops(self._loop, self._tables, work.looped) if self._loop is not None else {}
         self._plans = {index: tuple(slices) for index, slices in work.alone.items()}
         for index, part in looped.items():
@@ -117,7 +117,7 @@ class TorchBypass:
         if any(segment.slot == slot for segments in self._step or () for segment in segments):
             self._step = None
 
-    def _assign(self, s: Segment, rows: Rows, work: Work) -> None:
+    def _assign(self, s: Segment, rows: RowSet, work: Work) -> None:
         if (length := s.end - s.start) == 0:
             return
         for index, (factors, ways) in self._slots[s.slot].items():

@@ -14,7 +14,7 @@ import torch
 from ..cpp.loading import load_loop
 from ..cpp.tables import GroupTables, plan_loops
 from ..layout import Group, GroupLayout
-from .costs import FEW, Cost, Costs
+from .costs import FEW, Costs, ProductCost
 from .factors import Factors, view_factors
 from .products import EXPANDS, PLAIN, SHRINKS, WIDE
 from .slices import LOOP, Slice, Way
@@ -30,7 +30,7 @@ Runs = Mapping[str, Run]
 def costs_of(arena: torch.Tensor) -> Costs:
     if arena.device.type == "cpu":
         return _measure(arena.dtype)._replace(threads=torch.get_num_threads())
-    return Costs({WIDE: Cost(1.0)}, {WIDE: Cost(1.0)})  # elsewhere this is only a reference
+    return Costs({WIDE: ProductCost(1.0)}, {WIDE: ProductCost(1.0)})  # elsewhere this is only a reference
 
 
 @cache
@@ -49,7 +49,7 @@ def _costs(dtype: torch.dtype, between: tuple[int, int]) -> Costs:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """What more gain is known (`Cost`), and each call waits milliseconds for a core that another process has."""
+    """What more gain is known (`ProductCost`), and each call waits milliseconds for a core that another process has."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -86,11 +86,11 @@ def _loop(group: Group, only: Slice, x: torch.Tensor, y: torch.Tensor) -> Runs:
     return {LOOP: lambda: plan.add_(x, [y])}
 
 
-def _solve(sizes: Sequence[tuple[int, int]], corners: Sequence[Runs]) -> dict[str, Cost]:
+def _solve(sizes: Sequence[tuple[int, int]], corners: Sequence[Runs]) -> dict[str, ProductCost]:
     """The cost of each way from its time at the four corners. sizes: of each, rows and elements of factors."""
     equations = np.array([[1, rows, elements, rows * elements] for rows, elements in sizes])
     seconds = np.array([_fastest(list(runs.values())) for runs in corners])
-    costs = [Cost(*map(float, column)) for column in np.linalg.solve(equations, seconds).clip(min=0).T]
+    costs = [ProductCost(*map(float, column)) for column in np.linalg.solve(equations, seconds).clip(min=0).T]
     return dict(zip(corners[0], costs, strict=True))
 
 

@@ -13,7 +13,7 @@ SHARES = 4
 """Segments that are thought to share the loop's call, which a lone one then pays for: some 5 us a group."""
 
 
-class Cost(NamedTuple):
+class ProductCost(NamedTuple):
     """Seconds of a product: call + rows · row + elements · (element + rows · term), elements being the factor's.
 
     Of one thread: several share all but the call.
@@ -39,9 +39,9 @@ class Costs(NamedTuple):
     many: of segments of more than FEW rows, if they differ.
     """
 
-    shrinks: Mapping[str, Cost]
-    expands: Mapping[str, Cost]
-    loop: Cost | None = None
+    shrinks: Mapping[str, ProductCost]
+    expands: Mapping[str, ProductCost]
+    loop: ProductCost | None = None
     threads: int = 1
     many: "Costs | None" = None
 

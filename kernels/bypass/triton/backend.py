@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...device.copies import sent
+from ...device.copies import to_device
 from ...device.side_stream import SideStream
 from ...device.step_memory import StepMemory
 from ...integers import cdiv
-from ..layout import BlobLayout, Capacity, Group, Rows, Segment, StepKind
+from ..layout import BlobLayout, Capacity, Group, RowSet, Segment, StepKind
 from ..worklist import RECORD_FIELDS
 from .choice import choice_for
 from .designs import Design
@@ -48,7 +48,7 @@ class TritonBypass:
     the lists, which whoever launches sends; without one `begin` does. choice: of designs; the device's own without one.
     """
 
-    takes_rows = True
+    fuses_scale_and_bias = True
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class TritonBypass:
         if changed:
             self._work = work
             self._capacity = capacity
-            self._plan.update({Rows.TOKENS: tokens, Rows.LOGITS: logits}, capacity)
+            self._plan.update({RowSet.TOKENS: tokens, RowSet.LOGITS: logits}, capacity)
             self._fits = self._settle(captured=capacity is not None)
         if self._shared:
             return self._fits and self._write()
@@ -143,7 +143,7 @@ class TritonBypass:
     def _own_memory(self) -> Memory:
         plan, device = self._plan, self._arena.device
         listed = plan.listed(len(self._groups))
-        flat = sent(np.concatenate([listed.headers, listed.lists]).ravel(), device)
+        flat = to_device(np.concatenate([listed.headers, listed.lists]).ravel(), device)
         records = records_for(len(self._groups), plan.most_units, plan.most_entries, self._sites, device)
         return Memory(flat, *records, self._fixed.h.new_empty(max(plan.h_size, 1)))
 

@@ -9,13 +9,13 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from ...integers import Ints, cdiv, round_up
-from ..layout import Capacity, Group, Rows, Segment, StepKind
+from ..layout import Capacity, Group, RowSet, Segment, StepKind
 from ..worklist import Lists, WorkList, cut, lists_of, pack
 from .designs import Design
 from .memory import part_of_h
 from .slots import SlotTable
 
-Segments = Mapping[Rows, Sequence[Segment]]
+Segments = Mapping[RowSet, Sequence[Segment]]
 
 FEWEST_SHARING = 3  # rows of an adapter, on average, from which on tiles of several are faster
 MOST_PROGRAMS = 4096  # of a captured launch, for work that few steps have; 1,000 beyond the work cost 1 us
@@ -127,7 +127,7 @@ class BypassPlan:
             for shape, rank in zip(self.shapes, self._ranks(slots), strict=True)
         ]
 
-    def _ranks(self, slots: Mapping[Rows, Sequence[int]]) -> list[int]:
+    def _ranks(self, slots: Mapping[RowSet, Sequence[int]]) -> list[int]:
         """By shape, the largest mean rank of a group's sites among these slots, rounded up."""
         return [
             int(cdiv(self._slots.ranks[there][:, slots[shape.rows]].max(initial=0), len(shape.out_features)))
@@ -136,7 +136,7 @@ class BypassPlan:
 
     def _make_lists(self, segments: Segments, designs: Sequence[Design]) -> None:
         """Shapes share one where rows are cut alike and sites are as many."""
-        shared: dict[tuple[Rows, bool, int, int, int], list[int]] = {}
+        shared: dict[tuple[RowSet, bool, int, int, int], list[int]] = {}
         for index, (shape, design) in enumerate(zip(self.shapes, designs, strict=True)):
             key = (shape.rows, shape.gather, len(shape.out_features), design.rows, design.shrink.ranks)
             shared.setdefault(key, []).append(index)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..formulas import Op
-from ..site_plan import Part
+from ..site_plan import OpSegment
 
 Key = TypeVar("Key")
 
@@ -36,14 +36,14 @@ class Combinations(NamedTuple):
         return int(np.count_nonzero(self.of_row))
 
 
-def all_combinations(parts: Mapping[Key, Sequence[Part]], rows: int) -> dict[Key, Combinations]:
+def all_combinations(segments: Mapping[Key, Sequence[OpSegment]], rows: int) -> dict[Key, Combinations]:
     """Of each module. Modules whose adapters work on the same rows share the arrays. rows: of the step."""
     known: dict[_Pattern, _Shared] = {}
     found = {}
-    for key, own in parts.items():
-        ops = {id(part.op): part.op for part in own}
+    for key, own in segments.items():
+        ops = {id(segment.op): segment.op for segment in own}
         numbers = {identity: number for number, identity in enumerate(ops)}
-        pattern = tuple(_Share(numbers[id(part.op)], *part[1:4]) for part in own)
+        pattern = tuple(_Share(numbers[id(segment.op)], *segment[1:4]) for segment in own)
         if pattern not in known:
             known[pattern] = _shared(pattern, rows)
         found[key] = Combinations([*ops.values()], *known[pattern])

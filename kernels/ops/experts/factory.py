@@ -5,7 +5,7 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from ..site_plan import Part
+from ..site_plan import OpSegment
 from .combinations import all_combinations
 from .routing import Routing
 from .torch_backend import TorchExpertTerms
@@ -23,9 +23,11 @@ class ExpertTerms(Protocol):
         """Add to y the terms of the parameter's product with x; both have the places of the step's `routing`."""
 
 
-def expert_terms(parts: Mapping[Key, Sequence[Part]], rows: int, device: torch.device) -> Mapping[Key, ExpertTerms]:
-    """By module. parts: of each one's adapters. rows: of the step."""
-    work = all_combinations(parts, rows)
+def expert_terms(
+    segments: Mapping[Key, Sequence[OpSegment]], rows: int, device: torch.device
+) -> Mapping[Key, ExpertTerms]:
+    """By module. segments: of each one's adapters. rows: of the step."""
+    work = all_combinations(segments, rows)
     if device.type == "cuda":
         from .triton_backend import triton_terms  # not on machines without a GPU, which need no triton
 

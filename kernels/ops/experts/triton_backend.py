@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ...device.copies import sent
+from ...device.copies import to_device
 from ...device.occupancy import multiprocessors
 from ...integers import cdiv, round_up
 from ..formulas import Op
-from ..site_plan import Part
+from ..site_plan import OpSegment
 from .combinations import Combinations, all_combinations
 from .routing import Routing, most_tiles, route, tile_heads
 from .triton_kernels import expert_expand_kernel, expert_shrink_kernel
@@ -234,8 +234,8 @@ def warm_up(parameters: Sequence[tuple[str, int, int, int]], dtype: torch.dtype,
         for name, experts, width_in, width_out in parameters:
             a, b = memory[: experts * rank * width_in], memory[-experts * rank * width_out :]
             fields = {"a": a.view(experts, rank, width_in), "b": b.view(experts, width_out, rank), "parameter": name}
-            parts = [Part(Op("expert_low_rank", fields), 1.0, 0, 1)]
-            terms = triton_terms(all_combinations({name: parts}, 1), device, blocks)[name]
+            segments = [OpSegment(Op("expert_low_rank", fields), 1.0, 0, 1)]
+            terms = triton_terms(all_combinations({name: segments}, 1), device, blocks)[name]
             first = torch.zeros(1, 1, dtype=torch.int64, device=device)
             terms.add_(name, memory[:width_in].view(1, -1), memory.new_zeros(1, width_out), terms.route(first, experts))
 
@@ -271,7 +271,7 @@ def _copied(arrays: Sequence[npt.NDArray[Any]], device: torch.device) -> list[to
     memory = np.zeros(int(starts[-1]), dtype=np.uint8)
     for start, array in zip(starts, arrays, strict=False):
         memory[start : start + array.nbytes] = array.reshape(-1).view(np.uint8)
-    there = sent(memory, device)
+    there = to_device(memory, device)
     return [
         there[start : start + array.nbytes].view(torch.from_numpy(array).dtype).view(array.shape)
         for start, array in zip(starts.tolist(), arrays, strict=False)

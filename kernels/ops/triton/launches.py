@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from ...integers import cdiv
-from ..batches import Span
-from ..formulas import Op, Phase
-from ..site_plan import Part, Site
+from ..batches import RowRange
+from ..formulas import Op, Stage
+from ..site_plan import OpSegment, StageTensors
 from .kernels import kronecker_kernel, pair_kernel, rotation_kernel, sparse_kernel
 from .lists import PlanLists, Tiles, cut_tiles
 
@@ -30,7 +30,7 @@ class Kernel(NamedTuple):
 
 @dataclass(frozen=True)
 class Launch:
-    """All parts of one kind at one site, as one launch. arena, ints: all of it, as its own numbers and as int32.
+    """All segments of one kind at one site, as one launch. arena, ints: all of it, as its own numbers and as int32.
 
     op: one of them, for its shapes. lists: of the plan, in which the tiles begin at `first_tile`.
     """
@@ -43,9 +43,9 @@ class Launch:
     tiles: int
     width: int
 
-    def add_(self, site: Site) -> None:
-        x = site.before if site.phase is Phase.OUTPUT else site.x
-        y = site.y[..., : self.width or site.base_width]
+    def add_(self, tensors: StageTensors) -> None:
+        x = tensors.before if tensors.stage is Stage.OUTPUT else tensors.x
+        y = tensors.y[..., : self.width or tensors.base_width]
         assert x.dim() == y.dim() == 2, "a module that reads rows, not heads"
         assert x.stride(1) == y.stride(1) == 1
         KERNELS[self.op.kind].run(self, x, y)
@@ -56,17 +56,17 @@ class Launch:
         return self.lists.there
 
 
-def tiles_of(kind: str, spans: Sequence[Span], weights: Sequence[float]) -> Tiles:
-    return cut_tiles(spans, weights, KERNELS[kind].block_m)
+def tiles_of(kind: str, ranges: Sequence[RowRange], weights: Sequence[float]) -> Tiles:
+    return cut_tiles(ranges, weights, KERNELS[kind].block_m)
 
 
-def launch(parts: Sequence[Part], tiles: Tiles, lists: PlanLists) -> Launch:
+def launch(segments: Sequence[OpSegment], tiles: Tiles, lists: PlanLists) -> Launch:
     """Of one key, all with their tensors in one arena."""
-    op, names = parts[0].op, KERNELS[parts[0].op.kind].tensors
-    offsets = np.array([[part.op.offsets[name] for name in names] for part in parts], dtype=np.int64)
+    op, names = segments[0].op, KERNELS[segments[0].op.kind].tensors
+    offsets = np.array([[segment.op.offsets[name] for name in names] for segment in segments], dtype=np.int64)
     numbers: torch.Tensor = op.fields[names[-1]]
     arena, ints = (lists.arena(numbers, dtype) for dtype in (numbers.dtype, torch.int32))
-    return Launch(op, arena, ints, lists, lists.add(tiles, offsets), len(tiles.tiles), parts[0].width)
+    return Launch(op, arena, ints, lists, lists.add(tiles, offsets), len(tiles.tiles), segments[0].width)
 
 
 COMPILER = {"num_warps": 4, "enable_fp_fusion": True}

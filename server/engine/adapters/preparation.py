@@ -82,7 +82,7 @@ class Preparation:
 
     def prepare(self, base: int, layout: AdapterLayout, shared: Mapping[str, int]) -> PreparedAdapter:
         """Of the blob at element `base` of the arena. shared: where the pieces beside it begin."""
-        riding = split(layout.groups, layout.ops, self._sites) if self._backend.takes_rows else None
+        riding = split(layout.groups, layout.ops, self._sites) if self._backend.fuses_scale_and_bias else None
         groups, riders, rest = riding or (layout.groups, {}, layout.ops)
         return PreparedAdapter(
             form=self._form(groups, rest, base, shared),

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from peftserve.kernels.bypass.layout import BlobLayout, GroupLayout
-from peftserve.kernels.ops.formulas import FORMULAS, Phase
+from peftserve.kernels.ops.formulas import FORMULAS, Stage
 from peftserve.kernels.ops.side import is_sum
 
 from .packing import OpLayout, Place, SiteGroups
@@ -51,15 +51,15 @@ def conflict(riders: Ops, other: Ops) -> bool:
 
 def needs_whole(riders: Ops, rest: Ops) -> bool:
     """Whether one adapter's own operators and the scales among its `riders` are no sum, which a weight needs."""
-    return any(not is_sum(_phases((*riders[site], *rest.get(site, ())))) for site in _scaled(riders))
+    return any(not is_sum(_stages((*riders[site], *rest.get(site, ())))) for site in _scaled(riders))
 
 
 def _scaled(riders: Ops) -> list[str]:
     return [site for site, found in riders.items() if any(op.kind == "output_scale" for op in found)]
 
 
-def _phases(ops: Sequence[OpLayout]) -> set[Phase]:
-    return {FORMULAS[op.kind].phase for op in ops}
+def _stages(ops: Sequence[OpLayout]) -> set[Stage]:
+    return {FORMULAS[op.kind].stage for op in ops}
 
 
 def _riders(site: str, ops: Sequence[OpLayout], sites: SiteGroups) -> tuple[OpLayout, ...]:
@@ -74,7 +74,7 @@ def _riders(site: str, ops: Sequence[OpLayout], sites: SiteGroups) -> tuple[OpLa
 
 
 def _changes_output(op: OpLayout) -> bool:
-    return FORMULAS[op.kind].phase in (Phase.OUTPUT, Phase.ADD)
+    return FORMULAS[op.kind].stage in (Stage.OUTPUT, Stage.ADD)
 
 
 def _with_row(layout: GroupLayout, position: int, field: str, place: Place) -> GroupLayout:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from peftserve.kernels.bypass.columns.places import GRAIN
-from peftserve.kernels.bypass.layout import Rows
+from peftserve.kernels.bypass.layout import RowSet
 from peftserve.kernels.integers import round_up
 
 from ..adapters.packing import SiteGroups
@@ -55,7 +55,7 @@ def _plain(
     for name, (group, _) in sorted(sites.places.items(), key=lambda item: item[1]):
         members.setdefault(group, []).append(modules[name])
     for group, there in members.items():
-        if sites.groups[group].rows is not Rows.TOKENS:
+        if sites.groups[group].rows is not RowSet.TOKENS:
             continue
         if group in fused:
             yield group, fused[group], [module for module in there if isinstance(module, nn.Linear)]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from peftserve.kernels.bypass.factory import make_bypass_backend
-from peftserve.kernels.bypass.layout import BypassBackend, Group, Rows, Segment
+from peftserve.kernels.bypass.layout import BypassBackend, Group, RowSet, Segment
 from peftserve.kernels.bypass.torch.backend import TorchBypass
 from peftserve.kernels.bypass.triton.backend import TritonBypass
 
@@ -17,7 +17,7 @@ GROUPS = (
     Group(60, (64,)),
     Group(61, (17,)),
     Group(33, (60,), gather=True),
-    Group(60, (49,), rows=Rows.LOGITS),
+    Group(60, (49,), rows=RowSet.LOGITS),
 )
 ALL = {index: (8,) * len(group.out_features) for index, group in enumerate(GROUPS)}
 ROWS = 63

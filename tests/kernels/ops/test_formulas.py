@@ -9,7 +9,7 @@ import torch
 
 from peftserve.kernels.ops.experts.reference import naive_expert_delta
 from peftserve.kernels.ops.formulas import ACTIVATIONS, FORMULAS, Op
-from peftserve.kernels.ops.site_plan import Part
+from peftserve.kernels.ops.site_plan import OpSegment
 
 IN, OUT, TOKENS = 12, 8, 5
 
@@ -159,7 +159,7 @@ def test_low_rank_terms_of_experts() -> None:
     a, b = draw(3, 2, IN), draw(3, OUT, 2)
     op = Op("expert_low_rank", {"a": a, "b": b, "parameter": "down_proj"})
     experts = torch.tensor([[2], [0], [2], [1], [0]])
-    wanted = naive_expert_delta([Part(op, 1.0, 0, TOKENS)], "down_proj", X, experts)
+    wanted = naive_expert_delta([OpSegment(op, 1.0, 0, TOKENS)], "down_proj", X, experts)
     got = op(X.expand(3, -1, -1), Y)[experts[:, 0], torch.arange(TOKENS)]
     torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5)
 

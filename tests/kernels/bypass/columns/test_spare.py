@@ -13,12 +13,12 @@ from peftserve.kernels.bypass.columns import spare as spare_module
 from peftserve.kernels.bypass.columns.products import TorchColumns
 from peftserve.kernels.bypass.columns.spare import SpareColumns
 from peftserve.kernels.bypass.columns.triton_products import TritonColumns
-from peftserve.kernels.bypass.layout import Group, GroupLayout, Rows, Segment
+from peftserve.kernels.bypass.layout import Group, GroupLayout, RowSet, Segment
 
 GROUPS = (
     Group(60, (60, 20, 20)),
     Group(61, (17,)),
-    Group(60, (49,), rows=Rows.LOGITS),
+    Group(60, (49,), rows=RowSet.LOGITS),
     Group(33, (60,), gather=True),
     Group(40, (24,)),
 )

@@ -5,13 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peftserve.kernels.bypass.layout import Group, Rows, Segment
+from peftserve.kernels.bypass.layout import Group, RowSet, Segment
 from peftserve.kernels.bypass.torch.backend import TorchBypass
-from peftserve.kernels.bypass.torch.costs import Cost, Costs
+from peftserve.kernels.bypass.torch.costs import Costs, ProductCost
 from peftserve.kernels.bypass.torch.products import PLAIN, WIDE
 from peftserve.kernels.bypass.torch.slices import LOOP
 
-GROUPS = (Group(48, (32, 96)), Group(7, (64,), gather=True), Group(32, (21,), rows=Rows.LOGITS))
+GROUPS = (Group(48, (32, 96)), Group(7, (64,), gather=True), Group(32, (21,), rows=RowSet.LOGITS))
 ROWS = 40
 ALL = ((PLAIN, PLAIN), (PLAIN, WIDE), (WIDE, PLAIN), (WIDE, WIDE), (LOOP, LOOP))
 
@@ -29,7 +29,7 @@ segments = st.lists(
 
 def forced(shrink: str, expand: str) -> Costs:
     """That way wherever it is possible, and plain products elsewhere."""
-    dear, free = Cost(1.0), Cost(0.0)
+    dear, free = ProductCost(1.0), ProductCost(0.0)
     if shrink == LOOP:
         return Costs({PLAIN: dear}, {PLAIN: dear}, loop=free)
     return Costs({PLAIN: dear, shrink: free}, {PLAIN: dear, expand: free})

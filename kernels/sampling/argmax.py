@@ -5,19 +5,19 @@ from collections.abc import Iterable
 import torch
 
 
-def best_number_ids(rows: torch.Tensor) -> torch.Tensor:
+def argmax_ids(rows: torch.Tensor) -> torch.Tensor:
     """rows: (rows, columns) of any floating dtype. Returns (rows,) int64, on the same device, which nobody waits for.
 
     ids[i] = the least j of those with rows[i, j] = max(rows[i, k] that are no NaN); 0 if all are
     """
     if not rows.is_cuda:
-        return naive_best_number_ids(rows)
-    from .triton_best_number import triton_best_number_ids  # not on machines without a GPU, which need no triton
+        return naive_argmax_ids(rows)
+    from .triton_argmax import triton_argmax_ids  # not on machines without a GPU, which need no triton
 
-    return triton_best_number_ids(rows)
+    return triton_argmax_ids(rows)
 
 
-def naive_best_number_ids(rows: torch.Tensor) -> torch.Tensor:
+def naive_argmax_ids(rows: torch.Tensor) -> torch.Tensor:
     """The same in plain torch, on any device, in two passes."""
     return rows.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).argmax(dim=-1)
 
@@ -27,4 +27,4 @@ def warm_up(device: torch.device, dtypes: Iterable[torch.dtype], columns: int) -
     if device.type == "cuda":
         for dtype in dtypes:
             for width in (columns, columns + 1):  # rows that begin at whole multiples of 16 numbers, and others
-                best_number_ids(torch.zeros(1, width, dtype=dtype, device=device))
+                argmax_ids(torch.zeros(1, width, dtype=dtype, device=device))
