@@ -1,4 +1,4 @@
-"""Which segments of a stage run together, by their rows and by what they are: most sites of a step have this alike.
+"""Which segments of a stage run together, by their rows and their kinds. Most sites of a step have this in common.
 
 Knows no tensors.
 """
@@ -11,6 +11,8 @@ from .batches import RowRange, alike, waves
 
 
 class CallForm(StrEnum):
+    """How a group of segments runs."""
+
     ALONE = "alone"  # as its formula reads
     ROWS = "rows"  # rows to multiply by, or to add
     BATCH = "batch"  # in the batched form of its kind
@@ -18,7 +20,7 @@ class CallForm(StrEnum):
 
 
 class SegmentClass(NamedTuple):
-    """Segments of one class can be one step, unless that is ALONE. key: of what they are."""
+    """A class of segments that may run as one call, unless its form is ALONE. key: of their kind and shapes."""
 
     form: CallForm
     key: Hashable = None
@@ -28,14 +30,17 @@ ALONE = SegmentClass(CallForm.ALONE)
 
 
 class SegmentGroup(NamedTuple):
-    """One step. members: its segments, by their places. No two of them share a row, but in a LAUNCH."""
+    """The segments of one call. members: by their places. No two share a row, except in a LAUNCH."""
 
     form: CallForm
     members: tuple[int, ...]
 
 
 def grouped(ranges: Sequence[RowRange], classes: Sequence[SegmentClass], most_rows: int) -> list[SegmentGroup]:
-    """In an order that goes by the segments alone. most_rows: of a step that pads its segments."""
+    """Divide segments into calls, in an order that depends on the segments alone.
+
+    most_rows: of a call that pads its segments.
+    """
     places: dict[SegmentClass, list[int]] = {}
     for place, which in enumerate(classes):
         places.setdefault(which, []).append(place)

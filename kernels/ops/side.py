@@ -5,8 +5,8 @@ whose adapters have no such primitive has no plan, and the hooks ask for none.
 
 The terms of a site are summed stage by stage, each stage reading what the one before left. That is the sum of what each
 adapter adds by itself only if at most one stage is read by another: an adapter that rotates the input and scales the
-output has both together in no product with its weight. Such adapters are added whole (`site_plan.Whole`) wherever they
-have another weight than 1 or are mixed with their like.
+output has both in one product, to which no weight can be applied. Such adapters are added whole
+(`site_plan.Whole`) wherever they have another weight than 1 or are mixed with their like.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -22,7 +22,7 @@ _READ = frozenset({Stage.INPUT, Stage.REPLACE, Stage.OUTPUT})  # by the stages a
 
 
 class _Acting(NamedTuple):
-    """One segment at one site, with what its adapter does there."""
+    """One segment at one site, with the primitives of its adapter there."""
 
     segment: Segment
     ops: Sequence[Op]
@@ -33,9 +33,10 @@ class _Acting(NamedTuple):
 
 
 class SideOps:
-    """Slots come and go; `plans` is the current step's, by site, set by `begin`.
+    """The primitives of the attached slots, and the plans of the current step.
 
-    rows_of: which rows of the step reach each site. planner: how a stage's primitives run.
+    plans: by site, set by `begin`. rows_of: which rows of the step reach each site. planner: chooses how the primitives
+    of a stage run.
     """
 
     def __init__(self, rows_of: Mapping[str, RowSet], planner: CallPlanner | None = None) -> None:
@@ -46,15 +47,20 @@ class SideOps:
         self.plans: Mapping[str, SitePlan] = {}
 
     def attach(self, slot: int, ops: Mapping[str, Sequence[Op]]) -> None:
+        """Serve a slot with these primitives, by site."""
         if ops:
             self._slots[slot] = ops
         self._forget(slot)
 
     def detach(self, slot: int) -> None:
+        """Stop serving a slot. Slots that have nothing are ignored."""
         self._slots.pop(slot, None)
         self._forget(slot)
 
     def begin(self, tokens: Sequence[Segment], logits: Sequence[Segment]) -> None:
+        """Plan a step, unless its segments are those of the last one. tokens, logits: over all rows, and over those of
+        the head.
+        """
         if not self._slots:
             self.plans = {}
             return
@@ -68,7 +74,7 @@ class SideOps:
             self.plans = {site: self._plan(site, segments[self._rows_of[site]]) for site in sites}
 
     def _forget(self, slot: int) -> None:
-        """The step's plans, if the slot is in it: who runs without it plans nothing anew."""
+        """Drop the plans of the step, if the slot is in it. Steps without the slot keep theirs."""
         if any(segment.slot == slot for segments in self._work or () for segment in segments):
             self._work, self.plans = None, {}
             self._planner.forget()
@@ -86,12 +92,12 @@ class SideOps:
 
 
 def is_sum(stages: Collection[Stage]) -> bool:
-    """Whether the terms of such stages add up to the sum of what each does by itself."""
+    """Return whether terms of these stages add up to the sum of what each does by itself."""
     return len(_READ.intersection(stages)) < 2
 
 
 def _apart(acting: Sequence[_Acting]) -> set[Segment]:
-    """The segments whose adapters are to be added whole."""
+    """Return the segments whose adapters are to be added whole."""
     reading = sorted((one for one in acting if _READ & one.stages), key=lambda one: one.segment.start)
     found = {one.segment for one in reading if one.segment.weight != 1 and not is_sum(one.stages)}
     for index, one in enumerate(reading):
@@ -108,7 +114,7 @@ def _whole(one: _Acting) -> Whole:
 
 
 def _plan_of(acting: Iterable[_Acting], planner: CallPlanner | None) -> SitePlan:
-    """planner: None runs every segment by itself."""
+    """Plan the stages of one site. planner: None runs every segment by itself."""
     stages: dict[Stage, Terms] = {}
     width = 0
     for (_, weight, start, end), ops in acting:
@@ -123,7 +129,10 @@ def _plan_of(acting: Iterable[_Acting], planner: CallPlanner | None) -> SitePlan
 
 
 def _width(op: Op, vocabulary: int) -> int:
-    """Of what it reads and changes: as long as its row is, or as its adapter's vocabulary at a head."""
+    """Return how many columns of the output a primitive reads and changes: its row's length, or a head's vocabulary.
+
+    0 stands for all of the base's own columns.
+    """
     if op.formula.stage is Stage.INPUT:
         return 0
     return vocabulary if op.formula.row is None else op.fields[op.formula.row].shape[-1]

@@ -1,8 +1,8 @@
-"""One site's work of a step, stage by stage, and how wide the output is for each adapter.
+"""The work of one site in a step, stage by stage, and how wide the output is for each adapter.
 
-A step may hold an adapter with a larger vocabulary than the base's. The output is then made wider once, and each
-primitive gets the columns that its own adapter knows: the others' formulas never see the rest. Knows no slots and no
-work lists.
+A step may hold an adapter with a larger vocabulary than the base's. The output is then widened once, and each primitive
+gets the columns that its own adapter knows: the formulas of the others never see the rest. Knows no slots and no work
+lists.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,10 +24,11 @@ _NONE: Inputs = {}
 
 
 class StageTensors(NamedTuple):
-    """One stage of one site, as it runs. x: the module's own input. y: what is changed in place. inputs: of sources.
+    """The tensors of one stage of one site, as it runs.
 
-    before: y as the stage found it, where that is read: y itself, or a copy if several segments are on one row.
-    base_width: of the output, without what larger vocabularies add.
+    x: the module's own input. y: the tensor that is changed in place. before: y as the stage found it, where that is
+    read: y itself, or a copy if several segments are on one row. base_width: of the output, without what larger
+    vocabularies add. inputs: those of the modules that primitives name as their source.
     """
 
     stage: Stage
@@ -39,9 +40,10 @@ class StageTensors(NamedTuple):
 
 
 class SiteCall(Protocol):
-    """One call or a few of what a stage adds."""
+    """One operator, or a few, that add terms of a stage."""
 
-    def add_(self, tensors: StageTensors) -> None: ...
+    def add_(self, tensors: StageTensors) -> None:
+        """Add the terms to y in place."""
 
 
 class OpSegment(NamedTuple):
@@ -77,7 +79,7 @@ class Stacked(NamedTuple):
     values: torch.Tensor
 
     def add_(self, tensors: StageTensors) -> None:
-        """`y[rows] += values · factor`, or `+= values`. x and y may be wider than the values are."""
+        """Add `values · factor`, or `values`, to the rows of y. x and y may be wider than the values are."""
         width, stage = self.values.shape[-1], tensors.stage
         factor = None if stage is Stage.ADD else tensors.x if stage is Stage.INPUT else tensors.before
         target, factor = tensors.y[..., :width], None if factor is None else factor[..., :width]
@@ -92,9 +94,10 @@ class Stacked(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Segments of one kind on rows that no two of them share, as one call. weights: (segments, 1); None if all are 1.
+    """Segments of one kind on rows that no two of them share, as one call.
 
-    fields: stacked. source, width: of each of them, as in `OpSegment`.
+    fields: stacked parameters. weights: one for each segment; None if all are 1. source, width: of each, as in
+    `OpSegment`.
     """
 
     kind: str
@@ -116,13 +119,13 @@ class Batch(NamedTuple):
 
 @dataclass
 class Terms:
-    """What one stage of one site adds. segments: in the order of the step's segments. steps: how that is done."""
+    """The terms that one stage of one site adds. segments: in the order of the step's. calls: how they are added."""
 
     segments: list[OpSegment] = field(default_factory=list)
     calls: Sequence[SiteCall] = ()  # set when all segments are there
 
     def apply_(self, stage: Stage, x: torch.Tensor, y: torch.Tensor, base_width: int, inputs: Inputs = _NONE) -> None:
-        """Change y in place; for the input's stage, y is a copy of x. x, y: (rows, ..., width)."""
+        """Add the terms to y in place; in the input's stage y is a copy of x. x, y: (rows, ..., width)."""
         reads = stage in (Stage.REPLACE, Stage.OUTPUT)
         tensors = StageTensors(stage, x, y, y.clone() if reads and self._overlap else y, base_width, inputs)
         for call in self.calls:
@@ -134,7 +137,7 @@ class Terms:
 
 
 class Whole(NamedTuple):
-    """An adapter on rows [start, end) whose primitives are no sum, so that only all of what it does has a weight.
+    """An adapter on rows [start, end) whose primitives are no sum, so that a weight applies to its whole effect alone.
 
     plan: of this adapter alone at weight 1, on these rows counted from 0.
     """
@@ -145,7 +148,7 @@ class Whole(NamedTuple):
     end: int
 
     def add_(self, x: torch.Tensor, y: torch.Tensor, inputs: Inputs, module: Module) -> None:
-        """`y[start:end] += weight · (the module with the adapter - the module)`, on the module's own input."""
+        """Compute `y[start:end] += weight · (the module with the adapter - the module)`, on the module's own input."""
         x = x[self.start : self.end]
         own = {name: tensor[self.start : self.end] for name, tensor in inputs.items()}
         base = self.plan.widened(module(x))
@@ -154,7 +157,7 @@ class Whole(NamedTuple):
 
 
 class SitePlan(NamedTuple):
-    """stages: those that have work. wholes: adapters to be added as a whole, after these.
+    """The work of one site. stages: those that have any. wholes: adapters that are added whole, after the stages.
 
     width: of the largest vocabulary that replaces the base's own; 0 if none does.
     """
@@ -165,12 +168,12 @@ class SitePlan(NamedTuple):
 
     @property
     def sources(self) -> frozenset[str]:
-        """Names of the other modules whose input is needed here."""
+        """Return the names of the other modules whose input is needed here."""
         own = {segment.op.source for terms in self.stages.values() for segment in terms.segments} - {""}
         return frozenset(own).union(*(whole.plan.sources for whole in self.wholes))
 
     def before(self, x: torch.Tensor) -> torch.Tensor:
-        """The input that the base is to see: a new tensor, or x itself if no primitive changes it."""
+        """Return the input that the base is to see: a new tensor, or x itself if no primitive changes it."""
         if Stage.INPUT not in self.stages:
             return x
         changed = x.clone()
@@ -178,13 +181,13 @@ class SitePlan(NamedTuple):
         return changed
 
     def widened(self, y: torch.Tensor) -> torch.Tensor:
-        """The base's output with room for the largest vocabulary, of whose tokens the base says 0."""
+        """Pad the base's output with zeros for the tokens of the largest vocabulary."""
         return F.pad(y, (0, self.width - y.shape[-1])) if self.width > y.shape[-1] else y
 
     def after(self, x: torch.Tensor, y: torch.Tensor, module: Module, inputs: Inputs = _NONE) -> torch.Tensor:
-        """The base's output with all that is added here: y itself, or a new tensor where a vocabulary is larger.
+        """Return the base's output with all that is added here: y itself, or a new tensor where a vocabulary is larger.
 
-        x, y: (rows, ..., width), or x: (rows,) ids. x is the module's own input. module: the base's for any rows.
+        x, y: (rows, ..., width), or x: (rows,) ids. x is the module's own input. module: the base's, for any rows.
         inputs: those of the sources.
         """
         base_width, y = y.shape[-1], self.widened(y)
@@ -197,11 +200,11 @@ class SitePlan(NamedTuple):
 
 
 def overlap(segments: Sequence[OpSegment]) -> bool:
-    """Whether several segments are on one row."""
+    """Return whether two segments share a row."""
     ranges = sorted((segment.start, segment.end) for segment in segments)
     return any(one[1] > other[0] for one, other in pairwise(ranges))
 
 
 def _broadcast(rows: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """rows: (n, width), to the dimensions of target: (n, ..., width)."""
+    """View rows (n, width) with as many dimensions as target has: (n, ..., width)."""
     return rows.view(rows.shape[0], *([1] * (target.dim() - 2)), rows.shape[1])

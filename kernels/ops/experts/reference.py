@@ -1,4 +1,4 @@
-"""Low-rank terms inside a mixture of experts, as their formula reads."""
+"""Low-rank terms inside a mixture of experts, as their formula reads: the oracle of the tests."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from ..site_plan import OpSegment
 def naive_expert_delta(
     segments: Sequence[OpSegment], parameter: str, x: torch.Tensor, experts: torch.Tensor
 ) -> torch.Tensor:
-    """The sum over the segments on a pair's token of `weight · b[e] (a[e] x)`, in float64.
+    """Return the sum over the segments on a pair's token of `weight · b[e] (a[e] x)`, in float64.
 
     x: (tokens · k, in), the pairs of one token adjoining. experts: (tokens, k). Returns (tokens · k, out).
     """

@@ -1,4 +1,4 @@
-"""Which primitives have a kernel, and what it is launched with. `KERNELS` has one row for each."""
+"""The kinds of primitives that have a kernel, and how each is launched. `KERNELS` has one row for each."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +18,10 @@ Constants = Mapping[str, int]
 
 
 class Kernel(NamedTuple):
-    """tensors: those of the primitive that an entry names, in this order.
+    """The kernel of one kind of primitive.
 
-    run(launch, x, y): enqueues it; x is what the formula reads. block_m: rows of a tile.
+    tensors: the fields of the primitive that an entry addresses, in this order. run(launch, x, y): enqueues the kernel;
+    x is the tensor that the formula reads. block_m: rows of a tile.
     """
 
     tensors: tuple[str, ...]
@@ -30,9 +31,10 @@ class Kernel(NamedTuple):
 
 @dataclass(frozen=True)
 class Launch:
-    """All segments of one kind at one site, as one launch. arena, ints: all of it, as its own numbers and as int32.
+    """All segments of one kind at one site, as one launch.
 
-    op: one of them, for its shapes. lists: of the plan, in which the tiles begin at `first_tile`.
+    op: one of their primitives, for its shapes. arena, ints: the whole arena, as its own numbers and as int32. lists:
+    of the plan, in which the tiles begin at `first_tile`.
     """
 
     op: Op
@@ -52,16 +54,18 @@ class Launch:
 
     @property
     def records(self) -> torch.Tensor:
+        """Return the plan's lists on the device."""
         assert self.lists.there is not None, "the plan's lists are sent before it runs"
         return self.lists.there
 
 
 def tiles_of(kind: str, ranges: Sequence[RowRange], weights: Sequence[float]) -> Tiles:
+    """Cut ranges of rows into tiles for the kernel of a kind."""
     return cut_tiles(ranges, weights, KERNELS[kind].block_m)
 
 
 def launch(segments: Sequence[OpSegment], tiles: Tiles, lists: PlanLists) -> Launch:
-    """Of one key, all with their tensors in one arena."""
+    """Make the launch of segments that share one key, with all their tensors in one arena."""
     op, names = segments[0].op, KERNELS[segments[0].op.kind].tensors
     offsets = np.array([[segment.op.offsets[name] for name in names] for segment in segments], dtype=np.int64)
     numbers: torch.Tensor = op.fields[names[-1]]
