@@ -1,4 +1,4 @@
-"""Picks the implementation of paged attention for a device."""
+"""Chooses the implementation of paged attention for a device."""
 
 from collections.abc import Sequence
 
@@ -21,10 +21,11 @@ def make_attention_backend(
     memory: StepMemory | None = None,
     spare_bytes: int = 0,
 ) -> AttentionBackend:
-    """layers: of the model, by the index that `attend` is given. page_size: on GPUs a power of two.
+    """Make the backend for a model's layers on a device.
 
-    dtype: of the caches. limits: of all steps. memory: for what a GPU is told of each, which whoever launches sends;
-    without one `begin` sends it. spare_bytes: of memory for copies of keys and values, where they make it faster.
+    layers: by the index that `attend` is given. page_size: on GPUs a power of two. dtype: of the caches. limits: of all
+    steps. memory: in which a GPU is sent the metadata of each step, by whoever launches; without one `begin` sends it.
+    spare_bytes: of memory for copies of keys and values, on a CPU, where they make it faster.
     """
     if device.type == "cuda":
         return _on_gpu(tuple(layers), page_size, dtype, device, limits, memory)
@@ -39,7 +40,7 @@ def _on_gpu(
     limits: Limits,
     memory: StepMemory | None = None,
 ) -> AttentionBackend:
-    """With flash kernels for long spans, if there are any and they are faster."""
+    """Make the backend of a GPU, with flash kernels for long spans if they exist and are faster."""
     from .flash.backend import MixedAttention
     from .flash.choice import choose_least_rows
     from .triton.backend import TritonAttention

@@ -36,7 +36,7 @@ _FORMS = ((False, True), (False, False), (True, False))  # in which a launch is 
 class TritonAttention:
     """`AttentionBackend` in Triton. No floating-point atomics: the same step gives the same bits.
 
-    A launch depends on the step only through device memory whose addresses stay, and which is there in full from the
+    A launch depends on the step only through device memory whose addresses stay, and which is allocated in full at the
     start. So a CUDA graph that was captured after `begin(..., capacity=n)` may be replayed after any other `begin` of
     that capacity, which is for steps of one row for each sequence.
 
@@ -46,9 +46,9 @@ class TritonAttention:
     launches sends; without one `begin` sends them.
 
     layers: of the model, by the index that `attend` is given. page_size: a power of two. dtype: of the caches and of
-    all that is given. limits: of all steps; what exceeds them is a mistake of the caller's. assisted: layers in which
-    another backend may attend to some spans. resident: most programs that fit on a multiprocessor at once, if fewer
-    than tiles are made for. num_programs: how many run at once in all, whatever fits.
+    all inputs. limits: of all steps; a step beyond them is a mistake of the caller's. assisted: layers in which another
+    backend may attend to some spans. resident: most programs that fit on a multiprocessor at once, if fewer than tiles
+    are made for. num_programs: how many run at once in all, whatever fits.
     """
 
     reads_whole_pages = False
@@ -105,11 +105,14 @@ class TritonAttention:
 
     @property
     def _records(self) -> torch.Tensor:
-        """The lists on the device, from the first header on."""
+        """Return the lists on the device, from the first header on."""
         return self._memory.there[self._front :]
 
     def begin(self, spans: Sequence[Span], *, capacity: int | None = None, elsewhere: Collection[int] = ()) -> None:
-        """elsewhere: spans, by their index, that another backend attends to in the assisted layers."""
+        """Set the spans of a step.
+
+        elsewhere: spans, by index, that another backend attends to in the assisted layers.
+        """
         _, rows, _, lists = columns_of(spans)
         used = int(rows.sum())
         self._num_rows = used if capacity is None else capacity
@@ -130,7 +133,10 @@ class TritonAttention:
             self._memory.send()
 
     def _list(self, step: SpanArrays, steps: Sequence[SpanArrays]) -> None:
-        """Places in the lists count from the first header. steps: what is left of the step for each plan."""
+        """Write the lists of a step, in which places count from the first header.
+
+        steps: the spans that each plan has.
+        """
         memory, front = self._memory, self._front
         few = self._num_rows <= self._few_rows
         self._positions_at = front + self._headers if few else memory.take(self._num_rows)
@@ -184,9 +190,9 @@ class TritonAttention:
         sinks: torch.Tensor | None,
         out: torch.Tensor,
     ) -> None:
-        """`attend` without the spans that another backend attends to, whose rows of `out` stay as they are.
+        """Attend to the spans that no other backend attends to, and leave the other rows of `out` as they are.
 
-        Where the step has any, its key and value have been written before.
+        Where another backend attends to some, the step's key and value must have been written before.
         """
         assert query.shape[2] == self._num_rows
         assert self._layers[layer].sinks == (sinks is not None)
@@ -194,9 +200,9 @@ class TritonAttention:
         self._attend(layer, *tensors, out if sinks is None else sinks, out, self._records)
 
     def warm_up(self) -> list[Any]:
-        """Compile all that steps may launch, which takes seconds for each kernel that triton has not kept on disk.
+        """Compile the kernels that steps may launch, which takes seconds for each that triton has not kept on disk.
 
-        The kernels as triton made them; none in its interpreter.
+        Returns the compiled kernels; none in the interpreter.
         """
         kernels, new = [], self._partials.new_zeros
         nothing = new(self._headers, dtype=torch.int32)
@@ -262,5 +268,5 @@ class TritonAttention:
 
 
 def _adjoining(tensor: torch.Tensor) -> torch.Tensor:
-    """With columns that adjoin."""
+    """Return the tensor with adjoining columns: itself, or a copy."""
     return tensor if tensor.stride(3) == 1 else tensor.contiguous()

@@ -1,7 +1,7 @@
 """A step's items of paged attention: which queries over which keys a program takes, and how keys are split.
 
-A step is much like the one before it: a decode adds a key to each sequence. What is kept from one to the next changes
-nothing of what comes out. Host only, no torch.
+Consecutive steps are much alike: a decode adds one key to each sequence. What is kept from one to the next never
+changes the result. Host only, no torch.
 """
 
 from functools import lru_cache
@@ -19,7 +19,7 @@ _PARTS: Ints = np.array([1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 12
 
 
 class _Tiles(NamedTuple):
-    """Which queries each holds, for as long as the rows of all spans stay the same. span, first, end: (tiles,)."""
+    """Which queries each tile holds, valid while the rows of all spans stay the same. span, first, end: (tiles,)."""
 
     span: Ints
     first: Ints
@@ -27,10 +27,10 @@ class _Tiles(NamedTuple):
 
 
 class RunningItems:
-    """The items of one shape, step after step: what depends on the rows and the splits alone is kept with them.
+    """The items of one shape, step after step; those fields that depend on rows and splits alone are kept with them.
 
     The longest items come first, by the step in which they were laid out, so that programs end at nearly the same time.
-    Their order decides no bit of what comes out.
+    Their order changes no bit of the result.
     """
 
     def __init__(self, shape: PlanShape) -> None:
@@ -47,9 +47,9 @@ class RunningItems:
         self.slots = 0
 
     def update(self, step: SpanArrays, pages_at: int = 0) -> Fields:
-        """(items, ITEM_FIELDS), there until the next step. pages_at: where the step's pages begin.
+        """Return the items of a step, (items, ITEM_FIELDS), valid until the next step.
 
-        slots: how many hold partial sums.
+        pages_at: where the step's pages begin. Sets `slots`, the number of slots that hold partial sums.
         """
         shape, fresh = self._shape, self._cut(step)
         context = step.total - step.rows
@@ -68,7 +68,7 @@ class RunningItems:
         return self._items
 
     def _cut(self, step: SpanArrays) -> bool:
-        """Into tiles; whether they are others than the last step's."""
+        """Cut the spans into tiles. Returns whether they differ from the last step's."""
         rows = (step.row.tobytes(), step.rows.tobytes())
         if rows == self._rows:
             return False
@@ -79,7 +79,7 @@ class RunningItems:
         return True
 
     def _keys(self, context: Ints) -> tuple[Ints, Ints]:
-        """Of each tile, the first key that any query sees, at a whole block, and the end of them."""
+        """Return each tile's first key that any query sees, rounded down to a block, and the end of its keys."""
         (span, first, queries), shape = self._tiles, self._shape
         before = context[span]
         end = before + (np.minimum(first + shape.block_m, queries) - 1) // shape.group + 1
@@ -111,17 +111,17 @@ class RunningItems:
             self._items[:, field] = column
 
     def _ranges(self, begin: Ints, end: Ints) -> tuple[Ints, Ints]:
-        """The first key of each item, and the end of its keys."""
+        """Return the first key of each item, and the end of its keys."""
         most = self._chunk * self._shape.block_n
         start = begin[self._tile] + self._split * most
         return start, np.minimum(start + most, end[self._tile])
 
 
 def best_chunk(blocks: Ints, shape: PlanShape) -> int:
-    """How many blocks of keys a unit takes at most, so that all programs end soonest. blocks: (tiles,).
+    """Return how many blocks of keys a unit takes at most, so that all programs end soonest. blocks: (tiles,).
 
-    Counted in blocks that the busiest program takes: units of whole chunks go first, and the rests fill their last
-    round and then rounds of their own.
+    The cost is counted in blocks that the busiest program takes: units of whole chunks go first, and the rests fill
+    their last round and then rounds of their own.
     """
     most = int(blocks.max(initial=1))
     if most <= 1:
@@ -146,5 +146,5 @@ def best_chunk(blocks: Ints, shape: PlanShape) -> int:
 
 @lru_cache(maxsize=4096)
 def _chunks(most: int) -> Ints:
-    """Candidates: `most` blocks in so many parts, the smallest first."""
+    """Return the candidates: `most` blocks cut into so many parts, the smallest first."""
     return np.unique(cdiv(most, _PARTS))

@@ -11,7 +11,8 @@ from ..plan import PlanShape
 
 @dataclass(frozen=True)
 class TileConfig:
-    """block_m: queries of a tile, 16 or more. block_n: keys at a time. stages: of the loop over keys.
+    """The sizes of a compilation. block_m: queries of a tile, 16 or more. block_n: keys at a time. stages: of the loop
+    over keys.
 
     programs: on each multiprocessor; they need not all be there at once.
     """
@@ -24,10 +25,11 @@ class TileConfig:
 
 
 def tiles_for(layer: AttentionLayer, dtype: torch.dtype, *, wide: bool) -> TileConfig:
-    """wide: for steps with spans of many rows. Narrow tiles hold the query heads of one token, which share its keys.
+    """Return the sizes for a layer. wide: for steps with spans of many rows.
 
-    A program takes 32 KiB of keys and values at once, or 16 in tiles of many rows: what compiles without spilling
-    registers. Several programs on a multiprocessor keep its memory busy while each waits for its own.
+    Narrow tiles hold the query heads of one token, which share its keys. A program takes 32 KiB of keys and values at
+    once, or 16 in tiles of many rows: what compiles without spilling registers. Several programs on a multiprocessor
+    keep its memory busy while each waits for its own loads.
     """
     width = _power_of_two(_power_of_two(layer.key_dim) + _power_of_two(layer.value_dim)) * dtype.itemsize
     block_m = 64 if wide else max(16, min(64, _power_of_two(layer.group)))
@@ -43,7 +45,10 @@ def shape_of(layer: AttentionLayer, tiles: TileConfig, num_programs: int) -> Pla
 
 
 def compile_options(layer: AttentionLayer, tiles: TileConfig, page_size: int, *, writes: bool) -> dict[str, Any]:
-    """The kernel's constants, and the compiler's options. writes: for steps whose keys the kernel itself stores."""
+    """Return the kernel's constants and the compiler's options.
+
+    writes: for steps whose keys the kernel itself stores.
+    """
     return {
         "WRITES": writes,
         "SINKS": layer.sinks,
@@ -65,5 +70,5 @@ def compile_options(layer: AttentionLayer, tiles: TileConfig, page_size: int, *,
 
 
 def _power_of_two(number: int) -> int:
-    """The least that is not under `number`."""
+    """Return the least power of two that is not under `number`."""
     return 1 << (number - 1).bit_length()
