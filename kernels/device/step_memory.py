@@ -1,10 +1,10 @@
-"""What a step tells the device, sent over in one copy: token ids, plans of attention and bypasses, what else it has.
+"""The metadata of a step, sent to the device in one copy: token ids, plans of attention and bypasses, and others.
 
     front    places reserved before the first step, for good: what a captured launch reads lies or is named there
     behind   what a step appends, at places of its own
 
-One buffer on the device that never moves, in fields of int32. The host writes what is to go there into one of a few
-pinned buffers in turns, so that the next step is written while the copy of this one is under way. Knows no plan.
+One buffer on the device that never moves, in fields of int32. The host writes a step's fields into one of a few pinned
+buffers in turns, so that the next step is written while the copy of this one is under way. Knows no plan.
 """
 
 from typing import Any
@@ -22,9 +22,10 @@ Fields = npt.NDArray[np.int32]
 
 
 class StepMemory:
-    """`reserve` until the first `begin`, which allocates all; then `begin`, writes, and `send` for each step.
+    """The buffer: `reserve` until the first `begin`, which allocates all; then `begin`, writes, and `send` for each
+    step.
 
-    spare: fields beside those that are reserved, for what `append` is given. What exceeds them all is a mistake.
+    spare: fields beside the reserved ones, for `append`. A step beyond them all is a mistake.
     """
 
     def __init__(self, device: torch.device, spare: int = 0) -> None:
@@ -38,7 +39,10 @@ class StepMemory:
         self._end = 0  # of the step's fields
 
     def reserve(self, front: int, behind: int = 0) -> int:
-        """The place of `front` fields that every step has. behind: the most that a step takes beside them."""
+        """Return the place of `front` fields that every step has.
+
+        behind: the most that a step takes beside them.
+        """
         assert self._there is None, "reserved after the first step"
         place = self._front
         self._front += round_up(front, ALIGNMENT)
@@ -46,7 +50,7 @@ class StepMemory:
         return place
 
     def begin(self) -> None:
-        """Forget what was written and not sent. Waits where the buffer that comes next is still being copied."""
+        """Begin a step, without what was written and not sent. Waits while its host buffer is still being copied."""
         if self._there is None:
             with torch.inference_mode(False):  # who begins decides nothing about who may write
                 self._allocate(max(self._front + self._behind, ALIGNMENT))
@@ -60,18 +64,18 @@ class StepMemory:
         self._buffers = [_HostBuffer(size, self.device) for _ in range(buffers)]
 
     def at(self, place: int, count: int) -> Fields:
-        """Fields of the step, to be written; what an earlier step wrote may still be in those of the front."""
+        """Return fields of the step to write to; those of the front may still hold what an earlier step wrote."""
         return self._buffers[self._turn].fields[place : place + count]
 
     def take(self, count: int) -> int:
-        """The place of `count` fields more, for this step."""
+        """Return the place of `count` fields more, for this step."""
         place = self._end
         self._end += round_up(count, ALIGNMENT)
         assert self._end <= self._size, "a step beyond the limits"
         return place
 
     def append(self, array: npt.NDArray[Any]) -> torch.Tensor:
-        """The array on the device, from `send` until the next step's."""
+        """Write an array. Returns it on the device, where it is valid from `send` until the next step's."""
         data = np.ascontiguousarray(array)
         count = cdiv(data.nbytes, 4)
         place = self.take(count)
@@ -80,21 +84,23 @@ class StepMemory:
 
     @property
     def there(self) -> torch.Tensor:
-        """All of it on the device: (fields,) int32."""
+        """Return the buffer on the device, (fields,) int32."""
         assert self._there is not None, "before the first step"
         return self._there
 
     def seen(self, place: int, num_bytes: int, dtype: torch.dtype) -> torch.Tensor:
-        """What lies there on the device, as numbers of that type."""
+        """View bytes of the device buffer as numbers of a type."""
         return self.there[place : place + cdiv(num_bytes, 4)].view(torch.uint8)[:num_bytes].view(dtype)
 
     def send(self) -> None:
-        """Enqueues the copy. The next step is written into another buffer."""
+        """Enqueue the copy. The next step is written into another buffer."""
         self._buffers[self._turn].send(self.there, self._end)
         self._turn = (self._turn + 1) % len(self._buffers)
 
 
 class _HostBuffer:
+    """A pinned buffer, and the event behind the copy from it."""
+
     def __init__(self, size: int, device: torch.device) -> None:
         self._pinned = torch.zeros(size, dtype=torch.int32, pin_memory=device.type == "cuda")
         self._sent = torch.cuda.Event() if device.type == "cuda" else None
@@ -107,6 +113,6 @@ class _HostBuffer:
             self._sent.record(torch.cuda.current_stream(self._device))
 
     def wait(self) -> None:
-        """An event that was never recorded is over."""
+        """Wait until the copy is done. An event that was never recorded counts as done."""
         if self._sent is not None:
             self._sent.synchronize()

@@ -1,4 +1,4 @@
-"""Where the highest number of each row is: the greedy token of each row of logits. On a GPU each is read once."""
+"""The argmax of each row without NaNs: the greedy token of each row of logits. On a GPU each number is read once."""
 
 from collections.abc import Iterable
 
@@ -6,9 +6,11 @@ import torch
 
 
 def argmax_ids(rows: torch.Tensor) -> torch.Tensor:
-    """rows: (rows, columns) of any floating dtype. Returns (rows,) int64, on the same device, which nobody waits for.
+    """Return the argmax of each row, (rows,) int64, on the same device, without waiting for it.
 
-    ids[i] = the least j of those with rows[i, j] = max(rows[i, k] that are no NaN); 0 if all are
+        ids[i] = the least j with rows[i, j] = max over k of rows[i, k] that are no NaN; 0 if all are
+
+    rows: (rows, columns) of any floating dtype.
     """
     if not rows.is_cuda:
         return naive_argmax_ids(rows)
@@ -18,12 +20,12 @@ def argmax_ids(rows: torch.Tensor) -> torch.Tensor:
 
 
 def naive_argmax_ids(rows: torch.Tensor) -> torch.Tensor:
-    """The same in plain torch, on any device, in two passes."""
+    """Return the same in plain torch, on any device, in two passes."""
     return rows.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).argmax(dim=-1)
 
 
 def warm_up(device: torch.device, dtypes: Iterable[torch.dtype], columns: int) -> None:
-    """Compile what rows of so many columns take, and of more, so that no step has to wait for it."""
+    """Compile the kernels for rows of so many columns, and of one more, so that no step has to wait for it."""
     if device.type == "cuda":
         for dtype in dtypes:
             for width in (columns, columns + 1):  # rows that begin at whole multiples of 16 numbers, and others

@@ -1,5 +1,5 @@
 # mypy: disallow-untyped-decorators=False
-"""The highest number of each row in Triton, for CUDA and ROCm: one launch, one pass. Oracle: `argmax.py`."""
+"""The argmax of each row in Triton, for CUDA and ROCm: one launch, one pass. Oracle: `argmax.py`."""
 
 import torch
 import triton
@@ -15,7 +15,7 @@ WARPS = 16
 def argmax_kernel(
     rows_ptr: tl.tensor, ids_ptr: tl.tensor, row_stride: tl.tensor, columns: tl.tensor, BLOCK: tl.constexpr
 ) -> None:
-    """ids[i] = the least j of those with rows[i, j] = max(rows[i, k] that are no NaN); 0 if all are
+    """ids[i] = the least j with rows[i, j] = max over k of rows[i, k] that are no NaN; 0 if all are
 
     rows: (rows, columns) floating, contiguous but for `row_stride` numbers between rows. ids: (rows,) int64. A program
     for each row. Every lane keeps the best of its own columns, the first of equals; the lanes are compared at the end.
@@ -35,7 +35,7 @@ def argmax_kernel(
 
 
 def triton_argmax_ids(rows: torch.Tensor) -> torch.Tensor:
-    """As `argmax_ids`."""
+    """Return the same as `argmax_ids`."""
     if rows.stride(-1) != 1:
         rows = rows.contiguous()
     ids = torch.empty(len(rows), dtype=torch.int64, device=rows.device)

@@ -18,13 +18,13 @@ from .places import needed
 from .products import Held
 
 Columns = npt.NDArray[np.int64]
-"""(COLUMN_FIELDS, ranks) of one adapter and group, as in the table; slots are not known yet."""
+"""(COLUMN_FIELDS, ranks) of one adapter and group, as in the table, without slots."""
 
 ALIGNMENT = 8  # elements, of factors that kernels read in wide loads
 
 
 class LaunchConfig(NamedTuple):
-    """Of the programs of a launch."""
+    """How the programs of a launch are cut and compiled."""
 
     blocks: dict[str, int]
     warps: int
@@ -35,12 +35,15 @@ SHORT_STEP = 4096  # rows, below which tiles of 32 are not enough for all multip
 FILL = LaunchConfig({"BLOCK_M": 32, "BLOCK_C": 64, "BLOCK_K": 128}, 4, 3)
 FILL_SHORT = LaunchConfig({"BLOCK_M": 16, "BLOCK_C": 64, "BLOCK_K": 128}, 4, 3)
 FILL_PLAIN = LaunchConfig({"BLOCK_M": 32, "BLOCK_C": 32, "BLOCK_K": 32}, 4, 2)
-"""Of fp32, which is for checks, and of factors at odd places."""
+"""For fp32, which is for checks, and for unaligned factors."""
 STORE = LaunchConfig({"BLOCK_N": 128, "BLOCK_C": 16}, 4, 1)
 
 
 class TritonColumns:
-    """weights: (sum of out_features, in_features + columns), by group. Writes them, and holds their addresses."""
+    """`ColumnProducts` in Triton. Writes the weights, and holds their addresses.
+
+    weights: (sum of out_features, in_features + columns), by group.
+    """
 
     def __init__(
         self, arena: torch.Tensor, weights: Mapping[int, torch.Tensor], in_features: Mapping[int, int]
@@ -59,7 +62,7 @@ class TritonColumns:
         self.begin({}, [])
 
     def warm_up(self) -> None:
-        """Compile all kernels, which change nothing yet. No step waits for a compiler then."""
+        """Compile all kernels with launches that change nothing, so that no step waits for a compiler."""
         if self._weights:
             self._store([(0, 0, 0)])
         for group, weight in self._weights.items():
@@ -90,7 +93,7 @@ class TritonColumns:
             self._store(jobs)
 
     def _store(self, jobs: Sequence[tuple[int, int, int]]) -> None:
-        """jobs: as in the kernel's list."""
+        """Launch the copies. jobs: as in the kernel's list."""
         table = to_device(np.array(jobs, dtype=np.int64), self._arena.device)
         store_kernel[(len(jobs), cdiv(self._rows, STORE.blocks["BLOCK_N"]))](
             self._arena,
@@ -103,7 +106,7 @@ class TritonColumns:
         )
 
     def begin(self, held: Mapping[int, Held[Mapping[int, Columns]]], segments: Sequence[Segment]) -> None:
-        """Of rows beyond the segments, runs say that they are nobody's."""
+        """Send the runs and weights of a step. Rows beyond the segments are in no run with an adapter."""
         runs, weights = _runs(segments, max(held, default=0) + 1)
         both = np.concatenate([runs, weights.view(np.int32).ravel()])
         there = to_device(both, self._arena.device)
@@ -143,7 +146,7 @@ class TritonColumns:
 
 
 def _columns(factors: Factors) -> Columns:
-    """factors: of one group."""
+    """Return the table columns of one group. factors: of that group."""
     width, row, parts = factors.a.shape[0], 0, []
     for b in factors.b:
         rank, out = b.shape
@@ -158,9 +161,9 @@ def _columns(factors: Factors) -> Columns:
 
 
 def _runs(segments: Sequence[Segment], slots: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """The run of each row up to the last of these, and (runs, slots) weights; run 0 is of nobody.
+    """Return the run of each row up to the last of these, and (runs, slots) weights. Run 0 has no adapter.
 
-    A row is in the run of all rows that have the same segments.
+    Rows with the same segments are in one run.
     """
     bounds = sorted({bound for s in segments for bound in (s.start, s.end)})
     runs = np.zeros(round_up(bounds[-1] if bounds else 0, 4), dtype=np.int32)  # so that weights lie at 16 bytes

@@ -1,11 +1,11 @@
-"""The bypasses on a CPU: in torch's operators and the compiled loop, and a reference on any other device.
+"""The bypasses on a CPU, in torch's operators and the compiled loop; on any other device a reference.
 
-A segment is a slice of the step. How it is served is decided by what the ways cost on this machine: by products of its
-own, one for the group and one for each site (`slices.py`), or together with others in one loop that is compiled at
-start (`cpp/`), where there is a compiler.
+How a segment is served is decided by the measured cost of each way on this machine: by products of its own, one for the
+group and one for each site (`slices.py`), or together with others in one loop that is compiled at start (`cpp/`), where
+there is a compiler.
 
-The step's plan is made once per change of the work list: decode, where the same sequences run step after step,
-plans nothing.
+The plan of a step is made when the work list changes: a decode, where the same sequences run step after step, plans
+nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,14 +23,16 @@ from .slices import LOOP, Slice, Way
 
 
 class Attached(NamedTuple):
-    """ways: the way of a segment by its number of rows, filled as they occur, shared by all factors of one shape."""
+    """An adapter's factors of one group. ways: by a segment's number of rows, filled as they occur, shared by equal
+    shapes.
+    """
 
     factors: Factors
     ways: dict[int, Way]
 
 
 class Work(NamedTuple):
-    """The step's slices by group: with calls of their own, and in the compiled loop."""
+    """The step's slices by group: those with products of their own, and those in the compiled loop."""
 
     alone: dict[int, list[Slice]]
     looped: dict[int, list[Slice]]
@@ -42,7 +44,8 @@ class Work(NamedTuple):
 class GroupCall(Protocol):
     """Some of a group's segments, whose deltas it adds to the outputs of all sites."""
 
-    def add_(self, x: torch.Tensor, outputs: Sequence[torch.Tensor | None]) -> None: ...
+    def add_(self, x: torch.Tensor, outputs: Sequence[torch.Tensor | None]) -> None:
+        """Add the deltas in place."""
 
 
 class TorchBypass:
@@ -50,10 +53,10 @@ class TorchBypass:
 
         for each segment s: y[s.start:s.end] += s.weight · (x[s.start:s.end] Aᵀ) Bᵀ
 
-    x and y have the arena's dtype; every sum runs in fp32. In 16 bit, h is rounded to the arena's dtype between two
+    x and y have the arena's dtype; every sum runs in fp32. In 16 bits, h is rounded to the arena's dtype between two
     products unless both are wide; in the loop it stays in fp32.
 
-    costs: of the ways that a segment may be served in; measured if None.
+    costs: of the ways to serve a segment; measured if None.
     """
 
     fuses_scale_and_bias = False
@@ -113,7 +116,7 @@ class TorchBypass:
         return Attached(factors, self._ways.setdefault(shape, {}))
 
     def _forget(self, slot: int) -> None:
-        """The step's plan, if the slot is in it: who runs without it plans nothing anew."""
+        """Drop the plan of the step, if the slot is in it. Steps without the slot keep theirs."""
         if any(segment.slot == slot for segments in self._step or () for segment in segments):
             self._step = None
 
