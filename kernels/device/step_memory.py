@@ -32,7 +32,7 @@ class StepMemory:
         self.device = device
         self._front = 0
         self._behind = round_up(spare, ALIGNMENT)
-        self._there: torch.Tensor | None = None
+        self._on_device: torch.Tensor | None = None
         self._buffers: list[_HostBuffer] = []
         self._turn = 0
         self._size = 0
@@ -43,7 +43,7 @@ class StepMemory:
 
         behind: the most that a step takes beside them.
         """
-        assert self._there is None, "reserved after the first step"
+        assert self._on_device is None, "reserved after the first step"
         place = self._front
         self._front += round_up(front, ALIGNMENT)
         self._behind += round_up(behind, ALIGNMENT)
@@ -51,7 +51,7 @@ class StepMemory:
 
     def begin(self) -> None:
         """Begin a step, without what was written and not sent. Waits while its host buffer is still being copied."""
-        if self._there is None:
+        if self._on_device is None:
             with torch.inference_mode(False):  # who begins decides nothing about who may write
                 self._allocate(max(self._front + self._behind, ALIGNMENT))
         self._buffers[self._turn].wait()
@@ -59,7 +59,7 @@ class StepMemory:
 
     def _allocate(self, size: int) -> None:
         self._size = size
-        self._there = torch.zeros(size, dtype=torch.int32, device=self.device)
+        self._on_device = torch.zeros(size, dtype=torch.int32, device=self.device)
         buffers = _BUFFERS if self.device.type == "cuda" else 1
         self._buffers = [_HostBuffer(size, self.device) for _ in range(buffers)]
 
@@ -83,18 +83,18 @@ class StepMemory:
         return self.seen(place, data.nbytes, torch.from_numpy(data).dtype).view(data.shape)
 
     @property
-    def there(self) -> torch.Tensor:
+    def on_device(self) -> torch.Tensor:
         """Return the buffer on the device, (fields,) int32."""
-        assert self._there is not None, "before the first step"
-        return self._there
+        assert self._on_device is not None, "before the first step"
+        return self._on_device
 
     def seen(self, place: int, num_bytes: int, dtype: torch.dtype) -> torch.Tensor:
         """View bytes of the device buffer as numbers of a type."""
-        return self.there[place : place + cdiv(num_bytes, 4)].view(torch.uint8)[:num_bytes].view(dtype)
+        return self.on_device[place : place + cdiv(num_bytes, 4)].view(torch.uint8)[:num_bytes].view(dtype)
 
     def send(self) -> None:
         """Enqueue the copy. The next step is written into another buffer."""
-        self._buffers[self._turn].send(self.there, self._end)
+        self._buffers[self._turn].send(self.on_device, self._end)
         self._turn = (self._turn + 1) % len(self._buffers)
 
 

@@ -56,7 +56,7 @@ FORMS = {"decode": (False, True), "narrow": (False, False), "wide": (True, False
 
 
 def compile_bypass(design: Design, mode: str, dtype: str, target: GPUTarget) -> Any:
-    """As launches find it in practice: pointers and widths are multiples of 16. Early where the device knows how."""
+    """Compile as launches find it in practice: pointers and widths are multiples of 16. Early where the device can."""
     early = design.early and target.backend == "cuda" and target.arch >= 90
     chosen = shrink_options(design, 8, part=design.shrink.part, early=early)
     if mode != "shrink":
@@ -74,7 +74,7 @@ def compile_lists(target: GPUTarget) -> Any:
 
 
 def _compile(kernel: Any, chosen: dict[str, Any], dtype: str, target: GPUTarget, odd: tuple[str, ...] = ()) -> Any:
-    """odd: arguments that may be any number."""
+    """Compile a kernel. odd: arguments that may be any number."""
     constants = {k: v for k, v in chosen.items() if k.isupper()}
     options = {k: v for k, v in chosen.items() if not k.isupper()}
     signature = {
@@ -90,7 +90,7 @@ def _compile(kernel: Any, chosen: dict[str, Any], dtype: str, target: GPUTarget,
 
 
 def compile_attention(layer: AttentionLayer, tiles: TileConfig, target: GPUTarget, *, writes: bool) -> Any:
-    """In bf16, at pages of 16 tokens."""
+    """Compile in bf16, at pages of 16 tokens."""
     chosen = compile_options(layer, tiles, page_size=16, writes=writes)
     constants = {k: v for k, v in chosen.items() if k.isupper()}
     options = {k: v for k, v in chosen.items() if not k.isupper()}
@@ -121,7 +121,7 @@ def compile_argmax(dtype: str, target: GPUTarget) -> Any:
 
 
 def resources(compiled: Any) -> dict[str, int]:
-    """Registers of a thread, and what it spills: bytes of local memory (CUDA) or registers (ROCm)."""
+    """Return the registers of a thread, and what it spills: bytes of local memory (CUDA) or registers (ROCm)."""
     if "amdgcn" in compiled.asm:
         found = re.findall(r"([sv])gpr_(count|spill_count):\s*(\d+)", compiled.asm["amdgcn"])
         return {
@@ -138,7 +138,7 @@ def resources(compiled: Any) -> dict[str, int]:
 
 
 def _others() -> Iterator[tuple[str, Design, str]]:
-    """What else there is to choose, each kernel once."""
+    """Yield the other designs to choose from, each kernel once."""
     known = {(design.rows, half) for design in DESIGNS.values() for half in (design.shrink, design.expand)}
     for number, design in enumerate(candidates()):
         for mode, half in (("shrink", design.shrink), ("expand", design.expand)):
@@ -148,7 +148,9 @@ def _others() -> Iterator[tuple[str, Design, str]]:
 
 
 def bypass_entries(target_name: str, target: GPUTarget, *, every: bool) -> Iterator[dict[str, Any]]:
-    """Those of float32, which is for checks, and those that are not the usual ones on one GPU. every: for the table."""
+    """Compile the kernels of the bypasses; those in float32 and of unusual designs for one GPU alone. every: for the
+    table.
+    """
     dtypes = ("bf16", "fp32") if target_name == "sm_90" else ("bf16",)
     for (name, design), mode, dtype in itertools.product(DESIGNS.items(), MODES, dtypes):
         warps = (design.shrink if mode == "shrink" else design.expand).warps
@@ -177,7 +179,9 @@ def entry_of(
 
 
 def attention_entries(target_name: str, target: GPUTarget, *, every: bool) -> Iterator[dict[str, Any]]:
-    """every: for the table. Otherwise the decodes of one layer, and its other forms for one GPU."""
+    """Compile attention's kernel. every: for the table; otherwise the decodes of one layer, and its other forms for one
+    GPU.
+    """
     for dim, form in itertools.product(LAYERS if every else (128,), FORMS):
         if form != "decode" and not every and target_name != "sm_90":
             continue

@@ -16,7 +16,7 @@ REGISTERS = {"sm_80": 1 << 16, "sm_90": 1 << 16, "sm_100": 1 << 16, "gfx942": 4 
 
 @pytest.fixture(scope="module")
 def compiled(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What triton has compiled before it keeps under a hash of all that goes into it, its own version too."""
+    """Compile all kernels, or find them in the cache, under a hash of all that goes into them and of triton itself."""
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     cache = getattr(pytestconfig, "cache", None)  # not where pytest is told to keep nothing
     env["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton") if cache is None else cache.mkdir("triton"))

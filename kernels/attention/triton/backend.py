@@ -106,7 +106,7 @@ class TritonAttention:
     @property
     def _records(self) -> torch.Tensor:
         """Return the lists on the device, from the first header on."""
-        return self._memory.there[self._front :]
+        return self._memory.on_device[self._front :]
 
     def begin(self, spans: Sequence[Span], *, capacity: int | None = None, elsewhere: Collection[int] = ()) -> None:
         """Set the spans of a step.
@@ -172,7 +172,7 @@ class TritonAttention:
         value_dim = value.shape[3]
         assert rows == self._num_rows
         blocks = cdiv(kv_heads * max(key_dim, value_dim), _WRITE_BLOCK)
-        positions = self._memory.there[self._positions_at :]
+        positions = self._memory.on_device[self._positions_at :]
         key, value = _adjoining(key), _adjoining(value)
         write_kernel[(rows, blocks)](
             key, value, keys, values, positions, *key.stride()[1:3], *value.stride()[1:3],

@@ -66,7 +66,7 @@ class Costs(NamedTuple):
         return shrink.of(rows, factors.a.numel()) + sum(expand.of(rows, size) for size in sizes)
 
     def _of_loop(self, factors: Factors, rows: int) -> float:
-        """Return the loop's cost: short segments share its call and threads; long ones would have all threads anyway."""
+        """Return the loop's cost: short segments share its call and threads; long ones have all threads anyway."""
         assert self.loop is not None
         read = rows * factors.rank if factors.gather else factors.a.numel()
         elements = read + sum(b.numel() for b in factors.b)

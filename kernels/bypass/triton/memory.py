@@ -95,7 +95,7 @@ class FixedMemory:
     def memory(self) -> Memory:
         """Return the memory of a step, from the first step on."""
         if self._memory is None:
-            self._memory = self.memory_with(self.step_memory.there[self.front :])
+            self._memory = self.memory_with(self.step_memory.on_device[self.front :])
         return self._memory
 
     def memory_with(self, lists: torch.Tensor) -> Memory:

@@ -55,8 +55,8 @@ class Launch:
     @property
     def records(self) -> torch.Tensor:
         """Return the plan's lists on the device."""
-        assert self.lists.there is not None, "the plan's lists are sent before it runs"
-        return self.lists.there
+        assert self.lists.on_device is not None, "the plan's lists are sent before it runs"
+        return self.lists.on_device
 
 
 def tiles_of(kind: str, ranges: Sequence[RowRange], weights: Sequence[float]) -> Tiles:

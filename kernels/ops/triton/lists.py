@@ -46,7 +46,7 @@ def cut_tiles(ranges: Sequence[RowRange], weights: Sequence[float], block_m: int
 
 
 class PlanLists:
-    """The list of a plan: `add` while it is made, then `send`. Launches hold it and read `there`. device: of the
+    """The list of a plan: `add` while it is made, then `send`. Launches hold it and read `on_device`. device: of the
     adapters.
     """
 
@@ -55,7 +55,7 @@ class PlanLists:
         self._records: list[Ints] = []
         self._size = 0
         self._arenas: dict[torch.dtype, torch.Tensor] = {}
-        self.there: torch.Tensor | None = None  # (records, RECORD_FIELDS) int64 on the device; set by `send`
+        self.on_device: torch.Tensor | None = None  # (records, RECORD_FIELDS) int64 on the device; set by `send`
 
     def add(self, tiles: Tiles, offsets: Ints) -> int:
         """Append tiles and entries, and return the place of the first tile. offsets: (segments, tensors)."""
@@ -76,4 +76,4 @@ class PlanLists:
     def send(self) -> None:
         """Send the list to the device in one copy."""
         if self._records:
-            self.there = to_device(np.concatenate(self._records), self._device)
+            self.on_device = to_device(np.concatenate(self._records), self._device)

@@ -1,4 +1,4 @@
-"""What every backend owes its callers, on each backend that this machine can run."""
+"""The contract of backends, tested on each backend that this machine can run."""
 
 from collections.abc import Sequence
 from types import ModuleType
@@ -49,7 +49,7 @@ def make(
 
 
 def in_a_row(slots: Sequence[int], length: int) -> list[Segment]:
-    """One segment after the other, as many as fit in the rows."""
+    """Return one segment after the other, as many as fit in the rows."""
     return [Segment(slot, 1.0, i * length, (i + 1) * length) for i, slot in enumerate(slots[: ROWS // length])]
 
 

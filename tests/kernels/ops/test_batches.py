@@ -1,4 +1,4 @@
-"""Which rows go into a batch and come out of it, and which segments are one."""
+"""Which rows go into a batch and come out of it, and which segments form one."""
 
 import torch
 from hypothesis import given
@@ -12,7 +12,7 @@ SPANS = st.lists(st.tuples(st.integers(0, 20), st.integers(1, 40)), min_size=1, 
 
 
 def laid_out(drawn: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Of (length, gap before it): ranges that share no row."""
+    """Make ranges that share no row from (length, gap before it)."""
     ranges, end = [], 0
     for length, gap in drawn:
         ranges.append((end + gap, end + gap + length))

@@ -19,7 +19,7 @@ def draw(*shape: int) -> torch.Tensor:
 
 
 def turned(y: torch.Tensor, group: int) -> torch.Tensor:
-    """rot(y), one feature at a time."""
+    """Compute rot(y), one feature at a time."""
     out = torch.empty_like(y)
     for start in range(0, y.shape[-1], group):
         half = group // 2
@@ -37,7 +37,7 @@ SPARSE[SPARSE_ROWS.long(), SPARSE_COLUMNS.long()] = draw(4)
 
 
 def starts_of(rows: torch.Tensor) -> torch.Tensor:
-    """Where each row's entries begin, one row at a time."""
+    """Return where the entries of each row begin, one row at a time."""
     return torch.tensor([int((rows < row).sum()) for row in range(OUT + 1)], dtype=torch.int32)
 
 
@@ -45,12 +45,12 @@ NET = {"down": draw(3, OUT), "down_bias": draw(3), "up": draw(OUT, 3), "up_bias"
 
 
 def network(v: torch.Tensor) -> torch.Tensor:
-    """Of NET."""
+    """Compute the network of NET."""
     return torch.tanh(v @ draw(3, OUT).T + draw(3)) @ draw(OUT, 3).T + draw(OUT)
 
 
 def routed(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
-    """One token through the two best of its experts, at the temperature 0.5."""
+    """Route one token through the two best of its experts, at the temperature 0.5."""
     best = sorted((abs(float(p @ x)), e) for e, p in enumerate(prototypes))[-2:]
     weights = torch.tensor([math.exp(2 * (fit - best[-1][0])) for fit, _ in best], dtype=torch.float64)
     return sum(w * (b[e].T @ (a[e] @ x)) for w, (_, e) in zip(weights / weights.sum(), best, strict=True))

@@ -1,4 +1,4 @@
-"""Which segments of a stage are one step."""
+"""Which segments of a stage are one call."""
 
 from peftserve.kernels.ops.grouping import ALONE, CallForm, SegmentClass, SegmentGroup, grouped
 

@@ -1,4 +1,4 @@
-"""Primitives of one kind of many adapters: as one call what they are one after the other, and what is a batch."""
+"""Primitives of one kind of many adapters: one call equals one after the other, and what may form a batch."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -29,7 +29,7 @@ LONG = [Segment(0, 1.0, 0, 12), Segment(1, 1.0, 12, 14), Segment(2, 0.5, 14, 15)
 
 
 def planned(kind: str, segments: Sequence[Segment], planner: CallPlanner, unlike: bool = False) -> SitePlan:
-    """unlike: every third adapter has parameters of another shape."""
+    """Plan one site. unlike: every third adapter has parameters of another shape."""
     side = SideOps({"site": RowSet.TOKENS}, planner)
     for slot in {segment.slot for segment in segments}:
         side.attach(slot, {"site": [make(kind, slot, int(unlike and slot % 3 == 1))]})
@@ -38,7 +38,7 @@ def planned(kind: str, segments: Sequence[Segment], planner: CallPlanner, unlike
 
 
 def run(plan: SitePlan, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    """Of 16 rows, where the base gives its input, again from its front where it ends."""
+    """Run 16 rows through a base that returns its input, repeated to the width of the output."""
     x, norm, y = (drawn(seed)(16, width).to(dtype) for seed, width in ((1, IN), (2, OUT), (3, OUT)))
     changed = plan.before(x)
     return plan.after(x, y + changed.repeat(1, 2)[:, :OUT], torch.zeros_like, {"norm": norm})

@@ -17,7 +17,7 @@ def draw(seed: int, *shape: int) -> torch.Tensor:
 
 
 def ops_of(slot: int) -> list[Op]:
-    """A different mix for each slot; its matrices follow from `expected`."""
+    """Return a different mix of primitives for each slot; `expected` knows their matrices."""
     every = [
         Op("output_scale", {"d": draw(slot, WIDTH)}),
         Op("bias", {"d": draw(slot + 50, WIDTH)}),
@@ -29,7 +29,7 @@ def ops_of(slot: int) -> list[Op]:
 
 
 def expected(segments: list[Segment], x: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
-    """The base and the weighted sum of what each adapter adds to it by itself, one row at a time."""
+    """Return the base and the weighted sum of each adapter's own effect, one row at a time."""
     out = []
     for row in range(len(x)):
         one = x[row : row + 1]

@@ -13,5 +13,5 @@ def test_every_name_is_there() -> None:
 
 @pytest.mark.parametrize("name", ["n_regs", "n_spills", "metadata.num_warps", "metadata.shared", "metadata.target"])
 def test_a_compiled_kernel_has_what_figures_are_read_of(name: str) -> None:
-    """By its source: it has them once it is loaded, which takes a GPU."""
+    """Looks at the source: a kernel has them once it is loaded, which takes a GPU."""
     assert f"self.{name}" in inspect.getsource(CompiledKernel), triton_private.NAMES["triton.compiler.CompiledKernel"]

@@ -1,4 +1,4 @@
-"""The highest number of each row: plain torch against Python, and the kernel against plain torch."""
+"""The argmax of each row: plain torch against Python, and the kernel against plain torch."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Two kernels in one step, against the formulas. SDPA stands in for flash kernels, which CPUs have none of."""
+"""Two kernels in one step, against the formulas. SDPA stands in for flash kernels, which CPUs lack."""
 
 from dataclasses import replace
 from types import ModuleType
@@ -19,7 +19,7 @@ LEAST_ROWS = 6
 
 
 class CountingFlash:
-    """What each call was asked for: rows of its longest sequence, keys in all."""
+    """Records of each call the rows of its longest sequence, and its keys in all."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, int]] = []

@@ -40,7 +40,7 @@ def test_a_cpu_has_none(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize(("window", "asked"), [(None, (-1, 0)), (1, (0, 0)), (128, (127, 0))])
 def test_torchs_own_is_asked_as_it_wants_to_be(window: int | None, asked: tuple[int, int]) -> None:
-    """In whichever torch this is: its signature refuses what it does not know, such as `enable_gqa` before 2.12."""
+    """The signature of the installed torch refuses unknown arguments, such as `enable_gqa` before 2.12."""
     spied = create_autospec(varlen_attn)
     tensors = torch.zeros(7, 6, 16), torch.zeros(7, 2, 16), torch.zeros(7, 2, 16)
     found = flash_of(spied)(*tensors, Packed(INTS, INTS, 4, 3), replace(LAYER, window=window))

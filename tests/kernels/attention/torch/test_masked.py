@@ -19,7 +19,7 @@ NO_PAGES = torch.zeros(1, 1, dtype=torch.int64)
 def expected(
     layer: AttentionLayer, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, sinks: torch.Tensor | None
 ) -> torch.Tensor:
-    """The heads of the row at the last key. query: (heads, dim). keys, values: (kv heads, keys, dim)."""
+    """Return the heads of the row at the last key. query: (heads, dim). keys, values: (kv heads, keys, dim)."""
     first = 0 if layer.window is None else max(keys.shape[1] - layer.window, 0)
     k, v = (cache[:, first:].double().repeat_interleave(layer.group, 0) for cache in (keys, values))
     scores = torch.einsum("hd,hkd->hk", query.double(), k) * layer.scale

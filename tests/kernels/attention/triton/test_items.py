@@ -26,7 +26,7 @@ shapes = st.builds(
 
 
 def spans_of(found: Sequence[tuple[int, int]]) -> list[Span]:
-    """Pages count on from 100, without gaps between the spans."""
+    """Make adjoining spans whose pages count up from 100."""
     spans, row, page = [], 0, 100
     for rows, context in found:
         count = -(-(rows + context) // PAGE)

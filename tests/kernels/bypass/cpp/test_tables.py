@@ -61,7 +61,7 @@ def test_groups_with_the_same_rows_share_their_tiles(kit: ModuleType) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_number_of_threads_changes_no_bit(kit: ModuleType, dtype: torch.dtype) -> None:
-    """Enough work for a team, with shares that cut adapters and outputs in two."""
+    """Enough work for several threads, with shares that cut adapters and outputs in two."""
     case, before = make_case(kit, dtype), torch.get_num_threads()
     plan = planned(case, WORK)
     x, ys = case.input(0, 24), [case.output(0, position, 24) for position in range(3)]

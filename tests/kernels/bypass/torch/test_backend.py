@@ -28,7 +28,7 @@ segments = st.lists(
 
 
 def forced(shrink: str, expand: str) -> Costs:
-    """That way wherever it is possible, and plain products elsewhere."""
+    """Return costs that force one way wherever it is possible, and plain products elsewhere."""
     dear, free = ProductCost(1.0), ProductCost(0.0)
     if shrink == LOOP:
         return Costs({PLAIN: dear}, {PLAIN: dear}, loop=free)
@@ -64,7 +64,7 @@ def test_16_bit(kit: ModuleType, way: tuple[str, str], dtype: torch.dtype) -> No
 
 @pytest.mark.parametrize("way", [None, *ALL], ids=str)
 def test_a_row_does_not_depend_on_its_neighbours(kit: ModuleType, way: tuple[str, str] | None) -> None:
-    """Odd widths and ranks, so that nothing lies well by chance."""
+    """Odd widths and ranks, so that nothing is aligned by chance."""
     groups = (Group(61, (57, 96)),)
     case = kit.Case(groups, device="cpu")
     for slot, ranks in enumerate([(7, 9), (1, 3), (30, 0)]):

@@ -33,7 +33,7 @@ class Case:
         self._used = self.alignment
 
     def add(self, name: str, **ranks: int) -> None:
-        """ranks: by parameter."""
+        """Write the factors of an adapter, of these ranks by parameter."""
         self.ops[name] = [self._op(parameter, rank) for parameter, rank in ranks.items()]
 
     def segments(self, shares: Sequence[tuple[str, float, int, int]]) -> list[OpSegment]:
@@ -43,7 +43,7 @@ class Case:
         return torch.randn(*shape, generator=self.generator).to(self.dtype)
 
     def routing_of(self, tokens: int, k: int) -> torch.Tensor:
-        """Each token's k different experts."""
+        """Draw k different experts for each token."""
         drawn = torch.rand(tokens, self.experts, generator=self.generator)
         return drawn.topk(k, dim=1).indices
 
@@ -61,7 +61,7 @@ class Case:
 
 
 def check(case: Case, terms: ExpertTerms, segments: Sequence[OpSegment], experts: torch.Tensor, tol: float) -> None:
-    """Both parameters against the reference. Pairs whose token has no adapter must come back bit for bit."""
+    """Check both parameters against the reference, and pairs without an adapter bit for bit."""
     routing = terms.route(experts, case.experts)
     bare = torch.tensor(
         [not any(segment.start <= row < segment.end for segment in segments) for row in range(len(experts))]
@@ -81,5 +81,5 @@ def check(case: Case, terms: ExpertTerms, segments: Sequence[OpSegment], experts
 
 @pytest.fixture(scope="session")
 def moe() -> ModuleType:
-    """This module, for tests."""
+    """Return this module to tests."""
     return sys.modules[__name__]

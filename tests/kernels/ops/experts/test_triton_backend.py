@@ -1,4 +1,4 @@
-"""What the kernels read of adapters, counted in the interpreter, and what is prepared on the host."""
+"""What the kernels read of adapters, counted in the interpreter, and what the host prepares."""
 
 from types import ModuleType
 from typing import Any
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def factors_read(monkeypatch: pytest.MonkeyPatch, moe: ModuleType) -> list[tuple[torch.Tensor, list[int]]]:
-    """To each memory in the list, the elements of it that kernels ask for are added."""
+    """Add, to each memory in the list, the elements of it that kernels ask for."""
     watched: list[tuple[torch.Tensor, list[int]]] = []
     load = interpreter.InterpreterBuilder.create_masked_load
 

@@ -1,4 +1,4 @@
-"""The kernels, in one launch each: at odd shapes, with any number of adapters on a row, the formulas in float64."""
+"""The kernels, in one launch each, against the formulas in float64: odd shapes, any number of adapters on a row."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,7 +20,7 @@ Draw = Callable[..., torch.Tensor]
 
 
 def entries(draw: Draw, count: int, shape: tuple[int, int]) -> dict[str, torch.Tensor]:
-    """Rows of no entry, of some, and one of half of them."""
+    """Draw rows with no entry, with some, and one with half of them."""
     numbers = torch.Generator().manual_seed(count)
     rows = torch.randint(1, shape[0] - 1, (count,), generator=numbers)
     rows[: count // 2] = 7
@@ -78,7 +78,7 @@ def planned(ops: Mapping[int, Op], segments: Sequence[Segment], planner: CallPla
 
 
 def run(plan: SitePlan, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """What is rotated, or what comes out."""
+    """Return the kernel's rotated inputs or outputs."""
     return plan.before(x) if Stage.INPUT in plan.stages else plan.after(x, y.clone(), torch.zeros_like)
 
 
