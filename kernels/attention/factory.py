@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from ..device.step_memory import StepMemory
-from .flash.calls import takes, torch_flash
+from .flash.calls import supports, torch_flash
 from .layout import AttentionBackend, AttentionLayer, Limits
 from .torch.backend import TorchAttention
 
@@ -48,7 +48,7 @@ def _on_gpu(
 
     resident = resident_programs(layers, page_size, dtype, device)
     flash = torch_flash(dtype, device)
-    assisted = [index for index, layer in enumerate(layers) if flash is not None and takes(layer)]
+    assisted = [index for index, layer in enumerate(layers) if flash is not None and supports(layer)]
     least = None
     if flash is not None and assisted:
         least = choose_least_rows([layers[index] for index in assisted], page_size, dtype, device, flash)

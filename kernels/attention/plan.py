@@ -63,8 +63,9 @@ class SpanArrays(NamedTuple):
 
 
 def span_arrays(spans: Sequence[Span], num_rows: int, page_size: int) -> SpanArrays:
-    """Make the arrays of a step. Raises ValueError if a span has more positions than its pages hold, or fewer than
-    rows.
+    """Make the arrays of a step.
+
+    Raises ValueError if a span has more positions than its pages hold, or fewer than rows.
     """
     row, rows, total, lists = columns_of(spans)
     tables = PageTables(sum(map(len, lists)))

@@ -54,8 +54,9 @@ class Lists(NamedTuple):
 
 
 class WorkList(NamedTuple):
-    """All lists of a step. headers: (groups, RECORD_FIELDS) int32. lists: (n, RECORD_FIELDS) int32, to which headers
-    lead.
+    """All lists of a step.
+
+    headers: (groups, RECORD_FIELDS) int32. lists: (n, RECORD_FIELDS) int32, to which headers lead.
     """
 
     headers: Records

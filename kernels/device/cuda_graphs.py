@@ -14,8 +14,9 @@ Pool = Any  # as torch names one
 
 
 class Captured(Generic[T]):
-    """A captured function; a call replays its work on the device. output: the tensors it returned, filled anew by each
-    call.
+    """A captured function, whose work a call replays.
+
+    output: what the function returned, filled anew by each call.
     """
 
     def __init__(self, graph: torch.cuda.CUDAGraph, run: Callable[[], T], output: T) -> None:

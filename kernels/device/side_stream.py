@@ -7,10 +7,10 @@ import torch
 
 
 class SideStream:
-    """A second stream. Forked work begins when all that was enqueued before it is done; `join` makes the current stream
-    wait.
+    """A second stream for work that is forked off the current one, and joined again.
 
-    Captured graphs include both. Memory that forked work reads must be kept until it has been joined.
+    Forked work begins when all that was enqueued before it is done; `join` makes the current stream wait. Captured
+    graphs include both. Memory that forked work reads must be kept until it has been joined.
     """
 
     def __init__(self) -> None:

@@ -22,10 +22,10 @@ Fields = npt.NDArray[np.int32]
 
 
 class StepMemory:
-    """The buffer: `reserve` until the first `begin`, which allocates all; then `begin`, writes, and `send` for each
-    step.
+    """The buffer of a step's metadata.
 
-    spare: fields beside the reserved ones, for `append`. A step beyond them all is a mistake.
+    `reserve` until the first `begin`, which allocates all; then `begin`, writes, and `send` for each step. spare:
+    fields beside the reserved ones, for `append`. A step beyond them all is a mistake.
     """
 
     def __init__(self, device: torch.device, spare: int = 0) -> None:

@@ -58,8 +58,9 @@ class SideOps:
         self._forget(slot)
 
     def begin(self, tokens: Sequence[Segment], logits: Sequence[Segment]) -> None:
-        """Plan a step, unless its segments are those of the last one. tokens, logits: over all rows, and over those of
-        the head.
+        """Plan a step, unless its segments are those of the last one.
+
+        tokens, logits: over all rows, and over those of the head.
         """
         if not self._slots:
             self.plans = {}

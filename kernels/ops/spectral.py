@@ -43,8 +43,7 @@ def spectra(
 
 
 def circulant(x: torch.Tensor, _: torch.Tensor | None, *, kernel: torch.Tensor, scale: float) -> torch.Tensor:
-    """Return `y[o, t] = scale · Σ_n Σ_j kernel[o, n, (j - t) mod size] x[n, j]`, as one product a frequency of the
-    blocks.
+    """Return `y[o, t] = scale · Σ_n Σ_j kernel[o, n, (j - t) mod size] x[n, j]`, by one product a frequency.
 
     x: (rows, in). kernel: (out / size, in / size, size). Returns (rows, out).
     """
@@ -61,8 +60,9 @@ def transformed(kernels: torch.Tensor, scale: float) -> torch.Tensor:
 
 
 def circulants(x: torch.Tensor, weights: torch.Tensor, size: int) -> torch.Tensor:
-    """Return `circulant` of several segments. x: (segments, rows, in). weights: `transformed`. Returns (segments, rows,
-    out).
+    """Return `circulant` of several segments.
+
+    x: (segments, rows, in). weights: `transformed`. Returns (segments, rows, out).
     """
     blocks = torch.fft.rfft(wide(x).unflatten(-1, (-1, size))).permute(0, 3, 1, 2)
     products = torch.matmul(blocks, weights).permute(0, 2, 3, 1)

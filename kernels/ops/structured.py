@@ -22,8 +22,9 @@ def spectral(
     values: torch.Tensor,
     out_features: int,
 ) -> torch.Tensor:
-    """Return the spectral terms. starts: (segments · half + 1,). columns, values: of all segments, as `spectra` takes
-    them.
+    """Return the spectral terms.
+
+    starts: (segments · half + 1,). columns, values: of all segments, as `spectra` takes them.
     """
     return spectra(x, starts, columns, values, out_features)
 

@@ -41,7 +41,7 @@ class Flash(Protocol):
         """
 
 
-def takes(layer: AttentionLayer) -> bool:
+def supports(layer: AttentionLayer) -> bool:
     """Return whether flash kernels support all that the layer needs."""
     plain = layer.softcap is None and not layer.sinks
     return plain and layer.key_dim == layer.value_dim <= MOST_DIM and layer.key_dim % 8 == 0

@@ -35,10 +35,10 @@ def choose_least_rows(
     flash: Flash,
     clock: Clock | None = None,
 ) -> int | None:
-    """Return the least of SIZES from which on flash kernels win over all kinds of layers; None if they never do, or
-    fail.
+    """Return the least of SIZES from which on flash kernels win over all kinds of layers.
 
-    layers: those that they can run. clock: gives the seconds of a run; by default those that this machine takes.
+    None if they never do, or fail. layers: those that they can run. clock: gives the seconds of a run; by default those
+    that this machine takes.
     """
     kinds, clock = list(dict.fromkeys(layers)), clock or partial(_seconds, device)
     least = None

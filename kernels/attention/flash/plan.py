@@ -30,8 +30,9 @@ class FlashPlan(NamedTuple):
 
 
 def choose(spans: Sequence[Span], least_rows: int, most_keys: int) -> list[int]:
-    """Return the numbers of the spans of so many rows or more; of those with a past, as many as find room for their
-    keys.
+    """Return the numbers of the spans of so many rows or more.
+
+    Of those with a past, as many as find room for their keys.
     """
     long = [number for number, span in enumerate(spans) if span.rows >= least_rows]
     if all(spans[number].total == spans[number].rows for number in long):
@@ -45,8 +46,9 @@ def choose(spans: Sequence[Span], least_rows: int, most_keys: int) -> list[int]:
 
 
 def plan_flash(spans: Sequence[Span], chosen: Collection[int], window: int | None, page_size: int) -> FlashPlan:
-    """Lay out the chosen spans. spans: in the order of their rows, which are all rows. Keys before a window are left
-    out.
+    """Lay out the chosen spans, without the keys before their windows.
+
+    spans: in the order of their rows, which are all rows.
     """
     own = all(spans[number].total == spans[number].rows for number in chosen)
     ends, key_ends, places = [0], [0], list[Ints]()

@@ -11,10 +11,10 @@ from ..plan import PlanShape
 
 @dataclass(frozen=True)
 class TileConfig:
-    """The sizes of a compilation. block_m: queries of a tile, 16 or more. block_n: keys at a time. stages: of the loop
-    over keys.
+    """The sizes of a compilation.
 
-    programs: on each multiprocessor; they need not all be there at once.
+    block_m: queries of a tile, 16 or more. block_n: keys at a time. stages: of the loop over keys. programs: on each
+    multiprocessor; they need not all be there at once.
     """
 
     block_m: int

@@ -131,8 +131,7 @@ class SpareColumns:
         self._slots.clear()
 
     def product(self, group: int, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """Return the outputs (..., sum of out_features) of all sites, with the bypasses that the step has in the
-        columns.
+        """Return the outputs (..., sum of out_features) of all sites, with the bypasses that are in the columns.
 
         x: (..., in_features), or with as many columns behind them as the weight has, which are overwritten.
         """

@@ -29,8 +29,9 @@ _PLAN_FIELDS = 8
 
 
 class Tiles(NamedTuple):
-    """The tiles of some segments. tiles: (tiles, 4) int64. entries: (entries, 2) int32. fields: of a plan. end: of the
-    last row.
+    """The tiles of some segments.
+
+    tiles: (tiles, 4) int64. entries: (entries, 2) int32. fields: of a plan. end: of the last row.
     """
 
     tiles: Ints
@@ -49,7 +50,7 @@ class GroupTables:
         self.call_address = ctypes.addressof(self.call)
 
 
-class Looped(NamedTuple):
+class LoopCall(NamedTuple):
     """One group's segments in the loop. plan: its address. kept: objects that must live as long as the plan."""
 
     loop: Loop
@@ -72,7 +73,7 @@ class Looped(NamedTuple):
         self.loop.add(self.plan, self.group.call_address)
 
 
-def plan_loops(loop: Loop, groups: Sequence[GroupTables], work: Mapping[int, Sequence[Slice]]) -> dict[int, Looped]:
+def plan_loops(loop: Loop, groups: Sequence[GroupTables], work: Mapping[int, Sequence[Slice]]) -> dict[int, LoopCall]:
     """Make the plan of each group that has segments in the loop. work: those segments, by group."""
     tables = np.empty(sum(_PLAN_FIELDS + len(slices) for slices in work.values()), dtype=np.int64)
     address = tables.ctypes.data
@@ -86,7 +87,7 @@ def plan_loops(loop: Loop, groups: Sequence[GroupTables], work: Mapping[int, Seq
         group, place = groups[index], address + 8 * len(fields)
         fields += (*group.fields, *tiles.fields, place + 8 * _PLAN_FIELDS)
         fields += [s.factors.address for s in slices]
-        plans[index] = Looped(loop, group, place, tiles, (tables, slices))
+        plans[index] = LoopCall(loop, group, place, tiles, (tables, slices))
     tables[:] = fields
     return plans
 

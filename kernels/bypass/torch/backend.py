@@ -23,8 +23,9 @@ from .slices import LOOP, Slice, Way
 
 
 class Attached(NamedTuple):
-    """An adapter's factors of one group. ways: by a segment's number of rows, filled as they occur, shared by equal
-    shapes.
+    """An adapter's factors of one group.
+
+    ways: by a segment's number of rows, filled as they occur, shared by equal shapes.
     """
 
     factors: Factors

@@ -107,8 +107,9 @@ class Tuning:
         return sorted(found, key=lambda pair: pair[0])
 
     def _suiting(self, width: int) -> Sequence[Design]:
-        """Return the designs whose partial sums expand takes; where there are none, all, and shrink's parts become
-        larger.
+        """Return the designs whose partial sums expand takes.
+
+        Where there are none, return all: then shrink's parts become larger.
         """
         there = [d for d in self._pool if d.rows == 1 or cdiv(width, d.shrink.part) <= d.most_parts]
         return there or self._pool

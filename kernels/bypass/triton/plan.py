@@ -189,8 +189,9 @@ class BypassPlan:
         return plain._replace(units=units, tiles=max(usual, min(large, MOST_PROGRAMS // max(blocks, 1))))
 
     def launches_for(self, shape: Group, design: Design, units: int = 0, tiles: int = 0, h_size: int = 0) -> Launches:
-        """Return launches of a design. h_size: of one part; where there is little room for so much, there are fewer
-        parts.
+        """Return launches of a design.
+
+        h_size: of one part; where there is little room for so much, there are fewer parts.
         """
         shrink, most = design.shrink, design.most_parts
         room = max(1, min(most, self._h_elements // max(part_of_h(h_size), 1)))

@@ -19,11 +19,11 @@ Key = TypeVar("Key")
 
 
 class Combinations(NamedTuple):
-    """The combinations of one module. ops: all that work there, each once. members: the ops of each combination, by
-    number.
+    """The combinations of one module.
 
-    of_row: (rows,) int32, the combination of each row. weights: (most members, rows) float32, of the members of the
-    row's combination in their order, and 0 behind them.
+    ops: all that work there, each once. members: the ops of each combination, by number. of_row: (rows,) int32, the
+    combination of each row. weights: (most members, rows) float32, of the members of the row's combination in their
+    order, and 0 behind them.
     """
 
     ops: Sequence[Op]

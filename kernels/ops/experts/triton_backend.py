@@ -75,8 +75,9 @@ class OnDevice(NamedTuple):
 
 
 class TritonExpertTerms:
-    """`ExpertTerms` of one module in one step. blocks: for tests; by default chosen by the mean number of pairs of a
-    group.
+    """`ExpertTerms` of one module in one step.
+
+    blocks: for tests; by default chosen by the mean number of pairs of a group.
     """
 
     def __init__(

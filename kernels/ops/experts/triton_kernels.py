@@ -197,8 +197,9 @@ def _expand(
     BLOCK_N: tl.constexpr,
     ALIGN: tl.constexpr,
 ) -> None:
-    """Add all units of a combination. expert: the first of its rows in a B of rank 1, `e · out_features`. count: units,
-    1 or more.
+    """Add all units of a combination.
+
+    expert: the first of its rows in a B of rank 1, `e · out_features`. count: units, 1 or more.
     """
     m = tl.arange(0, BLOCK_M)
     n = n_start + tl.arange(0, BLOCK_N)

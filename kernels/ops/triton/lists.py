@@ -46,8 +46,9 @@ def cut_tiles(ranges: Sequence[RowRange], weights: Sequence[float], block_m: int
 
 
 class PlanLists:
-    """The list of a plan: `add` while it is made, then `send`. Launches hold it and read `on_device`. device: of the
-    adapters.
+    """The list of a plan: `add` while it is made, then `send`.
+
+    Launches hold it and read `on_device`. device: of the adapters.
     """
 
     def __init__(self, device: torch.device) -> None:

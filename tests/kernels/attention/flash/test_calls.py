@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.attention.varlen import varlen_attn
 
-from peftserve.kernels.attention.flash.calls import Packed, flash_of, sdpa_flash, takes, torch_flash
+from peftserve.kernels.attention.flash.calls import Packed, flash_of, sdpa_flash, supports, torch_flash
 from peftserve.kernels.attention.layout import AttentionLayer, Span
 from peftserve.kernels.attention.reference import naive_attend
 
@@ -30,7 +30,7 @@ INTS = torch.tensor([0, 4, 7], dtype=torch.int32)
 def test_layers_that_ask_for_more_than_flash_kernels_know_are_not_theirs(
     change: dict[str, object], taken: bool
 ) -> None:
-    assert takes(replace(LAYER, **change)) == taken  # type: ignore[arg-type]
+    assert supports(replace(LAYER, **change)) == taken  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from peftserve.kernels.bypass.cpp.loading import load_loop
-from peftserve.kernels.bypass.cpp.tables import GroupTables, Looped, make_tiles, plan_loops
+from peftserve.kernels.bypass.cpp.tables import GroupTables, LoopCall, make_tiles, plan_loops
 from peftserve.kernels.bypass.layout import Group, Segment
 from peftserve.kernels.bypass.torch.factors import view_factors
 from peftserve.kernels.bypass.torch.slices import LOOP, Slice, Way
@@ -20,7 +20,7 @@ def slices(case: ModuleType, work: list[Segment], group: int = 0) -> list[Slice]
     return [Slice(f, s.weight, s.start, s.end, Way(LOOP, LOOP)) for f, s in zip(views, work, strict=True)]
 
 
-def planned(case: ModuleType, work: list[Segment]) -> Looped:
+def planned(case: ModuleType, work: list[Segment]) -> LoopCall:
     loop = load_loop(case.dtype)
     assert loop is not None
     return plan_loops(loop, [GroupTables(GROUP)], {0: slices(case, work)})[0]
