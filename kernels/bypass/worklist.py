@@ -66,6 +66,8 @@ class WorkList(NamedTuple):
 def cut(segments: Sequence[Segment], block_m: int) -> Entries:
     """Cut segments into tiles of at most `block_m` rows, in the order of their rows."""
     start, end, first, members = _runs(segments)
+    # A run is cut into tiles, and each tile has one entry for every segment of its run: a block that owns a tile then
+    # adds a whole mixture, and no other block writes to its rows.
     tiles = cdiv(end - start, block_m)
     run = np.repeat(np.arange(len(start)), tiles)
     row = start[run] + ranges(tiles) * block_m
@@ -80,6 +82,7 @@ def cut(segments: Sequence[Segment], block_m: int) -> Entries:
 
 def lists_of(entries: Entries, ranks: Ints, works: npt.NDArray[np.bool_], block_r: int) -> Lists:
     """Make the lists of groups where slot s has at most ranks[s] ranks over its sites, and any work if works[s]."""
+    # Entries of slots without work in these groups are left out, and tiles numbered anew without them.
     tile, slot, row, rows, weight = (column[works[entries.slot]] for column in entries)
     _, first, tile, counts = np.unique(tile, return_index=True, return_inverse=True, return_counts=True)
     rank = ranks[slot]
@@ -90,6 +93,7 @@ def lists_of(entries: Entries, ranks: Ints, works: npt.NDArray[np.bool_], block_
     units = (slot[entry], row[entry], rows[entry], h[entry], block, rank[entry], weight[entry])
     others = np.cumsum(counts - 1) - (counts - 1) + len(first)
     found = _records(slot, row, rows, counts[tile], others[tile], h, rank, weight)
+    # The first entries go ahead, one a tile, so that a block finds its own by the number of its tile.
     order = np.concatenate([first, np.delete(np.arange(len(slot)), first)])
     return Lists(_records(*units), found[order], len(first), int(sizes.sum()))
 

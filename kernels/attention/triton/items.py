@@ -139,6 +139,7 @@ def best_chunk(blocks: Ints, shape: PlanShape) -> int:
     rest_rounds = np.ceil(np.maximum(num_units / at_once - full_rounds, 0))
     rest = (tiles @ sizes - num_full * chunk) / np.maximum(num_rests, 1)
     cost = full_rounds * (chunk + _UNIT_COST) + rest_rounds * (rest + _UNIT_COST)
+    # The last candidate splits nothing. All others pay for adding up, and are out if their sums find no slots.
     cost[:-1] += _SPLIT_COST + most / chunk[:-1] / 8
     cost[:-1][(num_units - tiles @ (units == 1))[:-1] > most_slots(shape)] = np.inf
     return int(chunk[cost.argmin()])

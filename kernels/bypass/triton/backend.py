@@ -211,7 +211,8 @@ class TritonBypass:
         if shrinks := bool(launches.units) and not started and not self._groups[group].gather:
             kernels.append(self._shrink(group, x, launches, early=early and not self._led_in))
             self._led_in = False
-        for first in range(0, len(outputs), MAX_SITES):  # early only behind a shrink, so that y is there
+        # Expand reads y before it waits, which is right only behind a shrink that waited for the base's product.
+        for first in range(0, len(outputs), MAX_SITES):
             kernels.append(self._expand(group, x, outputs[first:], first, launches, early=early and shrinks))
             self._led_in = False
         return kernels
