@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-REGISTERS = 65536  # of 32 bits, of every multiprocessor that torch has kernels for
+REGISTERS = 65536  # of 32 bits, that a multiprocessor of NVIDIA has
 
 OF_DEVICE = "torch._C._CudaDeviceProperties"
 
@@ -17,7 +17,7 @@ NAMES: Mapping[str, str] = {
     ),
     f"{OF_DEVICE}.regs_per_multiprocessor": (
         "Registers of a multiprocessor, by which designs and grids are chosen (`registers_of`). torch neither "
-        "documents nor annotates it. Without it all GPUs are taken to have 65,536, as all supported ones do."
+        "documents nor annotates it. Without it all are taken to have 65,536, as all of NVIDIA that are supported do."
     ),
     f"{OF_DEVICE}.shared_memory_per_block_optin": (
         "Bytes of shared memory that one program may take (`shared_memory_of`), as little documented. Without it what "

@@ -1,9 +1,20 @@
-"""What the kernels use of triton beyond its documentation. Imported on machines with a GPU alone."""
+"""What the kernels use of triton beyond its documentation. Imported on machines with a GPU alone.
+
+`NAMES` also has the options of the compiler and the intrinsics that launches and kernels name themselves.
+"""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from triton.testing import get_dram_gbps
+
+_EARLY = (
+    "Launches that begin before the kernel ahead has ended (`bypass/triton/options.py`, `records.py`). Without it "
+    "designs are not `early`, and each launch costs a microsecond more."
+)
+_FUSION = (
+    "Products and sums as one instruction with one rounding, which is the compiler's default where it is not said."
+)
 
 NAMES: Mapping[str, str] = {
     "triton.testing.get_dram_gbps": (
@@ -15,6 +26,15 @@ NAMES: Mapping[str, str] = {
         "(`figures_of`). `cuobjdump --dump-resource-usage` prints the same of a cubin. Without either, attention "
         "launches as many programs as its tiles are made for, as it does in the interpreter."
     ),
+    "triton.backends.nvidia.compiler.CUDAOptions.launch_pdl": _EARLY,
+    "triton.language.extra.cuda.gdc_wait": _EARLY,
+    "triton.language.extra.cuda.gdc_launch_dependents": _EARLY,
+    "triton.backends.nvidia.compiler.CUDAOptions.maxnreg": (
+        "The most registers of a thread of expand (`bypass/triton/options.py`). Without it fewer programs are on a "
+        "multiprocessor at once. An option that triton does not know is dropped without a word where it compiles."
+    ),
+    "triton.backends.nvidia.compiler.CUDAOptions.enable_fp_fusion": _FUSION,
+    "triton.backends.amd.compiler.HIPOptions.enable_fp_fusion": _FUSION,
 }
 
 
