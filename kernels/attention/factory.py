@@ -24,7 +24,7 @@ def make_attention_backend(
     """Make the backend for a model's layers on a device.
 
     layers: by the index that `attend` is given. page_size: on GPUs a power of two. dtype: of the caches. limits: of all
-    steps. memory: in which a GPU is sent the metadata of each step, by whoever launches; without one `begin` sends it.
+    steps. memory: in which a GPU is sent the metadata of each step, by the caller; without one `begin` sends it.
     spare_bytes: of memory for copies of keys and values, on a CPU, where they make it faster.
     """
     if device.type == "cuda":

@@ -23,7 +23,7 @@ def make_bypass_backend(
 
     arena: one-dimensional, holds the factors of every adapter. max_rows: of a step. max_entries: rows of all segments
     of a step together. max_rank: of a site, for which memory is set aside; higher ones are served too. memory: in which
-    a GPU is sent the metadata of each step, by whoever launches; without one `begin` sends it.
+    a GPU is sent the metadata of each step, by the caller; without one `begin` sends it.
     """
     if arena.is_cuda:
         from .triton.backend import TritonBypass  # not on machines without a GPU, which need no triton

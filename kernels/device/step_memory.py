@@ -52,7 +52,7 @@ class StepMemory:
     def begin(self) -> None:
         """Begin a step, without what was written and not sent. Waits while its host buffer is still being copied."""
         if self._on_device is None:
-            with torch.inference_mode(False):  # who begins decides nothing about who may write
+            with torch.inference_mode(False):  # or only code in inference mode could write to it later
                 self._allocate(max(self._front + self._behind, ALIGNMENT))
         self._buffers[self._turn].wait()
         self._end = self._front

@@ -31,7 +31,7 @@ class Stage(IntEnum):
     REPLACE = 1  # the output that takes the place of the base's
     OUTPUT = 2  # what is added to the output; depends on that output
     ADD = 3  # what is added to the output; depends on the module's own input
-    INSIDE = 4  # what is added to products inside the module, by whoever computes them
+    INSIDE = 4  # what the module adds to its own inner products
 
 
 class Formula(NamedTuple):
@@ -210,8 +210,8 @@ def replacement(
 ) -> torch.Tensor:
     """Call a module in place of the base's.
 
-    module: the base's with the adapter's parameters, made by whoever knows the base's modules. width: of a head's
-    output, read by whoever makes room for it.
+    module: the base's with the adapter's parameters, made where the base's modules are known. width: of a head's
+    output, read where room is made for it.
     """
     return module(x)
 

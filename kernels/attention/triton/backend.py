@@ -42,8 +42,8 @@ class TritonAttention:
 
     That memory does not grow with the length of a step or of its sequences, but for the lists of their pages: for
     Llama-3.1-8B on a GPU of 132 multiprocessors it is 35 MB of partial sums and, for 256 sequences of up to 131,072
-    tokens on pages of 16, 8.5 MB of lists. These lie in `memory`, which others write to as well, and which whoever
-    launches sends; without one `begin` sends them.
+    tokens on pages of 16, 8.5 MB of lists. These lie in `memory`, which others write to as well, and which the
+    caller sends; without one `begin` sends them.
 
     layers: of the model, by the index that `attend` is given. page_size: a power of two. dtype: of the caches and of
     all inputs. limits: of all steps; a step beyond them is a mistake of the caller's. assisted: layers in which another

@@ -72,7 +72,7 @@ def _folder() -> Path:
 
 
 def _run(command: list[str], library: Path) -> None:
-    """Compile to a temporary name and rename it: the library appears whole or not at all, whoever else compiles it."""
+    """Compile to a temporary name and rename it: the library appears whole or not at all, even if others compile it."""
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         made = Path(folder) / library.name
         _call([*command, "-o", str(made), str(SOURCE)])

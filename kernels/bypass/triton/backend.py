@@ -45,7 +45,7 @@ class TritonBypass:
     more, such as mixtures of several large adapters on most rows, run in memory of their own, and in no graph.
 
     max_rows: of any step. max_entries: rows of all segments of any step together; `max_rows` if not given. memory: for
-    the lists, which whoever launches sends; without one `begin` does. choice: of designs; the device's own without one.
+    the lists, which the caller sends; without one `begin` does. choice: of designs; the device's own without one.
     """
 
     fuses_scale_and_bias = True

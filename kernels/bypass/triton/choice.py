@@ -21,7 +21,7 @@ from .designs import Design, Expand, Shrink, candidates
 from .model import MEMORY_BOUND_ROWS, Device, Share, expand_takes, seconds, shrink_takes
 
 FOLDER = Path(__file__).with_name("tuned")
-UNKNOWN_RANK = 16  # what launches are for that are captured before anyone knows the adapters
+UNKNOWN_RANK = 16  # for launches that are captured before any adapter is known
 USUAL_BANDWIDTH = 2e12  # bytes a second, of a GPU whose driver does not say how fast its memory is
 MARGIN = 1.07  # half of what the model explains is explained as closely
 REACHED = 0.89  # of a memory's bandwidth, by a plain read: 0.88 to 0.91 on H100 and H200
@@ -77,7 +77,7 @@ class Tuning:
         return self._known[key]
 
     def all_designs(self) -> list[Design]:
-        """Return all designs that `design` may return, for whoever compiles before the first step."""
+        """Return all designs that `design` may return, to be compiled before the first step."""
         if self._only:
             return [self._only]
         found = [row.design for row in self._rows] or self._pool
@@ -162,7 +162,7 @@ def load(device_name: str, folder: Path = FOLDER) -> list[Row]:
 
 
 def save(device_name: str, rows: Sequence[Row], measured: dict[str, Any], folder: Path = FOLDER) -> Path:
-    """Write the table of a device. measured: how it was measured, for whoever reads the file."""
+    """Write the table of a device. measured: how it was measured, for readers of the file."""
     path = table_path(device_name, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     written = [{**row._asdict(), "design": asdict(row.design)} for row in rows]
