@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from peftserve.kernels.ops.planner import CallPlanner
 from peftserve.kernels.ops.site_plan import Batch
-from peftserve.kernels.ops.stepping import Stepping
 from peftserve.kernels.ops.triton.launches import Launch
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
@@ -71,7 +71,7 @@ def test_one_launch_a_module_where_there_are_kernels(
     """
     model = oracle.tiny_model("llama_biased", 3, tmp_path / "model")
     engine = make_engine(model, device)
-    engine.adapters.attachments.side._stepping = Stepping(kernels=True)
+    engine.adapters.attachments.side._planner = CallPlanner(kernels=True)
     layers = oracle.plain_model(model).config.num_hidden_layers
     steps, run = list[Any](), engine._runner.run
     monkeypatch.setattr(engine._runner, "run", lambda *args, **more: steps.append(args) or run(*args, **more))

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from peftserve.kernels.bypass.layout import BlobLayout, GroupLayout
-from peftserve.kernels.ops.formulas import FORMULAS, Phase
+from peftserve.kernels.ops.formulas import FORMULAS, Stage
 from peftserve.kernels.ops.side import is_sum
 
 from .packing import OpLayout, Place, SiteGroups
@@ -54,15 +54,15 @@ def conflict(fused: Ops, other: Ops) -> bool:
 
 def needs_whole(fused: Ops, rest: Ops) -> bool:
     """Return whether one adapter's operators and its fused scales are no sum, as a weight would need."""
-    return any(not is_sum(_phases((*fused[site], *rest.get(site, ())))) for site in _scaled(fused))
+    return any(not is_sum(_stages((*fused[site], *rest.get(site, ())))) for site in _scaled(fused))
 
 
 def _scaled(fused: Ops) -> list[str]:
     return [site for site, found in fused.items() if any(op.kind == "output_scale" for op in found)]
 
 
-def _phases(ops: Sequence[OpLayout]) -> set[Phase]:
-    return {FORMULAS[op.kind].phase for op in ops}
+def _stages(ops: Sequence[OpLayout]) -> set[Stage]:
+    return {FORMULAS[op.kind].stage for op in ops}
 
 
 def _fusable(site: str, ops: Sequence[OpLayout], sites: SiteGroups) -> tuple[OpLayout, ...]:
@@ -77,7 +77,7 @@ def _fusable(site: str, ops: Sequence[OpLayout], sites: SiteGroups) -> tuple[OpL
 
 
 def _changes_output(op: OpLayout) -> bool:
-    return FORMULAS[op.kind].phase in (Phase.OUTPUT, Phase.ADD)
+    return FORMULAS[op.kind].stage in (Stage.OUTPUT, Stage.ADD)
 
 
 def _with_row(layout: GroupLayout, position: int, field: str, place: Place) -> GroupLayout:

@@ -87,7 +87,7 @@ class Preparation:
 
         shared: element at which each piece beside the blob begins, by key.
         """
-        fusion = split(layout.groups, layout.ops, self._sites) if self._backend.takes_rows else None
+        fusion = split(layout.groups, layout.ops, self._sites) if self._backend.fuses_scale_and_bias else None
         groups, fused, rest = fusion or (layout.groups, {}, layout.ops)
         return PreparedAdapter(
             form=self._form(groups, rest, base, shared),

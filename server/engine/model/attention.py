@@ -13,7 +13,7 @@ import torch
 from transformers import AttentionInterface
 
 from peftserve.kernels.attention.layout import AttentionBackend, AttentionLayer
-from peftserve.kernels.attention.torch.backend import Prefill, prefill
+from peftserve.kernels.attention.torch.masked import Prefill, attend_prefill
 
 from .callouts import Call, call_out
 from .errors import UnservableModel
@@ -110,7 +110,7 @@ class PagedAttention:
             scale = query.shape[-1] ** -0.5 if scaling is None else scaling
             layer = self._note(index, query, key, value, (scale, sliding_window, softcap, s_aux is not None))
             rows = Prefill(0, query.shape[2], 0, torch.empty(0))
-            return prefill(rows, query[0], key, value, layer, s_aux).transpose(0, 1)[None], None
+            return attend_prefill(rows, query[0], key, value, layer, s_aux).transpose(0, 1)[None], None
         sinks = () if s_aux is None else (s_aux,)
         return call_out(Call(module, self._attend, _like), query, key, value, *sinks), None
 

@@ -21,7 +21,7 @@ from peftserve.adapters.sites import ExpertParameter
 from peftserve.kernels.ops.experts.factory import ExpertTerms, expert_terms, warm_up
 from peftserve.kernels.ops.experts.products import grouped_product
 from peftserve.kernels.ops.experts.routing import Routing
-from peftserve.kernels.ops.site_plan import Part
+from peftserve.kernels.ops.site_plan import OpSegment
 
 from ..private.transformers_private import (
     ALL_EXPERTS_FUNCTIONS,
@@ -42,7 +42,7 @@ class ExpertsBypass:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.name = f"peftserve_experts_{next(_names)}"
-        self._parts: Mapping[nn.Module, Sequence[Part]] = {}  # of the last step that had any
+        self._parts: Mapping[nn.Module, Sequence[OpSegment]] = {}  # of the last step that had any
         self._terms: Mapping[nn.Module, ExpertTerms] | None = None  # of the parts; made by the first module of a step
         self._rows = 0  # of the step that they were made for
         self._working: frozenset[nn.Module] = frozenset()  # modules with adapters in this step
@@ -59,7 +59,7 @@ class ExpertsBypass:
             }
             warm_up(sorted(alike), model.dtype, model.device)
 
-    def begin(self, parts: Mapping[nn.Module, Sequence[Part]]) -> None:
+    def begin(self, parts: Mapping[nn.Module, Sequence[OpSegment]]) -> None:
         """Set the step's work: segments by module. The very lists of the last such step are the same work."""
         self._working = frozenset(parts)
         same = parts.keys() == self._parts.keys() and all(own is self._parts[module] for module, own in parts.items())

@@ -12,7 +12,7 @@ from torch import nn
 
 from peftserve.kernels.bypass.columns.spare import SpareColumns
 from peftserve.kernels.bypass.layout import BypassBackend
-from peftserve.kernels.ops.formulas import Phase
+from peftserve.kernels.ops.formulas import Stage
 from peftserve.kernels.ops.side import SideOps
 from peftserve.kernels.ops.site_plan import SitePlan
 
@@ -81,12 +81,12 @@ class BypassHooks:
         plans: Mapping[str, SitePlan] = self._side.plans if active else {}
         if self._experts is not None:
             # Terms inside a module cannot be added to its output: the function that computes the experts adds them.
-            inside = {name: plan.phases[Phase.INSIDE] for name, plan in plans.items() if Phase.INSIDE in plan.phases}
-            self._experts.begin({self._modules[name]: terms.parts for name, terms in inside.items()})
+            inside = {name: plan.stages[Stage.INSIDE] for name, plan in plans.items() if Stage.INSIDE in plan.stages}
+            self._experts.begin({self._modules[name]: terms.segments for name, terms in inside.items()})
         for name, plan in plans.items():
             if name in self._places:
                 self._groups[self._places[name][0]].plans[name] = plan
-            elif Phase.INSIDE not in plan.phases:
+            elif Stage.INSIDE not in plan.stages:
                 self._hook(self._modules[name], plan)
         for source in {source for plan in plans.values() for source in plan.sources}:
             # Prepended: the input as the module is given it, before any hook of its own changes it.

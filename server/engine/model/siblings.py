@@ -11,7 +11,7 @@ from torch import nn
 
 from peftserve.kernels.bypass.columns.spare import SpareColumns
 from peftserve.kernels.bypass.layout import BypassBackend
-from peftserve.kernels.ops.formulas import Phase
+from peftserve.kernels.ops.formulas import Stage
 from peftserve.kernels.ops.site_plan import SitePlan
 
 from .callouts import Call, call_out
@@ -161,7 +161,7 @@ class Siblings:
         if active and self.columns is not None and self.columns.active:
             return self.columns.product(self._index, x, self._bias())
         x = self._own(x)
-        if any(Phase.INPUT in plan.phases for plan in self.plans.values()):
+        if any(Stage.INPUT in plan.stages for plan in self.plans.values()):
             return None
         if len(self.members) == 1 and not self.plans:
             return self.members[0].forward(x)

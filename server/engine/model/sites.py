@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from peftserve.adapters.sites import Site, SiteKind, SiteTable
-from peftserve.kernels.bypass.layout import Group, Rows
+from peftserve.kernels.bypass.layout import Group, RowSet
 
 from ..adapters.packing import SiteGroups
 from ..private.transformers_private import Conv1D, is_experts
@@ -33,9 +33,9 @@ class TracedSites:
     groups: SiteGroups
     logit_sites: frozenset[str] = frozenset()
 
-    def rows(self) -> dict[str, Rows]:
+    def rows(self) -> dict[str, RowSet]:
         """Map each site to the rows of a step that reach it."""
-        return {name: Rows.LOGITS if name in self.logit_sites else Rows.TOKENS for name in self.table.sites}
+        return {name: RowSet.LOGITS if name in self.logit_sites else RowSet.TOKENS for name in self.table.sites}
 
 
 @dataclass
@@ -133,18 +133,18 @@ class SiteTracer:
             other_modules=others,
             irregular=frozenset(name for name, module in self._model.named_modules() if _is_matrix(module)) & others,
         )
-        logit_sites = frozenset(name for name, seen in rows.items() if seen is Rows.LOGITS)
+        logit_sites = frozenset(name for name, seen in rows.items() if seen is RowSet.LOGITS)
         return TracedSites(table, self._group(sites, rows), logit_sites)
 
-    def _rows(self, name: str) -> Rows | None:
+    def _rows(self, name: str) -> RowSet | None:
         """Return which rows of a step the module of this name sees, whenever it is called; None if it is no site."""
         whole, last = self._passes[0].get(name, []), self._passes[-1].get(name, [])
         if not whole or len(whole) != len(last) or {call.rows for call in whole} != {self._num_tokens}:
             return None
         if {call.rows for call in last} == {self._num_tokens}:
-            return Rows.TOKENS
+            return RowSet.TOKENS
         pairs = zip(whole, last, strict=True)
-        return Rows.LOGITS if all(self._are_kept(call.input, some.input) for call, some in pairs) else None
+        return RowSet.LOGITS if all(self._are_kept(call.input, some.input) for call, some in pairs) else None
 
     def _are_kept(self, whole: torch.Tensor, some: torch.Tensor) -> bool:
         """Return whether `some` are the kept rows of `whole`, in their order, up to rounding."""
@@ -155,8 +155,8 @@ class SiteTracer:
         difference = some.reshape(wanted.shape).float() - wanted.float()
         return bool(difference.norm() <= _ROUNDING * wanted.float().norm())
 
-    def _group(self, sites: dict[str, Site], rows: dict[str, Rows]) -> SiteGroups:
-        members: dict[tuple[int, SiteKind, Rows], list[Site]] = {}
+    def _group(self, sites: dict[str, Site], rows: dict[str, RowSet]) -> SiteGroups:
+        members: dict[tuple[int, SiteKind, RowSet], list[Site]] = {}
         for name, calls in self._passes[-1].items():  # in the order of the calls
             if name in sites and sites[name].kind not in (SiteKind.NORM, SiteKind.EXPERTS):
                 members.setdefault((id(calls[-1].input), sites[name].kind, rows[name]), []).append(sites[name])
@@ -205,7 +205,7 @@ def _site(call: _TracedCall, head: nn.Module | None) -> Site:
     return Site(call.name, kind, *widths, transposed=isinstance(call.module, Conv1D))
 
 
-def _as_group(sites: list[Site], rows: Rows) -> Group:
+def _as_group(sites: list[Site], rows: RowSet) -> Group:
     return Group(
         in_features=sites[0].in_features,
         out_features=tuple(site.out_features for site in sites),

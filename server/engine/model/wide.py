@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from peftserve.kernels.bypass.columns.places import GRAIN
-from peftserve.kernels.bypass.layout import Rows
 from peftserve.kernels.integers import round_up
 
 from ..adapters.packing import SiteGroups
@@ -53,7 +52,7 @@ def _plain(
 ) -> Iterator[tuple[int, nn.Linear, list[nn.Linear]]]:
     """Yield a group, the linear that computes it, and the modules whose weights are rows of that linear's."""
     for group, linears in plain_groups(modules, sites).items():
-        if sites.groups[group].rows is not Rows.TOKENS:
+        if sites.groups[group].rows is not RowSet.TOKENS:
             continue
         if group in fused:
             yield group, fused[group], linears

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from peftserve.kernels.sampling.best_number import best_number_ids, naive_best_number_ids
+from peftserve.kernels.sampling.argmax import argmax_ids, naive_argmax_ids
 
 from .. import staging
 
@@ -25,7 +25,7 @@ def best_numbers(logits: Tensor) -> Tensor:
     logits: (rows, vocab) of any floating dtype. An infinity counts as the highest number. Each number is read once.
     """
     if not staging.is_host(logits.device):
-        return best_number_ids(logits)
+        return argmax_ids(logits)
     best = take_best(logits)
     is_nan = logits.gather(1, best[:, None]).squeeze(1).isnan()
-    return torch.where(is_nan, naive_best_number_ids(logits), best) if bool(is_nan.any()) else best
+    return torch.where(is_nan, naive_argmax_ids(logits), best) if bool(is_nan.any()) else best

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from peftserve.kernels.sampling import best_number
+from peftserve.kernels.sampling import argmax
 
 from ...wire.messages import TokenLogprobs
 from .. import staging
@@ -68,7 +68,7 @@ class Sampler:
 
     def warm_up(self, dtype: torch.dtype) -> None:
         """Compile what a device needs for logits of this type, so that no step waits for it."""
-        best_number.warm_up(self.device, {dtype, torch.float32}, self.vocab_size)
+        argmax.warm_up(self.device, {dtype, torch.float32}, self.vocab_size)
 
     def seat(self, seat: int, row: SampleRow) -> None:
         """Set how the sequence on a seat is sampled from now on."""

@@ -255,8 +255,8 @@ def test_a_device_looks_for_the_best_token_of_a_row_once(
     temperatures: list[float],
 ) -> None:
     looked = []
-    best = greedy.best_number_ids
-    monkeypatch.setattr(greedy, "best_number_ids", lambda logits: looked.append(len(logits)) or best(logits))
+    best = greedy.argmax_ids
+    monkeypatch.setattr(greedy, "argmax_ids", lambda logits: looked.append(len(logits)) or best(logits))
     monkeypatch.setattr(greedy, "take_best", lambda _: pytest.fail("a second look"))
     logits = torch.randn(2, VOCAB)
     with unseen():

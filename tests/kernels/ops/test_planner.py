@@ -1,4 +1,4 @@
-"""Primitives of one kind of many adapters: as one call what they are one after the other, and what is a batch."""
+"""Primitives of one kind of many adapters: one call equals one after the other, and what may form a batch."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from peftserve.kernels.bypass.layout import Rows, Segment
+from peftserve.kernels.bypass.layout import RowSet, Segment
 from peftserve.kernels.ops.batched import BATCHED
 from peftserve.kernels.ops.formulas import Op
+from peftserve.kernels.ops.planner import CallPlanner
 from peftserve.kernels.ops.side import SideOps
-from peftserve.kernels.ops.site_plan import Batch, Part, SitePlan, Stacked
+from peftserve.kernels.ops.site_plan import Batch, OpSegment, SitePlan, Stacked
 from peftserve.kernels.ops.stacks import Stacks
-from peftserve.kernels.ops.stepping import Stepping
 
 from .makers import IN, MAKERS, OUT, drawn, make
 
@@ -28,9 +28,9 @@ MIXED = [
 LONG = [Segment(0, 1.0, 0, 12), Segment(1, 1.0, 12, 14), Segment(2, 0.5, 14, 15), Segment(3, 1.0, 15, 16)]
 
 
-def planned(kind: str, segments: Sequence[Segment], stepping: Stepping, unlike: bool = False) -> SitePlan:
-    """unlike: every third adapter has parameters of another shape."""
-    side = SideOps({"site": Rows.TOKENS}, stepping)
+def planned(kind: str, segments: Sequence[Segment], planner: CallPlanner, unlike: bool = False) -> SitePlan:
+    """Plan one site. unlike: every third adapter has parameters of another shape."""
+    side = SideOps({"site": RowSet.TOKENS}, planner)
     for slot in {segment.slot for segment in segments}:
         side.attach(slot, {"site": [make(kind, slot, int(unlike and slot % 3 == 1))]})
     side.begin(segments, [])
@@ -38,7 +38,7 @@ def planned(kind: str, segments: Sequence[Segment], stepping: Stepping, unlike: 
 
 
 def run(plan: SitePlan, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    """Of 16 rows, where the base gives its input, again from its front where it ends."""
+    """Run 16 rows through a base that returns its input, repeated to the width of the output."""
     x, norm, y = (drawn(seed)(16, width).to(dtype) for seed, width in ((1, IN), (2, OUT), (3, OUT)))
     changed = plan.before(x)
     return plan.after(x, y + changed.repeat(1, 2)[:, :OUT], torch.zeros_like, {"norm": norm})
@@ -47,63 +47,63 @@ def run(plan: SitePlan, dtype: torch.dtype = torch.float64) -> torch.Tensor:
 @pytest.mark.parametrize("unlike", [False, True])
 @pytest.mark.parametrize("segments", [EVEN, UNEVEN, MIXED, LONG], ids=["even", "uneven", "mixed", "long"])
 @pytest.mark.parametrize("kind", BATCHED)
-def test_a_batch_is_what_its_parts_are_one_by_one(kind: str, segments: list[Segment], unlike: bool) -> None:
-    one_by_one = run(planned(kind, segments, Stepping(0), unlike))
-    plan = planned(kind, segments, Stepping(long=8), unlike)
+def test_a_batch_is_what_its_segments_are_one_by_one(kind: str, segments: list[Segment], unlike: bool) -> None:
+    one_by_one = run(planned(kind, segments, CallPlanner(0), unlike))
+    plan = planned(kind, segments, CallPlanner(long=8), unlike)
     got = run(plan)
     tolerance = 1e-5 if kind == "sparse" else 1e-10  # whose sums are in fp32
     torch.testing.assert_close(got, one_by_one, rtol=tolerance, atol=tolerance)
     assert torch.equal(run(plan), got)
-    (terms,) = plan.phases.values()
-    assert any(isinstance(step, Batch) for step in terms.steps)
-    assert sum(isinstance(step, Part) for step in terms.steps) <= (1 if segments is LONG else 0) + 3 * unlike
+    (terms,) = plan.stages.values()
+    assert any(isinstance(call, Batch) for call in terms.calls)
+    assert sum(isinstance(call, OpSegment) for call in terms.calls) <= (1 if segments is LONG else 0) + 3 * unlike
 
 
 @pytest.mark.parametrize("kind", BATCHED)
 def test_eight_adapters_of_a_kind_are_one_step(kind: str) -> None:
-    (terms,) = planned(kind, EVEN, Stepping()).phases.values()
-    assert [type(step) for step in terms.steps] == [Batch]
+    (terms,) = planned(kind, EVEN, CallPlanner()).stages.values()
+    assert [type(call) for call in terms.calls] == [Batch]
 
 
 def test_kinds_and_scales_side_by_side() -> None:
-    side = SideOps({"site": Rows.TOKENS}, Stepping())
-    alone = SideOps({"site": Rows.TOKENS}, Stepping(0))
+    side = SideOps({"site": RowSet.TOKENS}, CallPlanner())
+    alone = SideOps({"site": RowSet.TOKENS}, CallPlanner(0))
     for slot in range(8):
         ops = [make("pair_rotation", slot, 0)] if slot % 2 else [Op("output_scale", {"d": drawn(slot)(OUT)})]
         for one in (side, alone):
             one.attach(slot, {"site": ops})
             one.begin(EVEN, [])
-    (terms,) = side.plans["site"].phases.values()
-    assert {type(step) for step in terms.steps} == {Batch, Stacked}
-    assert len(terms.steps) == 2
+    (terms,) = side.plans["site"].stages.values()
+    assert {type(call) for call in terms.calls} == {Batch, Stacked}
+    assert len(terms.calls) == 2
     torch.testing.assert_close(run(side.plans["site"]), run(alone.plans["site"]))
 
 
 def test_rows_of_a_batch_are_bounded() -> None:
-    (terms,) = planned("kronecker", EVEN, Stepping(most_rows=4)).phases.values()
-    assert [step.rows.parts * step.rows.most for step in terms.steps if isinstance(step, Batch)] == [4] * 4
+    (terms,) = planned("kronecker", EVEN, CallPlanner(most_rows=4)).stages.values()
+    assert [call.rows.segments * call.rows.most for call in terms.calls if isinstance(call, Batch)] == [4] * 4
 
 
 def test_what_finds_no_room_for_its_stack_runs_one_by_one() -> None:
     size = 8 * (9 * 6 + 4 * 4)
-    full = planned("kronecker", EVEN, Stepping(stacks=Stacks(8 * size - 1)))
-    (terms,) = full.phases.values()
-    assert [type(step) for step in terms.steps] == [Part] * 8
-    (terms,) = planned("kronecker", EVEN, Stepping(stacks=Stacks(8 * size))).phases.values()
-    assert [type(step) for step in terms.steps] == [Batch]
+    full = planned("kronecker", EVEN, CallPlanner(stacks=Stacks(8 * size - 1)))
+    (terms,) = full.stages.values()
+    assert [type(call) for call in terms.calls] == [OpSegment] * 8
+    (terms,) = planned("kronecker", EVEN, CallPlanner(stacks=Stacks(8 * size))).stages.values()
+    assert [type(call) for call in terms.calls] == [Batch]
 
 
 def test_what_is_stacked_is_kept_while_the_same_adapters_run_and_goes_with_any_of_them() -> None:
     stacks = Stacks()
-    side = SideOps({"site": Rows.TOKENS}, Stepping(stacks=stacks))
+    side = SideOps({"site": RowSet.TOKENS}, CallPlanner(stacks=stacks))
     for slot in range(3):
         side.attach(slot, {"site": [make("kronecker", slot, 0)]})
 
     def stacked(*segments: Segment) -> Batch:
         side.begin(segments, [])
-        (step,) = side.plans["site"].phases.popitem()[1].steps  # type: ignore[attr-defined]
-        assert isinstance(step, Batch)
-        return step
+        (call,) = side.plans["site"].stages.popitem()[1].calls  # type: ignore[attr-defined]
+        assert isinstance(call, Batch)
+        return call
 
     first = stacked(Segment(0, 1.0, 0, 1), Segment(1, 1.0, 1, 2))
     again = stacked(Segment(0, 1.0, 0, 2), Segment(1, 1.0, 2, 3))
@@ -135,7 +135,7 @@ class Calls(TorchDispatchMode):
 def test_a_batch_takes_no_more_calls_for_more_adapters(kind: str, most: int) -> None:
     counts = []
     for adapters in (2, 8):
-        plan = planned(kind, EVEN[:adapters], Stepping())
+        plan = planned(kind, EVEN[:adapters], CallPlanner())
         run(plan)  # what is made once
         x, y = drawn(1)(16, IN), drawn(3)(16, OUT)
         with Calls() as calls:

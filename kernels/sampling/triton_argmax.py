@@ -1,5 +1,5 @@
 # mypy: disallow-untyped-decorators=False
-"""The highest number of each row in Triton, for CUDA and ROCm: one launch, one pass. Oracle: `best_number.py`."""
+"""The argmax of each row in Triton, for CUDA and ROCm: one launch, one pass. Oracle: `argmax.py`."""
 
 import torch
 import triton
@@ -12,10 +12,10 @@ WARPS = 16
 
 
 @triton.jit
-def best_number_kernel(
+def argmax_kernel(
     rows_ptr: tl.tensor, ids_ptr: tl.tensor, row_stride: tl.tensor, columns: tl.tensor, BLOCK: tl.constexpr
 ) -> None:
-    """ids[i] = the least j of those with rows[i, j] = max(rows[i, k] that are no NaN); 0 if all are
+    """ids[i] = the least j with rows[i, j] = max over k of rows[i, k] that are no NaN; 0 if all are
 
     rows: (rows, columns) floating, contiguous but for `row_stride` numbers between rows. ids: (rows,) int64. A program
     for each row. Every lane keeps the best of its own columns, the first of equals; the lanes are compared at the end.
@@ -34,11 +34,11 @@ def best_number_kernel(
     tl.store(ids_ptr + row, first.to(tl.int64))
 
 
-def triton_best_number_ids(rows: torch.Tensor) -> torch.Tensor:
-    """As `best_number_ids`."""
+def triton_argmax_ids(rows: torch.Tensor) -> torch.Tensor:
+    """Return the same as `argmax_ids`."""
     if rows.stride(-1) != 1:
         rows = rows.contiguous()
     ids = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
     if len(rows):
-        best_number_kernel[(len(rows),)](rows, ids, rows.stride(0), rows.shape[1], BLOCK=BLOCK, num_warps=WARPS)
+        argmax_kernel[(len(rows),)](rows, ids, rows.stride(0), rows.shape[1], BLOCK=BLOCK, num_warps=WARPS)
     return ids
