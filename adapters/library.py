@@ -18,7 +18,7 @@ from weakref import WeakValueDictionary
 
 from .checkpoint import read_header
 from .errors import InvalidAdapter, said_of
-from .facts import AdapterFacts, FactsLike
+from .facts import AdapterFacts
 from .files import WEIGHTS, experts_of
 from .names import VersionRef, check_name
 from .peft.config import read_config
@@ -28,7 +28,7 @@ from .store import AdapterStore
 
 logger = logging.getLogger(__name__)
 
-Inspect = Callable[[str, Path], Awaitable[FactsLike]]
+Inspect = Callable[[str, Path], Awaitable[AdapterFacts]]
 Release = Callable[[str], Awaitable[None]]
 _T = TypeVar("_T")
 
@@ -84,7 +84,7 @@ class AdapterLibrary:
             check_name(name, self._reserved)
             digest = staged.digest
             await asyncio.to_thread(_check_files, staged.path, staged.experts)
-            facts = AdapterFacts.of(await self._inspect(digest, staged.path))
+            facts = await self._inspect(digest, staged.path)
             # From here on a client that leaves must neither stop the work nor delete the files under it.
             return await asyncio.shield(self._spawn(self._register(staged.hand_over(), name, facts, only_if_new)))
 

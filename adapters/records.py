@@ -124,7 +124,7 @@ class VersionRecords:
         found = _read_file(self.path(reference), _Version)
         if found is None or (found.name, found.version) != reference or not is_digest(found.digest):
             return None
-        return AdapterRecord(VersionRef(*reference, found.digest), found.created, AdapterFacts.of(found.facts))
+        return AdapterRecord(VersionRef(*reference, found.digest), found.created, found.facts)
 
     def read_default(self) -> Reference | None:
         found = _read_file(self.folder / DEFAULT_FILE, _Default)

@@ -1,4 +1,3 @@
-import dataclasses
 import sqlite3
 import tempfile
 import threading
@@ -7,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -46,7 +46,7 @@ def _ref(record: AdapterRecord | None) -> VersionRef | None:
 def test_facts_survive_and_older_rows_have_fewer(tmp_path: Path) -> None:
     path = tmp_path / "r.sqlite"
     registry = AdapterRegistry(path)
-    facts = dataclasses.replace(FACTS, exclusive=("DoRA",), num_tasks=3, virtual_tokens=20)
+    facts = msgspec.structs.replace(FACTS, exclusive=("DoRA",), num_tasks=3, virtual_tokens=20)
     registry.add("a", DIGESTS[0], facts)
     registry.add("b", DIGESTS[1], FACTS)
     old = '{"method":"LORA","rank":8,"num_bytes":100,"primitives":{"low_rank":2},"sites":2,"consumed":4}'

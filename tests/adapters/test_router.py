@@ -1,8 +1,8 @@
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 from peftserve.adapters.errors import AdapterNotFound, InvalidAdapter
@@ -107,7 +107,7 @@ def add(registry: AdapterRegistry, facts: AdapterFacts) -> Callable[..., Version
     """Registers an adapter with other facts."""
 
     def register(name: str, digest: str, **fields: Any) -> VersionRef:
-        return registry.add(name, digest * 64, dataclasses.replace(facts, **fields)).ref
+        return registry.add(name, digest * 64, msgspec.structs.replace(facts, **fields)).ref
 
     return register
 
