@@ -5,7 +5,6 @@ ever more of them. So none is told by its name: a matrix is the module's weight 
 Knows no methods and no checkpoints.
 """
 
-import copy
 import logging
 import types
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import nn
 
+from ..private.torch_private import copy_with_parameter, has_hooks
 from ..sites import Site, SiteKind
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def device_of(module: nn.Module) -> torch.device:
 
 def _is_untouched(module: nn.Module) -> bool:
     """Runs its class's `forward` alone."""
-    return "forward" not in vars(module) and not module._forward_hooks and not module._forward_pre_hooks
+    return "forward" not in vars(module) and not has_hooks(module)
 
 
 def _ways(module: nn.Module, site: Site, dtype: torch.dtype) -> Iterator[Callable[[], object]]:
@@ -127,11 +127,10 @@ def _odd_part(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 def _without_bias(module: nn.Module) -> nn.Module:
     """A module beside it over the same tensors. A bias costs digits of a 16-bit output."""
-    bias = module._parameters.get("bias")
+    bias = dict(module.named_parameters(recurse=False)).get("bias")
     if bias is None:
         return module
-    bare = copy.copy(module)
-    bare._parameters = {**module._parameters, "bias": nn.Parameter(torch.zeros_like(bias), requires_grad=False)}
+    bare = copy_with_parameter(module, "bias", nn.Parameter(torch.zeros_like(bias), requires_grad=False))
     if isinstance(own := vars(bare).get("forward"), types.MethodType) and own.__self__ is module:
         bare.forward = types.MethodType(own.__func__, bare)
     return bare

@@ -166,7 +166,7 @@ def _stand_ins(sites: list[Site], base: Base, method: str | None) -> nn.Module:
         parent: nn.Module = root
         *path, leaf = site.name.split(".")
         for part in path:
-            if part not in parent._modules:
+            if part not in dict(parent.named_children()):
                 parent.add_module(part, nn.Module())
             parent = parent.get_submodule(part)
         parent.add_module(leaf, _copied(site, base, method) if method else _blank(site))

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from ..private.torch_private import has_hooks
+
 _Model = TypeVar("_Model", bound=nn.Module)
 _DEPTH = 4  # of things in things where a module keeps tensors: bitsandbytes has them in a state, HQQ in a dictionary
 
@@ -31,7 +33,7 @@ def twin(model: _Model) -> _Model:
 
 
 def carries_extras(model: nn.Module) -> bool:
-    return any("forward" in vars(m) or m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    return any("forward" in vars(module) or has_hooks(module) for module in model.modules())
 
 
 def _tensors_in(value: Any, depth: int) -> Iterator[torch.Tensor]:
