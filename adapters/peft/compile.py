@@ -1,13 +1,14 @@
 """A checkpoint's folder to a Bypass: the full check of an adapter, and the only way to serve it.
 
-Each group of methods is one module with a table of its compilers, a pure function each; `METHODS` puts them together.
-What any method can have beside its own tensors (whole modules, biases, rows of the vocabulary) is `auxiliary`'s.
+`methods` names the compiler of each PEFT method, a pure function. What any method can have beside its own tensors
+(whole modules, biases, rows of the vocabulary) is compiled by `auxiliary`.
 """
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,43 +26,14 @@ from ..primitives import Dense, Replacement
 from ..sites import SiteKind, SiteTable
 from .auxiliary import compile_auxiliary
 from .base import Base
-from .config import AnyConfig, read_config
-from .dense import DENSE_METHODS
-from .diagonal import DIAGONAL_METHODS
-from .factored import FACTORED_METHODS
+from .config import AdapterHubConfig, AnyConfig, read_config
 from .listing import listed
-from .lora import compile_lora
-from .on_base import BASE_METHODS
-from .probe_methods import PROBE_METHODS
-from .products import PRODUCT_METHODS
-from .prompt import PROMPT_METHODS
-from .randlora import RANDLORA
-from .rotation import ROTATION_METHODS
-from .shared import SHARED_METHODS
-from .sparse import SPARSE_METHODS
-from .spectral import SPECTRAL_METHODS
+from .methods import METHODS
 from .summary import facts_of
 from .tensors import Checkpoint
-from .token_rows import compile_trainable_tokens
 
-METHODS: Mapping[str, Callable[[Any, Checkpoint, Base], Bypass]] = {
-    "LORA": compile_lora,
-    "BOTTLENECK": compile_bottleneck,
-    "TRAINABLE_TOKENS": compile_trainable_tokens,
-    **PROBE_METHODS,
-    **PROMPT_METHODS,
-    **FACTORED_METHODS,
-    **PRODUCT_METHODS,
-    **SHARED_METHODS,
-    **BASE_METHODS,
-    **DIAGONAL_METHODS,
-    **ROTATION_METHODS,
-    **SPARSE_METHODS,
-    **DENSE_METHODS,
-    **SPECTRAL_METHODS,
-    **RANDLORA,
-}
-
+Compiler = Callable[[Any, Checkpoint, Base], Bypass]
+"""Compile a configuration and its checkpoint against a base; take every tensor. Raises AdapterError."""
 
 # What the sparse methods keep as integers: where their values belong, and how many there are.
 _INTEGERS = re.compile(r"_(indices|size)(_[AB])?\b")
@@ -102,6 +74,15 @@ def compile_adapter(
     return CompiledAdapter(bypass, facts_of(bypass, checkpoint.num_tensors, table))
 
 
+def compiler_of(config: AnyConfig) -> Compiler:
+    """Return the function that compiles adapters of this configuration's method."""
+    if isinstance(config, AdapterHubConfig):
+        return compile_bottleneck
+    module, _, function = METHODS[config.peft_type].compiler.rpartition(".")
+    compiler: Compiler = getattr(import_module(f".{module}", __package__), function)
+    return compiler
+
+
 def _open(folder: Path, files: ExitStack) -> "_LazyTensors":
     """The tensors of a checkpoint, until `files` closes."""
     header = read_header(folder / WEIGHTS)
@@ -117,7 +98,7 @@ def _check_types(header: Mapping[str, TensorInfo]) -> None:
 
 def _compile(config: AnyConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
     auxiliary = compile_auxiliary(config.auxiliary, checkpoint, base)
-    own = METHODS[config.peft_type](config, checkpoint, auxiliary.seen_by_method(base))
+    own = compiler_of(config)(config, checkpoint, auxiliary.seen_by_method(base))
     bypass = auxiliary.joined(own, base)
     if left := checkpoint.left():
         raise InvalidAdapter(f"tensors that the configuration does not put on this base: {listed(left)}", param="files")

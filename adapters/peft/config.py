@@ -1,10 +1,10 @@
-"""Our own reading of adapter_config.json, as every PEFT up to 0.21 writes it.
+"""adapter_config.json parsed and checked, as every PEFT up to 0.21 writes it.
 
-Every field is known, refused by name, or without meaning for the result; a field that nobody here has heard of is
-refused as soon as it is set. Knows no tensors and no torch. To serve a new method is to add its parser and one row.
+Every field is known, refused by name, or without effect at inference; a field that `methods` does not list is refused
+as soon as it is set. Knows no tensors and no torch.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from ..adapterhub.config import BottleneckConfig, is_adapterhub, parse_bottlenec
 from ..errors import InvalidAdapter
 from ..files import CONFIG, read_raw_config
 from .fields import Fields
-from .method_fields import METHOD_FIELDS
-from .unsupported import LORA, LORA_IGNORED, refuse_fields, refuse_lora_values, refuse_type
+from .methods import METHODS, Method
+from .unsupported import refuse_fields, refuse_lora_values, refuse_type
 from .variant import LoraVariant, parse_variant
 
 ALL_LINEAR = "all-linear"
@@ -84,7 +84,7 @@ class LoraConfig:
 class MethodConfig:
     """Any other method's configuration. targets: None for methods that are on no module.
 
-    fields: for the compiler to read what it needs; `METHOD_FIELDS` says which fields those are.
+    fields: for the compiler to read what it needs; `METHODS` says which fields those are.
     """
 
     peft_type: str
@@ -119,15 +119,15 @@ def parse_config(raw: Mapping[str, Any]) -> AnyConfig:
             f"{CONFIG} has no peft_type; is it the configuration of a PEFT adapter?", param="peft_type"
         )
     peft_type = raw["peft_type"]
-    refuse_type(peft_type, frozenset(PARSERS) | METHOD_FIELDS.keys())
-    return PARSERS[peft_type](raw) if peft_type in PARSERS else _parse_method(peft_type, raw)
+    refuse_type(peft_type, METHODS.keys())
+    method = METHODS[peft_type]
+    refuse_fields(raw, method.refused, method.known)
+    return parse_lora(raw) if peft_type == "LORA" else _parse_method(peft_type, method, raw)
 
 
-def _parse_method(peft_type: str, raw: Mapping[str, Any]) -> MethodConfig:
-    known = METHOD_FIELDS[peft_type]
-    refuse_fields(raw, known.refused, known.known)
+def _parse_method(peft_type: str, method: Method, raw: Mapping[str, Any]) -> MethodConfig:
     fields = Fields(raw)
-    if not known.has_targets:
+    if not method.has_targets:
         return MethodConfig(peft_type, None, fields)
     return MethodConfig(peft_type, parse_targets(fields), fields, parse_auxiliary(fields))
 
@@ -171,7 +171,6 @@ def _saved_modules(fields: Fields) -> tuple[str, ...]:
 
 
 def parse_lora(raw: Mapping[str, Any]) -> LoraConfig:
-    refuse_fields(raw, LORA, LORA_IGNORED | _LORA_READ)
     refuse_lora_values(raw)
     fields = Fields(raw)
     parameters = tuple(name for name in fields.strings("target_parameters") if name)
@@ -187,13 +186,3 @@ def parse_lora(raw: Mapping[str, Any]) -> LoraConfig:
         variant=parse_variant(fields),
         parameters=parameters,
     )
-
-
-_LORA_READ = frozenset(
-    {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"}
-    | {"r", "lora_alpha", "use_rslora", "ensure_weight_tying", "modules_to_save", "trainable_token_indices", "bias"}
-    | {"use_dora", "lora_bias", "alora_invocation_tokens", "kasa_config", "velora_config", "monteclora_config"}
-    | {"target_parameters", "use_qalora", "qalora_group_size", "use_bdlora", "init_lora_weights", "arrow_config"}
-)
-
-PARSERS: Mapping[str, Callable[[Mapping[str, Any]], LoraConfig]] = {"LORA": parse_lora}

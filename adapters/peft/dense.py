@@ -4,8 +4,6 @@ HIRA (Huang et al. 2025, "HiRA")           y += (W ⊙ B A) x                   
 GLORA (Chavan et al. 2023, 2306.07967)     see `glora`
 """
 
-from collections.abc import Callable, Mapping
-
 import torch
 
 from ..bypass import Bypass
@@ -13,7 +11,6 @@ from ..primitives import Dense, Primitive
 from ..sites import Site, SiteKind
 from .base import Base, Named
 from .config import MethodConfig
-from .glora import compile_glora
 from .linears import MATRICES, require_room, sites_of
 from .saved_modules import replacement
 from .tensors import Checkpoint
@@ -45,9 +42,3 @@ def _multiplied_rows(site: Site, factor: Named, base: Base) -> Primitive:
     """PEFT adds rows that Gemma's embedding does not multiply."""
     own = base.weight(site.name, "HiRA").to("cpu", torch.float32)
     return replacement(site, Named(factor.key, own + own * factor.tensor / site.embed_scale), None, base)
-
-
-DENSE_METHODS: Mapping[str, Callable[[MethodConfig, Checkpoint, Base], Bypass]] = {
-    "HIRA": compile_hira,
-    "GLORA": compile_glora,
-}

@@ -5,7 +5,7 @@ BEFT (bias terms of value projections)          y = W x + b + β                
 LN_TUNING (Zhao et al. 2023, arXiv:2312.11420)  the module with its own parameters    Replacement
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 
@@ -84,10 +84,3 @@ def _replacement(site: Site, checkpoint: Checkpoint, base: Base) -> Replacement:
         return Replacement(weight.converted(base.dtype))
     bias.require_shape((site.out_features,), f"the bias of {site.name} takes")
     return Replacement(weight.converted(base.dtype), bias.converted(base.dtype))
-
-
-DIAGONAL_METHODS: Mapping[str, Callable[[MethodConfig, Checkpoint, Base], Bypass]] = {
-    "IA3": compile_ia3,
-    "BEFT": compile_beft,
-    "LN_TUNING": compile_ln_tuning,
-}

@@ -1,7 +1,5 @@
 """Methods whose delta is a product of two thin matrices that the checkpoint holds, in one form or another."""
 
-from collections.abc import Callable, Mapping
-
 import torch
 
 from ..bypass import Bypass
@@ -159,11 +157,3 @@ def compile_poly(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> By
         mixed_b = torch.einsum("qs,qsrd->rqd", weights, b).reshape(rank, site.out_features)
         sites[site.name] = (low_rank(site.name, mixed_a.T, mixed_b.T / rank, base),)
     return Bypass(config.peft_type, sites, num_tasks=tasks)
-
-
-FACTORED_METHODS: Mapping[str, Callable[[MethodConfig, Checkpoint, Base], Bypass]] = {
-    "ADALORA": compile_adalora,
-    "DELORA": compile_delora,
-    "GRALORA": compile_gralora,
-    "POLY": compile_poly,
-}

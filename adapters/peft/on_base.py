@@ -230,13 +230,3 @@ def _bat(site: Site, rank: int, config: MethodConfig, checkpoint: Checkpoint, ba
     delta = blocks @ m.weights() + m.weights()
     whole = delta.permute(1, 2, 0, 3).reshape(site.out_features, site.in_features)
     return Dense(Named(m.key, whole).converted(base.dtype))
-
-
-BASE_METHODS: Mapping[str, Callable[[MethodConfig, Checkpoint, Base], Bypass]] = {
-    "HRA": compile_hra,
-    "DEFT": compile_deft,
-    "PEANUT": compile_peanut,
-    "OSF": compile_osf,
-    "MISS": compile_miss,
-    "BONE": compile_miss,
-}

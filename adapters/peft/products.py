@@ -1,7 +1,5 @@
 """Methods whose delta is a product of another kind: element by element (LoHa), or of Kronecker (LoKr)."""
 
-from collections.abc import Callable, Mapping
-
 import torch
 
 from ..bypass import Bypass
@@ -115,9 +113,3 @@ def _scaling(config: MethodConfig, sites: list[Site]) -> dict[str, float]:
     )
     ranks = ranks_of(config, sites, 8)
     return {name: alphas[name] / ranks[name] for name in names}
-
-
-PRODUCT_METHODS: Mapping[str, Callable[[MethodConfig, Checkpoint, Base], Bypass]] = {
-    "LOHA": compile_loha,
-    "LOKR": compile_lokr,
-}

@@ -7,14 +7,13 @@ arXiv:2101.00190) and CARTRIDGE (Eyuboglu et al. 2025, arXiv:2506.06266): the ke
 applied. Encoders and projections are folded in by PEFT when it saves.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from ..bypass import Bypass, KVPrefix
 from ..errors import AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
-from .adaption import compile_adaption_prompt
 from .base import Base, Named
 from .config import MethodConfig
 from .plain import compute_dtype
@@ -148,14 +147,3 @@ def _require(config: MethodConfig, field: str, own: int, what: str) -> None:
     value = config.fields.integer(field, own, 1)
     if value != own:
         raise InvalidAdapter(f"{field} is {value}, but this base has {own} {what}", param=field)
-
-
-PROMPT_METHODS: Mapping[str, Callable[[MethodConfig, Checkpoint, Base], Bypass]] = {
-    "PROMPT_TUNING": compile_soft_prompt,
-    "P_TUNING": compile_soft_prompt,
-    "CPT": compile_cpt,
-    "MULTITASK_PROMPT_TUNING": compile_multitask_prompt,
-    "PREFIX_TUNING": compile_kv_prefix,
-    "CARTRIDGE": compile_kv_prefix,
-    "ADAPTION_PROMPT": compile_adaption_prompt,
-}

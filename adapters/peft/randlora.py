@@ -5,7 +5,7 @@ are paired with those of the B_n as PEFT flattens them, rank before bases in A a
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -137,6 +137,3 @@ def _signs(sparsity: float) -> _Draw:
         return (a > 1 - edge).float() - (a < edge).float(), (b > 1 - edge).float() - (b < edge).float()
 
     return draw
-
-
-RANDLORA: Mapping[str, Callable[[MethodConfig, Checkpoint, Base], Bypass]] = {"RANDLORA": compile_randlora}

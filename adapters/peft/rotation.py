@@ -268,9 +268,3 @@ _ROAD: Mapping[str, Callable[[torch.Tensor, torch.Tensor, int], _Columns]] = {
     "road_4": _road_4,
 }
 _PER_PAIR: Mapping[str, int] = {"road_1": 1, "road_2": 2, "road_4": 4}
-
-ROTATION_METHODS: Mapping[str, Callable[[MethodConfig, Checkpoint, Base], Bypass]] = {
-    "OFT": compile_oft,
-    "BOFT": compile_boft,
-    "ROAD": compile_road,
-}

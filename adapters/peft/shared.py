@@ -1,7 +1,6 @@
 """Methods whose modules share what is large: VeRA's projections, VB-LoRA's bank of vectors."""
 
 import math
-from collections.abc import Callable, Mapping
 
 import torch
 
@@ -124,10 +123,3 @@ def _mixed(
         best, indices = logits.weights().topk(top, dim=-1)
         weights = best.softmax(-1)
     return (weights[..., None] * bank[indices]).sum(-2)
-
-
-SHARED_METHODS: Mapping[str, Callable[[MethodConfig, Checkpoint, Base], Bypass]] = {
-    "VERA": compile_vera,
-    "PVERA": compile_pvera,
-    "VBLORA": compile_vblora,
-}

@@ -6,8 +6,6 @@
 Conv1D is none of them: PEFT has both on linear layers only.
 """
 
-from collections.abc import Callable, Mapping
-
 import torch
 
 from ..bypass import Bypass
@@ -117,9 +115,3 @@ def _entries(site: Site, values: Named, rows: torch.Tensor, columns: torch.Tenso
     w = torch.zeros(site.out_features, site.in_features)
     w.index_put_((rows, columns), values.converted(torch.float32), accumulate=True)
     return Dense(Named(values.key, w).converted(base.dtype))
-
-
-SPARSE_METHODS: Mapping[str, Callable[[MethodConfig, Checkpoint, Base], Bypass]] = {
-    "SHIRA": compile_shira,
-    "SUPERTUNING": compile_supertuning,
-}

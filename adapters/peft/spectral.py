@@ -4,7 +4,6 @@ FOURIERFT (Gao et al. 2024, arXiv:2405.03003)  y += s · Re(IFFT2(spectrum)) x  
 C3A (Chen et al. 2024, arXiv:2407.19342)       y += circulant blocks / in_features · x    Circulant
 """
 
-from collections.abc import Callable, Mapping
 from math import pi
 from typing import NamedTuple
 
@@ -148,9 +147,3 @@ def _circulant(size: int, site: Site, checkpoint: Checkpoint, base: Base) -> Cir
         (site.out_features // size, site.in_features // size, size), f"block_size {size} at {site.name} takes"
     )
     return Circulant(kernel.converted(base.dtype), 1 / site.in_features)
-
-
-SPECTRAL_METHODS: Mapping[str, Callable[[MethodConfig, Checkpoint, Base], Bypass]] = {
-    "FOURIERFT": compile_fourierft,
-    "C3A": compile_c3a,
-}
