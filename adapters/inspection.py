@@ -21,7 +21,8 @@ from .names import Reference, VersionRef
 from .records import FOLDER as RECORDS
 from .records import VersionRecords
 from .recovery import open_registry
-from .registry import AdapterRecord, AdapterRegistry
+from .registry import AdapterRegistry
+from .registry_reader import AdapterRecord
 from .registry_repair import all_rows, parse_row
 from .store import ADAPTERS, AdapterStore
 

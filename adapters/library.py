@@ -22,7 +22,8 @@ from .facts import AdapterFacts
 from .files import WEIGHTS, experts_of
 from .names import VersionRef, check_name
 from .peft.config import read_config
-from .registry import AdapterRecord, AdapterRegistry
+from .registry import AdapterRegistry
+from .registry_reader import AdapterRecord
 from .staging import StagedUpload
 from .store import AdapterStore
 

@@ -21,7 +21,7 @@ import msgspec
 
 from .facts import AdapterFacts
 from .names import Reference, VersionRef, is_digest, parse_reference
-from .registry import AdapterRecord
+from .registry_reader import AdapterRecord
 from .staging import fsync_folder
 
 logger = logging.getLogger(__name__)

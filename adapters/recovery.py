@@ -16,7 +16,8 @@ from typing import Any
 from . import registry_file
 from .names import Reference, VersionRef
 from .records import FOLDER, VersionRecords
-from .registry import AdapterRecord, AdapterRegistry
+from .registry import AdapterRegistry
+from .registry_reader import AdapterRecord
 from .registry_repair import parse_row, replace, restore, take_malformed
 from .store import AdapterStore
 

@@ -11,8 +11,9 @@ from typing import Any
 from .errors import AdapterError
 from .facts import AdapterFacts
 from .names import Reference, VersionRef, check_name, is_digest
-from .registry import AdapterRecord, AdapterRegistry, find_row, put_default, read_default
+from .registry import AdapterRegistry, put_default
 from .registry_file import COLUMNS
+from .registry_reader import AdapterRecord, find_row, read_default
 
 _RAISE_LAST = "ON CONFLICT (name) DO UPDATE SET last_version = max(last_version, excluded.last_version)"  # never down
 

@@ -13,7 +13,7 @@ from .errors import AdapterNotFound, InvalidAdapter
 from .facts import AdapterFacts
 from .mixing import Ingredient, check_mixture
 from .names import DEFAULT, VersionRef, parse_reference
-from .registry import AdapterRecord
+from .registry_reader import AdapterRecord
 
 MAX_PARTS = 8
 MAX_WEIGHT = 1e4

@@ -5,7 +5,7 @@ import asyncio
 from fastapi import APIRouter, Response
 
 from peftserve.adapters.names import DEFAULT
-from peftserve.adapters.registry import AdapterRecord
+from peftserve.adapters.registry_reader import AdapterRecord
 
 from .answers import json_response
 from .responses import Model, ModelList

@@ -14,8 +14,9 @@ from peftserve.adapters.files import CONFIG, WEIGHTS
 from peftserve.adapters.inspection import back_up, check, repair
 from peftserve.adapters.names import Reference
 from peftserve.adapters.recovery import open_registry
-from peftserve.adapters.registry import AdapterRecord, AdapterRegistry
+from peftserve.adapters.registry import AdapterRegistry
 from peftserve.adapters.registry_file import NAME
+from peftserve.adapters.registry_reader import AdapterRecord
 from peftserve.adapters.store import AdapterStore
 
 FACTS = AdapterFacts("LORA", rank=8, num_bytes=100, primitives={"low_rank": 2}, sites=2, consumed=4)

@@ -7,7 +7,8 @@ from hypothesis import given
 
 from peftserve.adapters.facts import AdapterFacts
 from peftserve.adapters.names import Reference, VersionRef
-from peftserve.adapters.registry import AdapterRecord, AdapterRegistry
+from peftserve.adapters.registry import AdapterRegistry
+from peftserve.adapters.registry_reader import AdapterRecord
 from peftserve.adapters.registry_repair import parse_row, replace, restore, take_malformed
 
 FACTS = AdapterFacts("LORA", rank=8, num_bytes=100, primitives={"low_rank": 2}, sites=2, consumed=4)
