@@ -20,14 +20,14 @@ FILE = "base.json"
 _PARTS = {"config": "its configuration", "tensors": "the names and shapes of its tensors", "numbers": "its numbers"}
 
 
-class Base(msgspec.Struct):
+class BaseIdentity(msgspec.Struct):
     """model: what it was called. fingerprint: part of the checkpoint to digest."""
 
     model: str
     fingerprint: dict[str, str]
 
 
-def bind(root: Path, base: Base, *, in_use: bool, allow_other: bool) -> None:
+def bind(root: Path, base: BaseIdentity, *, in_use: bool, allow_other: bool) -> None:
     """Note the base of a new state folder, and compare it with that of another. Raises StateUnusable, OSError.
 
     in_use: whether there are adapters; without any, the folder takes whatever base comes. allow_other: so do adapters.
@@ -47,10 +47,10 @@ def bind(root: Path, base: Base, *, in_use: bool, allow_other: bool) -> None:
         _write(root, base)
 
 
-def read(root: Path) -> Base | None:
+def read(root: Path) -> BaseIdentity | None:
     """None where there is no note, or none that can be read, which is a warning."""
     try:
-        return msgspec.json.decode((root / FILE).read_bytes(), type=Base)
+        return msgspec.json.decode((root / FILE).read_bytes(), type=BaseIdentity)
     except FileNotFoundError:
         return None
     except (OSError, msgspec.MsgspecError, UnicodeError) as error:
@@ -58,7 +58,7 @@ def read(root: Path) -> Base | None:
         return None
 
 
-def _differences(bound: Base, base: Base) -> str:
+def _differences(bound: BaseIdentity, base: BaseIdentity) -> str:
     names: Mapping[str, str] = _PARTS
     parts = [
         names.get(part, part) for part, digest in base.fingerprint.items() if bound.fingerprint.get(part) != digest
@@ -66,7 +66,7 @@ def _differences(bound: Base, base: Base) -> str:
     return " and ".join(parts)
 
 
-def _write(root: Path, base: Base) -> None:
+def _write(root: Path, base: BaseIdentity) -> None:
     new = root / f".{FILE}"
     with new.open("wb") as file:
         file.write(msgspec.json.encode(base))

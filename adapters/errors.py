@@ -63,7 +63,7 @@ def error_of(kind: str | None, message: str, param: str | None = None) -> Adapte
 
 
 @contextmanager
-def said_of(part: str) -> Iterator[None]:
+def prefix_errors(part: str) -> Iterator[None]:
     """Put what is wrong inside down to one part of the adapter; the empty name is the adapter itself."""
     try:
         yield

@@ -17,10 +17,10 @@ class Leases:
 
     def acquire(self, resolved: Resolved) -> None:
         """Hold all adapters of a request until `release`."""
-        self._counts.update(ref.digest for ref, _ in resolved.parts)
+        self._counts.update(ref.digest for ref, _ in resolved.members)
 
     def release(self, resolved: Resolved) -> None:
-        for ref, _ in resolved.parts:
+        for ref, _ in resolved.members:
             assert self._counts[ref.digest] > 0, "released more often than acquired"
             self._counts[ref.digest] -= 1
             if self._counts[ref.digest] == 0:

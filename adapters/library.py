@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
-from .checkpoint import read_header
-from .errors import InvalidAdapter, said_of
+from .errors import InvalidAdapter, prefix_errors
 from .facts import AdapterFacts
 from .files import WEIGHTS, experts_of
 from .names import VersionRef, check_name
 from .peft.config import read_config
 from .registry import AdapterRegistry
 from .registry_reader import AdapterRecord
+from .safetensors_header import read_header
 from .staging import StagedUpload
 from .store import AdapterStore
 
@@ -101,7 +101,7 @@ class AdapterLibrary:
         """Raises AdapterNotFound. Requests admitted before keep what they have."""
         await asyncio.to_thread(self._registry.set_default, name)
 
-    def doubt(self, digest: str) -> None:
+    def recheck(self, digest: str) -> None:
         """The engine could not use an adapter's files: look at them, and set them aside if they are damaged."""
         if digest not in self.damaged:  # else each request for it would have them looked at again
             self._spawn(self._examine(digest))
@@ -127,7 +127,7 @@ class AdapterLibrary:
         return removed
 
     async def _register(self, staged: StagedUpload, name: str, facts: AdapterFacts, only_if_new: bool) -> AdapterRecord:
-        async with self._alone(staged.digest):
+        async with self._exclusive(staged.digest):
             try:
                 return await asyncio.to_thread(self._commit, staged, name, facts, only_if_new)
             finally:
@@ -137,7 +137,7 @@ class AdapterLibrary:
 
     def _commit(self, staged: StagedUpload, name: str, facts: AdapterFacts, only_if_new: bool) -> AdapterRecord:
         with staged:
-            self._registry.announce(staged.digest)
+            self._registry.mark_disposable(staged.digest)
             digest = self._store.commit(staged)
             self.damaged.pop(digest, None)
         newest = self._registry.find(name) if only_if_new else None
@@ -148,7 +148,7 @@ class AdapterLibrary:
     async def _collect(self, digest: str) -> None:
         """Remove an adapter from memory and disk if nothing refers to it any more."""
         await self._holders.idle(digest)
-        async with self._alone(digest):
+        async with self._exclusive(digest):
             # No row, then no request can come to it; a row of the same content may have come back meanwhile.
             if self._registry.in_use(digest) or await self._holders.is_held(digest):
                 return
@@ -160,11 +160,11 @@ class AdapterLibrary:
 
     def _remove_files(self, digest: str) -> None:
         self._store.remove(digest)
-        self._registry.forget(digest)
+        self._registry.unmark_disposable(digest)
         self.damaged.pop(digest, None)
 
     async def _examine(self, digest: str) -> None:
-        async with self._alone(digest):
+        async with self._exclusive(digest):
             if not self._registry.in_use(digest):
                 return
             try:
@@ -178,7 +178,7 @@ class AdapterLibrary:
     def _quarantine(self, digest: str) -> None:
         refs = ", ".join(str(ref) for ref in self._registry.refs() if ref.digest == digest)
         if self._store.has(digest):
-            place = self._store.lose(self._store.path(digest))
+            place = self._store.quarantine(self._store.path(digest))
             what = "its files on the server's disk are damaged"
             logger.error("The files of %s are damaged and lie in %s now: upload the same files again", refs, place)
         else:
@@ -187,7 +187,7 @@ class AdapterLibrary:
         self.damaged[digest] = what
 
     @asynccontextmanager
-    async def _alone(self, digest: str) -> AsyncIterator[None]:
+    async def _exclusive(self, digest: str) -> AsyncIterator[None]:
         """No other operation on this digest runs meanwhile."""
         lock = self._locks.setdefault(digest, asyncio.Lock())
         async with lock:
@@ -203,7 +203,7 @@ class AdapterLibrary:
 def _check_files(folder: Path, experts: Sequence[str]) -> None:
     """What can be seen without the model and without torch, before the engine is asked. Raises AdapterError."""
     for part in ("", *experts):
-        with said_of(part):
+        with prefix_errors(part):
             read_header(folder / part / WEIGHTS)
             read_config(folder / part)
     named = experts_of(folder)

@@ -23,7 +23,7 @@ class Ingredient(NamedTuple):
     facts: AdapterFacts
 
 
-class _Whole(NamedTuple):
+class _NonDelta(NamedTuple):
     """What an adapter has beside or around its deltas, so that it is no sum of them. why: not two of it."""
 
     one: str
@@ -32,11 +32,11 @@ class _Whole(NamedTuple):
     has_weight: bool
 
 
-_WHOLES: Mapping[str, _Whole] = {
-    "kv_prefix": _Whole("a KV prefix", "two KV prefixes", "both want the first positions", False),
-    "side_attention": _Whole("a side attention", "two side attentions", "each is a softmax of its own", False),
-    "bottleneck": _Whole("a bottleneck", "two bottlenecks", "each reads what the other changes", False),
-    "gate": _Whole("an invocation gate", "two invocation gates", "each waits for tokens of its own", True),
+_NON_DELTAS: Mapping[str, _NonDelta] = {
+    "kv_prefix": _NonDelta("a KV prefix", "two KV prefixes", "both want the first positions", False),
+    "side_attention": _NonDelta("a side attention", "two side attentions", "each is a softmax of its own", False),
+    "bottleneck": _NonDelta("a bottleneck", "two bottlenecks", "each reads what the other changes", False),
+    "gate": _NonDelta("an invocation gate", "two invocation gates", "each waits for tokens of its own", True),
 }
 
 
@@ -51,29 +51,29 @@ def _objections(ingredients: Sequence[Ingredient]) -> Iterator[str]:
     if len(ingredients) == 1:
         yield from _without_weight(ingredients[0])
         return
-    for rule in (_two_wholes, _exclusive, _order):
+    for rule in (_two_alike, _exclusive, _order):
         for a, b in combinations(ingredients, 2):
             yield from rule(a, b)
     for one in ingredients:
-        yield from _whole(one)
+        yield from _unmixable(one)
 
 
 def _without_weight(only: Ingredient) -> Iterator[str]:
-    for kind, whole in _WHOLES.items():
-        if kind in only.facts.primitives and not whole.has_weight and only.weight != 1:
-            yield f"{only.name} has {whole.one}, which no weight scales: its weight can only be 1"
+    for kind, found in _NON_DELTAS.items():
+        if kind in only.facts.primitives and not found.has_weight and only.weight != 1:
+            yield f"{only.name} has {found.one}, which no weight scales: its weight can only be 1"
 
 
-def _whole(one: Ingredient) -> Iterator[str]:
-    for kind, whole in _WHOLES.items():
+def _unmixable(one: Ingredient) -> Iterator[str]:
+    for kind, found in _NON_DELTAS.items():
         if kind in one.facts.primitives:
-            yield f"{one.name} has {whole.one} and cannot be mixed: it is no sum of deltas, so weights have no meaning"
+            yield f"{one.name} has {found.one} and cannot be mixed: it is no sum of deltas, so weights have no meaning"
 
 
-def _two_wholes(a: Ingredient, b: Ingredient) -> Iterator[str]:
-    for kind, whole in _WHOLES.items():
+def _two_alike(a: Ingredient, b: Ingredient) -> Iterator[str]:
+    for kind, found in _NON_DELTAS.items():
         if kind in a.facts.primitives and kind in b.facts.primitives:
-            yield f"{whole.two}, of {a.name} and {b.name}, cannot be mixed: {whole.why}"
+            yield f"{found.two}, of {a.name} and {b.name}, cannot be mixed: {found.why}"
 
 
 def _exclusive(a: Ingredient, b: Ingredient) -> Iterator[str]:

@@ -4,8 +4,8 @@ With several primitives at one site, whatever their order in the list, the modul
 
     y = R(base(x + Σ in(x)));   y += Σ out(y);   y += Σ add(x)
 
-R: Replacement, Rows. in: InputScale, InputRotation. out: OutputScale, PairRotation, Bottleneck, all of the same y. add:
-LowRank, RoutedLowRank, SharedLowRank, SharedBases, Kronecker, Spectral, Circulant, Sparse, Dense, Bias, all of the
+R: Replacement, TokenRows. in: InputScale, InputRotation. out: OutputScale, PairRotation, Bottleneck, all of the same y.
+add: LowRank, RoutedLowRank, SharedLowRank, SharedBases, Kronecker, Spectral, Circulant, Sparse, Dense, Bias, all of the
 module's own input x, and ParallelBottleneck, of another module's. ExpertLowRank is inside of base. Each primitive is
 what it adds to the identity, so a mixture is the weighted sum of these terms, unless one of them reads what another
 left (`kernels/ops/side.py` then adds the adapter whole); Bottleneck, which is not affine in y, is in none. What a
@@ -277,7 +277,7 @@ class Dense(Primitive):
 
 
 @dataclass(frozen=True)
-class Rows(Primitive):
+class TokenRows(Primitive):
     """Rows of an embedding's or a head's weight replaced. ids: (k,) int32 ascending; values: (k, width).
 
     At an embedding, values already hold what the module multiplies its rows by.

@@ -18,7 +18,7 @@ from .names import Reference, VersionRef
 from .records import FOLDER, VersionRecords
 from .registry import AdapterRegistry
 from .registry_reader import AdapterRecord
-from .registry_repair import parse_row, replace, restore, take_malformed
+from .registry_repair import parse_row, remove_malformed, replace, restore
 from .store import AdapterStore
 
 logger = logging.getLogger(__name__)
@@ -28,14 +28,14 @@ MOST_NAMED = 5
 
 @dataclass
 class Recovery:
-    """What was found. lost: versions whose files are not there. said: one sentence for each thing that was mended."""
+    """The outcome. lost: versions whose files are missing. findings: one sentence for each thing that was mended."""
 
     lost: list[VersionRef] = field(default_factory=list)
-    said: list[str] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
 
-    def say(self, sentence: str) -> None:
+    def report(self, sentence: str) -> None:
         logger.warning("%s", sentence)
-        self.said.append(sentence)
+        self.findings.append(sentence)
 
 
 @contextmanager
@@ -53,13 +53,13 @@ def open_registry(
     path = root / registry_file.NAME
     rows = _set_aside_damaged(path, store, recovery)
     is_new = not path.exists()
-    with closing(AdapterRegistry(path, records)) as registry, registry_file.named_errors():
-        for row in take_malformed(registry):
-            place = store.keep_text("row.json", _as_text(row))
-            recovery.say(f"A row of the registry of adapters made no sense; it lies in {place} now.")
+    with closing(AdapterRegistry(path, records)) as registry, registry_file.translate_errors():
+        for row in remove_malformed(registry):
+            place = store.quarantine_text("row.json", _as_text(row))
+            recovery.report(f"A row of the registry of adapters made no sense; it lies in {place} now.")
         _bring_back(registry, records, store, recovery, rows, records.read_default() if is_new else None)
         _settle(registry, records, store, recovery, thorough)
-        _place_strangers(registry, store, recovery)
+        _place_unknown(registry, store, recovery)
         recovery.lost = [ref for ref in registry.refs() if not store.has(ref.digest)]
         for ref in recovery.lost:
             logger.error("The files of %s are gone: upload the same files again, or remove it", ref)
@@ -72,8 +72,8 @@ def _set_aside_damaged(path: Path, store: AdapterStore, recovery: Recovery) -> l
     if fault is None:
         return []
     rows = registry_file.salvage(path)
-    place = store.lose(*registry_file.files_of(path))
-    recovery.say(f"The registry of adapters {fault}; what is left of it lies in {place}, and it is made anew.")
+    place = store.quarantine(*registry_file.files_of(path))
+    recovery.report(f"The registry of adapters {fault}; what is left of it lies in {place}, and it is made anew.")
     return rows
 
 
@@ -109,9 +109,11 @@ def _bring_back(
         last[name] = max(last.get(name, 0), version or 0)
     restore(registry, found, last, default)
     if found:
-        recovery.say(f"The registry had lost {_named([record.ref for record in found])}: served again.")
+        recovery.report(f"The registry had lost {_named([record.ref for record in found])}: served again.")
     if damaged:
-        recovery.say(f"Records of versions made no sense ({len(damaged)}); they lie in {store.lose(*damaged)} now.")
+        recovery.report(
+            f"Records of versions made no sense ({len(damaged)}); they lie in {store.quarantine(*damaged)} now."
+        )
 
 
 def _settle(
@@ -136,19 +138,19 @@ def _settle(
         records.write(unwritten)
     if wrong:
         replace(registry, wrong)
-        recovery.say(f"The registry was wrong about {_named([record.ref for record in wrong])}: mended.")
+        recovery.report(f"The registry was wrong about {_named([record.ref for record in wrong])}: mended.")
     if records.read_default() != registry.get_default():
         records.default_set(registry.get_default())
 
 
-def _place_strangers(registry: AdapterRegistry, store: AdapterStore, recovery: Recovery) -> None:
+def _place_unknown(registry: AdapterRegistry, store: AdapterStore, recovery: Recovery) -> None:
     """Files that no version has are deleted where an upload or a deletion had not ended, and else set aside."""
     disposable = registry.disposable()
     for digest in disposable:
         store.remove(digest)
-        registry.forget(digest)
-    for path in store.strangers({ref.digest for ref in registry.refs()}):
-        recovery.say(f"No version has the files in adapters/{path.name}; they lie in {store.lose(path)} now.")
+        registry.unmark_disposable(digest)
+    for path in store.unknown_folders({ref.digest for ref in registry.refs()}):
+        recovery.report(f"No version has the files in adapters/{path.name}; they lie in {store.quarantine(path)} now.")
 
 
 def _named(refs: list[VersionRef]) -> str:

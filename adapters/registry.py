@@ -15,7 +15,7 @@ from typing import Protocol
 from .errors import AdapterNotFound, StoreFull
 from .facts import AdapterFacts
 from .names import Reference, VersionRef, parse_reference
-from .registry_file import COLUMNS, connect, migrate, named_errors
+from .registry_file import COLUMNS, connect, migrate, translate_errors
 from .registry_reader import AdapterRecord, RegistryReader, find_row, not_found, read_default, record_of
 
 
@@ -42,7 +42,7 @@ class AdapterRegistry(RegistryReader):
         """Open the file, and make it where it is missing. Raises StateUnusable."""
         self._journal = journal
         self._writing = threading.Lock()
-        with named_errors():
+        with translate_errors():
             self._writer = connect(path)
             try:
                 with self._transaction() as db:
@@ -128,12 +128,12 @@ class AdapterRegistry(RegistryReader):
 
     # Files that may go
 
-    def announce(self, digest: str) -> None:
+    def mark_disposable(self, digest: str) -> None:
         """Before files are stored: they may be deleted again, unless `add` gives them a version."""
         with self.transaction() as db:
             db.execute("INSERT OR IGNORE INTO disposable VALUES (?)", (digest,))
 
-    def forget(self, digest: str) -> None:
+    def unmark_disposable(self, digest: str) -> None:
         """The files are gone."""
         with self.transaction() as db:
             db.execute("DELETE FROM disposable WHERE digest = ?", (digest,))

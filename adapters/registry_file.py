@@ -90,7 +90,7 @@ def fault_of(path: Path) -> str | None:
     """
     if not path.exists():
         return "is missing" if files_of(path) else None
-    with named_errors():
+    with translate_errors():
         try:
             if path.stat().st_size == 0:
                 return "is empty"
@@ -118,12 +118,12 @@ def salvage(path: Path) -> list[tuple[Any, ...]]:
 
 def copy_to(path: Path, target: Path) -> None:
     """A consistent copy as of one moment, also while a server writes. Raises StateUnusable, OSError."""
-    with named_errors(), closing(existing(path)) as source, closing(sqlite3.connect(target)) as db:
+    with translate_errors(), closing(existing(path)) as source, closing(sqlite3.connect(target)) as db:
         source.backup(db)
 
 
 @contextmanager
-def named_errors() -> Iterator[None]:
+def translate_errors() -> Iterator[None]:
     """SQLite's errors as one sentence."""
     try:
         yield

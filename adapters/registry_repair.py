@@ -18,7 +18,7 @@ from .registry_reader import AdapterRecord, find_row, read_default
 _RAISE_LAST = "ON CONFLICT (name) DO UPDATE SET last_version = max(last_version, excluded.last_version)"  # never down
 
 
-def take_malformed(registry: AdapterRegistry) -> list[tuple[Any, ...]]:
+def remove_malformed(registry: AdapterRegistry) -> list[tuple[Any, ...]]:
     """Remove rows that nobody can have written, and return them: `COLUMNS`, each of whatever type it is.
 
     The default goes too where it is none.

@@ -15,13 +15,13 @@ from .mixing import Ingredient, check_mixture
 from .names import DEFAULT, VersionRef, parse_reference
 from .registry_reader import AdapterRecord
 
-MAX_PARTS = 8
+MAX_MEMBERS = 8
 MAX_WEIGHT = 1e4
 
 _ROUTES: Mapping[str, "Policy"] = {}
 
 
-class Part(NamedTuple):
+class Member(NamedTuple):
     ref: VersionRef
     weight: float
 
@@ -30,13 +30,13 @@ class Part(NamedTuple):
 class Resolved:
     """What answers one request.
 
-    parts: empty for the bare base; their weighted sum otherwise.
+    members: empty for the bare base; their weighted sum otherwise.
     label: for the header `x-peftserve-adapter`: the base's id, `sql@3`, or `a@1*0.7+b@2*0.3`.
     model: for the response's `model` field: the name that was asked for; for the default and for a mixture, the label.
-    facts: of each part, by digest.
+    facts: of each member, by digest.
     """
 
-    parts: tuple[Part, ...]
+    members: tuple[Member, ...]
     label: str
     model: str
     facts: Mapping[str, AdapterFacts] = field(default_factory=dict, compare=False, repr=False)
@@ -54,7 +54,7 @@ class Resolved:
     def weights(self) -> dict[str, float]:
         """Digest to weight. Two names of one digest are added up."""
         total: dict[str, float] = {}
-        for ref, weight in self.parts:
+        for ref, weight in self.members:
             total[ref.digest] = total.get(ref.digest, 0.0) + weight
         return total
 
@@ -63,7 +63,7 @@ class Resolved:
 
         Raises InvalidAdapter where one has no such task, or none has any.
         """
-        counts = {ref: self.facts[ref.digest].num_tasks for ref, _ in self.parts if self.facts[ref.digest].num_tasks}
+        counts = {ref: self.facts[ref.digest].num_tasks for ref, _ in self.members if self.facts[ref.digest].num_tasks}
         if task_id is not None and not counts:
             raise InvalidAdapter(f"{self.label} has no tasks: leave task_id out", param="task_id")
         chosen = {ref: 0 if task_id is None and count == 1 else task_id for ref, count in counts.items()}
@@ -116,7 +116,7 @@ class Router:
         if model == self._base_id:
             return self._base()
         if policy := self._routes.get(model):
-            return self._parts(policy.choose(prompt_token_ids, user), model)
+            return self._mixed(policy.choose(prompt_token_ids, user), model)
         return self._single(model)
 
     def _base(self) -> Resolved:
@@ -135,20 +135,22 @@ class Router:
                 f"give an adapter as model or a mixture as adapters; beside a mixture, model is {self._base_id!r}",
                 param="model",
             )
-        if not 1 <= len(adapters) <= MAX_PARTS:
-            raise InvalidAdapter(f"a mixture has 1 to {MAX_PARTS} adapters, this one {len(adapters)}", param="adapters")
-        return self._parts(adapters, None)
+        if not 1 <= len(adapters) <= MAX_MEMBERS:
+            raise InvalidAdapter(
+                f"a mixture has 1 to {MAX_MEMBERS} adapters, this one {len(adapters)}", param="adapters"
+            )
+        return self._mixed(adapters, None)
 
-    def _parts(self, chosen: Sequence[tuple[str, float]], model: str | None) -> Resolved:
+    def _mixed(self, chosen: Sequence[tuple[str, float]], model: str | None) -> Resolved:
         if not chosen:
             return self._base()
         records = [self._find(name, "adapters") for name, _ in chosen]
-        parts = tuple(Part(record.ref, _checked(*pair)) for record, pair in zip(records, chosen, strict=True))
-        if len({(part.ref.name, part.ref.version) for part in parts}) < len(parts):
+        members = tuple(Member(record.ref, _checked(*pair)) for record, pair in zip(records, chosen, strict=True))
+        if len({(member.ref.name, member.ref.version) for member in members}) < len(members):
             raise InvalidAdapter("an adapter may be in a mixture only once", param="adapters")
-        label = "+".join(f"{part.ref}*{part.weight:g}" for part in parts)
+        label = "+".join(f"{member.ref}*{member.weight:g}" for member in members)
         facts = {record.digest: record.facts for record in records}
-        resolved = Resolved(parts, label, label if model is None else model, facts)
+        resolved = Resolved(members, label, label if model is None else model, facts)
         check_mixture(_ingredients(resolved))
         return resolved
 
@@ -161,12 +163,12 @@ class Router:
 
 
 def _alone(record: AdapterRecord, model: str) -> Resolved:
-    return Resolved((Part(record.ref, 1.0),), str(record.ref), model, {record.digest: record.facts})
+    return Resolved((Member(record.ref, 1.0),), str(record.ref), model, {record.digest: record.facts})
 
 
 def _ingredients(resolved: Resolved) -> list[Ingredient]:
     """Two names of one digest are one adapter, called by the last."""
-    names = {ref.digest: str(ref) for ref, _ in resolved.parts}
+    names = {ref.digest: str(ref) for ref, _ in resolved.members}
     return [Ingredient(names[digest], weight, resolved.facts[digest]) for digest, weight in resolved.weights().items()]
 
 

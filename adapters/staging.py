@@ -47,7 +47,7 @@ class StagedFile:
         self._upload.grow(self._name, self._size, len(chunk))
         self._hash.update(chunk)
         view = memoryview(chunk)
-        with full_disk_named():
+        with translate_full_disk():
             while view:
                 view = view[os.write(self._fd, view) :]
 
@@ -57,7 +57,7 @@ class StagedFile:
             return
         fd, self._fd = self._fd, -1
         try:
-            with full_disk_named():
+            with translate_full_disk():
                 os.fsync(fd)
         finally:
             os.close(fd)
@@ -89,7 +89,7 @@ class StagedUpload:
         """Begin one of an adapter's files, in any order, each once. Raises InvalidAdapter, StoreFull."""
         check_file_name(name)
         try:
-            with full_disk_named():
+            with translate_full_disk():
                 (self.path / name).parent.mkdir(mode=0o700, exist_ok=True)
                 return StagedFile(self, name)
         except FileExistsError:
@@ -177,7 +177,7 @@ def fsync_folder(path: Path) -> None:
 
 
 @contextmanager
-def full_disk_named() -> Iterator[None]:
+def translate_full_disk() -> Iterator[None]:
     """Turn a disk without room, or a used-up quota, into StoreFull."""
     try:
         yield

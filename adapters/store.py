@@ -21,7 +21,7 @@ from pathlib import Path
 from .errors import AdapterConflict, InvalidAdapter
 from .files import content_digest
 from .names import is_digest
-from .staging import StagedUpload, fsync_folder, full_disk_named
+from .staging import StagedUpload, fsync_folder, translate_full_disk
 
 ADAPTERS = "adapters"
 
@@ -51,7 +51,7 @@ class AdapterStore:
 
     def stage(self, limit: int) -> StagedUpload:
         """Begin an upload of `limit` bytes at most. Raises StoreFull."""
-        with full_disk_named():
+        with translate_full_disk():
             return StagedUpload(self._new_staging(), limit)
 
     def commit(self, staged: StagedUpload) -> str:
@@ -61,7 +61,7 @@ class AdapterStore:
         """
         digest = staged.digest
         target = self.path(digest)
-        with full_disk_named():
+        with translate_full_disk():
             for expert in staged.experts:
                 fsync_folder(staged.path / expert)
             fsync_folder(staged.path)
@@ -92,7 +92,7 @@ class AdapterStore:
         """Whether the files are there and their content has this digest. Reads all of them. Raises OSError."""
         return self.has(digest) and content_digest(self.path(digest)) == digest
 
-    def lose(self, *paths: Path) -> str:
+    def quarantine(self, *paths: Path) -> str:
         """Move what is of no use here to `lost+found`. Returns where it is now, as seen from the state folder."""
         place = self._new_place()
         for path in paths:
@@ -101,7 +101,7 @@ class AdapterStore:
         fsync_folder(place)
         return str((place / paths[0].name if len(paths) == 1 else place).relative_to(self._root))
 
-    def keep_text(self, name: str, text: str) -> str:
+    def quarantine_text(self, name: str, text: str) -> str:
         """The same for what is no file: it becomes one of this name."""
         path = self._new_place() / name
         path.write_text(text, encoding="utf-8")
@@ -112,7 +112,7 @@ class AdapterStore:
         for entry in os.scandir(self._staging):
             _delete(entry)
 
-    def strangers(self, known: Collection[str]) -> list[Path]:
+    def unknown_folders(self, known: Collection[str]) -> list[Path]:
         """What lies among the adapters and is not one of `known`."""
         return sorted(self._adapters / name for name in self.digests() if name not in known or not self.has(name))
 

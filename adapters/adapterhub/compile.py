@@ -10,7 +10,7 @@ import torch
 
 from ..bypass import Bypass
 from ..errors import InvalidAdapter
-from ..peft.base import Base, Named
+from ..peft.base import Base, NamedTensor
 from ..peft.config import AdapterHubConfig
 from ..peft.tensors import Checkpoint
 from ..primitives import Bottleneck, ParallelBottleneck, Primitive
@@ -84,5 +84,5 @@ def _scale(scaling: float | str, checkpoint: Checkpoint, prefix: str, features: 
     return checkpoint.take(f"{prefix}.scaling").require_shape(shape, f"scaling={scaling!r} takes").weights()
 
 
-def _scaled(weight: Named, scale: torch.Tensor) -> Named:
+def _scaled(weight: NamedTensor, scale: torch.Tensor) -> NamedTensor:
     return weight._replace(tensor=weight.weights() * scale)

@@ -15,7 +15,7 @@ import torch
 from ..bypass import Bypass, SideAttention
 from ..errors import InvalidAdapter, UnsupportedAdapter
 from ..primitives import Bias, Primitive
-from .base import Base, Named
+from .base import Base, NamedTensor
 from .config import MethodConfig
 from .plain import device_of
 from .tensors import Checkpoint
@@ -66,8 +66,8 @@ def _side(name: str, module: Any, config: MethodConfig, checkpoint: Checkpoint, 
     prompt.require_shape((1, length, width), f"an adapter_len of {length} takes on this base")
     gate = checkpoint.take(f"{name}.adaption_gate").require_shape((1,), "a gate has").converted(torch.float32)
     keys, values = (_heads(name, part, module, prompt.converted(base.dtype)[0], base) for part in ("k_proj", "v_proj"))
-    gated = Named(f"{prompt.key}, projected and gated,", values.float() * gate)
-    checked = Named(f"{prompt.key}, projected,", keys)
+    gated = NamedTensor(f"{prompt.key}, projected and gated,", values.float() * gate)
+    checked = NamedTensor(f"{prompt.key}, projected,", keys)
     return SideAttention(checked.converted(base.dtype), gated.converted(base.dtype), float(module.head_dim) ** -0.5)
 
 

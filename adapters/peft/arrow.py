@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ..bypass import Bypass
-from ..errors import InvalidAdapter, UnsupportedAdapter, said_of
+from ..errors import InvalidAdapter, UnsupportedAdapter, prefix_errors
 from ..primitives import RoutedLowRank
-from .base import Base, Named
+from .base import Base, NamedTensor
 from .config import AuxiliaryConfig, LoraConfig
 from .lora_factors import LoraModule, read_modules
 from .tensors import Checkpoint
@@ -40,7 +40,7 @@ def _expert(name: str, checkpoint: Checkpoint, router: Modules, base: Base) -> M
     config, tensors = checkpoint.expert(name)
     if not isinstance(config, LoraConfig) or not _is_plain(config):
         raise UnsupportedAdapter(f"the expert {name} is not plain LoRA, which is all that Arrow routes", param="files")
-    with said_of(name):
+    with prefix_errors(name):
         modules = read_modules(config, tensors, base)
     if modules.keys() != router.keys():
         raise InvalidAdapter(f"the expert {name} is on other modules than the router", param="target_modules")
@@ -68,7 +68,7 @@ def _routed(tasks: Sequence[LoraModule], general: Sequence[LoraModule], arrow: A
     )
 
 
-def _purified(factor: Named, general: Sequence[Named]) -> Named:
+def _purified(factor: NamedTensor, general: Sequence[NamedTensor]) -> NamedTensor:
     if not general:
         return factor
     mean = torch.stack([other.weights() for other in general]).mean(0)

@@ -3,7 +3,7 @@
     modules_to_save                 the module with the saved parameters        Replacement
     a full embedding or head        the base's own, or what takes its place     Replacement
     bias="all", bias="..._only"     y += saved bias - base's                    Bias, or Replacement of a norm's
-    trainable_token_indices         see `token_rows`                            Rows
+    trainable_token_indices         see `token_rows`                            TokenRows
 
 PEFT saves these as `<module>.weight`, or `<module>.base_layer.weight` where a method wraps the module.
 """
@@ -15,9 +15,9 @@ import torch
 
 from ..bypass import Bypass
 from ..errors import InvalidAdapter, UnsupportedAdapter
-from ..primitives import Bias, Primitive, Replacement, Rows
+from ..primitives import Bias, Primitive, Replacement, TokenRows
 from ..sites import Site, SiteKind
-from .base import Base, Named, is_same
+from .base import Base, NamedTensor, is_same
 from .config import AuxiliaryConfig
 from .saved_modules import replacement, saved_modules
 from .tensors import Checkpoint
@@ -37,7 +37,7 @@ class Auxiliary:
 
     saved: Mapping[str, Replacement]
     copies: Mapping[str, Replacement]
-    rows: Mapping[str, Rows]
+    rows: Mapping[str, TokenRows]
     biases: Mapping[str, Primitive]
 
     def seen_by_method(self, base: Base) -> Base:
@@ -102,7 +102,7 @@ def _copies(checkpoint: Checkpoint, base: Base, saved: Mapping[str, Replacement]
                 yield site.name, replacement(site, copy, _longer_bias(site, copy, checkpoint, base), base)
 
 
-def _longer_bias(site: Site, copy: Named, checkpoint: Checkpoint, base: Base) -> Named | None:
+def _longer_bias(site: Site, copy: NamedTensor, checkpoint: Checkpoint, base: Base) -> NamedTensor | None:
     """Of a head with more rows than the base's, if the base's has one."""
     longer = site.kind is SiteKind.HEAD and copy.tensor.dim() == 2 and len(copy.tensor) > site.out_features
     if not longer or base.parameter(site.name, "bias") is None:
@@ -125,7 +125,7 @@ def _tie(copies: dict[str, Replacement], checkpoint: Checkpoint, base: Base) -> 
 def _tied(site: Site, other: Replacement, checkpoint: Checkpoint, base: Base) -> Replacement:
     """Of one of the pair, what the checkpoint has of the other only."""
     assert other.weight is not None
-    weight = Named(f"the weight of {site.name}", other.weight)
+    weight = NamedTensor(f"the weight of {site.name}", other.weight)
     return replacement(site, weight, _longer_bias(site, weight, checkpoint, base), base)
 
 
@@ -141,7 +141,7 @@ def _check_copied(site: Site, copy: Replacement, own: tuple[Primitive, ...], met
         )
 
 
-def _with_rows(site: Site, whole: Replacement | None, rows: Rows | None) -> Replacement | Rows | None:
+def _with_rows(site: Site, whole: Replacement | None, rows: TokenRows | None) -> Replacement | TokenRows | None:
     """In one, as both take the place of the module's output. Its weight does not hold what an embedding scales by."""
     if whole is None or whole.weight is None or rows is None:
         return whole if rows is None else rows

@@ -128,16 +128,16 @@ class Base:
         return twin(self.model)
 
 
-class Named(NamedTuple):
+class NamedTensor(NamedTuple):
     """A tensor with its key in the checkpoint."""
 
     key: str
     tensor: torch.Tensor
 
-    def transposed(self) -> "Named":
-        return Named(self.key, self.tensor.T)
+    def transposed(self) -> "NamedTensor":
+        return NamedTensor(self.key, self.tensor.T)
 
-    def require_shape(self, shape: tuple[int, ...], why: str) -> "Named":
+    def require_shape(self, shape: tuple[int, ...], why: str) -> "NamedTensor":
         """Raises InvalidAdapter, saying `why` the shape must be this one."""
         if self.tensor.shape != shape:
             got = tuple(self.tensor.shape)
@@ -174,7 +174,7 @@ def is_finite(tensor: torch.Tensor) -> bool:
     return math.isfinite(least.item()) and math.isfinite(most.item())
 
 
-def is_same(base: Base, site: str, copy: Named) -> bool:
+def is_same(base: Base, site: str, copy: NamedTensor) -> bool:
     """Whether a copy of the weight at a site, which may come along with an adapter, is the base's own.
 
     Raises UnsupportedAdapter where there is nothing to compare it with.

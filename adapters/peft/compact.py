@@ -3,7 +3,7 @@
 import torch
 
 from ..primitives import Dense, LowRank, Primitive, Sparse
-from .base import Named
+from .base import NamedTensor
 
 _OVERSAMPLED = 8  # columns of the sketch over the bound, without which its last directions would be inexact
 _EXACT = 1e-5  # relative error of factors, under which what they leave out is the rounding of float32
@@ -11,12 +11,12 @@ _INDEX_BYTES = 8  # that a non-zero counts beside its value: a column, and its s
 _SCATTERED = 4  # how much smaller than all of it the non-zeros must be: each costs more than an entry of a GEMM
 
 
-def compacted(delta: Named, bound: int | None, dtype: torch.dtype) -> Primitive:
+def compacted(delta: NamedTensor, bound: int | None, dtype: torch.dtype) -> Primitive:
     """delta: (out_features, in_features) in float32. bound: of its rank, as the method has it; None if it has none.
 
     Raises InvalidAdapter if it is not finite.
     """
-    exact = Named(delta.key, delta.tensor).converted(torch.float32)
+    exact = NamedTensor(delta.key, delta.tensor).converted(torch.float32)
     nonzeros = int(exact.count_nonzero())
     if not nonzeros:
         return LowRank(exact.new_zeros(1, exact.shape[1], dtype=dtype), exact.new_zeros(exact.shape[0], 1, dtype=dtype))
@@ -24,7 +24,7 @@ def compacted(delta: Named, bound: int | None, dtype: torch.dtype) -> Primitive:
     factors = None if bound is None else factored(exact, bound)
     low_rank = dense if factors is None else sum(factor.numel() for factor in factors) * dtype.itemsize
     if factors is not None and low_rank < min(dense, sparse):
-        a, b = (Named(delta.key, factor).converted(dtype) for factor in factors)
+        a, b = (NamedTensor(delta.key, factor).converted(dtype) for factor in factors)
         return LowRank(a, b)
     return _sparse(delta.key, exact, dtype) if sparse < dense else Dense(delta.converted(dtype))
 
@@ -49,4 +49,4 @@ def factored(w: torch.Tensor, bound: int) -> tuple[torch.Tensor, torch.Tensor] |
 
 def _sparse(key: str, w: torch.Tensor, dtype: torch.dtype) -> Sparse:
     rows, columns = w.nonzero(as_tuple=True)
-    return Sparse(Sparse.row_starts(rows, len(w)), columns.int(), Named(key, w[rows, columns]).converted(dtype))
+    return Sparse(Sparse.row_starts(rows, len(w)), columns.int(), NamedTensor(key, w[rows, columns]).converted(dtype))

@@ -18,11 +18,11 @@ from torch import nn
 
 from ..adapterhub.compile import compile_bottleneck
 from ..bypass import Bypass
-from ..checkpoint import FLOATING, TensorInfo, read_header
 from ..errors import AdapterTooLarge, InvalidAdapter
 from ..facts import AdapterFacts
 from ..files import WEIGHTS, experts_of
 from ..primitives import Dense, Replacement
+from ..safetensors_header import FLOATING, TensorInfo, read_header
 from ..sites import SiteKind, SiteTable
 from .auxiliary import compile_auxiliary
 from .base import Base

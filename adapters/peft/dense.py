@@ -9,7 +9,7 @@ import torch
 from ..bypass import Bypass
 from ..primitives import Dense, Primitive
 from ..sites import Site, SiteKind
-from .base import Base, Named
+from .base import Base, NamedTensor
 from .config import MethodConfig
 from .linears import MATRICES, require_room, sites_of
 from .saved_modules import replacement
@@ -34,11 +34,11 @@ def _hira(rank: int, site: Site, checkpoint: Checkpoint, base: Base) -> Primitiv
     b = checkpoint.take(f"{stem}B").require_shape((site.out_features, rank), why)
     factor = b.converted(torch.float32) @ a.converted(torch.float32)
     if at_embedding:
-        return _multiplied_rows(site, Named(b.key, factor.T), base)
-    return Dense(Named(b.key, base.matrix(site.name, "HiRA") * factor).converted(base.dtype))
+        return _multiplied_rows(site, NamedTensor(b.key, factor.T), base)
+    return Dense(NamedTensor(b.key, base.matrix(site.name, "HiRA") * factor).converted(base.dtype))
 
 
-def _multiplied_rows(site: Site, factor: Named, base: Base) -> Primitive:
+def _multiplied_rows(site: Site, factor: NamedTensor, base: Base) -> Primitive:
     """PEFT adds rows that Gemma's embedding does not multiply."""
     own = base.weight(site.name, "HiRA").to("cpu", torch.float32)
-    return replacement(site, Named(factor.key, own + own * factor.tensor / site.embed_scale), None, base)
+    return replacement(site, NamedTensor(factor.key, own + own * factor.tensor / site.embed_scale), None, base)

@@ -12,7 +12,7 @@ import torch
 from ..bypass import Bypass
 from ..primitives import Bias, InputScale, OutputScale, Primitive, Replacement
 from ..sites import Site
-from .base import Base, Named
+from .base import Base, NamedTensor
 from .config import MethodConfig
 from .linears import ALL_KINDS, sites_of
 from .patterns import Deadline, Pattern
@@ -46,7 +46,7 @@ def _feedforward(config: MethodConfig) -> Callable[[Site, torch.Tensor], bool]:
     return lambda site, _: pattern.fullmatch(site.name)
 
 
-def _scale(site: Site, scale: Named, feedforward: bool, dtype: torch.dtype) -> Primitive:
+def _scale(site: Site, scale: NamedTensor, feedforward: bool, dtype: torch.dtype) -> Primitive:
     if feedforward:
         scale.require_shape((1, site.in_features), f"the feedforward module {site.name} takes")
         return InputScale(_less_one(scale, dtype))
@@ -54,9 +54,9 @@ def _scale(site: Site, scale: Named, feedforward: bool, dtype: torch.dtype) -> P
     return OutputScale(_less_one(scale, dtype))
 
 
-def _less_one(scale: Named, dtype: torch.dtype) -> torch.Tensor:
+def _less_one(scale: NamedTensor, dtype: torch.dtype) -> torch.Tensor:
     values = scale.converted(torch.float32).flatten()
-    return Named(scale.key, values - 1).converted(dtype)
+    return NamedTensor(scale.key, values - 1).converted(dtype)
 
 
 def compile_beft(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:

@@ -10,12 +10,12 @@ import torch
 
 from ..primitives import Bias, LowRank, OutputScale, Primitive
 from ..sites import Site, SiteKind
-from .base import Base, Named
+from .base import Base, NamedTensor
 
 _ROWS_AT_ONCE = 1024
 
 
-def dora(site: Site, a: Named, b: Named, magnitude: Named, base: Base) -> tuple[Primitive, ...]:
+def dora(site: Site, a: NamedTensor, b: NamedTensor, magnitude: NamedTensor, base: Base) -> tuple[Primitive, ...]:
     """a: (rank, in_features), b: (out_features, rank), scaled; magnitude: (out_features,). Raises AdapterError."""
     magnitude.require_shape((site.out_features,), f"the magnitudes of {site.name} take")
     scale = magnitude.tensor.float() / _norms(_weight(site, base), a.tensor.float(), b.tensor.float())

@@ -6,7 +6,7 @@ from ..bypass import Bypass
 from ..errors import AdapterTooLarge, InvalidAdapter
 from ..primitives import LowRank
 from ..sites import Site
-from .base import Base, Named
+from .base import Base, NamedTensor
 from .config import MethodConfig
 from .linears import sites_of
 from .patterns import Deadline
@@ -20,7 +20,7 @@ def low_rank(key: str, a: torch.Tensor, b: torch.Tensor, base: Base) -> LowRank:
     """a: (rank, in_features), b: (out_features, rank) in float32. Raises AdapterTooLarge, InvalidAdapter."""
     if len(a) > base.max_rank:
         raise AdapterTooLarge(f"{key}: rank {len(a)} is over the server's limit of {base.max_rank}", param="r")
-    return LowRank(Named(key, a).converted(base.dtype), Named(key, b).converted(base.dtype))
+    return LowRank(NamedTensor(key, a).converted(base.dtype), NamedTensor(key, b).converted(base.dtype))
 
 
 def ranks_of(config: MethodConfig, sites: list[Site], default: int) -> dict[str, int]:

@@ -12,7 +12,7 @@ from ..bypass import Bypass
 from ..errors import InvalidAdapter
 from ..primitives import Bias, Dense, LowRank, OutputScale, Primitive
 from ..sites import Site
-from .base import Base, Named
+from .base import Base, NamedTensor
 from .config import MethodConfig
 from .linears import own_bias, require_room, sites_of
 from .tensors import Checkpoint
@@ -94,5 +94,5 @@ class _Site:
         if zeros is not None and zeros.require_shape(shape, f"{self._site.name} takes").tensor.count_nonzero():
             raise InvalidAdapter(f"{zeros.key} holds other numbers than zeros", param="files")
 
-    def _named(self, tensor: torch.Tensor) -> Named:
-        return Named(f"what glora makes of {self._site.name}", tensor)
+    def _named(self, tensor: torch.Tensor) -> NamedTensor:
+        return NamedTensor(f"what glora makes of {self._site.name}", tensor)

@@ -13,10 +13,10 @@ import torch
 from ..errors import InvalidAdapter
 from ..primitives import Bias, LowRank, Primitive
 from ..sites import Site, SiteKind
-from .base import Base, Named
+from .base import Base, NamedTensor
 from .dora import dora
 from .keys import factors_of
-from .residual import without_part
+from .residual import without_initial_factors
 from .variant import LoraVariant
 
 
@@ -38,7 +38,7 @@ def stored_shapes(site: Site, rank: int, variant: LoraVariant) -> tuple[tuple[in
 
 
 def primitives_of(
-    site: Site, factors: Mapping[str, Named], scaling: float, variant: LoraVariant, base: Base
+    site: Site, factors: Mapping[str, NamedTensor], scaling: float, variant: LoraVariant, base: Base
 ) -> tuple[Primitive, ...]:
     """factors: of the shapes above, by name. Raises AdapterError."""
     a, b = (factors[name] for name in factors_of(site))
@@ -54,20 +54,20 @@ def primitives_of(
         diagonal = factors["lora_diag"].require_shape((a.tensor.shape[0],), f"the diagonal of {site.name} takes")
         b = b._replace(tensor=b.tensor * diagonal.tensor.float())
     if start and not embeds:
-        a, b = without_part(start, site, a, b, scaling, base)
+        a, b = without_initial_factors(start, site, a, b, scaling, base)
     if variant.dora:
         return dora(site, a, b, factors["lora_magnitude_vector"], base)
     return (LowRank(a.converted(base.dtype), b.converted(base.dtype)),)
 
 
-def _bias(site: Site, factors: Mapping[str, Named], scaling: float, base: Base) -> tuple[Bias, ...]:
+def _bias(site: Site, factors: Mapping[str, NamedTensor], scaling: float, base: Base) -> tuple[Bias, ...]:
     if "lora_B.bias" not in factors:
         return ()
     bias = factors["lora_B.bias"].require_shape((site.out_features,), f"the bias of {site.name} takes")
     return (Bias(bias.converted(base.dtype, scaling)),)
 
 
-def _expanded(site: Site, a: Named, b: Named, variant: LoraVariant) -> tuple[Named, Named]:
+def _expanded(site: Site, a: NamedTensor, b: NamedTensor, variant: LoraVariant) -> tuple[NamedTensor, NamedTensor]:
     blocks, factor = _blocks(site, variant)
     if factor == "a":
         a = a._replace(tensor=_block_diagonal(a.tensor, blocks))

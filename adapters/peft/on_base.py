@@ -11,7 +11,7 @@ from ..bypass import Bypass
 from ..errors import InvalidAdapter, UnsupportedAdapter
 from ..primitives import Dense, Primitive
 from ..sites import Site
-from .base import Base, Named
+from .base import Base, NamedTensor
 from .config import MethodConfig
 from .factored import low_rank
 from .linears import require_room, sites_of
@@ -136,7 +136,7 @@ def _balanced(site: Site, h: torch.Tensor, b: torch.Tensor, base: Base) -> Primi
     The columns of h are large and nearly parallel after a few layers, and what they have in common cancels in b: as
     factors they would lose most digits of a coarse type.
     """
-    q, r = torch.linalg.qr(Named(site.name, h).weights().double())
+    q, r = torch.linalg.qr(NamedTensor(site.name, h).weights().double())
     return low_rank(site.name, q.T.float(), (b.double() @ r.T).float(), base)
 
 
@@ -184,7 +184,7 @@ def _osf(site: Site, low: int, dense: bool, checkpoint: Checkpoint, base: Base) 
     own_u, own_s, own_v = torch.linalg.svd(base.matrix(site.name, "OSF"), full_matrices=False)
     own_u, own_s, own_v = own_u[:, -low:], own_s[-low:], own_v[-low:]
     if dense:
-        return Dense(Named(site.name, (u * s) @ v - (own_u * own_s) @ own_v).converted(base.dtype))
+        return Dense(NamedTensor(site.name, (u * s) @ v - (own_u * own_s) @ own_v).converted(base.dtype))
     return low_rank(site.name, torch.cat([v, own_v]), torch.cat([u * s, -own_u * own_s], dim=1), base)
 
 
@@ -206,7 +206,7 @@ def compile_miss(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> By
     return Bypass(config.peft_type, {s.name: (_miss(s, rank, width, config, checkpoint, base),) for s in sites})
 
 
-def _block(site: Site, config: MethodConfig, checkpoint: Checkpoint) -> Named:
+def _block(site: Site, config: MethodConfig, checkpoint: Checkpoint) -> NamedTensor:
     return checkpoint.take(f"{site.name}.{'bone' if config.peft_type == 'BONE' else 'miss'}_block")
 
 
@@ -229,4 +229,4 @@ def _bat(site: Site, rank: int, config: MethodConfig, checkpoint: Checkpoint, ba
     blocks = base.matrix(site.name, config.peft_type).reshape(shape[0], rank, -1, rank).permute(2, 0, 1, 3)
     delta = blocks @ m.weights() + m.weights()
     whole = delta.permute(1, 2, 0, 3).reshape(site.out_features, site.in_features)
-    return Dense(Named(m.key, whole).converted(base.dtype))
+    return Dense(NamedTensor(m.key, whole).converted(base.dtype))

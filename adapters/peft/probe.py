@@ -22,7 +22,7 @@ from ..bypass import Bypass
 from ..errors import AdapterError, AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
 from ..primitives import Bias, Primitive
 from ..sites import Site, SiteKind
-from .base import Base, Named
+from .base import Base, NamedTensor
 from .compact import compacted
 from .config import MethodConfig
 from .fields import Fields
@@ -220,7 +220,7 @@ def _check_tensors(wanted: Tensors, tensors: Tensors) -> None:
     if missing := [key for key in wanted if key not in tensors and wanted[key].data_ptr() not in there]:
         raise InvalidAdapter(f"the configuration wants tensors that are missing: {listed(missing)}", param="files")
     for key, tensor in tensors.items():
-        named = Named(key, tensor).require_shape(tuple(wanted[key].shape), "on this base it takes")
+        named = NamedTensor(key, tensor).require_shape(tuple(wanted[key].shape), "on this base it takes")
         if wanted[key].is_floating_point():
             named.converted(torch.float32)
 
@@ -234,9 +234,9 @@ def _primitives(
     if probed.replaces:
         weight = weight - base.matrix(name, method)
     label = f"{PREFIX}{name}, as PEFT computes it,"
-    yield compacted(Named(label, weight), bound, base.dtype)
+    yield compacted(NamedTensor(label, weight), bound, base.dtype)
     if bias.count_nonzero():
-        yield Bias(Named(label, bias).converted(base.dtype))
+        yield Bias(NamedTensor(label, bias).converted(base.dtype))
 
 
 def _blank_out(stand_in: nn.Module, site: Site) -> None:

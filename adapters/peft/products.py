@@ -6,7 +6,7 @@ from ..bypass import Bypass
 from ..errors import InvalidAdapter
 from ..primitives import Dense, Kronecker, Primitive
 from ..sites import Site
-from .base import Base, Named
+from .base import Base, NamedTensor
 from .config import MethodConfig
 from .factored import low_rank, ranks_of
 from .linears import require_room, sites_of
@@ -43,7 +43,7 @@ def _loha(site: Site, rank: int, scaling: float, dense: bool, checkpoint: Checkp
         right.append(checkpoint.take(f"{stem}_b").require_shape((rank, site.in_features), why).weights())
     if dense:
         w = scaling * (left[0] @ right[0]) * (left[1] @ right[1])
-        return Dense(Named(site.name, w).converted(base.dtype))
+        return Dense(NamedTensor(site.name, w).converted(base.dtype))
     a = (right[0][:, None] * right[1][None]).flatten(0, 1)
     b = (left[0][:, :, None] * left[1][:, None]).flatten(1)
     return low_rank(site.name, a, scaling * b, base)
@@ -77,8 +77,8 @@ def _lokr(site: Site, rank: int, scaling: float, checkpoint: Checkpoint, base: B
     if thin <= base.max_rank and thin * sum(shape) < whole:
         return low_rank(site.name, torch.kron(w1[1], w2[1]), scaling * torch.kron(w1[0], w2[0]), base)
     return Kronecker(
-        Named(f"{site.name}.lokr_w1", w1[0] @ w1[1]).converted(base.dtype, scaling),
-        Named(f"{site.name}.lokr_w2", w2[0] @ w2[1]).converted(base.dtype),
+        NamedTensor(f"{site.name}.lokr_w1", w1[0] @ w1[1]).converted(base.dtype, scaling),
+        NamedTensor(f"{site.name}.lokr_w2", w2[0] @ w2[1]).converted(base.dtype),
     )
 
 
@@ -98,7 +98,7 @@ def _factor(name: str, rank: int, checkpoint: Checkpoint) -> tuple[torch.Tensor,
     return a.weights(), b.weights()
 
 
-def _matrix(found: Named) -> Named:
+def _matrix(found: NamedTensor) -> NamedTensor:
     if found.tensor.dim() != 2:
         raise InvalidAdapter(
             f"{found.key} has the shape {tuple(found.tensor.shape)}; a matrix is wanted", param="files"

@@ -14,7 +14,7 @@ import torch
 
 from ..bypass import Bypass, KVPrefix
 from ..errors import AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
-from .base import Base, Named
+from .base import Base, NamedTensor
 from .config import MethodConfig
 from .plain import compute_dtype
 from .prefill import Layer, prefill
@@ -54,7 +54,7 @@ def compile_multitask_prompt(config: MethodConfig, checkpoint: Checkpoint, base:
     cols = checkpoint.take("prefix_task_cols").require_shape((tasks, length, ranks), why).converted(torch.float32)
     rows = checkpoint.take("prefix_task_rows").require_shape((tasks, ranks, width), why).converted(torch.float32)
     scaled = prompt.converted(torch.float32) * (cols[base.task] @ rows[base.task])
-    layers = _read_by_base(model, Named(prompt.key, scaled), config)
+    layers = _read_by_base(model, NamedTensor(prompt.key, scaled), config)
     return _bypass(config, layers, base, num_tasks=tasks)
 
 
@@ -91,7 +91,7 @@ def _cache_shape(config: MethodConfig, model: Any) -> tuple[int, int, int]:
     return heads, dim, len(cache)
 
 
-def _prompt(config: MethodConfig, checkpoint: Checkpoint, model: Any) -> Named:
+def _prompt(config: MethodConfig, checkpoint: Checkpoint, model: Any) -> NamedTensor:
     length, width = _checked_length(config, model), _width(model)
     _require(config, "token_dim", width, "features of an embedding")
     return checkpoint.take("prompt_embeddings").require_shape(
@@ -99,7 +99,7 @@ def _prompt(config: MethodConfig, checkpoint: Checkpoint, model: Any) -> Named:
     )
 
 
-def _read_by_base(model: Any, prompt: Named, config: MethodConfig) -> dict[int, Layer]:
+def _read_by_base(model: Any, prompt: NamedTensor, config: MethodConfig) -> dict[int, Layer]:
     _require(config, "num_layers", int(model.config.get_text_config().num_hidden_layers), "layers")
     return prefill(model, prompt.converted(compute_dtype(model)))
 
@@ -107,8 +107,8 @@ def _read_by_base(model: Any, prompt: Named, config: MethodConfig) -> dict[int, 
 def _bypass(config: MethodConfig, layers: Mapping[int, Layer], base: Base, num_tasks: int = 0) -> Bypass:
     cached = {
         i: (
-            Named(f"the keys of layer {i}", keys).converted(base.dtype),
-            Named(f"the values of layer {i}", values).converted(base.dtype),
+            NamedTensor(f"the keys of layer {i}", keys).converted(base.dtype),
+            NamedTensor(f"the values of layer {i}", values).converted(base.dtype),
         )
         for i, (keys, values) in layers.items()
     }

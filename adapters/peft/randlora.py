@@ -14,7 +14,7 @@ from ..bypass import Bypass
 from ..errors import AdapterTooLarge, InvalidAdapter
 from ..primitives import SharedBases
 from ..sites import Site
-from .base import Base, Named
+from .base import Base, NamedTensor
 from .config import MethodConfig
 from .linears import sites_of
 from .tensors import Checkpoint
@@ -51,8 +51,8 @@ def compile_randlora(config: MethodConfig, checkpoint: Checkpoint, base: Base) -
     _require_room(shape, base)
     a, b = _bases(shape, sites, config, checkpoint)
     shared = (
-        Named("randlora_A", a.flatten(1)).converted(base.dtype),
-        Named("randlora_B", b.flatten(1)).converted(base.dtype),
+        NamedTensor("randlora_A", a.flatten(1)).converted(base.dtype),
+        NamedTensor("randlora_B", b.flatten(1)).converted(base.dtype),
     )
     scaling = config.fields.number("randlora_alpha", 640) / rank
     return Bypass(

@@ -14,15 +14,17 @@ import torch
 
 from ..errors import AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
 from ..sites import Site
-from .base import Base, Named
+from .base import Base, NamedTensor
 
-Part = tuple[torch.Tensor, torch.Tensor]
+Factors = tuple[torch.Tensor, torch.Tensor]
 
 
-def without_part(name: str, site: Site, a: Named, b: Named, scaling: float, base: Base) -> tuple[Named, Named]:
+def without_initial_factors(
+    name: str, site: Site, a: NamedTensor, b: NamedTensor, scaling: float, base: Base
+) -> tuple[NamedTensor, NamedTensor]:
     """a: (r, in_features), b: (out_features, r), scaled; returned with 2r.
 
-    name: a key of PARTS. Raises AdapterError.
+    name: a key of INITIAL_FACTORS. Raises AdapterError.
     """
     rank = a.tensor.shape[0]
     if site.name in base.replaced:
@@ -37,26 +39,26 @@ def without_part(name: str, site: Site, a: Named, b: Named, scaling: float, base
         raise AdapterTooLarge(
             f"{name} of rank {rank} is served with twice the rank; the server's limit is {base.max_rank}", param="r"
         )
-    a0, b0 = PARTS[name](site, rank, scaling, base.matrix(site.name, _TITLES[name], on_device=True))
+    a0, b0 = INITIAL_FACTORS[name](site, rank, scaling, base.matrix(site.name, _TITLES[name], on_device=True))
     return (
-        Named(a.key, torch.cat((a.tensor.float(), a0.cpu()))),
-        Named(b.key, torch.cat((b.tensor, -b0.cpu()), dim=1)),
+        NamedTensor(a.key, torch.cat((a.tensor.float(), a0.cpu()))),
+        NamedTensor(b.key, torch.cat((b.tensor, -b0.cpu()), dim=1)),
     )
 
 
-def _pissa(_: Site, rank: int, __: float, weight: torch.Tensor) -> Part:
+def _pissa(_: Site, rank: int, __: float, weight: torch.Tensor) -> Factors:
     left, values, right = torch.linalg.svd(weight, full_matrices=False)
     return right[:rank], left[:, :rank] * values[:rank]
 
 
-def _olora(site: Site, rank: int, scaling: float, weight: torch.Tensor) -> Part:
+def _olora(site: Site, rank: int, scaling: float, weight: torch.Tensor) -> Factors:
     """PEFT decomposes the weight as it is stored, which is transposed in Conv1D."""
     q, r = torch.linalg.qr(weight.T if site.transposed else weight)
     a, b = r[:rank], scaling * q[:, :rank]
     return (b.T, a.T) if site.transposed else (a, b)
 
 
-def _kasa(site: Site, rank: int, _: float, weight: torch.Tensor) -> Part:
+def _kasa(site: Site, rank: int, _: float, weight: torch.Tensor) -> Factors:
     if rank >= min(weight.shape) or site.transposed:
         raise InvalidAdapter(
             f"kasa_config at {site.name} takes a linear layer and a rank below {min(weight.shape)}", param="kasa_config"
@@ -66,7 +68,7 @@ def _kasa(site: Site, rank: int, _: float, weight: torch.Tensor) -> Part:
 
 
 _TITLES: Mapping[str, str] = {"pissa": "PiSSA", "olora": "OLoRA", "kasa": "KaSA"}
-PARTS: Mapping[str, Callable[[Site, int, float, torch.Tensor], Part]] = {
+INITIAL_FACTORS: Mapping[str, Callable[[Site, int, float, torch.Tensor], Factors]] = {
     "pissa": _pissa,
     "olora": _olora,
     "kasa": _kasa,

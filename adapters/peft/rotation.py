@@ -17,7 +17,7 @@ from ..bypass import Bypass
 from ..errors import AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
 from ..primitives import Bias, InputRotation, OutputScale, PairRotation, Primitive
 from ..sites import Site, SiteKind
-from .base import Base, Named
+from .base import Base, NamedTensor
 from .config import MethodConfig
 from .fields import Fields
 from .linears import MATRICES, own_bias, sites_of
@@ -133,13 +133,13 @@ def _neumann(skew: torch.Tensor, terms: int) -> torch.Tensor:
 
 def _less_identity(key: str, rotation: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """For rows, (blocks, k, k), as `InputRotation` has it for columns."""
-    return Named(key, rotation.mT - torch.eye(rotation.shape[-1])).converted(dtype)
+    return NamedTensor(key, rotation.mT - torch.eye(rotation.shape[-1])).converted(dtype)
 
 
-def _rotated_rows(site: Site, named: Named, rotation: torch.Tensor, base: Base) -> Primitive:
+def _rotated_rows(site: Site, named: NamedTensor, rotation: torch.Tensor, base: Base) -> Primitive:
     parts = base.weight(site.name, "OFT").to("cpu", torch.float32).unflatten(-1, (-1, rotation.shape[-1]))
     rows = torch.einsum("vnj,njk->vnk", parts, rotation.expand(parts.shape[1], -1, -1)).flatten(1)
-    return replacement(site, Named(named.key, rows), None, base)
+    return replacement(site, NamedTensor(named.key, rows), None, base)
 
 
 def compile_boft(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
@@ -209,13 +209,13 @@ def _one_pass(blocks: torch.Tensor, index: int, width: int) -> torch.Tensor:
 def _scaled(site: Site, checkpoint: Checkpoint, base: Base) -> tuple[Primitive, ...]:
     """The scale leaves the base's bias alone, so what our primitive makes of it is taken back."""
     named = checkpoint.take(f"{site.name}.boft_s").require_shape((site.out_features, 1), f"{site.name} takes")
-    scale = Named(named.key, named.converted(torch.float32).flatten() - 1).converted(base.dtype)
+    scale = NamedTensor(named.key, named.converted(torch.float32).flatten() - 1).converted(base.dtype)
     if not scale.count_nonzero():
         return ()
     bias = own_bias(site, base)
     if bias is None:
         return (OutputScale(scale),)
-    return OutputScale(scale), Bias(Named(named.key, -scale.float() * bias).converted(base.dtype))
+    return OutputScale(scale), Bias(NamedTensor(named.key, -scale.float() * bias).converted(base.dtype))
 
 
 def compile_road(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
@@ -239,7 +239,7 @@ def _road(variant: str, group: int, site: Site, checkpoint: Checkpoint, base: Ba
         for suffix in ("road_theta", "road_alpha")
     )
     first, second = _ROAD[variant](theta.converted(torch.float32), alpha.converted(torch.float32), group)
-    d, c = (Named(alpha.key, column).converted(base.dtype) for column in (first - 1, second))
+    d, c = (NamedTensor(alpha.key, column).converted(base.dtype) for column in (first - 1, second))
     return PairRotation(d, c, group)
 
 

@@ -3,7 +3,7 @@
 from ..errors import InvalidAdapter, UnsupportedAdapter
 from ..primitives import Replacement
 from ..sites import Site, SiteKind
-from .base import Base, Named
+from .base import Base, NamedTensor
 from .config import AuxiliaryConfig
 from .listing import listed
 from .tensors import Checkpoint
@@ -24,7 +24,7 @@ def saved_modules(config: AuxiliaryConfig, checkpoint: Checkpoint, base: Base) -
     return found
 
 
-def replacement(site: Site, weight: Named, bias: Named | None, base: Base) -> Replacement:
+def replacement(site: Site, weight: NamedTensor, bias: NamedTensor | None, base: Base) -> Replacement:
     """weight: as the module stores it; an embedding or a head may have more rows than the base's."""
     shape = stored_shape(site)
     if site.kind in (SiteKind.EMBEDDING, SiteKind.HEAD) and weight.tensor.dim() == 2:
@@ -89,7 +89,7 @@ def _saved(site: Site, checkpoint: Checkpoint, base: Base) -> Replacement:
     return replacement(site, weight, bias, base)
 
 
-def _parameter(checkpoint: Checkpoint, site: str, parameter: str) -> Named:
+def _parameter(checkpoint: Checkpoint, site: str, parameter: str) -> NamedTensor:
     """PEFT saves it twice, and the base's once more, where the vocabulary was resized or biases are saved."""
     found = [checkpoint.take(name) for name in _names(checkpoint, site, parameter)]
     checkpoint.find(f"{site}.original_module.{parameter}")

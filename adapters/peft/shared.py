@@ -8,7 +8,7 @@ from ..bypass import Bypass
 from ..errors import AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
 from ..primitives import SharedLowRank
 from ..sites import Site
-from .base import Base, Named
+from .base import Base, NamedTensor
 from .config import MethodConfig
 from .factored import low_rank
 from .linears import sites_of
@@ -43,14 +43,15 @@ def _vera(stem: str, halves: int, config: MethodConfig, checkpoint: Checkpoint, 
         raise AdapterTooLarge(f"rank {rank} is over the server's limit of {base.max_rank}", param="r")
     projections = zip("AB", _projections(stem, shapes, config, checkpoint), strict=True)
     shared_a, shared_b = (
-        Named(f"{stem}_{letter}", w[:rank] if letter == "A" else w).converted(base.dtype) for letter, w in projections
+        NamedTensor(f"{stem}_{letter}", w[:rank] if letter == "A" else w).converted(base.dtype)
+        for letter, w in projections
     )
     compiled = {}
     for site in sites:
         why = f"rank {rank} at {site.name} takes"
         d = checkpoint.take(f"{site.name}.{stem}_lambda_d").require_shape((halves * rank,), why).weights()
         b = checkpoint.take(f"{site.name}.{stem}_lambda_b").require_shape((site.out_features,), why).weights()
-        scales = Named(site.name, d[:rank]).converted(base.dtype), Named(site.name, b).converted(base.dtype)
+        scales = NamedTensor(site.name, d[:rank]).converted(base.dtype), NamedTensor(site.name, b).converted(base.dtype)
         compiled[site.name] = (SharedLowRank(shared_a, shared_b, *scales),)
     return Bypass(config.peft_type, compiled)
 

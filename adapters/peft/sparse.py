@@ -12,7 +12,7 @@ from ..bypass import Bypass
 from ..errors import AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
 from ..primitives import Dense, LowRank, Primitive, Sparse
 from ..sites import Site
-from .base import Base, Named
+from .base import Base, NamedTensor
 from .config import MethodConfig
 from .linears import require_room, sites_of
 from .tensors import Checkpoint
@@ -66,7 +66,7 @@ def _supertuned(count: int, config: MethodConfig, site: Site, checkpoint: Checkp
     values = checkpoint.take(f"{site.name}.supertuning_values").require_shape((count,), why)
     if config.fields.boolean("save_precomputed_indices", True):
         named = checkpoint.take(f"{site.name}.supertuning_indices").require_shape((count,), why)
-        (places,) = _integers(Named(named.key, named.tensor[None]), (site.in_features * site.out_features,))
+        (places,) = _integers(NamedTensor(named.key, named.tensor[None]), (site.in_features * site.out_features,))
     else:
         places = _by_magnitude(count, config.fields.boolean("select_top", True), site, base)
     return _entries(site, values, places // site.in_features, places % site.in_features, base)
@@ -92,7 +92,7 @@ def _low_rank(rank: int, scaling: float, site: Site, checkpoint: Checkpoint, bas
     return LowRank(a.converted(base.dtype), b.converted(base.dtype, scaling))
 
 
-def _integers(places: Named, limits: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
+def _integers(places: NamedTensor, limits: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
     """places: one row for each of the limits; PEFT on Windows saves them as floats. Raises InvalidAdapter."""
     tensor = places.tensor
     whole = tensor.long() if not tensor.is_floating_point() or tensor.isfinite().all() else None
@@ -102,16 +102,16 @@ def _integers(places: Named, limits: tuple[int, ...]) -> tuple[torch.Tensor, ...
     return whole.unbind(0)
 
 
-def _entries(site: Site, values: Named, rows: torch.Tensor, columns: torch.Tensor, base: Base) -> Primitive:
+def _entries(site: Site, values: NamedTensor, rows: torch.Tensor, columns: torch.Tensor, base: Base) -> Primitive:
     """Sparse, or dense where that is smaller. PEFT has both methods in a product of its own, with the whole weight."""
     base.require_own_inputs(site.name, "An adapter of single entries")
     size = base.dtype.itemsize
     if len(rows) * (_INDEX_BYTES + size) < site.in_features * site.out_features * size:
         order = rows.argsort(stable=True)
-        sorted_values = Named(values.key, values.tensor[order]).converted(base.dtype)
+        sorted_values = NamedTensor(values.key, values.tensor[order]).converted(base.dtype)
         starts = Sparse.row_starts(rows[order], site.out_features)
         return Sparse(starts, columns[order].int(), sorted_values)
     require_room([site], base)
     w = torch.zeros(site.out_features, site.in_features)
     w.index_put_((rows, columns), values.converted(torch.float32), accumulate=True)
-    return Dense(Named(values.key, w).converted(base.dtype))
+    return Dense(NamedTensor(values.key, w).converted(base.dtype))

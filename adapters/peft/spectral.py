@@ -13,7 +13,7 @@ from ..bypass import Bypass
 from ..errors import AdapterTooLarge, InvalidAdapter
 from ..primitives import Circulant, LowRank, Primitive, Spectral
 from ..sites import Site
-from .base import Base, Named
+from .base import Base, NamedTensor
 from .config import MethodConfig
 from .draws import first_of_permutation
 from .linears import sites_of, values_below
@@ -108,13 +108,13 @@ def _mirrored(rows: torch.Tensor, columns: torch.Tensor, site: Site) -> _Frequen
     return _Frequencies(order, rows, columns, conjugates, starts, torch.where(alone, 1.0, 0.5))
 
 
-def _spectral(site: Site, spectrum: Named, found: _Frequencies, scaling: float, dtype: torch.dtype) -> Spectral:
-    values = Named(spectrum.key, spectrum.weights()[found.order] * found.halves).converted(dtype)
+def _spectral(site: Site, spectrum: NamedTensor, found: _Frequencies, scaling: float, dtype: torch.dtype) -> Spectral:
+    values = NamedTensor(spectrum.key, spectrum.weights()[found.order] * found.halves).converted(dtype)
     scale = scaling / (site.in_features * site.out_features)
     return Spectral(found.starts, found.conjugates, values, scale, site.out_features)
 
 
-def _waves(site: Site, spectrum: Named, found: _Frequencies, scaling: float, dtype: torch.dtype) -> LowRank:
+def _waves(site: Site, spectrum: NamedTensor, found: _Frequencies, scaling: float, dtype: torch.dtype) -> LowRank:
     """Re(exp(i (p + q))) = cos p cos q - sin p sin q: each frequency is a delta of rank 2.
 
     The factors share the weight's size evenly: 1 / (in · out) is too small for float16 in one of them.
@@ -127,7 +127,7 @@ def _waves(site: Site, spectrum: Named, found: _Frequencies, scaling: float, dty
     values = spectrum.weights()[found.order].double() * (1.0 if scaling >= 0 else -1.0)
     a = torch.cat((q.cos() * values, -q.sin() * values), dim=1).T * even
     b = torch.cat((p.cos(), p.sin()), dim=1) * even
-    return LowRank(Named(spectrum.key, a).converted(dtype), Named(spectrum.key, b).converted(dtype))
+    return LowRank(NamedTensor(spectrum.key, a).converted(dtype), NamedTensor(spectrum.key, b).converted(dtype))
 
 
 def compile_c3a(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:

@@ -5,7 +5,7 @@ from collections import Counter
 
 from ..bypass import Bypass
 from ..facts import AdapterFacts
-from ..primitives import InputRotation, InputScale, OutputScale, PairRotation, Primitive, Replacement, Rows
+from ..primitives import InputRotation, InputScale, OutputScale, PairRotation, Primitive, Replacement, TokenRows
 from ..sites import SiteKind, SiteTable
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
@@ -25,7 +25,7 @@ def facts_of(bypass: Bypass, num_tensors: int, table: SiteTable) -> AdapterFacts
         virtual_tokens=0 if bypass.prefix is None else bypass.prefix.length,
         vocabulary=_larger_vocabulary(bypass, table),
         inputs=_modules_with(bypass, (InputScale, InputRotation)),
-        outputs=_modules_with(bypass, (OutputScale, PairRotation, Replacement, Rows)),
+        outputs=_modules_with(bypass, (OutputScale, PairRotation, Replacement, TokenRows)),
     )
 
 

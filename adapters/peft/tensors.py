@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from ..errors import InvalidAdapter
-from .base import Named
+from .base import NamedTensor
 from .config import AnyConfig
 from .keys import PREFIX
 
@@ -37,7 +37,7 @@ class Checkpoint:
     def __iter__(self) -> Iterator[str]:
         return iter(self._keys)
 
-    def take(self, name: str) -> Named:
+    def take(self, name: str) -> NamedTensor:
         """Raises InvalidAdapter if it is missing."""
         if name not in self._keys:
             raise InvalidAdapter(
@@ -45,9 +45,9 @@ class Checkpoint:
             )
         key = self._keys[name]
         self._left.pop(key, None)
-        return Named(key, self._tensors[key])
+        return NamedTensor(key, self._tensors[key])
 
-    def find(self, name: str) -> Named | None:
+    def find(self, name: str) -> NamedTensor | None:
         """The same, or None if it is missing."""
         return self.take(name) if name in self._keys else None
 

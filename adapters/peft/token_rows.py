@@ -10,9 +10,9 @@ import torch
 
 from ..bypass import Bypass
 from ..errors import InvalidAdapter
-from ..primitives import Replacement, Rows
+from ..primitives import Replacement, TokenRows
 from ..sites import Site, SiteKind
-from .base import Base, Named
+from .base import Base, NamedTensor
 from .config import AuxiliaryConfig, MethodConfig, parse_targets
 from .listing import listed
 from .patterns import Deadline
@@ -41,7 +41,7 @@ def compile_trainable_tokens(config: MethodConfig, checkpoint: Checkpoint, base:
 
 def replaced_rows(
     config: AuxiliaryConfig, checkpoint: Checkpoint, base: Base, copies: Mapping[str, Replacement]
-) -> dict[str, Rows]:
+) -> dict[str, TokenRows]:
     """`trainable_token_indices` beside any method. copies: embeddings with more rows. Raises InvalidAdapter."""
     sizes = {name: copy.weight.shape[0] for name, copy in copies.items() if copy.weight is not None}
     return _taken(_ids_by_site(config.tokens, checkpoint, base), checkpoint, base, _BESIDE, sizes)
@@ -76,7 +76,7 @@ def _input_embedding(checkpoint: Checkpoint, base: Base, beside: str) -> str:
 
 def _taken(
     ids: Mapping[str, Ids], checkpoint: Checkpoint, base: Base, beside: str, sizes: Mapping[str, int]
-) -> dict[str, Rows]:
+) -> dict[str, TokenRows]:
     """PEFT ties a head to its embedding's rows, unless it was given other ids for it."""
     sites, head, tied = base.table.sites, base.table.head, base.table.tied_head
     together = tied is not None and head is not None and tied in ids and ids.get(head, ids[tied]) == ids[tied]
@@ -96,13 +96,13 @@ def _taken(
     return rows
 
 
-def _check_tied(saved: Named, again: Named | None) -> None:
+def _check_tied(saved: NamedTensor, again: NamedTensor | None) -> None:
     """The method by itself saves a tied pair's rows twice."""
     if again is not None and not torch.equal(again.tensor, saved.tensor):
         raise InvalidAdapter(f"{again.key} is not {saved.key}, which ties it", param="files")
 
 
-def _rows(site: Site, ids: Ids, saved: Named, size: int | None, dtype: torch.dtype) -> Rows:
+def _rows(site: Site, ids: Ids, saved: NamedTensor, size: int | None, dtype: torch.dtype) -> TokenRows:
     """size: of a larger vocabulary."""
     embeds = site.kind is SiteKind.EMBEDDING
     vocabulary, width = (site.in_features, site.out_features) if embeds else (site.out_features, site.in_features)
@@ -110,7 +110,7 @@ def _rows(site: Site, ids: Ids, saved: Named, size: int | None, dtype: torch.dty
     saved.require_shape((len(ids), width), f"{len(ids)} tokens at {site.name} take")
     order = torch.tensor(ids).argsort()
     values = saved.converted(dtype, site.embed_scale if embeds else 1.0)
-    return Rows(torch.tensor(ids, dtype=torch.int32)[order], values[order])
+    return TokenRows(torch.tensor(ids, dtype=torch.int32)[order], values[order])
 
 
 def _check_ids(ids: Ids, vocabulary: int) -> None:

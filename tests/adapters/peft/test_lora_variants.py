@@ -13,7 +13,7 @@ from peft.tuners.lora.config import BdLoraConfig, KasaConfig, MontecloraConfig, 
 from safetensors.torch import load_file, save_file
 
 from peftserve.adapters.errors import AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
-from peftserve.adapters.peft.base import Base, Named
+from peftserve.adapters.peft.base import Base, NamedTensor
 from peftserve.adapters.peft.compile import compile_adapter
 from peftserve.adapters.peft.lora_variants import primitives_of, stored_shapes
 from peftserve.adapters.peft.variant import LoraVariant
@@ -135,7 +135,7 @@ def test_means_of_groups() -> None:
     assert stored_shapes(site, 2, variant) == ((2, 3), (6, 2))
     generator = torch.Generator().manual_seed(0)
     a, b, x = (torch.randn(shape, generator=generator) for shape in ((2, 3), (6, 2), (5, 12)))
-    factors = {"lora_A": Named("a", a), "lora_B": Named("b", b)}
+    factors = {"lora_A": NamedTensor("a", a), "lora_B": NamedTensor("b", b)}
     (low,) = primitives_of(site, factors, 0.5, variant, Base(SiteTable({"q": site}), torch.float32))
     wanted = 0.5 * (x.unflatten(1, (3, 4)).mean(2) * 3) @ a.T @ b.T
     torch.testing.assert_close(x @ low.a.T @ low.b.T, wanted)

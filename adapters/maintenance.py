@@ -52,7 +52,7 @@ def check(root: Path, watch: Watch = iter) -> Report:
         report.found.append(f"The registry of adapters {fault}. A repair, or a start, makes it anew.")
     if fault is not None or not path.exists():
         return report
-    with registry_file.named_errors(), closing(registry_file.existing(path)) as db:
+    with registry_file.translate_errors(), closing(registry_file.existing(path)) as db:
         rows = [parse_row(row) for row in all_rows(db)]
         disposable = registry_file.disposable_in(db)
     records = [row for row in rows if row is not None]
@@ -60,8 +60,8 @@ def check(root: Path, watch: Watch = iter) -> Report:
         report.found.append(f"Rows of the registry of adapters that make no sense: {len(rows) - len(records)}.")
     _sort(root, records, report, watch)
     known = disposable.union(record.digest for record in records)
-    strangers = (name for name in sorted(stored - known) if _is_stranger(root, name))
-    report.found += [f"No version has the files in {ADAPTERS}/{name}." for name in strangers]
+    unknown = (name for name in sorted(stored - known) if _is_unknown(root, name))
+    report.found += [f"No version has the files in {ADAPTERS}/{name}." for name in unknown]
     report.found += _disagreements(root, records)
     return report
 
@@ -70,10 +70,10 @@ def repair(root: Path, watch: Watch = iter) -> Report:
     """Mend what can be mended, and set aside what is damaged. Raises AdapterConflict while a server runs."""
     report = Report()
     with closing(AdapterStore(root)) as store, open_registry(root, store, thorough=True) as (registry, recovery):
-        report.found += recovery.said
+        report.found += recovery.findings
         _sort(root, _all(registry), report, watch)
         for digest in sorted({ref.digest for ref in report.damaged if store.has(ref.digest)}):
-            report.found.append(f"Damaged files of an adapter lie in {store.lose(store.path(digest))} now.")
+            report.found.append(f"Damaged files of an adapter lie in {store.quarantine(store.path(digest))} now.")
     return report
 
 
@@ -149,20 +149,20 @@ def _is_whole(folder: Path) -> bool:
         return False
 
 
-def _is_stranger(root: Path, name: str) -> bool:
+def _is_unknown(root: Path, name: str) -> bool:
     """Whether files lie there that the registry knew neither before nor after: they are no upload or deletion."""
     return not _is_known(root, name) and (root / ADAPTERS / name).exists() and not _is_known(root, name)
 
 
 def _is_known(root: Path, digest: str) -> bool:
     query = "SELECT EXISTS (SELECT 1 FROM versions WHERE digest = ?)"
-    with registry_file.named_errors(), closing(registry_file.existing(root / registry_file.NAME)) as db:
+    with registry_file.translate_errors(), closing(registry_file.existing(root / registry_file.NAME)) as db:
         return bool(db.execute(query, (digest,)).fetchone()[0]) or digest in registry_file.disposable_in(db)
 
 
 def _exists(root: Path, ref: VersionRef) -> bool:
     query = "SELECT EXISTS (SELECT 1 FROM versions WHERE name = ? AND version = ?)"
-    with registry_file.named_errors(), closing(registry_file.existing(root / registry_file.NAME)) as db:
+    with registry_file.translate_errors(), closing(registry_file.existing(root / registry_file.NAME)) as db:
         return bool(db.execute(query, (ref.name, ref.version)).fetchone()[0])
 
 
