@@ -1,7 +1,7 @@
 """Which base the adapters of a state folder are made for, in `<state>/base.json`.
 
-On other weights of the same shapes they would answer, wrongly and without a word. Knows digests of a base's parts;
-does not know how they are made.
+On other weights of the same shapes adapters would answer wrongly, and nothing would show it. Knows digests of a base's
+parts; does not know how they are made.
 """
 
 import logging
@@ -21,16 +21,21 @@ _PARTS = {"config": "its configuration", "tensors": "the names and shapes of its
 
 
 class BaseIdentity(msgspec.Struct):
-    """model: what it was called. fingerprint: part of the checkpoint to digest."""
+    """The base that a state folder belongs to.
+
+    model: its name at the time. fingerprint: part of the checkpoint to digest; empty where there is none.
+    """
 
     model: str
     fingerprint: dict[str, str]
 
 
 def bind(root: Path, base: BaseIdentity, *, in_use: bool, allow_other: bool) -> None:
-    """Note the base of a new state folder, and compare it with that of another. Raises StateUnusable, OSError.
+    """Note the base of a new state folder, or compare it with the one that is noted.
 
-    in_use: whether there are adapters; without any, the folder takes whatever base comes. allow_other: so do adapters.
+    in_use: whether there are adapters; a folder without any takes whatever base comes.
+    allow_other: serve adapters of another base all the same, with a warning.
+    Raises StateUnusable for another base, OSError.
     """
     if not base.fingerprint:
         return  # whoever made it has said why
@@ -48,7 +53,7 @@ def bind(root: Path, base: BaseIdentity, *, in_use: bool, allow_other: bool) -> 
 
 
 def read(root: Path) -> BaseIdentity | None:
-    """None where there is no note, or none that can be read, which is a warning."""
+    """Return the noted base; None where there is no note, or, with a warning, none that can be read."""
     try:
         return msgspec.json.decode((root / FILE).read_bytes(), type=BaseIdentity)
     except FileNotFoundError:
@@ -59,6 +64,7 @@ def read(root: Path) -> BaseIdentity | None:
 
 
 def _differences(bound: BaseIdentity, base: BaseIdentity) -> str:
+    """Name the parts in which two bases differ, as the subject of a sentence; empty if they are the same."""
     names: Mapping[str, str] = _PARTS
     parts = [
         names.get(part, part) for part, digest in base.fingerprint.items() if bound.fingerprint.get(part) != digest

@@ -4,7 +4,7 @@ The one place that orders files, rows and leases:
   - a row is written after its files are in the store, and deleted before they leave it;
   - files leave when no row and no running request uses their digest;
   - of two operations on one digest, the second waits.
-So a kill leaves at most files without a row, of which the registry knows that they may go: the next start deletes them
+So a kill leaves at most files without a row, which the registry has marked as disposable: the next start deletes them
 (`recovery`). Files that are damaged leave too, and their rows stay. Knows no HTTP and no torch.
 """
 
@@ -38,19 +38,20 @@ class Holders(Protocol):
     """The requests that hold adapters: `Leases`, or those of several processes together."""
 
     async def idle(self, digest: str) -> None:
-        """Wait until none holds an adapter. Another may take it right after, unless no row refers to it."""
+        """Wait until no request holds an adapter. Another may take it right after, unless no row refers to it."""
 
-    async def is_held(self, digest: str) -> bool: ...
+    async def is_held(self, digest: str) -> bool:
+        """Return whether any request holds an adapter."""
 
 
 class AdapterLibrary:
-    """Methods run on one event loop; disk work goes to threads.
+    """All operations on the adapters of a server. Methods run on one event loop; disk work goes to threads.
 
     inspect: compiles the adapter with a digest, in a folder, against the base; raises AdapterError.
     release: gives the adapter's memory back in the engine.
     reserved: names that no adapter may take: the base's id and routes.
-    lost: versions whose files are not there.
-    damaged: digest to what is wrong, of the versions that cannot be served until their files are uploaded again.
+    lost: versions whose files are missing.
+    damaged: digest to what is wrong, for the versions that cannot be served until their files are uploaded again.
     """
 
     def __init__(
@@ -75,11 +76,11 @@ class AdapterLibrary:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def add(self, staged: StagedUpload, name: str, *, only_if_new: bool = False) -> AdapterRecord:
-        """Check and register a complete upload as the newest version of `name`. The upload is used up, come what may.
+        """Check a complete upload and register it as the newest version of `name`. The upload is used up in any case.
 
         only_if_new: if the newest version has the same content, return that one and make no other; for adapters that
             are named on the command line at every start.
-        Raises AdapterError: nothing was registered then.
+        Raises AdapterError, and then nothing is registered.
         """
         with staged:
             check_name(name, self._reserved)
@@ -90,19 +91,19 @@ class AdapterLibrary:
             return await asyncio.shield(self._spawn(self._register(staged.hand_over(), name, facts, only_if_new)))
 
     async def delete(self, name: str, version: int | None = None) -> list[VersionRef]:
-        """Remove a name, or one version of it; returns what was removed once no new request can get it.
+        """Remove a name, or one version of it; return what was removed, once no new request can get it.
 
-        Running requests keep it; files and memory are given back in the background when the last of them ends. If it
-        was the server's default, the bare base is from now on. Raises AdapterNotFound.
+        Running requests keep it; files and memory are given back in the background when the last of them ends. A
+        default that loses its last version becomes the bare base. Raises AdapterNotFound.
         """
         return await asyncio.shield(self._spawn(self._delete(name, version)))
 
     async def set_default(self, name: str | None) -> None:
-        """Raises AdapterNotFound. Requests admitted before keep what they have."""
+        """Set the server's default; requests admitted before keep what they have. Raises AdapterNotFound."""
         await asyncio.to_thread(self._registry.set_default, name)
 
     def recheck(self, digest: str) -> None:
-        """The engine could not use an adapter's files: look at them, and set them aside if they are damaged."""
+        """Read again the files of an adapter that the engine could not use, and quarantine them if they are damaged."""
         if digest not in self.damaged:  # else each request for it would have them looked at again
             self._spawn(self._examine(digest))
 
@@ -112,7 +113,7 @@ class AdapterLibrary:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def close(self) -> None:
-        """Stop waiting for requests; what is left on the disk is swept at the next start."""
+        """Stop waiting for requests; the next start deletes the files that are left on the disk."""
         for task in tuple(self._tasks):
             task.cancel()
         await self.settled()
@@ -188,7 +189,7 @@ class AdapterLibrary:
 
     @asynccontextmanager
     async def _exclusive(self, digest: str) -> AsyncIterator[None]:
-        """No other operation on this digest runs meanwhile."""
+        """Keep other operations on this digest waiting until the block ends."""
         lock = self._locks.setdefault(digest, asyncio.Lock())
         async with lock:
             yield
@@ -201,7 +202,7 @@ class AdapterLibrary:
 
 
 def _check_files(folder: Path, experts: Sequence[str]) -> None:
-    """What can be seen without the model and without torch, before the engine is asked. Raises AdapterError."""
+    """Check what needs neither the model nor torch, before the engine is asked. Raises AdapterError."""
     for part in ("", *experts):
         with prefix_errors(part):
             read_header(folder / part / WEIGHTS)

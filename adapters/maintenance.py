@@ -1,6 +1,6 @@
-"""What `peftserve state` does with a state folder: look at all of it, mend it, or copy it while a server uses it.
+"""The work of `peftserve state` on a state folder: check all of it, mend it, or copy it while a server uses it.
 
-To look and to copy changes nothing and needs no lock; to mend needs the folder for itself. Reads every byte of every
+A check and a copy change nothing and need no lock; a repair needs the folder for itself. Each reads every byte of every
 adapter. Knows the layout of the folder; knows no server.
 """
 
@@ -34,7 +34,10 @@ Watch = Callable[[list[str]], Iterable[str]]
 
 @dataclass
 class Report:
-    """whole: versions that can be served. damaged: those that cannot. found: one sentence for each other finding."""
+    """The outcome of a check, a repair or a backup.
+
+    whole: versions that can be served. damaged: those that cannot. found: one sentence for each other finding.
+    """
 
     whole: list[VersionRef] = field(default_factory=list)
     damaged: list[VersionRef] = field(default_factory=list)
@@ -42,7 +45,10 @@ class Report:
 
 
 def check(root: Path, watch: Watch = iter) -> Report:
-    """Say what is wrong, and change nothing. Raises StateUnusable, OSError."""
+    """Check the whole folder, and change nothing. Raises StateUnusable, OSError.
+
+    watch: is given the digests, and may show the progress.
+    """
     report = Report()
     # Looked at before the rows: what a running server stores or deletes meanwhile is no finding.
     stored = set(os.listdir(root / ADAPTERS)) if (root / ADAPTERS).is_dir() else set()
@@ -80,7 +86,7 @@ def repair(root: Path, watch: Watch = iter) -> Report:
 def back_up(root: Path, target: Path, watch: Watch = iter) -> Report:
     """Copy all versions as of one moment to a new state folder, whole or not at all, also while a server runs.
 
-    Damaged files are not copied, and their versions are. Raises StateUnusable, OSError.
+    Damaged files are left out, and their versions are copied. Raises StateUnusable, OSError.
     """
     path = root / registry_file.NAME
     if target.exists():
@@ -122,7 +128,7 @@ def _copy(root: Path, new: Path, watch: Watch) -> Report:
 
 
 def _copy_folder(source: Path, target: Path) -> None:
-    """As much as is there: whether it is whole is found out afterwards."""
+    """Copy as much as is there; whether it is whole is checked afterwards."""
     target.parent.mkdir(mode=0o700, exist_ok=True)
     try:
         shutil.copytree(source, target, symlinks=True)
@@ -131,7 +137,10 @@ def _copy_folder(source: Path, target: Path) -> None:
 
 
 def _sort(root: Path, records: list[AdapterRecord], report: Report, watch: Watch, now: Path | None = None) -> None:
-    """Which versions are whole, by all bytes of their files. Those deleted meanwhile, from `now`, are neither."""
+    """Sort versions into whole and damaged ones, by all bytes of their files.
+
+    now: the folder to ask whether a version still exists; one that was deleted meanwhile is in neither list.
+    """
     digests = watch(sorted({record.digest for record in records}))
     whole = {digest for digest in digests if _is_whole(root / ADAPTERS / digest)}
     for record in records:
@@ -142,7 +151,7 @@ def _sort(root: Path, records: list[AdapterRecord], report: Report, watch: Watch
 
 
 def _is_whole(folder: Path) -> bool:
-    """What the disk does not give is as good as damaged."""
+    """Return whether a folder's content has the digest that it is named by. What cannot be read is damaged."""
     try:
         return content_digest(folder) == folder.name
     except OSError:
@@ -150,7 +159,10 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _is_unknown(root: Path, name: str) -> bool:
-    """Whether files lie there that the registry knew neither before nor after: they are no upload or deletion."""
+    """Return whether no version has the files of this name.
+
+    The registry is asked before and after a look at the folder: an upload or a deletion under way is no finding.
+    """
     return not _is_known(root, name) and (root / ADAPTERS / name).exists() and not _is_known(root, name)
 
 
@@ -167,6 +179,7 @@ def _exists(root: Path, ref: VersionRef) -> bool:
 
 
 def _disagreements(root: Path, rows: list[AdapterRecord]) -> list[str]:
+    """Return a sentence for each difference between the rows and the records beside them."""
     if not (root / RECORDS).is_dir():
         return []  # an older release's: the next start writes them
     records = VersionRecords(root / RECORDS)

@@ -1,7 +1,7 @@
-"""Which adapters a mixture may hold: those whose weighted sum is one thing, whatever their order.
+"""Which adapters a mixture may hold: those whose weighted sum does not depend on their order.
 
-Judged by facts alone: what kinds of primitives an adapter has, and at which modules those that depend on an order
-are, all layers taken together. Knows no registry and no model.
+Judged by facts alone: which kinds of primitives an adapter has, and at which modules those are whose order matters,
+all layers taken together. Knows no registry and no model.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ _EXCLUSIVE: Mapping[str, str] = {"DoRA": "each rescales what the other changed"}
 
 
 class Ingredient(NamedTuple):
-    """One adapter of a mixture. name: as messages call it. weight: of all its mentions together."""
+    """One adapter of a mixture. name: as messages call it. weight: the sum over all its mentions."""
 
     name: str
     weight: float
@@ -24,7 +24,11 @@ class Ingredient(NamedTuple):
 
 
 class _NonDelta(NamedTuple):
-    """What an adapter has beside or around its deltas, so that it is no sum of them. why: not two of it."""
+    """A property that makes an adapter more than a sum of deltas.
+
+    one, two: as messages call one and two of it. why: the reason against two of it. has_weight: whether an adapter that
+    has it can be served alone at another weight than 1.
+    """
 
     one: str
     two: str
@@ -41,7 +45,7 @@ _NON_DELTAS: Mapping[str, _NonDelta] = {
 
 
 def check_mixture(ingredients: Sequence[Ingredient]) -> None:
-    """Of one or more different adapters. Raises InvalidAdapter with the first thing that stands against it."""
+    """Check a mixture of one or more different adapters. Raises InvalidAdapter with the first objection."""
     why = next(_objections(ingredients), None)
     if why is not None:
         raise InvalidAdapter(why, param="adapters")

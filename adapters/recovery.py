@@ -1,8 +1,8 @@
-"""What a start, or a repair, does before anybody is served: files, records and rows are brought to agree.
+"""The work of a start, or a repair, before any request: files, records and rows are brought to agree.
 
-Nothing is deleted but what the registry says may go. Whatever else nobody can place is moved to `lost+found`, and a
-version whose files are not there stays, so that its requests are told so. Knows the store, the registry and the
-records; knows no requests.
+Only what the registry has marked as disposable is deleted. Whatever else belongs to no version is moved to
+`lost+found`, and a version whose files are missing stays, so that its requests are told so. Knows the store, the
+registry and the records; knows no requests.
 """
 
 import json
@@ -34,6 +34,7 @@ class Recovery:
     findings: list[str] = field(default_factory=list)
 
     def report(self, sentence: str) -> None:
+        """Log a finding and keep it."""
         logger.warning("%s", sentence)
         self.findings.append(sentence)
 
@@ -42,9 +43,9 @@ class Recovery:
 def open_registry(
     root: Path, store: AdapterStore, *, thorough: bool = False
 ) -> Iterator[tuple[AdapterRegistry, Recovery]]:
-    """The registry of the state folder `root`, in agreement with what lies beside it; closed at the end.
+    """Open the registry of the state folder `root`, brought to agree with the files beside it; close it at the end.
 
-    store: of the same folder, which nobody else uses. thorough: read each record, too, which takes long on a slow disk.
+    store: of the same folder, which nobody else uses. thorough: read each record, too, which is slow on a slow disk.
     Raises StateUnusable, OSError.
     """
     recovery, records = Recovery(), VersionRecords(root / FOLDER)
@@ -67,7 +68,7 @@ def open_registry(
 
 
 def _set_aside_damaged(path: Path, store: AdapterStore, recovery: Recovery) -> list[tuple[Any, ...]]:
-    """The rows that a damaged file still gives."""
+    """Move a damaged file to `lost+found`. Returns the rows that can still be read from it."""
     fault = registry_file.fault_of(path)
     if fault is None:
         return []
@@ -85,7 +86,7 @@ def _bring_back(
     rows: list[tuple[Any, ...]],
     default: Reference | None,
 ) -> None:
-    """Versions that the registry has lost: from their records, and those without one from the old file's rows."""
+    """Restore versions that the registry has lost: from their records, else from rows of the damaged file."""
     listing = records.listing()
     there = {Reference(ref.name, ref.version) for ref in registry.refs()}
     found: list[AdapterRecord] = []
@@ -119,9 +120,10 @@ def _bring_back(
 def _settle(
     registry: AdapterRegistry, records: VersionRecords, store: AdapterStore, recovery: Recovery, thorough: bool
 ) -> None:
-    """Each version has a row and a record, and they agree. A record proves itself, and so it wins over a row.
+    """Make sure that each version has a row and a record, and that they agree.
 
-    Without `thorough`, those are compared of which there is no record or no files.
+    A record has a checksum, so it wins over a row. Unless `thorough`, only versions without a record or without files
+    are compared.
     """
     here = records.listing().here
     unwritten, wrong = [], []
@@ -144,7 +146,7 @@ def _settle(
 
 
 def _place_unknown(registry: AdapterRegistry, store: AdapterStore, recovery: Recovery) -> None:
-    """Files that no version has are deleted where an upload or a deletion had not ended, and else set aside."""
+    """Delete files of uploads and deletions that had not ended, and quarantine others that no version has."""
     disposable = registry.disposable()
     for digest in disposable:
         store.remove(digest)
@@ -160,6 +162,6 @@ def _named(refs: list[VersionRef]) -> str:
 
 
 def _as_text(row: tuple[Any, ...]) -> str:
-    """JSON. Damaged text need not be UTF-8."""
+    """Return a row as JSON. Text of damaged rows need not be UTF-8."""
     values = [value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value for value in row]
     return json.dumps(dict(zip(registry_file.COLUMNS.split(", "), values, strict=True)))

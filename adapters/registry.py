@@ -1,6 +1,6 @@
 """The registry: which names exist, with the versions of every adapter and the server's default, in SQLite.
 
-A row is there if and only if the client was, or may have been, told so. `registry_reader` has the look-ups; here are
+A row is there if and only if the client was, or may have been, told so. `registry_reader` has the look-ups, this module
 the changes. Knows no files of adapters and no requests.
 """
 
@@ -20,15 +20,16 @@ from .registry_reader import AdapterRecord, RegistryReader, find_row, not_found,
 
 
 class Journal(Protocol):
-    """Is told of every change, one at a time: `VersionRecords`."""
+    """A listener that is told of every change, one at a time: `VersionRecords`."""
 
     def added(self, record: AdapterRecord) -> None:
-        """The row is there."""
+        """Note a version whose row has been written."""
 
     def removing(self, refs: Sequence[VersionRef], last: Mapping[str, int]) -> None:
-        """The rows go next. last: the newest version that each of these names ever had."""
+        """Note versions whose rows are deleted next. last: name to the newest version that it ever had."""
 
-    def default_set(self, default: Reference | None) -> None: ...
+    def default_set(self, default: Reference | None) -> None:
+        """Note the default; None is the bare base."""
 
 
 class AdapterRegistry(RegistryReader):
@@ -79,10 +80,10 @@ class AdapterRegistry(RegistryReader):
         return record_of(row)
 
     def delete(self, name: str, version: int | None = None) -> list[VersionRef]:
-        """Remove all versions of a name, or one; returns them. Raises AdapterNotFound.
+        """Remove all versions of a name, or one; return them. Raises AdapterNotFound.
 
-        Where the server's default is left without a version, in the same transaction there is no default any more;
-        and digests that are left without one are disposable.
+        In the same transaction, a default that is left without a version is taken away, and digests that are left
+        without one are marked as disposable.
         """
         with self._writing:
             removed, default_gone = self._remove(Reference(name, version))
@@ -91,7 +92,7 @@ class AdapterRegistry(RegistryReader):
         return removed
 
     def _remove(self, reference: Reference) -> tuple[list[VersionRef], bool]:
-        """What was removed, and whether the default went with it."""
+        """Delete the rows. Returns what was removed, and whether the default went with it."""
         with self._transaction() as db:
             removed = [
                 VersionRef(*row)
@@ -118,7 +119,10 @@ class AdapterRegistry(RegistryReader):
         return removed, default_gone
 
     def set_default(self, default: str | None) -> None:
-        """`name` follows its newest version, `name@2` does not; None is the bare base. Raises AdapterNotFound."""
+        """Set the server's default: `name` follows its newest version, `name@2` does not, None is the bare base.
+
+        Raises AdapterNotFound.
+        """
         with self._writing:
             with self._transaction() as db:
                 reference = None if default is None else _existing(db, default)
@@ -129,24 +133,24 @@ class AdapterRegistry(RegistryReader):
     # Files that may go
 
     def mark_disposable(self, digest: str) -> None:
-        """Before files are stored: they may be deleted again, unless `add` gives them a version."""
+        """Mark files that are about to be stored: they may be deleted again, unless `add` gives them a version."""
         with self.transaction() as db:
             db.execute("INSERT OR IGNORE INTO disposable VALUES (?)", (digest,))
 
     def unmark_disposable(self, digest: str) -> None:
-        """The files are gone."""
+        """Drop the mark of files that are deleted."""
         with self.transaction() as db:
             db.execute("DELETE FROM disposable WHERE digest = ?", (digest,))
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """For who mends the tables: all of the block or nothing, and no other change meanwhile. Raises StoreFull."""
+        """Run a block that mends the tables, all of it or nothing, with no other change meanwhile. Raises StoreFull."""
         with self._writing, self._transaction() as db:
             yield db
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """All of the block or nothing, for who is `_writing`. Raises StoreFull."""
+        """Run a block, all of it or nothing; the caller holds `_writing`. Raises StoreFull."""
         try:
             self._writer.execute("BEGIN IMMEDIATE")
             yield self._writer
@@ -161,7 +165,7 @@ class AdapterRegistry(RegistryReader):
 
 
 def _existing(db: sqlite3.Connection, default: str) -> Reference:
-    """Raises AdapterNotFound."""
+    """Parse the name of an existing adapter or version. Raises AdapterNotFound."""
     reference = parse_reference(default)
     if reference is None or find_row(db, reference) is None:
         raise AdapterNotFound(f"there is no adapter {default[:140]!r}", param="adapter")
@@ -169,6 +173,7 @@ def _existing(db: sqlite3.Connection, default: str) -> Reference:
 
 
 def put_default(db: sqlite3.Connection, reference: Reference | None) -> None:
+    """Write the server's default, inside a transaction."""
     db.execute("DELETE FROM default_adapter")
     if reference is not None:
         db.execute("INSERT INTO default_adapter VALUES (1, ?, ?)", reference)

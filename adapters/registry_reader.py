@@ -25,7 +25,7 @@ Row = tuple[str, int, str, float, str]
 
 @dataclass(frozen=True)
 class AdapterRecord:
-    """One version. created: seconds since 1970."""
+    """One version of an adapter. created: seconds since 1970."""
 
     ref: VersionRef
     created: float
@@ -59,20 +59,20 @@ class RegistryReader:
             self._reader.close()
 
     def find(self, name: str, version: int | None = None) -> AdapterRecord | None:
-        """The newest version of a name, or the given one."""
+        """Return the newest version of a name, or the given one; None if there is none."""
         with self._reading:
             row = find_row(self._reader, Reference(name, version))
         return None if row is None else record_of(row)
 
     def get(self, name: str, version: int | None = None) -> AdapterRecord:
-        """The same. Raises AdapterNotFound."""
+        """Return the newest version of a name, or the given one. Raises AdapterNotFound."""
         record = self.find(name, version)
         if record is None:
             raise not_found(Reference(name, version))
         return record
 
     def page(self, *, after: str = "", limit: int = 1000) -> list[AdapterRecord]:
-        """The newest version of each name, by name, beginning behind the name `after`."""
+        """Return the newest version of each name, by name, beginning behind the name `after`."""
         return self._rows(
             "SELECT v.name, max(v.version), v.digest, v.created, v.facts FROM versions v "
             "WHERE v.name > ? GROUP BY v.name ORDER BY v.name LIMIT ?",
@@ -80,19 +80,19 @@ class RegistryReader:
         )
 
     def versions(self, name: str) -> list[AdapterRecord]:
-        """All versions of a name, oldest first; empty if there is none."""
+        """Return all versions of a name, oldest first; empty if there is none."""
         return self._rows(f"SELECT {COLUMNS} FROM versions WHERE name = ? ORDER BY version", (name,))
 
     def count(self) -> int:
-        """Number of names."""
+        """Return the number of names."""
         return int(self._value("SELECT count(DISTINCT name) FROM versions", ()))
 
     def in_use(self, digest: str) -> bool:
-        """Whether any version has this digest."""
+        """Return whether any version has this digest."""
         return bool(self._value("SELECT EXISTS (SELECT 1 FROM versions WHERE digest = ?)", (digest,)))
 
     def refs(self) -> Iterator[VersionRef]:
-        """Every version of every adapter, read in pages."""
+        """Iterate over every version of every adapter, read in pages."""
         name, version = "", 0
         while page := self._rows(
             f"SELECT {COLUMNS} FROM versions WHERE (name, version) > (?, ?) ORDER BY name, version LIMIT 500",
@@ -102,18 +102,18 @@ class RegistryReader:
             name, version, _ = page[-1].ref
 
     def get_default(self) -> Reference | None:
-        """The server's default as it was set; None is the bare base."""
+        """Return the server's default as it was set; None is the bare base."""
         with self._reading:
             return read_default(self._reader)
 
     def find_default(self) -> AdapterRecord | None:
-        """The version that answers for the default now, in one look-up: no switch or deletion comes in between."""
+        """Return the version that answers for the default now, in one look-up, so that no change comes in between."""
         with self._reading:
             row = self._reader.execute(_FIND_DEFAULT).fetchone()
         return None if row is None else record_of(row)
 
     def disposable(self) -> set[str]:
-        """Digests of uploads and deletions that have not ended, and that no version has."""
+        """Return the digests of uploads and deletions that have not ended, and that no version has."""
         with self._reading:
             return disposable_in(self._reader)
 
@@ -145,6 +145,7 @@ class RegistryReader:
 
 
 def find_row(db: sqlite3.Connection, reference: Reference) -> Row | None:
+    """Return the row of the newest version of a name, or of the given one; None if there is none."""
     row: Row | None = db.execute(
         f"SELECT {COLUMNS} FROM versions WHERE name = ?1 AND version = ifnull(?2, version) "
         "ORDER BY version DESC LIMIT 1",
@@ -154,6 +155,7 @@ def find_row(db: sqlite3.Connection, reference: Reference) -> Row | None:
 
 
 def read_default(db: sqlite3.Connection) -> Reference | None:
+    """Return the server's default as it was set; None is the bare base."""
     row = db.execute("SELECT name, version FROM default_adapter").fetchone()
     return None if row is None else Reference(*row)
 

@@ -1,7 +1,7 @@
-"""Which adapter answers a request: by name, version, the server's default, a weighted mixture, or a route's policy.
+"""The choice of a request's adapters: by name, version, the server's default, a weighted mixture, or a route's policy.
 
-The answer is immutable: what a request was admitted with, it is answered by. Knows names, versions and what the
-registry says of them; knows no files, no HTTP and no model.
+The answer is immutable: a request is answered by the versions that it was admitted with. Knows names, versions and
+their rows in the registry; knows no files, no HTTP and no model.
 """
 
 import math
@@ -22,15 +22,17 @@ _ROUTES: Mapping[str, "Policy"] = {}
 
 
 class Member(NamedTuple):
+    """One adapter version of a mixture, with its weight."""
+
     ref: VersionRef
     weight: float
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """What answers one request.
+    """The answer for one request.
 
-    members: empty for the bare base; their weighted sum otherwise.
+    members: their weighted sum answers; empty for the bare base.
     label: for the header `x-peftserve-adapter`: the base's id, `sql@3`, or `a@1*0.7+b@2*0.3`.
     model: for the response's `model` field: the name that was asked for; for the default and for a mixture, the label.
     facts: of each member, by digest.
@@ -43,25 +45,25 @@ class Resolved:
 
     @property
     def vocabulary(self) -> int:
-        """Tokens that its adapters know, where those are more than the base's; else 0."""
+        """Return the size of its adapters' vocabulary where that is larger than the base's; else 0."""
         return max((facts.vocabulary for facts in self.facts.values()), default=0)
 
     @property
     def virtual_tokens(self) -> int:
-        """Positions that the adapter takes before the prompt's."""
+        """Return the number of positions that the adapter takes before the prompt."""
         return sum(facts.virtual_tokens for facts in self.facts.values())
 
     def weights(self) -> dict[str, float]:
-        """Digest to weight. Two names of one digest are added up."""
+        """Return digest to weight. Weights of two names with one digest are added up."""
         total: dict[str, float] = {}
         for ref, weight in self.members:
             total[ref.digest] = total.get(ref.digest, 0.0) + weight
         return total
 
     def tasks(self, task_id: int | None) -> dict[str, int]:
-        """Digest to task, of those with tasks; of a single one, nobody needs to say which.
+        """Return digest to task, for the adapters with tasks. An adapter with a single task needs no `task_id`.
 
-        Raises InvalidAdapter where one has no such task, or none has any.
+        Raises InvalidAdapter where an adapter has no such task, or none has any.
         """
         counts = {ref: self.facts[ref.digest].num_tasks for ref, _ in self.members if self.facts[ref.digest].num_tasks}
         if task_id is not None and not counts:
@@ -76,7 +78,7 @@ class Resolved:
 
 
 class Names(Protocol):
-    """What the router asks of the registry."""
+    """The part of the registry that the router uses."""
 
     def find(self, name: str, version: int | None = None) -> AdapterRecord | None: ...
 
@@ -84,14 +86,14 @@ class Names(Protocol):
 
 
 class Policy(Protocol):
-    """Chooses adapters for requests to one route."""
+    """The policy of one route."""
 
     def choose(self, prompt_token_ids: Sequence[int] | None, user: str | None) -> Sequence[tuple[str, float]]:
-        """Pairs of a name, or `name@version`, and a weight; none is the bare base."""
+        """Choose adapters for a request: pairs of `name` or `name@version` and a weight; none is the bare base."""
 
 
 class Router:
-    """base_id: the name that always means the bare base. routes: name to policy."""
+    """The router of a server. base_id: the name that always means the bare base. routes: name to policy."""
 
     def __init__(self, names: Names, base_id: str, routes: Mapping[str, Policy] = _ROUTES) -> None:
         self._names = names
@@ -105,9 +107,11 @@ class Router:
         prompt_token_ids: Sequence[int] | None = None,
         user: str | None = None,
     ) -> Resolved:
-        """`adapters` is a mixture on the base, so `model` beside it may only be missing, the base's id or `default`.
+        """Choose the adapters of a request. To hold the answer, acquire its lease before the next await.
 
-        Raises AdapterNotFound, InvalidAdapter. To hold the answer, acquire its lease before the next await.
+        model: the request's field. adapters: a mixture on the base; beside it, `model` may only be missing, the base's
+            id or `default`.
+        Raises AdapterNotFound, InvalidAdapter.
         """
         if adapters is not None:
             return self._mixture(model, adapters)
@@ -167,12 +171,13 @@ def _alone(record: AdapterRecord, model: str) -> Resolved:
 
 
 def _ingredients(resolved: Resolved) -> list[Ingredient]:
-    """Two names of one digest are one adapter, called by the last."""
+    """Return the members by digest: two names of one digest are one adapter, called by the last."""
     names = {ref.digest: str(ref) for ref, _ in resolved.members}
     return [Ingredient(names[digest], weight, resolved.facts[digest]) for digest, weight in resolved.weights().items()]
 
 
 def _checked(name: str, weight: float) -> float:
+    """Return a weight as a number. Raises InvalidAdapter."""
     if not math.isfinite(weight) or abs(weight) > MAX_WEIGHT:
         raise InvalidAdapter(
             f"the weight of {name[:140]!r} must be a number between -{MAX_WEIGHT:g} and {MAX_WEIGHT:g}",

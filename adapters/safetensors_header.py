@@ -41,7 +41,10 @@ _MISTAKES: Mapping[bytes, str] = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """start, end: bytes from the beginning of the data, which follows the header."""
+    """The header's entry for one tensor.
+
+    dtype: as safetensors names it. start, end: byte range in the data, which follows the header.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -50,7 +53,10 @@ class TensorInfo:
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Name to what the header says of each tensor, in the order of the data. Raises InvalidAdapter, AdapterTooLarge."""
+    """Read and check a file's header. Returns name to entry, in the order of the data.
+
+    Raises InvalidAdapter, AdapterTooLarge, OSError.
+    """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         length = _header_length(file.read(32), size)
@@ -60,7 +66,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 
 def _header_length(start: bytes, size: int) -> int:
-    """The length of the JSON, from the first bytes of a file of `size` bytes."""
+    """Return the length of the JSON in bytes. start: the first bytes of a file of `size` bytes."""
     for magic, mistake in _MISTAKES.items():
         # A header of some thousand bytes can begin like a pickle; its JSON then follows.
         if start.startswith(magic) and start[8:9] != b"{":

@@ -1,4 +1,4 @@
-"""JSON from strangers: one object, no duplicate keys, no NaN, no bottomless nesting."""
+"""JSON from untrusted sources: one object, no duplicate keys, no NaN, no bottomless nesting."""
 
 import json
 from collections import Counter
@@ -9,7 +9,10 @@ from .errors import InvalidAdapter
 
 
 def parse_object(text: bytes, what: str) -> Mapping[str, Any]:
-    """what: how to call the text in a message. The caller has limited its length. Raises InvalidAdapter."""
+    """Parse the text of one JSON object. Raises InvalidAdapter.
+
+    text: of a length that the caller has limited. what: the name of the text in messages.
+    """
     try:
         value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except RecursionError:

@@ -1,6 +1,6 @@
-"""Our own reading of adapter_config.json as AdapterHub's `adapters` 1.x writes it (Poth et al. 2023, arXiv:2311.11077).
+"""adapter_config.json as AdapterHub's `adapters` 1.x writes it (Poth et al. 2023, arXiv:2311.11077).
 
-Around `config`, which says what the adapter is, only the adapter's name and the base's `model_type` matter. Knows no
+Beside `config`, which describes the adapter, only the adapter's name and the base's `model_type` matter. Knows no
 tensors and no torch.
 """
 
@@ -52,7 +52,7 @@ _KNOWN = frozenset(f"{_READ} {_IGNORED}".split())
 
 
 class Form(StrEnum):
-    """What the network reads. y: the output of attention or feed-forward. r: the residual stream before its norm."""
+    """The input of the network. y: the output of attention or feed-forward. r: the residual stream before its norm."""
 
     OUTPUT = "y"  # Houlsby's
     SUM = "y + r"  # Pfeiffer's, and Adapter+'s
@@ -70,10 +70,10 @@ _SEQUENTIAL: Mapping[tuple[bool, bool, bool], Form] = {
 
 @dataclass(frozen=True)
 class BottleneckConfig:
-    """name: the adapter's, in its tensors' keys. attention, feed_forward: where it is.
+    """A bottleneck adapter. name: the adapter's, in its tensors' keys. attention, feed_forward: where it is.
 
-    factors: layer's number, or `default`, to what the width of the base is divided by. leave_out: layers without.
-    scaling: a number, or what is learned: one number (`learned`) or one for each feature (`channel`).
+    factors: layer's number, or `default`, to the divisor of the base's width. leave_out: layers without a bottleneck.
+    scaling: a number, or a learned one: a single number (`learned`) or one for each feature (`channel`).
     """
 
     name: str
@@ -87,7 +87,7 @@ class BottleneckConfig:
     leave_out: tuple[int, ...]
 
     def width(self, layer: int, features: int) -> int:
-        """Of the bottleneck. Raises InvalidAdapter for a layer that has no reduction factor."""
+        """Return the width of the bottleneck. Raises InvalidAdapter for a layer without a reduction factor."""
         factor = self.factors.get(str(layer), self.factors.get("default"))
         if factor is None:
             raise InvalidAdapter(
@@ -97,11 +97,12 @@ class BottleneckConfig:
 
 
 def is_adapterhub(raw: Mapping[str, Any]) -> bool:
+    """Return whether AdapterHub's library has written a configuration."""
     return "peft_type" not in raw and "config" in raw and "model_type" in raw
 
 
 def parse_bottleneck(raw: Mapping[str, Any]) -> BottleneckConfig:
-    """raw: the whole file. Raises InvalidAdapter, UnsupportedAdapter."""
+    """Parse and check the whole file. Raises InvalidAdapter, UnsupportedAdapter."""
     own = raw["config"]
     if not isinstance(own, dict):
         raise InvalidAdapter(f"config must be an object, not {repr(own)[:80]}", param="config")
@@ -128,7 +129,7 @@ def _name(name: object) -> str:
 
 
 def _form(fields: Fields, hooked: bool) -> Form:
-    """Raises UnsupportedAdapter where the library would drop the residual stream, or add it twice."""
+    """Return the form. Raises UnsupportedAdapter where the library would drop the residual stream, or add it twice."""
     before, after = fields.boolean("original_ln_before"), fields.boolean("original_ln_after", True)
     if fields.boolean("is_parallel"):
         form = Form.RESIDUAL if after else None

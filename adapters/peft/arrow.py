@@ -2,8 +2,8 @@
 
     y += Σ_e gate_e(x) · s_e B_e (A_e x)    gate = softmax over the top k of |prototypes x|, divided by a temperature
 
-An expert's prototype is the direction that its B A enlarges most. GenKnowSub (arXiv:2505.10939) first takes the mean
-of the general adapters' factors off each expert's. The router's own factors are in its checkpoint, and take no part.
+An expert's prototype is the direction that its B A enlarges most. GenKnowSub (arXiv:2505.10939) first subtracts the
+mean of the general adapters' factors from each expert's. The router's own factors are in its checkpoint, and unused.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ Modules = Mapping[str, LoraModule]
 
 
 def compile_arrow(config: LoraConfig, arrow: Arrow, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """Raises AdapterError."""
+    """Compile a router with its experts. Raises AdapterError."""
     router = read_modules(config, checkpoint, base)
     for module in router.values():
         module.a.weights(), module.b.weights()  # take no part, but a broken file is a broken file
@@ -76,7 +76,7 @@ def _purified(factor: NamedTensor, general: Sequence[NamedTensor]) -> NamedTenso
 
 
 def _prototype(a: torch.Tensor, b: torch.Tensor, seed: int) -> torch.Tensor:
-    """The first right singular vector of b a, (in_features,) in float32, as PEFT finds it: by as many power iterations.
+    """Compute the first right singular vector of b a, (in_features,) in float32, by as many power iterations as PEFT.
 
     a: (rank, in_features). b: (out_features, rank). seed: of the start, which 15 iterations do not quite forget.
     """

@@ -1,4 +1,4 @@
-"""The smallest primitive that holds a dense delta: low-rank factors, its non-zeros, or all of it."""
+"""The smallest primitive for a dense delta: low-rank factors, its non-zeros, or the whole matrix."""
 
 import torch
 
@@ -12,9 +12,9 @@ _SCATTERED = 4  # how much smaller than all of it the non-zeros must be: each co
 
 
 def compacted(delta: NamedTensor, bound: int | None, dtype: torch.dtype) -> Primitive:
-    """delta: (out_features, in_features) in float32. bound: of its rank, as the method has it; None if it has none.
+    """Return the smallest primitive that is this delta. Raises InvalidAdapter if it is not finite.
 
-    Raises InvalidAdapter if it is not finite.
+    delta: (out_features, in_features) in float32. bound: on its rank, known from the method; None if it has none.
     """
     exact = NamedTensor(delta.key, delta.tensor).converted(torch.float32)
     nonzeros = int(exact.count_nonzero())
@@ -30,10 +30,10 @@ def compacted(delta: NamedTensor, bound: int | None, dtype: torch.dtype) -> Prim
 
 
 def factored(w: torch.Tensor, bound: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """a: (rank, in_features) and b: (out_features, rank) with b a = w; None if w's rank is over `bound`.
+    """Factor w into a: (rank, in_features) and b: (out_features, rank) with b a = w; None if its rank is over `bound`.
 
     A sketch finds the column space (Halko et al. 2011, arXiv:0909.4061), which takes O(out · in · bound) where a full
-    SVD takes minutes per module; what the sketch leaves out is measured.
+    SVD takes minutes per module; the error of the sketch is measured.
     """
     w = w.double()
     columns = min(bound + _OVERSAMPLED, *w.shape)

@@ -1,4 +1,4 @@
-"""A checkpoint's folder to a Bypass: the full check of an adapter, and the only way to serve it.
+"""From an adapter's folder to a Bypass: the full check of an adapter, and the only way to serve it.
 
 `methods` names the compiler of each PEFT method, a pure function. What any method can have beside its own tensors
 (whole modules, biases, rows of the vocabulary) is compiled by `auxiliary`.
@@ -41,6 +41,8 @@ _INTEGERS = re.compile(r"_(indices|size)(_[AB])?\b")
 
 @dataclass(frozen=True)
 class CompiledAdapter:
+    """A compiled adapter with its facts."""
+
     bypass: Bypass
     facts: AdapterFacts
 
@@ -56,7 +58,7 @@ def compile_adapter(
     task: int = 0,
     runs: bool = True,
 ) -> CompiledAdapter:
-    """Compile the adapter in `folder` against a base. See `Base` for the arguments. Raises AdapterError."""
+    """Compile the adapter in `folder` against a base. The arguments are those of `Base`. Raises AdapterError."""
     base = Base(table, dtype, max_rank, model, max_dense_delta, task, runs=runs)
     try:
         with ExitStack() as files:
@@ -84,7 +86,7 @@ def compiler_of(config: AnyConfig) -> Compiler:
 
 
 def _open(folder: Path, files: ExitStack) -> "_LazyTensors":
-    """The tensors of a checkpoint, until `files` closes."""
+    """Open the tensors of a checkpoint, until `files` closes."""
     header = read_header(folder / WEIGHTS)
     _check_types(header)
     return _LazyTensors(header, files.enter_context(safe_open(folder / WEIGHTS, framework="pt", device="cpu")))
@@ -114,7 +116,7 @@ def _compile(config: AnyConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
 
 
 def _check_vocabulary(bypass: Bypass, table: SiteTable) -> None:
-    """Whether the adapter can read every token that it can say."""
+    """Check that the adapter's embedding has every token that its head can generate. Raises InvalidAdapter."""
     if table.head is None or table.head not in table.sites:
         return
     embeddings = [name for name, site in table.sites.items() if site.kind is SiteKind.EMBEDDING]
@@ -128,13 +130,13 @@ def _check_vocabulary(bypass: Bypass, table: SiteTable) -> None:
 
 
 def _most_rows(bypass: Bypass, sites: Iterable[str]) -> int:
-    """Of the weights that take the place of the base's there; 0 without any."""
+    """Return the most rows of any weight that replaces the base's at these sites; 0 without any."""
     found = (p.weight for site in sites for p in bypass.sites.get(site, ()) if isinstance(p, Replacement))
     return max((len(weight) for weight in found if weight is not None), default=0)
 
 
 class _LazyTensors(Mapping[str, torch.Tensor]):
-    """Reads a tensor when it is asked for."""
+    """The tensors of an open file, each read when it is asked for."""
 
     def __init__(self, header: Mapping[str, TensorInfo], file: Any) -> None:
         self._header = header

@@ -1,8 +1,4 @@
-"""Methods whose delta has full rank, or can have.
-
-HIRA (Huang et al. 2025, "HiRA")           y += (W ⊙ B A) x                                        Dense
-GLORA (Chavan et al. 2023, 2306.07967)     see `glora`
-"""
+"""HiRA (Huang et al. 2025, "HiRA"), whose delta has full rank: y += (W ⊙ B A) x, a Dense."""
 
 import torch
 
@@ -17,8 +13,9 @@ from .tensors import Checkpoint
 
 
 def compile_hira(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """hira_A: (r, in_features); hira_B: (out_features, r); at an embedding hira_embedding_A, hira_embedding_B.
+    """Compile a HIRA adapter.
 
+    Reads hira_A: (r, in_features); hira_B: (out_features, r); at an embedding hira_embedding_A, hira_embedding_B.
     Raises InvalidAdapter, UnsupportedAdapter, AdapterTooLarge.
     """
     sites = sites_of(config, base, MATRICES)
@@ -39,6 +36,6 @@ def _hira(rank: int, site: Site, checkpoint: Checkpoint, base: Base) -> Primitiv
 
 
 def _multiplied_rows(site: Site, factor: NamedTensor, base: Base) -> Primitive:
-    """PEFT adds rows that Gemma's embedding does not multiply."""
+    """Return the embedding with HiRA's factor in its weight. PEFT adds rows that Gemma's embedding does not scale."""
     own = base.weight(site.name, "HiRA").to("cpu", torch.float32)
     return replacement(site, NamedTensor(factor.key, own + own * factor.tensor / site.embed_scale), None, base)

@@ -21,7 +21,10 @@ from .tensors import Checkpoint
 
 
 def compile_ia3(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """ia3_l: (1, in_features) at a feedforward module, (out_features, 1) at any other. Raises InvalidAdapter."""
+    """Compile an IA3 adapter.
+
+    Reads ia3_l: (1, in_features) at a feedforward module, (out_features, 1) at any other. Raises InvalidAdapter.
+    """
     is_feedforward = _feedforward(config)
     sites = {}
     for site in sites_of(config, base):
@@ -31,7 +34,7 @@ def compile_ia3(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Byp
 
 
 def _feedforward(config: MethodConfig) -> Callable[[Site, torch.Tensor], bool]:
-    """Whether a module's input is scaled. PEFT compares ends of names without regard to dots.
+    """Return the predicate for modules whose input is scaled. PEFT compares ends of names without regard to dots.
 
     A configuration without the field is left to PEFT's defaults by architecture: the tensors' shapes tell the same.
     """
@@ -60,7 +63,7 @@ def _less_one(scale: NamedTensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def compile_beft(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """beft_bias: (1, out_features). Raises InvalidAdapter."""
+    """Compile a BEFT adapter. Reads beft_bias: (1, out_features). Raises InvalidAdapter."""
     return Bypass(config.peft_type, {site.name: (_bias(site, checkpoint, base),) for site in sites_of(config, base)})
 
 
@@ -70,7 +73,11 @@ def _bias(site: Site, checkpoint: Checkpoint, base: Base) -> Bias:
 
 
 def compile_ln_tuning(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """ln_tuning_layers.weight and .bias: as the module, of any kind, stores its own. Raises InvalidAdapter."""
+    """Compile an LN_TUNING adapter.
+
+    Reads ln_tuning_layers.weight and .bias, in the shapes in which the module, of any kind, stores its own.
+    Raises InvalidAdapter.
+    """
     sites = sites_of(config, base, ALL_KINDS)
     return Bypass(config.peft_type, {site.name: (_replacement(site, checkpoint, base),) for site in sites})
 

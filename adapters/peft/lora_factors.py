@@ -19,7 +19,10 @@ from .variant import LoraVariant
 
 @dataclass(frozen=True)
 class LoraModule:
-    """factors: by PEFT's names. A: (rank, in_features) and B: (out_features, rank), or what the variant stores."""
+    """The LoRA of one module.
+
+    factors: by PEFT's names. A: (rank, in_features) and B: (out_features, rank), or what the variant stores.
+    """
 
     site: Site
     rank: int
@@ -28,15 +31,17 @@ class LoraModule:
 
     @property
     def a(self) -> NamedTensor:
+        """Return the factor A."""
         return self.factors[factors_of(self.site)[0]]
 
     @property
     def b(self) -> NamedTensor:
+        """Return the factor B."""
         return self.factors[factors_of(self.site)[1]]
 
 
 def read_modules(config: LoraConfig, checkpoint: Checkpoint, base: Base) -> dict[str, LoraModule]:
-    """Takes every tensor of the checkpoint that is left. Raises AdapterError."""
+    """Take every tensor of the checkpoint that is left, and return module to its LoRA. Raises AdapterError."""
     variant = config.variant
     modules = _targeted(config, base)
     tensors = {key: tensor for key, tensor in checkpoint.take_all().items() if not _idle(key, variant, modules)}
@@ -67,7 +72,7 @@ def _targeted(config: LoraConfig, base: Base) -> dict[str, LoraModule]:
 
 
 def _idle(key: str, variant: LoraVariant, modules: Mapping[str, LoraModule]) -> bool:
-    """Whether only training uses a tensor."""
+    """Return whether only training uses a tensor."""
     return bool(variant.idle) and key.removeprefix(PREFIX).partition(f".{variant.idle}")[0] in modules
 
 
@@ -79,13 +84,13 @@ def _check_shapes(module: LoraModule, factors: Mapping[str, NamedTensor], varian
 
 
 def _tied_embedding(config: LoraConfig, modules: Mapping[str, LoraModule], base: Base) -> str | None:
-    """The embedding whose factors are the head's too; None if there is no such pair."""
+    """Return the embedding whose factors are the head's too; None if there is no such pair."""
     embedding = base.table.tied_head
     return embedding if config.tie and embedding in modules and base.table.head in modules else None
 
 
 def _tied_factors(embedding: Mapping[str, NamedTensor], saved: Mapping[str, NamedTensor]) -> dict[str, NamedTensor]:
-    """The head's factors are the embedding's, transposed; PEFT shares them in memory and saves them twice."""
+    """Return the head's factors: the embedding's, transposed. PEFT shares them in memory and saves them twice."""
     tied = {"lora_A": embedding["lora_embedding_B"].transposed(), "lora_B": embedding["lora_embedding_A"].transposed()}
     for name, ours in tied.items():
         theirs = saved.get(name, ours)

@@ -1,4 +1,4 @@
-"""The primitives of one module's LoRA, in every form that PEFT has of it. See `variant` for what a form is.
+"""The primitives of one module's LoRA, in every variant that PEFT has. `variant` says what a variant is.
 
 lora_bias      y += s (B (A x) + bias)
 BD-LoRA        A or B has blocks on its diagonal, and is stored without the zeros beside them
@@ -21,7 +21,10 @@ from .variant import LoraVariant
 
 
 def extra_factors(site: Site, variant: LoraVariant) -> tuple[str, ...]:
-    """Names of the tensors beside A and B. Raises InvalidAdapter for what PEFT does not put on an embedding."""
+    """Return the names of the tensors beside A and B.
+
+    Raises InvalidAdapter for a variant that PEFT does not have for embeddings.
+    """
     if variant.linear_only and site.kind is SiteKind.EMBEDDING:
         raise InvalidAdapter(f"PEFT has this form of LoRA for linear layers, not for {site.name}", param="files")
     wanted = {"lora_B.bias": variant.bias, "lora_magnitude_vector": variant.dora, "lora_diag": variant.kasa}
@@ -29,7 +32,7 @@ def extra_factors(site: Site, variant: LoraVariant) -> tuple[str, ...]:
 
 
 def stored_shapes(site: Site, rank: int, variant: LoraVariant) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Of A and B in the checkpoint. Raises InvalidAdapter if they cannot be divided."""
+    """Return the shapes of A and B in the checkpoint. Raises InvalidAdapter if they cannot be divided."""
     blocks, factor = _blocks(site, variant)
     a_columns = _divided(site.in_features, (blocks if factor == "a" else 1) * (variant.pool or 1), site)
     b_columns = _divided(rank, blocks if factor == "b" else 1, site)
@@ -40,7 +43,7 @@ def stored_shapes(site: Site, rank: int, variant: LoraVariant) -> tuple[tuple[in
 def primitives_of(
     site: Site, factors: Mapping[str, NamedTensor], scaling: float, variant: LoraVariant, base: Base
 ) -> tuple[Primitive, ...]:
-    """factors: of the shapes above, by name. Raises AdapterError."""
+    """Return the primitives of one module. factors: of the stored shapes, by name. Raises AdapterError."""
     a, b = (factors[name] for name in factors_of(site))
     a, b = _expanded(site, a, b, variant)
     start = "kasa" if variant.kasa else variant.start

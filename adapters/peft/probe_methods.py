@@ -38,7 +38,10 @@ def _check_tinylora(config: Any, names: list[str], tensors: Tensors) -> None:
 
 
 def _frequencies(fields: Fields, names: list[str]) -> Mapping[str, Any]:
-    """`n_frequency_pattern` with the names in full: PEFT would evaluate its expressions without a limit of time."""
+    """Return `n_frequency_pattern` with the names in full.
+
+    PEFT would evaluate its expressions without a limit of time.
+    """
     patterns = fields.integer_map("n_frequency_pattern", 1)
     found = values_at(patterns, 0, names, "n_frequency_pattern", Deadline())
     return {"n_frequency_pattern": {name.replace(".", r"\."): n for name, n in found.items() if n}}

@@ -1,4 +1,4 @@
-"""Methods whose delta is a product of another kind: element by element (LoHa), or of Kronecker (LoKr)."""
+"""Methods whose delta is another product of matrices: element by element (LoHa), or of Kronecker (LoKr)."""
 
 import torch
 
@@ -16,9 +16,10 @@ from .tensors import Checkpoint
 
 
 def compile_loha(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """y += s · ((A1 B1) ⊙ (A2 B2)) x, s = alpha / r. Hyeon-Woo et al. 2022, arXiv:2108.06098.
+    """Compile a LOHA adapter: y += s · ((A1 B1) ⊙ (A2 B2)) x, s = alpha / r.
 
     The product of two matrices of rank r has rank r² at most, with factors that are products of rows.
+    Hyeon-Woo et al. 2022, arXiv:2108.06098. Raises AdapterError.
     """
     sites = sites_of(config, base)
     ranks, scaling = ranks_of(config, sites, 8), _scaling(config, sites)
@@ -50,11 +51,10 @@ def _loha(site: Site, rank: int, scaling: float, dense: bool, checkpoint: Checkp
 
 
 def compile_lokr(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """y += s · kron(W1, W2) x, s = alpha / r; each of the two may be a product itself. Yeh et al. 2024,
-    arXiv:2309.14859.
+    """Compile a LOKR adapter: y += s · kron(W1, W2) x, s = alpha / r; each of the two may be a product itself.
 
-    Served as the Kronecker product that it is, or as a low-rank one where that is smaller: its rank is that of W1 times
-    that of W2.
+    Served as a Kronecker product, or as a low-rank one where that is smaller: its rank is that of W1 times that of W2.
+    Yeh et al. 2024, arXiv:2309.14859. Raises AdapterError.
     """
     sites = sites_of(config, base)
     ranks, scaling = ranks_of(config, sites, 8), _scaling(config, sites)
@@ -83,9 +83,9 @@ def _lokr(site: Site, rank: int, scaling: float, checkpoint: Checkpoint, base: B
 
 
 def _factor(name: str, rank: int, checkpoint: Checkpoint) -> tuple[torch.Tensor, torch.Tensor]:
-    """A factor as a product, (out, k) by (k, in): not multiplied before their shapes are known to be the base's.
+    """Return a factor as a product, (out, k) by (k, in): not multiplied before their shapes are known to be the base's.
 
-    One that the checkpoint has whole is its own product with the identity, on its smaller side.
+    A factor that the checkpoint has whole is returned with the identity, on its smaller side.
     """
     if name in checkpoint:
         whole = _matrix(checkpoint.take(name)).weights()

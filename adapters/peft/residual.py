@@ -1,10 +1,12 @@
-"""LoRA that takes a part out of the base's weight before it trains. We leave the base as it is, so the part comes off.
+"""LoRA that subtracts its initial factors from the base's weight before it trains.
+
+The base stays as it is here, so they are subtracted from the adapter.
 
     PiSSA (Meng et al. 2024, arXiv:2404.02948)       the r largest singular values of W
     OLoRA (Büyükakyüz 2024, arXiv:2406.01775)        s times the first r columns of Q and rows of R, W = QR
     KaSA (Wang et al. 2024, arXiv:2412.06071)        the r smallest singular values of W
 
-All can be worked out again from the base alone: W x - B0 A0 x + s B A x is a LoRA of rank 2r, whose A has A0 below it
+All can be computed again from the base alone: W x - B0 A0 x + s B A x is a LoRA of rank 2r, whose A has A0 below it
 and whose B has -B0 beside it.
 """
 
@@ -22,9 +24,9 @@ Factors = tuple[torch.Tensor, torch.Tensor]
 def without_initial_factors(
     name: str, site: Site, a: NamedTensor, b: NamedTensor, scaling: float, base: Base
 ) -> tuple[NamedTensor, NamedTensor]:
-    """a: (r, in_features), b: (out_features, r), scaled; returned with 2r.
+    """Return the factors of the LoRA less its initial factors, of rank 2r.
 
-    name: a key of INITIAL_FACTORS. Raises AdapterError.
+    name: a key of INITIAL_FACTORS. a: (r, in_features), b: (out_features, r), scaled. Raises AdapterError.
     """
     rank = a.tensor.shape[0]
     if site.name in base.replaced:
@@ -52,7 +54,7 @@ def _pissa(_: Site, rank: int, __: float, weight: torch.Tensor) -> Factors:
 
 
 def _olora(site: Site, rank: int, scaling: float, weight: torch.Tensor) -> Factors:
-    """PEFT decomposes the weight as it is stored, which is transposed in Conv1D."""
+    """Return the first directions of W = QR. PEFT decomposes the weight as stored, which is transposed in Conv1D."""
     q, r = torch.linalg.qr(weight.T if site.transposed else weight)
     a, b = r[:rank], scaling * q[:, :rank]
     return (b.T, a.T) if site.transposed else (a, b)

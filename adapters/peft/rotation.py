@@ -1,4 +1,4 @@
-"""Methods that rotate what goes into a module, or what comes out of it.
+"""Methods that rotate the input of a module, or its output.
 
     OFT (Qiu et al. 2023, arXiv:2306.07280)   y = W (R' x) + b, R block-diagonal                  InputRotation
     BOFT (Liu et al. 2023, arXiv:2311.06243)  y = s ⊙ (W (R' x)) + b, R a product of butterflies   InputRotation,
@@ -28,7 +28,10 @@ MAX_TERMS = 64  # of the Neumann series, whose last terms vanish long before
 
 
 def compile_oft(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """oft_R.weight: (blocks, k (k - 1) / 2), the upper triangles of skew-symmetric matrices. Raises InvalidAdapter."""
+    """Compile an OFT adapter.
+
+    Reads oft_R.weight: (blocks, k (k - 1) / 2), the upper triangles of skew-symmetric matrices. Raises InvalidAdapter.
+    """
     oft = _read_oft(config.fields)
     sites = sites_of(config, base, MATRICES)
     return Bypass(config.peft_type, {site.name: (_oft(oft, site, checkpoint, base),) for site in sites})
@@ -36,9 +39,10 @@ def compile_oft(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Byp
 
 @dataclass(frozen=True)
 class _Oft:
-    """r: number of blocks, or 0; block_size: or 0. terms: of the Neumann series; 0 for an exact Cayley transform.
+    """The settings of an OFT adapter.
 
-    eps: most that the blocks may differ from the identity; None for as much as they do.
+    r: number of blocks, or 0; block_size: or 0. terms: of the Neumann series; 0 for an exact Cayley transform.
+    eps: most that the blocks may differ from the identity; None for no limit.
     """
 
     r: int
@@ -48,7 +52,7 @@ class _Oft:
     eps: float | None
 
     def size_of_block(self, width: int) -> int:
-        """PEFT takes the nearest divisor of the width, the lower of two."""
+        """Return the size of a block: as PEFT, the nearest divisor of the width, the lower of two."""
         return _nearest_divisor(width, self.block_size) if self.block_size else width // _nearest_divisor(width, self.r)
 
 
@@ -97,7 +101,10 @@ def _oft(oft: _Oft, site: Site, checkpoint: Checkpoint, base: Base) -> Primitive
 
 
 def _skew(triangle: torch.Tensor, size: int) -> torch.Tensor:
-    """triangle: (blocks, size (size - 1) / 2), above the diagonal, row by row. Returns (blocks, size, size)."""
+    """Return skew-symmetric matrices, (blocks, size, size).
+
+    triangle: (blocks, size (size - 1) / 2), the numbers above the diagonal, row by row.
+    """
     rows, columns = torch.triu_indices(size, size, 1)
     upper = triangle.new_zeros(len(triangle), size, size)
     upper[:, rows, columns] = triangle
@@ -112,14 +119,14 @@ def _rotation(oft: _Oft, skew: torch.Tensor) -> torch.Tensor:
 
 
 def _cayley(skew: torch.Tensor) -> torch.Tensor:
-    """(I - Q)(I + Q)⁻¹, which exists for every skew-symmetric Q."""
+    """Return (I - Q)(I + Q)⁻¹, which exists for every skew-symmetric Q."""
     identity = torch.eye(skew.shape[-1])
     turned: torch.Tensor = torch.linalg.solve(identity + skew, identity - skew, left=False)
     return turned
 
 
 def _neumann(skew: torch.Tensor, terms: int) -> torch.Tensor:
-    """I + 2Q + 2Q² + ... as PEFT cuts the series off: the last power counts once, and 3 terms are 4."""
+    """Return I + 2Q + 2Q² + ... as PEFT cuts the series off: the last power counts once, and 3 terms are 4."""
     result = torch.eye(skew.shape[-1]) + 2 * skew
     if terms == 2:
         return result
@@ -132,7 +139,7 @@ def _neumann(skew: torch.Tensor, terms: int) -> torch.Tensor:
 
 
 def _less_identity(key: str, rotation: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """For rows, (blocks, k, k), as `InputRotation` has it for columns."""
+    """Turn a rotation of rows, (blocks, k, k), into `InputRotation`'s of columns, less the identity."""
     return NamedTensor(key, rotation.mT - torch.eye(rotation.shape[-1])).converted(dtype)
 
 
@@ -143,7 +150,10 @@ def _rotated_rows(site: Site, named: NamedTensor, rotation: torch.Tensor, base: 
 
 
 def compile_boft(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """boft_R: (passes, blocks, k, k); boft_s: (out_features, 1). Raises InvalidAdapter, AdapterTooLarge."""
+    """Compile a BOFT adapter.
+
+    Reads boft_R: (passes, blocks, k, k); boft_s: (out_features, 1). Raises InvalidAdapter, AdapterTooLarge.
+    """
     fields = config.fields
     block_size, count = fields.integer("boft_block_size", 4, 0), fields.integer("boft_block_num", 0, 0)
     if (block_size == 0) == (count == 0):
@@ -160,7 +170,10 @@ def compile_boft(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> By
 
 
 def _butterfly(site: Site, size: int, passes: int, checkpoint: Checkpoint, base: Base) -> InputRotation:
-    """All passes as one rotation. PEFT without its CUDA extension trains and saves one, whatever it is asked for."""
+    """Return all passes as one rotation. Raises InvalidAdapter.
+
+    PEFT without its CUDA extension trains and saves one pass, whatever the configuration says.
+    """
     named = checkpoint.take(f"{site.name}.boft_R")
     shape = tuple(named.tensor.shape)
     passes = 1 if shape[:1] == (1,) else passes
@@ -190,7 +203,7 @@ def _check_butterfly(site: Site, size: int, passes: int, base: Base) -> None:
 
 
 def _one_pass(blocks: torch.Tensor, index: int, width: int) -> torch.Tensor:
-    """P B P' of one pass, in segments as wide as all passes reach. blocks: (n, k, k). Returns (segments, width, width).
+    """Return P B P' of one pass, (segments, width, width), in segments as wide as all passes reach. blocks: (n, k, k).
 
     P gathers, in every run of k · 2^index features, the even half blocks before the odd ones.
     """
@@ -207,7 +220,7 @@ def _one_pass(blocks: torch.Tensor, index: int, width: int) -> torch.Tensor:
 
 
 def _scaled(site: Site, checkpoint: Checkpoint, base: Base) -> tuple[Primitive, ...]:
-    """The scale leaves the base's bias alone, so what our primitive makes of it is taken back."""
+    """Return the output scale. It leaves the base's bias alone, which `OutputScale` does not: a Bias corrects that."""
     named = checkpoint.take(f"{site.name}.boft_s").require_shape((site.out_features, 1), f"{site.name} takes")
     scale = NamedTensor(named.key, named.converted(torch.float32).flatten() - 1).converted(base.dtype)
     if not scale.count_nonzero():
@@ -219,7 +232,11 @@ def _scaled(site: Site, checkpoint: Checkpoint, base: Base) -> tuple[Primitive, 
 
 
 def compile_road(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """road_theta, road_alpha: (out_features / 2,), or as many, or twice as many, by variant. Raises InvalidAdapter."""
+    """Compile a ROAD adapter.
+
+    Reads road_theta, road_alpha: (out_features / 2,), or as many, or twice as many as outputs, by variant.
+    Raises InvalidAdapter.
+    """
     variant = config.fields.choice("variant", "road_1", tuple(_ROAD))
     group = config.fields.integer("group_size", 64, 2)
     if group % 2:
@@ -247,7 +264,7 @@ _Columns = tuple[torch.Tensor, torch.Tensor]
 
 
 def _road_1(theta: torch.Tensor, alpha: torch.Tensor, group: int) -> _Columns:
-    """Both halves of a group share their angles."""
+    """Return the columns where both halves of a group share their angles."""
     theta, alpha = (half.reshape(-1, 1, group // 2).expand(-1, 2, -1).flatten() for half in (theta, alpha))
     return _road_2(theta, alpha, group)
 
@@ -257,7 +274,7 @@ def _road_2(theta: torch.Tensor, alpha: torch.Tensor, group: int) -> _Columns:
 
 
 def _road_4(theta: torch.Tensor, alpha: torch.Tensor, group: int) -> _Columns:
-    """In each group, those of the first column before those of the second."""
+    """Return the columns where each group has the angles of the first column before those of the second."""
     theta, alpha = theta.reshape(-1, 2, group), alpha.reshape(-1, 2, group)
     return (alpha[:, 0] * theta[:, 0].cos()).flatten(), (alpha[:, 1] * theta[:, 1].sin()).flatten()
 

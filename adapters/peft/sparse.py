@@ -3,7 +3,7 @@
     SHIRA (Bhardwaj et al. 2024, arXiv:2406.13175)  W[row, column] += v               Sparse
     SUPERTUNING (arXiv:2607.09287)                  the same, and y += s · B A x    Sparse, LowRank
 
-Conv1D is none of them: PEFT has both on linear layers only.
+PEFT has both on linear layers only, not on Conv1D.
 """
 
 import torch
@@ -21,7 +21,10 @@ _INDEX_BYTES = 8  # that an entry counts beside its value: a column, and as much
 
 
 def compile_shira(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """shira_weight: (nnz,); shira_indices: (2, nnz), rows above columns; nnz = r (in + out). Raises InvalidAdapter."""
+    """Compile a SHIRA adapter. Raises InvalidAdapter.
+
+    Reads shira_weight: (nnz,); shira_indices: (2, nnz), rows above columns; nnz = r (in + out).
+    """
     r = config.fields.integer("r", 32, 1)
     return Bypass(config.peft_type, {s.name: (_shira(r, s, checkpoint, base),) for s in sites_of(config, base)})
 
@@ -36,9 +39,10 @@ def _shira(r: int, site: Site, checkpoint: Checkpoint, base: Base) -> Primitive:
 
 
 def compile_supertuning(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """supertuning_values, supertuning_indices: (nnz,), places in the weight laid out row by row.
+    """Compile a SUPERTUNING adapter. Raises AdapterError.
 
-    supertuning_lora_A.weight: (r, in_features); supertuning_lora_B.weight: (out_features, r). Raises AdapterError.
+    Reads supertuning_values, supertuning_indices: (nnz,), positions in the weight laid out row by row;
+    supertuning_lora_A.weight: (r, in_features); supertuning_lora_B.weight: (out_features, r).
     """
     fields = config.fields
     sparsity = fields.number("sparsity", 0.99)
@@ -73,7 +77,10 @@ def _supertuned(count: int, config: MethodConfig, site: Site, checkpoint: Checkp
 
 
 def _by_magnitude(count: int, largest: bool, site: Site, base: Base) -> torch.Tensor:
-    """The places as PEFT finds them in the base's weight, if there is only one way to."""
+    """Find the positions as PEFT does, by the size of the base's weights: (count,).
+
+    Raises UnsupportedAdapter where weights of the same size make them ambiguous.
+    """
     scores = base.matrix(site.name, "SUPERTUNING").abs().flatten()
     found, places = scores.topk(min(count + 1, len(scores)), largest=largest)
     if (found[1:] == found[:-1]).any():
@@ -93,7 +100,10 @@ def _low_rank(rank: int, scaling: float, site: Site, checkpoint: Checkpoint, bas
 
 
 def _integers(places: NamedTensor, limits: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
-    """places: one row for each of the limits; PEFT on Windows saves them as floats. Raises InvalidAdapter."""
+    """Return positions as integers, one row for each of the limits. PEFT on Windows saves them as floats.
+
+    Raises InvalidAdapter for positions outside of the weight.
+    """
     tensor = places.tensor
     whole = tensor.long() if not tensor.is_floating_point() or tensor.isfinite().all() else None
     bounds = torch.tensor(limits)[:, None]
@@ -103,7 +113,10 @@ def _integers(places: NamedTensor, limits: tuple[int, ...]) -> tuple[torch.Tenso
 
 
 def _entries(site: Site, values: NamedTensor, rows: torch.Tensor, columns: torch.Tensor, base: Base) -> Primitive:
-    """Sparse, or dense where that is smaller. PEFT has both methods in a product of its own, with the whole weight."""
+    """Return the entries as Sparse, or as Dense where that is smaller.
+
+    PEFT multiplies by the whole changed weight in both methods, so a base that quantises its inputs is refused.
+    """
     base.require_own_inputs(site.name, "An adapter of single entries")
     size = base.dtype.itemsize
     if len(rows) * (_INDEX_BYTES + size) < site.in_features * site.out_features * size:

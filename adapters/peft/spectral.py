@@ -25,7 +25,7 @@ _FEW = 16  # frequencies that are served as low rank: its kernels take such rank
 
 
 class _Frequencies(NamedTuple):
-    """Where the entries of a spectrum are, in the order of their rows; one object for all modules of a shape.
+    """The positions of a spectrum's entries, in the order of their rows; one object for all modules of a shape.
 
     Of a real delta, row u of a spectrum and row out - u say the same: the entries are those of the upper half, to which
     the others are mirrored. order: (n,), which of the checkpoint's entries comes where. rows, columns: (n,).
@@ -43,7 +43,10 @@ class _Frequencies(NamedTuple):
 
 
 def compile_fourierft(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """fourierft_spectrum: (n,), at places that PEFT draws by a seed. Raises InvalidAdapter, AdapterTooLarge."""
+    """Compile a FOURIERFT adapter. Raises InvalidAdapter, AdapterTooLarge.
+
+    Reads fourierft_spectrum: (n,), at positions that PEFT draws by a seed.
+    """
     fields = config.fields
     sites = sites_of(config, base)
     default, patterns = fields.integer("n_frequency", 1000, 1), fields.integer_map("n_frequency_pattern", 1)
@@ -75,7 +78,10 @@ def _check_count(site: Site, count: int) -> None:
 
 
 def _is_low_rank(site: Site, count: int, base: Base) -> bool:
-    """Two waves for each frequency, if they are few, smaller than the whole delta, and may be served."""
+    """Return whether to serve two waves for each frequency as low rank.
+
+    That is if they are few, smaller than the whole delta, and within the server's limit.
+    """
     smaller = 2 * count * (site.in_features + site.out_features) < site.in_features * site.out_features
     return smaller and count <= _FEW and 2 * count <= base.max_rank
 
@@ -96,7 +102,7 @@ class _Drawn:
 
 
 def _mirrored(rows: torch.Tensor, columns: torch.Tensor, site: Site) -> _Frequencies:
-    """Entry (u, v) of a real delta's spectrum is the conjugate of (-u, -v)."""
+    """Mirror positions to the upper half: entry (u, v) of a real delta's spectrum is the conjugate of (-u, -v)."""
     mirrored = 2 * rows > site.out_features
     rows = torch.where(mirrored, site.out_features - rows, rows)
     columns = torch.where(mirrored, -columns % site.in_features, columns)
@@ -115,9 +121,10 @@ def _spectral(site: Site, spectrum: NamedTensor, found: _Frequencies, scaling: f
 
 
 def _waves(site: Site, spectrum: NamedTensor, found: _Frequencies, scaling: float, dtype: torch.dtype) -> LowRank:
-    """Re(exp(i (p + q))) = cos p cos q - sin p sin q: each frequency is a delta of rank 2.
+    """Return the frequencies as low-rank factors.
 
-    The factors share the weight's size evenly: 1 / (in · out) is too small for float16 in one of them.
+    Re(exp(i (p + q))) = cos p cos q - sin p sin q: each frequency is a delta of rank 2. The factors share the weight's
+    size evenly: 1 / (in · out) is too small for float16 in one of them.
     """
     p, q = (
         2 * pi * torch.outer(torch.arange(size, dtype=torch.float64), place.double() / size)
@@ -131,7 +138,7 @@ def _waves(site: Site, spectrum: NamedTensor, found: _Frequencies, scaling: floa
 
 
 def compile_c3a(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """c3a_kernel: (out_features / k, in_features / k, k). Raises InvalidAdapter."""
+    """Compile a C3A adapter. Reads c3a_kernel: (out_features / k, in_features / k, k). Raises InvalidAdapter."""
     sites = sites_of(config, base)
     default, patterns = config.fields.integer("block_size", 256, 1), config.fields.integer_map("block_size_pattern", 1)
     sizes = values_below(patterns, default, [site.name for site in sites], "block_size_pattern")
@@ -139,7 +146,7 @@ def compile_c3a(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Byp
 
 
 def _circulant(size: int, site: Site, checkpoint: Checkpoint, base: Base) -> Circulant:
-    """Entry (i, j) of a block is w[(j - i) mod k] / in_features."""
+    """Return the blocks of one module: entry (i, j) of a block is w[(j - i) mod k] / in_features."""
     if site.in_features % size or site.out_features % size:
         raise InvalidAdapter(f"block_size {size} does not divide the widths of {site.name}", param="block_size")
     kernel = checkpoint.take(f"{site.name}.c3a_kernel")

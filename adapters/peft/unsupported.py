@@ -59,4 +59,5 @@ def refuse_lora_values(raw: Mapping[str, Any]) -> None:
 
 
 def unsupported(what: str, why: str, *, param: str) -> UnsupportedAdapter:
+    """Return the error for something that is not served yet. why: the reason, and what to do instead."""
     return UnsupportedAdapter(f"{what} is not supported yet: {why}", param=param)
