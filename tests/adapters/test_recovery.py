@@ -1,4 +1,4 @@
-"""What a start makes of a damaged state folder: every whole adapter is served again, and nothing is deleted."""
+"""A start on a damaged state folder: every whole adapter is served again, and nothing is deleted."""
 
 import os
 import shutil
@@ -238,7 +238,7 @@ def test_versions_whose_files_are_gone_are_told(root: Path, records: list[Adapte
 
 
 def test_a_folder_of_an_older_release(root: Path, records: list[AdapterRecord]) -> None:
-    """It has no records, and its registry no table of what may go."""
+    """It has no records, and its registry no table of disposable files."""
     shutil.rmtree(root / "versions")
     with closing(sqlite3.connect(root / NAME)) as db, db:
         db.execute("DROP TABLE disposable")
@@ -315,7 +315,7 @@ def test_whatever_happens_to_the_file(
     filled: tuple[Path, list[AdapterRecord]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """Any bytes of it changed, or its end cut off: every adapter is served again."""
+    """Bytes of the registry are changed, or its end is cut off: every adapter is served again."""
     root, records = filled
     copy = tmp_path_factory.mktemp("fuzz") / "state"
     shutil.copytree(root, copy)

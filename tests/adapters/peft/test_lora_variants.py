@@ -1,4 +1,4 @@
-"""Every form of LoRA that PEFT has, as PEFT writes and serves it."""
+"""Every variant of LoRA that PEFT has, as PEFT writes and serves it."""
 
 import json
 from collections.abc import Callable
@@ -187,7 +187,7 @@ def test_twice_the_rank_is_checked(llama: Any, tmp_path: Path, oracle: ModuleTyp
 
 
 def test_a_part_of_a_tied_weight(tiny_base: TinyBases, tmp_path: Path, as_peft: AsPeft) -> None:
-    """What PEFT saves of the head is the embedding too."""
+    """PEFT saves the embedding's factors for the head, too."""
     base, folder = tiny_base("qwen2"), tmp_path
     bypass = as_peft(base, folder, lora(init_lora_weights="olora", target_modules=["lm_head"]))
     assert [p.kind for p in bypass.sites["model.embed_tokens"]] == ["replacement"]
