@@ -38,7 +38,7 @@ def bind(root: Path, base: BaseIdentity, *, in_use: bool, allow_other: bool) -> 
     Raises StateUnusable for another base, OSError.
     """
     if not base.fingerprint:
-        return  # whoever made it has said why
+        return  # its files could not be read, and a warning has said why
     bound = read(root)
     if bound is not None and in_use and (differences := _differences(bound, base)):
         if not allow_other:

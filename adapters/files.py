@@ -78,7 +78,7 @@ def content_digest(folder: Path) -> str | None:
             fd = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENOENT):
-                return None  # a link, or gone meanwhile
+                return None  # a link, or deleted meanwhile
             raise
         with open(fd, "rb") as file:
             hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()

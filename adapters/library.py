@@ -104,7 +104,7 @@ class AdapterLibrary:
 
     def recheck(self, digest: str) -> None:
         """Read again the files of an adapter that the engine could not use, and quarantine them if they are damaged."""
-        if digest not in self.damaged:  # else each request for it would have them looked at again
+        if digest not in self.damaged:  # once is enough: each request for it would ask again
             self._spawn(self._examine(digest))
 
     async def settled(self) -> None:
@@ -170,7 +170,7 @@ class AdapterLibrary:
                 return
             try:
                 whole = await asyncio.to_thread(self._store.is_whole, digest)
-            except OSError as error:  # which says nothing of what is in the files
+            except OSError as error:  # says nothing of the files' content
                 logger.error("The files of adapter %s cannot be read: %s", digest, error)
             else:
                 if not whole:

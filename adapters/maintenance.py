@@ -50,7 +50,7 @@ def check(root: Path, watch: Watch = iter) -> Report:
     watch: is given the digests, and may show the progress.
     """
     report = Report()
-    # Looked at before the rows: what a running server stores or deletes meanwhile is no finding.
+    # Listed before the rows are read: files that a running server stores or deletes meanwhile are no finding.
     stored = set(os.listdir(root / ADAPTERS)) if (root / ADAPTERS).is_dir() else set()
     path = root / registry_file.NAME
     fault = registry_file.fault_of(path) or ("is missing" if stored and not path.exists() else None)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from .errors import InvalidAdapter
 from .facts import AdapterFacts
 
-# What compilers name in `Bypass.exclusive`, to why.
+# An entry of `Bypass.exclusive` to the reason why two adapters with it do not mix.
 _EXCLUSIVE: Mapping[str, str] = {"DoRA": "each rescales what the other changed"}
 
 

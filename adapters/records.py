@@ -66,7 +66,7 @@ class VersionRecords:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder = folder
 
-    # The registry tells of its changes
+    # Called by the registry at each change
 
     def added(self, record: AdapterRecord) -> None:
         """Write the record of a new version."""
@@ -95,7 +95,7 @@ class VersionRecords:
         except OSError as error:
             _not_kept("the default", error)
 
-    # A start compares
+    # Called at the start
 
     def write(self, records: Iterable[AdapterRecord]) -> None:
         """Write records, and return when they are on the disk. Raises OSError."""
@@ -106,7 +106,7 @@ class VersionRecords:
             self._write_file(self.path(ref), content, durable=len(written) == 1)
             self._forget_gone(ref)
         if len(written) > 1:
-            os.sync()  # one wait for all: a folder of ten thousand is written when an older release's is opened
+            os.sync()  # one wait for all: opening an older release's folder may write ten thousand
         fsync_folder(self.folder)
 
     def listing(self) -> Listing:

@@ -130,7 +130,7 @@ class AdapterRegistry(RegistryReader):
             if self._journal is not None:
                 self._journal.default_set(reference)
 
-    # Files that may go
+    # Marks of files that may be deleted
 
     def mark_disposable(self, digest: str) -> None:
         """Mark files that are about to be stored: they may be deleted again, unless `add` gives them a version."""

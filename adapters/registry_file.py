@@ -27,9 +27,9 @@ CREATE TABLE versions (
 CREATE INDEX versions_by_digest ON versions (digest);
 CREATE TABLE default_adapter (id INTEGER PRIMARY KEY CHECK (id = 1), name TEXT NOT NULL, version INTEGER)
 """
-# Digests whose files may be deleted where no version has them: of uploads and of deletions that have not ended.
+# Digests of uploads and deletions that have not ended: their files may be deleted where no version has them.
 _SECOND = "CREATE TABLE disposable (digest TEXT PRIMARY KEY) WITHOUT ROWID"
-_STEPS: Sequence[str] = (_FIRST, _SECOND)  # each brings a file from the schema of its index to the next
+_STEPS: Sequence[str] = (_FIRST, _SECOND)  # step i brings a file from schema i to schema i + 1
 SCHEMA_VERSION = len(_STEPS)
 
 
@@ -101,7 +101,7 @@ def fault_of(path: Path) -> str | None:
             if _is_damage(error):
                 return f"is damaged ({error})"
             raise
-        except UnicodeError:  # of what SQLite quotes
+        except UnicodeError:  # in a message that quotes damaged text
             return "is damaged (its text is no text)"
 
 
@@ -138,7 +138,7 @@ def _fault_inside(db: sqlite3.Connection) -> str | None:
         return f"is damaged ({problems[0].splitlines()[-1]})"  # before it stands in which database
     version = _schema_of(db)
     if not 0 <= version <= SCHEMA_VERSION:
-        return None  # a newer release's, which opening it says
+        return None  # of a newer release: `migrate` raises the error
     for table in _tables(version):
         try:
             db.execute(f"SELECT * FROM {table} LIMIT 1").fetchall()

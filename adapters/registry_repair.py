@@ -15,7 +15,9 @@ from .registry import AdapterRegistry, put_default
 from .registry_file import COLUMNS
 from .registry_reader import AdapterRecord, find_row, read_default
 
-_RAISE_LAST = "ON CONFLICT (name) DO UPDATE SET last_version = max(last_version, excluded.last_version)"  # never down
+_RAISE_LAST = (
+    "ON CONFLICT (name) DO UPDATE SET last_version = max(last_version, excluded.last_version)"  # never lowered
+)
 
 
 def remove_malformed(registry: AdapterRegistry) -> list[tuple[Any, ...]]:

@@ -24,10 +24,10 @@ MAX_DIMENSIONS = 8
 MAX_ELEMENTS = 1 << 40
 
 FLOATING = ("F32", "F16", "BF16")
-# Integers are indices of sparse methods.
+# Integers are the indices of sparse methods.
 ITEM_BYTES: Mapping[str, int] = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
 
-# What people upload by mistake, by its first bytes.
+# Files that are uploaded by mistake, by their first bytes.
 _PICKLE = "a pickle file, which can run code when it is read; save the adapter as safetensors"
 _MISTAKES: Mapping[bytes, str] = {
     b"PK\x03\x04": _PICKLE,

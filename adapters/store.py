@@ -146,7 +146,7 @@ class AdapterStore:
         name = f"{time.strftime('%Y-%m-%dT%H-%M-%S')}-{secrets.token_hex(3)}"
         try:
             return self._made(self._lost / name)
-        except PermissionError:  # of a volume's root, whose own folder of this name is its file system's
+        except PermissionError:  # at a volume's root, `lost+found` belongs to the file system
             return self._made(self._root / "lost-and-found" / name)
 
     def _made(self, place: Path) -> Path:

@@ -17,7 +17,7 @@ def parse_object(text: bytes, what: str) -> Mapping[str, Any]:
         value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except RecursionError:
         raise InvalidAdapter(f"{what} is nested too deeply", param=what) from None
-    except ValueError as error:  # of the syntax, of UTF-8, of a number with thousands of digits, or of ours
+    except ValueError as error:  # bad syntax or UTF-8, a number with thousands of digits, or raised by the hooks below
         raise InvalidAdapter(f"{what} is not valid JSON: {error}", param=what) from None
     if not isinstance(value, dict):
         raise InvalidAdapter(f"{what} must be a JSON object", param=what)

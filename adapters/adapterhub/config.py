@@ -14,7 +14,7 @@ from ..peft.fields import Fields
 from ..peft.unsupported import refuse_fields, unsupported
 from .models import LAYOUTS
 
-# Their names to those of `kernels/ops/formulas.py`.
+# AdapterHub's names to those of `kernels/ops/formulas.py`.
 ACTIVATIONS: Mapping[str, str] = {
     "relu": "relu",
     "leakyrelu": "leaky_relu",
@@ -42,7 +42,7 @@ _REFUSED: Mapping[str, str] = {
 }
 _READ = "mh_adapter output_adapter reduction_factor non_linearity is_parallel scaling leave_out original_ln_before "
 _READ += "original_ln_after residual_before_ln"
-# Of training, of initialisation, or without meaning while what they belong to is refused.
+# Fields of training, of initialisation, or of options that are refused.
 _IGNORED = """
 init_weights init_weights_seed dropout stochastic_depth adapter_residual_before_ln inv_adapter_reduction_factor phm_dim
 factorized_phm_W shared_W_phm shared_phm_rule factorized_phm_rule phm_c_init phm_init_range learn_phm
@@ -54,12 +54,12 @@ _KNOWN = frozenset(f"{_READ} {_IGNORED}".split())
 class Form(StrEnum):
     """The input of the network. y: the output of attention or feed-forward. r: the residual stream before its norm."""
 
-    OUTPUT = "y"  # Houlsby's
-    SUM = "y + r"  # Pfeiffer's, and Adapter+'s
-    RESIDUAL = "r"  # the parallel one
+    OUTPUT = "y"  # Houlsby
+    SUM = "y + r"  # Pfeiffer and Adapter+
+    RESIDUAL = "r"  # parallel
 
 
-# By original_ln_before, original_ln_after and residual_before_ln: where the result is `y + r` plus what is added.
+# Keyed by original_ln_before, original_ln_after and residual_before_ln: those whose result is `y + r` plus the output.
 _SEQUENTIAL: Mapping[tuple[bool, bool, bool], Form] = {
     (False, True, True): Form.OUTPUT,
     (False, True, False): Form.OUTPUT,

@@ -29,7 +29,7 @@ def compile_arrow(config: LoraConfig, arrow: Arrow, checkpoint: Checkpoint, base
     """Compile a router with its experts. Raises AdapterError."""
     router = read_modules(config, checkpoint, base)
     for module in router.values():
-        module.a.weights(), module.b.weights()  # take no part, but a broken file is a broken file
+        module.a.weights(), module.b.weights()  # unused, but NaN in them is refused like in any file
     tasks = [_expert(name, checkpoint, router, base) for name in arrow.tasks]
     general = [_expert(name, checkpoint, router, base) for name in arrow.general]
     sites = {name: (_routed([e[name] for e in tasks], [e[name] for e in general], arrow, base),) for name in router}

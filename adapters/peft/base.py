@@ -114,7 +114,7 @@ class Base:
         """Return, in words, the form of the base's weights where they are not plain numbers: `quantised (...)`."""
         config: Any = getattr(getattr(self.model, "config", None), "quantization_config", None)
         method = config.get("quant_method") if isinstance(config, dict) else getattr(config, "quant_method", None)
-        name = getattr(method, "value", method)  # transformers has an enumeration of those that it knows
+        name = getattr(method, "value", method)  # methods that transformers knows are members of an enumeration
         return f"quantised ({name})" if name else "quantised"
 
     def fresh_model(self, method: str) -> nn.Module:
@@ -179,7 +179,7 @@ def is_finite(tensor: torch.Tensor) -> bool:
     """Return whether a tensor is without NaN and infinity, in one pass: torch's own `isfinite` takes four."""
     if not tensor.numel():
         return True
-    least, most = tensor.aminmax()  # NaN if any is
+    least, most = tensor.aminmax()  # NaN if any number is
     return math.isfinite(least.item()) and math.isfinite(most.item())
 
 

@@ -5,10 +5,10 @@ import torch
 from ..primitives import Dense, LowRank, Primitive, Sparse
 from .base import NamedTensor
 
-_OVERSAMPLED = 8  # columns of the sketch over the bound, without which its last directions would be inexact
-_EXACT = 1e-5  # relative error of factors, under which what they leave out is the rounding of float32
-_INDEX_BYTES = 8  # that a non-zero counts beside its value: a column, and its share of where rows begin
-_SCATTERED = 4  # how much smaller than all of it the non-zeros must be: each costs more than an entry of a GEMM
+_OVERSAMPLED = 8  # columns of the sketch beyond the bound, so that its last directions are exact
+_EXACT = 1e-5  # relative error of factors: below it is the rounding of float32
+_INDEX_BYTES = 8  # counted for a non-zero beside its value: its column, and its share of the row starts
+_SCATTERED = 4  # times that non-zeros must be smaller than the matrix: each costs more than an entry of a GEMM
 
 
 def compacted(delta: NamedTensor, bound: int | None, dtype: torch.dtype) -> Primitive:

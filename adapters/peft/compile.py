@@ -35,7 +35,7 @@ from .tensors import Checkpoint
 Compiler = Callable[[Any, Checkpoint, Base], Bypass]
 """Compile a configuration and its checkpoint against a base; take every tensor. Raises AdapterError."""
 
-# What the sparse methods keep as integers: where their values belong, and how many there are.
+# Integer tensors of the sparse methods: the positions of their values, and their number.
 _INTEGERS = re.compile(r"_(indices|size)(_[AB])?\b")
 
 

@@ -20,7 +20,7 @@ def compile_hira(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> By
     """
     sites = sites_of(config, base, MATRICES)
     require_room(sites, base)
-    rank = config.fields.integer("r", 32, 1)  # PEFT reads rank_pattern and passes over what it says
+    rank = config.fields.integer("r", 32, 1)  # PEFT reads rank_pattern and ignores it
     return Bypass(config.peft_type, {site.name: (_hira(rank, site, checkpoint, base),) for site in sites})
 
 

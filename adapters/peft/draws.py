@@ -4,8 +4,8 @@ from functools import cache
 
 import torch
 
-# Below, torch shuffles front to back by numbers of 32 bits, and what is done to a place's front is never undone; at or
-# above, it fills a permutation that changes to its end.
+# Below this size torch shuffles from front to back by numbers of 32 bits, so that the beginning is final early; from it
+# on, torch fills a permutation whose beginning may change until its end.
 _FRONT_TO_BACK = (2**32 - 1) // 20
 _TRIED = 1000
 

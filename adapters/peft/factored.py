@@ -13,7 +13,7 @@ from .patterns import Deadline
 from .targets import values_at
 from .tensors import Checkpoint
 
-_POLY_EPS = 1e-12  # PEFT's, of the sum that weights are divided by
+_POLY_EPS = 1e-12  # PEFT's, added to the sum that weights are divided by
 
 
 def low_rank(key: str, a: torch.Tensor, b: torch.Tensor, base: Base) -> LowRank:

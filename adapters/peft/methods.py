@@ -42,7 +42,7 @@ class Method:
         return _COMMON | targets | frozenset(self.reads.split()) | frozenset(self.ignored.split())
 
 
-# Of methods that put virtual tokens before the prompt.
+# Fields of methods that put virtual tokens before the prompt.
 _VIRTUAL = "num_virtual_tokens token_dim num_layers num_transformer_submodules"
 _TEXT_INIT = "num_attention_heads prompt_tuning_init prompt_tuning_init_text tokenizer_name_or_path tokenizer_kwargs"
 _NO_SAVED = {

@@ -36,7 +36,7 @@ Tensors = Mapping[str, torch.Tensor]
 
 _ROWS_AT_ONCE = 1024
 _PEFT = ("peft", "peftserve[peft]")
-# PEFT switches the process's generators and warnings: one adapter at a time.
+# PEFT changes the process's generators and warnings: one adapter at a time.
 _LOCK = threading.Lock()
 
 
@@ -125,7 +125,7 @@ def _alone() -> Iterator[None]:
             yield
     except AdapterError:
         raise
-    except Exception as error:  # PEFT checks with whatever exception is at hand
+    except Exception as error:  # PEFT raises exceptions of all kinds
         raise InvalidAdapter(f"PEFT cannot load it on this base: {error}"[:500], param="files") from None
 
 

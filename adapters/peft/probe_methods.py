@@ -18,8 +18,8 @@ from .tensors import Checkpoint
 
 _SEED = (1 << 63) - 1
 _COUNT = 1 << 24
-_STEPS = 1000  # of an iteration: beyond, a configuration would only keep the server busy
-_MAX_DRAWN = 1 << 28  # numbers that PEFT draws beside the checkpoint's own
+_STEPS = 1000  # most steps of an iteration: more would only keep the server busy
+_MAX_DRAWN = 1 << 28  # most numbers that PEFT draws beside the checkpoint's own
 
 
 def _check_unilora(config: Any, names: list[str], tensors: Tensors) -> None:

@@ -30,7 +30,7 @@ def without_initial_factors(
     """
     rank = a.tensor.shape[0]
     if site.name in base.replaced:
-        return a, b  # what PEFT saved of an embedding or a head is the base's without the part
+        return a, b  # the copy that PEFT saved of an embedding or a head is already without them
     if base.table.tied_head and site.name in (base.table.head, base.table.tied_head):
         raise UnsupportedAdapter(
             f"{name} on {site.name} is not supported yet: it changes the embedding that is tied to it; "

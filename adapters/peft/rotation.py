@@ -24,7 +24,7 @@ from .linears import MATRICES, own_bias, sites_of
 from .saved_modules import replacement
 from .tensors import Checkpoint
 
-MAX_TERMS = 64  # of the Neumann series, whose last terms vanish long before
+MAX_TERMS = 64  # most terms of the Neumann series; the last ones vanish long before
 
 
 def compile_oft(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:

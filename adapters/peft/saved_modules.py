@@ -8,7 +8,7 @@ from .config import AuxiliaryConfig
 from .listing import listed
 from .tensors import Checkpoint
 
-EMBEDDING_NAMES = ("embed_tokens", "lm_head")  # all that PEFT knows to be tied
+EMBEDDING_NAMES = ("embed_tokens", "lm_head")  # the only names that PEFT knows to be tied
 
 
 def saved_modules(config: AuxiliaryConfig, checkpoint: Checkpoint, base: Base) -> dict[str, Replacement]:

@@ -17,7 +17,7 @@ from .config import MethodConfig
 from .linears import require_room, sites_of
 from .tensors import Checkpoint
 
-_INDEX_BYTES = 8  # that an entry counts beside its value: a column, and as much for being read out of order
+_INDEX_BYTES = 8  # counted for an entry beside its value: its column, and as much again for reading it out of order
 
 
 def compile_shira(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:

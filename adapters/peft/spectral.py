@@ -19,9 +19,9 @@ from .draws import first_of_permutation
 from .linears import sites_of, values_below
 from .tensors import Checkpoint
 
-MAX_PLACES = 1 << 29  # of a weight that PEFT's random frequencies are drawn from
-_LEAST_SEED = -(1 << 63)  # that a generator of torch takes
-_FEW = 16  # frequencies that are served as low rank: its kernels take such ranks in their stride
+MAX_PLACES = 1 << 29  # positions in a weight, from which PEFT draws frequencies
+_LEAST_SEED = -(1 << 63)  # the least that a generator of torch takes
+_FEW = 16  # most frequencies that are served as low rank, where twice as many is a small rank
 
 
 class _Frequencies(NamedTuple):

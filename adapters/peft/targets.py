@@ -14,10 +14,10 @@ from .patterns import Deadline, Pattern, pattern_keys
 
 _T = TypeVar("_T")
 
-# PEFT takes the first number of a name for the layer's index.
+# PEFT takes the first number in a name as the layer's index.
 _ANY_LAYER = r".*?\.[^.]*\.(?P<idx>\d+)\."
 _NAMED_LAYER = r"(?:^|.*?\.){}\.(?P<idx>\d+)\."
-# No method is on a module that is saved whole, nor below one.
+# A method is never on a module that is saved whole, nor below one.
 _SAVED = r"(^|.*\.){}($|\..*)"
 
 

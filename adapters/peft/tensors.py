@@ -9,7 +9,7 @@ from .base import NamedTensor
 from .config import AnyConfig
 from .keys import PREFIX
 
-_OWN = "base_model."  # what belongs to no module of the base, such as shared projections
+_OWN = "base_model."  # the prefix of tensors that belong to no module of the base, such as shared projections
 
 
 class Checkpoint:

@@ -16,7 +16,7 @@ from torch import nn
 from ..private.torch_private import has_hooks
 
 _Model = TypeVar("_Model", bound=nn.Module)
-_DEPTH = 4  # of things in things where a module keeps tensors: bitsandbytes has them in a state, HQQ in a dictionary
+_DEPTH = 4  # of nested objects where a module keeps tensors: bitsandbytes has them in a state, HQQ in a dictionary
 
 
 def twin(model: _Model) -> _Model:
@@ -30,7 +30,7 @@ def twin(model: _Model) -> _Model:
     copied = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
     for module in copied.modules():
         if not isinstance(vars(module).get("forward"), types.MethodType | functools.partial):
-            vars(module).pop("forward", None)  # a closure over the original, which is not to be run from here
+            vars(module).pop("forward", None)  # a closure over the original, which the copy must not run
     return copied
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..errors import InvalidAdapter, UnsupportedAdapter
 
-# Initialisations that leave the base changed, by what cannot be worked out from the base again.
+# Initialisations that change the base by something that cannot be computed from the base again.
 BASE_CHANGING_INITS = ("pissa_niter", "corda", "loftq", "lora_ga")
 SERVED_INITS = ("gaussian", "eva", "orthogonal", "mica", "pissa", "olora")
 

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import InvalidAdapter
 from .fields import Fields
 
-# Names of the checkpoint's tensors that only training uses, by the field that brings them.
+# Field to the name of the tensors that only training uses.
 _TRAINING_ONLY = {"velora_config": "lora_velora_embed", "monteclora_config": "lora_monteclora_sampler"}
 _FORMS = ("use_dora", "use_bdlora", "use_qalora", "kasa_config", "alora_invocation_tokens", "arrow_config")
 
