@@ -15,9 +15,8 @@ from .registry import AdapterRegistry, put_default
 from .registry_file import COLUMNS
 from .registry_reader import AdapterRecord, find_row, read_default
 
-_RAISE_LAST = (
-    "ON CONFLICT (name) DO UPDATE SET last_version = max(last_version, excluded.last_version)"  # never lowered
-)
+# The last version of a name is never lowered.
+_RAISE_LAST = "ON CONFLICT (name) DO UPDATE SET last_version = max(last_version, excluded.last_version)"
 
 
 def remove_malformed(registry: AdapterRegistry) -> list[tuple[Any, ...]]:

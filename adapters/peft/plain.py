@@ -23,9 +23,7 @@ PLAIN = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
 
 _PLAIN_CLASSES = (nn.Linear, nn.Embedding)
 _PROBES = 16
-_OUTLIER = (
-    8.0  # value of a probe's first feature: inputs rounded with one scale for a row lose the others' digits beside it
-)
+_OUTLIER = 8.0  # a probe's first feature: beside it, inputs that are rounded with one scale for a row lose digits
 _ROWS_AT_ONCE = 512
 # Differences of a module's outputs from those of a matrix, to the root mean square of these: with inputs as they are,
 # 16-bit types round to 0.002 of it; fp8 rounds inputs to 0.025, int8 beside an outlier to 0.012 or more.

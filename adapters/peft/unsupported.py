@@ -1,4 +1,4 @@
-"""What PEFT knows and this server refuses, with the reason that the client is told. Imports no torch."""
+"""The methods and settings of PEFT that are refused, with the reason that the client is told. Imports no torch."""
 
 from collections.abc import Collection, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""What adapters/ uses of PEFT beyond its documentation. PEFT itself is imported in `adapters/peft/probe.py` only."""
+"""Parts of PEFT that adapters/ uses beyond its documentation. Only `adapters/peft/probe.py` imports PEFT itself."""
 
 from collections.abc import Mapping
 from typing import Any

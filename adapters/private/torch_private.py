@@ -1,4 +1,4 @@
-"""What adapters/ uses of torch beyond its documentation."""
+"""Parts of torch that adapters/ uses beyond its documentation."""
 
 import copy
 from collections.abc import Mapping
