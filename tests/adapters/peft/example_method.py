@@ -1,7 +1,4 @@
-"""GATED_LORA, a made-up method of which CONTRIBUTING.md tells: y += gate ⊙ (B (A x)).
-
-The test puts this file where it would lie in the package, `adapters/peft/example_method.py`.
-"""
+"""GATED_LORA: y += gate ⊙ B (A x)."""
 
 from ..bypass import Bypass
 from .base import Base

@@ -1,4 +1,4 @@
-"""A method that peftserve does not know is added as CONTRIBUTING.md says: one function and one row."""
+"""A method that peftserve does not know is added as CONTRIBUTING.md says: one function, in one file, and one row."""
 
 import importlib.util
 import json
@@ -35,7 +35,7 @@ CONFIG = {
 
 @pytest.fixture
 def gated_lora(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The two steps: a file with the function in adapters/peft, and a row that names it."""
+    """Takes the two steps: the file of the function, as if it were in adapters/peft, and a row that names it."""
     name = "peftserve.adapters.peft.example_method"
     spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("example_method.py"))
     assert spec is not None
