@@ -124,7 +124,7 @@ METHODS: Mapping[str, Method] = {
         "fan_in_fan_out module_dropout init_weights",
     ),
     "BOFT": Method(
-        "rotation.compile_boft",
+        "boft.compile_boft",
         "boft_block_size boft_block_num boft_n_butterfly_factor",
         "fan_in_fan_out boft_dropout init_weights",
     ),
