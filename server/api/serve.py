@@ -15,7 +15,7 @@ from pathlib import Path
 
 import uvloop
 
-from peftserve.adapters.base_binding import Base, bind
+from peftserve.adapters.base_binding import BaseIdentity, bind
 from peftserve.adapters.errors import AdapterError
 
 from ..config import ServerConfig
@@ -100,7 +100,7 @@ def _bind(services: Services, info: ModelInfo) -> None:
     """Adapters answer on the base that they were made for. Raises StateUnusable, OSError."""
     bind(
         services.config.state_dir,
-        Base(services.base_id, info.fingerprint),
+        BaseIdentity(services.base_id, info.fingerprint),
         in_use=services.adapters.registry.count() > 0,
         allow_other=services.config.allow_other_base,
     )

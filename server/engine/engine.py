@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 
 from peftserve.adapters.errors import AdapterDamaged, AdapterError
+from peftserve.adapters.facts import AdapterFacts
 from peftserve.kernels.attention.layout import Limits
 from peftserve.kernels.device.step_memory import StepMemory
 
 from ..config import EngineConfig
-from ..wire.messages import AdapterCard, AddRequest, EngineStats, ModelInfo, SequenceOutput
+from ..wire.messages import AddRequest, EngineStats, ModelInfo, SequenceOutput
 from .adapters.service import AdapterService
 from .assembly import lay_out_products, make_runner
 from .memory import kv_pages
@@ -181,11 +182,11 @@ class Engine:
 
     # Adapters
 
-    def inspect_adapter(self, digest: str, folder: Path) -> AdapterCard:
+    def inspect_adapter(self, digest: str, folder: Path) -> AdapterFacts:
         """Compile a checkpoint and keep it at hand under `digest`. Raises AdapterError."""
         return self.start_inspection(digest, folder).result()
 
-    def start_inspection(self, digest: str, folder: Path) -> Future[AdapterCard]:
+    def start_inspection(self, digest: str, folder: Path) -> Future[AdapterFacts]:
         return self.adapters.inspect(digest, folder)
 
     def release_adapter(self, digest: str) -> None:

@@ -15,13 +15,13 @@ from pathlib import Path
 import msgspec
 
 from peftserve.adapters.errors import AdapterError
+from peftserve.adapters.facts import AdapterFacts
 
 from ..logs import set_up_logging
 from ..wire.engine_socket import EngineSocket
 from ..wire.launch import exit_with_parent, parse_engine_arguments
 from ..wire.messages import (
     AbortRequest,
-    AdapterCard,
     AddRequest,
     Command,
     EngineFailed,
@@ -53,7 +53,7 @@ class EngineLoop:
         self._engine = engine
         self._socket = socket
         self._running = True
-        self._inspections: dict[int, Future[AdapterCard]] = {}
+        self._inspections: dict[int, Future[AdapterFacts]] = {}
         self._releases: dict[int, Future[None]] = {}
         self._stats_due = 0.0
         self._stats_are_final = False
@@ -149,10 +149,10 @@ class EngineLoop:
         self._check_due = start + (time.monotonic() - start) / CHECK_SHARE
 
 
-def _inspection_reply(call_id: int, inspection: Future[AdapterCard]) -> Reply:
+def _inspection_reply(call_id: int, inspection: Future[AdapterFacts]) -> Reply:
     error = inspection.exception()
     if error is None:
-        return Reply(call_id, card=inspection.result())
+        return Reply(call_id, facts=inspection.result())
     if isinstance(error, AdapterError):
         return Reply(call_id, error_kind=type(error).__name__, error=error.message, error_param=error.param)
     logger.error("an adapter's inspection failed", exc_info=error)

@@ -8,7 +8,7 @@ from pathlib import Path
 from peftserve.adapters.errors import AdapterNotFound
 from peftserve.adapters.facts import AdapterFacts
 from peftserve.adapters.names import VersionRef, check_name
-from peftserve.adapters.registry import AdapterRecord
+from peftserve.adapters.registry_reader import AdapterRecord
 from peftserve.adapters.router import Resolved, Router
 from peftserve.adapters.staging import StagedUpload
 from peftserve.adapters.store import AdapterStore
@@ -74,7 +74,7 @@ class NamedAdapters:
     def _inspect(self, staged: StagedUpload) -> AdapterFacts:
         """Compile the adapter, unless one of the same content is there. Raises AdapterError."""
         known = next((record.facts for record in self._records() if record.digest == staged.digest), None)
-        return known or AdapterFacts.of(self._engine.inspect_adapter(staged.digest, staged.path))
+        return known or self._engine.inspect_adapter(staged.digest, staged.path)
 
     def _records(self) -> list[AdapterRecord]:
         return [record for versions in self._versions.values() for record in versions]

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self, TypeVar
 
-from peftserve.adapters.registry import AdapterRecord
+from peftserve.adapters.registry_reader import AdapterRecord
 from peftserve.adapters.router import Resolved
 from peftserve.adapters.store import AdapterStore
 

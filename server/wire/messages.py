@@ -7,6 +7,8 @@ from typing import Literal
 
 import msgspec
 
+from peftserve.adapters.facts import AdapterFacts
+
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How one sequence is sampled. Defaults are OpenAI's. The API has checked every range.
@@ -79,7 +81,7 @@ class AbortRequest(msgspec.Struct, frozen=True, tag=True):
 class InspectAdapter(msgspec.Struct, frozen=True, tag=True):
     """Compile the checkpoint in folder `path` (adapter_config.json and adapter_model.safetensors) against the base.
 
-    The reply carries its `AdapterCard` or says what is wrong with it. Nothing is admitted to the device yet.
+    The reply carries its facts or says what is wrong with it. Nothing is admitted to the device yet.
     """
 
     call_id: int
@@ -180,31 +182,14 @@ class Outputs(msgspec.Struct, frozen=True, tag=True):
     outputs: list[SequenceOutput]
 
 
-class AdapterCard(msgspec.Struct, frozen=True, kw_only=True):
-    """What an adapter turned out to be. num_bytes: its size in the device's arena.
+class Reply(msgspec.Struct, frozen=True, tag=True):
+    """The answer to the call of the same `call_id`.
 
-    The other fields are those of `AdapterFacts`.
+    facts: of an inspected adapter. error_kind: name of a class of adapters/errors.py; with `error`, None on success.
     """
 
-    method: str
-    rank: int
-    num_bytes: int
-    primitives: dict[str, int]
-    sites: int
-    consumed: int
-    exclusive: list[str] = []
-    num_tasks: int = 0
-    virtual_tokens: int = 0
-    vocabulary: int = 0
-    inputs: list[str] = []
-    outputs: list[str] = []
-
-
-class Reply(msgspec.Struct, frozen=True, tag=True):
-    """The answer to a call. error_kind: name of a class of adapters/errors.py; None, as `error`, on success."""
-
     call_id: int
-    card: AdapterCard | None = None
+    facts: AdapterFacts | None = None
     error_kind: str | None = None
     error: str | None = None
     error_param: str | None = None

@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import load, save
 
 from peftserve.adapters.errors import InvalidAdapter
-from peftserve.adapters.facts import AdapterFacts
 from peftserve.adapters.mixing import Ingredient, check_mixture
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
@@ -218,9 +217,9 @@ def test_every_method_at_weights_is_that_much_of_its_delta(world: World, device:
         refused, messages = set(), list[AddRequest]()
         wanted: list[tuple[str, list[int], Any]] = []
         for name, adapter in world.adapters.items():
-            card = engine.inspect_adapter(name, adapter)
+            facts = engine.inspect_adapter(name, adapter)
             try:
-                check_mixture([Ingredient(name, 0.5, AdapterFacts.of(card))])
+                check_mixture([Ingredient(name, 0.5, facts)])
             except InvalidAdapter:
                 refused.add(name)
                 continue

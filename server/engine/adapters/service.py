@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
+import msgspec
 import torch
 
 from peftserve.adapters.bypass import KVPrefix
 from peftserve.adapters.errors import AdapterDamaged, AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
+from peftserve.adapters.facts import AdapterFacts
 from peftserve.adapters.files import content_digest
 from peftserve.adapters.peft.compile import CompiledAdapter, compile_adapter
 from peftserve.kernels.attention.layout import AttentionLayer
@@ -22,7 +24,6 @@ from peftserve.kernels.device.step_memory import StepMemory
 from peftserve.kernels.ops.side import SideOps
 
 from ...config import EngineConfig
-from ...wire.messages import AdapterCard
 from ..memory import allocated_bytes, free_bytes, give_back_free_memory
 from ..model.loading import LoadedModel
 from .attachments import Attachments
@@ -88,7 +89,7 @@ class AdapterService:
     def arena_bytes(self) -> int:
         return self._arena.nbytes
 
-    def inspect(self, digest: str, folder: Path) -> Future[AdapterCard]:
+    def inspect(self, digest: str, folder: Path) -> Future[AdapterFacts]:
         """Compile on the loader's thread and put the blob into the host tier. The future raises AdapterError."""
         return self._loader.submit(partial(self._inspect, digest, folder))
 
@@ -145,27 +146,13 @@ class AdapterService:
 
     # On the loader's thread
 
-    def _inspect(self, digest: str, folder: Path) -> AdapterCard:
+    def _inspect(self, digest: str, folder: Path) -> AdapterFacts:
         compiled = self._compile(folder)
         blob = self._pack(compiled)
         if self._config.store is None:
             self._folders[digest] = folder
         self._compiled.append((digest, blob))
-        facts = compiled.facts
-        return AdapterCard(
-            method=facts.method,
-            rank=facts.rank,
-            num_bytes=blob.num_bytes,
-            primitives=dict(facts.primitives),
-            sites=facts.sites,
-            consumed=facts.consumed,
-            exclusive=list(facts.exclusive),
-            num_tasks=facts.num_tasks,
-            virtual_tokens=facts.virtual_tokens,
-            vocabulary=facts.vocabulary,
-            inputs=list(facts.inputs),
-            outputs=list(facts.outputs),
-        )
+        return msgspec.structs.replace(compiled.facts, num_bytes=blob.num_bytes)
 
     def _compile_key(self, key: str) -> Blob:
         if (blob := self._spill.read(key)) is not None:

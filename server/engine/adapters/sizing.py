@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from peftserve.adapters.checkpoint import read_header
 from peftserve.adapters.errors import AdapterError
 from peftserve.adapters.files import WEIGHTS
+from peftserve.adapters.safetensors_header import read_header
 from peftserve.adapters.sites import SiteKind, SiteTable
 from peftserve.kernels.bypass.layout import Group
 from peftserve.kernels.integers import round_up

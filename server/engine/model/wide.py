@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from peftserve.kernels.bypass.columns.places import GRAIN
+from peftserve.kernels.bypass.layout import RowSet
 from peftserve.kernels.integers import round_up
 
 from ..adapters.packing import SiteGroups

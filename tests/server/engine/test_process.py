@@ -112,9 +112,9 @@ def test_requests_are_answered_while_adapters_come_and_go(
         (lambda s: 1 in s.replies(), [request("adapted", "a"), ReleaseAdapter(2, "a")]),
         (lambda s: s.is_done("base") and s.is_done("adapted") and 2 in s.replies(), []),
     )
-    card = socket.replies()[1].card
-    assert card is not None
-    assert card.rank == 4
+    facts = socket.replies()[1].facts
+    assert facts is not None
+    assert facts.rank == 4
     assert socket.replies()[2] == Reply(2)
     assert socket.tokens("base") == peft.greedy(PROMPT, 30).token_ids
     assert socket.tokens("adapted") == peft.greedy(PROMPT, 6, ((adapters["a"], 1.0),)).token_ids
@@ -131,7 +131,7 @@ def test_what_is_wrong_with_an_adapter_is_replied(
     bench = make_bench()
     socket = run_loop(bench, (at_once, [InspectAdapter(1, "x", str(tmp_path))]), (lambda s: 1 in s.replies(), []))
     reply = socket.replies()[1]
-    assert reply.card is None
+    assert reply.facts is None
     assert reply.error_kind == "InvalidAdapter"
     assert reply.error is not None
     assert str(tmp_path) not in reply.error

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from peftserve.adapters import inspection
+from peftserve.adapters import maintenance
 from peftserve.adapters.errors import AdapterConflict, StateUnusable
 from peftserve.adapters.facts import AdapterFacts
 from peftserve.adapters.files import CONFIG, WEIGHTS
-from peftserve.adapters.inspection import back_up, check, repair
+from peftserve.adapters.maintenance import back_up, check, repair
 from peftserve.adapters.names import Reference
 from peftserve.adapters.recovery import open_registry
-from peftserve.adapters.registry import AdapterRecord, AdapterRegistry
+from peftserve.adapters.registry import AdapterRegistry
 from peftserve.adapters.registry_file import NAME
+from peftserve.adapters.registry_reader import AdapterRecord
 from peftserve.adapters.store import AdapterStore
 
 FACTS = AdapterFacts("LORA", rank=8, num_bytes=100, primitives={"low_rank": 2}, sites=2, consumed=4)
@@ -26,7 +27,7 @@ def add(store: AdapterStore, registry: AdapterRegistry, name: str, content: str)
     for file_name in (CONFIG, WEIGHTS):
         with staged.open(file_name) as file:
             file.write(content.encode())
-    registry.announce(staged.digest)
+    registry.mark_disposable(staged.digest)
     return registry.add(name, store.commit(staged), FACTS)
 
 
@@ -125,7 +126,7 @@ def test_a_backup_is_a_state_folder(root: Path, tmp_path: Path) -> None:
     copy = tmp_path / "deep" / "backup"
     assert (copy / "base.json").read_text() == "{}"
     with closing(AdapterStore(copy)) as store, open_registry(copy, store) as (registry, recovery):
-        assert (recovery.said, recovery.lost) == ([], [])
+        assert (recovery.findings, recovery.lost) == ([], [])
         assert registry.get_default() == Reference("b")
         assert add(store, registry, "c", "new").version == 2, "numbers go on where they were"
         store.check_integrity()
@@ -149,7 +150,7 @@ def test_a_backup_that_fails_leaves_nothing(root: Path, tmp_path: Path, monkeypa
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(inspection.os, "sync", fail)
+    monkeypatch.setattr(maintenance.os, "sync", fail)
     with pytest.raises(OSError, match="No space"):
         back_up(root, tmp_path / "backup")
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
@@ -165,7 +166,7 @@ def test_beside_a_server_that_adds_and_deletes(root: Path, tmp_path: Path) -> No
                 digest = add(store, registry, "busy", f"content {len(os.listdir(root / 'versions'))}").digest
                 registry.delete("busy")
                 store.remove(digest)
-                registry.forget(digest)
+                registry.unmark_disposable(digest)
 
     server = threading.Thread(target=serve)
     server.start()

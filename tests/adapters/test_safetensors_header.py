@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
-from peftserve.adapters import checkpoint
-from peftserve.adapters.checkpoint import TensorInfo, read_header
+from peftserve.adapters import safetensors_header
 from peftserve.adapters.errors import AdapterError, AdapterTooLarge, InvalidAdapter
+from peftserve.adapters.safetensors_header import TensorInfo, read_header
 
 Read = Callable[[bytes], dict[str, TensorInfo]]
 
@@ -126,10 +126,10 @@ def test_header_whose_length_looks_like_a_pickle(read: Read, safetensors_bytes: 
 
 
 def test_limits(read: Read, safetensors_bytes: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "MAX_HEADER_BYTES", 1000)
+    monkeypatch.setattr(safetensors_header, "MAX_HEADER_BYTES", 1000)
     with pytest.raises(AdapterTooLarge, match="over 1000 bytes"):
         read(safetensors_bytes(b"{}" + b" " * 1000))
-    monkeypatch.setattr(checkpoint, "MAX_TENSORS", 2)
+    monkeypatch.setattr(safetensors_header, "MAX_TENSORS", 2)
     with pytest.raises(AdapterTooLarge, match="holds 3 tensors; the limit is 2"):
         read(safetensors_bytes({name: entry(0, 0, [0]) for name in "abc"}))
 

@@ -24,10 +24,10 @@ MAX_DIMENSIONS = 8
 MAX_ELEMENTS = 1 << 40
 
 FLOATING = ("F32", "F16", "BF16")
-# Integers are indices of sparse methods.
+# Integers are the indices of sparse methods.
 ITEM_BYTES: Mapping[str, int] = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
 
-# What people upload by mistake, by its first bytes.
+# Files that are uploaded by mistake, by their first bytes.
 _PICKLE = "a pickle file, which can run code when it is read; save the adapter as safetensors"
 _MISTAKES: Mapping[bytes, str] = {
     b"PK\x03\x04": _PICKLE,
@@ -41,7 +41,10 @@ _MISTAKES: Mapping[bytes, str] = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """start, end: bytes from the beginning of the data, which follows the header."""
+    """The header's entry for one tensor.
+
+    dtype: as safetensors names it. start, end: byte range in the data, which follows the header.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -50,7 +53,10 @@ class TensorInfo:
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Name to what the header says of each tensor, in the order of the data. Raises InvalidAdapter, AdapterTooLarge."""
+    """Read and check a file's header. Returns name to entry, in the order of the data.
+
+    Raises InvalidAdapter, AdapterTooLarge, OSError.
+    """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         length = _header_length(file.read(32), size)
@@ -60,7 +66,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 
 def _header_length(start: bytes, size: int) -> int:
-    """The length of the JSON, from the first bytes of a file of `size` bytes."""
+    """Return the length of the JSON in bytes. start: the first bytes of a file of `size` bytes."""
     for magic, mistake in _MISTAKES.items():
         # A header of some thousand bytes can begin like a pickle; its JSON then follows.
         if start.startswith(magic) and start[8:9] != b"{":

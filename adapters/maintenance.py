@@ -1,6 +1,6 @@
-"""What `peftserve state` does with a state folder: look at all of it, mend it, or copy it while a server uses it.
+"""The work of `peftserve state` on a state folder: check all of it, mend it, or copy it while a server uses it.
 
-To look and to copy changes nothing and needs no lock; to mend needs the folder for itself. Reads every byte of every
+A check and a copy change nothing and need no lock; a repair needs the folder for itself. Each reads every byte of every
 adapter. Knows the layout of the folder; knows no server.
 """
 
@@ -21,7 +21,8 @@ from .names import Reference, VersionRef
 from .records import FOLDER as RECORDS
 from .records import VersionRecords
 from .recovery import open_registry
-from .registry import AdapterRecord, AdapterRegistry
+from .registry import AdapterRegistry
+from .registry_reader import AdapterRecord
 from .registry_repair import all_rows, parse_row
 from .store import ADAPTERS, AdapterStore
 
@@ -33,7 +34,10 @@ Watch = Callable[[list[str]], Iterable[str]]
 
 @dataclass
 class Report:
-    """whole: versions that can be served. damaged: those that cannot. found: one sentence for each other finding."""
+    """The outcome of a check, a repair or a backup.
+
+    whole: versions that can be served. damaged: those that cannot. found: one sentence for each other finding.
+    """
 
     whole: list[VersionRef] = field(default_factory=list)
     damaged: list[VersionRef] = field(default_factory=list)
@@ -41,9 +45,12 @@ class Report:
 
 
 def check(root: Path, watch: Watch = iter) -> Report:
-    """Say what is wrong, and change nothing. Raises StateUnusable, OSError."""
+    """Check the whole folder, and change nothing. Raises StateUnusable, OSError.
+
+    watch: is given the digests, and may show the progress.
+    """
     report = Report()
-    # Looked at before the rows: what a running server stores or deletes meanwhile is no finding.
+    # Listed before the rows are read: files that a running server stores or deletes meanwhile are no finding.
     stored = set(os.listdir(root / ADAPTERS)) if (root / ADAPTERS).is_dir() else set()
     path = root / registry_file.NAME
     fault = registry_file.fault_of(path) or ("is missing" if stored and not path.exists() else None)
@@ -51,7 +58,7 @@ def check(root: Path, watch: Watch = iter) -> Report:
         report.found.append(f"The registry of adapters {fault}. A repair, or a start, makes it anew.")
     if fault is not None or not path.exists():
         return report
-    with registry_file.named_errors(), closing(registry_file.existing(path)) as db:
+    with registry_file.translate_errors(), closing(registry_file.existing(path)) as db:
         rows = [parse_row(row) for row in all_rows(db)]
         disposable = registry_file.disposable_in(db)
     records = [row for row in rows if row is not None]
@@ -59,8 +66,8 @@ def check(root: Path, watch: Watch = iter) -> Report:
         report.found.append(f"Rows of the registry of adapters that make no sense: {len(rows) - len(records)}.")
     _sort(root, records, report, watch)
     known = disposable.union(record.digest for record in records)
-    strangers = (name for name in sorted(stored - known) if _is_stranger(root, name))
-    report.found += [f"No version has the files in {ADAPTERS}/{name}." for name in strangers]
+    unknown = (name for name in sorted(stored - known) if _is_unknown(root, name))
+    report.found += [f"No version has the files in {ADAPTERS}/{name}." for name in unknown]
     report.found += _disagreements(root, records)
     return report
 
@@ -69,17 +76,17 @@ def repair(root: Path, watch: Watch = iter) -> Report:
     """Mend what can be mended, and set aside what is damaged. Raises AdapterConflict while a server runs."""
     report = Report()
     with closing(AdapterStore(root)) as store, open_registry(root, store, thorough=True) as (registry, recovery):
-        report.found += recovery.said
+        report.found += recovery.findings
         _sort(root, _all(registry), report, watch)
         for digest in sorted({ref.digest for ref in report.damaged if store.has(ref.digest)}):
-            report.found.append(f"Damaged files of an adapter lie in {store.lose(store.path(digest))} now.")
+            report.found.append(f"Damaged files of an adapter lie in {store.quarantine(store.path(digest))} now.")
     return report
 
 
 def back_up(root: Path, target: Path, watch: Watch = iter) -> Report:
     """Copy all versions as of one moment to a new state folder, whole or not at all, also while a server runs.
 
-    Damaged files are not copied, and their versions are. Raises StateUnusable, OSError.
+    Damaged files are left out, and their versions are copied. Raises StateUnusable, OSError.
     """
     path = root / registry_file.NAME
     if target.exists():
@@ -121,7 +128,7 @@ def _copy(root: Path, new: Path, watch: Watch) -> Report:
 
 
 def _copy_folder(source: Path, target: Path) -> None:
-    """As much as is there: whether it is whole is found out afterwards."""
+    """Copy as much as is there; whether it is whole is checked afterwards."""
     target.parent.mkdir(mode=0o700, exist_ok=True)
     try:
         shutil.copytree(source, target, symlinks=True)
@@ -130,7 +137,10 @@ def _copy_folder(source: Path, target: Path) -> None:
 
 
 def _sort(root: Path, records: list[AdapterRecord], report: Report, watch: Watch, now: Path | None = None) -> None:
-    """Which versions are whole, by all bytes of their files. Those deleted meanwhile, from `now`, are neither."""
+    """Sort versions into whole and damaged ones, by all bytes of their files.
+
+    now: the folder to ask whether a version still exists; one that was deleted meanwhile is in neither list.
+    """
     digests = watch(sorted({record.digest for record in records}))
     whole = {digest for digest in digests if _is_whole(root / ADAPTERS / digest)}
     for record in records:
@@ -141,31 +151,35 @@ def _sort(root: Path, records: list[AdapterRecord], report: Report, watch: Watch
 
 
 def _is_whole(folder: Path) -> bool:
-    """What the disk does not give is as good as damaged."""
+    """Return whether a folder's content has the digest that it is named by. What cannot be read is damaged."""
     try:
         return content_digest(folder) == folder.name
     except OSError:
         return False
 
 
-def _is_stranger(root: Path, name: str) -> bool:
-    """Whether files lie there that the registry knew neither before nor after: they are no upload or deletion."""
+def _is_unknown(root: Path, name: str) -> bool:
+    """Return whether no version has the files of this name.
+
+    The registry is asked before and after a look at the folder: an upload or a deletion under way is no finding.
+    """
     return not _is_known(root, name) and (root / ADAPTERS / name).exists() and not _is_known(root, name)
 
 
 def _is_known(root: Path, digest: str) -> bool:
     query = "SELECT EXISTS (SELECT 1 FROM versions WHERE digest = ?)"
-    with registry_file.named_errors(), closing(registry_file.existing(root / registry_file.NAME)) as db:
+    with registry_file.translate_errors(), closing(registry_file.existing(root / registry_file.NAME)) as db:
         return bool(db.execute(query, (digest,)).fetchone()[0]) or digest in registry_file.disposable_in(db)
 
 
 def _exists(root: Path, ref: VersionRef) -> bool:
     query = "SELECT EXISTS (SELECT 1 FROM versions WHERE name = ? AND version = ?)"
-    with registry_file.named_errors(), closing(registry_file.existing(root / registry_file.NAME)) as db:
+    with registry_file.translate_errors(), closing(registry_file.existing(root / registry_file.NAME)) as db:
         return bool(db.execute(query, (ref.name, ref.version)).fetchone()[0])
 
 
 def _disagreements(root: Path, rows: list[AdapterRecord]) -> list[str]:
+    """Return a sentence for each difference between the rows and the records beside them."""
     if not (root / RECORDS).is_dir():
         return []  # an older release's: the next start writes them
     records = VersionRecords(root / RECORDS)
