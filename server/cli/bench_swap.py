@@ -19,7 +19,7 @@ from typing import Any
 from ..demo import DEMO_ADAPTERS
 from . import client
 from .errors import CommandError
-from .load.names import expand
+from .load.options import expand_names
 from .load.report import command_line
 from .swap import cycling, first_token, registered, report, stall
 from .swap.copies import Copies
@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _chosen(arguments: argparse.Namespace) -> list[str]:
     default = ON_ONE if arguments.url else ALL
-    chosen = expand(arguments.measure) if arguments.measure else [*default]
+    chosen = expand_names(arguments.measure) if arguments.measure else [*default]
     if unknown := [name for name in chosen if name not in ALL]:
         raise CommandError(f"--measure: {unknown[0]!r} is none of {', '.join(ALL)}")
     if arguments.url and (arguments.model or arguments.serve):

@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..load.measure import percentiles
+from ..load.report import percentiles
 from .subject import Subject
 
 TIERS = ("device", "host", "disk")

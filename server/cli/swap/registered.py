@@ -13,8 +13,7 @@ from tqdm import tqdm
 
 from ..load import trace
 from ..load.generator import send
-from ..load.lengths import Range
-from ..load.workload import Workload
+from ..load.workload import Range, Workload
 from .subject import Subject
 
 CLIENTS = 16

@@ -13,7 +13,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..load.measure import Measurement, percentiles
+from ..load.report import percentiles
+from ..load.stream import Measurement
 from .subject import Subject
 
 KINDS = ("quiet", "warm", "load", "upload")

@@ -15,8 +15,7 @@ from tqdm import tqdm
 from ..client import headers, message_of
 from ..errors import FAILED, UNREACHABLE, CommandError
 from ..load.generator import Target
-from ..load.measure import Measurement
-from ..load.stream import Endpoint, ask
+from ..load.stream import Endpoint, Measurement, ask
 from ..load.trace import Request
 from .copies import Copies
 

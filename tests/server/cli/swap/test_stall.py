@@ -1,6 +1,6 @@
 import pytest
 
-from peftserve.server.cli.load.measure import Measurement
+from peftserve.server.cli.load.stream import Measurement
 from peftserve.server.cli.swap.stall import Window, summarize
 
 
