@@ -27,12 +27,12 @@ from peftserve.server.cli.load.generator import Target, measure
 from peftserve.server.cli.load.options import Load
 from peftserve.server.cli.load.report import make_report, readable
 from peftserve.server.cli.load.trace import Request
-from peftserve.server.cli.server_process import ServerError, free_port, running, tail
 
 from .comparison import ratios, table
 from .machine import machine
 from .phases import PHASES, load_of, with_rates
 from .presets import BASE, PRESETS, Models, Preset, parse, with_options
+from .server_process import ServerError, free_port, running, tail
 
 WARM_TOKENS = 8
 

@@ -24,12 +24,12 @@ import torch
 from peftserve.server.cli.load import options
 from peftserve.server.cli.load.generator import Target
 from peftserve.server.cli.load.report import readable
-from peftserve.server.cli.server_process import free_port, running
 
 from .compare import measured, warm
 from .llama import make_config, scratch_folder, write_adapters, write_base
 from .presets import PRESETS, Models, Preset
 from .records import append
+from .server_process import free_port, running
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 90.0  # seconds for the server to be ready

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import bench_swap, client
+from . import client
 from .errors import FAILED, CommandError
 from .load import options, report
 from .load.generator import Target, measure
@@ -25,7 +25,6 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     serve.add_argument("--out", type=Path, metavar="FILE", help="also write the result as JSON")
     serve.add_argument("--plot", type=Path, metavar="FILE", help="also draw the distributions, as PNG, SVG or PDF")
     serve.set_defaults(run=run)
-    bench_swap.add_parser(kinds)
 
 
 def run(arguments: argparse.Namespace) -> int:

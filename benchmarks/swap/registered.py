@@ -1,6 +1,6 @@
-"""Throughput over the number of registered adapters: a server for each number, and their windows of load take turns.
+"""Throughput by the number of registered adapters: a server for each number, whose windows of load take turns.
 
-`hot`: requests go to the same few adapters, which stay on the device: only the number that is registered differs.
+`hot`: requests go to the same few adapters, which stay on the device: only the number of registered ones differs.
 `power`: requests go to all, the k-th with a probability proportional to 1 / k, and many need a load.
 """
 
@@ -11,38 +11,39 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..load import trace
-from ..load.generator import send
-from ..load.workload import Range, Workload
-from .subject import Subject
+from peftserve.server.cli.load import trace
+from peftserve.server.cli.load.generator import send
+from peftserve.server.cli.load.workload import Range, Workload
+
+from .server import MeasuredServer
 
 CLIENTS = 16
 OUTPUT_TOKENS = Range(16, 16)
 PROMPT_TOKENS = Range(16, 16)
-BASELINE = 10  # registered adapters to which others are compared; with fewer, batches have fewer of them too
+BASELINE = 10  # registered adapters, which others are compared to; with fewer, a batch has fewer adapters too
 LOADS = ("hot", "power")
 
 
-async def measure(subjects: Mapping[int, Subject], *, hot: int, rounds: int, requests: int) -> dict[str, Any]:
-    """JSON: by number registered, how fast they were registered and tokens a second under each load.
+async def measure(servers: Mapping[int, MeasuredServer], *, hot: int, rounds: int, requests: int) -> dict[str, Any]:
+    """Measure; return registrations a second and the figures under each load, as JSON by number registered.
 
-    subjects: servers, by the number of copies to register. hot: adapters that the first load asks for, at most.
+    servers: by the number of copies to register. hot: how many adapters the first load asks for at most.
     """
     names = {}
     made: dict[int, dict[str, Any]] = {}
-    for number, subject in subjects.items():
+    for number, server in servers.items():
         start = time.perf_counter()
-        names[number] = await subject.register(number)
+        names[number] = await server.register(number)
         made[number] = {"registered_per_second": number / (time.perf_counter() - start)}
-    runs: dict[str, dict[int, list[dict[str, float]]]] = {load: {n: [] for n in subjects} for load in LOADS}
-    order = [*subjects]
-    with tqdm(total=len(LOADS) * (rounds + 1) * len(subjects), unit="window", desc="registered", disable=None) as bar:
+    runs: dict[str, dict[int, list[dict[str, float]]]] = {load: {n: [] for n in servers} for load in LOADS}
+    order = [*servers]
+    with tqdm(total=len(LOADS) * (rounds + 1) * len(servers), unit="window", desc="registered", disable=None) as bar:
         for load in LOADS:
             for turn in range(rounds + 1):
                 first = turn % len(order)
                 for number in [*order[first:], *order[:first]]:
                     models = names[number][:hot] if load == "hot" else names[number]
-                    run = await _window(subjects[number], models, requests, turn)
+                    run = await _window(servers[number], models, requests, turn)
                     if turn:  # the first brings adapters to the device and is not counted
                         runs[load][number].append(run)
                     bar.update()
@@ -53,7 +54,7 @@ async def measure(subjects: Mapping[int, Subject], *, hot: int, rounds: int, req
 
 
 def summarize(found: Sequence[Mapping[str, float]], baseline: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Medians, and those of the ratios to the baseline's window of the same round."""
+    """Return medians of the figures, and of their ratios to the baseline's window of the same round."""
     made: dict[str, Any] = {name: statistics.median(run[name] for run in found) for name in found[0]}
     for name, key in (("over_baseline", "tokens_per_second"), ("cpu_over_baseline", "cpu_ms_per_token")):
         ratios = [own[key] / base[key] for own, base in zip(found, baseline, strict=True) if base[key]]
@@ -61,7 +62,7 @@ def summarize(found: Sequence[Mapping[str, float]], baseline: Sequence[Mapping[s
     return made
 
 
-async def _window(subject: Subject, models: Sequence[str], requests: int, seed: int) -> dict[str, float]:
+async def _window(server: MeasuredServer, models: Sequence[str], requests: int, seed: int) -> dict[str, float]:
     workload = Workload(
         models=tuple(models),
         num_requests=requests,
@@ -72,10 +73,10 @@ async def _window(subject: Subject, models: Sequence[str], requests: int, seed: 
         output_tokens=OUTPUT_TOKENS,
     )
     drawn = trace.draw(workload)
-    before, cpu = await subject.loads(), subject.cpu_seconds()
-    measured, seconds = await send(drawn, subject.target, workload.concurrency, quiet=True)
-    cpu = subject.cpu_seconds() - cpu
-    loads = await subject.loads() - before
+    before, cpu = await server.loads(), server.cpu_seconds()
+    measured, seconds = await send(drawn, server.target, workload.concurrency, quiet=True)
+    cpu = server.cpu_seconds() - cpu
+    loads = await server.loads() - before
     tokens = sum(measurement.num_tokens for measurement in measured if measurement.is_good)
     failed = sum(not measurement.is_good for measurement in measured)
     return {

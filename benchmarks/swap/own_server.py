@@ -1,4 +1,4 @@
-"""A server of the command's own."""
+"""A server that the benchmark starts itself, in folders that go with it."""
 
 import contextlib
 import os
@@ -7,27 +7,30 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..server_process import cpu_seconds, free_port, running
+from ..server_process import cpu_seconds, family, free_port, running
 
 PATIENCE = 600.0  # seconds for a model to be loaded
 WORDS = (sys.executable, "-m", "peftserve.server.cli.main", "serve")
-# So that few copies are enough to have some on disk and some on the host.
+# Small pools, so that few copies are enough to have some on disk and some on the host.
 SMALL_POOLS: Mapping[str, int] = {"max-loras": 4, "max-cpu-loras": 16}
 
 
 class OwnServer(NamedTuple):
+    """A running server. pid: of its first process."""
+
     url: str
     pid: int
 
     def cpu_seconds(self) -> float:
-        """That its processes have taken until now."""
-        return cpu_seconds(self.pid)
+        """Return the CPU time that its processes have taken until now."""
+        return cpu_seconds(family(self.pid))
 
 
 @contextlib.contextmanager
 def started(model: str | None, flags: Sequence[str], pools: Mapping[str, int], folder: Path) -> Iterator[OwnServer]:
-    """folder: for its state, which another may have left there. flags: the user's own, which win over the
-    pools. Raises ServerError.
+    """Start a server and yield it when it is ready. Raises ServerError.
+
+    flags: the user's, which override `pools`. folder: for its state, which may be there already, and its log.
     """
     port = free_port()
     url = f"http://127.0.0.1:{port}"

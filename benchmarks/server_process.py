@@ -1,4 +1,4 @@
-"""A server as a process of its own: started, waited for, and stopped with all that it started."""
+"""A server as a process: started, awaited, timed by its CPU clock, and stopped with all that it started."""
 
 import contextlib
 import os
@@ -6,18 +6,18 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import httpx
 
-from .errors import FAILED, CommandError
+from peftserve.server.cli.errors import FAILED, CommandError
 
 GRACE = 60.0  # seconds from SIGTERM to SIGKILL
 
 
 class ServerError(CommandError):
-    """A server that did not become ready; the message has the end of its log."""
+    """A server has not become ready. The message has the end of its log."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, FAILED)
@@ -27,7 +27,10 @@ class ServerError(CommandError):
 def running(
     words: Sequence[str], url: str, health: str, log: Path, patience: float, environment: Mapping[str, str]
 ) -> Iterator[int]:
-    """Inside, the server is ready; its process's id. patience: seconds until it must be."""
+    """Start a server, yield its process id when it is ready, and stop it with its children. Raises ServerError.
+
+    health: the path that answers 200 when the server is ready. patience: seconds until it must be.
+    """
     with log.open("wb") as out:
         try:
             process = subprocess.Popen(
@@ -60,7 +63,7 @@ def _answers(url: str) -> bool:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """The process has a session of its own, so its children are in its group."""
+    """Stop a process and its children, which are in its group since it has a session of its own."""
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(GRACE)
@@ -69,25 +72,54 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def cpu_seconds(pid: int) -> float:
-    """That a process has taken until now, with all that it started and that still runs; 0 without Linux's /proc."""
+def family(pid: int) -> set[int]:
+    """Return a process and all its descendants that still run."""
     parents: dict[int, int] = {}
-    ticks: dict[int, int] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # it has ended
-            own, fields = int(stat.parent.name), stat.read_text().rpartition(")")[2].split()
-            parents[own], ticks[own] = int(fields[1]), int(fields[11]) + int(fields[12])
-    family = {pid}
-    while grown := {child for child, parent in parents.items() if parent in family} - family:
-        family |= grown
-    return sum(ticks.get(one, 0) for one in family) / os.sysconf("SC_CLK_TCK")
+            parents[int(stat.parent.name)] = int(_fields(stat)[1])
+    members = {pid}
+    while grown := {child for child, parent in parents.items() if parent in members} - members:
+        members |= grown
+    return members
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """Return the CPU time that processes have taken until now, all threads together; 0 without Linux's /proc.
+
+    The scheduler's statistics are finer than clock ticks, but have no threads that have ended, which ticks count.
+    """
+    return sum(max(_ticks(pid), _scheduled(pid)) for pid in pids)
+
+
+def _ticks(pid: int) -> float:
+    try:
+        fields = _fields(Path(f"/proc/{pid}/stat"))
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _fields(stat: Path) -> list[str]:
+    """Return the fields of a process's `stat` from its state on: the name before them may hold anything."""
+    return stat.read_text().rpartition(")")[2].split()
+
+
+def _scheduled(pid: int) -> float:
+    seconds = 0.0
+    for statistics in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError):  # the thread has ended
+            seconds += int(statistics.read_text().split()[0]) / 1e9
+    return seconds
 
 
 def tail(log: Path, lines: int = 20) -> str:
+    """Return the last lines of a log."""
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
 
 
 def free_port() -> int:
+    """Return a port of this machine that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,39 +1,54 @@
-"""`peftserve bench swap`: what it costs to move adapters, over HTTP, with copies of one adapter.
+"""The cost of moving adapters, measured over HTTP with copies of one adapter.
 
-first-token: from disk, from the host, on the device and after an upload. stall: what other requests' streams feel of
-loads and uploads. cycle: adapters a second through the device. registered: throughput over the number of registered
-adapters. Without --base-url it starts servers of its own, in folders that go with them, and restarts one, after which
-adapters have to be compiled again; with it, the copies are uploaded there and deleted at the end.
+    python -m benchmarks.swap [MODEL --adapter FOLDER | --base-url URL --adapter FOLDER] [--measure stall,cycle]
+
+first-token: the time to it from disk, from the host, on the device and after an upload. stall: pauses in other
+requests' streams during loads and uploads. cycle: adapters a second through the device. registered: throughput by the
+number of registered adapters. Without --base-url it starts servers of its own and restarts one, after which adapters
+have to be compiled again; with it, the copies are uploaded there and deleted at the end.
 """
 
 import argparse
 import asyncio
 import json
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ..demo import DEMO_ADAPTERS
-from . import client
-from .errors import CommandError
-from .load.options import expand_names
-from .load.report import command_line
-from .swap import cycling, first_token, registered, report, stall
-from .swap.copies import Copies
-from .swap.own_server import SMALL_POOLS, OwnServer, started
-from .swap.subject import Subject
+from peftserve.server.cli import client
+from peftserve.server.cli.errors import CommandError
+from peftserve.server.cli.load.options import expand_names
+from peftserve.server.cli.load.report import command_line
+from peftserve.server.demo import DEMO_ADAPTERS
+
+from . import cycling, first_token, registered, report, stall
+from .copies import Copies
+from .own_server import SMALL_POOLS, OwnServer, started
+from .server import MeasuredServer
 
 ON_ONE = ("first-token", "stall", "cycle")
 ALL = (*ON_ONE, "registered")
-PREFIX = "peftserve-swap-"  # of the folders in which its own servers keep their state
+PREFIX = "peftserve-swap-"  # of the folders of its own servers' state
 SETTINGS = ("copies", "rounds", "streams", "window", "hot", "requests")
 
 
-def add_parser(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = kinds.add_parser("swap", help="what it costs to move adapters", description=__doc__)
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the benchmark; return 0, or the exit code of a CommandError, whose message is printed."""
+    try:
+        return run(parse_arguments(words))
+    except CommandError as error:
+        print(f"swap: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.swap", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", nargs="?", metavar="MODEL", help="to serve, with --adapter; without it, the demo")
     parser.add_argument("--adapter", type=Path, metavar="FOLDER", help="of which copies are made")
     parser.add_argument("--base-url", dest="url", help="a server that runs (default: its own)")
@@ -55,14 +70,18 @@ def add_parser(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         "--requests", type=_count, default=200, metavar="N", help="registered, cycle: in a window (default: 200)"
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the result as JSON")
-    parser.set_defaults(run=run)
+    return parser.parse_args(words)
 
 
 def run(arguments: argparse.Namespace) -> int:
     chosen = _chosen(arguments)
     copies = Copies(_folder(arguments))
     settings = {name: getattr(arguments, name) for name in SETTINGS}
-    about = {"command": command_line(["peftserve"]), "adapter_bytes": copies.num_bytes, "settings": settings}
+    about = {
+        "command": command_line(["python", "-m", "benchmarks.swap"]),
+        "adapter_bytes": copies.num_bytes,
+        "settings": settings,
+    }
     made = {**about, **_measure(chosen, copies, arguments)}
     print(report.readable(made))
     if arguments.out:
@@ -108,7 +127,7 @@ def _measure(chosen: Sequence[str], copies: Copies, arguments: argparse.Namespac
 
 
 def _on_its_own(chosen: Sequence[str], copies: Copies, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The copies are uploaded to one server, and found by the next."""
+    """Upload the copies to one server, and measure the next one on the same state folder."""
     with TemporaryDirectory(prefix=PREFIX) as folder:
         with ExitStack() as servers:
             url = _start(servers, arguments, SMALL_POOLS, Path(folder)).url
@@ -127,34 +146,36 @@ def _start(
 
 
 async def _upload(url: str, copies: Copies, arguments: argparse.Namespace) -> list[str]:
-    async with Subject(url, arguments.api_key, copies, keep=True) as subject:
-        return await subject.register(arguments.copies)
+    async with MeasuredServer(url, arguments.api_key, copies, keep=True) as server:
+        return await server.register(arguments.copies)
 
 
 async def _on_one(
     chosen: Sequence[str], url: str, copies: Copies, arguments: argparse.Namespace, known: Sequence[str]
 ) -> dict[str, Any]:
-    """known: copies that are there already, since a restart."""
+    """Measure one server. known: copies that are there already, from before a restart."""
     made: dict[str, Any] = {}
-    async with Subject(url, arguments.api_key, copies, keep=bool(known), known=known) as subject:
-        names = [*known] or await subject.register(arguments.copies)
+    async with MeasuredServer(url, arguments.api_key, copies, keep=bool(known), known=known) as server:
+        names = [*known] or await server.register(arguments.copies)
         if "first-token" in chosen:
-            made["first_token"] = await first_token.measure(subject, names, arguments.rounds, restarted=bool(known))
+            made["first_token"] = await first_token.measure(server, names, arguments.rounds, restarted=bool(known))
         if "stall" in chosen:
-            made["stall"] = await stall.measure(subject, names, arguments.streams, arguments.rounds, arguments.window)
+            made["stall"] = await stall.measure(server, names, arguments.streams, arguments.rounds, arguments.window)
         if "cycle" in chosen:
-            made["cycle"] = await cycling.measure(subject, names, arguments.requests, clients=arguments.streams)
+            made["cycle"] = await cycling.measure(server, names, arguments.requests, clients=arguments.streams)
     return made
 
 
 async def _registered(own: Mapping[int, OwnServer], copies: Copies, arguments: argparse.Namespace) -> dict[str, Any]:
     async with AsyncExitStack() as stack:
-        subjects = {}
-        for number, server in own.items():
-            subject = Subject(server.url, arguments.api_key, copies, keep=True, cpu_seconds=server.cpu_seconds)
-            subjects[number] = await stack.enter_async_context(subject)
+        servers = {}
+        for number, started_one in own.items():
+            server = MeasuredServer(
+                started_one.url, arguments.api_key, copies, keep=True, cpu_seconds=started_one.cpu_seconds
+            )
+            servers[number] = await stack.enter_async_context(server)
         return await registered.measure(
-            subjects, hot=arguments.hot, rounds=arguments.rounds, requests=arguments.requests
+            servers, hot=arguments.hot, rounds=arguments.rounds, requests=arguments.requests
         )
 
 

@@ -1,4 +1,4 @@
-from peftserve.server.cli.swap.registered import summarize
+from benchmarks.swap.registered import summarize
 
 
 def run(rate: float, hits: float = 1.0) -> dict[str, float]:

@@ -1,6 +1,6 @@
-"""`peftserve bench swap` on two models with random weights, in one JSON.
+"""The swap benchmark on two models with random weights, in one JSON.
 
-    python -m benchmarks.swap --out benchmarks/results/swap.json --serve '--num-threads 1'
+    python -m benchmarks.swap.record --out benchmarks/results/swap.json --serve '--num-threads 1'
 
 `smollm`: first tokens, stalls and cycles on the SmolLM2-135M shape with adapters of 20 MB (rank 16 on all linears, in
 float32). `small`: throughput over the number of registered adapters, on a shape whose own work hides little.
@@ -19,10 +19,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from peftserve.server.cli.main import main as peftserve
-
-from .machine import machine
-from .smollm import write_base
+from ..machine import machine
+from ..smollm import write_base
+from .main import main as swap
 
 SERVE = "--dtype float32 --adapter-memory 128MiB --kv-cache-tokens 16384"
 
@@ -31,8 +30,8 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("smollm", "small"), help="one of the two")
     parser.add_argument("--serve", default="", metavar="FLAGS", help="more flags for the servers, in one word")
-    parser.add_argument("--smollm", default="--rounds 20", metavar="FLAGS", help="of `peftserve bench swap`")
-    parser.add_argument("--small", default="--rounds 9", metavar="FLAGS", help="of `peftserve bench swap`")
+    parser.add_argument("--smollm", default="--rounds 20", metavar="FLAGS", help="of `python -m benchmarks.swap`")
+    parser.add_argument("--small", default="--rounds 9", metavar="FLAGS", help="of `python -m benchmarks.swap`")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the runs that are not repeated stay")
     arguments = parser.parse_args(words)
     made = json.loads(arguments.out.read_text()) if arguments.only and arguments.out.exists() else {}
@@ -50,19 +49,20 @@ def smollm(folder: Path, flags: Sequence[str]) -> Any:
     base, adapter = folder / "smollm", folder / "r16"
     write_base(base)
     write_adapter(base, adapter, 16, "all-linear")
-    return swap(folder, [str(base), "--adapter", str(adapter), "--measure", "first-token,stall,cycle", *flags])
+    return measured(folder, [str(base), "--adapter", str(adapter), "--measure", "first-token,stall,cycle", *flags])
 
 
 def small(folder: Path, flags: Sequence[str]) -> Any:
     base, adapter = folder / "small", folder / "r4"
     write_small_base(base)
     write_adapter(base, adapter, 4, ["q_proj", "v_proj"])
-    return swap(folder, [str(base), "--adapter", str(adapter), "--measure", "registered", *flags])
+    return measured(folder, [str(base), "--adapter", str(adapter), "--measure", "registered", *flags])
 
 
-def swap(folder: Path, words: Sequence[str]) -> Any:
+def measured(folder: Path, words: Sequence[str]) -> Any:
+    """Return the benchmark's JSON. Raises SystemExit if it fails."""
     out = folder / "out.json"
-    if peftserve(["bench", "swap", *words, "--out", str(out)]):
+    if swap([*words, "--out", str(out)]):
         raise SystemExit(1)
     made = json.loads(out.read_text())
     del made["command"]  # this script's own says more
@@ -87,7 +87,7 @@ def write_small_base(folder: Path) -> None:
 
 
 def write_adapter(base: Path, folder: Path, rank: int, targets: str | list[str]) -> None:
-    """In float32, with random weights."""
+    """Write a LoRA with random weights in float32."""
     torch.manual_seed(1)
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, init_lora_weights=False)
     get_peft_model(LlamaForCausalLM.from_pretrained(base, dtype=torch.float32), config).save_pretrained(folder)

@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from peftserve.server.cli import bench_swap
-from peftserve.server.cli.main import main
-from peftserve.server.cli.swap import first_token
-from peftserve.server.cli.swap.own_server import OwnServer
+from benchmarks.swap import first_token
+from benchmarks.swap import main as swap
+from benchmarks.swap.main import main
+from benchmarks.swap.own_server import OwnServer
 
 
 @pytest.fixture
 def run(tiered: Any, folder: Path) -> Callable[..., int]:
     sizes = ["--rounds", "2", "--copies", "8", "--streams", "1", "--window", "0.3", "--requests", "8"]
-    return lambda *more: main(["bench", "swap", "--base-url", tiered.url, "--adapter", str(folder), *sizes, *more])
+    return lambda *more: main(["--base-url", tiered.url, "--adapter", str(folder), *sizes, *more])
 
 
 def test_a_run_on_a_server_that_runs(
@@ -55,13 +55,13 @@ def own(tiered: Any, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         tiered.device, tiered.host = [], []
         yield OwnServer(tiered.url, os.getpid())
 
-    monkeypatch.setattr(bench_swap, "started", started)
+    monkeypatch.setattr(swap, "started", started)
     return folders
 
 
 def test_its_own_server_is_restarted(own: list[Path], folder: Path, tmp_path: Path) -> None:
     sizes = ["--rounds", "1", "--copies", "8", "--measure", "first-token", "--out", str(tmp_path / "out.json")]
-    assert main(["bench", "swap", "--adapter", str(folder), *sizes]) == 0
+    assert main(["--adapter", str(folder), *sizes]) == 0
     assert len(own) == 2
     assert own[0] == own[1]
     made = json.loads((tmp_path / "out.json").read_text())["first_token"]
@@ -74,7 +74,7 @@ def test_throughput_over_what_is_registered(
 ) -> None:
     sizes = ["--registered", "10,1", "--rounds", "1", "--requests", "6", "--hot", "2"]
     out = tmp_path / "out.json"
-    command = ["bench", "swap", "--adapter", str(folder), "--measure", "registered", *sizes, "--out", str(out)]
+    command = ["--adapter", str(folder), "--measure", "registered", *sizes, "--out", str(out)]
     assert main(command) == 0
     made = json.loads(out.read_text())["registered"]
     assert [*made] == ["1", "10"]
@@ -101,5 +101,5 @@ def test_mistakes(run: Callable[..., int], flags: list[str], message: str, capsy
 
 
 def test_a_model_of_ones_own_needs_an_adapter(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "swap", "some/model"]) == 2
+    assert main(["some/model"]) == 2
     assert "--adapter" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The server that is measured, and the copies of an adapter that a measurement puts there and takes away."""
+"""The measured server, and the copies of an adapter that a measurement uploads to it and removes again."""
 
 import asyncio
 import contextlib
@@ -12,16 +12,17 @@ from typing import Any, NamedTuple, Self, TypeVar
 import httpx
 from tqdm import tqdm
 
-from ..client import headers, message_of
-from ..errors import FAILED, UNREACHABLE, CommandError
-from ..load.generator import Target
-from ..load.stream import Endpoint, Measurement, ask
-from ..load.trace import Request
+from peftserve.server.cli.client import headers, message_of
+from peftserve.server.cli.errors import FAILED, UNREACHABLE, CommandError
+from peftserve.server.cli.load.generator import Target
+from peftserve.server.cli.load.stream import Endpoint, Measurement, ask
+from peftserve.server.cli.load.trace import Request
+
 from .copies import Copies
 
 PROMPT_TOKENS = 8
 CLIENTS = 8  # that upload or delete at the same time
-SETTLING = 0.05  # seconds after a request in which the engine says where its adapters are now
+SETTLING = 0.05  # seconds after a request until the engine has reported where its adapters are
 _TIMEOUT = httpx.Timeout(300.0, connect=10.0)
 _PAGE = 100_000
 _DIGITS = 6
@@ -29,14 +30,14 @@ _Item = TypeVar("_Item")
 
 
 class Uploaded(NamedTuple):
-    """seconds: from the first byte sent to the answer."""
+    """An upload. seconds: from the first byte sent to the answer."""
 
     name: str
     seconds: float
 
 
-class Subject:
-    """An async context, at whose end the copies are removed again unless the server goes too, as `keep` says."""
+class MeasuredServer:
+    """A server with copies of an adapter. An async context that removes the copies at its end, unless `keep`."""
 
     def __init__(
         self,
@@ -48,7 +49,7 @@ class Subject:
         known: Sequence[str] = (),
         cpu_seconds: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        """known: copies that another subject has left there. cpu_seconds: of the server's processes, where known."""
+        """known: copies that are there already. cpu_seconds: CPU time of the server's processes, where known."""
         self.cpu_seconds = cpu_seconds
         self.target = Target(url.rstrip("/").removesuffix("/v1"), api_key)
         self._copies = copies
@@ -74,16 +75,16 @@ class Subject:
             await self._http.aclose()
 
     async def upload(self) -> Uploaded:
-        """A new copy."""
+        """Upload a new copy."""
         name = f"{self._prefix}{next(self._numbers):0{_DIGITS}}"
-        parts = self._copies.parts(name)
+        files = self._copies.form(name)
         start = time.perf_counter()
-        await self._call("POST", "/v1/adapters", data={"name": name}, files=parts)
+        await self._call("POST", "/v1/adapters", data={"name": name}, files=files)
         self._names[name] = None
         return Uploaded(name, time.perf_counter() - start)
 
     async def register(self, number: int) -> list[str]:
-        """The names of so many new copies, from several clients at once."""
+        """Upload this number of new copies from several clients at once; return their names."""
         before = len(self._names)
         with tqdm(total=number, unit="adapter", desc="upload", leave=False, disable=None) as progress:
 
@@ -95,19 +96,20 @@ class Subject:
         return sorted([*self._names][before:])
 
     async def remove(self, name: str) -> None:
+        """Delete a copy."""
         self._names.pop(name, None)
         await self._call("DELETE", f"/v1/adapters/{name}")
 
     async def states(self) -> dict[str, str]:
-        """Name to where it is (`disk`, `host` or `device`), of every copy. Right while nothing moves."""
+        """Return by name where every copy is: `disk`, `host` or `device`. It holds while nothing moves."""
         await asyncio.sleep(SETTLING)
         response = await self._call("GET", "/v1/adapters", params={"after": self._prefix, "limit": str(_PAGE)})
         return {card["name"]: card["state"] for card in response.json()["data"] if card["name"] in self._names}
 
     async def ask(self, name: str, output_tokens: int = 1, record: list[Measurement] | None = None) -> Measurement:
-        """One request, with a prompt that no other has. Raises CommandError if it fails.
+        """Send one request, with a prompt that no other has. Raises CommandError if it fails.
 
-        record: where the measurement is put at once, so that it is there also if nobody waits for its end.
+        record: a list to which the measurement is appended at once, for callers that are cancelled before its end.
         """
         body = self.target.body(Request(None, name, PROMPT_TOKENS, output_tokens, next(self._seeds)))
         measurement = Measurement(name, time.perf_counter())
@@ -119,7 +121,7 @@ class Subject:
         return measurement
 
     async def loads(self) -> int:
-        """Adapters that the server has brought to its device since it started."""
+        """Return how many adapters the server has loaded to its device since it started."""
         await asyncio.sleep(SETTLING)
         text = (await self._call("GET", "/metrics")).text
         found = re.search(r"^peftserve_adapter_loads_total (\S+)$", text, re.MULTILINE)

@@ -1,7 +1,9 @@
-"""What of the measurements is printed."""
+"""The measurements as tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from ..tables import aligned
 
 _SHOWN = ("mean", "p50", "p90", "p99")
 _TIERS = {
@@ -21,59 +23,49 @@ _KINDS = {
 
 
 def readable(made: Mapping[str, Any]) -> str:
-    parts = [_PARTS[name](made[name]) for name in _PARTS if name in made]
-    return "\n\n".join(parts)
-
-
-def table(heading: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
-    """A heading and columns to the right."""
-    lines = [(heading, columns), *rows.items()]
-    first = max(len(name) for name, _ in lines)
-    widths = [max(len(line[1][i]) for line in lines) for i in range(len(columns))]
-    return "\n".join(
-        "  ".join([f"{name:<{first}}", *(f"{cell:>{w}}" for cell, w in zip(cells, widths, strict=True))])
-        for name, cells in lines
-    )
+    """Return a table of each measurement."""
+    return "\n\n".join(table(made[name]) for name, table in _TABLES.items() if name in made)
 
 
 def _first_token(made: Mapping[str, Any]) -> str:
-    rows = {
-        text: [*_numbers(made[kind]), _extra(made["extra_ms"].get(kind))] for kind, text in _TIERS.items() if made[kind]
-    }
-    return table("first token (ms)", [*_SHOWN, "extra"], rows)
+    rows = [
+        [text, *_numbers(made[kind]), _extra(made["extra_ms"].get(kind))] for kind, text in _TIERS.items() if made[kind]
+    ]
+    return aligned(["first token (ms)", *_SHOWN, "extra"], rows)
 
 
 def _stall(made: Mapping[str, Any]) -> str:
     ratios = [("over_quiet", share) for share in ("p50", "p99")] + [("over_warm", share) for share in ("p50", "p99")]
-    rows = {
-        text: [*_numbers(made[kind]), *(_ratio(made[over].get(kind, {}).get(share)) for over, share in ratios)]
+    rows = [
+        [text, *_numbers(made[kind]), *(_ratio(made[over].get(kind, {}).get(share)) for over, share in ratios)]
         for kind, text in _KINDS.items()
         if made[kind]
-    }
+    ]
     columns = [f"{over.removeprefix('over_')} {share}" for over, share in ratios]
-    return table("between tokens of others (ms)", [*_SHOWN, *(f"/{column}" for column in columns)], rows)
+    return aligned(["between tokens of others (ms)", *_SHOWN, *(f"/{column}" for column in columns)], rows)
 
 
 def _cycle(made: Mapping[str, Any]) -> str:
-    rows = {
-        f"from {'disk' if tier == 'disk' else 'the host'}": [
+    rows = [
+        [
+            f"from {'disk' if tier == 'disk' else 'the host'}",
             f"{there['loads_per_second']:.1f}",
             f"{there['requests_per_second']:.1f}",
             str(there["loads"]),
             str(there["adapters"]),
         ]
         for tier, there in made.items()
-    }
-    return table("round-robin", ["loads/s", "requests/s", "loads", "adapters"], rows)
+    ]
+    return aligned(["round-robin", "loads/s", "requests/s", "loads", "adapters"], rows)
 
 
 def _registered(made: Mapping[str, Any]) -> str:
-    rows = {
-        number: [f"{there['registered_per_second']:.0f}", *_load(there["hot"]), *_load(there["power"])]
+    rows = [
+        [number, f"{there['registered_per_second']:.0f}", *_load(there["hot"]), *_load(there["power"])]
         for number, there in made.items()
-    }
+    ]
     columns = [f"{load} {name}" for load in ("hot", "power") for name in ("tok/s", "ratio", "CPU", "ratio", "hits")]
-    return table("registered", ["uploads/s", *columns], rows)
+    return aligned(["registered", "uploads/s", *columns], rows)
 
 
 def _load(found: Mapping[str, Any]) -> list[str]:
@@ -98,4 +90,9 @@ def _ratio(ratio: float | None) -> str:
     return "" if ratio is None else f"{ratio:.2f}"
 
 
-_PARTS = {"first_token": _first_token, "stall": _stall, "cycle": _cycle, "registered": _registered}
+_TABLES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "first_token": _first_token,
+    "stall": _stall,
+    "cycle": _cycle,
+    "registered": _registered,
+}

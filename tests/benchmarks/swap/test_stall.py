@@ -1,7 +1,7 @@
 import pytest
 
+from benchmarks.swap.stall import Window, summarize
 from peftserve.server.cli.load.stream import Measurement
-from peftserve.server.cli.swap.stall import Window, summarize
 
 
 def test_gaps_count_by_what_was_under_way() -> None:

@@ -1,22 +1,21 @@
-"""Many adapters out of one: the same tensors, other bytes, so that a server takes each for an adapter of its own."""
+"""Copies of one adapter: the same tensors, other bytes, so that a server takes each for an adapter of its own."""
 
 import json
 import struct
 from pathlib import Path
 
 from peftserve.adapters.files import WEIGHTS
+from peftserve.server.cli.adapters import files_of
+from peftserve.server.cli.errors import CommandError
 
-from ..adapters import files_of
-from ..errors import CommandError
-
-Part = tuple[str, tuple[str, bytes]]
+FormFile = tuple[str, tuple[str, bytes]]  # (field, (file name, content))
 
 
 class Copies:
-    """Of the adapter in a folder, all of whose files are kept in memory."""
+    """A source of copies of the adapter in a folder, whose files are kept in memory."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises CommandError if there is no adapter."""
+        """Raises CommandError if the folder holds no adapter."""
         self._files = {name: path.read_bytes() for name, path in files_of(folder).items()}
         try:
             marked(self._files[WEIGHTS], "")
@@ -25,17 +24,20 @@ class Copies:
 
     @property
     def num_bytes(self) -> int:
-        """Of the files of one copy, nearly."""
+        """Return the bytes of the files of one copy, but for its mark."""
         return sum(len(content) for content in self._files.values())
 
-    def parts(self, mark: str) -> list[Part]:
-        """The files of the copy with a mark, as httpx takes them for a form."""
+    def form(self, mark: str) -> list[FormFile]:
+        """Return the files of the copy with this mark, as httpx takes them for a form."""
         files = {**self._files, WEIGHTS: marked(self._files[WEIGHTS], mark)}
         return [("files", file) for file in files.items()]
 
 
 def marked(weights: bytes, mark: str) -> bytes:
-    """A safetensors file with a note in its header. Raises ValueError, struct.error, AttributeError if it is none."""
+    """Return a safetensors file with a mark in its header.
+
+    Raises ValueError, struct.error or AttributeError if `weights` is no safetensors file.
+    """
     (length,) = struct.unpack("<Q", weights[:8])
     header = json.loads(weights[8 : 8 + length])
     header["__metadata__"] = {**header.get("__metadata__", {}), "copy": mark}
