@@ -102,14 +102,14 @@ def suite(setting: Setting) -> Part:
 def decode(setting: Setting) -> Part:
     if setting.rehearses:
         sizes = (*setting.small, "--sequences", "1", "4", "--context", "32", "--adapters", "4")
-        return Part(DECODE, [[setting.script(40, "decode_step", *sizes, "--out", setting.results)]])
+        return Part(DECODE, [[setting.script(40, "engine.decode_step", *sizes, "--out", setting.results)]])
     compiled = ("--layers", "1", "--rounds", "0", "--adapters", "1")
     return Part(
         DECODE,
         [
-            [setting.script(60, "decode_step", *compiled)],
-            [setting.script(90, "decode_step", "--layers", "8", "--out", setting.results)],
-            [setting.script(140, "decode_step", "--layers", "32", "--out", setting.results)],
+            [setting.script(60, "engine.decode_step", *compiled)],
+            [setting.script(90, "engine.decode_step", "--layers", "8", "--out", setting.results)],
+            [setting.script(140, "engine.decode_step", "--layers", "32", "--out", setting.results)],
         ],
     )
 
@@ -128,7 +128,7 @@ def kernels(setting: Setting) -> Part:
         [
             [setting.kernels(130, *shape, "--table", "--phase", "decode", "--minutes", "2")],
             [setting.kernels(60, *shape, "--table", "--phase", "prefill", "--minutes", "0.8")],
-            *([setting.script(25, "overlap", *_overlap(setting, *step))] for step in steps),
+            *([setting.script(25, "kernels.overlap", *_overlap(setting, *step))] for step in steps),
         ],
     )
 
@@ -145,7 +145,7 @@ def attention(setting: Setting) -> Part:
 def prefill(setting: Setting) -> Part:
     small = (*setting.small, "--prompts", "8x32", "--budget", "64")
     words = small if setting.rehearses else ("--layers", "8")
-    command = setting.script(90, "prefill_step", *words, "--out", setting.results)
+    command = setting.script(90, "engine.prefill_step", *words, "--out", setting.results)
     return Part("prompts through the engine, without and with adapters", [[command]])
 
 
@@ -153,7 +153,7 @@ def serve(setting: Setting) -> Part:
     words = ("--device", "cpu", "--rehearsal") if setting.rehearses else ("--device", "cuda")
     return Part(
         "traces through HTTP: a full batch in a closed loop, and S-LoRA's arrivals",
-        [[setting.script(110, "serve", *words, "--out", setting.results)]],
+        [[setting.script(110, "serving.serve", *words, "--out", setting.results)]],
         packages=SERVER,
         hint="carry their wheels in ./wheels",
     )
@@ -184,10 +184,10 @@ def peers(setting: Setting) -> Part:
     shown = ("--layers", "2", "--tokens", "32") if setting.rehearses else ()
     prompts = ("--prompts", "8x32") if setting.rehearses else ("--prompts", "16x512")
     stages = [
-        [setting.script(215, "beside_vllm", "run", "--kit", str(setting.kit), *beside)],
-        [setting.script(90, "decode_step", *ours, *decoding, "--out", setting.results)],
-        [setting.script(60, "prefill_step", *ours, *prompts, "--out", setting.results)],
-        [setting.script(20, "beside_vllm", "table", *beside, *shown)],
+        [setting.script(215, "engine.beside_vllm", "run", "--kit", str(setting.kit), *beside)],
+        [setting.script(90, "engine.decode_step", *ours, *decoding, "--out", setting.results)],
+        [setting.script(60, "engine.prefill_step", *ours, *prompts, "--out", setting.results)],
+        [setting.script(20, "engine.beside_vllm", "table", *beside, *shown)],
     ]
     return Part(
         "vLLM end to end, and then our engine, on the same points",
@@ -202,7 +202,9 @@ def peft(setting: Setting) -> Part:
     small = ("--rounds", "1", "--requests", "2", "--prompt-tokens", "8", "--output-tokens", "4")
     words = ("--device", setting.device, *(small if setting.rehearses else ("--rounds", "2")))
     written = ("--out", str(setting.out / "engine_vs_peft_gpu.json"))
-    return Part("the engine beside transformers and PEFT", [[setting.script(80, "engine_vs_peft", *words, *written)]])
+    return Part(
+        "the engine beside transformers and PEFT", [[setting.script(80, "engine.engine_vs_peft", *words, *written)]]
+    )
 
 
 PARTS: Mapping[str, Callable[[Setting], Part]] = {

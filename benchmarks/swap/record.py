@@ -20,7 +20,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ..machine import machine
-from ..smollm import write_base
+from ..models.smollm import write_base
 from .main import main as swap
 
 SERVE = "--dtype float32 --adapter-memory 128MiB --kv-cache-tokens 16384"

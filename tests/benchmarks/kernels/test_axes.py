@@ -3,7 +3,7 @@ import torch
 
 from benchmarks.kernels.axes import AXES, CACHE_BYTES, label, layers_for, scenarios, table
 from benchmarks.kernels.cost import cost_of, shares_of
-from benchmarks.kernels.measured import EXPERIMENT, PEERS, read
+from benchmarks.kernels.model.measured import EXPERIMENT, PEERS, read
 from benchmarks.kernels.steps import SHAPES, Scenario
 
 

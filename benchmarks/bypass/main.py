@@ -1,0 +1,185 @@
+"""Times the bypasses on this machine's CPU: our backend, a plain loop over the adapters, and PEFT's mixed batch.
+
+    python -m benchmarks.bypass [--threads N] [--dtype float32 bfloat16] [--shape smollm-135m 2048x5632] [--quick]
+                                [--out FILE.json]
+
+The work is a step of all the linears of some layers: as many as fill the cache twice, and no more than the model has.
+`benchmarks/kernels/cost.py` says what the floor is. The contestants take turns and medians are reported, so that a busy
+neighbour slows all of them alike. PEFT has the base's outputs given to it, as we have, and is timed at decode only.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from peftserve.kernels.bypass.layout import Group
+from peftserve.kernels.bypass.torch.backend import TorchBypass
+
+from ..kernels.axes import label, layers_for
+from ..kernels.contender import Run
+from ..kernels.cost import Machine, cost_of, measure_machine, shares_of
+from ..kernels.ours import Ours, attach_all
+from ..kernels.steps import SHAPES, Scenario, Shape, Step, make_step
+from ..machine import machine as this_machine
+from .peft_linears import Peft
+
+MODELS = {
+    "smollm-135m": SHAPES["smollm-135m"],
+    "2048x5632": Shape(
+        4, (Group(2048, (2048, 512, 512)), Group(2048, (2048,)), Group(2048, (5632, 5632)), Group(5632, (2048,)))
+    ),
+}
+MIXED = (8, 16, 32, 64, 128)
+COUNTS = (1, 2, 4, 8, 16, 32, 64)
+LEAST_ROUNDS, ROUNDS = 3, 7
+SHORTEST, LONGEST = 1.5, 12.0  # seconds of one point's rounds
+
+
+@dataclass(frozen=True)
+class Result:
+    """Milliseconds of a step's bypasses. begin: planning, once per change of the batch. peft: None if not timed."""
+
+    dtype: str
+    shape: str
+    layers: int
+    phase: str
+    tokens: int
+    adapters: int
+    ranks: str
+    floor: float
+    ours: float
+    begin: float
+    loop: float
+    peft: float | None
+
+
+def scenarios(*, quick: bool) -> Iterator[Scenario]:
+    """All counts with mixed ranks; the smallest and a large rank where there is a token for each adapter, and more."""
+    if quick:
+        yield from (Scenario("decode", 16, _ranks(MIXED, 8)), Scenario("prefill", 512, _ranks(MIXED, 8)))
+        return
+    for tokens in COUNTS:
+        yield from (Scenario("decode", tokens, _ranks(MIXED, n)) for n in COUNTS[:-1] if n <= tokens)
+    for rank in (8, 64, 128):
+        yield from (Scenario("decode", t, _ranks((rank,), n)) for t, n in ((1, 1), (8, 8), (16, 1), (16, 8), (32, 32)))
+    for tokens in (128, 512, 2048):
+        yield from (Scenario("prefill", tokens, _ranks(MIXED, n)) for n in (1, 8, 32))
+
+
+def _ranks(ranks: tuple[int, ...], count: int) -> tuple[int, ...]:
+    return tuple(ranks[i % len(ranks)] for i in range(count))
+
+
+class Loop:
+    """As most write it: at each linear, for each adapter, its two products on its rows."""
+
+    name = "loop"
+    version = ""
+
+    def prepare(self, step: Step) -> Run:
+        def run() -> None:
+            for index, x, outputs in step.calls():
+                for position, y in enumerate(outputs):
+                    for slot, _, start, end in step.scenario.segments:
+                        adapter = step.adapters[slot]
+                        a = adapter.a[index][position * adapter.rank :][: adapter.rank]
+                        y[start:end] += x[start:end] @ a.t() @ adapter.b[index][position]
+
+        return run
+
+
+def measure(scenario: Scenario, shape: str, dtype: torch.dtype, machine: Machine) -> Result:
+    model = MODELS[shape]
+    layers = layers_for(scenario, model, dtype, "cpu")
+    step = make_step(scenario, model, layers=layers, dtype=dtype, device="cpu")
+    peft: dict[str, Run] = {"peft": Peft().prepare(step)} if scenario.phase == "decode" else {}
+    times = medians({"begin": planning(step), "ours": Ours().prepare(step), "loop": Loop().prepare(step), **peft})
+    floor = machine.seconds(cost_of(step.groups, shares_of(scenario), dtype))
+    figures = {name: round(seconds * 1e3, 3) for name, seconds in {"floor": floor, "peft": 0.0, **times}.items()}
+    setting = (str(dtype).removeprefix("torch."), shape, layers, scenario.phase, scenario.tokens, len(scenario.ranks))
+    return Result(*setting, label(scenario.ranks), **{**figures, "peft": figures["peft"] or None})
+
+
+def fastest(device: str, dtype: torch.dtype) -> Machine:
+    """With products in fp32 where the dtype's own are slower."""
+    own, wide = measure_machine(device, dtype), measure_machine(device, torch.float32)
+    return Machine(max(own.bandwidth, wide.bandwidth), max(own.peak, wide.peak))
+
+
+def planning(step: Step) -> Run:
+    backend = TorchBypass(step.arena, step.groups)
+    attach_all(backend, step)
+
+    def run() -> None:
+        backend.begin([], [])
+        backend.begin(step.scenario.segments, [])
+
+    return run
+
+
+def medians(runs: Mapping[str, Run]) -> dict[str, float]:
+    """Seconds of one call of each, which take turns."""
+    for run in runs.values():
+        run()
+    start, rounds = time.perf_counter(), [{name: seconds(run) for name, run in runs.items()}]
+    while more(len(rounds), time.perf_counter() - start):
+        rounds.append({name: seconds(run) for name, run in runs.items()})
+    return {name: statistics.median(times[name] for times in rounds) for name in runs}
+
+
+def more(rounds: int, passed: float) -> bool:
+    """Long steps have fewer rounds, and short ones more."""
+    return rounds < LEAST_ROUNDS or (passed < LONGEST and rounds < ROUNDS) or passed < SHORTEST
+
+
+def seconds(run: Run) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def line(r: Result) -> str:
+    peft = f"{r.peft:9.2f}{r.peft / r.ours:11.2f}" if r.peft else ""
+    return (
+        f"{r.dtype:9}{r.shape:12}{r.layers:7}{r.phase:>8}{r.tokens:7}{r.adapters:9}{r.ranks:>7}{r.floor:9.2f}"
+        f"{r.ours:9.2f}{r.begin:8.2f}{r.loop:10.2f}{r.loop / r.ours:11.2f}{peft}"
+    )
+
+
+HEAD = (
+    f"{'dtype':9}{'shape':12}{'layers':>7}{'phase':>8}{'tokens':>7}{'adapters':>9}{'ranks':>7}{'floor':>9}"
+    f"{'ours':>9}{'begin':>8}{'loop':>10}{'loop/ours':>11}{'peft':>9}{'peft/ours':>11}"
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--dtype", nargs="+", choices=("float32", "bfloat16"), default=["bfloat16"])
+    parser.add_argument("--shape", nargs="+", choices=MODELS, default=["smollm-135m"])
+    parser.add_argument("--quick", action="store_true", help="one step of each phase")
+    parser.add_argument("--out", type=Path, help="also write the figures as JSON, such as to benchmarks/results/")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    print(f"{args.threads} threads; milliseconds of a step, medians\n{HEAD}")
+    results: list[Result] = []
+    with torch.inference_mode():
+        for dtype in (getattr(torch, name) for name in args.dtype):
+            machine = fastest("cpu", dtype)
+            for shape in args.shape:
+                for scenario in scenarios(quick=args.quick):
+                    results.append(measure(scenario, shape, dtype, machine))
+                    print(line(results[-1]), flush=True)
+    if args.out:
+        setup = this_machine() | {"threads": args.threads}
+        args.out.write_text(json.dumps({**setup, "results": [asdict(r) for r in results]}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""The least time of a whole step: for each product the larger of its bytes and its arithmetic, one after the other.
+
+What is counted is what nothing gets round: every weight once, of the head only for the rows whose logits are wanted;
+keys and values that a row sees once for all rows of its sequence; each adapter's factors once. Activations are not:
+most of them stay in the cache, and a decode step's are a hundredth of its weights.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import LlamaConfig
+
+from ..kernels.cost import Machine
+from ..models.llama import RANK, linears_of
+
+Rows = Sequence[tuple[int, int]]  # (rows, context) of each sequence: so many new tokens behind so many
+GROUPS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Seconds."""
+
+    products: float
+    attention: float
+    adapters: float
+
+    @property
+    def whole(self) -> float:
+        return self.products + self.attention + self.adapters
+
+
+@dataclass(frozen=True)
+class StepFloor:
+    config: LlamaConfig
+    dtype: torch.dtype
+    machine: Machine
+
+    def __call__(self, sequences: Rows, adapters: int, logits: int | None = None) -> Floor:
+        """adapters: that have rows in the step, evenly. logits: rows of the head (default: one for each sequence)."""
+        rows = sum(new for new, _ in sequences)
+        layers = self.config.num_hidden_layers
+        head = self._product(self.config.hidden_size, self.config.vocab_size, logits or len(sequences))
+        linears = linears_of(self.config)
+        widths = [(linears[group[0]][0], sum(linears[name][1] for name in group)) for group in GROUPS]
+        products = sum(self._product(width, out, rows) for width, out in widths)
+        bypasses = sum(self._bypass([linears[name] for name in group], rows, adapters) for group in GROUPS if adapters)
+        return Floor(layers * products + head, layers * self._attention(sequences), layers * bypasses)
+
+    def _product(self, width: int, out: int, rows: int) -> float:
+        return self._most(width * out, 2 * rows * width * out)
+
+    def _bypass(self, linears: Sequence[tuple[int, int]], rows: int, adapters: int) -> float:
+        """Of the linears of one input, each with an A and a B of its own."""
+        elements = RANK * sum(width + out for width, out in linears)
+        return self._most(adapters * elements, 2 * rows * elements)
+
+    def _attention(self, sequences: Rows) -> float:
+        config = self.config
+        head = config.hidden_size // config.num_attention_heads
+        seen = sum(context + new for new, context in sequences)
+        pairs = sum(new * context + new * (new + 1) // 2 for new, context in sequences)
+        return self._most(2 * seen * config.num_key_value_heads * head, 4 * pairs * config.num_attention_heads * head)
+
+    def _most(self, elements: int, flops: int) -> float:
+        return max(elements * self.dtype.itemsize / self.machine.bandwidth, flops / self.machine.peak)
