@@ -28,9 +28,9 @@ from peftserve.kernels.attention.layout import AttentionBackend, AttentionLayer,
 from peftserve.kernels.attention.triton.backend import TritonAttention
 
 from ..kernels.contender import Run
-from ..kernels.cost import Machine, measure_machine
+from ..kernels.roofline import Roofline, measure_roofline
 from ..kernels.timing import captured, medians
-from .problem import PAGE_SIZE, Attend, Problem, Sequences
+from .problem import PAGE_SIZE, Attend, AttentionProblem, Sequences
 
 VARLEN_PAGE_SIZE = 256
 CACHE_BYTES = 256 << 20  # of keys and values, under which a device's cache might hold them
@@ -57,11 +57,11 @@ SMALL_STEPS: dict[str, Sequences] = {
 }
 
 
-def ours(problem: Problem) -> Attend:
+def ours(problem: AttentionProblem) -> Attend:
     return _layer(problem, _own(problem))
 
 
-def written_first(problem: Problem) -> Attend | None:
+def written_first(problem: AttentionProblem) -> Attend | None:
     """Ours, of decodes alone, with a launch of its own for the write to the cache; None for other steps."""
     if any(span.rows > 1 for span in problem.spans):
         return None
@@ -71,7 +71,7 @@ def written_first(problem: Problem) -> Attend | None:
     return attend
 
 
-def flash(problem: Problem) -> Attend | None:
+def flash(problem: AttentionProblem) -> Attend | None:
     """Flash kernels for all spans but decodes; None where there are no others. Without a GPU, SDPA stands in."""
     if all(span.rows == 1 for span in problem.spans):
         return None
@@ -83,7 +83,7 @@ def flash(problem: Problem) -> Attend | None:
     return _layer(problem, MixedAttention(_own(problem), kernel, *rest, least_rows=2, most_keys=most_keys))
 
 
-def chosen(problem: Problem) -> Attend | None:
+def chosen(problem: AttentionProblem) -> Attend | None:
     """What a server takes on this device; None without a GPU, where that is another implementation."""
     if problem.device == "cpu":
         return None
@@ -91,19 +91,19 @@ def chosen(problem: Problem) -> Attend | None:
     return _layer(problem, make_attention_backend([problem.layer], PAGE_SIZE, problem.dtype, device, problem.limits()))
 
 
-def _own(problem: Problem) -> TritonAttention:
+def _own(problem: AttentionProblem) -> TritonAttention:
     device = torch.device(problem.device)
     return TritonAttention([problem.layer], PAGE_SIZE, problem.dtype, device, problem.limits(), assisted=[0])
 
 
-def _layer(problem: Problem, backend: AttentionBackend) -> Attend:
+def _layer(problem: AttentionProblem, backend: AttentionBackend) -> Attend:
     """With the write of the step's keys and values to the cache."""
     backend.begin(problem.spans)
     query, key, value = problem.query, problem.key, problem.value
     return lambda i: backend.attend(0, query, key, value, problem.keys[i], problem.values[i])
 
 
-def gathered(problem: Problem) -> Attend | None:
+def gathered(problem: AttentionProblem) -> Attend | None:
     """SDPA over gathered pages; None unless all sequences are alike."""
     first = problem.spans[0]
     if any((span.rows, span.total) != (first.rows, first.total) for span in problem.spans):
@@ -129,7 +129,7 @@ def gathered(problem: Problem) -> Attend | None:
     return attend
 
 
-def varlen(problem: Problem) -> Attend | None:
+def varlen(problem: AttentionProblem) -> Attend | None:
     """torch's varlen_attn, over pages of the size that it demands; None without a GPU, and before torch 2.12."""
     if problem.device == "cpu":
         return None
@@ -169,7 +169,7 @@ def _in_pages(spans: Sequence[Span], caches: torch.Tensor, count: int) -> torch.
     return out.view(layers, count, VARLEN_PAGE_SIZE, heads, dim)
 
 
-CONTESTANTS: Mapping[str, Callable[[Problem], Attend | None]] = {
+CONTESTANTS: Mapping[str, Callable[[AttentionProblem], Attend | None]] = {
     "ours": ours,
     "written first": written_first,
     "with flash": flash,
@@ -179,7 +179,7 @@ CONTESTANTS: Mapping[str, Callable[[Problem], Attend | None]] = {
 }
 
 
-def ready(problem: Problem, prepare: Callable[[Attend], Run]) -> dict[str, Run]:
+def ready(problem: AttentionProblem, prepare: Callable[[Attend], Run]) -> dict[str, Run]:
     """Those that can run the step and give what they should, each as it is to be timed. Prints why others are not."""
     found = {}
     for name, make in CONTESTANTS.items():
@@ -194,11 +194,11 @@ def ready(problem: Problem, prepare: Callable[[Attend], Run]) -> dict[str, Run]:
     return found
 
 
-def timed(name: str, sequences: Sequences, machine: Machine) -> dict[str, float]:
+def timed(name: str, sequences: Sequences, roofline: Roofline) -> dict[str, float]:
     """Microseconds of one layer, for those that run."""
-    one = Problem(LLAMA_8B, sequences, torch.bfloat16, "cuda", 1)
-    layers = max(2, min(MOST_LAYERS, -(-CACHE_BYTES // one.cost().num_bytes)))
-    problem = Problem(LLAMA_8B, sequences, torch.bfloat16, "cuda", layers)
+    one = AttentionProblem(LLAMA_8B, sequences, torch.bfloat16, "cuda", 1)
+    layers = max(2, min(MOST_LAYERS, -(-CACHE_BYTES // one.least_work().num_bytes)))
+    problem = AttentionProblem(LLAMA_8B, sequences, torch.bfloat16, "cuda", layers)
 
     def over_layers(attend: Attend) -> None:
         for i in range(layers):
@@ -206,7 +206,7 @@ def timed(name: str, sequences: Sequences, machine: Machine) -> dict[str, float]
 
     runs = ready(problem, lambda attend: captured(partial(over_layers, attend), "cuda"))
     times = {who: seconds / layers * 1e6 for who, seconds in medians(runs, "cuda", ROUNDS).items()}
-    times["floor"] = machine.seconds(problem.cost()) * 1e6
+    times["floor"] = roofline.seconds(problem.least_work()) * 1e6
     columns = "".join(f"{times[who]:16.1f}" if who in times else f"{'':16}" for who in (*CONTESTANTS, "floor"))
     print(f"{name:32}{columns}{times.get('chosen', float('nan')) / times['floor']:14.2f}")
     return times
@@ -217,7 +217,7 @@ def check(device: str) -> list[dict[str, Run]]:
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     found = list[dict[str, Run]]()
     for name, sequences in SMALL_STEPS.items():
-        problem = Problem(SMALL, sequences, dtype, device, 1)
+        problem = AttentionProblem(SMALL, sequences, dtype, device, 1)
         found.append(ready(problem, lambda attend: partial(attend, 0)))
         print(f"{name}: right are {', '.join(found[-1]) or 'none'}")
     return found
@@ -231,11 +231,11 @@ def main() -> int:
     torch.manual_seed(0)
     if args.check:
         return status(check("cuda" if torch.cuda.is_available() else "cpu"))
-    machine = measure_machine("cuda", torch.bfloat16)
+    roofline = measure_roofline("cuda", torch.bfloat16)
     device = torch.cuda.get_device_name()
-    print(f"{device}: {machine.bandwidth / 1e9:.0f} GB/s, {machine.peak / 1e12:.0f} TFLOP/s; microseconds of a layer")
+    print(f"{device}: {roofline.bandwidth / 1e9:.0f} GB/s, {roofline.peak / 1e12:.0f} TFLOP/s; microseconds of a layer")
     print(f"{'':32}" + "".join(f"{who:>16}" for who in (*CONTESTANTS, "floor")) + f"{'chosen/floor':>14}")
-    found = {name: timed(name, sequences, machine) for name, sequences in STEPS.items()}
+    found = {name: timed(name, sequences, roofline) for name, sequences in STEPS.items()}
     if args.out:
         args.out.write_text(json.dumps({"device": device, "us": found}) + "\n", encoding="utf-8")
     return status(list(found.values()))

@@ -9,7 +9,7 @@ from peftserve.kernels.attention.layout import AttentionLayer, Limits, Span
 from peftserve.kernels.attention.plan import positions_of, step_of
 from peftserve.kernels.attention.reference import naive_attend
 
-from ..kernels.cost import Cost
+from ..kernels.roofline import LeastWork
 
 PAGE_SIZE = 16
 
@@ -18,7 +18,7 @@ Attend = Callable[[int], torch.Tensor]  # of layer i: (rows, heads, dim)
 
 
 @dataclass
-class Problem:
+class AttentionProblem:
     """A step over `num_layers` caches with random keys and values, all alike in shape, the step's own written already.
 
     key, value: the step's, alike in all layers.
@@ -56,14 +56,14 @@ class Problem:
         expected = naive_attend(self.spans, self.layer, self.query, self.keys[last], self.values[last])
         return float((attend(last).double() - expected).norm() / expected.norm())
 
-    def cost(self) -> Cost:
+    def least_work(self) -> LeastWork:
         """Of one layer: every key and value that a sequence sees once, queries and outputs once."""
         layer, rows = self.layer, self.query.shape[2]
         seen = sum(span.total for span in self.spans) * layer.kv_heads * (layer.key_dim + layer.value_dim)
         own = rows * layer.heads * (layer.key_dim + layer.value_dim)
         pairs = sum(span.rows * (2 * span.total - span.rows + 1) // 2 for span in self.spans)
         flops = 2 * pairs * layer.heads * (layer.key_dim + layer.value_dim)
-        return Cost(seen * self.dtype.itemsize, own * self.dtype.itemsize, flops)
+        return LeastWork(seen * self.dtype.itemsize, own * self.dtype.itemsize, flops)
 
     def limits(self) -> Limits:
         return Limits(self.query.shape[2], len(self.spans), max(span.total for span in self.spans))

@@ -23,9 +23,9 @@ from peftserve.kernels.bypass.torch.backend import TorchBypass
 
 from ..kernels.axes import label, layers_for
 from ..kernels.contender import Run
-from ..kernels.cost import Machine, cost_of, measure_machine, shares_of
 from ..kernels.ours import Ours, attach_all
-from ..kernels.steps import SHAPES, Scenario, Shape, Step, make_step
+from ..kernels.problem import SHAPES, BypassProblem, Scenario, Shape, make_problem
+from ..kernels.roofline import Roofline, least_work, measure_roofline, shares_of
 from ..machine import machine as this_machine
 from .peft_linears import Peft
 
@@ -82,43 +82,45 @@ class Loop:
     name = "loop"
     version = ""
 
-    def prepare(self, step: Step) -> Run:
+    def prepare(self, problem: BypassProblem) -> Run:
         def run() -> None:
-            for index, x, outputs in step.calls():
+            for index, x, outputs in problem.calls():
                 for position, y in enumerate(outputs):
-                    for slot, _, start, end in step.scenario.segments:
-                        adapter = step.adapters[slot]
+                    for slot, _, start, end in problem.scenario.segments:
+                        adapter = problem.adapters[slot]
                         a = adapter.a[index][position * adapter.rank :][: adapter.rank]
                         y[start:end] += x[start:end] @ a.t() @ adapter.b[index][position]
 
         return run
 
 
-def measure(scenario: Scenario, shape: str, dtype: torch.dtype, machine: Machine) -> Result:
+def measure(scenario: Scenario, shape: str, dtype: torch.dtype, roofline: Roofline) -> Result:
     model = MODELS[shape]
     layers = layers_for(scenario, model, dtype, "cpu")
-    step = make_step(scenario, model, layers=layers, dtype=dtype, device="cpu")
-    peft: dict[str, Run] = {"peft": Peft().prepare(step)} if scenario.phase == "decode" else {}
-    times = medians({"begin": planning(step), "ours": Ours().prepare(step), "loop": Loop().prepare(step), **peft})
-    floor = machine.seconds(cost_of(step.groups, shares_of(scenario), dtype))
+    problem = make_problem(scenario, model, layers=layers, dtype=dtype, device="cpu")
+    peft: dict[str, Run] = {"peft": Peft().prepare(problem)} if scenario.phase == "decode" else {}
+    times = medians(
+        {"begin": planning(problem), "ours": Ours().prepare(problem), "loop": Loop().prepare(problem), **peft}
+    )
+    floor = roofline.seconds(least_work(problem.groups, shares_of(scenario), dtype))
     figures = {name: round(seconds * 1e3, 3) for name, seconds in {"floor": floor, "peft": 0.0, **times}.items()}
     setting = (str(dtype).removeprefix("torch."), shape, layers, scenario.phase, scenario.tokens, len(scenario.ranks))
     return Result(*setting, label(scenario.ranks), **{**figures, "peft": figures["peft"] or None})
 
 
-def fastest(device: str, dtype: torch.dtype) -> Machine:
+def fastest(device: str, dtype: torch.dtype) -> Roofline:
     """With products in fp32 where the dtype's own are slower."""
-    own, wide = measure_machine(device, dtype), measure_machine(device, torch.float32)
-    return Machine(max(own.bandwidth, wide.bandwidth), max(own.peak, wide.peak))
+    own, wide = measure_roofline(device, dtype), measure_roofline(device, torch.float32)
+    return Roofline(max(own.bandwidth, wide.bandwidth), max(own.peak, wide.peak))
 
 
-def planning(step: Step) -> Run:
-    backend = TorchBypass(step.arena, step.groups)
-    attach_all(backend, step)
+def planning(problem: BypassProblem) -> Run:
+    backend = TorchBypass(problem.arena, problem.groups)
+    attach_all(backend, problem)
 
     def run() -> None:
         backend.begin([], [])
-        backend.begin(step.scenario.segments, [])
+        backend.begin(problem.scenario.segments, [])
 
     return run
 
@@ -171,10 +173,10 @@ def main() -> None:
     results: list[Result] = []
     with torch.inference_mode():
         for dtype in (getattr(torch, name) for name in args.dtype):
-            machine = fastest("cpu", dtype)
+            roofline = fastest("cpu", dtype)
             for shape in args.shape:
                 for scenario in scenarios(quick=args.quick):
-                    results.append(measure(scenario, shape, dtype, machine))
+                    results.append(measure(scenario, shape, dtype, roofline))
                     print(line(results[-1]), flush=True)
     if args.out:
         setup = this_machine() | {"threads": args.threads}

@@ -75,7 +75,7 @@ def serve(threads: int, clock: str) -> None:
 
     from ..kernels.axes import layers_for
     from ..kernels.ours import Ours
-    from ..kernels.steps import Scenario, make_step
+    from ..kernels.problem import Scenario, make_problem
     from .main import MODELS, planning
 
     torch.set_num_threads(threads)
@@ -86,8 +86,8 @@ def serve(threads: int, clock: str) -> None:
                 model, dtype = MODELS[question["shape"]], getattr(torch, question["dtype"])
                 scenario = Scenario(question["phase"], question["tokens"], tuple(question["ranks"]))
                 layers = layers_for(scenario, model, dtype, "cpu")
-                step = make_step(scenario, model, layers=layers, dtype=dtype, device="cpu")
-                runs = [planning(step), Ours().prepare(step)]
+                problem = make_problem(scenario, model, layers=layers, dtype=dtype, device="cpu")
+                runs = [planning(problem), Ours().prepare(problem)]
             times = [now()]
             for run in runs:
                 run()
@@ -95,11 +95,11 @@ def serve(threads: int, clock: str) -> None:
             print(json.dumps([end - start for start, end in pairwise(times)]), flush=True)
 
 
-def compare(subjects: Sequence[Subject], step: dict[str, Any], rounds: int) -> Pair:
+def compare(subjects: Sequence[Subject], problem: dict[str, Any], rounds: int) -> Pair:
     from ..kernels.axes import label
 
     for each in subjects:
-        each.ask(step)
+        each.ask(problem)
     seen: list[list[list[float]]] = []
     for number in range(rounds):
         order = (0, 1) if number % 2 else (1, 0)
@@ -108,8 +108,9 @@ def compare(subjects: Sequence[Subject], step: dict[str, Any], rounds: int) -> P
     plan, run = ([[1e3 * times[which] for times in pair] for pair in seen] for which in range(2))
     figures = [median(pair[0] for pair in run), median(pair[1] for pair in run), median(old / new for old, new in run)]
     figures += [median(pair[which] for pair in plan) for which in range(2)]
-    names = (step["dtype"], step["shape"], step["phase"], step["tokens"], len(step["ranks"]), label(step["ranks"]))
-    return Pair(*names, *(round(figure, 3) for figure in figures))
+    ranks = problem["ranks"]
+    names = [problem[name] for name in ("dtype", "shape", "phase", "tokens")]
+    return Pair(*names, len(ranks), label(ranks), *(round(figure, 3) for figure in figures))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -137,8 +138,8 @@ def main() -> None:
         for dtype in arguments.dtype:
             for shape in arguments.shape:
                 for s in scenarios(quick=False):
-                    step = {"shape": shape, "dtype": dtype, "phase": s.phase, "tokens": s.tokens, "ranks": s.ranks}
-                    pairs.append(compare(subjects, step, arguments.rounds))
+                    problem = {"shape": shape, "dtype": dtype, "phase": s.phase, "tokens": s.tokens, "ranks": s.ranks}
+                    pairs.append(compare(subjects, problem, arguments.rounds))
                     print(pairs[-1], flush=True)
     speedups = [pair.speedup for pair in pairs]
     print(f"least {min(speedups):.2f}, geometric mean {exp(fmean(map(log, speedups))):.2f}, of {len(pairs)}")

@@ -8,7 +8,7 @@ from peft.tuners.lora.layer import Linear
 from torch import nn
 
 from ..kernels.contender import Run
-from ..kernels.steps import Step
+from ..kernels.problem import BypassProblem
 
 
 class Given(nn.Linear):
@@ -29,12 +29,12 @@ class Peft:
     name = "peft"
     version = ""
 
-    def prepare(self, step: Step) -> Run:
+    def prepare(self, problem: BypassProblem) -> Run:
         """A sample of PEFT's batch is a token, as in decode: adapters are named for samples."""
-        names = [str(s.slot) for s in step.scenario.segments for _ in range(s.start, s.end)]
+        names = [str(s.slot) for s in problem.scenario.segments for _ in range(s.start, s.end)]
         calls = [
-            partial(_wrap(step, index, position, y).forward, x, adapter_names=names)
-            for index, x, outputs in step.calls()
+            partial(_wrap(problem, index, position, y).forward, x, adapter_names=names)
+            for index, x, outputs in problem.calls()
             for position, y in enumerate(outputs)
         ]
 
@@ -45,10 +45,10 @@ class Peft:
         return run
 
 
-def _wrap(step: Step, index: int, position: int, y: torch.Tensor) -> Linear:
-    base = Given(step.groups[index].in_features, y)
+def _wrap(problem: BypassProblem, index: int, position: int, y: torch.Tensor) -> Linear:
+    base = Given(problem.groups[index].in_features, y)
     layer: Linear | None = None
-    for slot, adapter in enumerate(step.adapters):
+    for slot, adapter in enumerate(problem.adapters):
         name, config = str(slot), LoraConfig(r=adapter.rank, lora_alpha=adapter.rank, init_lora_weights=False)
         if layer is None:
             layer = Linear(base, name, config, r=adapter.rank, lora_alpha=adapter.rank)

@@ -8,7 +8,7 @@ page, and pinned memory is any memory. The widths that decide how work is cut ar
 
 Asked by lines of JSON, it answers by lines of JSON:
     {"start": 64, "adapters": 64, "context": 512}    so many sequences, until all of them decode
-    {"steps": 100}                                   ms of each phase: first decile of so many steps, since what
+    {"steps": 100}                                   ms of each stage: first decile of so many steps, since what
                                                      neighbours on the same cores add is no cost of ours
     {"finish": 0}                                    they are gone
 """
@@ -43,7 +43,7 @@ from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingPara
 MULTIPROCESSORS = 132
 WIDTH = 4096  # of the model that is stood for
 HEAD_DIM = 128
-PHASES: Mapping[str, tuple[type[Any], str]] = {
+STAGES: Mapping[str, tuple[type[Any], str]] = {
     "schedule": (Scheduler, "schedule"),
     "attention": (TritonAttention, "begin"),
     "bypass": (Attachments, "begin"),
@@ -56,29 +56,29 @@ PHASES: Mapping[str, tuple[type[Any], str]] = {
 
 
 class Timers:
-    """spent: by each phase, of the step so far, in seconds."""
+    """spent: by each stage, of the step so far, in seconds."""
 
     def __init__(self) -> None:
-        self.spent = dict.fromkeys(PHASES, 0.0)
-        for phase, (kind, name) in PHASES.items():
-            setattr(kind, name, self._timed(phase, getattr(kind, name)))
+        self.spent = dict.fromkeys(STAGES, 0.0)
+        for stage, (kind, name) in STAGES.items():
+            setattr(kind, name, self._timed(stage, getattr(kind, name)))
 
-    def _timed(self, phase: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    def _timed(self, stage: str, method: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(method)
         def timed(*args: Any, **options: Any) -> Any:
             begun = time.perf_counter()
             try:
                 return method(*args, **options)
             finally:
-                self.spent[phase] += time.perf_counter() - begun
+                self.spent[stage] += time.perf_counter() - begun
 
         return timed
 
     def take(self) -> dict[str, float]:
         """What has been spent since the last call. inputs: what a launch takes beside its other phases."""
-        spent, self.spent = self.spent, dict.fromkeys(PHASES, 0.0)
+        spent, self.spent = self.spent, dict.fromkeys(STAGES, 0.0)
         nested = ("attention", "bypass", "graph", "sample")
-        return {**spent, "inputs": spent["launch"] - sum(spent[phase] for phase in nested)}
+        return {**spent, "inputs": spent["launch"] - sum(spent[stage] for stage in nested)}
 
 
 class Recorder:
@@ -173,7 +173,7 @@ class Subject:
             if len(self._step()) != self._sequences:
                 raise RuntimeError("a step was not for all sequences")
             spent.append(self._timers.take())
-        return {phase: quantiles((each[phase] for each in spent), n=10)[0] * 1e3 for phase in spent[0]}
+        return {stage: quantiles((each[stage] for each in spent), n=10)[0] * 1e3 for stage in spent[0]}
 
     def finish(self) -> None:
         for index in range(self._sequences):

@@ -20,7 +20,7 @@ import torch
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
 
-from ..kernels.cost import measure_machine
+from ..kernels.roofline import measure_roofline
 from ..machine import machine
 from ..models.llama import WIDTHS, make_config, scratch_folder, write_adapters, write_base
 from ..records import append
@@ -40,7 +40,7 @@ def main() -> int:
         base, store = Path(folder) / "base", Path(folder) / "store"
         write_base(base, config, dtype, arguments.device)
         digests = write_adapters(base, store, max(ADAPTERS))
-        found = measure_machine(arguments.device, dtype)
+        found = measure_roofline(arguments.device, dtype)
         engine = make_engine(arguments, base, store)
         about = {**machine(), **gpu(), **found._asdict(), "layers": arguments.layers, "dtype": arguments.dtype}
         append(arguments.out, part="prefill", kind="machine", **about)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from transformers import LlamaConfig
 
-from ..kernels.cost import Machine
+from ..kernels.roofline import Roofline
 from ..models.llama import RANK, linears_of
 
-Rows = Sequence[tuple[int, int]]  # (rows, context) of each sequence: so many new tokens behind so many
+Sequences = Sequence[tuple[int, int]]  # (rows, context) of each sequence: so many new tokens behind so many
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
 
 
@@ -35,9 +35,9 @@ class Floor:
 class StepFloor:
     config: LlamaConfig
     dtype: torch.dtype
-    machine: Machine
+    roofline: Roofline
 
-    def __call__(self, sequences: Rows, adapters: int, logits: int | None = None) -> Floor:
+    def __call__(self, sequences: Sequences, adapters: int, logits: int | None = None) -> Floor:
         """adapters: that have rows in the step, evenly. logits: rows of the head (default: one for each sequence)."""
         rows = sum(new for new, _ in sequences)
         layers = self.config.num_hidden_layers
@@ -56,7 +56,7 @@ class StepFloor:
         elements = RANK * sum(width + out for width, out in linears)
         return self._most(adapters * elements, 2 * rows * elements)
 
-    def _attention(self, sequences: Rows) -> float:
+    def _attention(self, sequences: Sequences) -> float:
         config = self.config
         head = config.hidden_size // config.num_attention_heads
         seen = sum(context + new for new, context in sequences)
@@ -64,4 +64,4 @@ class StepFloor:
         return self._most(2 * seen * config.num_key_value_heads * head, 4 * pairs * config.num_attention_heads * head)
 
     def _most(self, elements: int, flops: int) -> float:
-        return max(elements * self.dtype.itemsize / self.machine.bandwidth, flops / self.machine.peak)
+        return max(elements * self.dtype.itemsize / self.roofline.bandwidth, flops / self.roofline.peak)

@@ -1,4 +1,4 @@
-"""Where steps of the engine go: on the device, kernel by kernel, and on the host, phase by phase."""
+"""Where steps of the engine go: on the device, kernel by kernel, and on the host, call by call."""
 
 import contextlib
 import time
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-PHASES = {
+TIMED_CALLS = {
     "step": "peftserve.server.engine.engine:Engine.step",
     "schedule": "peftserve.server.engine.scheduling.scheduler:Scheduler.schedule",
     "launch": "peftserve.server.engine.pipeline:Pipeline._launch",
@@ -75,11 +75,11 @@ def _ms(microseconds: float, count: int) -> float:
 
 
 def host_profile(run: Callable[[], object], count: int) -> dict[str, float]:
-    """Of `count` calls, ms of one, by phase. `host`: the step without what it waits for the device."""
+    """Of `count` calls, ms of one, by call. `host`: the step without what it waits for the device."""
     with _timed() as seconds:
         for _ in range(count):
             run()
-    found = {phase: round(seconds[phase] / count * 1e3, 4) for phase in PHASES if phase in seconds}
+    found = {call: round(seconds[call] / count * 1e3, 4) for call in TIMED_CALLS if call in seconds}
     return {**found, "host": round(found.get("step", 0.0) - found.get("wait", 0.0), 4)}
 
 
@@ -87,10 +87,10 @@ def host_profile(run: Callable[[], object], count: int) -> dict[str, float]:
 def _timed() -> Iterator[dict[str, float]]:
     seconds: dict[str, float] = defaultdict(float)
     with contextlib.ExitStack() as stack:
-        for phase, place in PHASES.items():
+        for call, place in TIMED_CALLS.items():
             owner, name = _owner(place)
             original = getattr(owner, name)
-            setattr(owner, name, _counting(original, seconds, phase))
+            setattr(owner, name, _counting(original, seconds, call))
             stack.callback(setattr, owner, name, original)
         yield seconds
 
@@ -101,20 +101,20 @@ def _owner(place: str) -> tuple[Any, str]:
     return getattr(import_module(module), class_name), method
 
 
-def _counting(original: Callable[..., Any], seconds: dict[str, float], phase: str) -> Callable[..., Any]:
+def _counting(original: Callable[..., Any], seconds: dict[str, float], call: str) -> Callable[..., Any]:
     def timed(*args: Any, **kwargs: Any) -> Any:
         start = time.perf_counter()
         try:
             return original(*args, **kwargs)
         finally:
-            seconds[phase] += time.perf_counter() - start
+            seconds[call] += time.perf_counter() - start
 
     return timed
 
 
 def lines(profile: dict[str, Any] | None, host: dict[str, float]) -> Iterator[str]:
     """As text, indented, under the line of a measurement."""
-    yield "     host, ms a step: " + ", ".join(f"{phase} {ms:.3f}" for phase, ms in host.items())
+    yield "     host, ms a step: " + ", ".join(f"{call} {ms:.3f}" for call, ms in host.items())
     if profile is None:
         return
     yield (

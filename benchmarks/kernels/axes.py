@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from .cost import cost_of, shares_of
-from .steps import Scenario, Shape
+from .problem import Scenario, Shape
+from .roofline import least_work, shares_of
 
 MIXED = (8, 16, 32, 64)
 Axes = tuple[Sequence[int], Sequence[int], Sequence[tuple[int, ...]]]  # tokens, adapters, ranks in turn
@@ -64,7 +64,7 @@ def label(ranks: Sequence[int]) -> str:
 
 def layers_for(scenario: Scenario, shape: Shape, dtype: torch.dtype, device: str) -> int:
     """So many that their factors fill the cache twice: each layer's come from memory, as behind a model's weights."""
-    per_layer = cost_of(shape.layer, shares_of(scenario), dtype).factors
+    per_layer = least_work(shape.layer, shares_of(scenario), dtype).factors
     needed = -(-2 * _cache_bytes(device) // per_layer)
     return min(needed, MOST_LAYERS if device == "cuda" else shape.layers)
 

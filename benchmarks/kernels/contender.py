@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Protocol
 
-from .steps import Step
+from .problem import BypassProblem
 
 Run = Callable[[], None]
 
@@ -14,7 +14,7 @@ class Contender(Protocol):
     name: str
     version: str
 
-    def prepare(self, step: Step) -> Run | None:
+    def prepare(self, problem: BypassProblem) -> Run | None:
         """A function that adds the bypasses of all the step's groups to their outputs, `step.y`, once per call.
 
             for each group i, site j and segment s:

@@ -7,19 +7,19 @@ import argparse
 
 import torch
 
-from .cost import Share, cost_of, measure_machine
-from .steps import SHAPES
+from .problem import SHAPES
+from .roofline import AdapterShare, least_work, measure_roofline
 
 GB = 1e9
 
-STEPS: dict[str, list[Share]] = {
-    "1 adapter, 1 token": [Share(16, 1)],
-    "1 adapter, 64 tokens": [Share(16, 64)],
-    "8 adapters, 8 tokens": [Share(16, 1)] * 8,
-    "64 adapters, 64 tokens": [Share(16, 1)] * 64,
-    "64 adapters of ranks 8 to 64, 64 tokens": [Share(rank, 1) for rank in (8, 16, 32, 64)] * 16,
-    "1 adapter, 8192 tokens": [Share(16, 8192)],
-    "8 adapters, 8192 tokens": [Share(16, 1024)] * 8,
+STEPS: dict[str, list[AdapterShare]] = {
+    "1 adapter, 1 token": [AdapterShare(16, 1)],
+    "1 adapter, 64 tokens": [AdapterShare(16, 64)],
+    "8 adapters, 8 tokens": [AdapterShare(16, 1)] * 8,
+    "64 adapters, 64 tokens": [AdapterShare(16, 1)] * 64,
+    "64 adapters of ranks 8 to 64, 64 tokens": [AdapterShare(rank, 1) for rank in (8, 16, 32, 64)] * 16,
+    "1 adapter, 8192 tokens": [AdapterShare(16, 8192)],
+    "8 adapters, 8192 tokens": [AdapterShare(16, 1024)] * 8,
 }
 
 
@@ -30,15 +30,15 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="llama-8b")
     args = parser.parse_args()
     dtype, shape = getattr(torch, args.dtype), SHAPES[args.shape]
-    machine = measure_machine(args.device, dtype)
-    print(f"{args.device}, {args.dtype}: {machine.bandwidth / GB:.0f} GB/s, {machine.peak / 1e12:.2f} TFLOP/s")
+    roofline = measure_roofline(args.device, dtype)
+    print(f"{args.device}, {args.dtype}: {roofline.bandwidth / GB:.0f} GB/s, {roofline.peak / 1e12:.2f} TFLOP/s")
     print(f"{args.shape}: {'step':42}{'factors MB':>12}{'others MB':>11}{'GFLOP':>9}{'floor ms':>10}  bound by")
     for name, shares in STEPS.items():
-        cost = cost_of(shape.groups, shares, dtype)
-        bound = "bytes" if cost.num_bytes / machine.bandwidth >= cost.flops / machine.peak else "FLOPs"
+        cost = least_work(shape.groups, shares, dtype)
+        bound = "bytes" if cost.num_bytes / roofline.bandwidth >= cost.flops / roofline.peak else "FLOPs"
         print(
             f"{'':{len(args.shape)}}  {name:42}{cost.factors / 1e6:12.1f}{cost.activations / 1e6:11.1f}"
-            f"{cost.flops / GB:9.1f}{machine.seconds(cost) * 1e3:10.3f}  {bound}"
+            f"{cost.flops / GB:9.1f}{roofline.seconds(cost) * 1e3:10.3f}  {bound}"
         )
 
 

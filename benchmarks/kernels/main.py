@@ -11,14 +11,14 @@ from tqdm import tqdm
 
 from .axes import layers_for, scenarios, table
 from .contender import Contender
-from .cost import Machine, measure_machine
 from .options import UsageError, command, make_parser, out_folder
 from .plot import plot
 from .point import Point, free, measure
 from .precompile import precompile
+from .problem import SHAPES, Scenario, make_problem
 from .report import closing, heading, line, machine_of, write_json
+from .roofline import Roofline, measure_roofline
 from .roster import contenders_of
-from .steps import SHAPES, Scenario, make_step
 
 ROUNDS = {"cpu": 7, "cuda": 20}
 COMPILING = 0.4  # of the time that is given, at most
@@ -41,16 +41,16 @@ def run_with(options: argparse.Namespace) -> int:
     contenders = contenders_of(options)
     if options.jobs and options.device == "cuda":
         precompile(options, chosen_scenarios(options), start + COMPILING * seconds)
-    machine = measure_machine(options.device, getattr(torch, options.dtype))
+    roofline = measure_roofline(options.device, getattr(torch, options.dtype))
     points, stem = list[Point](), stem_of(options)
     about = {
-        "machine": {**machine_of(options.device), **machine._asdict()},
+        "machine": {**machine_of(options.device), **roofline._asdict()},
         "command": command(options),
         "settings": {"shape": options.shape, "dtype": options.dtype, "rounds": options.rounds},
     }
     stem.parent.mkdir(parents=True, exist_ok=True)
-    print(_first_lines(options, machine, contenders))
-    for point in _measured(options, machine, contenders, start + seconds):
+    print(_first_lines(options, roofline, contenders))
+    for point in _measured(options, roofline, contenders, start + seconds):
         tqdm.write(line(point))
         points.append(point)
         write_json(stem.with_suffix(".json"), about, contenders, points)
@@ -80,7 +80,7 @@ def chosen_scenarios(options: argparse.Namespace) -> list[Scenario]:
 
 
 def _measured(
-    options: argparse.Namespace, machine: Machine, contenders: Sequence[Contender], end: float
+    options: argparse.Namespace, roofline: Roofline, contenders: Sequence[Contender], end: float
 ) -> Iterator[Point]:
     device, dtype, shape = options.device, getattr(torch, options.dtype), SHAPES[options.shape]
     for scenario in tqdm(chosen_scenarios(options), unit="step", disable=None):
@@ -88,15 +88,15 @@ def _measured(
             tqdm.write("no further step: out of time")
             return
         layers = options.layers or layers_for(scenario, shape, dtype, device)
-        step = make_step(scenario, shape, layers=layers, dtype=dtype, device=device, join=device == "cuda")
-        yield measure(step, contenders, machine, device, options.rounds)
-        del step
+        problem = make_problem(scenario, shape, layers=layers, dtype=dtype, device=device, join=device == "cuda")
+        yield measure(problem, contenders, roofline, device, options.rounds)
+        del problem
         free(device)
 
 
-def _first_lines(options: argparse.Namespace, machine: Machine, contenders: Sequence[Contender]) -> str:
+def _first_lines(options: argparse.Namespace, roofline: Roofline, contenders: Sequence[Contender]) -> str:
     about = machine_of(options.device)
-    speed = f"{machine.bandwidth / 1e9:.0f} GB/s, {machine.peak / 1e12:.2f} TFLOP/s"
+    speed = f"{roofline.bandwidth / 1e9:.0f} GB/s, {roofline.peak / 1e12:.2f} TFLOP/s"
     setup = f"{options.shape}, {options.dtype}, {about['device']}, torch {about['torch']}, triton {about['triton']}"
     figures = f"medians of {options.rounds} rounds, in microseconds of a layer; (times ours)"
     return f"{setup}: {speed}\n{figures}\n{heading([contender.name for contender in contenders])}"

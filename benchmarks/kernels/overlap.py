@@ -21,7 +21,7 @@ from peftserve.kernels.bypass.triton.designs import Design
 
 from ..records import append
 from .ours import attach_all
-from .steps import SHAPES, Scenario, Step, make_step
+from .problem import SHAPES, BypassProblem, Scenario, make_problem
 from .timing import captured, medians
 
 LAYERS, ROUNDS = 4, 20
@@ -31,27 +31,27 @@ BASE = "base alone"
 class Layers:
     """Each group's weights, (out, in), whose product fills the step's joined outputs."""
 
-    def __init__(self, step: Step) -> None:
-        self.step = step
+    def __init__(self, problem: BypassProblem) -> None:
+        self.problem = problem
         self._weights = [
-            torch.randn(sum(group.out_features), group.in_features, device="cuda").to(step.arena.dtype)
-            for group in step.groups
+            torch.randn(sum(group.out_features), group.in_features, device="cuda").to(problem.arena.dtype)
+            for group in problem.groups
         ]
 
     def base(self, index: int) -> None:
-        place = index % self.step.layer_groups
-        torch.mm(self.step.x[place], self._weights[index].t(), out=self.step.joined[place])
+        place = index % self.problem.layer_groups
+        torch.mm(self.problem.x[place], self._weights[index].t(), out=self.problem.joined[place])
 
 
 def alone(layers: Layers, _: TritonBypass) -> None:
-    for index, _x, _y in layers.step.calls():
+    for index, _x, _y in layers.problem.calls():
         layers.base(index)
 
 
 def with_bypasses(layers: Layers, bypass: TritonBypass) -> None:
     """`start` shrinks on a second stream where the design says so."""
     bypass.lead_in()
-    for index, x, y in layers.step.calls():
+    for index, x, y in layers.problem.calls():
         bypass.start(index, x)
         layers.base(index)
         bypass.add_(index, x, y)
@@ -60,8 +60,8 @@ def with_bypasses(layers: Layers, bypass: TritonBypass) -> None:
 class Altered:
     """The designs that a server would choose, but for some of their fields."""
 
-    def __init__(self, step: Step, **fields: bool) -> None:
-        self._choice = choice_for(step.arena, step.groups)
+    def __init__(self, problem: BypassProblem, **fields: bool) -> None:
+        self._choice = choice_for(problem.arena, problem.groups)
         self._fields = fields
 
     def design(self, rows: int, segments: Sequence[int], rank: int, width: int) -> Design:
@@ -71,13 +71,15 @@ class Altered:
         return [replace(design, **self._fields) for design in self._choice.all_designs()]
 
 
-def contestants(step: Step) -> dict[str, Callable[[], None]]:
-    layers = Layers(step)
+def contestants(problem: BypassProblem) -> dict[str, Callable[[], None]]:
+    layers = Layers(problem)
 
     def made(run: Callable[[Layers, TritonBypass], None], **fields: bool) -> Callable[[], None]:
-        slots, rows = len(step.adapters), step.scenario.tokens
-        backend = TritonBypass(step.arena, step.groups, max_slots=slots, max_rows=rows, choice=Altered(step, **fields))
-        attach_all(backend, step)
+        slots, rows = len(problem.adapters), problem.scenario.tokens
+        backend = TritonBypass(
+            problem.arena, problem.groups, max_slots=slots, max_rows=rows, choice=Altered(problem, **fields)
+        )
+        attach_all(backend, problem)
         return captured(lambda: run(layers, backend), "cuda")
 
     makers = {
@@ -108,8 +110,8 @@ def main() -> int:
     args = parser.parse_args()
     scenario = Scenario("decode", args.tokens, (args.rank,) * args.adapters)
     shape = SHAPES["llama-8b"]
-    step = make_step(scenario, shape, layers=LAYERS, dtype=torch.bfloat16, device="cuda", join=True)
-    times = {name: s / LAYERS * 1e6 for name, s in medians(contestants(step), "cuda", ROUNDS).items()}
+    problem = make_problem(scenario, shape, layers=LAYERS, dtype=torch.bfloat16, device="cuda", join=True)
+    times = {name: s / LAYERS * 1e6 for name, s in medians(contestants(problem), "cuda", ROUNDS).items()}
     zero = times.get(BASE, float("nan"))
     device = torch.cuda.get_device_name()
     print(f"{device}: {args.tokens} tokens, {args.adapters} adapters of rank {args.rank}; microseconds of a layer")

@@ -9,8 +9,8 @@ from multiprocessing import get_context
 import torch
 
 from .contender import Contender
+from .problem import SHAPES, BypassProblem, Scenario, make_problem
 from .roster import contenders_of
-from .steps import SHAPES, Scenario, Step, make_step
 
 
 def precompile(options: argparse.Namespace, scenarios: Sequence[Scenario], end: float = float("inf")) -> None:
@@ -30,15 +30,15 @@ def _run_once_each(options: argparse.Namespace, scenarios: Sequence[Scenario], e
     for scenario in scenarios:
         if time.monotonic() > end:
             return
-        step = make_step(scenario, shape, layers=1, dtype=dtype, device=options.device, join=True)
+        problem = make_problem(scenario, shape, layers=1, dtype=dtype, device=options.device, join=True)
         for contender in contenders:
-            _run_once(contender, step)
+            _run_once(contender, problem)
         torch.cuda.empty_cache()
 
 
-def _run_once(contender: Contender, step: Step) -> None:
+def _run_once(contender: Contender, problem: BypassProblem) -> None:
     """What fails here fails again where it is measured, and is reported there."""
     with suppress(Exception):
-        if run := contender.prepare(step):
+        if run := contender.prepare(problem):
             run()
             torch.cuda.synchronize()

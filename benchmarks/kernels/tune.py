@@ -28,8 +28,8 @@ from .contender import Run
 from .options import UsageError
 from .ours import add_all, attach_all
 from .point import MICROSECONDS, free
+from .problem import SHAPES, BypassProblem, Scenario, Shape, make_problem
 from .report import machine_of
-from .steps import SHAPES, Scenario, Shape, Step, make_step
 from .timing import captured, medians
 
 KINDS = (
@@ -81,9 +81,9 @@ def _compile_all(shape: Shape, dtype: torch.dtype, designs: Sequence[Design], jo
 
 def _compile(shape: Shape, dtype: torch.dtype, design: Design) -> None:
     """What fails here fails again where it is measured, and is left out there."""
-    step = make_step(Scenario("decode", 1, RANKS[:1]), shape, layers=1, dtype=dtype, device="cuda")
+    problem = make_problem(Scenario("decode", 1, RANKS[:1]), shape, layers=1, dtype=dtype, device="cuda")
     with suppress(Exception):
-        _backend(step, design).compile(design)
+        _backend(problem, design).compile(design)
 
 
 def _kinds(shape: Shape, model: Tuning) -> Iterator[Row]:
@@ -101,9 +101,9 @@ def _choose(kind: Row, model: Tuning, shape: Shape, dtype: torch.dtype) -> Row |
     phase = "decode" if kind.rows <= DECODE_ROWS else "prefill"
     scenario = Scenario(phase, kind.rows, (kind.rank,) * (kind.rows // kind.each))
     layers = layers_for(scenario, part, dtype, "cuda")
-    step = make_step(scenario, part, layers=layers, dtype=dtype, device="cuda", join=True)
-    times = {design: seconds / layers for design, seconds in _times(step, likely).items()}
-    del step
+    problem = make_problem(scenario, part, layers=layers, dtype=dtype, device="cuda", join=True)
+    times = {design: seconds / layers for design, seconds in _times(problem, likely).items()}
+    del problem
     free("cuda")
     if not times:
         return None
@@ -128,26 +128,26 @@ def short(design: Design) -> str:
     return " ".join([str(design.rows), *halves])
 
 
-def _times(step: Step, choices: Sequence[Design]) -> dict[Design, float]:
-    reference = Reference(step)
-    runs = {str(i): run for i, each in enumerate(choices) if (run := _ready(step, each, reference)) is not None}
+def _times(problem: BypassProblem, choices: Sequence[Design]) -> dict[Design, float]:
+    reference = Reference(problem)
+    runs = {str(i): run for i, each in enumerate(choices) if (run := _ready(problem, each, reference)) is not None}
     return {choices[int(name)]: seconds for name, seconds in medians(runs, "cuda", ROUNDS).items()}
 
 
-def _ready(step: Step, design: Design, reference: Reference) -> Run | None:
+def _ready(problem: BypassProblem, design: Design, reference: Reference) -> Run | None:
     """None for designs that do not compile, spill, or are wrong here: they are not chosen."""
     try:
-        backend = _backend(step, design)
+        backend = _backend(problem, design)
         if any(resources(kernel).spilled for kernel in backend.compile(design)):
             return None
-        attach_all(backend, step)
-        run = captured(partial(add_all, backend, step), "cuda")
+        attach_all(backend, problem)
+        run = captured(partial(add_all, backend, problem), "cuda")
         return run if reference.error(run) <= reference.tolerance else None
     except Exception:
         return None
 
 
-def _backend(step: Step, design: Design) -> TritonBypass:
-    only = Tuning(device_of(step.arena.device), only=design)
-    slots, rows = len(step.adapters), step.scenario.tokens
-    return TritonBypass(step.arena, step.groups, max_slots=slots, max_rows=rows, choice=only)
+def _backend(problem: BypassProblem, design: Design) -> TritonBypass:
+    only = Tuning(device_of(problem.arena.device), only=design)
+    slots, rows = len(problem.adapters), problem.scenario.tokens
+    return TritonBypass(problem.arena, problem.groups, max_slots=slots, max_rows=rows, choice=only)

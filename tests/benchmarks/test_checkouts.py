@@ -27,8 +27,8 @@ def test_a_subject_answers_until_it_ends(tmp_path: Path) -> None:
 
 def test_a_checkout_brings_its_package_and_its_scripts(tmp_path: Path) -> None:
     (tmp_path / "benchmarks").mkdir()
-    (tmp_path / "benchmarks/serving/instant_engine.py").touch()
-    assert script_of(tmp_path, "instant_engine.py") == tmp_path / "benchmarks/serving/instant_engine.py"
+    (tmp_path / "benchmarks/instant_engine.py").touch()
+    assert script_of(tmp_path, "instant_engine.py") == tmp_path / "benchmarks/instant_engine.py"
     for name in ("instant_engine.py", "host_subject.py"):
         assert script_of(ROOT, name).is_file()
     with pytest.raises(SystemExit, match="no benchmark"):

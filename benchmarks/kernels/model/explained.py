@@ -9,7 +9,7 @@ from peftserve.kernels.bypass.triton.designs import Design
 from peftserve.kernels.bypass.triton.model import FITTED, NO_ROOM, Constants, Device, Launch, Room
 from peftserve.kernels.integers import cdiv
 
-from ..steps import SHAPES
+from ..problem import SHAPES
 from .measured import Half, design_of, device_of, halves, shares
 
 

@@ -4,7 +4,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from benchmarks.kernels.cost import Machine
+from benchmarks.kernels.roofline import Roofline
 
 Script = Callable[[str], ModuleType]
 LAYER = 2 * (4096 * (6144 + 4096 + 28672) + 14336 * 4096)  # bytes of a layer's weights in bf16
@@ -14,7 +14,7 @@ HEAD = 2 * 4096 * 128256
 @pytest.fixture
 def floor(script: Script) -> Callable[[float], object]:
     config = script("models.llama").make_config("8b", 8)
-    return lambda peak: script("engine.step_floor").StepFloor(config, torch.bfloat16, Machine(3e12, peak))
+    return lambda peak: script("engine.step_floor").StepFloor(config, torch.bfloat16, Roofline(3e12, peak))
 
 
 def test_a_small_step_is_its_bytes(floor: Callable[[float], object]) -> None:

@@ -23,15 +23,15 @@ def test_a_device_that_ran_nothing(script: Script) -> None:
     assert script("engine.step_profile").summary([], 1)["launches"] == 0
 
 
-def test_phases_are_methods_that_are_there(script: Script) -> None:
+def test_timed_calls_are_there(script: Script) -> None:
     """Whoever renames one is told here, and not by a profile without it."""
     profile = script("engine.step_profile")
-    for place in profile.PHASES.values():
+    for place in profile.TIMED_CALLS.values():
         owner, name = profile._owner(place)
         assert callable(getattr(owner, name)), place
 
 
-def test_the_host_is_timed_by_phase_and_left_as_it_was(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_host_is_timed_by_call_and_left_as_it_was(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
     profile = script("engine.step_profile")
 
     class Engine:
@@ -47,7 +47,7 @@ def test_the_host_is_timed_by_phase_and_left_as_it_was(script: Script, monkeypat
         "step": "benchmarks.engine.step_profile:Engine.step",
         "wait": "benchmarks.engine.step_profile:Engine.wait",
     }
-    monkeypatch.setattr(profile, "PHASES", places)
+    monkeypatch.setattr(profile, "TIMED_CALLS", places)
     before = Engine.step
     found = profile.host_profile(lambda: Engine().step(), 3)
     assert found.keys() == {"step", "wait", "host"}

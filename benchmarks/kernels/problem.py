@@ -70,7 +70,7 @@ class Adapter:
 
 
 @dataclass(frozen=True)
-class Step:
+class BypassProblem:
     """groups: of `layers` layers, with factors of their own, so that small adapters are not read from a cache.
 
     x: by group of one layer, (tokens, in_features). y: by group of one layer and site, (tokens, out_features), which
@@ -105,7 +105,7 @@ class Step:
 ALIGNMENT = 64  # elements from the start of one factor to the next
 
 
-def make_step(
+def make_problem(
     scenario: Scenario,
     shape: Shape,
     *,
@@ -114,7 +114,7 @@ def make_step(
     device: str,
     join: bool = False,
     seed: int = 0,
-) -> Step:
+) -> BypassProblem:
     """Random everywhere. Factors are scaled so that a delta is about as large as the output that it is added to."""
     generator = torch.Generator(device).manual_seed(seed)
     groups = shape.layer * layers
@@ -130,10 +130,10 @@ def make_step(
     x = tuple(normal(group.in_features) for group in shape.layer)
     if not join:
         y = tuple(tuple(normal(width) for width in group.out_features) for group in shape.layer)
-        return Step(scenario, groups, arena, adapters, x, y)
+        return BypassProblem(scenario, groups, arena, adapters, x, y)
     joined = tuple(normal(sum(group.out_features)) for group in shape.layer)
     y = tuple(whole.split(group.out_features, 1) for whole, group in zip(joined, shape.layer, strict=True))
-    return Step(scenario, groups, arena, adapters, x, y, joined)
+    return BypassProblem(scenario, groups, arena, adapters, x, y, joined)
 
 
 def _size(rank: int, groups: Sequence[Group]) -> int:

@@ -13,17 +13,17 @@ import torch
 
 from peftserve.kernels.bypass.layout import Group
 
-from .steps import Scenario
+from .problem import Scenario
 
 
-class Share(NamedTuple):
+class AdapterShare(NamedTuple):
     """One adapter's part of a step: its rank at every site, and its tokens."""
 
     rank: int
     tokens: int
 
 
-class Cost(NamedTuple):
+class LeastWork(NamedTuple):
     """factors, activations: bytes."""
 
     factors: int
@@ -35,21 +35,21 @@ class Cost(NamedTuple):
         return self.factors + self.activations
 
 
-class Machine(NamedTuple):
+class Roofline(NamedTuple):
     """bandwidth: bytes per second. peak: FLOPs per second."""
 
     bandwidth: float
     peak: float
 
-    def seconds(self, cost: Cost) -> float:
-        return max(cost.num_bytes / self.bandwidth, cost.flops / self.peak)
+    def seconds(self, work: LeastWork) -> float:
+        return max(work.num_bytes / self.bandwidth, work.flops / self.peak)
 
 
-def shares_of(scenario: Scenario) -> list[Share]:
-    return [Share(scenario.ranks[s.slot], s.end - s.start) for s in scenario.segments]
+def shares_of(scenario: Scenario) -> list[AdapterShare]:
+    return [AdapterShare(scenario.ranks[s.slot], s.end - s.start) for s in scenario.segments]
 
 
-def cost_of(groups: Sequence[Group], shares: Sequence[Share], dtype: torch.dtype) -> Cost:
+def least_work(groups: Sequence[Group], shares: Sequence[AdapterShare], dtype: torch.dtype) -> LeastWork:
     """Of one step. An adapter without tokens is not read."""
     active = [share for share in shares if share.tokens]
     tokens = sum(share.tokens for share in active)
@@ -61,16 +61,16 @@ def cost_of(groups: Sequence[Group], shares: Sequence[Share], dtype: torch.dtype
             factors += elements
             flops += 2 * rows * elements
         activations += tokens * (group.in_features + 2 * width_out)
-    return Cost(factors * dtype.itemsize, activations * dtype.itemsize, flops)
+    return LeastWork(factors * dtype.itemsize, activations * dtype.itemsize, flops)
 
 
-def measure_machine(device: str, dtype: torch.dtype) -> Machine:
+def measure_roofline(device: str, dtype: torch.dtype) -> Roofline:
     """The best of several rounds: what the machine can do, not what it does on average."""
     data = torch.ones(1 << (26 if device == "cpu" else 29), dtype=torch.float32, device=device)
     size = 1024 if device == "cpu" else 8192
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     read, multiply = _seconds(data.sum, device), _seconds(lambda: left @ right, device)
-    return Machine(data.nbytes / read, 2 * size**3 / multiply)
+    return Roofline(data.nbytes / read, 2 * size**3 / multiply)
 
 
 def _seconds(run: Callable[[], object], device: str) -> float:
