@@ -6,14 +6,22 @@ import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-FLAGS = re.compile(r"avx.*|fma|f16c|amx.*|asimd.*|sve.*|bf16|i8mm")  # of a processor, that products depend on
-PACKAGES = ("torch", "transformers", "peft", "peftserve", "vllm")
+FLAGS = re.compile(r"avx.*|fma|f16c|amx.*|asimd.*|sve.*|bf16|i8mm")  # of a processor, which products depend on
+PACKAGES = ("torch", "triton", "transformers", "peft", "peftserve", "vllm")
 
 
 def machine() -> dict[str, str | int]:
     setup: dict[str, str | int] = {"cpu": cpu_name(), "cores": os.cpu_count() or 0, "python": platform.python_version()}
     setup["cpu_flags"] = " ".join(sorted(filter(FLAGS.fullmatch, _of_cpu("flags", "Features").split())))
     return setup | {name: found for name in PACKAGES if (found := _version(name))}
+
+
+def machine_of(device: str) -> dict[str, str | int]:
+    """Return the machine, the name of the device that ran the work ("cpu" or "cuda"), and torch's CPU threads."""
+    import torch
+
+    name = torch.cuda.get_device_name() if device == "cuda" else cpu_name()
+    return {"device": name, "threads": torch.get_num_threads(), **machine()}
 
 
 def cpu_name() -> str:

@@ -30,6 +30,7 @@ from peftserve.kernels.attention.triton.backend import TritonAttention
 from ..kernels.contender import Run
 from ..kernels.roofline import Roofline, measure_roofline
 from ..kernels.timing import captured, medians
+from ..tables import Table
 from .problem import PAGE_SIZE, Attend, AttentionProblem, Sequences
 
 VARLEN_PAGE_SIZE = 256
@@ -207,9 +208,13 @@ def timed(name: str, sequences: Sequences, roofline: Roofline) -> dict[str, floa
     runs = ready(problem, lambda attend: captured(partial(over_layers, attend), "cuda"))
     times = {who: seconds / layers * 1e6 for who, seconds in medians(runs, "cuda", ROUNDS).items()}
     times["floor"] = roofline.seconds(problem.least_work()) * 1e6
-    columns = "".join(f"{times[who]:16.1f}" if who in times else f"{'':16}" for who in (*CONTESTANTS, "floor"))
-    print(f"{name:32}{columns}{times.get('chosen', float('nan')) / times['floor']:14.2f}")
+    ratio = times["chosen"] / times["floor"] if "chosen" in times else None
+    print(figures().line(name, *(times.get(who) for who in (*CONTESTANTS, "floor")), ratio))
     return times
+
+
+def figures() -> Table:
+    return Table({"": "<32", **dict.fromkeys((*CONTESTANTS, "floor"), "16.1f"), "chosen/floor": "14.2f"})
 
 
 def check(device: str) -> list[dict[str, Run]]:
@@ -233,8 +238,8 @@ def main() -> int:
         return status(check("cuda" if torch.cuda.is_available() else "cpu"))
     roofline = measure_roofline("cuda", torch.bfloat16)
     device = torch.cuda.get_device_name()
-    print(f"{device}: {roofline.bandwidth / 1e9:.0f} GB/s, {roofline.peak / 1e12:.0f} TFLOP/s; microseconds of a layer")
-    print(f"{'':32}" + "".join(f"{who:>16}" for who in (*CONTESTANTS, "floor")) + f"{'chosen/floor':>14}")
+    print(f"{device}: {roofline}; microseconds of a layer")
+    print(figures().heading())
     found = {name: timed(name, sequences, roofline) for name, sequences in STEPS.items()}
     if args.out:
         args.out.write_text(json.dumps({"device": device, "us": found}) + "\n", encoding="utf-8")

@@ -26,7 +26,8 @@ from ..kernels.contender import Run
 from ..kernels.ours import Ours, attach_all
 from ..kernels.problem import SHAPES, BypassProblem, Scenario, Shape, make_problem
 from ..kernels.roofline import Roofline, least_work, measure_roofline, shares_of
-from ..machine import machine as this_machine
+from ..machine import machine_of
+from ..tables import Table
 from .peft_linears import Peft
 
 MODELS = {
@@ -38,6 +39,11 @@ MODELS = {
 MIXED = (8, 16, 32, 64, 128)
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
 LEAST_ROUNDS, ROUNDS = 3, 7
+FIGURES = Table(
+    {"dtype": "<9", "shape": "<12", "layers": "7", "phase": "8", "tokens": "7", "adapters": "9", "ranks": "7"}
+    | {"floor": "9.2f", "ours": "9.2f", "begin": "8.2f", "loop": "10.2f", "loop/ours": "11.2f"}
+    | {"peft": "9.2f", "peft/ours": "11.2f"}
+)
 SHORTEST, LONGEST = 1.5, 12.0  # seconds of one point's rounds
 
 
@@ -147,17 +153,9 @@ def seconds(run: Run) -> float:
 
 
 def line(r: Result) -> str:
-    peft = f"{r.peft:9.2f}{r.peft / r.ours:11.2f}" if r.peft else ""
-    return (
-        f"{r.dtype:9}{r.shape:12}{r.layers:7}{r.phase:>8}{r.tokens:7}{r.adapters:9}{r.ranks:>7}{r.floor:9.2f}"
-        f"{r.ours:9.2f}{r.begin:8.2f}{r.loop:10.2f}{r.loop / r.ours:11.2f}{peft}"
-    )
-
-
-HEAD = (
-    f"{'dtype':9}{'shape':12}{'layers':>7}{'phase':>8}{'tokens':>7}{'adapters':>9}{'ranks':>7}{'floor':>9}"
-    f"{'ours':>9}{'begin':>8}{'loop':>10}{'loop/ours':>11}{'peft':>9}{'peft/ours':>11}"
-)
+    setting = (r.dtype, r.shape, r.layers, r.phase, r.tokens, r.adapters, r.ranks)
+    times = (r.floor, r.ours, r.begin, r.loop, r.loop / r.ours)
+    return FIGURES.line(*setting, *times, *((r.peft, r.peft / r.ours) if r.peft else ()))
 
 
 def main() -> None:
@@ -169,7 +167,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write the figures as JSON, such as to benchmarks/results/")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    print(f"{args.threads} threads; milliseconds of a step, medians\n{HEAD}")
+    print(f"{args.threads} threads; milliseconds of a step, medians\n{FIGURES.heading()}")
     results: list[Result] = []
     with torch.inference_mode():
         for dtype in (getattr(torch, name) for name in args.dtype):
@@ -179,7 +177,7 @@ def main() -> None:
                     results.append(measure(scenario, shape, dtype, roofline))
                     print(line(results[-1]), flush=True)
     if args.out:
-        setup = this_machine() | {"threads": args.threads}
+        setup = machine_of("cpu")
         args.out.write_text(json.dumps({**setup, "results": [asdict(r) for r in results]}, indent=1) + "\n")
 
 

@@ -25,11 +25,14 @@ from statistics import fmean, median
 from typing import Any
 
 from ..checkouts import ROOT, Subject, link_package, subject
+from ..tables import Table
 
 MODULE, OLDER_MODULE = "benchmarks.bypass.pair", "benchmarks.bypass_pair"
 CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
-HEAD = f"{'dtype':10}{'shape':13}{'phase':9}{'tokens':>6}{'adapters':>9}{'ranks':>8}"
-COLUMNS = f"{'before':>10}{'after':>10}{'before/after':>14}{'plan, before':>14}{'after':>10}"
+FIGURES = Table(
+    {"dtype": "<10", "shape": "<13", "phase": "<9", "tokens": "6", "adapters": "9", "ranks": "8"}
+    | {"before": "10.2f", "after": "10.2f", "before/after": "14.2f", "plan, before": "14.2f", "plan, after": "13.2f"}
+)
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,7 @@ class Pair:
     plan_after: float
 
     def __str__(self) -> str:
-        setting = f"{self.dtype:10}{self.shape:13}{self.phase:9}{self.tokens:6}{self.adapters:9}{self.ranks:>8}"
-        times = (
-            f"{self.before:10.2f}{self.after:10.2f}{self.speedup:14.2f}{self.plan_before:14.2f}{self.plan_after:10.2f}"
-        )
-        return setting + times
+        return FIGURES.line(*vars(self).values())
 
 
 @contextmanager
@@ -130,7 +129,7 @@ def main() -> None:
     from .main import scenarios
 
     arguments = parse_arguments()
-    print(f"milliseconds of a step, {arguments.threads} threads, {arguments.clock} clock\n{HEAD}{COLUMNS}")
+    print(f"milliseconds of a step, {arguments.threads} threads, {arguments.clock} clock\n{FIGURES.heading()}")
     pairs: list[Pair] = []
     with ExitStack() as stack:
         checkouts = (arguments.checkout, ROOT)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..records import Record, append, read
+from ..tables import Table
 
 PART = "vllm"
 FAILURES = ("error", "skipped", "ended")
@@ -174,14 +175,13 @@ def _section(
     what: str, floors: Mapping[Point, float], engines: Mapping[str, Mapping[Point, Time]], tokens: int | None = None
 ) -> list[str]:
     """tokens: of each prompt, where the wall is shown as tokens a second beside."""
-    lines = [f"{what:>9}{'adapters':>9}{'floor':>9}" + "".join(f"{name:>28}" for name in engines) + "  vLLM / ours"]
+    columns = {what: "9", "adapters": "9", "floor": "9.3f", **dict.fromkeys(engines, "28"), "  vLLM / ours": "<14"}
+    figures = Table(columns)
+    lines = [figures.heading()]
     for point in sorted({point for times in engines.values() for point in times}):
         floor = floors.get(point)
         cells = [_cell(times.get(point), floor, point[0] * tokens if tokens else None) for times in engines.values()]
-        shown = f"{floor:9.3f}" if floor else f"{'':9}"
-        lines.append(
-            f"{point[0]:9}{point[1]:9}{shown}" + "".join(f"{cell:>28}" for cell in cells) + _ratios(point, engines)
-        )
+        lines.append(figures.line(*point, floor or None, *cells, _ratios(point, engines)))
     return lines
 
 

@@ -25,16 +25,20 @@ from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
 
 from ..kernels.roofline import measure_roofline
-from ..machine import machine
+from ..machine import machine_of
 from ..models.llama import WIDTHS, make_config, scratch_folder, write_adapters, write_base
 from ..records import append
+from ..tables import Table
 from .step_floor import StepFloor
 from .step_profile import device_profile, host_profile, lines
 from .stepping import finish, run, settle, start, step, steps
 
 PROFILED = 6  # steps
 LEAST_MEMORY = 1 << 28  # bytes for adapters, beside their files' size
-HEADING = f"{'sequences':>9}{'adapters':>9}{'loaded':>7}{'step ms':>9}{'floor':>8}{'ratio':>7}{'device':>9}{'host':>8}"
+FIGURES = Table(
+    {"sequences": "9", "adapters": "9", "loaded": "7", "step ms": "9.3f"}
+    | {"floor": "8.3f", "ratio": "7.2f", "device": "9.3f", "host": "8.3f"}
+)
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,14 @@ def main() -> int:
         found = measure_roofline(arguments.device, dtype)
         written = time.monotonic() - begin
         engine = make_engine(arguments, base, store, digests)
-        about = {**machine(), **gpu(), **found._asdict(), "layers": arguments.layers, "dtype": arguments.dtype}
+        about = {
+            **machine_of(arguments.device),
+            **found._asdict(),
+            "layers": arguments.layers,
+            "dtype": arguments.dtype,
+        }
         about |= {"written_s": round(written, 1), "start_s": round(time.monotonic() - begin - written, 1)}
-        print(", ".join(f"{name} {value}" for name, value in about.items()), HEADING, sep="\n")
+        print(", ".join(f"{name} {value}" for name, value in about.items()), FIGURES.heading(), sep="\n")
         append(arguments.out, part="decode", kind="machine", **about)
         measure(arguments, engine, digests, StepFloor(config, dtype, found))
         engine.close()
@@ -81,10 +90,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--scratch", type=Path, help="folder with room for the base")
     parser.add_argument("--out", type=Path, help="also append the figures, as lines of JSON")
     return parser.parse_args()
-
-
-def gpu() -> dict[str, str]:
-    return {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
 
 
 def make_engine(arguments: argparse.Namespace, base: Path, store: Path, digests: Sequence[str]) -> Engine:
@@ -142,12 +147,10 @@ def measured(arguments: argparse.Namespace, engine: Engine, used: Sequence[str],
 
 
 def line(record: dict[str, Any]) -> str:
-    device = f"{record['device']['busy_ms']:9.3f}" if record["device"] else f"{'':9}"
-    ratio, host = record["step_ms"] / record["floor_ms"], record["host_ms"]["host"]
-    return (
-        f"{record['sequences']:9}{record['adapters']:9}{record['loaded']:7}{record['step_ms']:9.3f}"
-        f"{record['floor_ms']:8.3f}{ratio:7.2f}{device}{host:8.3f}"
-    )
+    setting = (record["sequences"], record["adapters"], record["loaded"])
+    step, floor = record["step_ms"], record["floor_ms"]
+    device = record["device"] and record["device"]["busy_ms"]
+    return FIGURES.line(*setting, step, floor, step / floor, device, record["host_ms"]["host"])
 
 
 if __name__ == "__main__":

@@ -18,10 +18,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..machine import machine
+from ..machine import machine_of
 from ..models.smollm import Work, write_adapters, write_base
+from ..tables import Table
 from .contenders import Run, engine, on_engine, on_peft, on_transformers
 
+SPEEDS, RATIO = Table({"": "<45", "tok/s": "10.1f"}), Table({"": "<45", "ratio": "10.3f"})
 RATIOS = {
     "ours, mixed / PEFT, mixed": ("ours, mixed", "PEFT, mixed"),
     "ours, no adapters / transformers": ("ours, no adapters", "transformers"),
@@ -38,11 +40,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         contenders = make_contenders(Path(folder), work, arguments.device, arguments.dtype, arguments.compile)
         speeds = measure(contenders, work, arguments.rounds)
-    report = make_report(speeds, work, arguments.dtype)
+    report = make_report(speeds, work, arguments.device, arguments.dtype)
+    print(SPEEDS.heading())
     for name, entry in report["tokens_per_second"].items():
-        print(f"{name:<45}{entry['median']:10.1f} tok/s")
+        print(SPEEDS.line(name, entry["median"]))
+    print(RATIO.heading())
     for name, entry in report["ratios"].items():
-        print(f"{name:<45}{entry['median']:10.3f}")
+        print(RATIO.line(name, entry["median"]))
     if arguments.out:
         arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return 0
@@ -103,7 +107,7 @@ def _speed(run: Run, prompts: list[list[int]], expected: int) -> float:
     return made / seconds
 
 
-def make_report(speeds: dict[str, list[float]], work: Work, dtype: str) -> dict[str, dict]:
+def make_report(speeds: dict[str, list[float]], work: Work, device: str, dtype: str) -> dict[str, dict]:
     """Ratios are taken in each round, and then their median: what slows the machine slows both of a round."""
     ratios = {
         name: [over / under for over, under in zip(speeds[top], speeds[bottom], strict=True)]
@@ -111,15 +115,11 @@ def make_report(speeds: dict[str, list[float]], work: Work, dtype: str) -> dict[
     }
     return {
         "command": shlex.join(["python", "-m", "benchmarks.engine.engine_vs_peft", *sys.argv[1:]]),
-        "machine": machine() | {"threads": torch.get_num_threads(), "gpu": gpu()},
+        "machine": machine_of(device),
         "work": vars(work) | {"dtype": dtype},
         "tokens_per_second": {name: _spread(values) for name, values in speeds.items()},
         "ratios": {name: _spread(values) for name, values in ratios.items()},
     }
-
-
-def gpu() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
 
 
 def _spread(values: list[float]) -> dict[str, float | list[float]]:

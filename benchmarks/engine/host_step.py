@@ -24,8 +24,10 @@ from transformers import LlamaConfig
 from ..checkouts import ROOT, Subject, link_package, script_of, subject
 from ..machine import machine
 from ..models.llama import write_adapters, write_base
+from ..tables import Table
 
 COLUMNS = ("schedule", "attention", "bypass", "inputs", "graph", "launch", "sample", "collect", "all")
+FIGURES = Table({"": "<18", **dict.fromkeys(COLUMNS, "10.3f")})
 MODEL = {
     "vocab_size": 32,
     "hidden_size": 64,
@@ -76,7 +78,7 @@ def measure(subjects: dict[str, Subject], sequences: int, adapters: int, argumen
 def show(row: dict[str, Any]) -> None:
     print(f"{row['sequences']} sequences, {row['adapters']} adapters, ms a step")
     for name, timings in row["medians"].items():
-        print(f"  {name:<16}" + "".join(f"{timings[stage]:>10.3f}" for stage in COLUMNS), flush=True)
+        print(FIGURES.line(f"  {name}", *(timings[stage] for stage in COLUMNS)), flush=True)
 
 
 def main() -> None:
@@ -92,7 +94,7 @@ def main() -> None:
             name: stack.enter_context(started(checkout, folder / "base", folder / "store", arguments))
             for name, checkout in checkouts.items()
         }
-        print(f"{'':<18}" + "".join(f"{stage:>10}" for stage in COLUMNS))
+        print(FIGURES.heading())
         for sequences in arguments.sequences:
             for adapters in arguments.adapters:
                 medians = measure(subjects, sequences, adapters, arguments)

@@ -36,6 +36,7 @@ from peftserve.server.engine.model.inputs import StepInputs
 from peftserve.server.engine.model.tracing import HINT_ROWS, TracedModel, trace_model
 from peftserve.server.engine.model.widening import widen_inputs
 
+from ..tables import Table
 from .gpu_code import num_launches, write
 
 WIDE: dict[str, Any] = {
@@ -57,8 +58,10 @@ MODELS: dict[str, Callable[[], PretrainedConfig]] = {
     "Mixtral": lambda: transformers.MixtralConfig(**WIDE, num_local_experts=4),
 }
 PARTS = ("products", "attention", "experts", "pieces", "bypasses", "operators")
-HEADING = f"{'model':<10}{'products':>9}{'attention':>10}{'experts':>8}{'pieces':>7}{'a layer':>8}{'adapters':>9}"
-HEADING += f"{'operators':>10}{'else':>6}"
+FIGURES = Table(
+    {"model": "<10", "products": "9", "attention": "10", "experts": "8", "pieces": "7"}
+    | {"a layer": "8", "adapters": "9", "operators": "10", "else": "6"}
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--wide-columns", type=int, default=0, help="of a prefill whose adapters are all in columns")
     options = parser.parse_args()
-    print(HEADING)
+    print(FIGURES.heading())
     for name in options.models:
         print(line(name, launches(MODELS[name](), options.wide_columns)), flush=True)
     return 0
@@ -92,10 +95,9 @@ def main() -> int:
 
 def line(name: str, found: Launches) -> str:
     layer = found.layer
-    return (
-        f"{name:<10}{layer['products']:9}{layer['attention']:10}{layer['experts']:8}{layer['pieces']:7}"
-        f"{found.of_layer:8}{found.of_layer + layer['bypasses']:9}{layer['operators']:10}{found.besides:6}"
-    )
+    counts = (layer["products"], layer["attention"], layer["experts"], layer["pieces"])
+    of_layer = found.of_layer
+    return FIGURES.line(name, *counts, of_layer, of_layer + layer["bypasses"], layer["operators"], found.besides)
 
 
 def launches(config: PretrainedConfig, wide_columns: int = 0) -> Launches:

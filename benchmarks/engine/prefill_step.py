@@ -21,15 +21,18 @@ from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
 
 from ..kernels.roofline import measure_roofline
-from ..machine import machine
+from ..machine import machine_of
 from ..models.llama import WIDTHS, make_config, scratch_folder, write_adapters, write_base
 from ..records import append
-from .decode_step import gpu
+from ..tables import Table
 from .step_floor import StepFloor
 from .step_profile import device_profile, host_profile, lines
 from .stepping import run
 
 ADAPTERS = (0, 1, 8)
+FIGURES = Table(
+    {"prompts": "12", "adapters": "9", "tokens/s": "10.0f", "ms": "9.2f", "floor": "9.2f", "ratio": "7.2f"},
+)
 
 
 def main() -> int:
@@ -42,9 +45,14 @@ def main() -> int:
         digests = write_adapters(base, store, max(ADAPTERS))
         found = measure_roofline(arguments.device, dtype)
         engine = make_engine(arguments, base, store)
-        about = {**machine(), **gpu(), **found._asdict(), "layers": arguments.layers, "dtype": arguments.dtype}
+        about = {
+            **machine_of(arguments.device),
+            **found._asdict(),
+            "layers": arguments.layers,
+            "dtype": arguments.dtype,
+        }
         append(arguments.out, part="prefill", kind="machine", **about)
-        print(f"{'prompts':>12}{'adapters':>9}{'tokens/s':>10}{'ms':>9}{'floor':>9}{'ratio':>7}")
+        print(FIGURES.heading())
         measure(arguments, engine, digests, StepFloor(config, dtype, found))
         engine.close()
     return 0
@@ -96,11 +104,8 @@ def measure(arguments: argparse.Namespace, engine: Engine, digests: Sequence[str
 
 
 def line(record: dict[str, Any]) -> str:
-    speed = record["prompts"] * record["tokens"] / record["ms"] * 1e3
-    return (
-        f"{record['prompts']:6}x{record['tokens']:<5}{record['adapters']:9}{speed:10.0f}{record['ms']:9.2f}"
-        f"{record['floor_ms']:9.2f}{record['ms'] / record['floor_ms']:7.2f}"
-    )
+    number, tokens, ms, floor = (record[name] for name in ("prompts", "tokens", "ms", "floor_ms"))
+    return FIGURES.line(f"{number}x{tokens}", record["adapters"], number * tokens / ms * 1e3, ms, floor, ms / floor)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from transformers import LlamaConfig
 from ..kernels.roofline import Roofline
 from ..models.llama import RANK, linears_of
 
-Sequences = Sequence[tuple[int, int]]  # (rows, context) of each sequence: so many new tokens behind so many
+Sequences = Sequence[tuple[int, int]]  # (new tokens, tokens of context before them) of each
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
 
 

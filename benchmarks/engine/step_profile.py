@@ -18,8 +18,7 @@ TIMED_CALLS = {
     "collect": "peftserve.server.engine.pipeline:Pipeline._collect",
     "wait": "torch.cuda:Event.synchronize",
 }
-"""What the host does in a step. `begin` and mostly `sample` are part of `launch`, and `wait`, for the device, of
-`collect`."""
+"""The host's calls in a step. `begin` and mostly `sample` are in `launch`; `wait` (for the device) is in `collect`."""
 TOP, WIDTH = 10, 80
 
 

@@ -17,7 +17,10 @@ from collections.abc import Iterator
 
 import torch
 
+from ..tables import markdown
+
 SHAPES = ((64, 4096, 1024, 16), (64, 4096, 1024, 64), (64, 1024, 1024, 8), (16, 14336, 512, 16))
+WAYS = ("once", "h in two", "h in one", "behind", "PEFT")
 RATIOS = (0.03, 0.3, 1.0, 3.0)  # of the delta to the base's output
 GROUPS = ((4096, 6144, 3), (4096, 4096, 1), (4096, 28672, 2), (14336, 4096, 1))  # in, out, sites; Llama-3.1-8B
 ATTENTION = 1  # the group whose input no piece computes
@@ -61,19 +64,23 @@ def added(rows: int, adapters: int, base: float) -> tuple[float, float]:
 
 
 def table() -> Iterator[str]:
-    yield (
-        "| rows, width, outputs, rank | delta to base | once | h in two | h in one | behind | PEFT |\n"
-        + "| --- " * 7
-        + "|"
-    )
+    yield from markdown(("rows, width, outputs, rank", "delta to base", *WAYS), _error_rows())
+    yield ""
+    heading = ("rows x adapters", "products", "wider products", "fill", "predicted", "measured")
+    yield from markdown(heading, _prefill_rows())
+
+
+def _error_rows() -> Iterator[list[object]]:
     for shape in SHAPES:
         for ratio in RATIOS:
-            found = [f"{1000 * error:.3f}" for error in errors(*shape, ratio).values()]
-            yield f"| {', '.join(map(str, shape))} | {ratio} | {' | '.join(found)} |"
-    yield "\n| rows x adapters | products | wider products | fill | predicted | measured |\n" + "| --- " * 6 + "|"
+            found = errors(*shape, ratio)
+            yield [", ".join(map(str, shape)), ratio, *(f"{1000 * found[way]:.3f}" for way in WAYS)]
+
+
+def _prefill_rows() -> Iterator[list[object]]:
     for (rows, adapters), (base, measured) in STEPS.items():
         wider, fill = added(rows, adapters, base)
-        yield f"| {rows} x {adapters} | {base} | +{wider:.0f} | +{fill:.0f} | +{wider + fill:.0f} | +{measured} |"
+        yield [f"{rows} x {adapters}", base, *(f"+{us:.0f}" for us in (wider, fill, wider + fill, measured))]
 
 
 def main() -> int:

@@ -7,10 +7,14 @@ import argparse
 
 import torch
 
+from ..tables import Table
 from .problem import SHAPES
 from .roofline import AdapterShare, least_work, measure_roofline
 
-GB = 1e9
+FIGURES = Table(
+    {"step": "<42", "factors MB": "12.1f", "others MB": "11.1f", "GFLOP": "9.1f", "floor ms": "10.3f"}
+    | {"  bound by": "<10"}
+)
 
 STEPS: dict[str, list[AdapterShare]] = {
     "1 adapter, 1 token": [AdapterShare(16, 1)],
@@ -31,15 +35,13 @@ def main() -> None:
     args = parser.parse_args()
     dtype, shape = getattr(torch, args.dtype), SHAPES[args.shape]
     roofline = measure_roofline(args.device, dtype)
-    print(f"{args.device}, {args.dtype}: {roofline.bandwidth / GB:.0f} GB/s, {roofline.peak / 1e12:.2f} TFLOP/s")
-    print(f"{args.shape}: {'step':42}{'factors MB':>12}{'others MB':>11}{'GFLOP':>9}{'floor ms':>10}  bound by")
+    print(f"{args.shape}, {args.device}, {args.dtype}: {roofline}")
+    print(FIGURES.heading())
     for name, shares in STEPS.items():
-        cost = least_work(shape.groups, shares, dtype)
-        bound = "bytes" if cost.num_bytes / roofline.bandwidth >= cost.flops / roofline.peak else "FLOPs"
-        print(
-            f"{'':{len(args.shape)}}  {name:42}{cost.factors / 1e6:12.1f}{cost.activations / 1e6:11.1f}"
-            f"{cost.flops / GB:9.1f}{roofline.seconds(cost) * 1e3:10.3f}  {bound}"
-        )
+        work = least_work(shape.groups, shares, dtype)
+        bound = "bytes" if work.num_bytes / roofline.bandwidth >= work.flops / roofline.peak else "FLOPs"
+        sizes = (work.factors / 1e6, work.activations / 1e6, work.flops / 1e9)
+        print(FIGURES.line(name, *sizes, roofline.seconds(work) * 1e3, f"  {bound}"))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ..machine import machine_of
 from .axes import layers_for, scenarios, table
 from .contender import Contender
 from .options import UsageError, command, make_parser, out_folder
@@ -16,7 +17,7 @@ from .plot import plot
 from .point import Point, free, measure
 from .precompile import precompile
 from .problem import SHAPES, Scenario, make_problem
-from .report import closing, heading, line, machine_of, write_json
+from .report import closing, figures, line, write_json
 from .roofline import Roofline, measure_roofline
 from .roster import contenders_of
 
@@ -96,10 +97,10 @@ def _measured(
 
 def _first_lines(options: argparse.Namespace, roofline: Roofline, contenders: Sequence[Contender]) -> str:
     about = machine_of(options.device)
-    speed = f"{roofline.bandwidth / 1e9:.0f} GB/s, {roofline.peak / 1e12:.2f} TFLOP/s"
-    setup = f"{options.shape}, {options.dtype}, {about['device']}, torch {about['torch']}, triton {about['triton']}"
-    figures = f"medians of {options.rounds} rounds, in microseconds of a layer; (times ours)"
-    return f"{setup}: {speed}\n{figures}\n{heading([contender.name for contender in contenders])}"
+    versions = f"torch {about['torch']}, triton {about.get('triton', 'none')}"
+    setup = f"{options.shape}, {options.dtype}, {about['device']}, {versions}"
+    what = f"medians of {options.rounds} rounds, in microseconds of a layer; (times ours)"
+    return f"{setup}: {roofline}\n{what}\n{figures([contender.name for contender in contenders]).heading()}"
 
 
 def _draw(points: Sequence[Point], stem: Path, wanted: bool) -> None:

@@ -44,6 +44,9 @@ class Roofline(NamedTuple):
     def seconds(self, work: LeastWork) -> float:
         return max(work.num_bytes / self.bandwidth, work.flops / self.peak)
 
+    def __str__(self) -> str:
+        return f"{self.bandwidth / 1e9:.0f} GB/s, {self.peak / 1e12:.2f} TFLOP/s"
+
 
 def shares_of(scenario: Scenario) -> list[AdapterShare]:
     return [AdapterShare(scenario.ranks[s.slot], s.end - s.start) for s in scenario.segments]

@@ -22,6 +22,7 @@ from peftserve.kernels.bypass.triton.choice import FOLDER, Row, Tuning, device_o
 from peftserve.kernels.bypass.triton.designs import Design
 from peftserve.kernels.device.occupancy import resources
 
+from ..machine import machine_of
 from .axes import layers_for
 from .check import Reference
 from .contender import Run
@@ -29,7 +30,6 @@ from .options import UsageError
 from .ours import add_all, attach_all
 from .point import MICROSECONDS, free
 from .problem import SHAPES, BypassProblem, Scenario, Shape, make_problem
-from .report import machine_of
 from .timing import captured, medians
 
 KINDS = (

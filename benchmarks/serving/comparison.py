@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from ..tables import aligned
+
 FIGURES = {
     "tok/s": ("all", "tokens_per_second"),
     "req/s": ("all", "requests_per_second"),
@@ -18,7 +20,6 @@ FIGURES = {
     "decode, tok/s": ("phases", "decode", "all", "tokens_per_second"),
     "decode, ITL p50, ms": ("phases", "decode", "all", "itl_ms", "p50"),
 }
-NAME_WIDTH = 2 + max(map(len, FIGURES))
 
 
 def figure(run: Mapping[str, Any], path: Sequence[str]) -> float | None:
@@ -45,14 +46,13 @@ def table(report: Mapping[str, Any]) -> str:
     runs, over = report["runs"], report["ratios"]
     first, *others = runs
     headings = [*runs, *(f"{first} / {other}" for other in others)]
-    width = max(14, *(len(heading) + 2 for heading in headings))
-    lines = [f"{'median of rounds':<{NAME_WIDTH}}" + "".join(f"{heading:>{width}}" for heading in headings)]
+    rows = []
     for name, path in FIGURES.items():
         medians = [_median([figure(run, path) for run in runs[server]], ".2f") for server in runs]
         medians += [_median([over[other].get(name, {}).get("median")], ".3f") for other in others]
         if {*medians} != {"-"}:
-            lines.append(f"{name:<{NAME_WIDTH}}" + "".join(f"{text:>{width}}" for text in medians))
-    return "\n".join(lines)
+            rows.append([name, *medians])
+    return aligned(["median of rounds", *headings], rows)
 
 
 def _median(values: Sequence[float | None], digits: str) -> str:

@@ -26,6 +26,7 @@ import uvloop
 
 from ..checkouts import ROOT, link_package, script_of
 from ..server_process import cpu_seconds, free_port, running
+from ..tables import Table
 
 ENGINE = "instant_engine.py"
 START_SECONDS = 60.0
@@ -232,12 +233,12 @@ def _ratios(before: list[dict[str, float]], after: list[dict[str, float]]) -> di
 
 
 def _show(name: str, medians: dict[str, dict[str, float]]) -> None:
-    print(name)
+    names = next(iter(medians.values()))
+    table = Table({name: "<28", **{figure: f"{len(figure) + 2}" for figure in names}})
+    print(table.heading())
     for who, values in medians.items():
-        shown = "  ".join(
-            f"{key} {value:,.3f}" if "/" in who else f"{key} {value:,.0f}" for key, value in values.items()
-        )
-        print(f"  {who:20}{shown}", flush=True)
+        digits = ",.3f" if "/" in who else ",.0f"
+        print(table.line(f"  {who}", *(f"{value:{digits}}" for value in values.values())), flush=True)
 
 
 if __name__ == "__main__":

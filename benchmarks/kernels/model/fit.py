@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from peftserve.kernels.bypass.triton.model import FITTED, Constants
 
+from ...tables import Table
 from .explained import BY_RANKS, ByRanks, Point, beside, half_points, half_us, steps
 from .measured import device_of, halves, read
 from .persistent import points as persistent
@@ -90,10 +91,11 @@ def main() -> int:
     constants, by_ranks = fit(table)
     print(constants, by_ranks, sep="\n")
     launches, whole, before = half_points(table), [*steps(table), *beside(table)], list(persistent())
-    print(f"{'point':58} measured   model   ratio")
+    figures = Table({"point": "<58", "measured": "9.1f", "model": "8.1f", "ratio": "8.2f", "": "<20"})
+    print(figures.heading())
     for point in [*(launches if args.all else []), *whole, *before]:
         note = "" if point.own else "  (spills registers)"
-        print(f"{point.name:58} {point.measured:8.1f} {point.modelled:7.1f} {point.ratio:7.2f}{note}")
+        print(figures.line(point.name, point.measured, point.modelled, point.ratio, note))
     print("launches alone:", summary(launches))
     print("steps:", summary([point for point in whole if point.own]))
     print("the kernel before, on both cards:", summary(before))
