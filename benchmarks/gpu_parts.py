@@ -1,7 +1,7 @@
-"""What a lent GPU is for, in parts that do not need each other: the commands of each, and how long each may take.
+"""The parts of a run on a lent GPU, independent of each other: the commands of each, with their time limits.
 
-Knows commands and no results. The commands of a stage run at the same time and the stages of a part one after the
-other: only what is not measured runs beside anything else.
+Knows commands and no results. The commands of a stage run at the same time, the stages of a part one after the other:
+only what is not measured runs beside anything else.
 """
 
 import sys
@@ -19,7 +19,7 @@ KIT = ("README.txt", "kit.tar.xz", "probe.py", "unpack.sh", "vllm_e2e.py")
 
 @dataclass(frozen=True)
 class Command:
-    """seconds: after which it is stopped."""
+    """A command line. seconds: after which it is stopped."""
 
     words: tuple[str, ...]
     seconds: float
@@ -30,7 +30,7 @@ Stage = Sequence[Command]
 
 @dataclass(frozen=True)
 class Part:
-    """packages: modules that it imports and a machine may lack. folder: that must be there, with these files in it."""
+    """A part of a run. packages: modules that it imports and a machine may lack. folder, files: that it needs."""
 
     about: str
     stages: Sequence[Stage]
@@ -42,7 +42,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Setting:
-    """device: cpu is a rehearsal at small sizes. out: folder for what is written. jobs: processes that compile."""
+    """The setting of a run.
+
+    device: "cpu" is a rehearsal at small sizes. out: for results. jobs: compiling processes.
+    """
 
     device: str
     out: Path
@@ -69,7 +72,7 @@ class Setting:
 
     @property
     def small(self) -> tuple[str, ...]:
-        """Sizes for a rehearsal of the engine's steps."""
+        """Return the sizes for a rehearsal of the engine's steps."""
         return ("--device", "cpu", "--dtype", "float32", "--shape", "tiny", "--layers", "2", "--rounds", "1")
 
 
@@ -91,7 +94,7 @@ def correctness(setting: Setting) -> Part:
 
 
 def suite(setting: Setting) -> Part:
-    """What `correctness` leaves out: not among the parts that run unasked, for its length."""
+    """Run what `correctness` leaves out. It takes so long that it only runs when asked for."""
     folders = ("tests/kernels", "tests/adapters", "tests/server/engine", "tests/end_to_end/test_engine_oracle.py")
     return Part(
         "the whole test suite, as far as it has to do with the device",
@@ -170,14 +173,14 @@ def methods(setting: Setting) -> Part:
 
 
 def sweep(setting: Setting) -> Part:
-    """On a CPU there is nothing to choose."""
+    """Choose the kernels' designs; nothing on a CPU."""
     words = ("--tune", "--jobs", str(setting.jobs), "--minutes", "1")
     commands = [] if setting.rehearses else [[setting.kernels(140, *words, "--quick", "--phase", "decode")]]
     return Part("the sweep of designs: a table of the fastest for this GPU", commands)
 
 
 def peers(setting: Setting) -> Part:
-    """vLLM's own limits are within the first command's."""
+    """Run vLLM's kit and our engine at the same points. The first command's time covers vLLM's own limits."""
     beside = ("--results", setting.results)
     ours = setting.small if setting.rehearses else ("--layers", "8")
     decoding = ("--sequences", "1", "4", "--context", "32", "--adapters", "4") if setting.rehearses else ()

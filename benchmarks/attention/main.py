@@ -1,10 +1,10 @@
-"""Paged attention of one layer, timed on a GPU beside torch's own ways and the least time that its bytes take.
+"""Paged attention of one layer, timed on a GPU beside torch's own implementations and the least time for its bytes.
 
     python -m benchmarks.attention [--out FILE.json]     # Llama-3.1-8B's layer in bf16
     python -m benchmarks.attention --check               # correctness alone, at a small size; also without a GPU
 
-Each contestant is held against float64 before it is timed. It runs over layers enough that no cache holds them, in one
-CUDA graph, and takes turns with the others.
+Each contestant is checked against float64 before it is timed. It runs over so many layers that no cache holds them, in
+one CUDA graph, and takes turns with the others.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def ours(problem: AttentionProblem) -> Attend:
 
 
 def written_first(problem: AttentionProblem) -> Attend | None:
-    """Ours, of decodes alone, with a launch of its own for the write to the cache; None for other steps."""
+    """Return our kernel for decodes, with a separate launch that writes to the cache; None for other steps."""
     if any(span.rows > 1 for span in problem.spans):
         return None
     backend = _own(problem)
@@ -73,7 +73,7 @@ def written_first(problem: AttentionProblem) -> Attend | None:
 
 
 def flash(problem: AttentionProblem) -> Attend | None:
-    """Flash kernels for all spans but decodes; None where there are no others. Without a GPU, SDPA stands in."""
+    """Return flash kernels for all spans but decodes; None if there are only decodes. Without a GPU, SDPA stands in."""
     if all(span.rows == 1 for span in problem.spans):
         return None
     device = torch.device(problem.device)
@@ -85,7 +85,10 @@ def flash(problem: AttentionProblem) -> Attend | None:
 
 
 def chosen(problem: AttentionProblem) -> Attend | None:
-    """What a server takes on this device; None without a GPU, where that is another implementation."""
+    """Return the backend that a server chooses on this device.
+
+    None without a GPU, where that is another implementation.
+    """
     if problem.device == "cpu":
         return None
     device = torch.device(problem.device)
@@ -98,14 +101,14 @@ def _own(problem: AttentionProblem) -> TritonAttention:
 
 
 def _layer(problem: AttentionProblem, backend: AttentionBackend) -> Attend:
-    """With the write of the step's keys and values to the cache."""
+    """Return a call that attends and writes the step's keys and values to the cache."""
     backend.begin(problem.spans)
     query, key, value = problem.query, problem.key, problem.value
     return lambda i: backend.attend(0, query, key, value, problem.keys[i], problem.values[i])
 
 
 def gathered(problem: AttentionProblem) -> Attend | None:
-    """SDPA over gathered pages; None unless all sequences are alike."""
+    """Return SDPA over gathered pages; None unless all sequences have as many rows and keys."""
     first = problem.spans[0]
     if any((span.rows, span.total) != (first.rows, first.total) for span in problem.spans):
         return None
@@ -131,7 +134,7 @@ def gathered(problem: AttentionProblem) -> Attend | None:
 
 
 def varlen(problem: AttentionProblem) -> Attend | None:
-    """torch's varlen_attn, over pages of the size that it demands; None without a GPU, and before torch 2.12."""
+    """Return torch's varlen_attn over pages of the size that it requires; None without a GPU, and before torch 2.12."""
     if problem.device == "cpu":
         return None
     try:
@@ -159,7 +162,7 @@ def varlen(problem: AttentionProblem) -> Attend | None:
 
 
 def _in_pages(spans: Sequence[Span], caches: torch.Tensor, count: int) -> torch.Tensor:
-    """The same tokens in pages of VARLEN_PAGE_SIZE, one sequence after the other."""
+    """Return the same tokens in pages of VARLEN_PAGE_SIZE, one sequence after the other."""
     layers, _, _, heads, dim = caches.shape
     out = caches.new_zeros(layers, count * VARLEN_PAGE_SIZE, heads, dim)
     place = 0
@@ -181,7 +184,10 @@ CONTESTANTS: Mapping[str, Callable[[AttentionProblem], Attend | None]] = {
 
 
 def ready(problem: AttentionProblem, prepare: Callable[[Attend], Run]) -> dict[str, Run]:
-    """Those that can run the step and give what they should, each as it is to be timed. Prints why others are not."""
+    """Return the contestants that can run the step and are right, each prepared for timing.
+
+    Prints why others are not.
+    """
     found = {}
     for name, make in CONTESTANTS.items():
         try:
@@ -196,7 +202,7 @@ def ready(problem: AttentionProblem, prepare: Callable[[Attend], Run]) -> dict[s
 
 
 def timed(name: str, sequences: Sequences, roofline: Roofline) -> dict[str, float]:
-    """Microseconds of one layer, for those that run."""
+    """Return the microseconds of one layer by contestant, for those that run."""
     one = AttentionProblem(LLAMA_8B, sequences, torch.bfloat16, "cuda", 1)
     layers = max(2, min(MOST_LAYERS, -(-CACHE_BYTES // one.least_work().num_bytes)))
     problem = AttentionProblem(LLAMA_8B, sequences, torch.bfloat16, "cuda", layers)
@@ -218,7 +224,7 @@ def figures() -> Table:
 
 
 def check(device: str) -> list[dict[str, Run]]:
-    """Prints who is right, of each step."""
+    """Check every contestant at the small steps, and print which are right."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     found = list[dict[str, Run]]()
     for name, sequences in SMALL_STEPS.items():
@@ -247,7 +253,7 @@ def main() -> int:
 
 
 def status(steps: Sequence[Mapping[str, object]]) -> int:
-    """1 if ours failed at any step."""
+    """Return 1 if ours failed at any step."""
     return int(any("ours" not in found for found in steps))
 
 

@@ -1,4 +1,4 @@
-"""What `attention.py` has solved: a step of one layer, over caches with random keys and values, and what it costs."""
+"""The problem of the attention benchmark: a step of one layer over caches of random keys and values, and its floor."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,9 +19,10 @@ Attend = Callable[[int], torch.Tensor]  # of layer i: (rows, heads, dim)
 
 @dataclass
 class AttentionProblem:
-    """A step over `num_layers` caches with random keys and values, all alike in shape, the step's own written already.
+    """A step of attention over `num_layers` caches with random keys and values of one shape.
 
-    key, value: the step's, alike in all layers.
+    The step's own keys and values are in the caches already. query, key, value: the step's, (1, heads, rows, dim), the
+    same for all layers. keys, values: the caches, (layers, pages, page size, heads, dim).
     """
 
     layer: AttentionLayer
@@ -51,13 +52,13 @@ class AttentionProblem:
         self.query = self._randn(1, rows, self.layer.heads, self.layer.key_dim).transpose(1, 2)
 
     def error(self, attend: Attend) -> float:
-        """Of the last layer, relative to float64, by the root mean square."""
+        """Return the last layer's error to float64, relative by the root mean square."""
         last = self.num_layers - 1
         expected = naive_attend(self.spans, self.layer, self.query, self.keys[last], self.values[last])
         return float((attend(last).double() - expected).norm() / expected.norm())
 
     def least_work(self) -> LeastWork:
-        """Of one layer: every key and value that a sequence sees once, queries and outputs once."""
+        """Return that of one layer: every key and value that a sequence sees once, queries and outputs once."""
         layer, rows = self.layer, self.query.shape[2]
         seen = sum(span.total for span in self.spans) * layer.kv_heads * (layer.key_dim + layer.value_dim)
         own = rows * layer.heads * (layer.key_dim + layer.value_dim)

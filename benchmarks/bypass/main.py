@@ -49,7 +49,10 @@ SHORTEST, LONGEST = 1.5, 12.0  # seconds of one point's rounds
 
 @dataclass(frozen=True)
 class Result:
-    """Milliseconds of a step's bypasses. begin: planning, once per change of the batch. peft: None if not timed."""
+    """The milliseconds of a step's bypasses.
+
+    begin: planning, once per change of the batch. peft: None where it is not timed.
+    """
 
     dtype: str
     shape: str
@@ -66,7 +69,7 @@ class Result:
 
 
 def scenarios(*, quick: bool) -> Iterator[Scenario]:
-    """All counts with mixed ranks; the smallest and a large rank where there is a token for each adapter, and more."""
+    """Yield the steps: all counts with mixed ranks; small and large ranks at a few counts; and prefills."""
     if quick:
         yield from (Scenario("decode", 16, _ranks(MIXED, 8)), Scenario("prefill", 512, _ranks(MIXED, 8)))
         return
@@ -83,7 +86,7 @@ def _ranks(ranks: tuple[int, ...], count: int) -> tuple[int, ...]:
 
 
 class Loop:
-    """As most write it: at each linear, for each adapter, its two products on its rows."""
+    """The plain loop, as it is commonly written: at each linear, for each adapter, two products on its rows."""
 
     name = "loop"
     version = ""
@@ -115,12 +118,13 @@ def measure(scenario: Scenario, shape: str, dtype: torch.dtype, roofline: Roofli
 
 
 def fastest(device: str, dtype: torch.dtype) -> Roofline:
-    """With products in fp32 where the dtype's own are slower."""
+    """Measure the roofline, with products in fp32 where the dtype's own are slower."""
     own, wide = measure_roofline(device, dtype), measure_roofline(device, torch.float32)
     return Roofline(max(own.bandwidth, wide.bandwidth), max(own.peak, wide.peak))
 
 
 def planning(problem: BypassProblem) -> Run:
+    """Return a run that plans the step anew, as after a change of the batch."""
     backend = TorchBypass(problem.arena, problem.groups)
     attach_all(backend, problem)
 
@@ -132,7 +136,7 @@ def planning(problem: BypassProblem) -> Run:
 
 
 def medians(runs: Mapping[str, Run]) -> dict[str, float]:
-    """Seconds of one call of each, which take turns."""
+    """Return the seconds of one call of each, by the median of rounds in which they take turns."""
     for run in runs.values():
         run()
     start, rounds = time.perf_counter(), [{name: seconds(run) for name, run in runs.items()}]
@@ -142,7 +146,7 @@ def medians(runs: Mapping[str, Run]) -> dict[str, float]:
 
 
 def more(rounds: int, passed: float) -> bool:
-    """Long steps have fewer rounds, and short ones more."""
+    """Return whether another round is due: long steps have fewer rounds, and short ones more."""
     return rounds < LEAST_ROUNDS or (passed < LONGEST and rounds < ROUNDS) or passed < SHORTEST
 
 

@@ -12,7 +12,7 @@ from ..kernels.problem import BypassProblem
 
 
 class Given(nn.Linear):
-    """A base linear whose output is there already: what is timed is what PEFT does beside the base."""
+    """A base linear whose output is given: what is timed is what PEFT does beside the base's product."""
 
     def __init__(self, in_features: int, output: torch.Tensor) -> None:
         nn.Module.__init__(self)
@@ -30,7 +30,7 @@ class Peft:
     version = ""
 
     def prepare(self, problem: BypassProblem) -> Run:
-        """A sample of PEFT's batch is a token, as in decode: adapters are named for samples."""
+        """Return a run in which each token is a sample of PEFT's batch, as in decode. PEFT names adapters by sample."""
         names = [str(s.slot) for s in problem.scenario.segments for _ in range(s.start, s.end)]
         calls = [
             partial(_wrap(problem, index, position, y).forward, x, adapter_names=names)

@@ -29,7 +29,7 @@ ENGINES = {"base": "vLLM", "lora": "vLLM, LoRA enabled"}
 
 @dataclass(frozen=True)
 class Time:
-    """Milliseconds of one step, or of all prompts: of the wall, and in which the device ran anything."""
+    """Milliseconds of one step, or of all prompts. wall: by the clock. device: in which the device ran anything."""
 
     wall: float
     device: float | None
@@ -56,7 +56,7 @@ def main() -> int:
 
 
 def run(kit: Path, results: Path, total: int) -> int:
-    """1 if any of its steps failed, or a point was left out."""
+    """Run the kit. Return 1 if any of its steps failed, or a point was left out."""
     with tempfile.TemporaryDirectory() as folder:
         environment = surroundings(Path(folder))
         steps = (
@@ -75,7 +75,7 @@ def run(kit: Path, results: Path, total: int) -> int:
 
 
 def surroundings(folder: Path) -> dict[str, str]:
-    """Nothing of ours is on its path. What it prints in files and compiles stays in the folder."""
+    """Return an environment without our package, in which files and compiled code stay in the folder."""
     unpacked, out, work = (str(folder / name) for name in ("kit", "out", "work"))
     own = {"VKIT": unpacked, "VKIT_DIR": unpacked, "VKIT_MODELINFOS": f"{unpacked}/modelinfos"}
     own |= {"OUT": out, "VE_WORK": work, "PYTHONPATH": f"{unpacked}:{unpacked}/site", "PYTHONUNBUFFERED": "1"}
@@ -83,7 +83,7 @@ def surroundings(folder: Path) -> dict[str, str]:
 
 
 def forwarded(command: Sequence[str], folder: Path, environment: Mapping[str, str], results: Path) -> list[Record]:
-    """What a command prints, printed; its lines of JSON, recorded. The last one says so if the command failed."""
+    """Print what a command prints and record its lines of JSON. The last record says so if the command failed."""
     found = list[Record]()
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
     with subprocess.Popen(command, cwd=folder, env=environment, **pipes) as process:
@@ -100,7 +100,7 @@ def forwarded(command: Sequence[str], folder: Path, environment: Mapping[str, st
 
 
 def failed(record: Record) -> bool:
-    """Whether vLLM's script says that something of it went wrong or was left out."""
+    """Return whether a record says that something failed or was left out."""
     return record.get("kind") in FAILURES or (record.get("kind") == "process" and record.get("rc") != 0)
 
 
@@ -115,7 +115,7 @@ def _record(line: str) -> Record | None:
 
 
 def table(records: Sequence[Record], layers: int = 8, tokens: int = 512) -> list[str]:
-    """What there is of both: either may be missing, and what is measured twice counts as it was the last time."""
+    """Return the lines of the table of both engines. Either may be missing; of repeated points the last one counts."""
     vllm = [record for record in records if record.get("part") == PART]
     own = [record for record in records if record.get("layers") == layers]
     lines = [*_warnings(vllm), "ms a step, of the wall (of the device), as times of the floor; the ratio is of walls"]
@@ -132,7 +132,10 @@ def table(records: Sequence[Record], layers: int = 8, tokens: int = 512) -> list
 
 
 def decodes(records: Iterable[Record], *, unused: bool | None = None) -> list[Record]:
-    """unused: of steps without adapters, those while some are loaded, or those before."""
+    """Return our records of decode steps.
+
+    unused: of steps without adapters, only those with, or without, adapters loaded.
+    """
     found = [r for r in records if r["part"] == r["kind"] == "decode"]
     return [r for r in found if unused is None or (r["loaded"] > 0) == (unused or r["adapters"] > 0)]
 
@@ -164,7 +167,7 @@ def vllm_prefill(records: Sequence[Record], engine: str) -> dict[Point, Time]:
 
 
 def _warnings(vllm: Sequence[Record]) -> list[str]:
-    """What is not as it should be with vLLM's run, before its figures."""
+    """Return lines on what went wrong in vLLM's run, to be shown before its figures."""
     checks = [r for r in vllm if r.get("kind") == "check"]
     lines = [] if checks else ["vLLM's adapters were not checked"]
     lines += ["vLLM's adapters changed no token: its figures say nothing of adapters" for r in checks if not r["ok"]]
@@ -174,7 +177,7 @@ def _warnings(vllm: Sequence[Record]) -> list[str]:
 def _section(
     what: str, floors: Mapping[Point, float], engines: Mapping[str, Mapping[Point, Time]], tokens: int | None = None
 ) -> list[str]:
-    """tokens: of each prompt, where the wall is shown as tokens a second beside."""
+    """Return the lines of one kind of step. tokens: of each prompt, to show tokens a second beside the wall time."""
     columns = {what: "9", "adapters": "9", "floor": "9.3f", **dict.fromkeys(engines, "28"), "  vLLM / ours": "<14"}
     figures = Table(columns)
     lines = [figures.heading()]
@@ -194,7 +197,7 @@ def _cell(time: Time | None, floor: float | None, tokens: int | None) -> str:
 
 
 def _ratios(point: Point, engines: Mapping[str, Mapping[Point, Time]]) -> str:
-    """Of each way that vLLM ran the point, to ours with as much on the device."""
+    """Return, for each way that vLLM ran the point, its wall time over ours with as many adapters loaded."""
     found = list[str]()
     for engine, name in ENGINES.items():
         mine = engines["ours"]

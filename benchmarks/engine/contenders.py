@@ -1,4 +1,4 @@
-"""Who runs the work: the engine, transformers, and transformers with PEFT's mixed batches. Each call runs all of it."""
+"""The contenders of `engine_vs_peft.py`: our engine, transformers, and transformers with PEFT's mixed batches."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,9 +18,11 @@ Run = Callable[[list[list[int]]], int]  # takes prompts; returns the number of t
 
 
 def engine(base: Path, store: Path, digests: Sequence[str], **config: Any) -> Engine:
-    """With these adapters compiled; the first run on them, which is not counted, brings them to the device.
+    """Make an engine with these adapters compiled.
 
-    config: of the engine, besides.
+    Its first run on them, which is not counted, loads them to the device.
+
+    config: further fields of the engine's configuration.
     """
     made = Engine(EngineConfig(model=str(base), store=store, kv_cache_tokens=16384, **config))
     for digest in digests:
@@ -29,7 +31,10 @@ def engine(base: Path, store: Path, digests: Sequence[str], **config: Any) -> En
 
 
 def on_engine(made: Engine, work: Work, digests: Sequence[str]) -> Run:
-    """Request i runs on adapter i modulo their number; without digests, on the base."""
+    """Return a run in which request i uses adapter i modulo their number, or the base without digests.
+
+    It raises RuntimeError.
+    """
 
     def run(prompts: list[list[int]]) -> int:
         for index, prompt in enumerate(prompts):

@@ -43,7 +43,7 @@ FIGURES = Table(
 
 @dataclass(frozen=True)
 class Point:
-    """adapters: that the sequences have. loaded: those on the device."""
+    """A point of the benchmark. adapters: used by the sequences. loaded: on the device."""
 
     sequences: int
     adapters: int
@@ -93,7 +93,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def make_engine(arguments: argparse.Namespace, base: Path, store: Path, digests: Sequence[str]) -> Engine:
-    """With room for all adapters at once, on the device and on the host."""
+    """Make an engine with room for all adapters at once, on the device and on the host."""
     most = max(arguments.sequences)
     memory = LEAST_MEMORY + sum((store / digest / WEIGHTS).stat().st_size for digest in digests)
     options: dict[str, Any] = {"device": arguments.device, "dtype": arguments.dtype, "max_running": most}
@@ -103,7 +103,7 @@ def make_engine(arguments: argparse.Namespace, base: Path, store: Path, digests:
 
 
 def tokens_of(arguments: argparse.Namespace) -> int:
-    """That each sequence makes, measured, profiled and to spare."""
+    """Return how many tokens each sequence makes: measured, profiled and some to spare."""
     return arguments.steps * (arguments.rounds + 2) + 2 * PROFILED
 
 

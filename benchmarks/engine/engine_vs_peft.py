@@ -81,7 +81,10 @@ def make_contenders(folder: Path, work: Work, device: str, dtype: str, compiled:
 
 
 def measure(contenders: dict[str, Run], work: Work, rounds: int) -> dict[str, list[float]]:
-    """Tokens per second of each contender in each round; they take turns, each round from another one on."""
+    """Return tokens per second of each contender in each round.
+
+    They take turns, each round beginning with another one.
+    """
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
     with tqdm(total=(rounds + 1) * len(contenders), unit="run") as progress:
         for number in range(rounds + 1):
@@ -108,7 +111,10 @@ def _speed(run: Run, prompts: list[list[int]], expected: int) -> float:
 
 
 def make_report(speeds: dict[str, list[float]], work: Work, device: str, dtype: str) -> dict[str, dict]:
-    """Ratios are taken in each round, and then their median: what slows the machine slows both of a round."""
+    """Return the figures as JSON.
+
+    Ratios are taken within each round: what slows the machine slows both. Then their median.
+    """
     ratios = {
         name: [over / under for over, under in zip(speeds[top], speeds[bottom], strict=True)]
         for name, (top, bottom) in RATIOS.items()

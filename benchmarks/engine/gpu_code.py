@@ -1,6 +1,6 @@
-"""What inductor writes for an H100, on a machine that has no GPU: as text, which nobody compiles or runs.
+"""The code that inductor writes for an H100, on a machine without a GPU: as text, which is neither compiled nor run.
 
-Inductor asks torch and triton about the device; here they answer what that one would. It knows of no server.
+Inductor asks torch and triton about the device; their answers are replaced by those for an H100. Knows no server.
 """
 
 import copy
@@ -50,11 +50,11 @@ LAUNCH = re.compile(r"^\s+(?:\w+ = )?(?:\w+\.run\(|extern_kernels\.|torch\.ops\.
 
 
 class _Written(Exception):
-    """The code, in the place of loading it."""
+    """The written code, raised where inductor would load it."""
 
 
 def write(piece: Piece) -> str:
-    """The module in Python, with its kernels, that inductor makes of a piece which was traced on a CPU."""
+    """Return the Python module, with its kernels, that inductor writes for a piece that was traced on a CPU."""
     there = _on_gpu(piece)
     with _pretending():
         try:
@@ -68,7 +68,7 @@ def write(piece: Piece) -> str:
 
 
 def num_launches(code: str) -> int:
-    """Of kernels that are in the code, and of operators and products that it calls."""
+    """Count the launches in a module: of its own kernels, and of operators and products that it calls."""
     _, _, call = code.partition("def call(")
     return len(LAUNCH.findall(call.partition("return (")[0]))
 
@@ -89,7 +89,7 @@ def _on_gpu(piece: Piece) -> Piece:
 
 
 class _Noting(fx.Interpreter):
-    """Notes what each node gives."""
+    """An interpreter that notes each node's value in its meta data."""
 
     def run_node(self, node: fx.Node) -> Any:
         node.meta["val"] = super().run_node(node)

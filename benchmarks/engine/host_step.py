@@ -57,7 +57,7 @@ def started(checkout: Path, base: Path, store: Path, arguments: argparse.Namespa
 
 
 def measure(subjects: dict[str, Subject], sequences: int, adapters: int, arguments: argparse.Namespace) -> Any:
-    """Each engine's medians, and those of the ratios within a round."""
+    """Return each engine's medians by stage of the step, and those of the ratios within a round."""
     seen: dict[str, list[Timings]] = {name: [] for name in subjects}
     for each in subjects.values():
         each.ask({"start": sequences, "adapters": min(sequences, adapters), "context": arguments.context})

@@ -1,16 +1,16 @@
-"""An engine whose device does nothing, so that what its host does can be timed: `host_step.py` starts and asks it.
+"""An engine whose device does nothing, so that the host's work can be timed: `host_step.py` starts and asks it.
 
     python benchmarks/engine/host_subject.py BASE STORE MAX_RUNNING TEMPERATURE
 
-All of the engine is its own, the Triton backends and the graphs' host side among it, but for what a device would do:
-the forward pass and a graph's replay give logits that were drawn at start, no kernel is launched, the cache has one
-page, and pinned memory is any memory. The widths that decide how work is cut are those of Llama-3.1-8B on an H100.
+All of the engine is the real one, with the Triton backends and the host side of graphs, except for what a device does:
+the forward pass and a graph's replay return logits drawn at start, no kernel is launched, the cache has one page, and
+pinned memory is ordinary memory. The widths by which work is cut are those of Llama-3.1-8B on an H100.
 
-Asked by lines of JSON, it answers by lines of JSON:
-    {"start": 64, "adapters": 64, "context": 512}    so many sequences, until all of them decode
-    {"steps": 100}                                   ms of each stage: first decile of so many steps, since what
-                                                     neighbours on the same cores add is no cost of ours
-    {"finish": 0}                                    they are gone
+It answers each line of JSON with a line of JSON:
+    {"start": 64, "adapters": 64, "context": 512}    start so many sequences and run until all of them decode
+    {"steps": 100}                                   return ms of each stage: the first decile over so many steps,
+                                                     since what neighbours on the same cores add is no cost of ours
+    {"finish": 0}                                    end the sequences
 """
 
 import json
@@ -56,7 +56,7 @@ STAGES: Mapping[str, tuple[type[Any], str]] = {
 
 
 class Timers:
-    """spent: by each stage, of the step so far, in seconds."""
+    """The time spent in each stage of the step. spent: seconds since the last `take`."""
 
     def __init__(self) -> None:
         self.spent = dict.fromkeys(STAGES, 0.0)
@@ -75,7 +75,10 @@ class Timers:
         return timed
 
     def take(self) -> dict[str, float]:
-        """What has been spent since the last call. inputs: what a launch takes beside its other phases."""
+        """Return what has been spent since the last call.
+
+        inputs: the part of a launch that is none of its other stages.
+        """
         spent, self.spent = self.spent, dict.fromkeys(STAGES, 0.0)
         nested = ("attention", "bypass", "graph", "sample")
         return {**spent, "inputs": spent["launch"] - sum(spent[stage] for stage in nested)}
@@ -95,13 +98,15 @@ class Recorder:
 
 
 class OnePage(KVCache):
+    """A cache that reports `num_pages` pages and has memory for one."""
+
     def __init__(self, layers: Any, num_pages: int, *rest: Any) -> None:
         super().__init__(layers, 1, *rest)
         self.num_pages = num_pages
 
 
 def fake_device() -> None:
-    """From now on engines run on it."""
+    """Replace what a device does, for all engines made from now on."""
     torch.set_num_threads(1)
     staging.is_host = lambda device: False
     staging._pinned = lambda size: torch.empty(size, dtype=torch.uint8)
@@ -117,7 +122,7 @@ def fake_device() -> None:
 
 
 def _attention(layers: Any, page_size: int, dtype: Any, device: Any, limits: Any, *args: Any) -> Any:
-    """args: the step's memory, and bytes to spare."""
+    """Make the Triton backend for an H100. args: the step's memory, and bytes to spare."""
     wide = [replace(layer, key_dim=HEAD_DIM, value_dim=HEAD_DIM) for layer in layers]
     programs = 4 * MULTIPROCESSORS
     return TritonAttention(wide, page_size, dtype, device, limits, num_programs=programs, memory=args[0])
@@ -140,6 +145,8 @@ def _make_runner(make: Callable[..., Any], config: EngineConfig, loaded: Any, *a
 
 
 class Subject:
+    """The measured engine and its sequences."""
+
     def __init__(self, base: str, store: str, max_running: int, temperature: float) -> None:
         self._digests = sorted(path.name for path in Path(store).iterdir() if path.is_dir())
         self._timers = Timers()
@@ -150,7 +157,10 @@ class Subject:
         self._sequences = 0
 
     def start(self, sequences: int, adapters: int, context: int) -> None:
-        """Of lengths about the context, so that their pages fill up in different steps."""
+        """Start sequences and run until all of them decode.
+
+        Their lengths are spread around the context, so that their pages fill up in different steps.
+        """
         random, waiting = Random(1), set[str]()
         vocabulary = range(3, self._engine.info.vocab_size)
         sampling = SamplingParams(max_tokens=1 << 16, temperature=self._temperature, ignore_eos=True)

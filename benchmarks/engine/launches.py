@@ -1,12 +1,12 @@
-"""How many kernels a decode step launches on a GPU, layer by layer, counted without one.
+"""The number of kernels that a decode step launches on a GPU, layer by layer, counted without one.
 
     python -m benchmarks.engine.launches
 
-The compiled program is taken apart: a product is a launch, and so are attention, which writes the step's keys and
-values itself, and the bypass of a group of modules; of pieces between them, what inductor writes for an H100 is counted
-(`gpu_code.py`); of experts, the operators that transformers runs, each of which is one kernel or more. `operators` is
-what the pieces were before they were compiled, `else` what comes before the first layer's attention and after the last
-layer. Models have few layers and widths that are small, but for that of the norms.
+The compiled program is taken apart. A product is a launch; so are attention, which writes the step's keys and values
+itself, and the bypass of a group of modules. For the pieces between them, the launches in what inductor writes for an
+H100 are counted (`gpu_code.py`), and for experts the operators that transformers runs, each of which is one kernel or
+more. `operators`: the operators of the pieces before compilation. `else`: launches before the first layer's attention
+and after the last layer. Models have few layers and small widths, but for that of the norms.
 """
 
 import argparse
@@ -66,7 +66,7 @@ FIGURES = Table(
 
 @dataclass(frozen=True)
 class Launches:
-    """By PARTS, of one layer and of the whole step. bypasses: of a step with adapters on all modules."""
+    """Launches by PARTS, of one layer and of the whole step. bypasses: of a step with adapters on all modules."""
 
     layer: Counter[str]
     step: Counter[str]
@@ -78,7 +78,7 @@ class Launches:
 
     @property
     def besides(self) -> int:
-        """Not of layers."""
+        """Return the launches outside the layers."""
         return sum(self.step[part] for part in PARTS[:4]) - self.num_layers * self.of_layer
 
 
@@ -101,7 +101,10 @@ def line(name: str, found: Launches) -> str:
 
 
 def launches(config: PretrainedConfig, wide_columns: int = 0) -> Launches:
-    """wide_columns: behind the weights. A bypass is then the one launch that fills in h, where a group has some."""
+    """Count the launches of a model.
+
+    wide_columns: spare columns behind the weights, with which a group's bypass is one launch.
+    """
     with tempfile.TemporaryDirectory() as folder:
         transformers.AutoModelForCausalLM.from_config(config).to(torch.bfloat16).save_pretrained(folder)
         options: dict[str, Any] = {"kv_cache_tokens": 64, "wide_columns": wide_columns}
@@ -116,7 +119,7 @@ def launches(config: PretrainedConfig, wide_columns: int = 0) -> Launches:
 
 
 def _counted(runner: Any) -> Iterator[Counter[str]]:
-    """Of each part of the program, in its order."""
+    """Yield the launches of each part of the program, in its order."""
     traced = trace_model(runner._model, lambda *given: runner._forward(StepInputs(*given)), runner._model.device)
     widen_inputs(traced, runner._hooks.room_behind)
     of_piece = cache(lambda piece: Counter(pieces=num_launches(write(piece)), operators=_num_operators(piece)))
@@ -129,7 +132,7 @@ def _counted(runner: Any) -> Iterator[Counter[str]]:
 
 
 def _num_operators(piece: Piece) -> int:
-    """That run something, when nothing is compiled. Decompositions have made some of them several."""
+    """Count the operators that compute something when nothing is compiled. Decompositions have split some of them."""
     return sum(node.op == "call_function" and not is_view(node) for node in piece.graph.nodes)
 
 
@@ -150,7 +153,7 @@ def _of_call(hooks: Any, traced: TracedModel, part: Part) -> Counter[str]:
 
 
 class _Operators(TorchDispatchMode):
-    """Counts those that do more than to look at a tensor in another way."""
+    """A counter of operators that do more than view a tensor in another way."""
 
     count = 0
 
@@ -168,7 +171,7 @@ def _operators_of(call: Call, part: Part) -> int:
 
 
 def _filled(like: torch.Tensor) -> torch.Tensor:
-    """Zeros, which are indices too."""
+    """Return zeros of the size, which are valid indices too."""
     return torch.zeros([HINT_ROWS if isinstance(size, torch.SymInt) else size for size in like.shape], dtype=like.dtype)
 
 

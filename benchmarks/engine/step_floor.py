@@ -1,8 +1,8 @@
 """The least time of a whole step: for each product the larger of its bytes and its arithmetic, one after the other.
 
-What is counted is what nothing gets round: every weight once, of the head only for the rows whose logits are wanted;
-keys and values that a row sees once for all rows of its sequence; each adapter's factors once. Activations are not:
-most of them stay in the cache, and a decode step's are a hundredth of its weights.
+Counted is what no implementation avoids: every weight once, the head only for the rows whose logits are wanted; keys
+and values once for all rows of their sequence; each adapter's factors once. Activations are not counted: most stay in
+the cache, and those of a decode step are a hundredth of its weights.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ GROUPS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"),
 
 @dataclass(frozen=True)
 class Floor:
-    """Seconds."""
+    """The least time of a step, in seconds by kind of work."""
 
     products: float
     attention: float
@@ -33,12 +33,17 @@ class Floor:
 
 @dataclass(frozen=True)
 class StepFloor:
+    """The floor of a model's steps on one machine."""
+
     config: LlamaConfig
     dtype: torch.dtype
     roofline: Roofline
 
     def __call__(self, sequences: Sequences, adapters: int, logits: int | None = None) -> Floor:
-        """adapters: that have rows in the step, evenly. logits: rows of the head (default: one for each sequence)."""
+        """Return the floor of a step.
+
+        adapters: that share its rows evenly. logits: rows of the head (default: one a sequence).
+        """
         rows = sum(new for new, _ in sequences)
         layers = self.config.num_hidden_layers
         head = self._product(self.config.hidden_size, self.config.vocab_size, logits or len(sequences))
@@ -52,7 +57,7 @@ class StepFloor:
         return self._most(width * out, 2 * rows * width * out)
 
     def _bypass(self, linears: Sequence[tuple[int, int]], rows: int, adapters: int) -> float:
-        """Of the linears of one input, each with an A and a B of its own."""
+        """Return the seconds of the bypasses of linears with one input, each with its own A and B."""
         elements = RANK * sum(width + out for width, out in linears)
         return self._most(adapters * elements, 2 * rows * elements)
 

@@ -1,4 +1,4 @@
-"""Where steps of the engine go: on the device, kernel by kernel, and on the host, call by call."""
+"""Profiles of the engine's steps: on the device by kernel, and on the host by the timed calls."""
 
 import contextlib
 import time
@@ -23,7 +23,7 @@ TOP, WIDTH = 10, 80
 
 
 class Interval(NamedTuple):
-    """Something that the device ran. start, end: microseconds."""
+    """A kernel or copy on the device. start, end: microseconds."""
 
     name: str
     start: float
@@ -31,7 +31,7 @@ class Interval(NamedTuple):
 
 
 def device_profile(run: Callable[[], object], count: int) -> dict[str, Any] | None:
-    """Of `count` calls, figures of one; None without a GPU."""
+    """Profile `count` calls; return the figures of one. None without a GPU."""
     if not torch.cuda.is_available():
         return None
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
@@ -43,9 +43,10 @@ def device_profile(run: Callable[[], object], count: int) -> dict[str, Any] | No
 
 
 def summary(intervals: Sequence[Interval], count: int) -> dict[str, Any]:
-    """Of one call: ms of all kernels and copies, ms in which any ran, ms from the first to the last, their number.
+    """Return the figures of one call, in milliseconds.
 
-    busy: the share of the time between first and last in which any ran. top: [name, ms, times] of those that took most.
+    kernels_ms: sum of all kernels and copies. busy_ms: time in which any ran. span_ms: from the first to the last.
+    busy: busy_ms over span_ms. launches: their number. top: [name, ms, times] of those that took most.
     """
     if not intervals:
         return {"launches": 0.0, "kernels_ms": 0.0, "busy_ms": 0.0, "span_ms": 0.0, "busy": None, "top": []}
@@ -74,7 +75,7 @@ def _ms(microseconds: float, count: int) -> float:
 
 
 def host_profile(run: Callable[[], object], count: int) -> dict[str, float]:
-    """Of `count` calls, ms of one, by call. `host`: the step without what it waits for the device."""
+    """Time `count` calls; return the ms of one by timed call. `host`: the step without its waits for the device."""
     with _timed() as seconds:
         for _ in range(count):
             run()
@@ -112,7 +113,7 @@ def _counting(original: Callable[..., Any], seconds: dict[str, float], call: str
 
 
 def lines(profile: dict[str, Any] | None, host: dict[str, float]) -> Iterator[str]:
-    """As text, indented, under the line of a measurement."""
+    """Yield the lines that are printed, indented, under a measurement."""
     yield "     host, ms a step: " + ", ".join(f"{call} {ms:.3f}" for call, ms in host.items())
     if profile is None:
         return

@@ -11,7 +11,7 @@ from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingPara
 
 
 def start(engine: Engine, sequences: int, digests: Sequence[str], context: int, tokens: int, seed: int = 1) -> None:
-    """Sequence i has adapter i modulo their number, `context` tokens of prompt, and makes `tokens`."""
+    """Add requests of `context` prompt and `tokens` output tokens. Sequence i has adapter i modulo their number."""
     random = Random(seed)
     for index in range(sequences):
         prompt = random.choices(range(3, engine.info.vocab_size), k=context)
@@ -23,7 +23,7 @@ def start(engine: Engine, sequences: int, digests: Sequence[str], context: int, 
 
 
 def run(engine: Engine, sequences: int, digests: Sequence[str], context: int, tokens: int, seed: int) -> float:
-    """Seconds until all have ended."""
+    """Run sequences to their end; return the seconds."""
     start(engine, sequences, digests, context, tokens, seed)
     synchronize()
     begin = time.perf_counter()
@@ -34,7 +34,7 @@ def run(engine: Engine, sequences: int, digests: Sequence[str], context: int, to
 
 
 def step(engine: Engine) -> set[str]:
-    """The requests that it was for. A step that fails is no measurement: RuntimeError."""
+    """Run one step; return the ids of its requests. Raises RuntimeError if any failed."""
     outputs = engine.step()
     for output in outputs:
         if output.error:
@@ -43,14 +43,14 @@ def step(engine: Engine) -> set[str]:
 
 
 def settle(engine: Engine, sequences: int) -> None:
-    """Until every prompt has run."""
+    """Run steps until every prompt has been read."""
     started: set[str] = set()
     while len(started) < sequences:
         started |= step(engine)
 
 
 def steps(engine: Engine, count: int) -> float:
-    """Seconds of one step, in the mean of so many that follow each other."""
+    """Run `count` steps; return the mean seconds of one."""
     synchronize()
     begin = time.perf_counter()
     for _ in range(count):
@@ -60,6 +60,7 @@ def steps(engine: Engine, count: int) -> float:
 
 
 def finish(engine: Engine, sequences: int) -> None:
+    """Abort all sequences and run until the engine is idle."""
     for index in range(sequences):
         engine.abort(str(index))
     while engine.has_work():

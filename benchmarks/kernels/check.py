@@ -1,4 +1,4 @@
-"""Whether a contender adds what it should, row by row against float64. Nothing is timed that fails here."""
+"""The check of contenders against float64, row by row. None that fails it is timed."""
 
 import torch
 
@@ -10,7 +10,7 @@ TOLERANCES = {torch.bfloat16: 2e-2, torch.float16: 4e-3, torch.float32: 1e-4}
 
 
 class Reference:
-    """What the step's outputs are before and after one call. Leaves them as they were."""
+    """The problem's outputs before and after one call, in float64. Leaves the outputs as they were."""
 
     def __init__(self, problem: BypassProblem) -> None:
         self._outputs = [y for sites in problem.y for y in sites]
@@ -19,9 +19,9 @@ class Reference:
         self.tolerance = TOLERANCES[problem.arena.dtype]
 
     def error(self, run: Run) -> float:
-        """The largest relative error of any row, after a first call and after a second on top of it.
+        """Return the largest relative error of any row, after one call and after a second on top of it.
 
-        The second finds what a first leaves behind in its own buffers. NaN is infinitely wrong.
+        The second call shows what the first has left in the contender's own buffers. NaN is infinitely wrong.
         """
         self.restore()
         errors = [self._error_after(run, calls) for calls in (1, 2)]
@@ -47,7 +47,7 @@ def _row_errors(got: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
 
 
 def deltas(problem: BypassProblem) -> list[list[torch.Tensor]]:
-    """By group of one layer and site: the sum over all layers of what the formula adds, in float64."""
+    """Return what one call adds by the formula, summed over all layers: float64, by group of one layer and by site."""
     sums = [[torch.zeros(y.shape, dtype=torch.float64, device=y.device) for y in sites] for sites in problem.y]
     for slot, weight, start, end in problem.scenario.segments:
         adapter = problem.adapters[slot]

@@ -1,15 +1,15 @@
-"""What spare columns lose and cost, on a machine without a GPU.
+"""The accuracy and cost of spare columns, computed on a machine without a GPU.
 
     python -m benchmarks.kernels.columns
 
-Errors: of y in bfloat16 against float64, in root mean squares to that of y, in thousandths. All numbers given are in
+Errors: of y in bfloat16 against float64, as root mean square relative to that of y, in thousandths. All inputs are in
 bfloat16; sums are exact before each rounding, so that only the roundings of each way are compared: `once` rounds y
 alone, `h in two` and `h in one` are spare columns with h in two halves of 16 bits or in one, `behind` adds to outputs
 that lie in memory, `PEFT` rounds h and the delta too.
 
-Prefill: microseconds that are added to a layer of Llama-3.1-8B on an H200, by bytes and arithmetic: products take what
-they took without, in proportion to their depth, which counts in steps of 64; a launch of `fill` reads x once and writes
-h, and attention's output is copied on the way.
+Prefill: microseconds added to a layer of Llama-3.1-8B on an H200, by bytes and arithmetic. Products take what they took
+without spare columns, in proportion to their depth, which counts in steps of 64; a launch of `fill` reads x once and
+writes h, and attention's output is copied on the way.
 """
 
 import sys
@@ -37,7 +37,7 @@ def rounded(x: torch.Tensor) -> torch.Tensor:
 
 
 def errors(rows: int, width: int, out: int, rank: int, ratio: float) -> dict[str, float]:
-    """By way, to the root mean square of y."""
+    """Return the error of each way, relative to the root mean square of y."""
     torch.manual_seed(0)
     x, w = rounded(torch.randn(rows, width)), rounded(torch.randn(out, width) / width**0.5)
     a, b = rounded(torch.randn(rank, width) / width**0.5), rounded(torch.randn(out, rank) * ratio / rank**0.5)
@@ -56,7 +56,7 @@ def errors(rows: int, width: int, out: int, rank: int, ratio: float) -> dict[str
 
 
 def added(rows: int, adapters: int, base: float) -> tuple[float, float]:
-    """Us of a layer: of the wider products, and of the launches before them."""
+    """Return the microseconds added to a layer: by the wider products, and by the launches before them."""
     flops = sum(width * out for width, out, _ in GROUPS)
     wider = sum(-(-RANK * sites * adapters // DEPTH) * DEPTH * out for _, out, sites in GROUPS)
     read = sum(width + RANK * sites * adapters for width, _, sites in GROUPS) + GROUPS[ATTENTION][0]
@@ -64,6 +64,7 @@ def added(rows: int, adapters: int, base: float) -> tuple[float, float]:
 
 
 def table() -> Iterator[str]:
+    """Yield the lines of both tables, of errors and of times."""
     yield from markdown(("rows, width, outputs, rank", "delta to base", *WAYS), _error_rows())
     yield ""
     heading = ("rows x adapters", "products", "wider products", "fill", "predicted", "measured")

@@ -1,4 +1,4 @@
-"""The least time that the bypasses of a step can take, on this machine (see `benchmarks/kernels/cost.py`).
+"""The least time that the bypasses of a step can take on this machine, by `roofline.py`.
 
 python -m benchmarks.kernels.floor [--device cpu|cuda] [--dtype bfloat16] [--shape llama-8b|smollm-135m]
 """

@@ -34,7 +34,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_with(options: argparse.Namespace) -> int:
-    """The exit code: 1 if ours was wrong or failed anywhere. Raises UsageError before anything is measured."""
+    """Run the benchmark; return 1 if ours was wrong or failed anywhere.
+
+    Raises UsageError before anything is measured.
+    """
     resolve(options)
     if options.tune:
         import_module(".tune", __package__).tune(options)
@@ -61,7 +64,7 @@ def run_with(options: argparse.Namespace) -> int:
 
 
 def resolve(options: argparse.Namespace) -> None:
-    """Fills what the command line leaves to the machine."""
+    """Fill in the options that depend on the machine."""
     if options.device == "auto":
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
     options.shape = options.shape or ("llama-8b" if options.device == "cuda" else "smollm-135m")
@@ -70,7 +73,7 @@ def resolve(options: argparse.Namespace) -> None:
 
 
 def stem_of(options: argparse.Namespace) -> Path:
-    """The files' path without their endings."""
+    """Return the path of the result files without their suffixes."""
     phase = "" if options.phase == "all" else f"_{options.phase}"
     return out_folder(options) / f"kernels_{options.device}_{options.shape}{phase}"
 

@@ -21,6 +21,7 @@ class Ours:
 
 
 def attach_all(backend: BypassBackend, problem: BypassProblem) -> None:
+    """Attach all adapters of the problem, and begin its step."""
     for slot, adapter in enumerate(problem.adapters):
         backend.attach(slot, backend.prepare(0, layout_of(adapter)))
     backend.begin(problem.scenario.segments, [])
@@ -33,7 +34,7 @@ def add_all(backend: BypassBackend, problem: BypassProblem) -> None:
 
 
 def layout_of(adapter: Adapter) -> BlobLayout:
-    """Where the adapter's factors are, from the start of the arena."""
+    """Return where the adapter's factors lie, in elements from the start of the arena."""
     return {
         index: GroupLayout(int(a.storage_offset()), (adapter.rank,) * len(b), tuple(int(f.storage_offset()) for f in b))
         for index, (a, b) in enumerate(zip(adapter.a, adapter.b, strict=True))

@@ -1,4 +1,4 @@
-"""Whether the bypass is cheaper beside the base's product than behind it: what docs/kernels.md predicts, measured.
+"""The bypass beside the base's product, on a second stream, and behind it: what docs/kernels.md predicts, measured.
 
     python -m benchmarks.kernels.overlap [--tokens 16] [--adapters 16] [--rank 16] [--out FILE.jsonl]
 
@@ -49,7 +49,7 @@ def alone(layers: Layers, _: TritonBypass) -> None:
 
 
 def with_bypasses(layers: Layers, bypass: TritonBypass) -> None:
-    """`start` shrinks on a second stream where the design says so."""
+    """Run the base with its bypasses. `start` shrinks on a second stream where the design says so."""
     bypass.lead_in()
     for index, x, y in layers.problem.calls():
         bypass.start(index, x)
@@ -58,7 +58,7 @@ def with_bypasses(layers: Layers, bypass: TritonBypass) -> None:
 
 
 class Altered:
-    """The designs that a server would choose, but for some of their fields."""
+    """A choice of the designs that a server would take, but for some of their fields."""
 
     def __init__(self, problem: BypassProblem, **fields: bool) -> None:
         self._choice = choice_for(problem.arena, problem.groups)
@@ -92,7 +92,7 @@ def contestants(problem: BypassProblem) -> dict[str, Callable[[], None]]:
 
 
 def ready(makers: Mapping[str, Callable[[], Callable[[], None]]]) -> dict[str, Callable[[], None]]:
-    """Those that can be made. Prints why others are not: whatever it is, the rest are still to be measured."""
+    """Return the contestants that can be made, and print why others cannot: the rest are still to be measured."""
     found = {}
     for name, make in makers.items():
         try:

@@ -1,4 +1,4 @@
-"""One step measured: every contender prepared, checked, and only then timed in turns with the others."""
+"""The measurement of one step: every contender is prepared, checked, and only then timed in turns with the others."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,10 @@ MICROSECONDS = 1e6
 
 @dataclass(frozen=True)
 class Outcome:
-    """us: microseconds of a layer; None where it was not timed, and then `note` says why. error: as checked."""
+    """A contender's result.
+
+    us: microseconds of a layer; None if it was not timed, and `note` says why. error: as checked.
+    """
 
     us: float | None
     error: float | None = None
@@ -26,7 +29,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Point:
-    """floor: microseconds of a layer that nothing gets under. outcomes: by contender."""
+    """The results of one step. floor: microseconds of a layer. outcomes: by contender."""
 
     phase: str
     tokens: int
@@ -48,6 +51,8 @@ class Point:
 
 @dataclass(frozen=True)
 class Ready:
+    """A contender that has been prepared and checked."""
+
     run: Run
     error: float
 
@@ -72,7 +77,7 @@ def measure(
 
 
 def make_ready(contender: Contender, problem: BypassProblem, reference: Reference, device: str) -> Ready | Outcome:
-    """Another's code may fail in any way: that is its result, and the others are still measured."""
+    """Prepare and check a contender. Another project's code may fail in any way: that is its outcome."""
     try:
         run = contender.prepare(problem)
         if run is None:
@@ -96,7 +101,7 @@ def _point(problem: BypassProblem, floor: float, outcomes: dict[str, Outcome]) -
 
 
 def free(device: str) -> None:
-    """Between steps: what one step's contenders kept must not be missing for the next."""
+    """Free the memory that one step's contenders kept, before the next step."""
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.empty_cache()

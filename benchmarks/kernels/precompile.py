@@ -1,4 +1,4 @@
-"""Compiles all contenders' GPU kernels in several processes, so that the time of a lent GPU goes into measuring."""
+"""The compilation of all contenders' GPU kernels in several processes, to spend the time of a lent GPU on measuring."""
 
 import argparse
 import time
@@ -14,9 +14,10 @@ from .roster import contenders_of
 
 
 def precompile(options: argparse.Namespace, scenarios: Sequence[Scenario], end: float = float("inf")) -> None:
-    """Triton keeps what it compiled on disk, where the measuring process then finds it.
+    """Run every contender once at each step. Triton keeps what it compiled on disk, for the measuring process.
 
-    end: of the monotonic clock, which all processes share. What is not compiled by then is when it is measured.
+    end: of the monotonic clock, which all processes share. What is not compiled by then is compiled when it is
+    measured.
     """
     shares = [scenarios[start :: options.jobs] for start in range(options.jobs)]
     with get_context("spawn").Pool(options.jobs) as pool:
@@ -24,7 +25,7 @@ def precompile(options: argparse.Namespace, scenarios: Sequence[Scenario], end: 
 
 
 def _run_once_each(options: argparse.Namespace, scenarios: Sequence[Scenario], end: float) -> None:
-    """Of one layer: its kernels are those of all."""
+    """Run contenders on problems of one layer, whose kernels are those of all layers."""
     dtype, shape = getattr(torch, options.dtype), SHAPES[options.shape]
     contenders = contenders_of(options)
     for scenario in scenarios:
@@ -37,7 +38,7 @@ def _run_once_each(options: argparse.Namespace, scenarios: Sequence[Scenario], e
 
 
 def _run_once(contender: Contender, problem: BypassProblem) -> None:
-    """What fails here fails again where it is measured, and is reported there."""
+    """Run a contender. A failure here is ignored: it repeats, and is reported, where the contender is measured."""
     with suppress(Exception):
         if run := contender.prepare(problem):
             run()

@@ -1,4 +1,4 @@
-"""What is timed: the bypasses of one step, with random factors, inputs and outputs. Knows no contender."""
+"""The problem that contenders solve: the bypasses of one step, with random factors, inputs and outputs."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from peftserve.kernels.bypass.layout import Group, Segment
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's linears. layer: the groups of one layer, whose sites share an input each."""
+    """A model's linears. layer: the groups of one layer; the sites of a group share an input."""
 
     layers: int
     layer: tuple[Group, ...]
@@ -50,7 +50,7 @@ class Scenario:
 
     @property
     def segments(self) -> list[Segment]:
-        """Those that have rows; a segment's slot is the adapter's index."""
+        """Return the segments of adapters that have rows; a segment's slot is the adapter's index."""
         count = len(self.ranks)
         lengths = [self.tokens // count + (index < self.tokens % count) for index in range(count)]
         bounds = pairwise(accumulate(lengths, initial=0))
@@ -71,8 +71,9 @@ class Adapter:
 
 @dataclass(frozen=True)
 class BypassProblem:
-    """groups: of `layers` layers, with factors of their own, so that small adapters are not read from a cache.
+    """The bypasses of one step over several layers.
 
+    groups: of `layers` layers, with factors of their own, so that small adapters are not read from a cache.
     x: by group of one layer, (tokens, in_features). y: by group of one layer and site, (tokens, out_features), which
     contenders add to. All layers share them, as in a model, where the last layer's are still in the cache.
     joined: by group of one layer, the tensor whose columns y's tensors are, for contenders that serve a group's sites
@@ -89,7 +90,7 @@ class BypassProblem:
 
     @property
     def layer_groups(self) -> int:
-        """Groups of one layer: group i of the step reads x[i % layer_groups]."""
+        """Return the number of groups of one layer: group i reads x[i % layer_groups]."""
         return len(self.x)
 
     @property
@@ -97,7 +98,7 @@ class BypassProblem:
         return len(self.groups) // len(self.x)
 
     def calls(self) -> Iterator[tuple[int, torch.Tensor, tuple[torch.Tensor, ...]]]:
-        """In the order of a model: each group's index in the step, its input and its sites' outputs."""
+        """Yield each group's index, its input and its sites' outputs, in the order of a model."""
         for index in range(len(self.groups)):
             yield index, self.x[index % len(self.x)], self.y[index % len(self.x)]
 
@@ -115,7 +116,10 @@ def make_problem(
     join: bool = False,
     seed: int = 0,
 ) -> BypassProblem:
-    """Random everywhere. Factors are scaled so that a delta is about as large as the output that it is added to."""
+    """Make a problem of random numbers. A delta is about as large as the output that it is added to.
+
+    join: a group's outputs are columns of one tensor.
+    """
     generator = torch.Generator(device).manual_seed(seed)
     groups = shape.layer * layers
     sizes = [_size(rank, groups) for rank in scenario.ranks]

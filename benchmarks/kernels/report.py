@@ -22,6 +22,7 @@ def figures(names: Sequence[str]) -> Table:
 
 
 def line(point: Point) -> str:
+    """Return a step's line in the table of its contenders."""
     setting = (point.phase, point.tokens, point.adapters, point.ranks, point.floor)
     ours = point.ours
     shown = (ours, ours / point.floor) if ours else (None, _why(point.outcomes.get("ours")))
@@ -42,7 +43,7 @@ def _why(outcome: Outcome | None) -> str:
 
 
 def summary(points: Iterable[Point]) -> dict[str, dict[str, float]]:
-    """By phase, geometric means: how many times our time the best peer takes, and how many times the floor we do."""
+    """Return geometric means by phase: of the best peer's time over ours, and of our time over the floor."""
     means: dict[str, dict[str, list[float]]] = {}
     for point in points:
         if point.ours:
@@ -58,7 +59,7 @@ def geometric_mean(values: Sequence[float]) -> float:
 
 
 def closing(points: Sequence[Point]) -> str:
-    """What belongs under the table: the means, and each refusal or failure once."""
+    """Return the lines under the table: the means, and each refusal or failure once."""
     lines = [
         f"{phase}: " + ", ".join(f"{name} {mean:.2f}" for name, mean in means.items()) + " (geometric means)"
         for phase, means in summary(points).items()

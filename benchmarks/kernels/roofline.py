@@ -1,8 +1,9 @@
-"""The least time that the bypasses of a step can take: bytes over bandwidth or FLOPs over peak, whichever is more.
+"""The roofline: the least time that work can take, by its bytes over bandwidth or its FLOPs over peak.
 
-Bytes are those that no implementation gets round: every active A and B once, each group's input once, and each site's
-output read and written once, because the base's product is in memory before the bypass is added to it. What is between
-the two products is not counted. Bandwidth and peak are measured in the same run, by a plain read and a square GEMM.
+Bytes of a step's bypasses are those that no implementation avoids: every active A and B once, each group's input once,
+and each site's output read and written once, because the base's product is in memory before the bypass is added to it.
+What lies between the two products is not counted. Bandwidth and peak are measured in the same run, by a plain read and
+a square GEMM.
 """
 
 import time
@@ -17,14 +18,14 @@ from .problem import Scenario
 
 
 class AdapterShare(NamedTuple):
-    """One adapter's part of a step: its rank at every site, and its tokens."""
+    """One adapter's share of a step: its rank at every site, and its tokens."""
 
     rank: int
     tokens: int
 
 
 class LeastWork(NamedTuple):
-    """factors, activations: bytes."""
+    """Bytes and FLOPs that no implementation avoids. factors, activations: bytes."""
 
     factors: int
     activations: int
@@ -36,7 +37,7 @@ class LeastWork(NamedTuple):
 
 
 class Roofline(NamedTuple):
-    """bandwidth: bytes per second. peak: FLOPs per second."""
+    """The bandwidth that a machine reaches, in bytes per second, and its peak, in FLOPs per second."""
 
     bandwidth: float
     peak: float
@@ -53,7 +54,7 @@ def shares_of(scenario: Scenario) -> list[AdapterShare]:
 
 
 def least_work(groups: Sequence[Group], shares: Sequence[AdapterShare], dtype: torch.dtype) -> LeastWork:
-    """Of one step. An adapter without tokens is not read."""
+    """Return the least work of one step's bypasses. An adapter without tokens is not read."""
     active = [share for share in shares if share.tokens]
     tokens = sum(share.tokens for share in active)
     factors = activations = flops = 0
@@ -68,7 +69,7 @@ def least_work(groups: Sequence[Group], shares: Sequence[AdapterShare], dtype: t
 
 
 def measure_roofline(device: str, dtype: torch.dtype) -> Roofline:
-    """The best of several rounds: what the machine can do, not what it does on average."""
+    """Measure by the best of several rounds: what the machine can do, not what it does on average."""
     data = torch.ones(1 << (26 if device == "cpu" else 29), dtype=torch.float32, device=device)
     size = 1024 if device == "cpu" else 8192
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))

@@ -1,8 +1,9 @@
-"""Chooses the Triton kernels' designs on the GPU at hand, by timing those that may be good on steps of every kind.
+"""The choice of the Triton kernels' designs on the GPU at hand, by timing candidates on steps of every kind.
 
-For each kind of step (a `Row` of the table) all candidates that the model holds for at most `FACTOR` times as long as
-its best are timed in turns, and the least median wins. What spills registers, fails or is wrong is left out. Kernels
-are compiled in several processes before. Kinds for which there is no time keep the model's choice, as without a table.
+For each kind of step (a `Row` of the table) all candidates that the model expects to take at most `FACTOR` times as
+long as its best are timed in turns, and the least median wins. Designs that spill registers, fail or are wrong are left
+out. Kernels are compiled beforehand in several processes. Kinds that no time is left for keep the model's choice, as
+without a table.
 """
 
 import argparse
@@ -49,9 +50,9 @@ class NoGpu(UsageError):
 
 
 def tune(options: argparse.Namespace, folder: Path = FOLDER) -> Path:
-    """Writes the device's table, which the measurements behind it then use. Raises NoGpu.
+    """Write the device's table, which later measurements use, and print each row when it is chosen. Raises NoGpu.
 
-    Each row is printed as soon as it is chosen. It all takes a minute, or `minutes`.
+    It takes a minute, or `options.minutes`.
     """
     if options.device != "cuda":
         raise NoGpu("--tune: the designs are those of a GPU's kernels, and torch sees no GPU")
@@ -72,7 +73,7 @@ def tune(options: argparse.Namespace, folder: Path = FOLDER) -> Path:
 
 
 def _compile_all(shape: Shape, dtype: torch.dtype, designs: Sequence[Design], jobs: int) -> None:
-    """In so many processes: triton keeps on disk what it compiled, where the measuring process then finds it."""
+    """Compile in several processes: triton keeps on disk what it compiled, for the measuring process."""
     parts = [Shape(1, (group,)) for group in dict.fromkeys(shape.layer)]
     work = [(part, dtype, design) for design in designs for part in parts if not design.beside]
     with get_context("spawn").Pool(jobs) as pool:
@@ -80,21 +81,21 @@ def _compile_all(shape: Shape, dtype: torch.dtype, designs: Sequence[Design], jo
 
 
 def _compile(shape: Shape, dtype: torch.dtype, design: Design) -> None:
-    """What fails here fails again where it is measured, and is left out there."""
+    """Compile a design. A failure here is ignored: it repeats where the design is measured, and leaves it out."""
     problem = make_problem(Scenario("decode", 1, RANKS[:1]), shape, layers=1, dtype=dtype, device="cuda")
     with suppress(Exception):
         _backend(problem, design).compile(design)
 
 
 def _kinds(shape: Shape, model: Tuning) -> Iterator[Row]:
-    """All rows of the table, with the model's choice."""
+    """Yield all rows of the table, with the model's choice."""
     widths = sorted({group.in_features for group in shape.layer})
     for (rows, each), rank, width in product(KINDS, RANKS, widths):
         yield Row(rows, each, rank, width, model.design(rows, [each] * (rows // each), rank, width))
 
 
 def _choose(kind: Row, model: Tuning, shape: Shape, dtype: torch.dtype) -> Row | None:
-    """None if no candidate ran."""
+    """Return the row with the fastest design, None if no candidate ran."""
     ranked = model.ranked(kind.rows, kind.each, kind.rank, kind.width)
     likely = [design for seconds, design in ranked if seconds <= FACTOR * ranked[0][0]]
     part = Shape(1, tuple(group for group in shape.layer if group.in_features == kind.width))
@@ -113,7 +114,7 @@ def _choose(kind: Row, model: Tuning, shape: Shape, dtype: torch.dtype) -> Row |
 
 
 def _line(kind: Row, times: dict[Design, float], modelled: dict[Design, float]) -> str:
-    """The kind, and its candidates with measured and modelled microseconds of a layer's groups, the fastest first."""
+    """Return the kind and its candidates with measured (modelled) microseconds of a layer's groups, fastest first."""
     head = f"{kind.rows} rows, {kind.each} each, rank {kind.rank}, width {kind.width}:"
     found = [
         f"{seconds * MICROSECONDS:.1f} ({modelled[design] * MICROSECONDS:.1f}) {short(design)}"
@@ -123,7 +124,7 @@ def _line(kind: Row, times: dict[Design, float], modelled: dict[Design, float]) 
 
 
 def short(design: Design) -> str:
-    """Rows of a tile, then the numbers of shrink and of expand."""
+    """Return a design as a text: rows of a tile, then the numbers of shrink and of expand."""
     halves = ("/".join(map(str, vars(half).values())) for half in (design.shrink, design.expand))
     return " ".join([str(design.rows), *halves])
 
@@ -135,7 +136,7 @@ def _times(problem: BypassProblem, choices: Sequence[Design]) -> dict[Design, fl
 
 
 def _ready(problem: BypassProblem, design: Design, reference: Reference) -> Run | None:
-    """None for designs that do not compile, spill, or are wrong here: they are not chosen."""
+    """Return a captured run of a design; None if it does not compile, spills registers, or is wrong here."""
     try:
         backend = _backend(problem, design)
         if any(resources(kernel).spilled for kernel in backend.compile(design)):

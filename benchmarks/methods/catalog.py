@@ -1,6 +1,6 @@
-"""A configuration of each PEFT method for `methods.py`, at sizes as they are used: rank 16 where there is a rank.
+"""A configuration of each PEFT method for the methods benchmark, at usual sizes: rank 16 where there is a rank.
 
-LoRA comes first, since all others are held against it; those whose compilers took longest come last.
+LoRA comes first, since all others are compared with it; those that compiled slowest come last.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ TASK = {"task_type": "CAUSAL_LM"}
 
 
 def _on(config: type[Any], **options: Any) -> Make:
-    """On all linears."""
+    """Return a maker of a configuration on all linears."""
     return lambda: config(**{**TASK, "target_modules": list(LINEARS), **options})
 
 

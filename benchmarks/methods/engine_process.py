@@ -1,8 +1,8 @@
-"""The engine of `methods.py`: makes each method's adapters, measures them beside LoRA's, and prints a line of JSON.
+"""The engine process of `python -m benchmarks.methods`: makes adapters, measures them beside LoRA, prints JSON lines.
 
     python -m benchmarks.methods.engine_process BASE --device cuda LoRA DoRA ...
 
-LoRA must be among the methods, and first. What fails is a line, too.
+LoRA must be among the methods, and first. A failure is a line, too.
 """
 
 import argparse
@@ -72,7 +72,10 @@ def make_engine(arguments: argparse.Namespace) -> Engine:
 
 
 def make_adapters(engine: Engine, arguments: argparse.Namespace, folder: Path, name: str, make: Make) -> list[str]:
-    """Written by PEFT from one model, whose parameters are drawn anew for each; known to the engine by their names."""
+    """Make adapters with PEFT from one model, with parameters drawn anew for each.
+
+    Return the names that the engine has.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dtype = getattr(torch, arguments.dtype)
@@ -89,7 +92,7 @@ def make_adapters(engine: Engine, arguments: argparse.Namespace, folder: Path, n
 
 
 def randomize(model: torch.nn.Module, seed: int) -> None:
-    """Trainable parameters, by steps so small that methods which multiply by them stay finite."""
+    """Move trainable parameters by steps so small that methods which multiply by them stay finite."""
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -98,7 +101,7 @@ def randomize(model: torch.nn.Module, seed: int) -> None:
 
 
 def measured(engine: Engine, digests: Sequence[str], lora: Sequence[str], rounds: int) -> dict[str, Any]:
-    """Medians of rounds in which the method and LoRA take turns; each of them has run before."""
+    """Return medians of rounds in which the method and LoRA take turns, after one run of each."""
     for used in (digests, lora):
         run(engine, SEQUENCES, used, CONTEXT, 4, 0)
     own, others = list[float](), list[float]()
@@ -116,7 +119,7 @@ def measured(engine: Engine, digests: Sequence[str], lora: Sequence[str], rounds
 
 
 def decode(engine: Engine, used: Sequence[str]) -> float:
-    """Seconds of a step in which all sequences decode."""
+    """Return the seconds of a step in which all sequences decode."""
     start(engine, SEQUENCES, used, CONTEXT, STEPS + 8)
     settle(engine, SEQUENCES)
     steps(engine, 2)

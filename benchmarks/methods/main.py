@@ -1,9 +1,9 @@
-"""What a method costs in a decode step beside LoRA: one engine, sixteen sequences, eight adapters of a method.
+"""The cost of each PEFT method in a decode step beside LoRA: one engine, sixteen sequences, eight adapters of a method.
 
     python -m benchmarks.methods --device cuda --out FILE.jsonl [--only LoRA,IA3] [--limit 30]
 
 The base has the widths of an 8B Llama, a few layers and a small vocabulary, so that the adapters are a good part of a
-step. A method's adapters are made by PEFT and compiled by the engine, and then it takes turns with LoRA: a ratio is
+step. A method's adapters are made by PEFT and compiled by the engine; then it takes turns with LoRA, and ratios are
 taken within a round. Each line is printed and written when it is known. A method that takes more than --limit seconds
 in all, fails, or ends the process is named, and the others go on in a new process.
 """
@@ -74,9 +74,9 @@ def child_command(arguments: argparse.Namespace, base: Path, names: Sequence[str
 def supervised(
     names: Sequence[str], command: Callable[[Sequence[str]], list[str]], limits: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
-    """A record for each method, as a child process says it, or with the `problem` that there was instead.
+    """Yield a record for each method, as a child process prints it, or with the `problem` that there was instead.
 
-    limits: limit and seconds, as of the command line. A child takes LoRA again if it is not the first.
+    limits: limit and seconds, as on the command line. A child takes LoRA again if it is not the first.
     """
     left, end = list(names), time.monotonic() + limits.seconds
     while left:
@@ -117,7 +117,7 @@ class Child:
         self._lines.put(None)
 
     def record(self, patience: float) -> dict[str, Any] | None:
-        """The next; None if none comes for so long, or if there are no more."""
+        """Return the next record; None if none comes within `patience` seconds, or there are no more."""
         end = time.monotonic() + patience
         while (left := end - time.monotonic()) > 0:
             try:
@@ -132,7 +132,7 @@ class Child:
         return None
 
     def stop(self) -> str:
-        """Ends it. If it had ended by itself before its work was done: how."""
+        """Stop the process; return how it ended if it had ended by itself before its work was done."""
         try:
             code = self._process.wait(1.0)
         except subprocess.TimeoutExpired:

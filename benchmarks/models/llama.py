@@ -1,4 +1,4 @@
-"""The work of the GPU's benchmarks: Llama's layers with the widths of an 8B model, random weights, random adapters."""
+"""The model of the GPU's benchmarks: Llama's layers with the widths of an 8B model, random weights, random adapters."""
 
 import hashlib
 import shutil
@@ -53,13 +53,13 @@ def make_config(shape: str, layers: int) -> LlamaConfig:
 
 
 def scratch_folder() -> Path | None:
-    """Memory rather than a disk, where there is room for the base; None for the system's own folder."""
+    """Return a folder in memory if it has room for the base; None for the system's own temporary folder."""
     memory = Path("/dev/shm")
     return memory if memory.is_dir() and shutil.disk_usage(memory).free > ROOM else None
 
 
 def linears_of(config: LlamaConfig) -> dict[str, tuple[int, int]]:
-    """(in, out) of each linear of a layer."""
+    """Return (in, out) features of each linear of a layer."""
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     h, m = config.hidden_size, config.intermediate_size
     q, kv = config.num_attention_heads * head, config.num_key_value_heads * head
@@ -67,7 +67,7 @@ def linears_of(config: LlamaConfig) -> dict[str, tuple[int, int]]:
 
 
 def write_base(folder: Path, config: LlamaConfig, dtype: torch.dtype, device: str) -> int:
-    """Returns the bytes of the weights that a step reads: all but the embedding, of which it reads some rows."""
+    """Write a base with random weights; return the bytes that a step reads: all weights but the embedding."""
     torch.manual_seed(0)
     with torch.device(device):
         torch.set_default_dtype(dtype)
@@ -79,7 +79,7 @@ def write_base(folder: Path, config: LlamaConfig, dtype: torch.dtype, device: st
 
 
 def write_adapters(base: Path, store: Path, count: int) -> list[str]:
-    """LoRA of RANK on all linears, each in a folder of the store that its digest names; the digests.
+    """Write LoRA of RANK on all linears, each in a folder of the store named by its digest; return the digests.
 
     All have the same numbers, in one file. To the engine they are different adapters, whose configurations differ, and
     each has memory of its own.
@@ -109,7 +109,7 @@ def _sha256(path: Path) -> str:
 
 
 def _factors(config: LlamaConfig) -> dict[str, torch.Tensor]:
-    """Such that a delta is about a tenth of the output that it is added to."""
+    """Return factors whose delta is about a tenth of the output that it is added to."""
     generator = torch.Generator().manual_seed(1)
     tensors = {}
     for layer in range(config.num_hidden_layers):

@@ -1,4 +1,4 @@
-"""The work of the engine benchmark: the SmolLM2-135M shape with random weights, its adapters and its prompts."""
+"""The model of the CPU's benchmarks: the SmolLM2-135M shape with random weights, its adapters and its prompts."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ RANKS = (8, 16, 32, 64, 8, 16, 32, 64)
 
 @dataclass(frozen=True)
 class Work:
-    """Every request has as many tokens of prompt and, whatever they are, of output."""
+    """The requests of a run. Every one has as many tokens of prompt and, whatever they are, of output."""
 
     num_requests: int = 16
     prompt_tokens: int = 128
@@ -31,6 +31,7 @@ class Work:
 
 
 def write_base(folder: Path) -> None:
+    """Write a base with random weights in bfloat16."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=49152,
@@ -50,7 +51,7 @@ def write_base(folder: Path) -> None:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """Each token is its id's digits, and a text is words: servers that take only text get the very same tokens."""
+    """Write a tokenizer whose tokens are their ids' digits, so that servers which take only text get the same ids."""
     special = {0: "<s>", 2: "<pad>"}
     vocabulary = {special.get(token, str(token)): token for token in range(Work.vocabulary)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<s>"))
@@ -59,7 +60,10 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def write_adapters(base: Path, store: Path) -> list[str]:
-    """Random adapters on all linears, one a rank of RANKS, each in a folder of the store; the folders' names."""
+    """Write random adapters on all linears, one of each rank in RANKS, in folders of the store.
+
+    Return the folders' names.
+    """
     digests = []
     for index, rank in enumerate(RANKS):
         torch.manual_seed(1 + index)

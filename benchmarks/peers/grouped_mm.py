@@ -33,7 +33,10 @@ class GroupedMm:
 
 
 def _stacked(problem: BypassProblem, index: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """A of the adapters with rows: (adapters, in_features, sites · rank), column-major. B by site, row-major."""
+    """Stack the factors of the adapters with rows.
+
+    A: (adapters, in_features, sites · rank), column-major. B: by site, (adapters, rank, out_features), row-major.
+    """
     group, rank = problem.groups[index], max(problem.scenario.ranks)
     slots = [s.slot for s in problem.scenario.segments]
     a = problem.arena.new_zeros(len(slots), len(group.out_features), rank, group.in_features)

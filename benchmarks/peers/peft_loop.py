@@ -1,5 +1,4 @@
-"""What PEFT does for a batch of several adapters: at each linear, for each adapter, its rows gathered, multiplied, and
-added back by index.
+"""PEFT's way with a batch of several adapters: at each linear, each adapter's rows are gathered, multiplied, put back.
 
 In PEFT itself the indices are Python lists, which every linear copies to the device anew; that is left out, so that it
 can be captured in a graph. `tests/benchmarks/peers/test_peft_loop.py` compares it with PEFT's own layer.

@@ -116,7 +116,7 @@ class Csgmv:
 
 
 def _batch(sglang: SimpleNamespace, problem: BypassProblem) -> Any:
-    """Each adapter's rows in chunks; they are in its order already."""
+    """Return SGLang's batch: each adapter's rows in chunks, which are in its order already."""
     scenario, device = problem.scenario, problem.arena.device
     chunk = CHUNKS[scenario.phase]
     lengths = [(s.slot, min(chunk, s.end - row)) for s in scenario.segments for row in range(s.start, s.end, chunk)]
@@ -153,7 +153,7 @@ def _integers(values: Sequence[int], device: torch.device) -> torch.Tensor:
 
 @cache
 def load(top: Path) -> SimpleNamespace:
-    """SGLang's modules and functions, without SGLang around them."""
+    """Import SGLang's modules and functions, without SGLang around them."""
     stand_in_for_missing()
     _stand_in_for_the_server(top)
     dense, lora_b = "sglang.kernels.ops.lora.dense", import_module("sglang.kernels.ops.lora.common.lora_b")
@@ -185,7 +185,7 @@ def _stand_in_for_the_server(top: Path) -> None:
 
 
 def geometry_without_cuda(kind: Any) -> Any:
-    """As SGLang's `slice_geometry`, which refuses any other device than CUDA's, for Triton's interpreter."""
+    """Return SGLang's `slice_geometry` for Triton's interpreter: SGLang's own takes CUDA devices only."""
 
     def geometry(offsets: tuple[int, ...], block: int, device: torch.device) -> Any:
         widths = [end - start for start, end in pairwise(offsets)]

@@ -71,7 +71,7 @@ def _metadata(make: Callable[..., Any], problem: BypassProblem) -> tuple[Any, ..
 
 
 def _stacked_a(problem: BypassProblem, index: int) -> Weights:
-    """By site: (adapters, 1, largest rank, in_features)."""
+    """Return A by site: (adapters, 1, largest rank, in_features)."""
     group, rank = problem.groups[index], max(problem.scenario.ranks)
     shape = (len(problem.adapters), 1, rank, group.in_features)
     stacked = [problem.arena.new_zeros(shape) for _ in group.out_features]
@@ -82,7 +82,7 @@ def _stacked_a(problem: BypassProblem, index: int) -> Weights:
 
 
 def _stacked_b(problem: BypassProblem, index: int) -> Weights:
-    """By site: (adapters, 1, out_features, largest rank)."""
+    """Return B by site: (adapters, 1, out_features, largest rank)."""
     rank = max(problem.scenario.ranks)
     stacked = [problem.arena.new_zeros(len(problem.adapters), 1, n, rank) for n in problem.groups[index].out_features]
     for slot, adapter in enumerate(problem.adapters):
@@ -93,7 +93,10 @@ def _stacked_b(problem: BypassProblem, index: int) -> Weights:
 
 @cache
 def load(top: Path) -> SimpleNamespace:
-    """vLLM's functions, without vLLM around them. forget: what they keep by the addresses of tensors that are gone."""
+    """Import vLLM's functions, without vLLM around them.
+
+    forget: clears what they keep by the addresses of freed tensors.
+    """
     _stand_in_for_the_server(top)
     utils: ModuleType = import_module(f"{OPS}.utils")
     return SimpleNamespace(
@@ -120,7 +123,7 @@ def _has_capability(number: int) -> bool:
 
 
 def _refuse(**_: object) -> None:
-    """As where an operator of the name exists: vLLM then leaves its plain function in place."""
+    """Raise AttributeError, as where an operator of the name exists: vLLM then leaves its plain function in place."""
     raise AttributeError
 
 

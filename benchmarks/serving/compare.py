@@ -106,7 +106,7 @@ def _existing(folder: str) -> Path:
 
 
 def compare(presets: Sequence[Preset], models: Models, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Every run's report by server, and what was run. Each round begins with another server than the one before it."""
+    """Run all servers in all rounds; return every run's report by server. Each round begins with another server."""
     runs: dict[str, list[dict[str, Any]]] = {preset.name: [] for preset in presets}
     for number in range(arguments.rounds):
         load = load_of_round(arguments, models, number)
@@ -123,7 +123,7 @@ def compare(presets: Sequence[Preset], models: Models, arguments: argparse.Names
 
 
 def _lines(report: dict[str, Any]) -> list[str]:
-    """Of all requests, without the models' rows."""
+    """Return the lines of a report for all requests, without the models' rows."""
     return [line for part in parts_of(report) for line in readable({**part, "models": {}}).splitlines()]
 
 
@@ -160,11 +160,12 @@ def parts_of(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def measured(load: Load, target: Target) -> dict[str, Any]:
+    """Send a load; return its report."""
     return make_report(load, *measure(load.trace, target, load.concurrency))
 
 
 def warm(asked: Sequence[str], target: Target, log: Path) -> None:
-    """What a server does only once for a model is not counted."""
+    """Send requests that are not counted, for what a server does only once for a model. Raises ServerError."""
     trace = [Request(None, model, WARM_TOKENS, WARM_TOKENS, index) for index, model in enumerate(asked)]
     for measurement in measure(trace, target, 1)[0]:
         if not measurement.is_good:

@@ -1,4 +1,4 @@
-"""What servers' runs say of each other: the figures, their ratios in each round, and the table of both."""
+"""The comparison of servers' runs: the figures, their ratios in each round, and the table of both."""
 
 from collections.abc import Mapping, Sequence
 from statistics import median
@@ -23,6 +23,7 @@ FIGURES = {
 
 
 def figure(run: Mapping[str, Any], path: Sequence[str]) -> float | None:
+    """Return a figure of a run, None where the run has none."""
     found: Any = run
     for key in path:
         found = found.get(key) if found else None
@@ -30,7 +31,7 @@ def figure(run: Mapping[str, Any], path: Sequence[str]) -> float | None:
 
 
 def ratios(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, dict[str, Any]]]:
-    """By server other than the first and by figure: the first's over its, in each round, and their median."""
+    """Return the first server's figures over each other's, by server and figure: in each round, and their median."""
     first, *others = runs
     found: dict[str, dict[str, dict[str, Any]]] = {other: {} for other in others}
     for other in others:
@@ -43,6 +44,7 @@ def ratios(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[st
 
 
 def table(report: Mapping[str, Any]) -> str:
+    """Return the table of the servers' medians and of their ratios."""
     runs, over = report["runs"], report["ratios"]
     first, *others = runs
     headings = [*runs, *(f"{first} / {other}" for other in others)]

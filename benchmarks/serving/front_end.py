@@ -61,6 +61,8 @@ Servers = dict[str, tuple[list[int], int]]  # name to API processes and port
 
 @dataclass(frozen=True)
 class Contestant:
+    """A checkout and its number of API processes."""
+
     checkout: Path
     api_workers: int = 1
 
@@ -122,6 +124,7 @@ class _Client(asyncio.Protocol):
 
 
 async def drive(scenario: Scenario, port: int) -> list[bytes]:
+    """Send a scenario's requests over connections that stay open; return the answers."""
     loop, answers = asyncio.get_running_loop(), list[bytes]()
     left = iter(range(scenario.num_requests))
     request = scenario.request()
@@ -134,7 +137,7 @@ async def drive(scenario: Scenario, port: int) -> list[bytes]:
 
 
 def check(scenario: Scenario, answers: list[bytes]) -> None:
-    """Every answer is whole: each token is an event of its own, or all are counted. Raises SystemExit."""
+    """Check that every answer is whole: each token is an event of its own, or all are counted. Raises SystemExit."""
     streamed = scenario.num_tokens + 1 + scenario.path.startswith("/v1/chat")
     wanted = (b"data: ", streamed) if scenario.body.get("stream") else (b'"completion_tokens":8', 1)
     faulty = [answer for answer in answers if answer.count(wanted[0]) != wanted[1]]
@@ -143,7 +146,7 @@ def check(scenario: Scenario, answers: list[bytes]) -> None:
 
 
 def api_processes(pid: int) -> list[int]:
-    """A server's first process and its children but the engine."""
+    """Return a server's first process and its children but the engine."""
     children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
     return [pid, *(child for child in children if ENGINE.encode() not in Path(f"/proc/{child}/cmdline").read_bytes())]
 
@@ -165,6 +168,7 @@ def server(contestant: Contestant, step_ms: float) -> Iterator[tuple[list[int], 
 
 
 def measure(scenario: Scenario, pids: list[int], port: int) -> dict[str, float]:
+    """Return rates and CPU time of one run of a scenario. pids: the API processes."""
     before, begun = cpu_seconds(pids), time.perf_counter()
     answers = uvloop.run(drive(scenario, port))
     seconds, cpu = time.perf_counter() - begun, cpu_seconds(pids) - before
@@ -211,7 +215,7 @@ def main() -> None:
 def _take_turns(
     scenario: Scenario, servers: dict[str, tuple[list[int], int]], rounds: int
 ) -> dict[str, dict[str, float]]:
-    """Each contestant's medians, after one round that is not counted, and those of the ratios within a round."""
+    """Return each contestant's medians, after one round that is not counted, and those of the ratios within a round."""
     seen: dict[str, list[dict[str, float]]] = {name: [] for name in servers}
     for number in range(rounds + 1):
         for name in list(servers) if number % 2 else reversed(servers):

@@ -1,4 +1,4 @@
-"""Loads that ask for one half of a request alone: prompts of which one token is made, and outputs of short prompts."""
+"""Loads of one phase alone: prompts of which one token is made, and long outputs of short prompts."""
 
 from argparse import Namespace
 from collections.abc import Iterable, Mapping
@@ -15,12 +15,15 @@ FIRST_SEED = 1_000_000  # one seed's prompts begin alike, and a server may keep 
 
 
 def load_of(phase: str, models: Iterable[str], number: int) -> Load:
-    """In a closed loop; each request asks for the next of the models. number: of the round."""
+    """Return the load of a phase, in a closed loop; each request asks for the next of the models.
+
+    number: of the round.
+    """
     seed = FIRST_SEED + number * len(PHASES) + [*PHASES].index(phase)
     return options.load(Namespace(models=",".join(models), seed=seed, **PHASES[phase]))
 
 
 def with_rates(report: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's report, with the tokens of prompts that were read in a second where no request failed."""
+    """Return a run's report with prompt tokens a second; None where a request failed."""
     rate = report["asked"]["prompt_tokens"] / report["seconds"]
     return {**report, "prompt_tokens_per_second": None if report["all"]["failed"] else rate}

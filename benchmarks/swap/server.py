@@ -49,7 +49,10 @@ class MeasuredServer:
         known: Sequence[str] = (),
         cpu_seconds: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        """known: copies that are there already. cpu_seconds: CPU time of the server's processes, where known."""
+        """Connect to a server.
+
+        known: copies that are there already. cpu_seconds: CPU time of the server's processes, where known.
+        """
         self.cpu_seconds = cpu_seconds
         self.target = Target(url.rstrip("/").removesuffix("/v1"), api_key)
         self._copies = copies

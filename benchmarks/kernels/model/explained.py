@@ -1,4 +1,4 @@
-"""What the kernels' model says of each point that was measured. Knows where the experiment's own kernels differ."""
+"""The model's time of each measured point. Knows how the experiment's own kernels differ from the product's."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ BY_RANKS = ByRanks(0.454e-6, 20.4e-9, 31e-9)
 
 
 class Point(NamedTuple):
-    """Microseconds of a layer. own: whether it is of a design such as the product has."""
+    """Microseconds of a layer, measured and modelled. own: whether the product has such a design."""
 
     name: str
     measured: float
@@ -42,6 +42,7 @@ def layer() -> Sequence[Group]:
 
 
 def half_us(half: Half, device: Device, constants: Constants = FITTED, by_ranks: ByRanks = BY_RANKS) -> float:
+    """Return the microseconds of one of the two launches, over a layer's groups."""
     there = shares(half.tokens, half.adapters, half.ranks)
     make = model.shrink if half.half == "shrink" else model.expand
     launches = [make(half.design, group, there, device, constants=constants) for group in layer()]
@@ -62,7 +63,10 @@ def _by_ranks(
     constants: Constants,
     own: ByRanks,
 ) -> Launch:
-    """Partial sums of h, as many as the next power of two, and B take shared memory."""
+    """Return the launch of the experiment's first expand, in which B and partial sums of h take shared memory.
+
+    There are as many partial sums as the next power of two.
+    """
     half, rows = design.expand, design.rows
     parts = 1 << max(1, (cdiv(group.in_features, design.shrink.part) - 1).bit_length())
     threads = 32 * half.warps
@@ -86,7 +90,10 @@ def step_us(
     by_ranks: bool = False,
     early: Sequence[bool] = (False, False),
 ) -> float:
-    """A layer's eight launches. early: of shrink, and of expand. by_ranks: the experiment's first expand."""
+    """Return the microseconds of a layer's eight launches.
+
+    early: whether shrink, and whether expand, is launched early. by_ranks: with the experiment's first expand.
+    """
     total = 0.0
     for group in layer():
         first = model.shrink(design, group, there, device, room=room, constants=constants)
@@ -99,7 +106,7 @@ def step_us(
 
 
 def steps(table: dict[str, Any], constants: Constants = FITTED) -> Iterator[Point]:
-    """The experiment's 15 steps: plain, early, walking, and with blocks for as many adapters as rows."""
+    """Yield the experiment's 15 steps: plain, early, walking, and with blocks for as many adapters as rows."""
     device = device_of(table)
     for step in table["steps"]:
         there = shares(step["tokens"], step["adapters"], step["ranks"])
@@ -117,7 +124,7 @@ def steps(table: dict[str, Any], constants: Constants = FITTED) -> Iterator[Poin
 
 
 def beside(table: dict[str, Any], constants: Constants = FITTED) -> Iterator[Point]:
-    """What is added to the base's products. cuBLAS's do not let the next launch begin early."""
+    """Yield what is added to the base's products. cuBLAS's do not let the next launch begin early."""
     device = device_of(table)
     designs = {(s["tokens"], s["adapters"], s["ranks"]): s["design"] for s in table["steps"]}
     for step in table["beside"]:
@@ -131,7 +138,7 @@ def beside(table: dict[str, Any], constants: Constants = FITTED) -> Iterator[Poi
 
 
 def _hidden(design: Design, there: Sequence[model.Share], device: Device, constants: Constants) -> float:
-    """What a second stream hides: see `model.seconds`."""
+    """Return the microseconds that a second stream hides, as `model.seconds` has it."""
     saved = 0.0
     for group in layer():
         behind = model.seconds(design, group, there, device, constants=constants)
@@ -141,7 +148,7 @@ def _hidden(design: Design, there: Sequence[model.Share], device: Device, consta
 
 
 def half_points(table: dict[str, Any]) -> list[Point]:
-    """With the constants that the product has."""
+    """Return the points of single launches, with the product's constants."""
     device = device_of(table)
     return [
         Point(f"{p.tokens} x {p.adapters}, {p.ranks}: {p.half} {_short(p)}", p.us, half_us(p, device))

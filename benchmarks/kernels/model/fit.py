@@ -1,4 +1,4 @@
-"""Fits the constants of the kernels' model to what was measured, and says how far each point is off.
+"""The fit of the kernel model's constants to the measurements, and how far each point is off.
 
     python -m benchmarks.kernels.model.fit [--all]
 
@@ -31,6 +31,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def fit(table: dict[str, Any]) -> tuple[Constants, ByRanks]:
+    """Fit the constants of the product's kernels, and those of the experiment's first expand."""
     device, points = device_of(table), halves(table)
     own = [point for point in points if point.half != "expand_by_ranks"]
     other = [point for point in points if point.half == "expand_by_ranks"]
@@ -47,7 +48,7 @@ def _of_steps(table: dict[str, Any], tried: Constants) -> list[float]:
 
 
 def _fitted(names: Sequence[str], start: Constants, ratios: Callable[[Constants], list[float]]) -> Constants:
-    """With those of these names fitted, and the others as they are."""
+    """Return the constants with those of these names fitted, and the others as they are."""
 
     def replaced(values: Floats) -> Constants:
         return start._replace(**dict(zip(names, values.tolist(), strict=True)))
@@ -57,7 +58,7 @@ def _fitted(names: Sequence[str], start: Constants, ratios: Callable[[Constants]
 
 
 def least_squares(ratios: Callable[[Floats], list[float]], start: Floats) -> Floats:
-    """The values for which the ratios' logarithms are least, by damped Gauss-Newton steps in the values' logarithms.
+    """Return the values with the least logarithms of ratios, by damped Gauss-Newton steps in the values' logarithms.
 
     Ratios far off count less (Huber's weights at 0.15).
     """

@@ -1,4 +1,4 @@
-"""The points that were measured on lent GPUs, as the model's terms: `measured/*.json`, which say what they are of."""
+"""The measurements on lent GPUs in the model's terms. Each of `measured/*.json` says what it is of."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -24,10 +24,10 @@ _ANY_EXPAND = Expand(16, 128, 4, warps=4, stages=3)
 
 @dataclass(frozen=True)
 class Half:
-    """One of the two launches, over a layer's groups. half: shrink, expand or expand_by_ranks. us: of a layer.
+    """A measurement of one of the two launches over a layer's groups. us: microseconds of a layer.
 
-    expand_by_ranks: the experiment's first expand for tiles of 16 and more rows, whose loop over ranks brings partial
-    sums through shared memory.
+    half: shrink, expand or expand_by_ranks, which is the experiment's first expand for tiles of 16 and more rows: its
+    loop over ranks brings partial sums through shared memory.
     """
 
     half: str
@@ -44,12 +44,12 @@ def read(name: str = EXPERIMENT) -> dict[str, Any]:
 
 
 def device_of(table: dict[str, Any]) -> Device:
-    """H100 and H200 have the same multiprocessors."""
+    """Return the measured device. H100 and H200 have the same multiprocessors."""
     return Device(132, table["bandwidth"])
 
 
 def shares(tokens: int, adapters: int, ranks: str) -> list[Share]:
-    """ranks: of all, or 8-64 for 8, 16, 32, 64 in turn."""
+    """Return the adapters' shares of a step. ranks: of all, or 8-64 for 8, 16, 32, 64 in turn."""
     each = tokens // adapters
     if "-" in ranks:
         return [Share(rank, each, adapters // len(MIXED)) for rank in MIXED]
@@ -57,7 +57,7 @@ def shares(tokens: int, adapters: int, ranks: str) -> list[Share]:
 
 
 def halves(table: dict[str, Any]) -> list[Half]:
-    """Those of designs that a product could have."""
+    """Return the measurements of designs that a product could have."""
     found = [*_shrinks(table["shrink"]), *_expands("expand", table["expand"])]
     by_ranks = _expands("expand_by_ranks", table["expand_by_ranks"])
     return [*found, *(point for point in by_ranks if point.design.expand != SPILLS)]
@@ -70,7 +70,7 @@ def _shrinks(points: Sequence[Sequence[Any]]) -> Iterator[Half]:
 
 
 def _expands(kind: str, points: Sequence[Sequence[Any]]) -> Iterator[Half]:
-    """Of shrink only the part counts: in how many partial sums it left h."""
+    """Yield measurements of expand. Of shrink's design only the part matters: how many partial sums of h there are."""
     for tokens, adapters, ranks, rows, part, *half, us in points:
         if rows in OWN_ROWS:
             shrink = Shrink(_ANY_SHRINK.ranks, part, min(part, _ANY_SHRINK.step), _ANY_SHRINK.warps, _ANY_SHRINK.stages)

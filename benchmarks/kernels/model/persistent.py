@@ -1,4 +1,4 @@
-"""What the model's terms say of the kernel before the two launches, which is all that both cards have measured.
+"""The model's terms applied to the kernel before the two launches, the only one measured on both cards.
 
 One launch a group of two programs a multiprocessor, which walk blocks of shrink and then of expand in turn: as many
 chains follow each other as a program has blocks. Two constants are its own; all others are those of the two launches.
@@ -23,7 +23,12 @@ FEW_ROWS = 64
 
 @dataclass(frozen=True)
 class Blocks:
-    """rows, ranks: of a tile, of a block. features, columns: at a time. parts: of h, at most. stages: of the loop."""
+    """Sizes of the kernel's blocks.
+
+    rows: of a tile. ranks: of a block. features, columns: at a time. parts: of h, at most.
+
+    stages: of the software pipeline.
+    """
 
     rows: int
     ranks: int
@@ -37,7 +42,7 @@ FEW, MANY = Blocks(16, 16, 256, 256, 16, 2), Blocks(64, 32, 64, 64, 2, 3)
 
 
 def persistent_us(there: Sequence[Share], device: Device) -> float:
-    """Microseconds of a layer."""
+    """Return the microseconds of a layer."""
     few = sum(share.rows * share.adapters for share in there) <= FEW_ROWS
     return sum(_seconds(FEW if few else MANY, group, there, device) for group in layer()) * 1e6
 
@@ -59,7 +64,7 @@ def _seconds(blocks: Blocks, group: Group, there: Sequence[Share], device: Devic
 
 
 def _parts(blocks: Blocks, units: int, programs: int, width: int) -> int:
-    """In how many the features were summed, so that all programs ended soonest."""
+    """Return into how many parts the features were cut, so that all programs ended soonest."""
     most = cdiv(width, blocks.features)
     choices = sorted({cdiv(most, each) for each in range(1, most + 1)})
 
@@ -70,7 +75,7 @@ def _parts(blocks: Blocks, units: int, programs: int, width: int) -> int:
 
 
 def _tile_steps(blocks: Blocks) -> tuple[float, float]:
-    """Seconds on tensor cores: of a step of shrink, and of a block of expand."""
+    """Return the seconds on tensor cores of a step of shrink, and of a block of expand."""
     loaded = blocks.rows * blocks.features / THREADS * FITTED.element
     stored = 2 * blocks.rows * blocks.columns / THREADS * FITTED.element
     sums = blocks.parts * A_PART + blocks.rows * blocks.ranks / 256 * SUMS
@@ -90,7 +95,7 @@ def _moving(group: Group, there: Sequence[Share], tiles: Sequence[int], device: 
 
 
 def points() -> Iterator[Point]:
-    """On both cards."""
+    """Yield the points of both cards."""
     for name in (EXPERIMENT, PEERS):
         table = read(name)
         for step in (*table["steps"], *table.get("prefill", ())):
