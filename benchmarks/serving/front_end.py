@@ -9,7 +9,6 @@ API processes, in turns with the one.
 """
 
 import argparse
-import asyncio
 import contextlib
 import json
 import os
@@ -20,13 +19,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import uvloop
 
 from ..checkouts import ROOT, link_package, script_of
-from ..server_process import cpu_seconds, free_port, running
+from ..server_process import ServerError, cpu_seconds, free_port, running
 from ..tables import Table
+from .connections import drive
 
 ENGINE = "instant_engine.py"
 START_SECONDS = 60.0
@@ -81,61 +81,6 @@ SCENARIOS = {
 }
 
 
-class _Client(asyncio.Protocol):
-    """One connection: asks, reads to the answer's end, asks again, while there is something left to ask for."""
-
-    def __init__(self, request: bytes, left: Iterator[int], answers: list[bytes]) -> None:
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._request = request
-        self._left = left
-        self._answers = answers
-        self._transport: asyncio.Transport | None = None  # set when the connection is made
-        self._parts: list[bytes] = []
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
-        self._ask()
-
-    def data_received(self, data: bytes) -> None:
-        self._parts.append(data)
-        if self._is_whole():
-            self._answers.append(b"".join(self._parts))
-            self._parts.clear()
-            self._ask()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        if not self.done.done():
-            self.done.set_exception(error or ConnectionError("the server has closed the connection"))
-
-    def _ask(self) -> None:
-        assert self._transport is not None
-        if next(self._left, None) is not None:
-            self._transport.write(self._request)
-        elif not self.done.done():
-            self.done.set_result(None)
-            self._transport.close()
-
-    def _is_whole(self) -> bool:
-        head, _, body = self._parts[0].partition(b"\r\n\r\n")
-        if b"chunked" in head:
-            return b"".join(self._parts[-2:]).endswith(b"0\r\n\r\n")
-        length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
-        return len(body) + sum(map(len, self._parts[1:])) >= length
-
-
-async def drive(scenario: Scenario, port: int) -> list[bytes]:
-    """Send a scenario's requests over connections that stay open; return the answers."""
-    loop, answers = asyncio.get_running_loop(), list[bytes]()
-    left = iter(range(scenario.num_requests))
-    request = scenario.request()
-    made = [
-        await loop.create_connection(lambda: _Client(request, left, answers), "127.0.0.1", port)
-        for _ in range(scenario.concurrency)
-    ]
-    await asyncio.gather(*(client.done for _, client in made))
-    return answers
-
-
 def check(scenario: Scenario, answers: list[bytes]) -> None:
     """Check that every answer is whole: each token is an event of its own, or all are counted. Raises SystemExit."""
     streamed = scenario.num_tokens + 1 + scenario.path.startswith("/v1/chat")
@@ -153,7 +98,7 @@ def api_processes(pid: int) -> list[int]:
 
 @contextlib.contextmanager
 def server(contestant: Contestant, step_ms: float) -> Iterator[tuple[list[int], int]]:
-    """Start a server; yield its API processes and its port when it is ready. Raises ServerError."""
+    """Start a server; yield its API processes and its port when it is ready. Raises SystemExit if it does not start."""
     port = free_port()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -163,14 +108,17 @@ def server(contestant: Contestant, step_ms: float) -> Iterator[tuple[list[int], 
         words += [str(contestant.api_workers)] if contestant.api_workers > 1 else []
         environment = {**os.environ, "PYTHONPATH": str(folder / "package")}
         url = f"http://127.0.0.1:{port}"
-        with running(words, url, "/health/ready", folder / "log", START_SECONDS, environment) as pid:
-            yield api_processes(pid), port
+        try:
+            with running(words, url, "/health/ready", folder / "log", START_SECONDS, environment) as pid:
+                yield api_processes(pid), port
+        except ServerError as error:
+            raise SystemExit(str(error)) from None
 
 
 def measure(scenario: Scenario, pids: list[int], port: int) -> dict[str, float]:
     """Return rates and CPU time of one run of a scenario. pids: the API processes."""
     before, begun = cpu_seconds(pids), time.perf_counter()
-    answers = uvloop.run(drive(scenario, port))
+    answers = uvloop.run(drive(scenario.request(), scenario.num_requests, scenario.concurrency, port))
     seconds, cpu = time.perf_counter() - begun, cpu_seconds(pids) - before
     check(scenario, answers)
     tokens = scenario.num_requests * scenario.num_tokens
