@@ -85,7 +85,7 @@ def _ranks(ranks: tuple[int, ...], count: int) -> tuple[int, ...]:
     return tuple(ranks[i % len(ranks)] for i in range(count))
 
 
-class Loop:
+class PlainLoop:
     """The plain loop, as it is commonly written: at each linear, for each adapter, two products on its rows."""
 
     name = "loop"
@@ -109,7 +109,7 @@ def measure(scenario: Scenario, shape: str, dtype: torch.dtype, roofline: Roofli
     problem = make_problem(scenario, model, layers=layers, dtype=dtype, device="cpu")
     peft: dict[str, Run] = {"peft": Peft().prepare(problem)} if scenario.phase == "decode" else {}
     times = medians(
-        {"begin": planning(problem), "ours": Ours().prepare(problem), "loop": Loop().prepare(problem), **peft}
+        {"begin": planning(problem), "ours": Ours().prepare(problem), "loop": PlainLoop().prepare(problem), **peft}
     )
     floor = roofline.seconds(least_work(problem.groups, shares_of(scenario), dtype))
     figures = {name: round(seconds * 1e3, 3) for name, seconds in {"floor": floor, "peft": 0.0, **times}.items()}

@@ -42,7 +42,7 @@ FIGURES = Table(
 
 
 @dataclass(frozen=True)
-class Point:
+class DecodePoint:
     """A point of the benchmark. adapters: used by the sequences. loaded: on the device."""
 
     sequences: int
@@ -107,11 +107,11 @@ def tokens_of(arguments: argparse.Namespace) -> int:
     return arguments.steps * (arguments.rounds + 2) + 2 * PROFILED
 
 
-def points(sequences: Sequence[int], adapters: int) -> Iterator[Point]:
-    yield from (Point(count, 0, 0) for count in sequences)
+def points(sequences: Sequence[int], adapters: int) -> Iterator[DecodePoint]:
+    yield from (DecodePoint(count, 0, 0) for count in sequences)
     for count in sequences if adapters else ():
         used = dict.fromkeys((0, 1, min(count, adapters)))
-        yield from (Point(count, each, adapters) for each in used)
+        yield from (DecodePoint(count, each, adapters) for each in used)
 
 
 def measure(arguments: argparse.Namespace, engine: Engine, digests: Sequence[str], floor: StepFloor) -> None:
@@ -135,7 +135,7 @@ def load(engine: Engine, digests: Sequence[str]) -> float:
     return seconds
 
 
-def measured(arguments: argparse.Namespace, engine: Engine, used: Sequence[str], point: Point) -> dict[str, Any]:
+def measured(arguments: argparse.Namespace, engine: Engine, used: Sequence[str], point: DecodePoint) -> dict[str, Any]:
     start(engine, point.sequences, used, arguments.context, tokens_of(arguments))
     settle(engine, point.sequences)
     steps(engine, arguments.steps)

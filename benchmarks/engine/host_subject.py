@@ -144,7 +144,7 @@ def _make_runner(make: Callable[..., Any], config: EngineConfig, loaded: Any, *a
     return make(config, loaded, *args)
 
 
-class Subject:
+class MeasuredEngine:
     """The measured engine and its sequences."""
 
     def __init__(self, base: str, store: str, max_running: int, temperature: float) -> None:
@@ -201,7 +201,7 @@ class Subject:
 def main() -> None:
     base, store, max_running, temperature = sys.argv[1:]
     fake_device()
-    subject = Subject(base, store, int(max_running), float(temperature))
+    subject = MeasuredEngine(base, store, int(max_running), float(temperature))
     print(json.dumps({}), flush=True)
     for line in sys.stdin:
         asked, answer = json.loads(line), dict[str, float]()

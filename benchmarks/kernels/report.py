@@ -12,7 +12,7 @@ from .contender import Contender
 from .point import Outcome, Point
 
 COLUMNS = {"phase": "<8", "tokens": "6", "adapters": "9", "ranks": "6", "floor us": "10.1f", "ours us": "10.1f"}
-COLUMNS |= {"x floor": "8.1f"}
+COLUMNS |= {"x floor": "13.1f"}  # or why ours has no time
 PEER = "18"
 
 

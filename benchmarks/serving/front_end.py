@@ -37,8 +37,8 @@ CHAT = [
 
 
 @dataclass(frozen=True)
-class Scenario:
-    """num_requests over `concurrency` connections that stay open. step_ms: from one step of the engine to the next."""
+class HttpScenario:
+    """Equal requests over `concurrency` connections that stay open. step_ms: between two steps of the engine."""
 
     path: str
     body: dict[str, Any]
@@ -51,6 +51,7 @@ class Scenario:
         return int(self.body["max_tokens"])
 
     def request(self) -> bytes:
+        """Return the whole HTTP request."""
         body = json.dumps({"model": "instant", **self.body}).encode()
         head = f"POST {self.path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
         return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
@@ -69,19 +70,19 @@ class Contestant:
 
 _PROMPT = {"prompt": "Which animals are in the table? Write a query that names them all."}
 SCENARIOS = {
-    "completions of 8 tokens": Scenario("/v1/completions", {**_PROMPT, "max_tokens": 8}, 1500, 32),
-    "chats of 8 tokens": Scenario("/v1/chat/completions", {"messages": CHAT, "max_tokens": 8}, 1500, 32),
-    "streams of 256 tokens": Scenario("/v1/completions", {**_PROMPT, "max_tokens": 256, "stream": True}, 128, 64),
-    "streams of 256 tokens, a step each 10 ms": Scenario(
+    "completions of 8 tokens": HttpScenario("/v1/completions", {**_PROMPT, "max_tokens": 8}, 1500, 32),
+    "chats of 8 tokens": HttpScenario("/v1/chat/completions", {"messages": CHAT, "max_tokens": 8}, 1500, 32),
+    "streams of 256 tokens": HttpScenario("/v1/completions", {**_PROMPT, "max_tokens": 256, "stream": True}, 128, 64),
+    "streams of 256 tokens, a step each 10 ms": HttpScenario(
         "/v1/completions", {**_PROMPT, "max_tokens": 256, "stream": True}, 64, 64, step_ms=10.0
     ),
-    "streamed chats of 256 tokens": Scenario(
+    "streamed chats of 256 tokens": HttpScenario(
         "/v1/chat/completions", {"messages": CHAT, "max_tokens": 256, "stream": True}, 256, 64
     ),
 }
 
 
-def check(scenario: Scenario, answers: list[bytes]) -> None:
+def check(scenario: HttpScenario, answers: list[bytes]) -> None:
     """Check that every answer is whole: each token is an event of its own, or all are counted. Raises SystemExit."""
     streamed = scenario.num_tokens + 1 + scenario.path.startswith("/v1/chat")
     wanted = (b"data: ", streamed) if scenario.body.get("stream") else (b'"completion_tokens":8', 1)
@@ -115,7 +116,7 @@ def server(contestant: Contestant, step_ms: float) -> Iterator[tuple[list[int], 
             raise SystemExit(str(error)) from None
 
 
-def measure(scenario: Scenario, pids: list[int], port: int) -> dict[str, float]:
+def measure(scenario: HttpScenario, pids: list[int], port: int) -> dict[str, float]:
     """Return rates and CPU time of one run of a scenario. pids: the API processes."""
     before, begun = cpu_seconds(pids), time.perf_counter()
     answers = uvloop.run(drive(scenario.request(), scenario.num_requests, scenario.concurrency, port))
@@ -161,7 +162,7 @@ def main() -> None:
 
 
 def _take_turns(
-    scenario: Scenario, servers: dict[str, tuple[list[int], int]], rounds: int
+    scenario: HttpScenario, servers: dict[str, tuple[list[int], int]], rounds: int
 ) -> dict[str, dict[str, float]]:
     """Return each contestant's medians, after one round that is not counted, and those of the ratios within a round."""
     seen: dict[str, list[dict[str, float]]] = {name: [] for name in servers}

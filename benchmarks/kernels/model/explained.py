@@ -24,7 +24,7 @@ class ByRanks(NamedTuple):
 BY_RANKS = ByRanks(0.454e-6, 20.4e-9, 31e-9)
 
 
-class Point(NamedTuple):
+class ModelledPoint(NamedTuple):
     """Microseconds of a layer, measured and modelled. own: whether the product has such a design."""
 
     name: str
@@ -105,7 +105,7 @@ def step_us(
     return total * 1e6
 
 
-def steps(table: dict[str, Any], constants: Constants = FITTED) -> Iterator[Point]:
+def steps(table: dict[str, Any], constants: Constants = FITTED) -> Iterator[ModelledPoint]:
     """Yield the experiment's 15 steps: plain, early, walking, and with blocks for as many adapters as rows."""
     device = device_of(table)
     for step in table["steps"]:
@@ -116,14 +116,14 @@ def steps(table: dict[str, Any], constants: Constants = FITTED) -> Iterator[Poin
         for kind, early, room in (("simple", False, NO_ROOM), ("early", True, NO_ROOM), ("padded", True, padded)):
             flags = (early, early)
             found = step_us(design, there, device, constants, room=room, by_ranks=True, early=flags)
-            yield Point(f"{name}: {kind}", step[kind], found, own)
+            yield ModelledPoint(f"{name}: {kind}", step[kind], found, own)
         if "walk" in step:
             flags = (step["walk_design"]["early"],) * 2
             found = step_us(design_of(step["walk_design"]), there, device, constants, early=flags)
-            yield Point(f"{name}: walk", step["walk"], found)
+            yield ModelledPoint(f"{name}: walk", step["walk"], found)
 
 
-def beside(table: dict[str, Any], constants: Constants = FITTED) -> Iterator[Point]:
+def beside(table: dict[str, Any], constants: Constants = FITTED) -> Iterator[ModelledPoint]:
     """Yield what is added to the base's products. cuBLAS's do not let the next launch begin early."""
     device = device_of(table)
     designs = {(s["tokens"], s["adapters"], s["ranks"]): s["design"] for s in table["steps"]}
@@ -132,9 +132,9 @@ def beside(table: dict[str, Any], constants: Constants = FITTED) -> Iterator[Poi
         there, design, name = shares(*key), design_of(designs[key]), f"{key[0]} x {key[1]} beside the base"
         for kind, flags in (("behind", (False, False)), ("early", (False, True))):
             found = step_us(design, there, device, constants, by_ranks=True, early=flags)
-            yield Point(f"{name}: {kind}", step[kind], found)
+            yield ModelledPoint(f"{name}: {kind}", step[kind], found)
         whole = step_us(design, there, device, constants, by_ranks=True)
-        yield Point(f"{name}: second stream", step["beside"], whole - _hidden(design, there, device, constants))
+        yield ModelledPoint(f"{name}: second stream", step["beside"], whole - _hidden(design, there, device, constants))
 
 
 def _hidden(design: Design, there: Sequence[model.Share], device: Device, constants: Constants) -> float:
@@ -147,11 +147,11 @@ def _hidden(design: Design, there: Sequence[model.Share], device: Device, consta
     return saved * 1e6
 
 
-def half_points(table: dict[str, Any]) -> list[Point]:
+def half_points(table: dict[str, Any]) -> list[ModelledPoint]:
     """Return the points of single launches, with the product's constants."""
     device = device_of(table)
     return [
-        Point(f"{p.tokens} x {p.adapters}, {p.ranks}: {p.half} {_short(p)}", p.us, half_us(p, device))
+        ModelledPoint(f"{p.tokens} x {p.adapters}, {p.ranks}: {p.half} {_short(p)}", p.us, half_us(p, device))
         for p in halves(table)
     ]
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from peftserve.kernels.bypass.triton.model import FITTED, Constants
 
 from ...tables import Table
-from .explained import BY_RANKS, ByRanks, Point, beside, half_points, half_us, steps
+from .explained import BY_RANKS, ByRanks, ModelledPoint, beside, half_points, half_us, steps
 from .measured import device_of, halves, read
 from .persistent import points as persistent
 
@@ -75,7 +75,7 @@ def least_squares(ratios: Callable[[Floats], list[float]], start: Floats) -> Flo
     return found
 
 
-def summary(points: Sequence[Point]) -> str:
+def summary(points: Sequence[ModelledPoint]) -> str:
     ratios = sorted(point.ratio for point in points)
     off = statistics.median(max(ratio, 1 / ratio) for ratio in ratios)
     far = sum(not 1 / 1.35 <= ratio <= 1.35 for ratio in ratios)

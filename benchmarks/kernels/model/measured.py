@@ -1,4 +1,4 @@
-"""The measurements on lent GPUs in the model's terms. Each of `measured/*.json` says what it is of."""
+"""The measurements on lent GPUs in the model's terms. Each of `measurements/*.json` says what it is of."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from peftserve.kernels.bypass.triton.model import Device, Share
 
 from ..axes import MIXED
 
-FOLDER = Path(__file__).with_name("measured")
+FOLDER = Path(__file__).with_name("measurements")
 EXPERIMENT, PEERS = "h200_two_launches.json", "h100_peers.json"
 OWN_ROWS = (1, 16, 32, 64, 128)
 """Of a tile. The experiment tried 4 as sums of products too: on sm_90 those spill registers, and no design has them."""

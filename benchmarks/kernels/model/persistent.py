@@ -12,7 +12,7 @@ from peftserve.kernels.bypass.layout import Group
 from peftserve.kernels.bypass.triton.model import FITTED, Device, Share
 from peftserve.kernels.integers import cdiv
 
-from .explained import Point, layer
+from .explained import ModelledPoint, layer
 from .measured import EXPERIMENT, PEERS, device_of, read, shares
 
 PROGRAMS, THREADS = 2, 256  # of a multiprocessor, of a program
@@ -94,11 +94,11 @@ def _moving(group: Group, there: Sequence[Share], tiles: Sequence[int], device: 
     return memory / device.bandwidth + cached / (at_once * FITTED.cached) + outputs / (at_once * FITTED.outputs)
 
 
-def points() -> Iterator[Point]:
+def points() -> Iterator[ModelledPoint]:
     """Yield the points of both cards."""
     for name in (EXPERIMENT, PEERS):
         table = read(name)
         for step in (*table["steps"], *table.get("prefill", ())):
             key = step["tokens"], step["adapters"], step["ranks"]
             title = f"{key[0]} x {key[1]}, {key[2]}: persistent, {table['card']}"
-            yield Point(title, step["old"], persistent_us(shares(*key), device_of(table)))
+            yield ModelledPoint(title, step["old"], persistent_us(shares(*key), device_of(table)))

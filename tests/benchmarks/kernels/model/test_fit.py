@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from benchmarks.kernels.model import fit as fitting
-from benchmarks.kernels.model.explained import Point
+from benchmarks.kernels.model.explained import ModelledPoint
 from benchmarks.kernels.model.fit import OF_LAUNCHES, fit, least_squares, main, summary
 from benchmarks.kernels.model.measured import read
 from peftserve.kernels.bypass.triton.model import FITTED
@@ -36,5 +36,5 @@ def test_the_constants_that_ship_are_those_of_the_points(
 
 
 def test_a_summary_counts_what_is_far_off() -> None:
-    points = [Point("a", 10.0, 11.0), Point("b", 10.0, 5.0), Point("c", 10.0, 10.0)]
+    points = [ModelledPoint("a", 10.0, 11.0), ModelledPoint("b", 10.0, 5.0), ModelledPoint("c", 10.0, 10.0)]
     assert summary(points) == "3 points, 0.50 to 1.10, median 10.0% off, 1 by more than 35%"
