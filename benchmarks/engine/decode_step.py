@@ -103,8 +103,8 @@ def make_engine(arguments: argparse.Namespace, base: Path, store: Path, digests:
 
 
 def tokens_of(arguments: argparse.Namespace) -> int:
-    """Return how many tokens each sequence makes: measured, profiled and some to spare."""
-    return arguments.steps * (arguments.rounds + 2) + 2 * PROFILED
+    """Return how many tokens each sequence makes: measured, profiled, and while the last ones' prompts still run."""
+    return arguments.steps * (arguments.rounds + 2) + 2 * PROFILED + max(arguments.sequences)
 
 
 def points(sequences: Sequence[int], adapters: int) -> Iterator[DecodePoint]:
