@@ -27,7 +27,7 @@ FORBIDDEN = {
 ALLOWED = {"adapters/peft/probe.py": {"peft"}, "adapters/peft/prefill.py": {"transformers"}}
 EXTRAS = {
     "adapters/peft/probe.py": {"peft"},
-    "server/cli/load/plot.py": {"matplotlib"},
+    "server/cli/load/report.py": {"matplotlib"},
 }
 
 
