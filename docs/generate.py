@@ -1,4 +1,4 @@
-"""Rewrites the parts of the documentation that the code knows better: `make docs`.
+"""Rewrite the parts of the documentation that the code knows better: `make docs`.
 
 A part stands between `<!-- NAME: made by `make docs` -->` and `<!-- end of NAME -->`. `PAGES` says which page has
 which.

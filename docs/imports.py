@@ -1,4 +1,4 @@
-"""Which room of the product imports which: read from the sources, drawn for `docs/design.md`.
+"""The imports between rooms of the product, read from the sources and drawn for `docs/design.md`.
 
 A room is a folder with code. A module of `kernels/`, `adapters/` or `server/` itself is in the room of that name.
 """

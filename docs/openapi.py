@@ -12,7 +12,7 @@ from peftserve.server.config import EngineConfig, ServerConfig
 
 
 class _NoEngine:
-    """Stands in for the engine's client: no route but the document's is called."""
+    """A stand-in for the engine's client: no route but the document's is called."""
 
     def add_stats_listener(self, listener: Callable[..., None]) -> None:
         pass

@@ -1,4 +1,4 @@
-"""What the product's sources say, read without importing them: texts, and the codes of errors."""
+"""The texts of the product's sources, and the codes of its errors, read without importing anything."""
 
 import ast
 import re
@@ -18,7 +18,7 @@ def trees() -> tuple[ast.Module, ...]:
 
 @cache
 def texts() -> tuple[str, ...]:
-    """Every string of the sources, with a gap for what is put in."""
+    """Return every string of the sources, with a gap for what is put in."""
     found = (_text(node) for tree in trees() for node in ast.walk(tree))
     return tuple(re.sub(r"%[sdr]|%\.\d[fg]", GAP, text) for text in found if text)
 
@@ -30,14 +30,14 @@ def _text(node: ast.AST) -> str:
 
 
 def says(message: str) -> bool:
-    """Whether one string of the sources has all parts of a message, in order."""
+    """Tell whether one string of the sources has all parts of a message, in order."""
     parts = [re.escape(part) for part in message.split(GAP)]
     pattern = re.compile(".*".join(parts), re.DOTALL)
     return any(pattern.search(text) for text in texts())
 
 
 def error_codes() -> set[str]:
-    """The codes of the API's errors: where one is raised, by its place or name, and the table of adapters' errors."""
+    """Return the codes of the API's errors: of those raised by name or place, and of the table of adapters' errors."""
     return {code for tree in trees() for node in ast.walk(tree) for code in _codes(node)}
 
 

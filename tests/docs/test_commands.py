@@ -25,7 +25,7 @@ EXAMPLES = sorted(path.name for path in (ROOT / "examples").iterdir() if path.su
 
 
 class Example(NamedTuple):
-    """command: as a process takes it. expected: parts of what it prints, in order."""
+    """A command as a process takes it, and parts of what it prints, in order."""
 
     command: list[str]
     expected: list[str]
@@ -49,7 +49,7 @@ class Server(NamedTuple):
 
 @pytest.fixture(scope="module")
 def demo(oracle: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The demo, as `peftserve serve` without a model starts it, on a free port."""
+    """Start the demo, as `peftserve serve` without a model does, on a free port."""
     folder, port = tmp_path_factory.mktemp("demo"), oracle.free_port()
     command = [sys.executable, "-m", "peftserve.server.cli.main", "serve", "--port", str(port), "--num-threads", "1"]
     with (folder / "log").open("wb") as log:
@@ -64,7 +64,7 @@ def demo(oracle: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
 def test_a_page_prints_what_it_says(page: str, demo: Server) -> None:
-    """In the page's order, since later commands use what earlier ones made."""
+    """Run the blocks in the page's order: later ones use what earlier ones made."""
     for example in blocks(page):
         check(example, demo)
 
@@ -81,7 +81,7 @@ def test_readme_has_a_first_try_that_runs() -> None:
 
 
 def test_the_table_of_metrics_is_all_of_them(demo: Server) -> None:
-    """Of those that are scraped; of a GPU's, which is not here, the table has the name."""
+    """Compare the table with a scrape; a GPU's metric is in the table and not in this scrape."""
     text = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     listed = set(re.findall(r"^\| `([a-z]+[:_][a-z_]+)`", text, re.MULTILINE)) - {"peftserve_cuda_graphs"}
     scraped = re.findall(r"^# HELP (\S+)", httpx.get(f"{demo.url}/metrics").text, re.MULTILINE)

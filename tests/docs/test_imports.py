@@ -60,7 +60,7 @@ def test_rules_are_of_rooms_that_there_are() -> None:
 
 @pytest.fixture
 def product(tmp_path: Path) -> Path:
-    """Three rooms, one of them with a room inside, and every way to write an import."""
+    """Write three rooms, one of them with a room inside, and every way to write an import."""
     sources = {
         "kernels/a/__init__.py": "",
         "kernels/a/choice.py": "from .fast.run import run\nimport torch\n",

@@ -1,4 +1,4 @@
-"""What the pages say of the code is so: generated parts, messages, codes, settings, links, and files to copy."""
+"""The pages against the code: generated parts, messages, codes, settings, links, and files to copy."""
 
 import configparser
 import re
@@ -61,7 +61,7 @@ def test_targets_are_in_the_makefile() -> None:
 
 
 def test_flags_are_settings() -> None:
-    """In the pages for users and operators: other commands' flags are few."""
+    """Look at the pages for users and operators; flags of other commands are few."""
     known = {f"--{setting.name}" for setting in SETTINGS} | {f"--no-{s.name}" for s in SETTINGS if s.is_switch}
     others = {"--config", "--url", "--api-key", "--none", "--build"}
     for page in ("docs/configuration.md", "docs/operations.md", "docs/troubleshooting.md", "docs/api.md"):
@@ -86,13 +86,13 @@ def test_links_lead_somewhere(page: str) -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """Of the headings, as GitHub makes them."""
+    """Return the anchors of a page's headings, as GitHub makes them."""
     heads = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
 
 
 def test_compose_file_is_of_this_server() -> None:
-    """Docker is not here: what the file says of the image, of settings and of volumes is compared with them."""
+    """Compare what the file says of image, settings and volumes with them: there is no Docker here."""
     path = ROOT / "examples" / "compose" / "compose.yaml"
     compose: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     service = compose["services"]["peftserve"]
