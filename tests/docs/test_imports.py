@@ -20,7 +20,7 @@ NEVER = {
     "kernels/device": ("kernels/attention", "kernels/bypass", "kernels/ops", "kernels/sampling"),
     "kernels/attention": ("kernels/bypass", "kernels/ops", "kernels/sampling"),
     "kernels/bypass": ("kernels/attention", "kernels/ops", "kernels/sampling"),
-    "server/wire": ("adapters", "kernels", "server/api", "server/cli", "server/engine"),
+    "server/wire": ("adapters/adapterhub", "adapters/peft", "kernels", "server/api", "server/cli", "server/engine"),
     "server/engine": ("server/api", "server/cli"),
     "server/engine/scheduling": ("adapters", "kernels", "server/engine/adapters", "server/engine/model"),
     "server/api": ("kernels", "server/cli", "server/engine"),
