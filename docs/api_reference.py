@@ -24,8 +24,9 @@ _LIMITS = {
 def reference(document: Json) -> str:
     """Return a section for each route, in the document's order, and one for each named schema, by name."""
     schemas = document.get("components", {}).get("schemas", {})
+    guarded = bool(document.get("security"))
     routes = [
-        _route(method, path, item[method])
+        _route(method, path, item[method], bool(item[method].get("security", guarded)))
         for path, item in document["paths"].items()
         for method in METHODS
         if method in item
@@ -34,8 +35,9 @@ def reference(document: Json) -> str:
     return "\n\n".join(["## Routes", *routes, *(["## Schemas", *named] if named else [])])
 
 
-def _route(method: str, path: str, operation: Json) -> str:
+def _route(method: str, path: str, operation: Json, needs_key: bool) -> str:
     parts = [f"### `{method.upper()} {path}`", _text(operation.get("description") or operation.get("summary", ""))]
+    parts += ["Needs a key where the server has any."] if needs_key else []
     if parameters := operation.get("parameters"):
         parts.append(_table("parameter", "in", map(_parameter, parameters)))
     if body := operation.get("requestBody"):
@@ -44,7 +46,8 @@ def _route(method: str, path: str, operation: Json) -> str:
         parts += _examples(body["content"])
     parts.append(_table("status", "answer", map(_response, *zip(*operation["responses"].items(), strict=True))))
     for status, response in operation["responses"].items():
-        parts += _examples(response.get("content", {}), f"Example, {status}:")
+        if status.startswith("2"):
+            parts += _examples(response.get("content", {}), f"Example, {status}:")
     return "\n\n".join(part for part in parts if part)
 
 
@@ -56,6 +59,7 @@ def _schema(name: str, schema: Json) -> str:
         parts.append(_table("field", "type", rows, "default"))
     else:
         parts.append(f"{_type(schema)}{_limits(schema, ', ')}.")
+    parts += [_block("Example:", value) for value in schema.get("examples", ())[:1]]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -72,7 +76,9 @@ def _parameter(parameter: Json) -> str:
 
 def _response(status: str, response: Json) -> str:
     kinds = [f"`{kind}`: {_type(content.get('schema', {}))}" for kind, content in response.get("content", {}).items()]
-    return f"| {status} | {'; '.join(kinds)} | {_cell(response.get('description', ''))} |"
+    headers = [f"`{name}`: {header.get('description', '')}" for name, header in response.get("headers", {}).items()]
+    said = ". ".join(part for part in (response.get("description", ""), *headers) if part)
+    return f"| {status} | {'; '.join(kinds)} | {_cell(said)} |"
 
 
 def _field(name: str, schema: Json, is_required: bool) -> str:
@@ -86,8 +92,9 @@ def _type(schema: Json) -> str:
     if ref := schema.get("$ref"):
         name = str(ref).rpartition("/")[2]
         return f"[{name}](#{name.lower()})"
-    if choices := schema.get("anyOf") or schema.get("oneOf") or schema.get("allOf"):
-        return " or ".join(dict.fromkeys(map(_type, choices)))
+    for key, word in (("anyOf", " or "), ("oneOf", " or "), ("allOf", " and ")):
+        if key in schema:
+            return word.join(dict.fromkeys(map(_type, schema[key])))
     if "const" in schema:
         return f"`{json.dumps(schema['const'])}`"
     if "enum" in schema:
@@ -120,13 +127,15 @@ def _examples(content: Mapping[str, Json], title: str = "Example:") -> list[str]
     """Return the first example of each kind of content that has any, as blocks of JSON or text."""
     blocks = []
     for media in content.values():
-        examples = (
-            [media["example"]] if "example" in media else [e["value"] for e in media.get("examples", {}).values()]
-        )
-        for value in examples[:1]:
-            language, text = ("", value) if isinstance(value, str) else ("json", json.dumps(value, indent=2))
-            blocks.append(f"{title}\n\n```{language}\n{text.rstrip()}\n```")
+        named = [example["value"] for example in media.get("examples", {}).values()]
+        blocks += [_block(title, value) for value in ([media["example"]] if "example" in media else named[:1])]
     return blocks
+
+
+def _block(title: str, value: Any) -> str:
+    """Return an example as JSON; one that is a text already, such as a stream's events, as it is."""
+    language, text = ("", value) if isinstance(value, str) else ("json", json.dumps(value, indent=2))
+    return f"{title}\n\n```{language}\n{text.rstrip()}\n```"
 
 
 def _cell(text: str) -> str:

@@ -4,7 +4,7 @@ from enum import Enum
 from typing import Annotated, Any, Literal
 
 from fastapi import Body, FastAPI, Query
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from docs.api_reference import reference
 from docs.openapi import openapi
@@ -18,6 +18,8 @@ class Colour(Enum):
 class Part(BaseModel):
     """One part.
     It has a name."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "x"}]})
 
     name: str = Field(min_length=1, max_length=9, description="as a|b")
     weight: float = 1.0
@@ -34,17 +36,24 @@ class Thing(BaseModel):
 
 def document() -> dict[str, Any]:
     app = FastAPI()
-    example = {"colour": "red"}
+    taken = {"description": "taken", "model": Part, "headers": {"Retry-After": {"description": "in seconds"}}}
+    stream = {"content": {"text/event-stream": {"example": "data: [DONE]\n\n"}}}
 
-    @app.post("/things/{name}", responses={409: {"description": "taken", "model": Part}}, status_code=201)
+    @app.post(
+        "/things/{name}",
+        responses={201: stream, 409: taken},
+        status_code=201,
+        openapi_extra={"security": [{"key": []}]},
+    )
     def put(
         name: str,
-        thing: Annotated[Thing, Body(openapi_examples={"one": {"value": example}})],
-        after: str = Query("", max_length=5),
+        thing: Annotated[Thing, Body(openapi_examples={"one": {"value": {"colour": "red"}}})],
+        after: Annotated[str, Query(max_length=5)] = "",
     ) -> Thing:
         """Make a thing.
 
         Again under its name: the same."""
+        return thing
 
     return app.openapi()
 
@@ -56,8 +65,10 @@ def test_a_route_says_what_goes_in_and_what_comes_out() -> None:
     assert "| `after` | query | string, at most 5 characters |" in text
     assert "Body, required: `application/json`: [Thing](#thing)." in text
     assert '```json\n{\n  "colour": "red"\n}\n```' in text
-    assert "| 201 | `application/json`: [Thing](#thing) | Successful Response |" in text
-    assert "| 409 | `application/json`: [Part](#part) | taken |" in text
+    assert "| 201 | `application/json`: [Thing](#thing); `text/event-stream`: any | Successful Response |" in text
+    assert "| 409 | `application/json`: [Part](#part) | taken. `Retry-After`: in seconds |" in text
+    assert "Example, 201:\n\n```\ndata: [DONE]\n```" in text
+    assert "Needs a key" in text
 
 
 def test_a_schema_says_types_limits_and_defaults() -> None:
@@ -72,6 +83,7 @@ def test_a_schema_says_types_limits_and_defaults() -> None:
     assert '### Colour\n\n`"red"` or `"blue"`.' in text
     assert "| `size` | integer or null |  | ≥ 1, < 10 |" in text
     assert "| `anything` | any |  |  |" in text
+    assert 'Example:\n\n```json\n{\n  "name": "x"\n}\n```' in text
 
 
 def test_every_route_of_the_server_is_there() -> None:
