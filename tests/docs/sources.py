@@ -36,6 +36,14 @@ def says(message: str) -> bool:
     return any(pattern.search(text) for text in texts())
 
 
+def fields_of(name: str) -> list[str]:
+    """Return the annotated fields of the one class of this name, without those of its bases."""
+    classes = (node for tree in trees() for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+    [found] = [node for node in classes if node.name == name]
+    fields = (node.target for node in found.body if isinstance(node, ast.AnnAssign))
+    return [target.id for target in fields if isinstance(target, ast.Name)]
+
+
 def error_codes() -> set[str]:
     """Return the codes of the API's errors: of those raised by name or place, and of the table of adapters' errors."""
     return {code for tree in trees() for node in ast.walk(tree) for code in _codes(node)}
