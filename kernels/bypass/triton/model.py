@@ -5,8 +5,8 @@
 chain: what a block waits for in turn, which is rounds of loads that depend on each other, and the steps of its loop.
 waves: blocks over how many there are at once, 1 at least: so much of all chains cannot overlap (Little's law, counted
 in blocks). memory: bytes of factors, once. cached: whatever else is read or written but outputs, which is factors again
-for each further tile, inputs for each block, and partial sums of h. `benchmarks/kernels/model/fit.py` fits the constants and
-shows how far each point is off. Which of two designs is the faster matters here, not the last digit.
+for each further tile, inputs for each block, and partial sums of h. `benchmarks/kernels/model/fit.py` fits the
+constants and shows how far each point is off. Which of two designs is the faster matters here, not the last digit.
 """
 
 from collections.abc import Sequence
