@@ -34,7 +34,6 @@ MIRRORED = (*FOLDERS, "benchmarks")
 # Tests of what no one module is: an invariant of all modules of the folder, or what several give together.
 OF_A_FOLDER = {
     "adapters/peft/test_example_method.py",
-    "adapters/peft/test_methods_fuzz.py",
     "adapters/peft/test_quantised.py",
     "adapters/peft/test_relatives.py",
     "adapters/test_without_torch.py",

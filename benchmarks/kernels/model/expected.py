@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from peftserve.kernels.bypass.layout import Capacity, Group, RowSet, StepKind
+from peftserve.kernels.bypass.layout import Capacity, Group, StepKind
 from peftserve.kernels.bypass.triton import model
 from peftserve.kernels.bypass.triton.choice import Tuning
 from peftserve.kernels.bypass.triton.designs import Design
@@ -89,7 +89,7 @@ def _launches(design: Design, group: Group, there: Sequence[Share], device: Devi
 def in_graph(plan: BypassPlan, there: Sequence[Share], device: Device) -> list[tuple[Launch, Launch]]:
     """Return each group's launches with the designs and grids of a captured graph for steps of this size and kind."""
     rows, adapters = (sum(counts) for counts in zip(*((s.rows * s.adapters, s.adapters) for s in there), strict=True))
-    plan.update({RowSet.TOKENS: (), RowSet.LOGITS: ()}, Capacity(rows, kind_of(rows, adapters)))
+    plan.update({group.rows: () for group in layer()}, Capacity(rows, kind_of(rows, adapters)))
     return [_with_idle(launches, group, there, device) for launches, group in zip(plan.launches, layer(), strict=True)]
 
 
