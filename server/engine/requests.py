@@ -41,7 +41,8 @@ def make_sequence(request: AddRequest, *, arrival: int, eos_token_ids: Collectio
 def refusal(sequence: Sequence, lease: Lease, vocabulary: int, max_len: int) -> str | None:
     """Return what is wrong with a request that only its loaded adapters can tell; None if nothing is.
 
-    That is how many virtual tokens they bring, and which token ids they know. vocabulary, max_len: as in `check_prompt`.
+    That is how many virtual tokens they bring, and which token ids they know.
+    vocabulary, max_len: as in `check_prompt`.
     """
     prompt, brought = sequence.prompt, lease.prefix_length
     if brought and brought + len(prompt) + min(sequence.sampling.max_tokens, 1) > max_len:
