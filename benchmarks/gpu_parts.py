@@ -64,7 +64,8 @@ class Setting:
         return Command((PYTHON, "-m", f"benchmarks.{name}", *words), seconds)
 
     def tests(self, seconds: float, *words: str) -> Command:
-        return Command((*PYTEST, "--device", self.device, *words), seconds)
+        """PEFT's answers are computed on the CPU: by one thread each, or those of several tests wait for each other."""
+        return Command(("env", "OMP_NUM_THREADS=1", *PYTEST, "--device", self.device, *words), seconds)
 
     def kernels(self, seconds: float, *words: str) -> Command:
         own = ("--device", self.device, "--out", str(self.out), "--no-plot")

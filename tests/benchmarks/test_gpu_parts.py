@@ -66,7 +66,8 @@ def test_selected_tests_exist(script: Script, tmp_path: Path) -> None:
     selecting = [c for c in commands(script, tmp_path) if "-k" in c.words and "cuda" in c.words]
     assert selecting
     for command in selecting:
-        own = [word for word in command.words[1:] if word not in ("-o", "log_cli=true", "log_cli_level=WARNING")]
+        words = command.words[command.words.index("-m") :]
+        own = [word for word in words if word not in ("-o", "log_cli=true", "log_cli_level=WARNING")]
         own[own.index("cuda")] = "cpu"
         done = subprocess.run([sys.executable, *own, "--collect-only"], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
