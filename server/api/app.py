@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import MutableSequence, Sequence
+from functools import cache
 from importlib.metadata import version
 from types import ModuleType
 
@@ -21,6 +22,7 @@ from .http.memory import BodyMemory
 from .metrics.requests import Metrics
 from .routes import adapters, generation, health, metrics, models, tokens, vllm_adapters
 from .routes.direct import DirectRoutes
+from .routes.documentation import openapi
 from .services import Adapters, Services, base_id
 
 EVERYWHERE = (generation, models, tokens, health)
@@ -36,7 +38,7 @@ def create_app(services: Services) -> ASGIApp:
 
 def create_worker_app(services: Services, forward: ASGIApp) -> ASGIApp:
     """Of another process. forward: answers all that is not of the model itself."""
-    framework = _framework(services, EVERYWHERE, openapi_url=None)
+    framework = _framework(services, EVERYWHERE, openapi_url=None)  # the first process describes all routes
     framework.mount("/", forward)
     return _guarded(services, framework)
 
@@ -84,12 +86,15 @@ def _framework(services: Services, routes: Sequence[ModuleType], openapi_url: st
         title="peftserve",
         version=version("peftserve"),
         openapi_url=openapi_url,
-        docs_url=None,
-        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+        generate_unique_id_function=lambda route: route.name,
         redirect_slashes=False,
     )
     app.state.services = services
     install_error_handlers(app)
     for module in routes:
         app.include_router(module.router)
+    routers = [module.router for module in routes]
+    described = cache(lambda: openapi(app, routers, keys=bool(services.config.api_keys)))
+    app.openapi = described  # type: ignore[method-assign]  # FastAPI's own way to extend a description
     return app

@@ -7,11 +7,12 @@ anything else       500, with the trace in the log only
 """
 
 import logging
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from msgspec import Meta
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -42,13 +43,17 @@ _ADAPTER_ANSWERS: dict[type[AdapterError], tuple[int, str]] = {
 
 
 class ErrorBody(msgspec.Struct):
+    """What was wrong, where, and what would be right."""
+
     message: str
     type: str
-    param: str | None = None
-    code: str | None = None
+    param: Annotated[str | None, Meta(description="The field at fault, if one is.")] = None
+    code: Annotated[str | None, Meta(description="What programs tell errors apart by, where they may want to.")] = None
 
 
 class ErrorEnvelope(msgspec.Struct):
+    """OpenAI's envelope of errors."""
+
     error: ErrorBody
 
 

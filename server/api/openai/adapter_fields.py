@@ -84,16 +84,16 @@ def _conflict(named: Named, other: str) -> ApiError:
 def _fields(body: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Those that speak of adapters and say something, with the place where they stand."""
     for field, value in body.items():
-        if field not in UNREAD and _SPEAKS_OF_ADAPTERS.search(field) and not _says_nothing(value):
+        if field not in UNREAD and _SPEAKS_OF_ADAPTERS.search(field) and not _is_neutral(value):
             yield field, value
     for place in INSIDE:
         inner = body.get(place)
         if isinstance(inner, Mapping):
-            ours = {field: inner[field] for field in OURS if not _says_nothing(inner.get(field))}
+            ours = {field: inner[field] for field in OURS if not _is_neutral(inner.get(field))}
             yield from ((f"{place}.{field}", value) for field, value in (*ours.items(), *_fields(inner)))
 
 
-def _says_nothing(value: Any) -> bool:
+def _is_neutral(value: Any) -> bool:
     values = value if isinstance(value, list) else [value]
     return all(one is None or one is False or one in ("", {}) for one in values)
 

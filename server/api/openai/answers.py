@@ -12,7 +12,7 @@ from ..services import Services
 from .event_stream import CLIENT_GONE, ClientGone, EventStream, until_disconnect
 from .generation import Generation, Plan
 from .responses import CachedTokens, Usage
-from .sequence import Delta
+from .text_deltas import Delta
 
 Whole = Callable[[Generation], Awaitable[msgspec.Struct]]
 Stream = Callable[[Generation], AsyncGenerator[bytes]]
@@ -27,14 +27,14 @@ async def answer(services: Services, request: Request, plan: Plan, whole: Whole,
     """Run a plan of this turn of the event loop, sent the way the client asked for. Raises ApiError, EngineDead."""
     generation = Generation(services, plan)
     headers = {"x-peftserve-adapter": plan.resolved.label}
-    held = services.hold(plan.resolved, plan.num_sequences)
+    lease = services.hold(plan.resolved, plan.num_sequences)
     if plan.body.stream:
-        return EventStream(stream(generation), held, headers)
-    with held:
+        return EventStream(stream(generation), lease, headers)
+    with lease:
         try:
             content = msgspec.json.encode(await until_disconnect(request.scope[CONNECTION], whole(generation)))
         except ClientGone:
-            held.close()
+            lease.close()
             return Response(status_code=CLIENT_GONE)
     return json_response(content, headers=headers)
 

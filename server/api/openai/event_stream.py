@@ -42,16 +42,16 @@ class ClientGone(Exception):
 class EventStream(Response):
     """events: the stream's bytes, one or more whole events each time.
 
-    held: given back when the stream ends, however it ends.
+    lease: given back when the stream ends, however it ends.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes], held: RequestLease, headers: Mapping[str, str]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes], lease: RequestLease, headers: Mapping[str, str]) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
         del self.headers["content-length"]
         self._events = events
-        self._held = held
+        self._lease = lease
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -59,14 +59,14 @@ class EventStream(Response):
         except ClientGone:
             pass
         finally:
-            self._held.close()
+            self._lease.close()
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The head goes with the first event: what fails before it is no stream but an answer of its own."""
         begun = False
         try:
-            # Released here, so that what is held learns how the stream ended.
-            with self._held:
+            # Released here, so that the lease learns how the stream ended.
+            with self._lease:
                 async with aclosing(self._events):
                     async for events in self._events:
                         if events:

@@ -22,8 +22,8 @@ from ..http.errors import bad_request
 from ..metrics.requests import SequenceTimer
 from ..services import Services
 from .requests import GenerationRequest
-from .sequence import Delta, SequenceDecoder
 from .stop_strings import NO_STOPS, StopStrings, StopTable
+from .text_deltas import Delta, SequenceDecoder
 
 _ids = itertools.count(1)  # of this process's requests; the engine serves several processes
 
@@ -33,7 +33,7 @@ SEED_MASK = (1 << 63) - 1
 
 
 @dataclass(frozen=True)
-class Prompt:
+class TokenizedPrompt:
     """text: as the client gave it, or None where it gave token ids."""
 
     token_ids: list[int]
@@ -50,7 +50,7 @@ class Plan:
     body: GenerationRequest
     resolved: Resolved
     adapters: list[AdapterPart]
-    prompts: list[Prompt]
+    prompts: list[TokenizedPrompt]
     sampling: list[SamplingParams]
     samples: int
     salt: str = ""
@@ -64,7 +64,7 @@ class Plan:
         return sum(len(prompt.token_ids) for prompt in self.prompts)
 
 
-Said = tuple[int, Delta]  # a sequence, and what a step showed of it
+SequenceDelta = tuple[int, Delta]  # a sequence, and what a step showed of it
 
 
 class Generation:
@@ -78,14 +78,14 @@ class Generation:
         self._id = f"{os.getpid()}-{next(_ids)}"
         self._stops = StopTable(plan.body.stop) if plan.body.stop else NO_STOPS
 
-    async def deltas(self) -> AsyncGenerator[list[Said]]:
-        """What the sequences say, each time all that has come. To be closed. Raises EngineDead, ApiError."""
-        mailbox: Mailbox[Said | Exception] = Mailbox()
+    async def deltas(self) -> AsyncGenerator[list[SequenceDelta]]:
+        """What the sequences emit, each time all that has come. To be closed. Raises EngineDead, ApiError."""
+        mailbox: Mailbox[SequenceDelta | Exception] = Mailbox()
         with self._running() as requests:
             await self._begin(requests, mailbox.put, mailbox.put)
             running = self.plan.num_sequences
             while running:
-                items: list[Said] = []
+                items: list[SequenceDelta] = []
                 for entry in await mailbox.take():
                     if isinstance(entry, Exception):
                         yield items
@@ -96,11 +96,11 @@ class Generation:
 
     async def collect(self) -> list[Delta]:
         """Every sequence, whole: the caller sleeps until the last has ended. Raises EngineDead, ApiError."""
-        gathered = _Gathered(self.plan.num_sequences)
+        collector = _Collector(self.plan.num_sequences)
         with self._running() as requests:
-            await self._begin(requests, gathered.put, gathered.fail)
-            await gathered.ended
-        return gathered.wholes
+            await self._begin(requests, collector.put, collector.fail)
+            await collector.ended
+        return collector.wholes
 
     @contextmanager
     def _running(self) -> Iterator[list[AddRequest]]:
@@ -113,14 +113,14 @@ class Generation:
                 self._services.engine.abort(request.request_id)
 
     async def _begin(
-        self, requests: list[AddRequest], say: Callable[[Said], None], fail: Callable[[Exception], None]
+        self, requests: list[AddRequest], emit: Callable[[SequenceDelta], None], fail: Callable[[Exception], None]
     ) -> None:
         """A thousand sequences begin in several turns of the event loop."""
         engine, turns = self._services.engine, Turns()
         self._services.metrics.prompt_tokens.inc(self.plan.num_prompt_tokens)
         for index, request in enumerate(requests):
             timer = SequenceTimer(self._services.metrics, self._labels)
-            engine.submit(request, _Sequence(engine, request.request_id, index, timer, self._decoder(), say, fail))
+            engine.submit(request, _SequenceSink(engine, request.request_id, index, timer, self._decoder(), emit, fail))
             await turns.spend(SUBMISSION + len(request.prompt_token_ids) // TOKENS_SENT)
 
     def _request(self, index: int) -> AddRequest:
@@ -146,7 +146,7 @@ class Generation:
         )
 
 
-class _Sequence:
+class _SequenceSink:
     """Where the engine's outputs of one sequence become what a client sees, as they come."""
 
     def __init__(
@@ -156,7 +156,7 @@ class _Sequence:
         index: int,
         timer: SequenceTimer,
         decoder: SequenceDecoder,
-        say: Callable[[Said], None],
+        emit: Callable[[SequenceDelta], None],
         fail: Callable[[Exception], None],
     ) -> None:
         self._engine = engine
@@ -164,7 +164,7 @@ class _Sequence:
         self._index = index
         self._timer = timer
         self._decoder = decoder
-        self._say = say
+        self._emit = emit
         self._fail = fail
 
     def push(self, output: SequenceOutput) -> None:
@@ -186,10 +186,10 @@ class _Sequence:
         delta = self._decoder.push(output)
         if delta.finish_reason is not None and output.finish_reason is None:
             self._engine.abort(self._request_id)  # a stop string, of which the engine does not know
-        self._say((self._index, delta))
+        self._emit((self._index, delta))
 
 
-class _Gathered:
+class _Collector:
     """The sum of what each sequence says. ended: when all have, or with the first error."""
 
     def __init__(self, count: int) -> None:
@@ -197,8 +197,8 @@ class _Gathered:
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._running = count
 
-    def put(self, said: Said) -> None:
-        index, delta = said
+    def put(self, numbered: SequenceDelta) -> None:
+        index, delta = numbered
         self.wholes[index].extend(delta)
         self._running -= delta.finish_reason is not None
         if not self._running and not self.ended.done():

@@ -11,7 +11,7 @@ from .responses import (
     PromptLogprobs,
     TopLogprob,
 )
-from .sequence import ShownToken
+from .text_deltas import ShownToken
 
 TokenBytes = Callable[[int], bytes]
 

@@ -10,12 +10,15 @@ from prometheus_client.registry import Collector
 from ..metrics.engine_state import EngineCollector
 from ..metrics.totals import Tallies, with_tallies
 from ..services import Services, ServicesOf
+from .documentation import Operation
 
-router = APIRouter()
+router = APIRouter(tags=["Operations"])
 
 
 @router.get("/metrics")
+@Operation("Scrape the metrics", "# HELP peftserve_requests_running Sequences in the engine's steps.\n")
 async def metrics(services: ServicesOf) -> Response:
+    """Return what all API processes have counted, and the engine's state, in Prometheus' text format."""
     workers = services.owned.workers
     accounts = await workers.accounts()
     tallies = [*(one.tallies for one in accounts), workers.past]
