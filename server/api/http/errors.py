@@ -1,4 +1,4 @@
-"""Every error that a client sees: OpenAI's envelope, and nothing of the server's insides.
+"""Every error that a client sees, in OpenAI's envelope and without the server's insides.
 
 ApiError            what a route raises; carries the whole answer
 AdapterError        of adapters/errors.py, translated by class
@@ -43,7 +43,7 @@ _ADAPTER_ANSWERS: dict[type[AdapterError], tuple[int, str]] = {
 
 
 class ErrorBody(msgspec.Struct):
-    """What was wrong, where, and what would be right."""
+    """An error: what was wrong, where, and what would be right."""
 
     message: str
     type: str
@@ -58,7 +58,10 @@ class ErrorEnvelope(msgspec.Struct):
 
 
 class ApiError(HTTPException):
-    """message: what was wrong, where, and what would be right. param: the field at fault."""
+    """An error that carries its whole answer.
+
+    message: what was wrong, where, and what would be right. param: the field at fault.
+    """
 
     def __init__(
         self,
@@ -86,7 +89,7 @@ def unavailable(message: str, code: str, retry_after: int = RETRY_SECONDS) -> Ap
 
 
 def translate(error: Exception) -> ApiError:
-    """What the client is told of `error`."""
+    """Return the error that the client is told of."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, AdapterError):
@@ -104,7 +107,7 @@ def translate(error: Exception) -> ApiError:
 
 
 def from_validation(error: RequestValidationError | ValidationError) -> ApiError:
-    """The first few faults of a request, each with the place and what would be right. Never what was sent."""
+    """Describe the first few faults of a request, each with the place and what would be right. Never what was sent."""
     faults: list[Any] = list(error.errors())
     shown = "; ".join(_describe(fault) for fault in faults[:3])
     more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""

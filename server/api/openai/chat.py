@@ -38,7 +38,7 @@ async def create_chat_completion(request: Request, services: Services) -> Respon
 
 
 async def render(tokenizer: Tokenizer, messages: list[Message], body: Any) -> str:
-    """The prompt's text. body: any request with the chat template's arguments. Raises ApiError."""
+    """Return the prompt's text. body: any request with the chat template's arguments. Raises ApiError."""
     return await tokenizer.render_chat(
         [_as_template_sees_it(message) for message in messages],
         add_generation_prompt=body.add_generation_prompt,
@@ -48,7 +48,10 @@ async def render(tokenizer: Tokenizer, messages: list[Message], body: Any) -> st
 
 
 def _as_template_sees_it(message: Message) -> dict[str, Any]:
-    """`developer` is what OpenAI calls the system's role since its o1; templates know the older name."""
+    """Return a message's fields.
+
+    OpenAI calls the system's role `developer` since its o1; templates know the older name.
+    """
     fields = message.model_dump(exclude_none=True)
     return {**fields, "role": "system"} if message.role == "developer" else fields
 
@@ -71,7 +74,7 @@ async def _plan(services: Services, tokenizer: Tokenizer, request: Request, body
 
 
 class ChatBuilder:
-    """One request's answer, whole or as a stream."""
+    """Build the answer to one request, whole or as a stream."""
 
     def __init__(self, body: ChatRequest, tokenizer: Tokenizer) -> None:
         self._body = body
@@ -153,6 +156,6 @@ class ChatBuilder:
         return chat_logprobs(delta.shown, self._tokenizer.token_bytes, self._body.top_logprobs or 0)
 
     def _has_content(self, delta: Delta) -> bool:
-        """Steps whose text is held back for now are not worth a chunk."""
+        """Return whether a delta is worth a chunk: one whose text is held back for now is not."""
         scored = delta.shown and self._body.logprobs
         return bool(delta.text or scored or delta.finish_reason or self._body.return_token_ids)

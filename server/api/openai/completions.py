@@ -55,7 +55,7 @@ def _most(*numbers: int | None) -> int | None:
 
 
 class CompletionBuilder:
-    """One request's answer, whole or as a stream."""
+    """Build the answer to one request, whole or as a stream."""
 
     def __init__(self, body: CompletionRequest, tokenizer: Tokenizer) -> None:
         self._body = body
@@ -109,7 +109,7 @@ class CompletionBuilder:
         return self._completion(generation, [self._choice(index, prompt, delta, first)], usage)
 
     def _best(self, plan: Plan, wholes: list[Delta]) -> list[tuple[TokenizedPrompt, Delta]]:
-        """The n answers of each prompt; of best_of, those that the model finds most likely as a whole."""
+        """Return the n answers of each prompt; of best_of, those that the model finds most likely as a whole."""
         chosen = []
         for number, prompt in enumerate(plan.prompts):
             samples = wholes[number * plan.samples : (number + 1) * plan.samples]
@@ -139,20 +139,20 @@ class CompletionBuilder:
         return choice
 
     def _has_content(self, delta: Delta) -> bool:
-        """Steps whose text is held back for now are not worth a chunk."""
+        """Return whether a delta is worth a chunk: one whose text is held back for now is not."""
         scored = delta.shown and self._body.logprobs is not None
         return bool(delta.text or scored or delta.finish_reason or self._body.return_token_ids)
 
 
 class Echo:
-    """Makes the answer's deltas into those of prompt and answer together."""
+    """Make an answer's deltas into those of prompt and answer together."""
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
 
     def apply(self, prompt: TokenizedPrompt, delta: Delta, first: bool) -> Delta:
-        """first: the delta is the one that the prompt comes with."""
+        """Return the delta with the prompt in it, or moved behind it. first: the prompt comes with this delta."""
         text = self._text(prompt)
         moved = [replace(token, offset=token.offset + len(text)) for token in delta.shown]
         if not first:

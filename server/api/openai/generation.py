@@ -34,7 +34,7 @@ SEED_MASK = (1 << 63) - 1
 
 @dataclass(frozen=True)
 class TokenizedPrompt:
-    """text: as the client gave it, or None where it gave token ids."""
+    """A prompt as the engine takes it. text: as the client gave it, or None where it gave token ids."""
 
     token_ids: list[int]
     text: str | None = None
@@ -42,9 +42,9 @@ class TokenizedPrompt:
 
 @dataclass(frozen=True)
 class Plan:
-    """What one request asks of the engine: `samples` sequences for each prompt, each prompt with its own parameters.
+    """The plan of one request: `samples` sequences for each prompt, each prompt with its own parameters.
 
-    resolved: who answers, as looked up in this turn of the event loop. adapters: the same for the engine.
+    resolved: the adapters that answer, as looked up in this turn of the event loop. adapters: the same for the engine.
     """
 
     body: GenerationRequest
@@ -68,7 +68,10 @@ SequenceDelta = tuple[int, Delta]  # a sequence, and what a step showed of it
 
 
 class Generation:
-    """RequestLease by `Services.hold` while it runs. Sequence i answers prompt i // samples."""
+    """The sequences of one plan, for which `Services.hold` has given a lease.
+
+    Sequence i answers prompt i // samples.
+    """
 
     def __init__(self, services: Services, plan: Plan) -> None:
         self.plan = plan
@@ -79,7 +82,10 @@ class Generation:
         self._stops = StopTable(plan.body.stop) if plan.body.stop else NO_STOPS
 
     async def deltas(self) -> AsyncGenerator[list[SequenceDelta]]:
-        """What the sequences emit, each time all that has come. To be closed. Raises EngineDead, ApiError."""
+        """Yield the deltas of all sequences, each time all that have come.
+
+        To be closed. Raises EngineDead, ApiError.
+        """
         mailbox: Mailbox[SequenceDelta | Exception] = Mailbox()
         with self._running() as requests:
             await self._begin(requests, mailbox.put, mailbox.put)
@@ -95,7 +101,7 @@ class Generation:
                 yield items
 
     async def collect(self) -> list[Delta]:
-        """Every sequence, whole: the caller sleeps until the last has ended. Raises EngineDead, ApiError."""
+        """Return every sequence as one delta, when the last has ended. Raises EngineDead, ApiError."""
         collector = _Collector(self.plan.num_sequences)
         with self._running() as requests:
             await self._begin(requests, collector.put, collector.fail)
@@ -104,7 +110,7 @@ class Generation:
 
     @contextmanager
     def _running(self) -> Iterator[list[AddRequest]]:
-        """All sequences run inside; those that have not ended when it is left are aborted."""
+        """A context in which all sequences run; those that have not ended when it is left are aborted."""
         requests = [self._request(index) for index in range(self.plan.num_sequences)]
         try:
             yield requests
@@ -115,7 +121,7 @@ class Generation:
     async def _begin(
         self, requests: list[AddRequest], emit: Callable[[SequenceDelta], None], fail: Callable[[Exception], None]
     ) -> None:
-        """A thousand sequences begin in several turns of the event loop."""
+        """Submit the sequences; a thousand of them in several turns of the event loop."""
         engine, turns = self._services.engine, Turns()
         self._services.metrics.prompt_tokens.inc(self.plan.num_prompt_tokens)
         for index, request in enumerate(requests):
@@ -147,7 +153,7 @@ class Generation:
 
 
 class _SequenceSink:
-    """Where the engine's outputs of one sequence become what a client sees, as they come."""
+    """Turn the engine's outputs of one sequence into deltas, as they come."""
 
     def __init__(
         self,
@@ -190,7 +196,7 @@ class _SequenceSink:
 
 
 class _Collector:
-    """The sum of what each sequence says. ended: when all have, or with the first error."""
+    """The sum of each sequence's deltas. ended: done when all have ended, or with the first error."""
 
     def __init__(self, count: int) -> None:
         self.wholes = [Delta() for _ in range(count)]
@@ -213,7 +219,10 @@ T = TypeVar("T")
 
 
 class Mailbox(Generic[T]):
-    """For one reader and one event loop. A queue would wake its reader for every item."""
+    """A queue for one reader, who takes all at once, and one event loop.
+
+    asyncio's would wake its reader for every item.
+    """
 
     def __init__(self) -> None:
         self._items: list[T] = []
@@ -225,7 +234,7 @@ class Mailbox(Generic[T]):
             self._reader.set_result(None)
 
     async def take(self) -> list[T]:
-        """All that has come, at least one item."""
+        """Return all that has come, at least one item."""
         while not self._items:
             self._reader = asyncio.get_running_loop().create_future()
             await self._reader
@@ -237,13 +246,13 @@ TURN = 4000  # microseconds, as estimated by who spends them
 
 
 class Turns:
-    """For one piece of work after another; others have their turn in between."""
+    """A budget of time on the event loop, for one piece of work after another; others run in between."""
 
     def __init__(self) -> None:
         self._left = TURN
 
     async def spend(self, microseconds: int) -> None:
-        """Returns at once while there is time left, else when all that waited has run."""
+        """Return at once while there is time left, else when all that waited has run."""
         self._left -= microseconds
         if self._left < 0:
             self._left = TURN

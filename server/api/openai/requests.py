@@ -54,11 +54,11 @@ class ModelRequest(Body):
 
     @classmethod
     def _refuse_what_is_not_served(cls, data: dict[str, Any]) -> None:
-        """Raises ValueError."""
+        """Check for fields that are known and not served. Raises ValueError."""
 
 
 class StreamOptions(Body):
-    """What a stream has beside its text."""
+    """Options of a stream."""
 
     include_usage: bool = Field(default=False, description="Send the usage in a last event, whose choices are empty.")
 
@@ -71,7 +71,7 @@ class MixtureMember(Body):
 
 
 class GenerationRequest(ModelRequest):
-    """What completions and chats share."""
+    """The fields that completions and chats share."""
 
     adapters: list[MixtureMember] | None = Field(
         default=None,
@@ -83,17 +83,26 @@ class GenerationRequest(ModelRequest):
         default=None, ge=0, lt=1 << 31, description="The task, for adapters of a method that has several."
     )
     temperature: float | None = Field(default=None, ge=0, le=100, description="0 is greedy. Default: 1.")
-    top_p: float | None = Field(default=None, gt=0, le=1, description="Sample from the likeliest tokens of this mass.")
+    top_p: float | None = Field(
+        default=None, gt=0, le=1, description="Sample from the likeliest tokens that together have this probability."
+    )
     top_k: int | None = Field(
         default=None, ge=-1, lt=INT64, description="Sample from so many of the likeliest tokens; 0 and -1: from all."
     )
     min_p: float | None = Field(
         default=None, ge=0, le=1, description="Least probability of a token, as a part of the likeliest token's."
     )
-    repetition_penalty: float | None = Field(default=None, gt=0, le=100, description="Over 1: against repetition.")
-    presence_penalty: float | None = Field(default=None, ge=-2, le=2, description="For tokens that have come.")
+    repetition_penalty: float | None = Field(
+        default=None,
+        gt=0,
+        le=100,
+        description="Divides the scores of tokens of prompt and answer; over 1: against repetition.",
+    )
+    presence_penalty: float | None = Field(
+        default=None, ge=-2, le=2, description="Taken off the score of each token that the answer has."
+    )
     frequency_penalty: float | None = Field(
-        default=None, ge=-2, le=2, description="For each time that a token has come."
+        default=None, ge=-2, le=2, description="Taken off a token's score as often as the answer has it."
     )
     logit_bias: dict[TokenId, Bias] | None = Field(
         default=None, description="Token id to what is added to its logit, of at most 1024 tokens."
@@ -116,7 +125,7 @@ class GenerationRequest(ModelRequest):
     )
     stream: bool | None = Field(default=None, description="Send the answer as server-sent events while it is made.")
     stream_options: StreamOptions | None = Field(default=None, description="Only with `stream`.")
-    user: str | None = Field(default=None, max_length=1024, description="An id of the end user, for routing.")
+    user: str | None = Field(default=None, max_length=1024, description="An id of the end user.")
     cache_salt: str | None = Field(
         default=None, max_length=256, description="Share cached prefixes only with requests of the same salt."
     )
@@ -210,7 +219,7 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
 
 
 def refuse_unsupported(body: Mapping[str, Any]) -> None:
-    """Raises ValueError naming the first field that is not served."""
+    """Check that no field asks for what is not served. Raises ValueError that names the first one."""
     for name, neutral in NEUTRAL_VALUES.items():
         if name in body and body[name] not in neutral:
             raise ValueError(f"{name} is not supported by this server; leave it out")

@@ -26,7 +26,7 @@ PAGE = 1000
 
 
 class Source(Body):
-    """Where the server gets an adapter's files itself, if its operator allows that."""
+    """A place from which the server gets an adapter's files itself, if its operator allows that."""
 
     type: Literal["path", "hub", "s3"]
     uri: str = Field(min_length=1, max_length=4096, description="A folder of the server, below an allowed one.")
@@ -36,18 +36,20 @@ class Source(Body):
 class AddAdapter(Body):
     """An adapter that the server gets from somewhere. Files are uploaded as a form instead."""
 
-    name: str = Field(max_length=256, description="Letters, digits, `.`, `_` and `-`.")
+    name: str = Field(
+        max_length=256, description="1 to 128 letters, digits, `.`, `_` or `-`, the first a letter or a digit."
+    )
     source: Source
 
 
 class SetDefault(Body):
-    """What answers requests that name no model, or `default`."""
+    """The choice of what answers requests that name no model, or `default`."""
 
     adapter: str | None = Field(max_length=256, description="A name, `name@version`, or null for the bare base.")
 
 
 class DefaultAdapter(msgspec.Struct):
-    """What answers by default."""
+    """The adapter that answers by default."""
 
     adapter: Annotated[str | None, msgspec.Meta(description="A name, `name@version`, or null for the bare base.")]
 
@@ -65,9 +67,9 @@ FORM = {
         },
     },
 }
-"""What `receive_upload` reads."""
+"""The schema of the form that `receive_upload` reads."""
 
-Name = Annotated[str, Path(description="An adapter's name, or `name@version`.")]
+Name = Annotated[str, Path(description="An adapter's name, or `name@version`.", examples=["sql"])]
 
 
 @router.post("/v1/adapters")

@@ -1,4 +1,4 @@
-"""Cards: what the routes of adapters say of one, put together from the registry, the engine and the requests."""
+"""Cards: the public description of an adapter, put together from the registry, the engine and the requests."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -44,7 +44,7 @@ class CardList(msgspec.Struct, kw_only=True):
 
 
 class Deleted(msgspec.Struct, kw_only=True):
-    """What was deleted."""
+    """The answer to a deletion."""
 
     id: str
     object: Literal["adapter"] = "adapter"

@@ -1,4 +1,5 @@
-"""What /openapi.json says of the routes: declared beside each one, and made from the types that validate and answer.
+"""The description of the routes in /openapi.json: declared beside each one, and made from the types that validate
+and answer.
 
 FastAPI describes paths, their parameters, and what a route's docstring says. Bodies, answers and errors are added here:
 FastAPI reads no body of ours and encodes no answer, so it knows neither. Nothing of it runs for a request.
@@ -50,7 +51,7 @@ TAGS = {
 
 @dataclass(frozen=True)
 class Operation:
-    """What a route takes and gives, beside its path and parameters: a decorator of the function that answers.
+    """The description of a route, beside its path and parameters: a decorator of the function that answers.
 
     answer: an example of the answer, whose type is the schema; a text is sent as text/plain.
     body, form: what is taken as JSON, and the schema of what is taken as a form. examples: name to a JSON body.

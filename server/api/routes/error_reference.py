@@ -1,10 +1,9 @@
-"""What /openapi.json says of errors: what each status means, its codes, its headers, and an example.
+"""The description of errors in /openapi.json: what each status means, its codes, its headers, and an example.
 
 The codes are chosen where errors are raised and in http/errors.py; this is their list for readers.
 """
 
 from collections.abc import Mapping
-from http import HTTPStatus
 from typing import Any
 
 import msgspec
@@ -73,7 +72,7 @@ ERRORS: Mapping[int, tuple[str, ErrorBody]] = {
 
 def error_name(status: int) -> str:
     """Return the name of a status among the components of the description."""
-    return HTTPStatus(status).phrase.title().replace(" ", "")
+    return f"Error{status}"
 
 
 def describe_error(status: int) -> dict[str, Any]:

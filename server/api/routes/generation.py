@@ -36,7 +36,7 @@ DIRECT: Mapping[str, Handler] = {
     "/v1/completions": create_completion,
     "/v1/chat/completions": create_chat_completion,
 }
-"""Path to what answers a POST to it."""
+"""Path to the handler of a POST to it."""
 
 
 HEADERS = {"x-peftserve-adapter": "What answered: the base's id, `name@version`, or a mixture's members and weights."}

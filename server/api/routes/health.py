@@ -1,4 +1,4 @@
-"""Whether the server lives and takes requests. Open to everyone, without a key."""
+"""Probes: whether the server lives and takes requests. Open to everyone, without a key."""
 
 import msgspec
 from fastapi import APIRouter, Response

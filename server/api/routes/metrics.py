@@ -28,7 +28,10 @@ async def metrics(services: ServicesOf) -> Response:
 
 
 class _Everything(Collector):
-    """tallies: what other processes have counted. names: of adapters in use, in all processes."""
+    """All metrics of the server, for one scrape.
+
+    tallies: what other processes have counted. names: of adapters in use, in all processes.
+    """
 
     def __init__(self, services: Services, tallies: Sequence[Tallies], names: set[tuple[str, str]]) -> None:
         self._services = services

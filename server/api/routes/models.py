@@ -20,7 +20,7 @@ PAGE = 1000
 
 
 class Model(msgspec.Struct, kw_only=True):
-    """What the `model` field of a request may name."""
+    """A model or adapter that the `model` field of a request may name."""
 
     id: str
     object: Literal["model"] = "model"
@@ -56,7 +56,8 @@ async def list_models(services: ServicesOf) -> Response:
 @router.get("/v1/models/{model_id:path}")
 @Operation("Show a model", EXAMPLE, errors=(404,))
 async def get_model(
-    services: ServicesOf, model_id: Annotated[str, Path(description="What the `model` field of a request may be.")]
+    services: ServicesOf,
+    model_id: Annotated[str, Path(description="As in the `model` field of a request.", examples=["sql"])],
 ) -> Response:
     """Return what a request that names this model would be answered by."""
     if model_id == services.base_id:
