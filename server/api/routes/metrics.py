@@ -10,12 +10,15 @@ from prometheus_client.registry import Collector
 from ..metrics.engine_state import EngineCollector
 from ..metrics.totals import Tallies, with_tallies
 from ..services import Services, ServicesOf
+from .documentation import Operation
 
-router = APIRouter()
+router = APIRouter(tags=["Operations"])
 
 
 @router.get("/metrics")
+@Operation("Scrape the metrics", "# HELP peftserve_requests_running Sequences in the engine's steps.\n")
 async def metrics(services: ServicesOf) -> Response:
+    """Return what all API processes have counted, and the engine's state, in Prometheus' text format."""
     workers = services.owned.workers
     accounts = await workers.accounts()
     tallies = [*(one.tallies for one in accounts), workers.past]
@@ -25,7 +28,10 @@ async def metrics(services: ServicesOf) -> Response:
 
 
 class _Everything(Collector):
-    """tallies: what other processes have counted. names: of adapters in use, in all processes."""
+    """All metrics of the server, for one scrape.
+
+    tallies: what other processes have counted. names: of adapters in use, in all processes.
+    """
 
     def __init__(self, services: Services, tallies: Sequence[Tallies], names: set[tuple[str, str]]) -> None:
         self._services = services
