@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -58,12 +59,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cpu_only(why): what it tests is for a CPU; left out with --device cuda")
+    config.addinivalue_line("markers", "slow: all its cases take more than 5 s; left out of `make test-fast`")
 
 
 @pytest.hookimpl(trylast=True)  # behind what folders say of their tests
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--device") != "cuda":
-        return
+    _begin_with_long_files(items)
+    if config.getoption("--device") == "cuda":
+        _leave_out_what_a_gpu_cannot(items)
+
+
+def _begin_with_long_files(items: list[pytest.Item]) -> None:
+    """Of two workers that are given whole files, neither then waits for the other's last one."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
+
+
+def _leave_out_what_a_gpu_cannot(items: list[pytest.Item]) -> None:
     import torch  # not for those who need none of it
 
     gpu = torch.cuda.is_available()

@@ -71,6 +71,7 @@ def demo_url(oracle: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> It
         assert server.stop() == 0
 
 
+@pytest.mark.slow
 def test_the_session_prints_what_the_readme_says(demo_url: str) -> None:
     """In the README's order, since later commands use what earlier ones made."""
     found = examples()

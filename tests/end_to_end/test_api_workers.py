@@ -15,6 +15,8 @@ import pytest
 
 from peftserve.server.demo import DEMO_ADAPTERS, DEMO_MODEL
 
+pytestmark = pytest.mark.slow
+
 AT_ONCE = 12  # connections, which all come to one process once in 2048 times
 SHORT = {"prompt": [20, 30, 40], "max_tokens": 4, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
 LONG = {**SHORT, "max_tokens": 160}

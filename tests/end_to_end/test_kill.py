@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
+
+pytestmark = pytest.mark.slow
 
 STREAMS = 64
 UPLOADERS = 4

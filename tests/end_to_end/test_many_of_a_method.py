@@ -15,6 +15,8 @@ from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
 from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingParams
 
+pytestmark = pytest.mark.slow
+
 MAX_TOKENS = 3
 METHODS = {  # which primitives each comes to
     "oft": "input_rotation",

@@ -9,6 +9,8 @@ from types import ModuleType
 import pytest
 from safetensors.torch import load_file, save_file
 
+pytestmark = pytest.mark.slow
+
 PATIENCE = 60.0
 PROMPT = [5, 17, 42, 99, 7, 250, 31, 8]
 

@@ -250,6 +250,7 @@ async def collect(client: EngineClient, message: AddRequest) -> list[int]:
     return await Reader(client, message).ended
 
 
+@pytest.mark.slow
 async def test_a_whole_life_of_the_process(tiny_llama: Path, adapters: dict[str, Path], peft: Any) -> None:
     async with asyncio.timeout(PATIENCE), client_of(tiny_llama, adapter_memory=1 << 21) as client:
         info = await client.start()
@@ -276,6 +277,7 @@ async def test_a_whole_life_of_the_process(tiny_llama: Path, adapters: dict[str,
         assert await process.wait() == 0
 
 
+@pytest.mark.slow
 async def test_it_ends_with_its_parent(tiny_llama: Path) -> None:
     async with asyncio.timeout(PATIENCE):
         process = await EngineProcess.start(EngineConfig(model=str(tiny_llama), device="cpu", num_threads=1))
@@ -293,6 +295,7 @@ async def test_it_ends_with_its_parent(tiny_llama: Path) -> None:
             process.close()
 
 
+@pytest.mark.slow
 async def test_a_folder_that_is_no_model_is_told_to_the_operator(tmp_path: Path) -> None:
     async with asyncio.timeout(PATIENCE), client_of(tmp_path) as client:
         with pytest.raises(EngineDead, match=str(tmp_path)):
