@@ -7,10 +7,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
+
 from peftserve.server.demo import DEMO_ADAPTERS, DEMO_HELD_OUT, DEMO_MODEL, DEMO_NAME
 
+pytestmark = pytest.mark.slow
+
 RIGHT = 0.95
-BASE_PROMPTS = 10  # of each task
+BASE_PROMPTS = 4  # of each task: the base, which does none, goes on to the last token
 OTHER_PROMPTS = 20  # of each adapter that does a task by another method than LoRA
 CLIENTS = 64
 
@@ -43,7 +47,8 @@ def questions_of_the_demo() -> list[tuple[str, str, str]]:
         by_adapter[name] = by_adapter[name.partition("-")[0]][:OTHER_PROMPTS]
     ranked = [(i, name, line) for name, of_name in by_adapter.items() for i, line in enumerate(of_name)]
     questions = [(i, name, line["prompt"], line["answer"]) for i, name, line in ranked]
-    questions += [(i, DEMO_NAME, line["prompt"], line["answer"]) for i, _, line in ranked if i < BASE_PROMPTS]
+    few = {line["prompt"]: (i, line["answer"]) for i, _, line in ranked if i < BASE_PROMPTS}
+    questions += [(i, DEMO_NAME, prompt, answer) for prompt, (i, answer) in few.items()]
     return [question for _, *question in sorted(questions)]  # type: ignore[misc]
 
 

@@ -25,8 +25,10 @@ from peftserve.server.engine.adapters import service
 from peftserve.server.engine.model import graphs
 from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingParams
 
+pytestmark = pytest.mark.slow
+
 MAX_RUNNING, MAX_LORAS, MAX_LEN = 18, 36, 512
-LOADS = 10_000
+LOADS = 2_500
 MULTIPROCESSORS = 132
 LLAMA_8B = {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128}
 
