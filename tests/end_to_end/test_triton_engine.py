@@ -18,8 +18,9 @@ from peftserve.server.engine import Engine, assembly
 from peftserve.server.engine.adapters import service
 from peftserve.server.engine.model import graphs
 from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingParams
+from tests.kernels.bypass.triton.by_rows import ByRows
 
-pytestmark = pytest.mark.usefixtures("quick_interpreter")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_interpreter")]
 
 MAX_TOKENS = 2
 NAMES = ("lora", "lora-dora", "lora-lora-bias", "ia3", "beft", "shira")
@@ -28,12 +29,16 @@ PROMPT = [7, 81, 40, 41, 9, 210]
 
 
 @pytest.fixture
-def launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The group of each launch, as they come."""
+def launches(monkeypatch: pytest.MonkeyPatch, device: str) -> list[int]:
+    """The group of each launch, as they come.
+
+    The interpreter has two designs to choose from: an engine launches all there are once before its first step.
+    """
     groups: list[int] = []
+    choice = None if device == "cuda" else ByRows()
 
     def make(arena: torch.Tensor, sites: Any, **limits: Any) -> TritonBypass:
-        backend = TritonBypass(arena, sites, **limits)
+        backend = TritonBypass(arena, sites, choice=choice, **limits)
         shrink, expand = backend._shrink, backend._expand
 
         def counted(launch: Any, group: int, *args: Any, **options: Any) -> None:
