@@ -6,9 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 CLIENTS = 8
 OPERATORS = 8
-ROUNDS = 13  # of each operator: 104 deletions and switches of the default, and twice as many uploads
+ROUNDS = 7  # of each operator: 56 deletions and switches of the default, and twice as many uploads
 NUM_TOKENS = 12
 OPTIONS = {"max_tokens": NUM_TOKENS, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
 
