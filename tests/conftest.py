@@ -70,7 +70,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _begin_with_long_files(items: list[pytest.Item]) -> None:
-    """Of two workers that are given whole files, neither then waits for the other's last one."""
+    """Sort files by how many slow tests they have, so that no worker waits for the other's last, long file."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
 
@@ -95,13 +95,13 @@ def device(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def oracle() -> ModuleType:
-    """The package in tests/oracle, only when asked for."""
+    """Import the package in tests/oracle, which takes seconds, for those tests that ask for it."""
     return _load("oracle", Path(__file__).with_name("oracle") / "__init__.py")
 
 
 @pytest.fixture
 def simulated_cuda(device: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """CUDA graphs on the CPU: a `SimulatedCuda`, in the place of torch.cuda's until the test ends."""
+    """Put a `SimulatedCuda`, CUDA graphs on the CPU, in the place of torch.cuda's until the test ends."""
     if device == "cuda":
         pytest.skip("not with --device cuda: it simulates one")
     cuda = _load("simulated_cuda", Path(__file__).with_name("simulated_cuda.py")).SimulatedCuda()
@@ -111,9 +111,10 @@ def simulated_cuda(device: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture(scope="session")
 def quick_interpreter() -> Iterator[None]:
-    """Triton's interpreter gets the language ready again for each function that a kernel calls: a third of its time.
+    """Skip a step of Triton's interpreter that takes a third of its time.
 
-    Our own all speak the one that their kernel's launch has made ready.
+    It patches the language anew for each function that a kernel calls. Ours need no more than what the launch of their
+    kernel has patched.
     """
     from triton.runtime.interpreter import InterpretedFunction  # not for those who need none of it
 
@@ -130,7 +131,7 @@ def quick_interpreter() -> Iterator[None]:
 
 
 def _load(name: str, path: Path) -> ModuleType:
-    """From its path, since tests are not on sys.path."""
+    """Import a module or a package from its path, since tests are not on sys.path."""
     folders = [str(path.parent)] if path.name == "__init__.py" else None
     spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=folders)
     assert spec

@@ -33,7 +33,7 @@ def test_slow():
 
 
 def run(tmp_path: Path, *words: str, devices: str) -> str:
-    """What pytest says of the three tests, with this conftest. devices: the GPUs that it may see."""
+    """Run the three tests with this conftest and return what pytest prints. devices: the GPUs that it may see."""
     (tmp_path / "conftest.py").write_text((ROOT / "tests/conftest.py").read_text())
     (tmp_path / "simulated_cuda.py").symlink_to(ROOT / "tests/simulated_cuda.py")
     (tmp_path / "test_it.py").write_text(PROGRAM)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def pins() -> ModuleType:
-    """docs/pins.py. Skips where no index answers."""
+    """Import docs/pins.py, or skip where no index answers."""
     spec = importlib.util.spec_from_file_location("pins", ROOT / "docs" / "pins.py")
     assert spec is not None
     assert spec.loader is not None

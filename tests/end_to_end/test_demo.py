@@ -40,7 +40,7 @@ async def test_each_adapter_is_right_and_the_base_is_not(oracle: ModuleType, dev
 
 
 def questions_of_the_demo() -> list[tuple[str, str, str]]:
-    """(model, prompt, right answer) with the models taking turns; some of the prompts go to the base too."""
+    """Return (model, prompt, right answer), the models taking turns. Some of the prompts go to the base too."""
     lines = [json.loads(line) for line in DEMO_HELD_OUT.read_text(encoding="utf-8").splitlines()[::2]]
     by_adapter = {name: [line for line in lines if line["adapter"] == name] for name in DEMO_ADAPTERS}
     for name in [name for name in DEMO_ADAPTERS if not by_adapter[name]]:  # another method for a task

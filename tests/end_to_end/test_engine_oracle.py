@@ -72,7 +72,7 @@ class Scenario:
 
 @pytest.fixture(scope="module")
 def scenarios(device: str, oracle: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Scenario]:
-    """By architecture, each made once."""
+    """Make the scenario of an architecture, each once."""
 
     @cache
     def make(architecture: str) -> Scenario:
@@ -230,7 +230,7 @@ def test_attention_sinks_are_those_of_peft(oracle: ModuleType, device: str, tmp_
 
 @contextmanager
 def _engine(scenario: Scenario, setting: str, **more: Any) -> Iterator[Engine]:
-    """An engine that knows the scenario's adapters."""
+    """Give an engine that knows the scenario's adapters."""
     options = {"device": scenario.device, "dtype": "float32", **SETTINGS[setting], **more}
     engine = Engine(EngineConfig(model=str(scenario.model), **options))
     try:
@@ -242,7 +242,7 @@ def _engine(scenario: Scenario, setting: str, **more: Any) -> Iterator[Engine]:
 
 
 def _serve(engine: Engine, scenario: Scenario, greedy: bool) -> dict[str, list[SequenceOutput]]:
-    """Every request, added before the step at which it arrives."""
+    """Answer every request, each added before the step at which it arrives."""
     arrivals = [
         (request.arrival, _message(request, scenario.digests, _sampling(request, greedy, seed)))
         for seed, request in enumerate(scenario.requests)
@@ -299,7 +299,7 @@ def _release_all(engine: Engine, scenario: Scenario) -> None:
 
 
 def _checksum(engine: Engine) -> str:
-    """Of every parameter and buffer of the base, by name."""
+    """Return the SHA-256 of every parameter and buffer of the base, by name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(engine._model.state_dict(keep_vars=True).items()):
         digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())

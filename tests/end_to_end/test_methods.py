@@ -52,7 +52,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def worlds(oracle: ModuleType, device: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], World]:
-    """By architecture, each made once."""
+    """Make the world of an architecture, each once."""
     return cache(lambda architecture: _make_world(oracle, architecture, tmp_path_factory.mktemp(architecture), device))
 
 
@@ -62,7 +62,7 @@ def world(request: pytest.FixtureRequest, worlds: Callable[[str], World]) -> Wor
 
 
 def _make_world(oracle: ModuleType, architecture: str, folder: Path, device: str) -> World:
-    """device: the engine's."""
+    """Make every adapter of the catalogue and PEFT's answers. device: the engine's."""
     world = World(oracle, architecture, oracle.tiny_model(architecture, 3, folder / "model"))
     prompts = _prompts() if architecture == ARCHITECTURES[0] else _prompts()[:2]  # PEFT takes most of the time
     plain = oracle.plain_model(world.model)
@@ -88,7 +88,7 @@ def _engine(world: World, device: str, **settings: Any) -> Engine:
 
 
 def _prompts() -> list[list[int]]:
-    """Of different lengths, with a common beginning; the invocation tokens of aLoRA in the middle of some."""
+    """Return prompts of different lengths, two with a common beginning and the invocation tokens of aLoRA behind it."""
     chance = random.Random(1)
     common = [chance.randrange(9, 300) for _ in range(13)]
     return [[*common, 7, 8, 40, 41], [chance.randrange(9, 300) for _ in range(30)], [*common, 7, 8, 11, 7, 8, 12]]
@@ -161,7 +161,7 @@ def test_every_method_by_itself_in_compiled_decodes(world: World, device: str) -
 
 
 def _tokens(engine: Engine, digests: dict[str, str], requests: list[tuple[str, list[int]]]) -> list[list[int]]:
-    """Of all requests, which run at once. Tasks of adapters that have several do not matter here."""
+    """Run all requests at once and return the tokens of each. Adapters with several tasks run their first."""
     for i, (name, prompt) in enumerate(requests):
         engine.add_request(_message(i, prompt, [AdapterPart(digests[name])] if name else []))
     tokens: list[list[int]] = [[] for _ in requests]
@@ -258,7 +258,7 @@ def _message(i: int, prompt: list[int], parts: list[AdapterPart], max_tokens: in
 
 
 def _serve(engine: Engine, world: World, digests: dict[str, str]) -> list[str]:
-    """All requests at once; returns what went wrong."""
+    """Run all requests at once and return what went wrong."""
     outputs: dict[str, list[Any]] = {}
     order = random.Random(2).sample(range(len(world.requests)), len(world.requests))
     for i in order:
@@ -335,9 +335,9 @@ async def test_every_method_on_a_server(world: World, server: Any) -> None:
 
 
 def _broken(files: list[Any], *, whatever_the_method: bool) -> Iterator[tuple[str, list[Any]]]:
-    """Uploads of the adapter's own two files with something wrong, and its experts' as they are.
+    """Yield uploads in which one of the adapter's own two files is broken, and files of its experts are whole.
 
-    whatever_the_method: those too that are refused before anybody asks which method it is.
+    whatever_the_method: also those that are refused before the method is read.
     """
     contents = dict(part for _, part in files)
     config, weights = (contents.pop(name) for name in ("adapter_config.json", "adapter_model.safetensors"))
@@ -368,7 +368,7 @@ def _broken(files: list[Any], *, whatever_the_method: bool) -> Iterator[tuple[st
 
 
 def _delete_all(world: World, server: Any) -> None:
-    """And with them all memory that they took, in the engine and on the disk."""
+    """Delete all adapters, and wait until all memory that they took is free, in the engine and on the disk."""
     for name in world.adapters:
         assert server.client.delete(f"/v1/adapters/{name}").status_code == 200
     server.wait_for_metric("peftserve_adapter_bytes", 0)

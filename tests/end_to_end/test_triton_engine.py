@@ -30,9 +30,9 @@ PROMPT = [7, 81, 40, 41, 9, 210]
 
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch, device: str) -> list[int]:
-    """The group of each launch, as they come.
+    """Record the group of each launch of the bypass.
 
-    The interpreter has two designs to choose from: an engine launches all there are once before its first step.
+    On the interpreter there are two designs to choose from: an engine launches each once before its first step.
     """
     groups: list[int] = []
     choice = None if device == "cuda" else ByRows()
@@ -54,7 +54,7 @@ def launches(monkeypatch: pytest.MonkeyPatch, device: str) -> list[int]:
 
 
 class Recordings:
-    """What the engine's graphs did. captures: None where a GPU's own are not counted."""
+    """How often the engine's graphs were captured and replayed: 0 on a GPU, where nobody counts."""
 
     def __init__(self, cuda: Any) -> None:
         self._cuda = cuda
@@ -70,7 +70,7 @@ class Recordings:
 
 @pytest.fixture
 def graphs_of(monkeypatch: pytest.MonkeyPatch, device: str, request: pytest.FixtureRequest) -> Recordings:
-    """Paged attention in Triton, and graphs: a GPU's own, or as strict ones on the CPU."""
+    """Give engines paged attention in Triton, and graphs: a GPU's own, or simulated ones on the CPU."""
     backend = partial(TritonAttention, num_programs=None if device == "cuda" else 1)
     monkeypatch.setattr(assembly, "make_attention_backend", lambda *args: backend(*args[:-2], memory=args[-2]))
     monkeypatch.setattr(graphs, "SIZES", (4, 16))
