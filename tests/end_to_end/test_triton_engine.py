@@ -135,7 +135,7 @@ def test_graphs_serve_any_mix(
     oracle: ModuleType, graphs_of: Recordings, launches: list[int], device: str, tmp_path: Path
 ) -> None:
     """One recording for steps of any adapters and of none, while adapters come, go and take each other's slots."""
-    model = oracle.tiny_model("llama", 3, tmp_path / "model")
+    model = oracle.tiny_model("llama", 3, tmp_path / "model", num_hidden_layers=1)
     kind = oracle.kind_of("llama")
     made = {n: oracle.method_adapter(model, tmp_path / n, oracle.CATALOG[n].make(kind)) for n in ("lora", "ia3")}
     folders = {"a": made["lora"], "b": made["ia3"], "c": made["lora"]}
