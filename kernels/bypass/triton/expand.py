@@ -54,6 +54,7 @@ def expand_kernel(
     NARROW: tl.constexpr,
     WALKED: tl.constexpr,
     STAGES: tl.constexpr,
+    MOST_RANKS: tl.constexpr,
     MOST_PARTS: tl.constexpr,
     ALIGN: tl.constexpr,
     EARLY: tl.constexpr,
@@ -108,7 +109,7 @@ def expand_kernel(
                 # fmt: off
                 add_tile(entry, rows, members, entries + others * SIZE, own, ids, y, y_stride, width, n_start,
                          arena_ptr, h_ptr, parts, part_stride, SIZE, GATHER, ROWS, RANKS, COLUMNS, WALKED, STAGES,
-                         MOST_PARTS, ALIGN)
+                         MOST_RANKS, MOST_PARTS, ALIGN)
                 # fmt: on
         following = tile + tl.num_programs(1)
         row, rows, members, others = read_tile(entries + following * SIZE, following < count)

@@ -34,10 +34,15 @@ def add_tile(
     COLUMNS: tl.constexpr,
     WALKED: tl.constexpr,
     STAGES: tl.constexpr,
+    MOST_RANKS: tl.constexpr,
     MOST_PARTS: tl.constexpr,
     ALIGN: tl.constexpr,
 ) -> None:
-    """Add to y[m, n] for the tile's rows and WALKED blocks of columns. others: the entries behind the first."""
+    """Add to y[m, n] for the tile's rows and WALKED blocks of columns. others: the entries behind the first.
+
+    Up to MOST_RANKS ranks of h are kept while columns are walked, whatever number the design is for: a captured graph
+    has the design for the usual rank, and its steps may have any.
+    """
     _weight, _h_width, _a, rank, _place, b_offset, scale, bias = entry
     blocks = tl.minimum(tl.cdiv(width - n_start, COLUMNS), WALKED)
     m = tl.arange(0, ROWS)
@@ -46,6 +51,13 @@ def add_tile(
         h = _tile_of_h(entry, 0, rows, ids_ptr, arena_ptr, h_ptr, parts, part_stride, GATHER, ROWS, RANKS, MOST_PARTS)
         b_ptr = arena_ptr + aligned(b_offset, ALIGN)
         _walk(h, b_ptr, rank, y_rows, rows, width, n_start, tl.where(rank > 0, blocks, 0), ROWS, RANKS, COLUMNS, STAGES)
+    elif RANKS < MOST_RANKS and members == 1 and rank <= MOST_RANKS and scale + bias == 0:
+        # fmt: off
+        h = _tile_of_h(entry, 0, rows, ids_ptr, arena_ptr, h_ptr, parts, part_stride, GATHER, ROWS, MOST_RANKS,
+                       MOST_PARTS)
+        b_ptr = arena_ptr + aligned(b_offset, ALIGN)
+        _walk(h, b_ptr, rank, y_rows, rows, width, n_start, blocks, ROWS, MOST_RANKS, COLUMNS, STAGES)
+        # fmt: on
     else:
         for block in range(blocks):
             # fmt: off
@@ -174,7 +186,7 @@ def _tile_of_h(
         ids = tl.load(ids_ptr + m, mask=m < rows, other=0)
         places = arena_ptr + a + ids[:, None] * h_width + place + r[None, :]
         return tl.load(places, mask=mask, other=0.0).to(tl.float32) * weight
-    AT_ONCE: tl.constexpr = min(MOST_PARTS, 8)
+    AT_ONCE: tl.constexpr = min(MOST_PARTS, 8 if RANKS <= 16 else 2)  # more would not fit the registers
     places = h_ptr + place + m[:, None] * h_width + r[None, :]
     h = tl.zeros((ROWS, RANKS), tl.float32)
     for first in tl.range(0, parts, AT_ONCE, num_stages=1):

@@ -10,6 +10,7 @@ _EARLY_FROM = 9  # compute capability: programmatic dependent launch
 _REGISTERS = 65536  # of a multiprocessor
 _HOPPER = 9
 _NARROW = 128  # columns, that take no more registers than all of a row with one adapter
+_MOST_RANKS = 64  # of which a tile of 16 rows keeps h while it walks columns
 
 
 def is_nvidia(device: torch.device) -> bool:
@@ -57,9 +58,19 @@ def expand_options(
         "NARROW": min(expand.columns, _NARROW),
         "WALKED": expand.walked,
         "STAGES": expand.stages,
+        "MOST_RANKS": _most_ranks(design, capability) if plain else expand.ranks,
         **_common(alignment, expand.warps, expand.stages, early=early),
         **limit,
     }
+
+
+def _most_ranks(design: Design, capability: int | None) -> int:
+    """Return the ranks of which h is kept while columns are walked.
+
+    More than the design's would spill before sm_90, and B's buffers for wider blocks would not fit an AMD GPU.
+    """
+    walks = design.rows == 16 and design.expand.walked > 1 and design.expand.columns <= _NARROW
+    return _MOST_RANKS if walks and (capability is None or capability >= _HOPPER) else design.expand.ranks
 
 
 def _common(alignment: int, warps: int, stages: int, *, early: bool) -> dict[str, Any]:
