@@ -62,7 +62,8 @@ def compile_bypass(design: Design, mode: str, dtype: str, target: GPUTarget) -> 
     if mode != "shrink":
         capability = target.arch // 10 if target.backend == "cuda" else None
         plain = mode == "expand" and dtype == "bf16"
-        chosen = expand_options(design, 8, early=early, capability=capability, plain=plain)
+        amd = target.backend == "hip"
+        chosen = expand_options(design, 8, early=early, capability=capability, plain=plain, amd=amd)
         chosen |= {"SITES": 3, "GATHER": mode == "gather", "MOST_PARTS": MOST_PARTS[design.rows > 1]}
     return _compile(
         shrink_kernel if mode == "shrink" else expand_kernel, chosen, dtype, target, ("group", "first_site")

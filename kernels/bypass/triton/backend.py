@@ -295,7 +295,14 @@ class TritonBypass:
             SITES=self._sites,
             GATHER=gathers,
             MOST_PARTS=1 if gathers else launches.most_parts,
-            **expand_options(design, self._slots.alignment, early=early, capability=self._capability, plain=plain),
+            **expand_options(
+                design,
+                self._slots.alignment,
+                early=early,
+                capability=self._capability,
+                plain=plain,
+                amd=bool(torch.version.hip),
+            ),
         )
 
     @property

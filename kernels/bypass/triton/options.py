@@ -40,9 +40,9 @@ def shrink_options(design: Design, alignment: int, *, part: int, early: bool) ->
 
 
 def expand_options(
-    design: Design, alignment: int, *, early: bool, capability: int | None, plain: bool
+    design: Design, alignment: int, *, early: bool, capability: int | None, plain: bool, amd: bool = False
 ) -> dict[str, Any]:
-    """Return the options of expand. plain: in 16 bits, and behind a shrink.
+    """Return the options of expand. plain: in 16 bits, and behind a shrink. amd: for a GPU of AMD.
 
     Registers are limited so that enough programs run for the memory to stay busy. Those are four programs of a
     multiprocessor; six, where single rows need no more registers than that.
@@ -58,7 +58,7 @@ def expand_options(
         "NARROW": min(expand.columns, _NARROW),
         "WALKED": expand.walked,
         "STAGES": expand.stages,
-        "MOST_RANKS": _most_ranks(design, capability) if plain else expand.ranks,
+        "MOST_RANKS": _most_ranks(design, capability) if plain and not amd else expand.ranks,
         **_common(alignment, expand.warps, expand.stages, early=early),
         **limit,
     }
@@ -67,9 +67,9 @@ def expand_options(
 def _most_ranks(design: Design, capability: int | None) -> int:
     """Return the ranks of which h is kept while columns are walked.
 
-    More than the design's would spill before sm_90, and B's buffers for wider blocks would not fit an AMD GPU.
+    More than the design's would spill before sm_90; on a GPU of AMD, B's buffers would leave room for one block.
     """
-    walks = design.rows == 16 and design.expand.walked > 1 and design.expand.columns <= _NARROW
+    walks = design.rows == 16 and design.expand.walked > 1
     return _MOST_RANKS if walks and (capability is None or capability >= _HOPPER) else design.expand.ranks
 
 
