@@ -9,8 +9,7 @@ connection that is refused.
 import sys
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
+from ..private.uvicorn_private import HttpToolsProtocol
 from .refusals import INVALID, PIPELINED, Refusal, large_frames, large_head, long_url, many_headers
 from .upgrades import framing, parser_behind
 

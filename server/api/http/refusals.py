@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE
-
+from ..private.uvicorn_private import STATUS_LINE
 from .errors import RETRY_SECONDS, ApiError, error_response, unavailable
 
 

@@ -181,16 +181,6 @@ def _normalizer(fast: FastTokenizer | None) -> Callable[[str], str]:
     return str if normalizer is None else normalizer.normalize_str
 
 
-def _template_renderer() -> Callable[..., Any]:
-    """transformers' own, imported here: it takes a second, which the start spends while the model loads.
-
-    It leaves torch alone. Its result is (texts, indices).
-    """
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    return render_jinja_template
-
-
 def _special_ids(fast: FastTokenizer | None) -> frozenset[int]:
     if fast is None:
         return frozenset()
