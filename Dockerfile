@@ -20,7 +20,7 @@ RUN apt-get update \
 WORKDIR /src
 COPY constraints.txt ./
 RUN pip install --no-cache-dir -c constraints.txt ${TORCH_INDEX:+--no-deps --index-url "${TORCH_INDEX}"} torch
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE __init__.py ./
 COPY kernels kernels
 COPY adapters adapters
 COPY server server

@@ -29,12 +29,12 @@ test: $(VENV)/.dev  ## the whole test suite, one thread of torch for each of two
 
 links:  ## the git-ignored links through which mypy and pyright see the package
 	mkdir -p .links/peftserve
-	for folder in server kernels adapters; do ln -sfn ../../$$folder .links/peftserve/$$folder; done
+	for name in server kernels adapters __init__.py; do ln -sfn ../../$$name .links/peftserve/$$name; done
 
 check: $(VENV)/.dev links  ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy -p peftserve.kernels -p peftserve.adapters -p peftserve.server
+	$(BIN)/mypy -p peftserve
 
 readme: $(VENV)/.dev  ## the README's table of settings and its tree
 	$(BIN)/python docs/readme.py

@@ -1,7 +1,7 @@
 """Which base the adapters of a state folder are made for, in `<state>/base.json`.
 
-On other weights of the same shapes they would answer, wrongly and without a word. Knows digests of a base's parts;
-does not know how they are made.
+On other weights of the same shapes adapters would answer wrongly, and nothing would show it. Knows digests of a base's
+parts; does not know how they are made.
 """
 
 import logging
@@ -20,20 +20,25 @@ FILE = "base.json"
 _PARTS = {"config": "its configuration", "tensors": "the names and shapes of its tensors", "numbers": "its numbers"}
 
 
-class Base(msgspec.Struct):
-    """model: what it was called. fingerprint: part of the checkpoint to digest."""
+class BaseIdentity(msgspec.Struct):
+    """The base that a state folder belongs to.
+
+    model: its name at the time. fingerprint: part of the checkpoint to digest; empty where there is none.
+    """
 
     model: str
     fingerprint: dict[str, str]
 
 
-def bind(root: Path, base: Base, *, in_use: bool, allow_other: bool) -> None:
-    """Note the base of a new state folder, and compare it with that of another. Raises StateUnusable, OSError.
+def bind(root: Path, base: BaseIdentity, *, in_use: bool, allow_other: bool) -> None:
+    """Note the base of a new state folder, or compare it with the one that is noted.
 
-    in_use: whether there are adapters; without any, the folder takes whatever base comes. allow_other: so do adapters.
+    in_use: whether there are adapters; a folder without any takes whatever base comes.
+    allow_other: serve adapters of another base all the same, with a warning.
+    Raises StateUnusable for another base, OSError.
     """
     if not base.fingerprint:
-        return  # whoever made it has said why
+        return  # its files could not be read, and a warning has said why
     bound = read(root)
     if bound is not None and in_use and (differences := _differences(bound, base)):
         if not allow_other:
@@ -47,10 +52,10 @@ def bind(root: Path, base: Base, *, in_use: bool, allow_other: bool) -> None:
         _write(root, base)
 
 
-def read(root: Path) -> Base | None:
-    """None where there is no note, or none that can be read, which is a warning."""
+def read(root: Path) -> BaseIdentity | None:
+    """Return the noted base; None where there is no note, or, with a warning, none that can be read."""
     try:
-        return msgspec.json.decode((root / FILE).read_bytes(), type=Base)
+        return msgspec.json.decode((root / FILE).read_bytes(), type=BaseIdentity)
     except FileNotFoundError:
         return None
     except (OSError, msgspec.MsgspecError, UnicodeError) as error:
@@ -58,7 +63,8 @@ def read(root: Path) -> Base | None:
         return None
 
 
-def _differences(bound: Base, base: Base) -> str:
+def _differences(bound: BaseIdentity, base: BaseIdentity) -> str:
+    """Name the parts in which two bases differ, as the subject of a sentence; empty if they are the same."""
     names: Mapping[str, str] = _PARTS
     parts = [
         names.get(part, part) for part, digest in base.fingerprint.items() if bound.fingerprint.get(part) != digest
@@ -66,7 +72,7 @@ def _differences(bound: Base, base: Base) -> str:
     return " and ".join(parts)
 
 
-def _write(root: Path, base: Base) -> None:
+def _write(root: Path, base: BaseIdentity) -> None:
     new = root / f".{FILE}"
     with new.open("wb") as file:
         file.write(msgspec.json.encode(base))

@@ -1,4 +1,4 @@
-"""What every adapter is compiled to, whatever method trained it.
+"""The compiled form of an adapter, the same for every method.
 
 To serve a new PEFT method is to write one function that returns a `Bypass` and to add one row to its table. Knows
 nothing of checkpoints, of the arena or of kernels.
@@ -23,19 +23,21 @@ class KVPrefix:
 
     @property
     def length(self) -> int:
+        """Return the number of positions that it takes."""
         return next(iter(self.layers.values()))[0].shape[0]
 
     @property
     def num_bytes(self) -> int:
+        """Return the bytes of all keys and values."""
         return sum(keys.nbytes + values.nbytes for keys, values in self.layers.values())
 
 
 @dataclass(frozen=True)
 class SideAttention:
-    """`o += softmax(q keysᵀ · scale) values` in one layer, a softmax of its own beside the attention's.
+    """`o += softmax(q keysᵀ · scale) values` in one layer, with a softmax of its own beside the attention's.
 
-    keys, values: (length, kv heads, dim), without positions; the gate is folded into values. LLaMA-Adapter (Zhang et
-    al. 2023, arXiv:2303.16199). scale: of the scores.
+    keys, values: (length, kv heads, dim), without positions; the gate is folded into values. scale: of the scores.
+    LLaMA-Adapter (Zhang et al. 2023, arXiv:2303.16199).
     """
 
     keys: torch.Tensor
@@ -44,6 +46,7 @@ class SideAttention:
 
     @property
     def num_bytes(self) -> int:
+        """Return the bytes of keys and values."""
         return self.keys.nbytes + self.values.nbytes
 
 
@@ -52,11 +55,11 @@ class Bypass:
     """One adapter, compiled against one base.
 
     method: PEFT's name of the method (`LORA`), or `BOTTLENECK`.
-    sites: for each site's name (`model.layers.0.self_attn.q_proj`), its primitives.
-    prefix: keys and values before the prompt. side_attention: layer index to what its attention is given beside.
-    invocation: token ids from whose last occurrence in the prompt on the adapter works; empty: everywhere.
-    exclusive: what two adapters of one mixture must not both be, as in "two DoRA adapters"; `mixing` says why not.
-    num_tasks: of a method that has tasks, of which a request names one; 0 for the others.
+    sites: site's name (`model.layers.0.self_attn.q_proj`) to its primitives.
+    prefix: keys and values before the prompt. side_attention: layer index to the attention that is added there.
+    invocation: token ids; the adapter works from their last occurrence in the prompt on. Empty: on all tokens.
+    exclusive: properties that two adapters of one mixture must not share, such as DoRA's; `mixing` says why.
+    num_tasks: number of tasks, of which a request names one; 0 for a method without tasks.
     """
 
     method: str
@@ -69,13 +72,14 @@ class Bypass:
 
     @property
     def rank(self) -> int:
-        """The largest rank over all sites; 0 for an adapter without a low-rank part."""
+        """Return the largest rank over all sites; 0 for an adapter without a low-rank term."""
         low_rank = (sum(p.rank for p in ps if isinstance(p, LowRank)) for ps in self.sites.values())
         experts = (p.rank for ps in self.sites.values() for p in ps if isinstance(p, ExpertLowRank | RoutedLowRank))
         return max((*low_rank, *experts), default=0)
 
     @property
     def num_bytes(self) -> int:
+        """Return the bytes of all tensors; one that several modules share counts once."""
         sites = sum(primitive.num_bytes for primitives in self.sites.values() for primitive in primitives)
         prefix = 0 if self.prefix is None else self.prefix.num_bytes
         return (

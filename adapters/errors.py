@@ -1,4 +1,4 @@
-"""What can be wrong with an adapter, as the person who uploads it would say it.
+"""The errors that an adapter can cause, worded for the person who uploads it.
 
 AdapterError            any of these; `message` is safe to show to a client
 ├── InvalidAdapter      the checkpoint or its configuration is malformed or does not fit this base (400)
@@ -16,7 +16,10 @@ from contextlib import contextmanager
 
 
 class AdapterError(Exception):
-    """param: the request's field or the file at fault, if one is. Both are text that can be encoded as UTF-8."""
+    """The base of all errors here.
+
+    param: the request's field or the file at fault, if one is. It and the message can always be encoded as UTF-8.
+    """
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
@@ -57,14 +60,17 @@ class StoreFull(AdapterError):
 
 
 def error_of(kind: str | None, message: str, param: str | None = None) -> AdapterError:
-    """The error of a class by its name, as another process has met it; of a name that is not here, an AdapterError."""
+    """Return an error of the class with this name, as another process has raised it; an AdapterError if there is none.
+
+    kind: name of a class in this module.
+    """
     known = {error.__name__: error for error in AdapterError.__subclasses__()}
     return known.get(kind or "", AdapterError)(message, param=param)
 
 
 @contextmanager
-def said_of(part: str) -> Iterator[None]:
-    """Put what is wrong inside down to one part of the adapter; the empty name is the adapter itself."""
+def prefix_errors(part: str) -> Iterator[None]:
+    """Put the name of a part of the adapter before the message of any error inside. Empty: the adapter itself."""
     try:
         yield
     except AdapterError as error:
@@ -72,5 +78,5 @@ def said_of(part: str) -> Iterator[None]:
 
 
 def _encodable(text: str) -> str:
-    """JSON can spell lone surrogates, and messages quote what clients sent."""
+    """Escape lone surrogates, which JSON can spell: messages quote what clients have sent."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

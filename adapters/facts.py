@@ -1,54 +1,25 @@
-"""What is known of an adapter once it compiled against the base: the part of its card that does not change.
+"""The facts of an adapter: what is known of it once it has been compiled against the base, and never changes.
 
-Compilers make it, the registry keeps it, the router judges mixtures by it, the API shows it. Knows no names, no torch.
+One struct from end to end: the compiler makes it, it crosses from the engine as it is, the registry stores it as JSON,
+the router judges mixtures by it, and the HTTP card is written from it. Knows no names and no torch.
 """
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Protocol
+from collections.abc import Mapping
 
 import msgspec
 
 
-class FactsLike(Protocol):
-    """Anything with these fields: `AdapterFacts`, or the message in which they cross from the engine."""
+class AdapterFacts(msgspec.Struct, frozen=True):
+    """The properties of one adapter on this base.
 
-    @property
-    def method(self) -> str: ...
-    @property
-    def rank(self) -> int: ...
-    @property
-    def num_bytes(self) -> int: ...
-    @property
-    def primitives(self) -> Mapping[str, int]: ...
-    @property
-    def sites(self) -> int: ...
-    @property
-    def consumed(self) -> int: ...
-    @property
-    def exclusive(self) -> Sequence[str]: ...
-    @property
-    def num_tasks(self) -> int: ...
-    @property
-    def virtual_tokens(self) -> int: ...
-    @property
-    def vocabulary(self) -> int: ...
-    @property
-    def inputs(self) -> Sequence[str]: ...
-    @property
-    def outputs(self) -> Sequence[str]: ...
-
-
-@dataclass(frozen=True)
-class AdapterFacts:
-    """method: PEFT's name (`LORA`). rank: the largest over all sites. num_bytes: of the compiled tensors.
-
-    primitives: primitive to number of sites; beside those of modules `kv_prefix`, `side_attention` and `gate`.
-    sites: number of modules that it changes. consumed: number of tensors of the checkpoint, each of which is served.
-    exclusive: see `Bypass`. num_tasks: 0 for a method without tasks. virtual_tokens: positions before the prompt's.
-    vocabulary: tokens that it knows, where those are more than the base's; else 0.
-    inputs: modules whose input it changes. outputs: those whose output it multiplies or replaces. Of both the names,
+    method: PEFT's name (`LORA`). rank: the largest over all sites; 0 without a low-rank term.
+    num_bytes: size of the compiled tensors; of an adapter that an engine has inspected, of its blob in device memory.
+    primitives: primitive's kind to number of sites; `kv_prefix`, `side_attention` and `gate` count what is at no site.
+    sites: number of modules that it changes. consumed: number of tensors in the checkpoint, each of which is served.
+    exclusive: see `Bypass`. num_tasks: 0 for a method without tasks.
+    virtual_tokens: positions that it takes before the prompt.
+    vocabulary: size of its vocabulary where that is larger than the base's; else 0.
+    inputs: modules whose input it changes. outputs: modules whose output it multiplies or replaces. Both by name, with
         `*` for the number of a layer.
     """
 
@@ -58,7 +29,7 @@ class AdapterFacts:
     primitives: Mapping[str, int]
     sites: int
     consumed: int
-    # Rows of the registry may be older than the fields from here on.
+    # Registries of older releases lack the fields from here on.
     exclusive: tuple[str, ...] = ()
     num_tasks: int = 0
     virtual_tokens: int = 0
@@ -67,26 +38,9 @@ class AdapterFacts:
     outputs: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, facts: FactsLike) -> "AdapterFacts":
-        return cls(
-            method=facts.method,
-            rank=facts.rank,
-            num_bytes=facts.num_bytes,
-            primitives=dict(facts.primitives),
-            sites=facts.sites,
-            consumed=facts.consumed,
-            exclusive=tuple(facts.exclusive),
-            num_tasks=facts.num_tasks,
-            virtual_tokens=facts.virtual_tokens,
-            vocabulary=facts.vocabulary,
-            inputs=tuple(facts.inputs),
-            outputs=tuple(facts.outputs),
-        )
-
-    @classmethod
     def from_json(cls, text: str) -> "AdapterFacts":
-        """Of this release, of an older or a newer one. Raises ValueError for any other text."""
-        return cls.of(msgspec.json.decode(text, type=cls))
+        """Read what this release, an older or a newer one has stored. Raises ValueError for any other text."""
+        return msgspec.json.decode(text, type=cls)
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        return msgspec.json.encode(self).decode()

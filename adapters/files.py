@@ -1,11 +1,11 @@
-"""Which files make up an adapter.
+"""The files that make up an adapter.
 
-Those are its own two, and two of each expert that it routes tokens between (`arrow_config`):
+An adapter has two files of its own, and two of each expert that it routes tokens between (`arrow_config`):
 
     adapter_config.json             adapter_model.safetensors
     <expert>/adapter_config.json    <expert>/adapter_model.safetensors
 
-Knows names and places; of what the files say, only which experts there are.
+Knows names and places; of the contents, only which experts there are.
 """
 
 import errno
@@ -30,7 +30,7 @@ _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
 def check_file_name(name: str) -> None:
-    """Raise InvalidAdapter for a file that is not part of an adapter."""
+    """Raise InvalidAdapter for a name that no file of an adapter has."""
     if name.endswith(_PICKLES):
         raise InvalidAdapter(
             f"{name[:128]!r} is a pickle file, which can run code when it is read; save the adapter with "
@@ -43,29 +43,30 @@ def check_file_name(name: str) -> None:
 
 
 def experts_among(names: Collection[str]) -> list[str]:
-    """The experts whose files these are."""
+    """Return the names of the experts that files of these names belong to, sorted."""
     return sorted({name.rpartition("/")[0] for name in names} - {""})
 
 
 def missing_file(names: Collection[str]) -> str | None:
-    """The first that these lack to be an adapter, or None."""
+    """Return the first name that these lack to be an adapter; None if they are complete."""
     wanted = [*FILES, *(f"{expert}/{name}" for expert in experts_among(names) for name in FILES)]
     return next((name for name in wanted if name not in names), None)
 
 
 def digest_of(hashes: Mapping[str, str]) -> str:
-    """SHA-256 over one line `<file name> <SHA-256 of the file in hexadecimal>\\n` for each file.
+    """Return the SHA-256 over one line `<file name> <SHA-256 of the file in hexadecimal>\\n` for each file.
 
     The adapter's own two files come first, then those of its experts in the order of their names.
+    hashes: file name to SHA-256.
     """
     names = sorted(hashes, key=lambda name: ("/" in name, name))
     return hashlib.sha256("".join(f"{name} {hashes[name]}\n" for name in names).encode()).hexdigest()
 
 
 def content_digest(folder: Path) -> str | None:
-    """The digest that the files of `folder` have; None if they are not exactly those of an adapter. Reads all.
+    """Compute the digest of the files in `folder`, reading all; None if they are not exactly those of an adapter.
 
-    Raises OSError where they cannot be read, which says nothing of what is in them.
+    Raises OSError where they cannot be read, which says nothing of their content.
     """
     found = os.walk(folder, onerror=_raise_unless_gone)
     names = [os.path.relpath(os.path.join(path, name), folder) for path, _, files in found for name in files]
@@ -77,7 +78,7 @@ def content_digest(folder: Path) -> str | None:
             fd = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENOENT):
-                return None  # a link, or gone meanwhile
+                return None  # a link, or deleted meanwhile
             raise
         with open(fd, "rb") as file:
             hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
@@ -90,7 +91,7 @@ def _raise_unless_gone(error: OSError) -> None:
 
 
 def read_raw_config(folder: Path) -> Mapping[str, Any]:
-    """Of the adapter in a folder. Raises AdapterTooLarge, InvalidAdapter, OSError."""
+    """Read the configuration of the adapter in a folder. Raises AdapterTooLarge, InvalidAdapter, OSError."""
     with (folder / CONFIG).open("rb") as file:
         text = file.read(MAX_CONFIG_BYTES + 1)
     if len(text) > MAX_CONFIG_BYTES:
@@ -99,7 +100,7 @@ def read_raw_config(folder: Path) -> Mapping[str, Any]:
 
 
 def experts_of(folder: Path) -> list[str]:
-    """Names of the experts that the configuration in a folder routes between; none for most adapters.
+    """Return the names of the experts between which the configuration in a folder routes; none for most adapters.
 
     Raises AdapterTooLarge, InvalidAdapter, OSError.
     """
@@ -120,6 +121,9 @@ def experts_of(folder: Path) -> list[str]:
 
 
 def expert_folder(folder: Path, expert: str) -> Path:
-    """Below the adapter's folder as in an upload, or beside it, where PEFT's `save_pretrained` puts it."""
+    """Return the folder of an expert.
+
+    It is below the adapter's as in an upload, or beside it, where PEFT's `save_pretrained` puts it.
+    """
     below = folder / expert
     return below if below.is_dir() else folder.parent / expert

@@ -1,4 +1,4 @@
-"""Which adapters running requests hold, so that a deletion waits for them. Counts by digest; knows no names' rules.
+"""Counts of the running requests that hold each adapter, so that a deletion waits for them. Knows digests, no names.
 
 All calls come from the one event loop. A lease taken in the same turn of the loop as the look-up of its version
 (no await between) can never miss a deletion: whoever deletes looks at the leases after the row is gone.
@@ -11,30 +11,34 @@ from .router import Resolved
 
 
 class Leases:
+    """The leases of one process, by digest."""
+
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
 
     def acquire(self, resolved: Resolved) -> None:
         """Hold all adapters of a request until `release`."""
-        self._counts.update(ref.digest for ref, _ in resolved.parts)
+        self._counts.update(ref.digest for ref, _ in resolved.members)
 
     def release(self, resolved: Resolved) -> None:
-        for ref, _ in resolved.parts:
+        """Give back what `acquire` has taken for this request."""
+        for ref, _ in resolved.members:
             assert self._counts[ref.digest] > 0, "released more often than acquired"
             self._counts[ref.digest] -= 1
             if self._counts[ref.digest] == 0:
                 self._forget(ref.digest)
 
     def count(self, digest: str) -> int:
-        """Number of requests that hold an adapter."""
+        """Return the number of requests that hold an adapter."""
         return self._counts.get(digest, 0)
 
     def counts(self) -> dict[str, int]:
-        """The same for each adapter that any request holds."""
+        """Return digest to number of requests, for each adapter that any request holds."""
         return dict(self._counts)
 
     async def is_held(self, digest: str) -> bool:
+        """Return whether any request holds an adapter."""
         return digest in self._counts
 
     async def idle(self, digest: str) -> None:

@@ -4,7 +4,7 @@ The one place that orders files, rows and leases:
   - a row is written after its files are in the store, and deleted before they leave it;
   - files leave when no row and no running request uses their digest;
   - of two operations on one digest, the second waits.
-So a kill leaves at most files without a row, of which the registry knows that they may go: the next start deletes them
+So a kill leaves at most files without a row, which the registry has marked as disposable: the next start deletes them
 (`recovery`). Files that are damaged leave too, and their rows stay. Knows no HTTP and no torch.
 """
 
@@ -16,19 +16,20 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
-from .checkpoint import read_header
-from .errors import InvalidAdapter, said_of
-from .facts import AdapterFacts, FactsLike
+from .errors import InvalidAdapter, prefix_errors
+from .facts import AdapterFacts
 from .files import WEIGHTS, experts_of
 from .names import VersionRef, check_name
 from .peft.config import read_config
-from .registry import AdapterRecord, AdapterRegistry
+from .registry import AdapterRegistry
+from .registry_reader import AdapterRecord
+from .safetensors_header import read_header
 from .staging import StagedUpload
 from .store import AdapterStore
 
 logger = logging.getLogger(__name__)
 
-Inspect = Callable[[str, Path], Awaitable[FactsLike]]
+Inspect = Callable[[str, Path], Awaitable[AdapterFacts]]
 Release = Callable[[str], Awaitable[None]]
 _T = TypeVar("_T")
 
@@ -37,19 +38,20 @@ class Holders(Protocol):
     """The requests that hold adapters: `Leases`, or those of several processes together."""
 
     async def idle(self, digest: str) -> None:
-        """Wait until none holds an adapter. Another may take it right after, unless no row refers to it."""
+        """Wait until no request holds an adapter. Another may take it right after, unless no row refers to it."""
 
-    async def is_held(self, digest: str) -> bool: ...
+    async def is_held(self, digest: str) -> bool:
+        """Return whether any request holds an adapter."""
 
 
 class AdapterLibrary:
-    """Methods run on one event loop; disk work goes to threads.
+    """All operations on the adapters of a server. Methods run on one event loop; disk work goes to threads.
 
     inspect: compiles the adapter with a digest, in a folder, against the base; raises AdapterError.
     release: gives the adapter's memory back in the engine.
     reserved: names that no adapter may take: the base's id and routes.
-    lost: versions whose files are not there.
-    damaged: digest to what is wrong, of the versions that cannot be served until their files are uploaded again.
+    lost: versions whose files are missing.
+    damaged: digest to what is wrong, for the versions that cannot be served until their files are uploaded again.
     """
 
     def __init__(
@@ -74,35 +76,35 @@ class AdapterLibrary:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def add(self, staged: StagedUpload, name: str, *, only_if_new: bool = False) -> AdapterRecord:
-        """Check and register a complete upload as the newest version of `name`. The upload is used up, come what may.
+        """Check a complete upload and register it as the newest version of `name`. The upload is used up in any case.
 
         only_if_new: if the newest version has the same content, return that one and make no other; for adapters that
             are named on the command line at every start.
-        Raises AdapterError: nothing was registered then.
+        Raises AdapterError, and then nothing is registered.
         """
         with staged:
             check_name(name, self._reserved)
             digest = staged.digest
             await asyncio.to_thread(_check_files, staged.path, staged.experts)
-            facts = AdapterFacts.of(await self._inspect(digest, staged.path))
+            facts = await self._inspect(digest, staged.path)
             # From here on a client that leaves must neither stop the work nor delete the files under it.
             return await asyncio.shield(self._spawn(self._register(staged.hand_over(), name, facts, only_if_new)))
 
     async def delete(self, name: str, version: int | None = None) -> list[VersionRef]:
-        """Remove a name, or one version of it; returns what was removed once no new request can get it.
+        """Remove a name, or one version of it; return what was removed, once no new request can get it.
 
-        Running requests keep it; files and memory are given back in the background when the last of them ends. If it
-        was the server's default, the bare base is from now on. Raises AdapterNotFound.
+        Running requests keep it; files and memory are given back in the background when the last of them ends. A
+        default that loses its last version becomes the bare base. Raises AdapterNotFound.
         """
         return await asyncio.shield(self._spawn(self._delete(name, version)))
 
     async def set_default(self, name: str | None) -> None:
-        """Raises AdapterNotFound. Requests admitted before keep what they have."""
+        """Set the server's default; requests admitted before keep what they have. Raises AdapterNotFound."""
         await asyncio.to_thread(self._registry.set_default, name)
 
-    def doubt(self, digest: str) -> None:
-        """The engine could not use an adapter's files: look at them, and set them aside if they are damaged."""
-        if digest not in self.damaged:  # else each request for it would have them looked at again
+    def recheck(self, digest: str) -> None:
+        """Read again the files of an adapter that the engine could not use, and quarantine them if they are damaged."""
+        if digest not in self.damaged:  # once is enough: each request for it would ask again
             self._spawn(self._examine(digest))
 
     async def settled(self) -> None:
@@ -111,7 +113,7 @@ class AdapterLibrary:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def close(self) -> None:
-        """Stop waiting for requests; what is left on the disk is swept at the next start."""
+        """Stop waiting for requests; the next start deletes the files that are left on the disk."""
         for task in tuple(self._tasks):
             task.cancel()
         await self.settled()
@@ -126,7 +128,7 @@ class AdapterLibrary:
         return removed
 
     async def _register(self, staged: StagedUpload, name: str, facts: AdapterFacts, only_if_new: bool) -> AdapterRecord:
-        async with self._alone(staged.digest):
+        async with self._exclusive(staged.digest):
             try:
                 return await asyncio.to_thread(self._commit, staged, name, facts, only_if_new)
             finally:
@@ -136,7 +138,7 @@ class AdapterLibrary:
 
     def _commit(self, staged: StagedUpload, name: str, facts: AdapterFacts, only_if_new: bool) -> AdapterRecord:
         with staged:
-            self._registry.announce(staged.digest)
+            self._registry.mark_disposable(staged.digest)
             digest = self._store.commit(staged)
             self.damaged.pop(digest, None)
         newest = self._registry.find(name) if only_if_new else None
@@ -147,7 +149,7 @@ class AdapterLibrary:
     async def _collect(self, digest: str) -> None:
         """Remove an adapter from memory and disk if nothing refers to it any more."""
         await self._holders.idle(digest)
-        async with self._alone(digest):
+        async with self._exclusive(digest):
             # No row, then no request can come to it; a row of the same content may have come back meanwhile.
             if self._registry.in_use(digest) or await self._holders.is_held(digest):
                 return
@@ -159,16 +161,16 @@ class AdapterLibrary:
 
     def _remove_files(self, digest: str) -> None:
         self._store.remove(digest)
-        self._registry.forget(digest)
+        self._registry.unmark_disposable(digest)
         self.damaged.pop(digest, None)
 
     async def _examine(self, digest: str) -> None:
-        async with self._alone(digest):
+        async with self._exclusive(digest):
             if not self._registry.in_use(digest):
                 return
             try:
                 whole = await asyncio.to_thread(self._store.is_whole, digest)
-            except OSError as error:  # which says nothing of what is in the files
+            except OSError as error:  # says nothing of the files' content
                 logger.error("The files of adapter %s cannot be read: %s", digest, error)
             else:
                 if not whole:
@@ -177,7 +179,7 @@ class AdapterLibrary:
     def _quarantine(self, digest: str) -> None:
         refs = ", ".join(str(ref) for ref in self._registry.refs() if ref.digest == digest)
         if self._store.has(digest):
-            place = self._store.lose(self._store.path(digest))
+            place = self._store.quarantine(self._store.path(digest))
             what = "its files on the server's disk are damaged"
             logger.error("The files of %s are damaged and lie in %s now: upload the same files again", refs, place)
         else:
@@ -186,8 +188,8 @@ class AdapterLibrary:
         self.damaged[digest] = what
 
     @asynccontextmanager
-    async def _alone(self, digest: str) -> AsyncIterator[None]:
-        """No other operation on this digest runs meanwhile."""
+    async def _exclusive(self, digest: str) -> AsyncIterator[None]:
+        """Keep other operations on this digest waiting until the block ends."""
         lock = self._locks.setdefault(digest, asyncio.Lock())
         async with lock:
             yield
@@ -200,9 +202,9 @@ class AdapterLibrary:
 
 
 def _check_files(folder: Path, experts: Sequence[str]) -> None:
-    """What can be seen without the model and without torch, before the engine is asked. Raises AdapterError."""
+    """Check what needs neither the model nor torch, before the engine is asked. Raises AdapterError."""
     for part in ("", *experts):
-        with said_of(part):
+        with prefix_errors(part):
             read_header(folder / part / WEIGHTS)
             read_config(folder / part)
     named = experts_of(folder)

@@ -1,7 +1,7 @@
-"""Which adapters a mixture may hold: those whose weighted sum is one thing, whatever their order.
+"""Which adapters a mixture may hold: those whose weighted sum does not depend on their order.
 
-Judged by facts alone: what kinds of primitives an adapter has, and at which modules those that depend on an order
-are, all layers taken together. Knows no registry and no model.
+Judged by facts alone: which kinds of primitives an adapter has, and at which modules those are whose order matters,
+all layers taken together. Knows no registry and no model.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,20 +11,24 @@ from typing import NamedTuple
 from .errors import InvalidAdapter
 from .facts import AdapterFacts
 
-# What compilers name in `Bypass.exclusive`, to why.
+# An entry of `Bypass.exclusive` to the reason why two adapters with it do not mix.
 _EXCLUSIVE: Mapping[str, str] = {"DoRA": "each rescales what the other changed"}
 
 
 class Ingredient(NamedTuple):
-    """One adapter of a mixture. name: as messages call it. weight: of all its mentions together."""
+    """One adapter of a mixture. name: as messages call it. weight: the sum over all its mentions."""
 
     name: str
     weight: float
     facts: AdapterFacts
 
 
-class _Whole(NamedTuple):
-    """What an adapter has beside or around its deltas, so that it is no sum of them. why: not two of it."""
+class _NonDelta(NamedTuple):
+    """A property that makes an adapter more than a sum of deltas.
+
+    one, two: as messages call one and two of it. why: the reason against two of it. has_weight: whether an adapter that
+    has it can be served alone at another weight than 1.
+    """
 
     one: str
     two: str
@@ -32,16 +36,16 @@ class _Whole(NamedTuple):
     has_weight: bool
 
 
-_WHOLES: Mapping[str, _Whole] = {
-    "kv_prefix": _Whole("a KV prefix", "two KV prefixes", "both want the first positions", False),
-    "side_attention": _Whole("a side attention", "two side attentions", "each is a softmax of its own", False),
-    "bottleneck": _Whole("a bottleneck", "two bottlenecks", "each reads what the other changes", False),
-    "gate": _Whole("an invocation gate", "two invocation gates", "each waits for tokens of its own", True),
+_NON_DELTAS: Mapping[str, _NonDelta] = {
+    "kv_prefix": _NonDelta("a KV prefix", "two KV prefixes", "both want the first positions", False),
+    "side_attention": _NonDelta("a side attention", "two side attentions", "each is a softmax of its own", False),
+    "bottleneck": _NonDelta("a bottleneck", "two bottlenecks", "each reads what the other changes", False),
+    "gate": _NonDelta("an invocation gate", "two invocation gates", "each waits for tokens of its own", True),
 }
 
 
 def check_mixture(ingredients: Sequence[Ingredient]) -> None:
-    """Of one or more different adapters. Raises InvalidAdapter with the first thing that stands against it."""
+    """Check a mixture of one or more different adapters. Raises InvalidAdapter with the first objection."""
     why = next(_objections(ingredients), None)
     if why is not None:
         raise InvalidAdapter(why, param="adapters")
@@ -51,29 +55,29 @@ def _objections(ingredients: Sequence[Ingredient]) -> Iterator[str]:
     if len(ingredients) == 1:
         yield from _without_weight(ingredients[0])
         return
-    for rule in (_two_wholes, _exclusive, _order):
+    for rule in (_two_alike, _exclusive, _order):
         for a, b in combinations(ingredients, 2):
             yield from rule(a, b)
     for one in ingredients:
-        yield from _whole(one)
+        yield from _unmixable(one)
 
 
 def _without_weight(only: Ingredient) -> Iterator[str]:
-    for kind, whole in _WHOLES.items():
-        if kind in only.facts.primitives and not whole.has_weight and only.weight != 1:
-            yield f"{only.name} has {whole.one}, which no weight scales: its weight can only be 1"
+    for kind, found in _NON_DELTAS.items():
+        if kind in only.facts.primitives and not found.has_weight and only.weight != 1:
+            yield f"{only.name} has {found.one}, which no weight scales: its weight can only be 1"
 
 
-def _whole(one: Ingredient) -> Iterator[str]:
-    for kind, whole in _WHOLES.items():
+def _unmixable(one: Ingredient) -> Iterator[str]:
+    for kind, found in _NON_DELTAS.items():
         if kind in one.facts.primitives:
-            yield f"{one.name} has {whole.one} and cannot be mixed: it is no sum of deltas, so weights have no meaning"
+            yield f"{one.name} has {found.one} and cannot be mixed: it is no sum of deltas, so weights have no meaning"
 
 
-def _two_wholes(a: Ingredient, b: Ingredient) -> Iterator[str]:
-    for kind, whole in _WHOLES.items():
+def _two_alike(a: Ingredient, b: Ingredient) -> Iterator[str]:
+    for kind, found in _NON_DELTAS.items():
         if kind in a.facts.primitives and kind in b.facts.primitives:
-            yield f"{whole.two}, of {a.name} and {b.name}, cannot be mixed: {whole.why}"
+            yield f"{found.two}, of {a.name} and {b.name}, cannot be mixed: {found.why}"
 
 
 def _exclusive(a: Ingredient, b: Ingredient) -> Iterator[str]:

@@ -13,7 +13,7 @@ _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 
 class Reference(NamedTuple):
-    """version: None means the newest."""
+    """An adapter as a request names it. version: None means the newest."""
 
     name: str
     version: int | None = None
@@ -46,12 +46,12 @@ def check_name(name: str, reserved: frozenset[str] | set[str] = frozenset()) -> 
 
 
 def is_digest(text: str) -> bool:
-    """Whether it is written as the digests of adapters' files are: 64 hexadecimal digits."""
+    """Return whether a text is written as digests of adapters are: 64 hexadecimal digits."""
     return _DIGEST.fullmatch(text) is not None
 
 
 def parse_reference(text: str) -> Reference | None:
-    """`name` or `name@version`; None if the text cannot be either."""
+    """Parse `name` or `name@version`; None if the text cannot be either."""
     name, at, version = text.partition("@")
     if not _NAME.fullmatch(name) or (at and not _VERSION.fullmatch(version)):
         return None

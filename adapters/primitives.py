@@ -4,8 +4,8 @@ With several primitives at one site, whatever their order in the list, the modul
 
     y = R(base(x + Σ in(x)));   y += Σ out(y);   y += Σ add(x)
 
-R: Replacement, Rows. in: InputScale, InputRotation. out: OutputScale, PairRotation, Bottleneck, all of the same y. add:
-LowRank, RoutedLowRank, SharedLowRank, SharedBases, Kronecker, Spectral, Circulant, Sparse, Dense, Bias, all of the
+R: Replacement, TokenRows. in: InputScale, InputRotation. out: OutputScale, PairRotation, Bottleneck, all of the same y.
+add: LowRank, RoutedLowRank, SharedLowRank, SharedBases, Kronecker, Spectral, Circulant, Sparse, Dense, Bias, all of the
 module's own input x, and ParallelBottleneck, of another module's. ExpertLowRank is inside of base. Each primitive is
 what it adds to the identity, so a mixture is the weighted sum of these terms, unless one of them reads what another
 left (`kernels/ops/side.py` then adds the adapter whole); Bottleneck, which is not affine in y, is in none. What a
@@ -20,21 +20,23 @@ import torch
 
 @dataclass(frozen=True)
 class Primitive:
-    """kind: its name on cards and in `kernels/ops/formulas.py`, which has its formula. Fields: tensors or plain values.
+    """One term of an adapter at one module. Fields are tensors or plain values.
 
-    shared: names of the tensors that modules and adapters have alike, and that are kept once.
+    kind: its name on cards and in `kernels/ops/formulas.py`, which has its formula.
+    shared: names of the tensors that modules and adapters have in common, and that are kept once.
     """
 
     kind: ClassVar[str]
     shared: ClassVar[frozenset[str]] = frozenset()
 
     def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the fields that are tensors, by name."""
         values = ((f.name, getattr(self, f.name)) for f in fields(self))
         return {name: value for name, value in values if isinstance(value, torch.Tensor)}
 
     @property
     def num_bytes(self) -> int:
-        """Of its own tensors, without those that are shared."""
+        """Return the bytes of its own tensors, without those that are shared."""
         return sum(tensor.nbytes for name, tensor in self.tensors().items() if name not in self.shared)
 
 
@@ -223,7 +225,7 @@ class Sparse(Primitive):
 
     @staticmethod
     def row_starts(rows: torch.Tensor, out_features: int) -> torch.Tensor:
-        """`starts` of entries in these rows, in ascending order."""
+        """Return `starts` for entries in these rows, which are in ascending order."""
         ends = torch.arange(out_features + 1, dtype=rows.dtype, device=rows.device)
         return torch.searchsorted(rows, ends, out_int32=True)
 
@@ -277,10 +279,10 @@ class Dense(Primitive):
 
 
 @dataclass(frozen=True)
-class Rows(Primitive):
+class TokenRows(Primitive):
     """Rows of an embedding's or a head's weight replaced. ids: (k,) int32 ascending; values: (k, width).
 
-    At an embedding, values already hold what the module multiplies its rows by.
+    At an embedding, values are already multiplied by what the module multiplies its rows by.
     """
 
     kind = "rows"

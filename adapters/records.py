@@ -1,11 +1,11 @@
-"""A record of each version beside the adapters' files, from which a registry that is lost is made again.
+"""A record of each version beside the adapters' files, from which a lost registry is made again.
 
-    <state>/versions/<name>@<version>.json     of a version that is there
+    <state>/versions/<name>@<version>.json     of an existing version
     <state>/versions/<name>@<version>.gone     of a name's newest version, if it was deleted: no number is used twice
     <state>/versions/default.json              the server's default
 
-A record is written when the row is there, and goes before the row does. So one without a row is never of a version
-that was deleted or refused: the registry has lost it. Each carries the SHA-256 of what it says.
+A record is written after its row, and deleted before it. So a record without a row is never of a version that was
+deleted or refused: the registry has lost it. Each carries the SHA-256 of its content.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ import msgspec
 
 from .facts import AdapterFacts
 from .names import Reference, VersionRef, is_digest, parse_reference
-from .registry import AdapterRecord
+from .registry_reader import AdapterRecord
 from .staging import fsync_folder
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class _Signed(msgspec.Struct):
 
 
 class Listing(msgspec.Struct):
-    """What file names tell. here: versions with a record. gone: deleted ones. strange: other files."""
+    """The folder's content, by file names. here: versions with a record. gone: deleted ones. strange: other files."""
 
     here: set[Reference]
     gone: set[Reference]
@@ -66,16 +66,21 @@ class VersionRecords:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder = folder
 
-    # The registry tells of its changes
+    # Called by the registry at each change
 
     def added(self, record: AdapterRecord) -> None:
+        """Write the record of a new version."""
         try:
             self.write([record])
         except OSError as error:
             _not_kept(str(record.ref), error)
 
     def removing(self, refs: Sequence[VersionRef], last: Mapping[str, int]) -> None:
-        """Raises OSError where a record cannot be taken away: its version must not be deleted then."""
+        """Delete the records of versions whose rows go next.
+
+        last: name to the newest version that it ever had. Raises OSError where a record cannot be deleted: its version
+        must not be deleted then.
+        """
         for name, version, _ in refs:
             if version == last.get(name):
                 self._mark_gone(Reference(name, version))
@@ -83,16 +88,17 @@ class VersionRecords:
         fsync_folder(self.folder)
 
     def default_set(self, default: Reference | None) -> None:
+        """Write the server's default; None is the bare base."""
         try:
             self._write_file(self.folder / DEFAULT_FILE, _Default(*(default or (None, None))))
             fsync_folder(self.folder)
         except OSError as error:
             _not_kept("the default", error)
 
-    # A start compares
+    # Called at the start
 
     def write(self, records: Iterable[AdapterRecord]) -> None:
-        """On the disk when it returns. Raises OSError."""
+        """Write records, and return when they are on the disk. Raises OSError."""
         written = list(records)
         for record in written:
             ref = Reference(record.name, record.version)
@@ -100,10 +106,11 @@ class VersionRecords:
             self._write_file(self.path(ref), content, durable=len(written) == 1)
             self._forget_gone(ref)
         if len(written) > 1:
-            os.sync()  # one wait for all: a folder of ten thousand is written when an older release's is opened
+            os.sync()  # one wait for all: opening an older release's folder may write ten thousand
         fsync_folder(self.folder)
 
     def listing(self) -> Listing:
+        """List the folder, without reading any record."""
         listing = Listing(set(), set(), [])
         for entry in os.scandir(self.folder):
             stem, end = os.path.splitext(entry.name)
@@ -115,22 +122,24 @@ class VersionRecords:
         return listing
 
     def clear_half_written(self) -> None:
-        """What a kill left. For the start."""
+        """Delete the files that a kill left half written. For the start."""
         for path in self.folder.glob(".*"):
             path.unlink()
 
     def read(self, reference: Reference) -> AdapterRecord | None:
-        """None where the record is damaged or is another's."""
+        """Read one version's record; None where it is missing, damaged or another version's."""
         found = _read_file(self.path(reference), _Version)
         if found is None or (found.name, found.version) != reference or not is_digest(found.digest):
             return None
-        return AdapterRecord(VersionRef(*reference, found.digest), found.created, AdapterFacts.of(found.facts))
+        return AdapterRecord(VersionRef(*reference, found.digest), found.created, found.facts)
 
     def read_default(self) -> Reference | None:
+        """Read the server's default; None where none is set, or the file cannot be read."""
         found = _read_file(self.folder / DEFAULT_FILE, _Default)
         return None if found is None or found.name is None else Reference(found.name, found.version)
 
     def path(self, reference: Reference) -> Path:
+        """Return the path of a version's record."""
         return self._path(reference, _HERE)
 
     def _path(self, reference: Reference, end: str) -> Path:
@@ -143,12 +152,12 @@ class VersionRecords:
             _not_kept(f"that {reference.name}@{reference.version} is gone", error)
 
     def _forget_gone(self, newest: Reference) -> None:
-        """A newer version is there, so that no older one is needed to count on."""
+        """Delete the marks of deleted versions that this newer version makes needless."""
         for version in (newest.version, (newest.version or 1) - 1):
             self._path(Reference(newest.name, version), _GONE).unlink(missing_ok=True)
 
     def _write_file(self, path: Path, content: msgspec.Struct, *, durable: bool = True) -> None:
-        """Whole or not at all."""
+        """Write a file, whole or not at all."""
         record = msgspec.json.encode(content)
         text = msgspec.json.encode(_Signed(hashlib.sha256(record).hexdigest(), msgspec.Raw(record)))
         new = self.folder / f".{secrets.token_hex(8)}"

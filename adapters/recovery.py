@@ -1,8 +1,8 @@
-"""What a start, or a repair, does before anybody is served: files, records and rows are brought to agree.
+"""The work of a start, or a repair, before any request: files, records and rows are brought to agree.
 
-Nothing is deleted but what the registry says may go. Whatever else nobody can place is moved to `lost+found`, and a
-version whose files are not there stays, so that its requests are told so. Knows the store, the registry and the
-records; knows no requests.
+Only what the registry has marked as disposable is deleted. Whatever else belongs to no version is moved to
+`lost+found`, and a version whose files are missing stays, so that its requests are told so. Knows the store, the
+registry and the records; knows no requests.
 """
 
 import json
@@ -16,8 +16,9 @@ from typing import Any
 from . import registry_file
 from .names import Reference, VersionRef
 from .records import FOLDER, VersionRecords
-from .registry import AdapterRecord, AdapterRegistry
-from .registry_repair import parse_row, replace, restore, take_malformed
+from .registry import AdapterRegistry
+from .registry_reader import AdapterRecord
+from .registry_repair import parse_row, remove_malformed, replace, restore
 from .store import AdapterStore
 
 logger = logging.getLogger(__name__)
@@ -27,23 +28,24 @@ MOST_NAMED = 5
 
 @dataclass
 class Recovery:
-    """What was found. lost: versions whose files are not there. said: one sentence for each thing that was mended."""
+    """The outcome. lost: versions whose files are missing. findings: one sentence for each thing that was mended."""
 
     lost: list[VersionRef] = field(default_factory=list)
-    said: list[str] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
 
-    def say(self, sentence: str) -> None:
+    def report(self, sentence: str) -> None:
+        """Log a finding and keep it."""
         logger.warning("%s", sentence)
-        self.said.append(sentence)
+        self.findings.append(sentence)
 
 
 @contextmanager
 def open_registry(
     root: Path, store: AdapterStore, *, thorough: bool = False
 ) -> Iterator[tuple[AdapterRegistry, Recovery]]:
-    """The registry of the state folder `root`, in agreement with what lies beside it; closed at the end.
+    """Open the registry of the state folder `root`, brought to agree with the files beside it; close it at the end.
 
-    store: of the same folder, which nobody else uses. thorough: read each record, too, which takes long on a slow disk.
+    store: of the same folder, which nobody else uses. thorough: read each record, too, which is slow on a slow disk.
     Raises StateUnusable, OSError.
     """
     recovery, records = Recovery(), VersionRecords(root / FOLDER)
@@ -52,13 +54,13 @@ def open_registry(
     path = root / registry_file.NAME
     rows = _set_aside_damaged(path, store, recovery)
     is_new = not path.exists()
-    with closing(AdapterRegistry(path, records)) as registry, registry_file.named_errors():
-        for row in take_malformed(registry):
-            place = store.keep_text("row.json", _as_text(row))
-            recovery.say(f"A row of the registry of adapters made no sense; it lies in {place} now.")
+    with closing(AdapterRegistry(path, records)) as registry, registry_file.translate_errors():
+        for row in remove_malformed(registry):
+            place = store.quarantine_text("row.json", _as_text(row))
+            recovery.report(f"A row of the registry of adapters made no sense; it lies in {place} now.")
         _bring_back(registry, records, store, recovery, rows, records.read_default() if is_new else None)
         _settle(registry, records, store, recovery, thorough)
-        _place_strangers(registry, store, recovery)
+        _place_unknown(registry, store, recovery)
         recovery.lost = [ref for ref in registry.refs() if not store.has(ref.digest)]
         for ref in recovery.lost:
             logger.error("The files of %s are gone: upload the same files again, or remove it", ref)
@@ -66,13 +68,13 @@ def open_registry(
 
 
 def _set_aside_damaged(path: Path, store: AdapterStore, recovery: Recovery) -> list[tuple[Any, ...]]:
-    """The rows that a damaged file still gives."""
+    """Move a damaged file to `lost+found`. Returns the rows that can still be read from it."""
     fault = registry_file.fault_of(path)
     if fault is None:
         return []
     rows = registry_file.salvage(path)
-    place = store.lose(*registry_file.files_of(path))
-    recovery.say(f"The registry of adapters {fault}; what is left of it lies in {place}, and it is made anew.")
+    place = store.quarantine(*registry_file.files_of(path))
+    recovery.report(f"The registry of adapters {fault}; what is left of it lies in {place}, and it is made anew.")
     return rows
 
 
@@ -84,7 +86,7 @@ def _bring_back(
     rows: list[tuple[Any, ...]],
     default: Reference | None,
 ) -> None:
-    """Versions that the registry has lost: from their records, and those without one from the old file's rows."""
+    """Restore versions that the registry has lost: from their records, else from rows of the damaged file."""
     listing = records.listing()
     there = {Reference(ref.name, ref.version) for ref in registry.refs()}
     found: list[AdapterRecord] = []
@@ -108,17 +110,20 @@ def _bring_back(
         last[name] = max(last.get(name, 0), version or 0)
     restore(registry, found, last, default)
     if found:
-        recovery.say(f"The registry had lost {_named([record.ref for record in found])}: served again.")
+        recovery.report(f"The registry had lost {_named([record.ref for record in found])}: served again.")
     if damaged:
-        recovery.say(f"Records of versions made no sense ({len(damaged)}); they lie in {store.lose(*damaged)} now.")
+        recovery.report(
+            f"Records of versions made no sense ({len(damaged)}); they lie in {store.quarantine(*damaged)} now."
+        )
 
 
 def _settle(
     registry: AdapterRegistry, records: VersionRecords, store: AdapterStore, recovery: Recovery, thorough: bool
 ) -> None:
-    """Each version has a row and a record, and they agree. A record proves itself, and so it wins over a row.
+    """Make sure that each version has a row and a record, and that they agree.
 
-    Without `thorough`, those are compared of which there is no record or no files.
+    A record has a checksum, so it wins over a row. Unless `thorough`, only versions without a record or without files
+    are compared.
     """
     here = records.listing().here
     unwritten, wrong = [], []
@@ -135,19 +140,19 @@ def _settle(
         records.write(unwritten)
     if wrong:
         replace(registry, wrong)
-        recovery.say(f"The registry was wrong about {_named([record.ref for record in wrong])}: mended.")
+        recovery.report(f"The registry was wrong about {_named([record.ref for record in wrong])}: mended.")
     if records.read_default() != registry.get_default():
         records.default_set(registry.get_default())
 
 
-def _place_strangers(registry: AdapterRegistry, store: AdapterStore, recovery: Recovery) -> None:
-    """Files that no version has are deleted where an upload or a deletion had not ended, and else set aside."""
+def _place_unknown(registry: AdapterRegistry, store: AdapterStore, recovery: Recovery) -> None:
+    """Delete files of uploads and deletions that had not ended, and quarantine others that no version has."""
     disposable = registry.disposable()
     for digest in disposable:
         store.remove(digest)
-        registry.forget(digest)
-    for path in store.strangers({ref.digest for ref in registry.refs()}):
-        recovery.say(f"No version has the files in adapters/{path.name}; they lie in {store.lose(path)} now.")
+        registry.unmark_disposable(digest)
+    for path in store.unknown_folders({ref.digest for ref in registry.refs()}):
+        recovery.report(f"No version has the files in adapters/{path.name}; they lie in {store.quarantine(path)} now.")
 
 
 def _named(refs: list[VersionRef]) -> str:
@@ -157,6 +162,6 @@ def _named(refs: list[VersionRef]) -> str:
 
 
 def _as_text(row: tuple[Any, ...]) -> str:
-    """JSON. Damaged text need not be UTF-8."""
+    """Return a row as JSON. Text of damaged rows need not be UTF-8."""
     values = [value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value for value in row]
     return json.dumps(dict(zip(registry_file.COLUMNS.split(", "), values, strict=True)))

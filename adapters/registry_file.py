@@ -1,4 +1,4 @@
-"""The registry's file: how SQLite opens it, its tables, and what can be told and saved of one that is damaged.
+"""The registry's file: how SQLite opens it, its tables, and what can be read of a damaged one.
 
 Knows SQLite and the columns; knows nothing of what the rows mean.
 """
@@ -27,14 +27,14 @@ CREATE TABLE versions (
 CREATE INDEX versions_by_digest ON versions (digest);
 CREATE TABLE default_adapter (id INTEGER PRIMARY KEY CHECK (id = 1), name TEXT NOT NULL, version INTEGER)
 """
-# Digests whose files may be deleted where no version has them: of uploads and of deletions that have not ended.
+# Digests of uploads and deletions that have not ended: their files may be deleted where no version has them.
 _SECOND = "CREATE TABLE disposable (digest TEXT PRIMARY KEY) WITHOUT ROWID"
-_STEPS: Sequence[str] = (_FIRST, _SECOND)  # each brings a file from the schema of its index to the next
+_STEPS: Sequence[str] = (_FIRST, _SECOND)  # step i brings a file from schema i to schema i + 1
 SCHEMA_VERSION = len(_STEPS)
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Raises sqlite3.Error."""
+    """Open the file, and make it where it is missing. Raises sqlite3.Error."""
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
     try:
         db.execute("PRAGMA journal_mode = WAL")
@@ -46,9 +46,10 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def existing(path: Path) -> sqlite3.Connection:
-    """To read: not with SQLite's `ro`, which cannot take in what a killed server left in the log beside the file.
+    """Open a file that exists, to read it.
 
-    The text of damaged rows need not be UTF-8.
+    Not with SQLite's `ro`, which cannot take in what a killed server left in the log beside the file. Text of damaged
+    rows need not be UTF-8.
     """
     db = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=rw", uri=True, isolation_level=None, timeout=10)
     db.text_factory = _lenient
@@ -56,7 +57,7 @@ def existing(path: Path) -> sqlite3.Connection:
 
 
 def migrate(db: sqlite3.Connection) -> None:
-    """Inside a transaction. Raises StateUnusable for a file of a newer release."""
+    """Bring the tables to this release's schema, inside a transaction. Raises StateUnusable for a newer release's."""
     version = _schema_of(db)
     if not 0 <= version <= SCHEMA_VERSION:
         raise StateUnusable(
@@ -70,7 +71,7 @@ def migrate(db: sqlite3.Connection) -> None:
 
 
 def disposable_in(db: sqlite3.Connection) -> set[str]:
-    """Digests whose files may be deleted; a file of the first schema knows of none."""
+    """Return the digests whose files may be deleted; a file of the first schema has none."""
     if _schema_of(db) < 2:
         return set()
     query = "SELECT digest FROM disposable WHERE digest NOT IN (SELECT digest FROM versions)"
@@ -78,19 +79,19 @@ def disposable_in(db: sqlite3.Connection) -> set[str]:
 
 
 def files_of(path: Path) -> list[Path]:
-    """The file, and what SQLite keeps beside it, as far as they are there."""
+    """Return the file and those that SQLite keeps beside it, as far as they exist."""
     files = [path, *(path.with_name(path.name + end) for end in _COMPANIONS)]
     return [file for file in files if file.exists() or file.is_symlink()]
 
 
 def fault_of(path: Path) -> str | None:
-    """What is wrong with the file of a registry, as the end of a sentence about it; None if nothing is.
+    """Return what is wrong with the file of a registry, as the end of a sentence about it; None if nothing is.
 
     Changes nothing. Raises StateUnusable where the file may well be whole, but cannot be read or is a newer release's.
     """
     if not path.exists():
         return "is missing" if files_of(path) else None
-    with named_errors():
+    with translate_errors():
         try:
             if path.stat().st_size == 0:
                 return "is empty"
@@ -100,12 +101,12 @@ def fault_of(path: Path) -> str | None:
             if _is_damage(error):
                 return f"is damaged ({error})"
             raise
-        except UnicodeError:  # of what SQLite quotes
+        except UnicodeError:  # in a message that quotes damaged text
             return "is damaged (its text is no text)"
 
 
 def salvage(path: Path) -> list[tuple[Any, ...]]:
-    """The rows of all versions that a damaged file still gives, as `COLUMNS`; nothing is promised of them."""
+    """Return the rows of all versions that a damaged file still gives, as `COLUMNS`, unchecked."""
     rows: list[tuple[Any, ...]] = []
     try:
         with closing(existing(path)) as db:
@@ -117,14 +118,14 @@ def salvage(path: Path) -> list[tuple[Any, ...]]:
 
 
 def copy_to(path: Path, target: Path) -> None:
-    """A consistent copy as of one moment, also while a server writes. Raises StateUnusable, OSError."""
-    with named_errors(), closing(existing(path)) as source, closing(sqlite3.connect(target)) as db:
+    """Copy the file as of one moment, also while a server writes. Raises StateUnusable, OSError."""
+    with translate_errors(), closing(existing(path)) as source, closing(sqlite3.connect(target)) as db:
         source.backup(db)
 
 
 @contextmanager
-def named_errors() -> Iterator[None]:
-    """SQLite's errors as one sentence."""
+def translate_errors() -> Iterator[None]:
+    """Turn SQLite's errors into StateUnusable, as one sentence."""
     try:
         yield
     except sqlite3.Error as error:
@@ -137,7 +138,7 @@ def _fault_inside(db: sqlite3.Connection) -> str | None:
         return f"is damaged ({problems[0].splitlines()[-1]})"  # before it stands in which database
     version = _schema_of(db)
     if not 0 <= version <= SCHEMA_VERSION:
-        return None  # a newer release's, which opening it says
+        return None  # of a newer release: `migrate` raises the error
     for table in _tables(version):
         try:
             db.execute(f"SELECT * FROM {table} LIMIT 1").fetchall()

@@ -1,4 +1,4 @@
-"""What a start does to the registry's tables before anybody asks them: malformed rows out, lost versions back in.
+"""Repairs of the registry's tables before the first look-up: malformed rows out, lost versions back in.
 
 Knows the tables and what a row must be; does not know where lost versions come from.
 """
@@ -11,16 +11,18 @@ from typing import Any
 from .errors import AdapterError
 from .facts import AdapterFacts
 from .names import Reference, VersionRef, check_name, is_digest
-from .registry import AdapterRecord, AdapterRegistry, find_row, put_default, read_default
+from .registry import AdapterRegistry, put_default
 from .registry_file import COLUMNS
+from .registry_reader import AdapterRecord, find_row, read_default
 
-_RAISE_LAST = "ON CONFLICT (name) DO UPDATE SET last_version = max(last_version, excluded.last_version)"  # never down
+# The last version of a name is never lowered.
+_RAISE_LAST = "ON CONFLICT (name) DO UPDATE SET last_version = max(last_version, excluded.last_version)"
 
 
-def take_malformed(registry: AdapterRegistry) -> list[tuple[Any, ...]]:
-    """Remove rows that nobody can have written, and return them: `COLUMNS`, each of whatever type it is.
+def remove_malformed(registry: AdapterRegistry) -> list[tuple[Any, ...]]:
+    """Remove rows that no release has written, and return them: `COLUMNS`, each of whatever type it is.
 
-    The default goes too where it is none.
+    A default that names no version is removed too.
     """
     with registry.transaction() as db:
         malformed = [row for row in all_rows(db) if parse_row(row) is None]
@@ -38,7 +40,7 @@ def take_malformed(registry: AdapterRegistry) -> list[tuple[Any, ...]]:
 
 
 def _is(parameter: int, column: str) -> str:
-    """SQL. Bytes stand for themselves and for text."""
+    """Return SQL that compares a column with a parameter; bytes match themselves and the text that they encode."""
     return f"({column} IS ?{parameter} OR {column} = CAST(?{parameter} AS TEXT))"
 
 
@@ -48,9 +50,9 @@ def restore(
     last: Mapping[str, int],
     default: Reference | None = None,
 ) -> None:
-    """Put versions back that the file has lost. Those that it has stay as they are, and so does its default.
+    """Put back versions that the file has lost. Versions that it has stay as they are, and so does its default.
 
-    last: name to a version that it once had, whether or not it is there.
+    last: name to a version that it once had, whether or not it still exists.
     """
     rows = [(*record.ref, record.created, record.facts.to_json()) for record in records]
     once = [*last.items(), *((name, version) for name, version, *_ in rows)]
@@ -63,14 +65,14 @@ def restore(
 
 
 def replace(registry: AdapterRegistry, records: Iterable[AdapterRecord]) -> None:
-    """Rows of versions that are there, by what they should say."""
+    """Overwrite rows of existing versions."""
     rows = [(*record.ref, record.created, record.facts.to_json()) for record in records]
     with registry.transaction() as db:
         db.executemany(f"REPLACE INTO versions ({COLUMNS}) VALUES (?, ?, ?, ?, ?)", rows)
 
 
 def all_rows(db: sqlite3.Connection) -> list[tuple[Any, ...]]:
-    """`COLUMNS` of all versions. Text comes as bytes: damaged text need not be UTF-8."""
+    """Return `COLUMNS` of all versions. Text comes as bytes: damaged text need not be UTF-8."""
     before, db.text_factory = db.text_factory, bytes
     try:
         return db.execute(f"SELECT {COLUMNS} FROM versions").fetchall()
@@ -79,7 +81,7 @@ def all_rows(db: sqlite3.Connection) -> list[tuple[Any, ...]]:
 
 
 def parse_row(row: Sequence[Any]) -> AdapterRecord | None:
-    """A row as a damaged file may give it; None unless everything in it is as it must be. Text may be bytes."""
+    """Parse a row as a damaged file may give it; None unless all of it is valid. Text may be bytes."""
     try:
         name, version, digest, created, facts = (v.decode() if isinstance(v, bytes) else v for v in row)
         check_name(name)

@@ -1,7 +1,7 @@
-"""Which adapter answers a request: by name, version, the server's default, a weighted mixture, or a route's policy.
+"""The choice of a request's adapters: by name, version, the server's default, a weighted mixture, or a route's policy.
 
-The answer is immutable: what a request was admitted with, it is answered by. Knows names, versions and what the
-registry says of them; knows no files, no HTTP and no model.
+The answer is immutable: a request is answered by the versions that it was admitted with. Knows names, versions and
+their rows in the registry; knows no files, no HTTP and no model.
 """
 
 import math
@@ -13,57 +13,59 @@ from .errors import AdapterNotFound, InvalidAdapter
 from .facts import AdapterFacts
 from .mixing import Ingredient, check_mixture
 from .names import DEFAULT, VersionRef, parse_reference
-from .registry import AdapterRecord
+from .registry_reader import AdapterRecord
 
-MAX_PARTS = 8
+MAX_MEMBERS = 8
 MAX_WEIGHT = 1e4
 
 _ROUTES: Mapping[str, "Policy"] = {}
 
 
-class Part(NamedTuple):
+class Member(NamedTuple):
+    """One adapter version of a mixture, with its weight."""
+
     ref: VersionRef
     weight: float
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """What answers one request.
+    """The answer for one request.
 
-    parts: empty for the bare base; their weighted sum otherwise.
+    members: their weighted sum answers; empty for the bare base.
     label: for the header `x-peftserve-adapter`: the base's id, `sql@3`, or `a@1*0.7+b@2*0.3`.
     model: for the response's `model` field: the name that was asked for; for the default and for a mixture, the label.
-    facts: of each part, by digest.
+    facts: of each member, by digest.
     """
 
-    parts: tuple[Part, ...]
+    members: tuple[Member, ...]
     label: str
     model: str
     facts: Mapping[str, AdapterFacts] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def vocabulary(self) -> int:
-        """Tokens that its adapters know, where those are more than the base's; else 0."""
+        """Return the size of its adapters' vocabulary where that is larger than the base's; else 0."""
         return max((facts.vocabulary for facts in self.facts.values()), default=0)
 
     @property
     def virtual_tokens(self) -> int:
-        """Positions that the adapter takes before the prompt's."""
+        """Return the number of positions that the adapter takes before the prompt."""
         return sum(facts.virtual_tokens for facts in self.facts.values())
 
     def weights(self) -> dict[str, float]:
-        """Digest to weight. Two names of one digest are added up."""
+        """Return digest to weight. Weights of two names with one digest are added up."""
         total: dict[str, float] = {}
-        for ref, weight in self.parts:
+        for ref, weight in self.members:
             total[ref.digest] = total.get(ref.digest, 0.0) + weight
         return total
 
     def tasks(self, task_id: int | None) -> dict[str, int]:
-        """Digest to task, of those with tasks; of a single one, nobody needs to say which.
+        """Return digest to task, for the adapters with tasks. An adapter with a single task needs no `task_id`.
 
-        Raises InvalidAdapter where one has no such task, or none has any.
+        Raises InvalidAdapter where an adapter has no such task, or none has any.
         """
-        counts = {ref: self.facts[ref.digest].num_tasks for ref, _ in self.parts if self.facts[ref.digest].num_tasks}
+        counts = {ref: self.facts[ref.digest].num_tasks for ref, _ in self.members if self.facts[ref.digest].num_tasks}
         if task_id is not None and not counts:
             raise InvalidAdapter(f"{self.label} has no tasks: leave task_id out", param="task_id")
         chosen = {ref: 0 if task_id is None and count == 1 else task_id for ref, count in counts.items()}
@@ -76,7 +78,7 @@ class Resolved:
 
 
 class Names(Protocol):
-    """What the router asks of the registry."""
+    """The part of the registry that the router uses."""
 
     def find(self, name: str, version: int | None = None) -> AdapterRecord | None: ...
 
@@ -84,14 +86,14 @@ class Names(Protocol):
 
 
 class Policy(Protocol):
-    """Chooses adapters for requests to one route."""
+    """The policy of one route."""
 
     def choose(self, prompt_token_ids: Sequence[int] | None, user: str | None) -> Sequence[tuple[str, float]]:
-        """Pairs of a name, or `name@version`, and a weight; none is the bare base."""
+        """Choose adapters for a request: pairs of `name` or `name@version` and a weight; none is the bare base."""
 
 
 class Router:
-    """base_id: the name that always means the bare base. routes: name to policy."""
+    """The router of a server. base_id: the name that always means the bare base. routes: name to policy."""
 
     def __init__(self, names: Names, base_id: str, routes: Mapping[str, Policy] = _ROUTES) -> None:
         self._names = names
@@ -105,9 +107,11 @@ class Router:
         prompt_token_ids: Sequence[int] | None = None,
         user: str | None = None,
     ) -> Resolved:
-        """`adapters` is a mixture on the base, so `model` beside it may only be missing, the base's id or `default`.
+        """Choose the adapters of a request. To hold the answer, acquire its lease before the next await.
 
-        Raises AdapterNotFound, InvalidAdapter. To hold the answer, acquire its lease before the next await.
+        model: the request's field. adapters: a mixture on the base; beside it, `model` may only be missing, the base's
+            id or `default`.
+        Raises AdapterNotFound, InvalidAdapter.
         """
         if adapters is not None:
             return self._mixture(model, adapters)
@@ -116,7 +120,7 @@ class Router:
         if model == self._base_id:
             return self._base()
         if policy := self._routes.get(model):
-            return self._parts(policy.choose(prompt_token_ids, user), model)
+            return self._mixed(policy.choose(prompt_token_ids, user), model)
         return self._single(model)
 
     def _base(self) -> Resolved:
@@ -135,20 +139,22 @@ class Router:
                 f"give an adapter as model or a mixture as adapters; beside a mixture, model is {self._base_id!r}",
                 param="model",
             )
-        if not 1 <= len(adapters) <= MAX_PARTS:
-            raise InvalidAdapter(f"a mixture has 1 to {MAX_PARTS} adapters, this one {len(adapters)}", param="adapters")
-        return self._parts(adapters, None)
+        if not 1 <= len(adapters) <= MAX_MEMBERS:
+            raise InvalidAdapter(
+                f"a mixture has 1 to {MAX_MEMBERS} adapters, this one {len(adapters)}", param="adapters"
+            )
+        return self._mixed(adapters, None)
 
-    def _parts(self, chosen: Sequence[tuple[str, float]], model: str | None) -> Resolved:
+    def _mixed(self, chosen: Sequence[tuple[str, float]], model: str | None) -> Resolved:
         if not chosen:
             return self._base()
         records = [self._find(name, "adapters") for name, _ in chosen]
-        parts = tuple(Part(record.ref, _checked(*pair)) for record, pair in zip(records, chosen, strict=True))
-        if len({(part.ref.name, part.ref.version) for part in parts}) < len(parts):
+        members = tuple(Member(record.ref, _checked(*pair)) for record, pair in zip(records, chosen, strict=True))
+        if len({(member.ref.name, member.ref.version) for member in members}) < len(members):
             raise InvalidAdapter("an adapter may be in a mixture only once", param="adapters")
-        label = "+".join(f"{part.ref}*{part.weight:g}" for part in parts)
+        label = "+".join(f"{member.ref}*{member.weight:g}" for member in members)
         facts = {record.digest: record.facts for record in records}
-        resolved = Resolved(parts, label, label if model is None else model, facts)
+        resolved = Resolved(members, label, label if model is None else model, facts)
         check_mixture(_ingredients(resolved))
         return resolved
 
@@ -161,16 +167,17 @@ class Router:
 
 
 def _alone(record: AdapterRecord, model: str) -> Resolved:
-    return Resolved((Part(record.ref, 1.0),), str(record.ref), model, {record.digest: record.facts})
+    return Resolved((Member(record.ref, 1.0),), str(record.ref), model, {record.digest: record.facts})
 
 
 def _ingredients(resolved: Resolved) -> list[Ingredient]:
-    """Two names of one digest are one adapter, called by the last."""
-    names = {ref.digest: str(ref) for ref, _ in resolved.parts}
+    """Return the members by digest: two names of one digest are one adapter, called by the last."""
+    names = {ref.digest: str(ref) for ref, _ in resolved.members}
     return [Ingredient(names[digest], weight, resolved.facts[digest]) for digest, weight in resolved.weights().items()]
 
 
 def _checked(name: str, weight: float) -> float:
+    """Return a weight as a number. Raises InvalidAdapter."""
     if not math.isfinite(weight) or abs(weight) > MAX_WEIGHT:
         raise InvalidAdapter(
             f"the weight of {name[:140]!r} must be a number between -{MAX_WEIGHT:g} and {MAX_WEIGHT:g}",

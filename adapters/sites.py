@@ -1,6 +1,6 @@
-"""Where an adapter can attach: the modules of the base, by name, kind and shape.
+"""The sites of a base: the modules where an adapter can attach, by name, kind and shape.
 
-The engine makes the table from the loaded model; compilers check checkpoints against it. No model object in here.
+The engine makes the table from the loaded model; compilers check checkpoints against it. Holds no model object.
 """
 
 from collections.abc import Mapping
@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 
 class SiteKind(StrEnum):
+    """The kind of a module, by which methods say where they can be."""
+
     LINEAR = "linear"  # nn.Linear, Conv1D or a quantised linear: y = x Wᵀ + b
     EMBEDDING = "embedding"  # nn.Embedding: y = W[id] · embed_scale
     HEAD = "head"  # the output embedding: a linear
@@ -32,8 +34,8 @@ class Site:
     """One wrapped module.
 
     in_features: width of the input; the vocabulary for an embedding.
-    embed_scale: what an embedding multiplies its rows by (Gemma); 1 elsewhere.
-    transposed: the weight is stored as (in_features, out_features), as transformers' Conv1D does.
+    embed_scale: the factor by which an embedding multiplies its rows (Gemma); 1 elsewhere.
+    transposed: whether the weight is stored as (in_features, out_features), as transformers' Conv1D does.
     parameters: of experts, in the module's order.
     """
 
@@ -50,11 +52,11 @@ class Site:
 class SiteTable:
     """All sites of a base, keyed by module name, in the model's own order.
 
-    tied_head: name of the embedding whose weight the head shares, or None when they are separate.
+    tied_head: name of the embedding whose weight the head shares; None where they are separate.
     other_modules: names of modules that exist in the base but are not sites (containers, activations), so that a
         configuration that targets one is told apart from one that targets nothing.
-    irregular: linears and embeddings among them, which do not run on each token of a step, or on each whose logits are
-        wanted, or are called in a way of their own.
+    irregular: linears and embeddings among them that do not run on each token of a step, or on each row whose logits
+        are wanted, or that are called in a way of their own.
     """
 
     sites: Mapping[str, Site]

@@ -1,4 +1,4 @@
-"""One upload on its way into the store: bytes to disk under a cap, hashed while they are written.
+"""An upload on its way into the store: bytes go to disk under a cap, and are hashed while they are written.
 
 Knows a folder of its own; `files` knows what belongs there, and the store decides where the folder goes.
 """
@@ -31,7 +31,7 @@ _CHUNK = 1 << 20
 
 
 class StagedFile:
-    """One file that is being written. Close it, or leave its `with` block, before the digest is asked for."""
+    """A file that is being written. Close it, or leave its `with` block, before asking for the upload's digest."""
 
     def __init__(self, upload: "StagedUpload", name: str) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -42,12 +42,12 @@ class StagedFile:
         self._size = 0
 
     def write(self, chunk: bytes) -> None:
-        """Raises AdapterTooLarge over the upload's cap, StoreFull."""
+        """Append bytes. Raises AdapterTooLarge over the upload's cap, StoreFull."""
         self._size += len(chunk)
         self._upload.grow(self._name, self._size, len(chunk))
         self._hash.update(chunk)
         view = memoryview(chunk)
-        with full_disk_named():
+        with translate_full_disk():
             while view:
                 view = view[os.write(self._fd, view) :]
 
@@ -57,13 +57,14 @@ class StagedFile:
             return
         fd, self._fd = self._fd, -1
         try:
-            with full_disk_named():
+            with translate_full_disk():
                 os.fsync(fd)
         finally:
             os.close(fd)
         self._upload.finish(self._name, self._hash.hexdigest())
 
     def abandon(self) -> None:
+        """Close the file without noting its hash."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -76,7 +77,10 @@ class StagedFile:
 
 
 class StagedUpload:
-    """path: the folder; the engine inspects the files there. As a context manager it discards what is not committed."""
+    """The files of one upload. As a context manager it discards what is not committed.
+
+    path: the folder; the engine inspects the files there. limit: most bytes of all files together.
+    """
 
     def __init__(self, path: Path, limit: int) -> None:
         self.path = path
@@ -89,16 +93,17 @@ class StagedUpload:
         """Begin one of an adapter's files, in any order, each once. Raises InvalidAdapter, StoreFull."""
         check_file_name(name)
         try:
-            with full_disk_named():
+            with translate_full_disk():
                 (self.path / name).parent.mkdir(mode=0o700, exist_ok=True)
                 return StagedFile(self, name)
         except FileExistsError:
             raise InvalidAdapter(f"{name} was sent twice", param="files") from None
 
     def copy_folder(self, folder: Path, *, inside: Sequence[Path] | None = None) -> None:
-        """Copy an adapter's files from a folder of this machine, links followed, as a hub's cache has them.
+        """Copy an adapter's files from a folder of this machine. Links are followed, as a hub's cache has them.
 
-        inside: the files must lie below one of these folders after links are resolved; None allows any.
+        inside: folders below one of which the files must lie, with all links resolved; None allows any.
+        Raises InvalidAdapter, AdapterTooLarge, StoreFull.
         """
         self._copy_files(folder, "", inside)
         for expert in experts_of(self.path):
@@ -106,27 +111,28 @@ class StagedUpload:
 
     @property
     def digest(self) -> str:
-        """Of all files. Raises InvalidAdapter if one is missing."""
+        """Return the digest of all files. Raises InvalidAdapter if one is missing."""
         if (name := missing_file(self._hashes)) is not None:
             raise InvalidAdapter(f"{name} is missing; an adapter is {CONFIG} and {WEIGHTS}", param="files")
         return digest_of(self._hashes)
 
     @property
     def experts(self) -> list[str]:
-        """Names of those whose files were sent."""
+        """Return the names of the experts whose files were sent."""
         return experts_among(self._hashes)
 
     @property
     def num_bytes(self) -> int:
+        """Return the bytes that were written so far."""
         return self._size
 
     def discard(self) -> None:
-        """Delete what was written. Nothing happens after a commit, after `hand_over`, or a second time."""
+        """Delete what was written. Does nothing after a commit, after `hand_over`, or a second time."""
         if self._owned:
             shutil.rmtree(self.path, ignore_errors=True)
 
     def hand_over(self) -> "StagedUpload":
-        """The same upload for a new owner, who discards it; this object does not any more."""
+        """Return the same upload for a new owner, who discards it; this object does not any more."""
         taken = copy(self)
         self._owned = False
         return taken
@@ -138,7 +144,7 @@ class StagedUpload:
         self.discard()
 
     def grow(self, name: str, file_size: int, added: int) -> None:
-        """Account for bytes about to be written. Raises AdapterTooLarge."""
+        """Count bytes about to be written. Raises AdapterTooLarge."""
         self._size += added
         if name.endswith(CONFIG) and file_size > MAX_CONFIG_BYTES:
             raise AdapterTooLarge(f"{CONFIG} is over {MAX_CONFIG_BYTES} bytes", param="files")
@@ -146,6 +152,7 @@ class StagedUpload:
             raise AdapterTooLarge(f"the adapter is over the limit of {self._limit} bytes", param="files")
 
     def finish(self, name: str, sha256: str) -> None:
+        """Note the hash of a file that is on the disk."""
         self._hashes[name] = sha256
 
     def _copy_files(self, folder: Path, prefix: str, inside: Sequence[Path] | None) -> None:
@@ -177,8 +184,8 @@ def fsync_folder(path: Path) -> None:
 
 
 @contextmanager
-def full_disk_named() -> Iterator[None]:
-    """Turn a disk without room, or a used-up quota, into StoreFull."""
+def translate_full_disk() -> Iterator[None]:
+    """Turn the error of a full disk, or of a used-up quota, into StoreFull."""
     try:
         yield
     except OSError as error:

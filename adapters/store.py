@@ -3,8 +3,8 @@
     <state>/lock                        held while a server uses the folder
     <state>/staging/<random>/           uploads in progress and folders on their way out
     <state>/adapters/<digest>/          the adapter's files, as `files` names them
-    <state>/lost+found/                 what nobody can place or use, and nobody may delete but a person
-    <state>/compiled/                   not ours: what the engine has made of them, deleted whenever it starts
+    <state>/lost+found/                 quarantine: files of no version and damaged ones, deleted by nobody but a person
+    <state>/compiled/                   the engine's: compiled adapters, deleted whenever it starts
 
 A folder gets to and leaves `adapters/` by one rename, so that a kill at any point leaves it whole or absent. Knows
 no names, no registry, and nothing of what the files say.
@@ -21,14 +21,15 @@ from pathlib import Path
 from .errors import AdapterConflict, InvalidAdapter
 from .files import content_digest
 from .names import is_digest
-from .staging import StagedUpload, fsync_folder, full_disk_named
+from .staging import StagedUpload, fsync_folder, translate_full_disk
 
 ADAPTERS = "adapters"
 
 
 class AdapterStore:
-    """The folder of one server. Methods may run on any thread; of two calls on one digest, the caller sees that they
-    do not overlap (`AdapterLibrary` does).
+    """The folder of one server. Methods may run on any thread.
+
+    The caller sees to it that no two calls on one digest overlap (`AdapterLibrary` does).
     """
 
     def __init__(self, state_dir: Path) -> None:
@@ -46,12 +47,12 @@ class AdapterStore:
 
     @property
     def adapters(self) -> Path:
-        """The folder that holds one sub-folder per digest."""
+        """Return the folder that holds one sub-folder per digest."""
         return self._adapters
 
     def stage(self, limit: int) -> StagedUpload:
         """Begin an upload of `limit` bytes at most. Raises StoreFull."""
-        with full_disk_named():
+        with translate_full_disk():
             return StagedUpload(self._new_staging(), limit)
 
     def commit(self, staged: StagedUpload) -> str:
@@ -61,7 +62,7 @@ class AdapterStore:
         """
         digest = staged.digest
         target = self.path(digest)
-        with full_disk_named():
+        with translate_full_disk():
             for expert in staged.experts:
                 fsync_folder(staged.path / expert)
             fsync_folder(staged.path)
@@ -73,27 +74,28 @@ class AdapterStore:
         return digest
 
     def remove(self, digest: str) -> None:
-        """Delete an adapter's files; an absent one is fine."""
+        """Delete an adapter's files, if they exist."""
         aside = self._set_aside(self.path(digest))
         if aside is not None:
             shutil.rmtree(aside, ignore_errors=True)
 
     def path(self, digest: str) -> Path:
-        """The folder of a digest, whether it exists or not."""
+        """Return the folder of a digest, whether it exists or not. Raises InvalidAdapter for no digest."""
         if not is_digest(digest):
             raise InvalidAdapter("a digest is 64 hexadecimal digits")
         return self._adapters / digest
 
     def has(self, digest: str) -> bool:
+        """Return whether the folder of a digest exists. Reads no file."""
         path = self.path(digest)
         return path.is_dir() and not path.is_symlink()
 
     def is_whole(self, digest: str) -> bool:
-        """Whether the files are there and their content has this digest. Reads all of them. Raises OSError."""
+        """Return whether the files exist and their content has this digest. Reads all of them. Raises OSError."""
         return self.has(digest) and content_digest(self.path(digest)) == digest
 
-    def lose(self, *paths: Path) -> str:
-        """Move what is of no use here to `lost+found`. Returns where it is now, as seen from the state folder."""
+    def quarantine(self, *paths: Path) -> str:
+        """Move files or folders to `lost+found`. Returns their new place, relative to the state folder."""
         place = self._new_place()
         for path in paths:
             os.rename(path, place / path.name)
@@ -101,22 +103,23 @@ class AdapterStore:
         fsync_folder(place)
         return str((place / paths[0].name if len(paths) == 1 else place).relative_to(self._root))
 
-    def keep_text(self, name: str, text: str) -> str:
-        """The same for what is no file: it becomes one of this name."""
+    def quarantine_text(self, name: str, text: str) -> str:
+        """Write a text to a file of this name in `lost+found`. Returns its place, relative to the state folder."""
         path = self._new_place() / name
         path.write_text(text, encoding="utf-8")
         return str(path.relative_to(self._root))
 
     def clear_staging(self) -> None:
-        """Delete what a kill left there. For the start."""
+        """Delete what a kill left in the staging folder. For the start."""
         for entry in os.scandir(self._staging):
             _delete(entry)
 
-    def strangers(self, known: Collection[str]) -> list[Path]:
-        """What lies among the adapters and is not one of `known`."""
+    def unknown_folders(self, known: Collection[str]) -> list[Path]:
+        """Return the entries beside the adapters that are not of `known` digests."""
         return sorted(self._adapters / name for name in self.digests() if name not in known or not self.has(name))
 
     def digests(self) -> Iterator[str]:
+        """Iterate over the names of all entries, whether they are digests or not."""
         with os.scandir(self._adapters) as entries:
             yield from (entry.name for entry in entries)
 
@@ -127,7 +130,7 @@ class AdapterStore:
             raise RuntimeError(f"not whole in the adapter store: {', '.join(sorted(broken)[:5])} ({len(broken)})")
 
     def _can_stay(self, digest: str) -> bool:
-        """Whether there is a whole adapter that can be read, so that it need not be replaced by another of the same."""
+        """Return whether the adapter is whole and readable, so that it need not be replaced by the same content."""
         try:
             return self.is_whole(digest)
         except OSError:
@@ -139,11 +142,11 @@ class AdapterStore:
         return path
 
     def _new_place(self) -> Path:
-        """Named by the time; for a person to look through."""
+        """Make a folder in `lost+found`, named by the time, for a person to look through."""
         name = f"{time.strftime('%Y-%m-%dT%H-%M-%S')}-{secrets.token_hex(3)}"
         try:
             return self._made(self._lost / name)
-        except PermissionError:  # of a volume's root, whose own folder of this name is its file system's
+        except PermissionError:  # at a volume's root, `lost+found` belongs to the file system
             return self._made(self._root / "lost-and-found" / name)
 
     def _made(self, place: Path) -> Path:
@@ -153,7 +156,7 @@ class AdapterStore:
         return place
 
     def _set_aside(self, path: Path) -> Path | None:
-        """Rename into staging, where the next start deletes it if we do not get to; None if it is not there."""
+        """Rename a folder into staging, where the next start deletes what is left of it; None if it does not exist."""
         aside = self._staging / secrets.token_hex(16)
         try:
             os.rename(path, aside)

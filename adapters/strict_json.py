@@ -1,4 +1,4 @@
-"""JSON from strangers: one object, no duplicate keys, no NaN, no bottomless nesting."""
+"""JSON from untrusted sources: one object, no duplicate keys, no NaN, no bottomless nesting."""
 
 import json
 from collections import Counter
@@ -9,12 +9,15 @@ from .errors import InvalidAdapter
 
 
 def parse_object(text: bytes, what: str) -> Mapping[str, Any]:
-    """what: how to call the text in a message. The caller has limited its length. Raises InvalidAdapter."""
+    """Parse the text of one JSON object. Raises InvalidAdapter.
+
+    text: of a length that the caller has limited. what: the name of the text in messages.
+    """
     try:
         value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except RecursionError:
         raise InvalidAdapter(f"{what} is nested too deeply", param=what) from None
-    except ValueError as error:  # of the syntax, of UTF-8, of a number with thousands of digits, or of ours
+    except ValueError as error:  # bad syntax or UTF-8, a number with thousands of digits, or raised by the hooks below
         raise InvalidAdapter(f"{what} is not valid JSON: {error}", param=what) from None
     if not isinstance(value, dict):
         raise InvalidAdapter(f"{what} must be a JSON object", param=what)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 
 from peftserve.kernels.attention.layout import AttentionLayer, Limits, Span
-from peftserve.kernels.attention.plan import positions_of, step_of
+from peftserve.kernels.attention.plan import positions_of, span_arrays
 from peftserve.kernels.attention.reference import naive_attend
 
 from .kernels.cost import Cost
@@ -41,7 +41,7 @@ class Problem:
         self.keys = self._randn(*cache, self.layer.key_dim)
         self.values = self._randn(*cache, self.layer.value_dim)
         rows = sum(span.rows for span in self.spans)
-        places = torch.from_numpy(positions_of(step_of(self.spans, rows, PAGE_SIZE), PAGE_SIZE)).to(self.device)
+        places = torch.from_numpy(positions_of(span_arrays(self.spans, rows, PAGE_SIZE), PAGE_SIZE)).to(self.device)
         self.key, self.value = (
             self._randn(1, rows, self.layer.kv_heads, cache.shape[-1]).transpose(1, 2)
             for cache in (self.keys, self.values)

@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM
 
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
-from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingParams
+from peftserve.server.wire.messages import AddRequest, SamplingParams, WeightedAdapter
 
 from .smollm import Work
 
@@ -33,7 +33,7 @@ def on_engine(made: Engine, work: Work, digests: Sequence[str]) -> Run:
 
     def run(prompts: list[list[int]]) -> int:
         for index, prompt in enumerate(prompts):
-            parts = [AdapterPart(digests[index % len(digests)])] if digests else []
+            parts = [WeightedAdapter(digests[index % len(digests)])] if digests else []
             sampling = SamplingParams(max_tokens=work.output_tokens, temperature=0.0, ignore_eos=True)
             request = AddRequest(request_id=str(index), prompt_token_ids=prompt, sampling=sampling, adapters=parts)
             made.add_request(request)

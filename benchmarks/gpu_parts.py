@@ -13,7 +13,7 @@ PYTHON = sys.executable
 PYTEST = [PYTHON, "-m", "pytest", "-p", "no:cacheprovider", "--maxfail", "5", "--durations", "3"]
 # Unknown options in the configuration are those of plugins that these tests do not need.
 PYTEST += ["-W", "ignore::pytest.PytestConfigWarning", "-o", "log_cli=true", "-o", "log_cli_level=WARNING"]
-SERVER = ("fastapi", "httptools", "msgspec", "multipart", "orjson", "prometheus_client", "uvicorn", "uvloop")
+SERVER = ("fastapi", "httptools", "msgspec", "multipart", "prometheus_client", "uvicorn", "uvloop")
 KIT = ("README.txt", "kit.tar.xz", "probe.py", "unpack.sh", "vllm_e2e.py")
 
 

@@ -38,7 +38,7 @@ from peftserve.server.engine.model.graphs import DecodeGraphs
 from peftserve.server.engine.model.kv_cache import KVCache
 from peftserve.server.engine.pipeline import Pipeline
 from peftserve.server.engine.scheduling.scheduler import Scheduler
-from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingParams
+from peftserve.server.wire.messages import AddRequest, SamplingParams, WeightedAdapter
 
 MULTIPROCESSORS = 132
 WIDTH = 4096  # of the model that is stood for
@@ -50,7 +50,7 @@ PHASES: Mapping[str, tuple[type[Any], str]] = {
     "bypass": (Attachments, "begin"),
     "graph": (DecodeGraphs, "run"),
     "launch": (Pipeline, "_launch"),
-    "sample": (completion.Step, "launched"),
+    "sample": (completion.PendingStep, "launched"),
     "collect": (Pipeline, "_collect"),
     "all": (Engine, "step"),
 }
@@ -160,7 +160,7 @@ class Subject:
         sampling = SamplingParams(max_tokens=1 << 16, temperature=self._temperature, ignore_eos=True)
         for index in range(sequences):
             prompt = random.choices(vocabulary, k=random.randint(context // 2, context * 3 // 2))
-            parts = [AdapterPart(self._digests[index % adapters])] if adapters else []
+            parts = [WeightedAdapter(self._digests[index % adapters])] if adapters else []
             request = AddRequest(request_id=str(index), prompt_token_ids=prompt, sampling=sampling, adapters=parts)
             self._engine.add_request(request)
             waiting.add(request.request_id)

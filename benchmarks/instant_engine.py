@@ -104,12 +104,11 @@ def serve(port: int, state: Path, step_ms: float, api_workers: int = 1) -> int:
 
     api.OwnEngine = functools.partial(OwnEngine, make_command=command)  # type: ignore[misc, assignment]
     config = ServerConfig(
-        EngineConfig(model=str(step_ms)),
+        EngineConfig(model=str(step_ms), log_level="warning"),
         state,
         port=port,
         api_workers=api_workers,
         served_model_name="instant",
-        log_level="warning",
     )
     return api.run(config)
 

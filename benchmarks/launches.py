@@ -29,12 +29,12 @@ from peftserve.kernels.integers import cdiv
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
 from peftserve.server.engine.model.callouts import Call
-from peftserve.server.engine.model.compiled import parts_of
-from peftserve.server.engine.model.cutting import Part, Piece, is_view
-from peftserve.server.engine.model.experts import is_experts
+from peftserve.server.engine.model.compiled import operations_of
+from peftserve.server.engine.model.cutting import Operation, Piece, is_view
 from peftserve.server.engine.model.inputs import StepInputs
 from peftserve.server.engine.model.tracing import HINT_ROWS, TracedModel, trace_model
 from peftserve.server.engine.model.widening import widen_inputs
+from peftserve.server.engine.private.transformers_private import is_experts
 
 from .gpu_code import num_launches, write
 
@@ -119,7 +119,7 @@ def _counted(runner: Any) -> Iterator[Counter[str]]:
     widen_inputs(traced, runner._hooks.room_behind)
     of_piece = cache(lambda piece: Counter(pieces=num_launches(write(piece)), operators=_num_operators(piece)))
     same: dict[str, Piece] = {}
-    for part in parts_of(traced):
+    for part in operations_of(traced):
         if isinstance(part, Piece):
             yield Counter() if part.only_views else of_piece(same.setdefault(part.key, part))
         else:
@@ -131,7 +131,7 @@ def _num_operators(piece: Piece) -> int:
     return sum(node.op == "call_function" and not is_view(node) for node in piece.graph.nodes)
 
 
-def _of_call(hooks: Any, traced: TracedModel, part: Part) -> Counter[str]:
+def _of_call(hooks: Any, traced: TracedModel, part: Operation) -> Counter[str]:
     call = traced.calls.get(part)  # type: ignore[arg-type]
     if call is None:
         return Counter()  # the rows that are wanted: all, in a decode
@@ -157,7 +157,7 @@ class _Operators(TorchDispatchMode):
         return operator(*args, **(kwargs or {}))
 
 
-def _operators_of(call: Call, part: Part) -> int:
+def _operators_of(call: Call, part: Operation) -> int:
     assert isinstance(part, fx.Node)
     inputs = [_filled(node.meta["val"]) for node in part.all_input_nodes]
     with torch.no_grad(), _Operators() as operators:

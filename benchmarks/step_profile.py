@@ -14,7 +14,7 @@ PHASES = {
     "schedule": "peftserve.server.engine.scheduling.scheduler:Scheduler.schedule",
     "launch": "peftserve.server.engine.pipeline:Pipeline._launch",
     "begin": "peftserve.server.engine.model.runner:ModelRunner._begin",
-    "sample": "peftserve.server.engine.completion:Step._sample",
+    "sample": "peftserve.server.engine.completion:PendingStep._sample",
     "collect": "peftserve.server.engine.pipeline:Pipeline._collect",
     "wait": "torch.cuda:Event.synchronize",
 }

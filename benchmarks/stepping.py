@@ -7,7 +7,7 @@ from random import Random
 import torch
 
 from peftserve.server.engine import Engine
-from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingParams
+from peftserve.server.wire.messages import AddRequest, SamplingParams, WeightedAdapter
 
 
 def start(engine: Engine, sequences: int, digests: Sequence[str], context: int, tokens: int, seed: int = 1) -> None:
@@ -15,7 +15,7 @@ def start(engine: Engine, sequences: int, digests: Sequence[str], context: int, 
     random = Random(seed)
     for index in range(sequences):
         prompt = random.choices(range(3, engine.info.vocab_size), k=context)
-        adapters = [AdapterPart(digests[index % len(digests)])] if digests else []
+        adapters = [WeightedAdapter(digests[index % len(digests)])] if digests else []
         sampling = SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True)
         engine.add_request(
             AddRequest(request_id=str(index), prompt_token_ids=prompt, sampling=sampling, adapters=adapters)

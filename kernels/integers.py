@@ -1,4 +1,4 @@
-"""Whole numbers, one or an array of them: what lists and sizes are counted in."""
+"""Arithmetic on whole numbers, one or an array of them, in which lists and sizes are counted."""
 
 from typing import Any, TypeVar, overload
 
@@ -18,22 +18,22 @@ def cdiv(number: npt.NDArray[Any], by: int) -> Ints: ...
 
 
 def cdiv(number: Any, by: Any) -> Any:
-    """The quotient, rounded up."""
+    """Return the quotient, rounded up."""
     return -(-number // by)
 
 
 def round_up(number: N, to: int) -> N:
-    """The least multiple of `to` that is no less."""
+    """Return the least multiple of `to` that is no less."""
     return -(-number // to) * to
 
 
 def ranges(sizes: Ints) -> Ints:
-    """0 to size - 1 for each size, one after the other."""
+    """Return 0 to size - 1 for each size, one after the other."""
     return np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
 
 
 def repeated(sizes: Ints) -> tuple[Ints, Ints]:
-    """Each index as often as its size says, and 0 to size - 1 for each."""
+    """Return each index as often as its size says, and 0 to size - 1 for each."""
     if (sizes == 1).all():
         return np.arange(len(sizes)), np.zeros_like(sizes)
     index = np.repeat(np.arange(len(sizes)), sizes)

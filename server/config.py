@@ -1,6 +1,6 @@
 """The server's configuration: one frozen object, read at the top and handed down as plain values.
 
-Where each value comes from (flag, environment, file, default) is the command line's business, not this module's.
+Defaults stand here and nowhere else. What a flag, a variable or a file may say instead is the command line's business.
 """
 
 from dataclasses import dataclass
@@ -13,14 +13,16 @@ DType = Literal["auto", "bfloat16", "float16", "float32"]
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """All that the engine process needs.
+    """Settings of the engine.
 
     model: a local folder or a hub id in Hugging Face format.
     max_model_len: most tokens of prompt and output together; None takes the model's own limit.
     max_batch_tokens: token budget of one step, of which a token takes one for each of its adapters, at least one.
     max_running: sequences in one step.
     kv_cache_tokens: capacity of the KV cache; None fits it to the free memory.
-    adapter_memory: bytes of the device's arena. max_loras: adapters resident at once.
+    adapter_memory: bytes of the device's arena; None for what max_loras LoRAs of max_lora_rank take at all linears, or
+    max_loras adapters as large as the largest in `store`, at most a tenth of the free memory.
+    max_loras: adapters resident at once. max_lora_rank: largest rank that is taken.
     wide_columns: spare columns behind each weight, in which the adapters of long prompts lie; None for as many as help.
     host_adapter_memory: bytes of compiled adapters kept in host memory. max_cpu_loras: the same, as a number.
     max_dense_delta: most bytes that the full-rank deltas of one adapter, or its bases of full rank, may take.
@@ -28,6 +30,7 @@ class EngineConfig:
     enforce_eager: no CUDA graphs, and nothing compiled. compile: compile what lies between products, at start; on a
     GPU it is compiled anyway. Compiled code is kept beside `store`.
     store: folder whose sub-folders, named by digest, hold the adapters' files.
+    log_level: least level of what is logged, of all processes.
     """
 
     model: str
@@ -52,11 +55,12 @@ class EngineConfig:
     enforce_eager: bool = False
     compile: bool = False
     trust_remote_code: bool = False
+    log_level: str = "info"
 
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """All that the API processes need; `engine` goes to the engine process.
+    """Settings of the API processes, with those of the engine process as `engine`.
 
     api_workers: number of API processes.
     preload: (name, folder) pairs of `--adapter`, loaded at start.
@@ -68,6 +72,7 @@ class ServerConfig:
     limit_body_memory: bytes of all bodies that are being received, beside small ones.
     timeout_headers, timeout_body, timeout_idle, timeout_write: seconds that a client may take for a request's head,
     between bytes of its body, between requests, and without reading anything of its answer. 0: no limit.
+    grace_period: seconds that running requests have to end once the server is told to stop.
     """
 
     engine: EngineConfig
@@ -92,5 +97,8 @@ class ServerConfig:
     timeout_body: float = 60.0
     timeout_idle: float = 75.0
     timeout_write: float = 60.0
-    grace_seconds: float = 30.0
-    log_level: str = "info"
+    grace_period: float = 30.0
+
+    @property
+    def log_level(self) -> str:
+        return self.engine.log_level

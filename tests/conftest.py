@@ -58,6 +58,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cpu_only(why): what it tests is for a CPU; left out with --device cuda")
+    config.addinivalue_line("markers", "slow: takes more than 5 s")
 
 
 @pytest.hookimpl(trylast=True)  # behind what folders say of their tests

@@ -81,7 +81,7 @@ def test_inside_a_folder_imports_are_relative(path: Path) -> None:
 
 def test_every_folder_with_code_is_in_the_package_list() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    with_code = {"peftserve." + ".".join(path.relative_to(ROOT).parent.parts) for path in SOURCES}
+    with_code = {"peftserve." + ".".join(path.relative_to(ROOT).parent.parts) for path in SOURCES} | {"peftserve"}
     assert set(listed) == with_code, "add to or take from `packages` in pyproject.toml"
 
 
@@ -98,6 +98,18 @@ def test_a_published_package_of_the_same_name_wins(name: str, tmp_path: Path) ->
     (tmp_path / name / "__init__.py").write_text("published = True\n")
     program = f"import sys; sys.path.append({str(tmp_path)!r}); import {name}; assert {name}.published"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+
+
+def test_the_package_is_imported_without_torch_until_an_engine_is_asked_for() -> None:
+    program = """
+import sys, peftserve
+assert peftserve.__version__ and {*peftserve.__all__} <= {*dir(peftserve)}
+from peftserve import EngineConfig, SamplingParams
+assert "torch" not in sys.modules
+from peftserve import Engine
+assert "torch" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT.parent, check=True)
 
 
 def test_the_api_imports_no_torch() -> None:

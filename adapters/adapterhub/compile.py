@@ -1,7 +1,7 @@
-"""AdapterHub's bottleneck adapters (Houlsby, Pfeiffer, parallel, Adapter+) to primitives.
+"""AdapterHub's bottleneck adapters (Houlsby, Pfeiffer, parallel, Adapter+) compiled to primitives.
 
-All are `up f(down v + d) + u`, times a scale that is folded into `up` and `u`. What the library calls the adapter's
-place is a module's output here: attention's and feed-forward's last linear, before the residual stream is added.
+All are `up f(down v + d) + u`, times a scale that is folded into `up` and `u`. The library's place of an adapter is a
+module's output here: that of attention's and of feed-forward's last linear, before the residual stream is added.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import torch
 
 from ..bypass import Bypass
 from ..errors import InvalidAdapter
-from ..peft.base import Base, Named
+from ..peft.base import Base, NamedTensor
 from ..peft.config import AdapterHubConfig
 from ..peft.tensors import Checkpoint
 from ..primitives import Bottleneck, ParallelBottleneck, Primitive
@@ -20,6 +20,7 @@ from .models import LAYOUTS, Place
 
 
 def compile_bottleneck(config: AdapterHubConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
+    """Compile a bottleneck adapter. Raises AdapterError."""
     sites = dict(_sites(config.bottleneck, checkpoint, base))
     if not sites:
         raise InvalidAdapter("the adapter is on no module: mh_adapter, output_adapter, leave_out", param="config")
@@ -77,12 +78,12 @@ def _primitive(
 
 
 def _scale(scaling: float | str, checkpoint: Checkpoint, prefix: str, features: int) -> torch.Tensor:
-    """(1,) or (features,)."""
+    """Return the scale, (1,) or (features,). Raises InvalidAdapter."""
     if not isinstance(scaling, str):
         return torch.tensor([scaling])
     shape = (1,) if scaling == "learned" else (features,)
     return checkpoint.take(f"{prefix}.scaling").require_shape(shape, f"scaling={scaling!r} takes").weights()
 
 
-def _scaled(weight: Named, scale: torch.Tensor) -> Named:
+def _scaled(weight: NamedTensor, scale: torch.Tensor) -> NamedTensor:
     return weight._replace(tensor=weight.weights() * scale)

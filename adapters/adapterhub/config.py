@@ -1,6 +1,6 @@
-"""Our own reading of adapter_config.json as AdapterHub's `adapters` 1.x writes it (Poth et al. 2023, arXiv:2311.11077).
+"""adapter_config.json as AdapterHub's `adapters` 1.x writes it (Poth et al. 2023, arXiv:2311.11077).
 
-Around `config`, which says what the adapter is, only the adapter's name and the base's `model_type` matter. Knows no
+Beside `config`, which describes the adapter, only the adapter's name and the base's `model_type` matter. Knows no
 tensors and no torch.
 """
 
@@ -14,7 +14,7 @@ from ..peft.fields import Fields
 from ..peft.unsupported import refuse_fields, unsupported
 from .models import LAYOUTS
 
-# Their names to those of `kernels/ops/formulas.py`.
+# AdapterHub's names to those of `kernels/ops/formulas.py`.
 ACTIVATIONS: Mapping[str, str] = {
     "relu": "relu",
     "leakyrelu": "leaky_relu",
@@ -42,7 +42,7 @@ _REFUSED: Mapping[str, str] = {
 }
 _READ = "mh_adapter output_adapter reduction_factor non_linearity is_parallel scaling leave_out original_ln_before "
 _READ += "original_ln_after residual_before_ln"
-# Of training, of initialisation, or without meaning while what they belong to is refused.
+# Fields of training, of initialisation, or of options that are refused.
 _IGNORED = """
 init_weights init_weights_seed dropout stochastic_depth adapter_residual_before_ln inv_adapter_reduction_factor phm_dim
 factorized_phm_W shared_W_phm shared_phm_rule factorized_phm_rule phm_c_init phm_init_range learn_phm
@@ -52,14 +52,14 @@ _KNOWN = frozenset(f"{_READ} {_IGNORED}".split())
 
 
 class Form(StrEnum):
-    """What the network reads. y: the output of attention or feed-forward. r: the residual stream before its norm."""
+    """The input of the network. y: the output of attention or feed-forward. r: the residual stream before its norm."""
 
-    OUTPUT = "y"  # Houlsby's
-    SUM = "y + r"  # Pfeiffer's, and Adapter+'s
-    RESIDUAL = "r"  # the parallel one
+    OUTPUT = "y"  # Houlsby
+    SUM = "y + r"  # Pfeiffer and Adapter+
+    RESIDUAL = "r"  # parallel
 
 
-# By original_ln_before, original_ln_after and residual_before_ln: where the result is `y + r` plus what is added.
+# Keyed by original_ln_before, original_ln_after and residual_before_ln: those whose result is `y + r` plus the output.
 _SEQUENTIAL: Mapping[tuple[bool, bool, bool], Form] = {
     (False, True, True): Form.OUTPUT,
     (False, True, False): Form.OUTPUT,
@@ -70,10 +70,10 @@ _SEQUENTIAL: Mapping[tuple[bool, bool, bool], Form] = {
 
 @dataclass(frozen=True)
 class BottleneckConfig:
-    """name: the adapter's, in its tensors' keys. attention, feed_forward: where it is.
+    """A bottleneck adapter. name: the adapter's, in its tensors' keys. attention, feed_forward: where it is.
 
-    factors: layer's number, or `default`, to what the width of the base is divided by. leave_out: layers without.
-    scaling: a number, or what is learned: one number (`learned`) or one for each feature (`channel`).
+    factors: layer's number, or `default`, to the divisor of the base's width. leave_out: layers without a bottleneck.
+    scaling: a number, or a learned one: a single number (`learned`) or one for each feature (`channel`).
     """
 
     name: str
@@ -87,7 +87,7 @@ class BottleneckConfig:
     leave_out: tuple[int, ...]
 
     def width(self, layer: int, features: int) -> int:
-        """Of the bottleneck. Raises InvalidAdapter for a layer that has no reduction factor."""
+        """Return the width of the bottleneck. Raises InvalidAdapter for a layer without a reduction factor."""
         factor = self.factors.get(str(layer), self.factors.get("default"))
         if factor is None:
             raise InvalidAdapter(
@@ -97,11 +97,12 @@ class BottleneckConfig:
 
 
 def is_adapterhub(raw: Mapping[str, Any]) -> bool:
+    """Return whether AdapterHub's library has written a configuration."""
     return "peft_type" not in raw and "config" in raw and "model_type" in raw
 
 
 def parse_bottleneck(raw: Mapping[str, Any]) -> BottleneckConfig:
-    """raw: the whole file. Raises InvalidAdapter, UnsupportedAdapter."""
+    """Parse and check the whole file. Raises InvalidAdapter, UnsupportedAdapter."""
     own = raw["config"]
     if not isinstance(own, dict):
         raise InvalidAdapter(f"config must be an object, not {repr(own)[:80]}", param="config")
@@ -128,7 +129,7 @@ def _name(name: object) -> str:
 
 
 def _form(fields: Fields, hooked: bool) -> Form:
-    """Raises UnsupportedAdapter where the library would drop the residual stream, or add it twice."""
+    """Return the form. Raises UnsupportedAdapter where the library would drop the residual stream, or add it twice."""
     before, after = fields.boolean("original_ln_before"), fields.boolean("original_ln_after", True)
     if fields.boolean("is_parallel"):
         form = Form.RESIDUAL if after else None

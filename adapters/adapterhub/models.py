@@ -1,4 +1,4 @@
-"""Where AdapterHub's library puts its bottlenecks in each kind of model. Knows no torch."""
+"""The places of AdapterHub's bottlenecks in each kind of model. Knows no torch."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -7,8 +7,8 @@ from typing import NamedTuple
 class Place(NamedTuple):
     """One of the two places in a layer, by names in the layer.
 
-    container: what the library calls its module there. module: whose output it changes, the last one of attention or
-    feed-forward. norm: the one whose input is the residual stream that they are added to.
+    container: the library's name of its module there. module: the one whose output it changes, the last linear of
+    attention or feed-forward. norm: the one whose input is the residual stream that is added to.
     """
 
     container: str
@@ -17,7 +17,10 @@ class Place(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """layers: the list of layers. hooked: the library works through hooks, and leaves the residual to the model."""
+    """The places in one kind of model.
+
+    layers: the list of layers. hooked: whether the library works through hooks, and leaves the residual to the model.
+    """
 
     layers: str
     attention: Place

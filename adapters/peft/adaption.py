@@ -1,10 +1,10 @@
-"""LLaMA-Adapter (Zhang et al. 2023, arXiv:2303.16199) to a side attention in the last layers.
+"""LLaMA-Adapter (Zhang et al. 2023, arXiv:2303.16199) compiled to a side attention in the last layers.
 
     y = o_proj(attention) + o_proj(gate · softmax(q K_pᵀ / sqrt(dim)) V_p)
 
 K_p and V_p are k_proj and v_proj of the prompt. q has its positions, K_p has none. o_proj is applied once to the sum
 here, and PEFT applies it twice: where it has a bias, the second one is a Bias. PEFT serves GPT-2 too, but adds the
-term behind the output projection: that is none of the primitives.
+term after the output projection: that is none of the primitives.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ import torch
 from ..bypass import Bypass, SideAttention
 from ..errors import InvalidAdapter, UnsupportedAdapter
 from ..primitives import Bias, Primitive
-from .base import Base, Named
+from .base import Base, NamedTensor
 from .config import MethodConfig
 from .plain import device_of
 from .tensors import Checkpoint
@@ -25,7 +25,10 @@ _ATTENTION = "self_attn"
 
 
 def compile_adaption_prompt(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """adaption_prompt: (1, adapter_len, hidden size); adaption_gate: (1,). Raises AdapterError."""
+    """Compile an ADAPTION_PROMPT adapter.
+
+    Reads adaption_prompt: (1, adapter_len, hidden size); adaption_gate: (1,). Raises AdapterError.
+    """
     model: Any = base.fresh_model(config.peft_type)
     _check_base(config, model)
     sides: dict[int, SideAttention] = {}
@@ -50,7 +53,7 @@ def _check_base(config: MethodConfig, model: Any) -> None:
 
 
 def _attentions(config: MethodConfig, model: Any) -> Iterator[tuple[str, Any]]:
-    """The last `adapter_layers` of them, as PEFT counts. Raises InvalidAdapter."""
+    """Iterate over the last `adapter_layers` attention modules, as PEFT counts. Raises InvalidAdapter."""
     found = [(name, module) for name, module in model.named_modules() if name.endswith(f".{_ATTENTION}")]
     count = _required(config, "adapter_layers")
     if count > len(found):
@@ -66,15 +69,15 @@ def _side(name: str, module: Any, config: MethodConfig, checkpoint: Checkpoint, 
     prompt.require_shape((1, length, width), f"an adapter_len of {length} takes on this base")
     gate = checkpoint.take(f"{name}.adaption_gate").require_shape((1,), "a gate has").converted(torch.float32)
     keys, values = (_heads(name, part, module, prompt.converted(base.dtype)[0], base) for part in ("k_proj", "v_proj"))
-    gated = Named(f"{prompt.key}, projected and gated,", values.float() * gate)
-    checked = Named(f"{prompt.key}, projected,", keys)
+    gated = NamedTensor(f"{prompt.key}, projected and gated,", values.float() * gate)
+    checked = NamedTensor(f"{prompt.key}, projected,", keys)
     return SideAttention(checked.converted(base.dtype), gated.converted(base.dtype), float(module.head_dim) ** -0.5)
 
 
 def _heads(name: str, projection: str, module: Any, prompt: torch.Tensor, base: Base) -> torch.Tensor:
-    """(n, kv heads, dim) of a prompt (n, width), by the base's own projection.
+    """Project a prompt (n, width) by the base's own k_proj or v_proj. Returns (n, kv heads, dim).
 
-    PEFT takes the number of query heads to a kv head from the projection's widths: it serves no others.
+    PEFT takes the number of query heads to a kv head from the projection's widths, and serves no other bases.
     """
     site, dim = base.table.sites[f"{name}.{projection}"], int(module.head_dim)
     heads, kv_heads = int(module.config.num_attention_heads), site.out_features // dim

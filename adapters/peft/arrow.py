@@ -2,8 +2,8 @@
 
     y += Σ_e gate_e(x) · s_e B_e (A_e x)    gate = softmax over the top k of |prototypes x|, divided by a temperature
 
-An expert's prototype is the direction that its B A enlarges most. GenKnowSub (arXiv:2505.10939) first takes the mean
-of the general adapters' factors off each expert's. The router's own factors are in its checkpoint, and take no part.
+An expert's prototype is the direction that its B A enlarges most. GenKnowSub (arXiv:2505.10939) first subtracts the
+mean of the general adapters' factors from each expert's. The router's own factors are in its checkpoint, and unused.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ..bypass import Bypass
-from ..errors import InvalidAdapter, UnsupportedAdapter, said_of
+from ..errors import InvalidAdapter, UnsupportedAdapter, prefix_errors
 from ..primitives import RoutedLowRank
-from .base import Base, Named
+from .base import Base, NamedTensor
 from .config import AuxiliaryConfig, LoraConfig
 from .lora_factors import LoraModule, read_modules
 from .tensors import Checkpoint
@@ -26,10 +26,10 @@ Modules = Mapping[str, LoraModule]
 
 
 def compile_arrow(config: LoraConfig, arrow: Arrow, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """Raises AdapterError."""
+    """Compile a router with its experts. Raises AdapterError."""
     router = read_modules(config, checkpoint, base)
     for module in router.values():
-        module.a.weights(), module.b.weights()  # take no part, but a broken file is a broken file
+        module.a.weights(), module.b.weights()  # unused, but NaN in them is refused like in any file
     tasks = [_expert(name, checkpoint, router, base) for name in arrow.tasks]
     general = [_expert(name, checkpoint, router, base) for name in arrow.general]
     sites = {name: (_routed([e[name] for e in tasks], [e[name] for e in general], arrow, base),) for name in router}
@@ -40,7 +40,7 @@ def _expert(name: str, checkpoint: Checkpoint, router: Modules, base: Base) -> M
     config, tensors = checkpoint.expert(name)
     if not isinstance(config, LoraConfig) or not _is_plain(config):
         raise UnsupportedAdapter(f"the expert {name} is not plain LoRA, which is all that Arrow routes", param="files")
-    with said_of(name):
+    with prefix_errors(name):
         modules = read_modules(config, tensors, base)
     if modules.keys() != router.keys():
         raise InvalidAdapter(f"the expert {name} is on other modules than the router", param="target_modules")
@@ -68,7 +68,7 @@ def _routed(tasks: Sequence[LoraModule], general: Sequence[LoraModule], arrow: A
     )
 
 
-def _purified(factor: Named, general: Sequence[Named]) -> Named:
+def _purified(factor: NamedTensor, general: Sequence[NamedTensor]) -> NamedTensor:
     if not general:
         return factor
     mean = torch.stack([other.weights() for other in general]).mean(0)
@@ -76,7 +76,7 @@ def _purified(factor: Named, general: Sequence[Named]) -> Named:
 
 
 def _prototype(a: torch.Tensor, b: torch.Tensor, seed: int) -> torch.Tensor:
-    """The first right singular vector of b a, (in_features,) in float32, as PEFT finds it: by as many power iterations.
+    """Compute the first right singular vector of b a, (in_features,) in float32, by as many power iterations as PEFT.
 
     a: (rank, in_features). b: (out_features, rank). seed: of the start, which 15 iterations do not quite forget.
     """

@@ -1,9 +1,9 @@
-"""What an adapter of any method may bring beside its own tensors: modules saved whole, copies of the embedding, biases.
+"""Tensors that an adapter of any method may have beside its own: whole modules, copies of the embedding, biases.
 
     modules_to_save                 the module with the saved parameters        Replacement
-    a full embedding or head        the base's own, or what takes its place     Replacement
+    a full embedding or head        the base's own, or a replacement of it      Replacement
     bias="all", bias="..._only"     y += saved bias - base's                    Bias, or Replacement of a norm's
-    trainable_token_indices         see `token_rows`                            Rows
+    trainable_token_indices         see `token_rows`                            TokenRows
 
 PEFT saves these as `<module>.weight`, or `<module>.base_layer.weight` where a method wraps the module.
 """
@@ -15,9 +15,9 @@ import torch
 
 from ..bypass import Bypass
 from ..errors import InvalidAdapter, UnsupportedAdapter
-from ..primitives import Bias, Primitive, Replacement, Rows
+from ..primitives import Bias, Primitive, Replacement, TokenRows
 from ..sites import Site, SiteKind
-from .base import Base, Named, is_same
+from .base import Base, NamedTensor, is_same
 from .config import AuxiliaryConfig
 from .saved_modules import replacement, saved_modules
 from .tensors import Checkpoint
@@ -30,23 +30,27 @@ _SCALE_BIASES = ("GLORA",)
 
 @dataclass(frozen=True)
 class Auxiliary:
-    """By site. saved: modules with all their parameters. copies: embeddings and heads that differ from the base's.
+    """The primitives beside the method's own, by site.
 
-    rows: of embeddings and heads. biases: what is added, or the bias of a norm.
+    saved: modules with all their parameters. copies: embeddings and heads that differ from the base's.
+    rows: of embeddings and heads. biases: terms to add, or the bias of a norm.
     """
 
     saved: Mapping[str, Replacement]
     copies: Mapping[str, Replacement]
-    rows: Mapping[str, Rows]
+    rows: Mapping[str, TokenRows]
     biases: Mapping[str, Primitive]
 
     def seen_by_method(self, base: Base) -> Base:
-        """The base with the copies in place, which is what PEFT computes with."""
+        """Return the base with the copies in place, with which PEFT computes."""
         weights = {name: copy.weight for name, copy in self.copies.items() if copy.weight is not None}
         return replace(base, replaced=weights)
 
     def joined(self, bypass: Bypass, base: Base) -> Bypass:
-        """The bypass with these. Raises InvalidAdapter, UnsupportedAdapter for what does not go together."""
+        """Return the method's bypass together with these primitives.
+
+        Raises InvalidAdapter, UnsupportedAdapter for combinations that PEFT does not make or that are not served.
+        """
         if not (self.saved or self.copies or self.rows or self.biases):
             return bypass
         if bypass.invocation:
@@ -78,7 +82,7 @@ class Auxiliary:
 
 
 def compile_auxiliary(config: AuxiliaryConfig, checkpoint: Checkpoint, base: Base) -> Auxiliary:
-    """Takes its tensors, and only those. Raises AdapterError."""
+    """Take these tensors from the checkpoint, and only these, and compile them. Raises AdapterError."""
     saved = saved_modules(config, checkpoint, base)
     copies = dict(_copies(checkpoint, base, saved))
     _tie(copies, checkpoint, base)
@@ -92,7 +96,10 @@ def compile_auxiliary(config: AuxiliaryConfig, checkpoint: Checkpoint, base: Bas
 
 
 def _copies(checkpoint: Checkpoint, base: Base, saved: Mapping[str, Replacement]) -> Iterator[tuple[str, Replacement]]:
-    """PEFT saves embedding and head in full when an adapter is on one of them, and when the vocabulary was resized."""
+    """Find full copies of embedding and head that differ from the base's.
+
+    PEFT saves them when an adapter is on one of them, and when the vocabulary was resized.
+    """
     for site in base.table.sites.values():
         if (site.kind is not SiteKind.EMBEDDING and site.name != base.table.head) or site.name in saved:
             continue
@@ -102,8 +109,8 @@ def _copies(checkpoint: Checkpoint, base: Base, saved: Mapping[str, Replacement]
                 yield site.name, replacement(site, copy, _longer_bias(site, copy, checkpoint, base), base)
 
 
-def _longer_bias(site: Site, copy: Named, checkpoint: Checkpoint, base: Base) -> Named | None:
-    """Of a head with more rows than the base's, if the base's has one."""
+def _longer_bias(site: Site, copy: NamedTensor, checkpoint: Checkpoint, base: Base) -> NamedTensor | None:
+    """Take the bias of a head that has more rows than the base's; None where the base's has no bias."""
     longer = site.kind is SiteKind.HEAD and copy.tensor.dim() == 2 and len(copy.tensor) > site.out_features
     if not longer or base.parameter(site.name, "bias") is None:
         return None
@@ -112,7 +119,10 @@ def _longer_bias(site: Site, copy: Named, checkpoint: Checkpoint, base: Base) ->
 
 
 def _tie(copies: dict[str, Replacement], checkpoint: Checkpoint, base: Base) -> None:
-    """A tied pair is one parameter, which PEFT loads a copy into. Raises InvalidAdapter if two copies differ."""
+    """Give both modules of a tied pair the one copy, in place: PEFT loads it into the parameter that they share.
+
+    Raises InvalidAdapter if the checkpoint has two copies that differ.
+    """
     pair = [name for name in (base.table.tied_head, base.table.head) if base.table.tied_head and name is not None]
     found = [copies[name] for name in pair if name in copies]
     weights = [copy.weight for copy in found if copy.weight is not None]
@@ -123,14 +133,17 @@ def _tie(copies: dict[str, Replacement], checkpoint: Checkpoint, base: Base) -> 
 
 
 def _tied(site: Site, other: Replacement, checkpoint: Checkpoint, base: Base) -> Replacement:
-    """Of one of the pair, what the checkpoint has of the other only."""
+    """Return the replacement of one module of a tied pair by the other's copy."""
     assert other.weight is not None
-    weight = Named(f"the weight of {site.name}", other.weight)
+    weight = NamedTensor(f"the weight of {site.name}", other.weight)
     return replacement(site, weight, _longer_bias(site, weight, checkpoint, base), base)
 
 
 def _check_copied(site: Site, copy: Replacement, own: tuple[Primitive, ...], method: str) -> None:
-    """Methods other than LoRA work out what they need of the base's weight before PEFT loads the copy."""
+    """Refuse an adapter on a module whose weight it brings too, unless it is a LoRA over the same vocabulary.
+
+    Other methods derive what they need from the base's weight before PEFT loads the copy. Raises UnsupportedAdapter.
+    """
     vocabulary = site.in_features if site.kind is SiteKind.EMBEDDING else site.out_features
     resized = copy.weight is not None and copy.weight.shape[0] != vocabulary
     if own and (resized or method != "LORA"):
@@ -141,8 +154,11 @@ def _check_copied(site: Site, copy: Replacement, own: tuple[Primitive, ...], met
         )
 
 
-def _with_rows(site: Site, whole: Replacement | None, rows: Rows | None) -> Replacement | Rows | None:
-    """In one, as both take the place of the module's output. Its weight does not hold what an embedding scales by."""
+def _with_rows(site: Site, whole: Replacement | None, rows: TokenRows | None) -> Replacement | TokenRows | None:
+    """Join a replaced module and replaced rows of it, since both replace the module's output.
+
+    A replaced weight is stored before an embedding's scale, and rows after it.
+    """
     if whole is None or whole.weight is None or rows is None:
         return whole if rows is None else rows
     values = rows.values if site.kind is SiteKind.HEAD else (rows.values.float() / site.embed_scale)
@@ -178,7 +194,7 @@ def _biases(
 
 
 def _parents(checkpoint: Checkpoint) -> set[str]:
-    """Names of all modules at or above a tensor."""
+    """Return the names of all modules at or above a tensor."""
     parents = set()
     for name in checkpoint:
         while "." in name:

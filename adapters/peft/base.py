@@ -1,4 +1,4 @@
-"""What an adapter is compiled against, and the checks that every compiler makes of a checkpoint's tensors."""
+"""The base that an adapter is compiled against, and the checks that every compiler makes of a checkpoint's tensors."""
 
 import math
 from collections.abc import Mapping
@@ -18,13 +18,14 @@ _ROWS_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class Base:
-    """dtype: of the compiled tensors. max_rank: the largest rank that is served.
+    """The base, with the limits of the server.
 
+    dtype: of the compiled tensors. max_rank: the largest rank that is served.
     model: the base as transformers defines it, of its own modules but with the base's own weights, for methods that
-        need either. Whoever changes it changes a copy: call `fresh_model`.
+        need either. It is shared: to change or run it, call `fresh_model` for a copy.
     max_dense_delta: most bytes that one adapter's dense deltas may take together, and its bases of full rank.
-    task: which task of a method that has several (multitask prompt tuning, Poly).
-    replaced: site to the weight that the adapter brings in place of the base's, as `weight` then has it.
+    task: the task to compile, of a method that has several (multitask prompt tuning, Poly).
+    replaced: site to the weight that the adapter brings in place of the base's; `weight` then returns it.
     runs: whether the model, run as it is, computes what is served.
     """
 
@@ -38,7 +39,10 @@ class Base:
     runs: bool = True
 
     def parameter(self, site: str, name: str) -> torch.Tensor | None:
-        """The base's own at a module, such as its `bias`; None if it has none. Raises UnsupportedAdapter for codes."""
+        """Return the base's own parameter of a module, such as its `bias`; None if it has none.
+
+        Raises UnsupportedAdapter where it is quantised.
+        """
         value = None if self.model is None else getattr(self.model.get_submodule(site), name, None)
         if value is not None and not is_plain(value):
             raise UnsupportedAdapter(
@@ -49,14 +53,15 @@ class Base:
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """Of the base's activations."""
+        """Return the dtype of the base's activations."""
         return self.dtype if self.model is None else compute_dtype(self.model)
 
     def weight(self, site: str, method: str, *, rounded_inputs: bool = False) -> torch.Tensor:
-        """What a linear or an embedding multiplies by, as it would store it: of a quantised one, the numbers it means.
+        """Return the weight of a linear or an embedding in its stored layout, dequantised where it is quantised.
 
-        Raises UnsupportedAdapter, naming `method`, for what cannot be read, and unless `rounded_inputs`, for a module
-        that quantises its inputs as well: what is taken off the weight there would be taken off other inputs.
+        method: named in the error. rounded_inputs: accept a module that quantises its inputs as well. Methods that
+        change the weight must not: PEFT multiplies their change by the rounded inputs, and a bypass by others.
+        Raises UnsupportedAdapter for a weight that cannot be read, or is not accepted.
         """
         if site in self.replaced:
             return self.replaced[site]
@@ -74,16 +79,16 @@ class Base:
         return weight.values
 
     def matrix(self, site: str, method: str, *, on_device: bool = False, rounded_inputs: bool = False) -> torch.Tensor:
-        """`weight` of a linear as (out_features, in_features) in float32, on the CPU as checkpoints are.
+        """Return the weight of a linear as (out_features, in_features) in float32, on the CPU as checkpoints are.
 
-        on_device: where the base is, for what would take long on a CPU. Raises UnsupportedAdapter.
+        on_device: leave it on the base's device, for work that would take long on a CPU. Raises UnsupportedAdapter.
         """
         weight = self.weight(site, method, rounded_inputs=rounded_inputs)
         matrix = weight.T if self.table.sites[site].transposed else weight
         return matrix.to(matrix.device if on_device else "cpu", torch.float32)
 
     def require_own_inputs(self, site: str, method: str) -> None:
-        """Raises UnsupportedAdapter where the module quantises its inputs, and PEFT does not where it has `method`."""
+        """Raise UnsupportedAdapter if the module quantises its inputs, which PEFT's module of `method` does not."""
         if self.model is not None:
             weight = read_weight(self.model.get_submodule(site), self.table.sites[site], self.compute_dtype)
             if weight is not None and weight.rounds_inputs:
@@ -93,7 +98,7 @@ class Base:
                 )
 
     def is_quantised(self, site: str) -> bool:
-        """Whether a weight put in place of the module's own would not be multiplied as the module does."""
+        """Return whether the module would multiply a weight put in place of its own differently than its own."""
         if self.model is None:
             return False
         module = self.model.get_submodule(site)
@@ -106,14 +111,14 @@ class Base:
 
     @property
     def form(self) -> str:
-        """In words, what the base's weights are where they are not plain numbers."""
+        """Return, in words, the form of the base's weights where they are not plain numbers: `quantised (...)`."""
         config: Any = getattr(getattr(self.model, "config", None), "quantization_config", None)
         method = config.get("quant_method") if isinstance(config, dict) else getattr(config, "quant_method", None)
-        name = getattr(method, "value", method)  # transformers has an enumeration of those that it knows
+        name = getattr(method, "value", method)  # methods that transformers knows are members of an enumeration
         return f"quantised ({name})" if name else "quantised"
 
     def fresh_model(self, method: str) -> nn.Module:
-        """Modules to change and to run at will, over the base's own weights.
+        """Return a copy of the model to change and to run at will, over the base's own weights.
 
         Raises UnsupportedAdapter, naming `method`, if there is no model, or none that computes what is served.
         """
@@ -128,28 +133,32 @@ class Base:
         return twin(self.model)
 
 
-class Named(NamedTuple):
+class NamedTensor(NamedTuple):
     """A tensor with its key in the checkpoint."""
 
     key: str
     tensor: torch.Tensor
 
-    def transposed(self) -> "Named":
-        return Named(self.key, self.tensor.T)
+    def transposed(self) -> "NamedTensor":
+        """Return the transpose under the same key."""
+        return NamedTensor(self.key, self.tensor.T)
 
-    def require_shape(self, shape: tuple[int, ...], why: str) -> "Named":
-        """Raises InvalidAdapter, saying `why` the shape must be this one."""
+    def require_shape(self, shape: tuple[int, ...], why: str) -> "NamedTensor":
+        """Return itself. Raises InvalidAdapter if its shape is another; `why` says what takes this shape."""
         if self.tensor.shape != shape:
             got = tuple(self.tensor.shape)
             raise InvalidAdapter(f"{self.key} has the shape {got}; {why}: {shape}", param="files")
         return self
 
     def weights(self) -> torch.Tensor:
-        """In float32, to compute with. Raises InvalidAdapter for what is not finite."""
+        """Return it in float32, to compute with. Raises InvalidAdapter for NaN and infinity."""
         return self.converted(torch.float32)
 
     def converted(self, dtype: torch.dtype, scaling: float = 1.0) -> torch.Tensor:
-        """Multiplied in float32, rounded once, contiguous. Raises InvalidAdapter for what is not finite then."""
+        """Return it times `scaling` in `dtype`, contiguous: multiplied in float32, rounded once.
+
+        Raises InvalidAdapter for integers, and where the result holds NaN or infinity.
+        """
         if not self.tensor.is_floating_point():
             kind = str(self.tensor.dtype).removeprefix("torch.")
             raise InvalidAdapter(f"{self.key} holds {kind}, where weights should be", param="files")
@@ -167,17 +176,17 @@ class Named(NamedTuple):
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Without NaN or infinity, in one pass: torch's own `isfinite` takes four."""
+    """Return whether a tensor is without NaN and infinity, in one pass: torch's own `isfinite` takes four."""
     if not tensor.numel():
         return True
-    least, most = tensor.aminmax()  # NaN if any is
+    least, most = tensor.aminmax()  # NaN if any number is
     return math.isfinite(least.item()) and math.isfinite(most.item())
 
 
-def is_same(base: Base, site: str, copy: Named) -> bool:
-    """Whether a copy of the weight at a site, which may come along with an adapter, is the base's own.
+def is_same(base: Base, site: str, copy: NamedTensor) -> bool:
+    """Return whether a copy of the weight at a site, which may come along with an adapter, is the base's own.
 
-    Raises UnsupportedAdapter where there is nothing to compare it with.
+    Raises UnsupportedAdapter where there is no weight to compare it with.
     """
     if base.model is None:
         raise UnsupportedAdapter(
@@ -192,7 +201,7 @@ def is_same(base: Base, site: str, copy: Named) -> bool:
 
 
 def _same(own: torch.Tensor, copy: torch.Tensor) -> bool:
-    """Equal up to the rounding of the coarser of the two types."""
+    """Return whether two tensors are equal up to the rounding of the coarser type."""
     coarse = max((own.dtype, copy.dtype), key=lambda dtype: torch.finfo(dtype).eps)
     tolerance = torch.finfo(coarse).eps
     return all(

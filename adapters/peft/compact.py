@@ -1,22 +1,22 @@
-"""The smallest primitive that holds a dense delta: low-rank factors, its non-zeros, or all of it."""
+"""The smallest primitive for a dense delta: low-rank factors, its non-zeros, or the whole matrix."""
 
 import torch
 
 from ..primitives import Dense, LowRank, Primitive, Sparse
-from .base import Named
+from .base import NamedTensor
 
-_OVERSAMPLED = 8  # columns of the sketch over the bound, without which its last directions would be inexact
-_EXACT = 1e-5  # relative error of factors, under which what they leave out is the rounding of float32
-_INDEX_BYTES = 8  # that a non-zero counts beside its value: a column, and its share of where rows begin
-_SCATTERED = 4  # how much smaller than all of it the non-zeros must be: each costs more than an entry of a GEMM
+_OVERSAMPLED = 8  # columns of the sketch beyond the bound, so that its last directions are exact
+_EXACT = 1e-5  # relative error of factors: below it is the rounding of float32
+_INDEX_BYTES = 8  # counted for a non-zero beside its value: its column, and its share of the row starts
+_SCATTERED = 4  # times that non-zeros must be smaller than the matrix: each costs more than an entry of a GEMM
 
 
-def compacted(delta: Named, bound: int | None, dtype: torch.dtype) -> Primitive:
-    """delta: (out_features, in_features) in float32. bound: of its rank, as the method has it; None if it has none.
+def compacted(delta: NamedTensor, bound: int | None, dtype: torch.dtype) -> Primitive:
+    """Return the smallest primitive that is this delta. Raises InvalidAdapter if it is not finite.
 
-    Raises InvalidAdapter if it is not finite.
+    delta: (out_features, in_features) in float32. bound: on its rank, known from the method; None if it has none.
     """
-    exact = Named(delta.key, delta.tensor).converted(torch.float32)
+    exact = NamedTensor(delta.key, delta.tensor).converted(torch.float32)
     nonzeros = int(exact.count_nonzero())
     if not nonzeros:
         return LowRank(exact.new_zeros(1, exact.shape[1], dtype=dtype), exact.new_zeros(exact.shape[0], 1, dtype=dtype))
@@ -24,16 +24,16 @@ def compacted(delta: Named, bound: int | None, dtype: torch.dtype) -> Primitive:
     factors = None if bound is None else factored(exact, bound)
     low_rank = dense if factors is None else sum(factor.numel() for factor in factors) * dtype.itemsize
     if factors is not None and low_rank < min(dense, sparse):
-        a, b = (Named(delta.key, factor).converted(dtype) for factor in factors)
+        a, b = (NamedTensor(delta.key, factor).converted(dtype) for factor in factors)
         return LowRank(a, b)
     return _sparse(delta.key, exact, dtype) if sparse < dense else Dense(delta.converted(dtype))
 
 
 def factored(w: torch.Tensor, bound: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """a: (rank, in_features) and b: (out_features, rank) with b a = w; None if w's rank is over `bound`.
+    """Factor w into a: (rank, in_features) and b: (out_features, rank) with b a = w; None if its rank is over `bound`.
 
     A sketch finds the column space (Halko et al. 2011, arXiv:0909.4061), which takes O(out · in · bound) where a full
-    SVD takes minutes per module; what the sketch leaves out is measured.
+    SVD takes minutes per module; the error of the sketch is measured.
     """
     w = w.double()
     columns = min(bound + _OVERSAMPLED, *w.shape)
@@ -49,4 +49,4 @@ def factored(w: torch.Tensor, bound: int) -> tuple[torch.Tensor, torch.Tensor] |
 
 def _sparse(key: str, w: torch.Tensor, dtype: torch.dtype) -> Sparse:
     rows, columns = w.nonzero(as_tuple=True)
-    return Sparse(Sparse.row_starts(rows, len(w)), columns.int(), Named(key, w[rows, columns]).converted(dtype))
+    return Sparse(Sparse.row_starts(rows, len(w)), columns.int(), NamedTensor(key, w[rows, columns]).converted(dtype))

@@ -1,13 +1,14 @@
-"""A checkpoint's folder to a Bypass: the full check of an adapter, and the only way to serve it.
+"""From an adapter's folder to a Bypass: the full check of an adapter, and the only way to serve it.
 
-Each group of methods is one module with a table of its compilers, a pure function each; `METHODS` puts them together.
-What any method can have beside its own tensors (whole modules, biases, rows of the vocabulary) is `auxiliary`'s.
+`methods` names the compiler of each PEFT method, a pure function. What any method can have beside its own tensors
+(whole modules, biases, rows of the vocabulary) is compiled by `auxiliary`.
 """
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,58 +18,31 @@ from torch import nn
 
 from ..adapterhub.compile import compile_bottleneck
 from ..bypass import Bypass
-from ..checkpoint import FLOATING, TensorInfo, read_header
 from ..errors import AdapterTooLarge, InvalidAdapter
 from ..facts import AdapterFacts
 from ..files import WEIGHTS, experts_of
 from ..primitives import Dense, Replacement
+from ..safetensors_header import FLOATING, TensorInfo, read_header
 from ..sites import SiteKind, SiteTable
 from .auxiliary import compile_auxiliary
 from .base import Base
-from .config import AnyConfig, read_config
-from .dense import DENSE_METHODS
-from .diagonal import DIAGONAL_METHODS
-from .factored import FACTORED_METHODS
+from .config import AdapterHubConfig, AnyConfig, read_config
 from .listing import listed
-from .lora import compile_lora
-from .on_base import BASE_METHODS
-from .probe_methods import PROBE_METHODS
-from .products import PRODUCT_METHODS
-from .prompt import PROMPT_METHODS
-from .randlora import RANDLORA
-from .rotation import ROTATION_METHODS
-from .shared import SHARED_METHODS
-from .sparse import SPARSE_METHODS
-from .spectral import SPECTRAL_METHODS
+from .methods import METHODS
 from .summary import facts_of
 from .tensors import Checkpoint
-from .token_rows import compile_trainable_tokens
 
-METHODS: Mapping[str, Callable[[Any, Checkpoint, Base], Bypass]] = {
-    "LORA": compile_lora,
-    "BOTTLENECK": compile_bottleneck,
-    "TRAINABLE_TOKENS": compile_trainable_tokens,
-    **PROBE_METHODS,
-    **PROMPT_METHODS,
-    **FACTORED_METHODS,
-    **PRODUCT_METHODS,
-    **SHARED_METHODS,
-    **BASE_METHODS,
-    **DIAGONAL_METHODS,
-    **ROTATION_METHODS,
-    **SPARSE_METHODS,
-    **DENSE_METHODS,
-    **SPECTRAL_METHODS,
-    **RANDLORA,
-}
+Compiler = Callable[[Any, Checkpoint, Base], Bypass]
+"""Compile a configuration and its checkpoint against a base; take every tensor. Raises AdapterError."""
 
-
-# What the sparse methods keep as integers: where their values belong, and how many there are.
+# Integer tensors of the sparse methods: the positions of their values, and their number.
 _INTEGERS = re.compile(r"_(indices|size)(_[AB])?\b")
 
 
 @dataclass(frozen=True)
 class CompiledAdapter:
+    """A compiled adapter with its facts."""
+
     bypass: Bypass
     facts: AdapterFacts
 
@@ -84,7 +58,7 @@ def compile_adapter(
     task: int = 0,
     runs: bool = True,
 ) -> CompiledAdapter:
-    """Compile the adapter in `folder` against a base. See `Base` for the arguments. Raises AdapterError."""
+    """Compile the adapter in `folder` against a base. The arguments are those of `Base`. Raises AdapterError."""
     base = Base(table, dtype, max_rank, model, max_dense_delta, task, runs=runs)
     try:
         with ExitStack() as files:
@@ -102,8 +76,17 @@ def compile_adapter(
     return CompiledAdapter(bypass, facts_of(bypass, checkpoint.num_tensors, table))
 
 
+def compiler_of(config: AnyConfig) -> Compiler:
+    """Return the function that compiles adapters of this configuration's method."""
+    if isinstance(config, AdapterHubConfig):
+        return compile_bottleneck
+    module, _, function = METHODS[config.peft_type].compiler.rpartition(".")
+    compiler: Compiler = getattr(import_module(f".{module}", __package__), function)
+    return compiler
+
+
 def _open(folder: Path, files: ExitStack) -> "_LazyTensors":
-    """The tensors of a checkpoint, until `files` closes."""
+    """Open the tensors of a checkpoint, until `files` closes."""
     header = read_header(folder / WEIGHTS)
     _check_types(header)
     return _LazyTensors(header, files.enter_context(safe_open(folder / WEIGHTS, framework="pt", device="cpu")))
@@ -117,7 +100,7 @@ def _check_types(header: Mapping[str, TensorInfo]) -> None:
 
 def _compile(config: AnyConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
     auxiliary = compile_auxiliary(config.auxiliary, checkpoint, base)
-    own = METHODS[config.peft_type](config, checkpoint, auxiliary.seen_by_method(base))
+    own = compiler_of(config)(config, checkpoint, auxiliary.seen_by_method(base))
     bypass = auxiliary.joined(own, base)
     if left := checkpoint.left():
         raise InvalidAdapter(f"tensors that the configuration does not put on this base: {listed(left)}", param="files")
@@ -133,7 +116,7 @@ def _compile(config: AnyConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
 
 
 def _check_vocabulary(bypass: Bypass, table: SiteTable) -> None:
-    """Whether the adapter can read every token that it can say."""
+    """Check that the adapter's embedding has every token that its head can generate. Raises InvalidAdapter."""
     if table.head is None or table.head not in table.sites:
         return
     embeddings = [name for name, site in table.sites.items() if site.kind is SiteKind.EMBEDDING]
@@ -147,13 +130,13 @@ def _check_vocabulary(bypass: Bypass, table: SiteTable) -> None:
 
 
 def _most_rows(bypass: Bypass, sites: Iterable[str]) -> int:
-    """Of the weights that take the place of the base's there; 0 without any."""
+    """Return the most rows of any weight that replaces the base's at these sites; 0 without any."""
     found = (p.weight for site in sites for p in bypass.sites.get(site, ()) if isinstance(p, Replacement))
     return max((len(weight) for weight in found if weight is not None), default=0)
 
 
 class _LazyTensors(Mapping[str, torch.Tensor]):
-    """Reads a tensor when it is asked for."""
+    """The tensors of an open file, each read when it is asked for."""
 
     def __init__(self, header: Mapping[str, TensorInfo], file: Any) -> None:
         self._header = header

@@ -1,10 +1,10 @@
-"""Our own reading of adapter_config.json, as every PEFT up to 0.21 writes it.
+"""adapter_config.json parsed and checked, as every PEFT up to 0.21 writes it.
 
-Every field is known, refused by name, or without meaning for the result; a field that nobody here has heard of is
-refused as soon as it is set. Knows no tensors and no torch. To serve a new method is to add its parser and one row.
+Every field is known, refused by name, or without effect at inference; a field that `methods` does not list is refused
+as soon as it is set. Knows no tensors and no torch.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from ..adapterhub.config import BottleneckConfig, is_adapterhub, parse_bottlenec
 from ..errors import InvalidAdapter
 from ..files import CONFIG, read_raw_config
 from .fields import Fields
-from .method_fields import METHOD_FIELDS
-from .unsupported import LORA, LORA_IGNORED, refuse_fields, refuse_lora_values, refuse_type
+from .methods import METHODS, Method
+from .unsupported import refuse_fields, refuse_lora_values, refuse_type
 from .variant import LoraVariant, parse_variant
 
 ALL_LINEAR = "all-linear"
@@ -23,11 +23,12 @@ MAX_SAVED_MODULES = 1024
 
 @dataclass(frozen=True)
 class Targets:
-    """Which modules an adapter is on, as all tuners of PEFT say it.
+    """The modules that an adapter is on, as all tuners of PEFT configure them.
 
     modules: names or ends of names; a string is a regular expression on the whole name, or `all-linear`.
-    exclude: the same, taken out. layers: indices of layers; empty is all. layers_pattern: what comes before the
-    index, as regular expressions; empty is anything. saved: `modules_to_save`, on which no method is.
+    exclude: the same, for modules to leave out. layers: indices of layers; empty is all. layers_pattern: regular
+    expressions for the part of the name before the index; empty is anything. saved: `modules_to_save`, which no method
+    is on.
     """
 
     modules: tuple[str, ...] | str
@@ -38,16 +39,17 @@ class Targets:
 
     @property
     def all_linear(self) -> bool:
+        """Return whether the modules are `all-linear`."""
         return isinstance(self.modules, str) and self.modules.lower() == ALL_LINEAR
 
 
 @dataclass(frozen=True)
 class AuxiliaryConfig:
-    """What any method may train beside its own tensors.
+    """Parts that any method may train beside its own tensors.
 
     modules: ends of names of modules that are saved whole. tokens: end of a module's name to the ids whose rows are
     replaced; the empty name is the input embedding. bias: which of the base's biases were trained, `none`, `all` or
-    `<method>_only`. tie: what is said of the embedding holds for a tied head too.
+    `<method>_only`. tie: whether settings of the embedding hold for a tied head too.
     """
 
     modules: tuple[str, ...] = ()
@@ -58,9 +60,10 @@ class AuxiliaryConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """ranks, alphas: regular expression on the end of a module's name, to what replaces r and alpha there.
+    """A LoRA configuration.
 
-    tie: an adapter on the embedding is on a tied head too (`ensure_weight_tying`).
+    ranks, alphas: regular expression on the end of a module's name, to what replaces r and alpha there.
+    tie: whether an adapter on the embedding is on a tied head too (`ensure_weight_tying`).
     parameters: ends of names of experts' stacked parameters; with them, `targets` may name no module.
     """
 
@@ -77,14 +80,15 @@ class LoraConfig:
     parameters: tuple[str, ...] = ()
 
     def scaling(self, rank: int, alpha: float) -> float:
+        """Return the factor of B A at a module with this rank and alpha."""
         return alpha / (rank**0.5 if self.use_rslora else rank)
 
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """Any other method's configuration. targets: None for methods that are on no module.
+    """The configuration of any other method. targets: None for methods that are on no module.
 
-    fields: for the compiler to read what it needs; `METHOD_FIELDS` says which fields those are.
+    fields: read by the method's compiler; `METHODS` says which fields those are.
     """
 
     peft_type: str
@@ -95,7 +99,7 @@ class MethodConfig:
 
 @dataclass(frozen=True)
 class AdapterHubConfig:
-    """Of an adapter that AdapterHub's library saved, which is no method of PEFT."""
+    """The configuration of an adapter that AdapterHub's library saved, which is no method of PEFT."""
 
     bottleneck: BottleneckConfig
     peft_type: str = "BOTTLENECK"
@@ -106,12 +110,12 @@ AnyConfig = LoraConfig | MethodConfig | AdapterHubConfig
 
 
 def read_config(folder: Path) -> AnyConfig:
-    """Raises AdapterError, OSError."""
+    """Read and check the configuration of the adapter in a folder. Raises AdapterError, OSError."""
     return parse_config(read_raw_config(folder))
 
 
 def parse_config(raw: Mapping[str, Any]) -> AnyConfig:
-    """Raises InvalidAdapter, UnsupportedAdapter."""
+    """Check a configuration. Raises InvalidAdapter, UnsupportedAdapter."""
     if is_adapterhub(raw):
         return AdapterHubConfig(parse_bottleneck(raw))
     if "peft_type" not in raw:
@@ -119,21 +123,21 @@ def parse_config(raw: Mapping[str, Any]) -> AnyConfig:
             f"{CONFIG} has no peft_type; is it the configuration of a PEFT adapter?", param="peft_type"
         )
     peft_type = raw["peft_type"]
-    refuse_type(peft_type, frozenset(PARSERS) | METHOD_FIELDS.keys())
-    return PARSERS[peft_type](raw) if peft_type in PARSERS else _parse_method(peft_type, raw)
+    refuse_type(peft_type, METHODS.keys())
+    method = METHODS[peft_type]
+    refuse_fields(raw, method.refused, method.known)
+    return parse_lora(raw) if peft_type == "LORA" else _parse_method(peft_type, method, raw)
 
 
-def _parse_method(peft_type: str, raw: Mapping[str, Any]) -> MethodConfig:
-    known = METHOD_FIELDS[peft_type]
-    refuse_fields(raw, known.refused, known.known)
+def _parse_method(peft_type: str, method: Method, raw: Mapping[str, Any]) -> MethodConfig:
     fields = Fields(raw)
-    if not known.has_targets:
+    if not method.has_targets:
         return MethodConfig(peft_type, None, fields)
     return MethodConfig(peft_type, parse_targets(fields), fields, parse_auxiliary(fields))
 
 
 def parse_targets(fields: Fields) -> Targets:
-    """The fields that all tuners share."""
+    """Parse the fields that say which modules an adapter is on. Raises InvalidAdapter."""
     modules = fields.names_or_pattern("target_modules")
     if not modules:
         raise InvalidAdapter("target_modules is missing or empty: the adapter is on no module", param="target_modules")
@@ -151,7 +155,7 @@ def parse_targets(fields: Fields) -> Targets:
 
 
 def parse_auxiliary(fields: Fields) -> AuxiliaryConfig:
-    """Raises InvalidAdapter."""
+    """Parse the fields of what is trained beside a method. Raises InvalidAdapter."""
     bias = fields.value("bias") or "none"
     if bias not in ("none", "all") and not (isinstance(bias, str) and bias.endswith("_only")):
         raise InvalidAdapter(f"bias must be none, all or ..._only, not {repr(bias)[:40]}", param="bias")
@@ -171,7 +175,7 @@ def _saved_modules(fields: Fields) -> tuple[str, ...]:
 
 
 def parse_lora(raw: Mapping[str, Any]) -> LoraConfig:
-    refuse_fields(raw, LORA, LORA_IGNORED | _LORA_READ)
+    """Parse a LoRA configuration whose fields are all known. Raises InvalidAdapter, UnsupportedAdapter."""
     refuse_lora_values(raw)
     fields = Fields(raw)
     parameters = tuple(name for name in fields.strings("target_parameters") if name)
@@ -187,13 +191,3 @@ def parse_lora(raw: Mapping[str, Any]) -> LoraConfig:
         variant=parse_variant(fields),
         parameters=parameters,
     )
-
-
-_LORA_READ = frozenset(
-    {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"}
-    | {"r", "lora_alpha", "use_rslora", "ensure_weight_tying", "modules_to_save", "trainable_token_indices", "bias"}
-    | {"use_dora", "lora_bias", "alora_invocation_tokens", "kasa_config", "velora_config", "monteclora_config"}
-    | {"target_parameters", "use_qalora", "qalora_group_size", "use_bdlora", "init_lora_weights", "arrow_config"}
-)
-
-PARSERS: Mapping[str, Callable[[Mapping[str, Any]], LoraConfig]] = {"LORA": parse_lora}

@@ -1,32 +1,26 @@
-"""Methods whose delta has full rank, or can have.
-
-HIRA (Huang et al. 2025, "HiRA")           y += (W ⊙ B A) x                                        Dense
-GLORA (Chavan et al. 2023, 2306.07967)     see `glora`
-"""
-
-from collections.abc import Callable, Mapping
+"""HiRA (Huang et al. 2025, "HiRA"), whose delta has full rank: y += (W ⊙ B A) x, a Dense."""
 
 import torch
 
 from ..bypass import Bypass
 from ..primitives import Dense, Primitive
 from ..sites import Site, SiteKind
-from .base import Base, Named
+from .base import Base, NamedTensor
 from .config import MethodConfig
-from .glora import compile_glora
 from .linears import MATRICES, require_room, sites_of
 from .saved_modules import replacement
 from .tensors import Checkpoint
 
 
 def compile_hira(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """hira_A: (r, in_features); hira_B: (out_features, r); at an embedding hira_embedding_A, hira_embedding_B.
+    """Compile a HIRA adapter.
 
+    Reads hira_A: (r, in_features); hira_B: (out_features, r); at an embedding hira_embedding_A, hira_embedding_B.
     Raises InvalidAdapter, UnsupportedAdapter, AdapterTooLarge.
     """
     sites = sites_of(config, base, MATRICES)
     require_room(sites, base)
-    rank = config.fields.integer("r", 32, 1)  # PEFT reads rank_pattern and passes over what it says
+    rank = config.fields.integer("r", 32, 1)  # PEFT reads rank_pattern and ignores it
     return Bypass(config.peft_type, {site.name: (_hira(rank, site, checkpoint, base),) for site in sites})
 
 
@@ -37,17 +31,11 @@ def _hira(rank: int, site: Site, checkpoint: Checkpoint, base: Base) -> Primitiv
     b = checkpoint.take(f"{stem}B").require_shape((site.out_features, rank), why)
     factor = b.converted(torch.float32) @ a.converted(torch.float32)
     if at_embedding:
-        return _multiplied_rows(site, Named(b.key, factor.T), base)
-    return Dense(Named(b.key, base.matrix(site.name, "HiRA") * factor).converted(base.dtype))
+        return _multiplied_rows(site, NamedTensor(b.key, factor.T), base)
+    return Dense(NamedTensor(b.key, base.matrix(site.name, "HiRA") * factor).converted(base.dtype))
 
 
-def _multiplied_rows(site: Site, factor: Named, base: Base) -> Primitive:
-    """PEFT adds rows that Gemma's embedding does not multiply."""
+def _multiplied_rows(site: Site, factor: NamedTensor, base: Base) -> Primitive:
+    """Return the embedding with HiRA's factor in its weight. PEFT adds rows that Gemma's embedding does not scale."""
     own = base.weight(site.name, "HiRA").to("cpu", torch.float32)
-    return replacement(site, Named(factor.key, own + own * factor.tensor / site.embed_scale), None, base)
-
-
-DENSE_METHODS: Mapping[str, Callable[[MethodConfig, Checkpoint, Base], Bypass]] = {
-    "HIRA": compile_hira,
-    "GLORA": compile_glora,
-}
+    return replacement(site, NamedTensor(factor.key, own + own * factor.tensor / site.embed_scale), None, base)

@@ -5,14 +5,14 @@ BEFT (bias terms of value projections)          y = W x + b + β                
 LN_TUNING (Zhao et al. 2023, arXiv:2312.11420)  the module with its own parameters    Replacement
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 
 from ..bypass import Bypass
 from ..primitives import Bias, InputScale, OutputScale, Primitive, Replacement
 from ..sites import Site
-from .base import Base, Named
+from .base import Base, NamedTensor
 from .config import MethodConfig
 from .linears import ALL_KINDS, sites_of
 from .patterns import Deadline, Pattern
@@ -21,7 +21,10 @@ from .tensors import Checkpoint
 
 
 def compile_ia3(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """ia3_l: (1, in_features) at a feedforward module, (out_features, 1) at any other. Raises InvalidAdapter."""
+    """Compile an IA3 adapter.
+
+    Reads ia3_l: (1, in_features) at a feedforward module, (out_features, 1) at any other. Raises InvalidAdapter.
+    """
     is_feedforward = _feedforward(config)
     sites = {}
     for site in sites_of(config, base):
@@ -31,7 +34,7 @@ def compile_ia3(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Byp
 
 
 def _feedforward(config: MethodConfig) -> Callable[[Site, torch.Tensor], bool]:
-    """Whether a module's input is scaled. PEFT compares ends of names without regard to dots.
+    """Return the predicate for modules whose input is scaled. PEFT compares ends of names without regard to dots.
 
     A configuration without the field is left to PEFT's defaults by architecture: the tensors' shapes tell the same.
     """
@@ -46,7 +49,7 @@ def _feedforward(config: MethodConfig) -> Callable[[Site, torch.Tensor], bool]:
     return lambda site, _: pattern.fullmatch(site.name)
 
 
-def _scale(site: Site, scale: Named, feedforward: bool, dtype: torch.dtype) -> Primitive:
+def _scale(site: Site, scale: NamedTensor, feedforward: bool, dtype: torch.dtype) -> Primitive:
     if feedforward:
         scale.require_shape((1, site.in_features), f"the feedforward module {site.name} takes")
         return InputScale(_less_one(scale, dtype))
@@ -54,13 +57,13 @@ def _scale(site: Site, scale: Named, feedforward: bool, dtype: torch.dtype) -> P
     return OutputScale(_less_one(scale, dtype))
 
 
-def _less_one(scale: Named, dtype: torch.dtype) -> torch.Tensor:
+def _less_one(scale: NamedTensor, dtype: torch.dtype) -> torch.Tensor:
     values = scale.converted(torch.float32).flatten()
-    return Named(scale.key, values - 1).converted(dtype)
+    return NamedTensor(scale.key, values - 1).converted(dtype)
 
 
 def compile_beft(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """beft_bias: (1, out_features). Raises InvalidAdapter."""
+    """Compile a BEFT adapter. Reads beft_bias: (1, out_features). Raises InvalidAdapter."""
     return Bypass(config.peft_type, {site.name: (_bias(site, checkpoint, base),) for site in sites_of(config, base)})
 
 
@@ -70,7 +73,11 @@ def _bias(site: Site, checkpoint: Checkpoint, base: Base) -> Bias:
 
 
 def compile_ln_tuning(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """ln_tuning_layers.weight and .bias: as the module, of any kind, stores its own. Raises InvalidAdapter."""
+    """Compile an LN_TUNING adapter.
+
+    Reads ln_tuning_layers.weight and .bias, in the shapes in which the module, of any kind, stores its own.
+    Raises InvalidAdapter.
+    """
     sites = sites_of(config, base, ALL_KINDS)
     return Bypass(config.peft_type, {site.name: (_replacement(site, checkpoint, base),) for site in sites})
 
@@ -84,10 +91,3 @@ def _replacement(site: Site, checkpoint: Checkpoint, base: Base) -> Replacement:
         return Replacement(weight.converted(base.dtype))
     bias.require_shape((site.out_features,), f"the bias of {site.name} takes")
     return Replacement(weight.converted(base.dtype), bias.converted(base.dtype))
-
-
-DIAGONAL_METHODS: Mapping[str, Callable[[MethodConfig, Checkpoint, Base], Bypass]] = {
-    "IA3": compile_ia3,
-    "BEFT": compile_beft,
-    "LN_TUNING": compile_ln_tuning,
-}

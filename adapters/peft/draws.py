@@ -1,17 +1,17 @@
-"""Random draws of torch's that PEFT makes, of which only the beginning is wanted."""
+"""Random draws of torch that PEFT makes, of which only the beginning is used."""
 
 from functools import cache
 
 import torch
 
-# Below, torch shuffles front to back by numbers of 32 bits, and what is done to a place's front is never undone; at or
-# above, it fills a permutation that changes to its end.
+# Below this size torch shuffles from front to back by numbers of 32 bits, so that the beginning is final early; from it
+# on, torch fills a permutation whose beginning may change until its end.
 _FRONT_TO_BACK = (2**32 - 1) // 20
 _TRIED = 1000
 
 
 def first_of_permutation(size: int, count: int, seed: int) -> torch.Tensor:
-    """`torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:count]`, without the rest of it.
+    """Return `torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:count]` without drawing the rest.
 
     count: at most size. A permutation of a large weight's places takes seconds, and hundreds of megabytes.
     """
@@ -22,12 +22,12 @@ def first_of_permutation(size: int, count: int, seed: int) -> torch.Tensor:
 
 @cache
 def _is_as_known() -> bool:
-    """Whether this release of torch shuffles as the ones that were looked at do."""
+    """Return whether this release of torch shuffles as the ones that this module was written for."""
     return torch.equal(_shuffled(_TRIED, _TRIED, 1), torch.randperm(_TRIED, generator=torch.Generator().manual_seed(1)))
 
 
 def _shuffled(size: int, count: int, seed: int) -> torch.Tensor:
-    """The first steps of a shuffle (Fisher and Yates, as Durstenfeld 1964) over places that nobody wrote down."""
+    """Return the first steps of a shuffle (Fisher and Yates, as Durstenfeld 1964), in memory for those alone."""
     steps = torch.arange(count)
     others = steps + _words(count, seed) % (size - steps)
     moved: dict[int, int] = {}
@@ -39,7 +39,7 @@ def _shuffled(size: int, count: int, seed: int) -> torch.Tensor:
 
 
 def _words(count: int, seed: int) -> torch.Tensor:
-    """The generator's first numbers of 32 bits, as (count,) int64: torch draws whole int64 as two of them."""
+    """Return the generator's first numbers of 32 bits, as (count,) int64: torch draws whole int64 as two of them."""
     pairs = torch.empty(-(-count // 2), dtype=torch.int64)
     pairs.random_(torch.iinfo(torch.int64).min, None, generator=torch.Generator().manual_seed(seed))
     mask = 2**32 - 1

@@ -1,6 +1,4 @@
-"""Methods whose delta is a product of two thin matrices that the checkpoint holds, in one form or another."""
-
-from collections.abc import Callable, Mapping
+"""Methods whose delta is a product of two thin matrices that the checkpoint holds in some form."""
 
 import torch
 
@@ -8,25 +6,28 @@ from ..bypass import Bypass
 from ..errors import AdapterTooLarge, InvalidAdapter
 from ..primitives import LowRank
 from ..sites import Site
-from .base import Base, Named
+from .base import Base, NamedTensor
 from .config import MethodConfig
 from .linears import sites_of
 from .patterns import Deadline
 from .targets import values_at
 from .tensors import Checkpoint
 
-_POLY_EPS = 1e-12  # PEFT's, of the sum that weights are divided by
+_POLY_EPS = 1e-12  # PEFT's, added to the sum that weights are divided by
 
 
 def low_rank(key: str, a: torch.Tensor, b: torch.Tensor, base: Base) -> LowRank:
-    """a: (rank, in_features), b: (out_features, rank) in float32. Raises AdapterTooLarge, InvalidAdapter."""
+    """Return a low-rank primitive in the base's dtype. Raises AdapterTooLarge, InvalidAdapter.
+
+    key: names it in errors. a: (rank, in_features), b: (out_features, rank) in float32.
+    """
     if len(a) > base.max_rank:
         raise AdapterTooLarge(f"{key}: rank {len(a)} is over the server's limit of {base.max_rank}", param="r")
-    return LowRank(Named(key, a).converted(base.dtype), Named(key, b).converted(base.dtype))
+    return LowRank(NamedTensor(key, a).converted(base.dtype), NamedTensor(key, b).converted(base.dtype))
 
 
 def ranks_of(config: MethodConfig, sites: list[Site], default: int) -> dict[str, int]:
-    """r, or what rank_pattern has for a site."""
+    """Return site to rank: `r`, or what rank_pattern has for it. Raises InvalidAdapter."""
     patterns = config.fields.integer_map("rank_pattern", 1)
     return values_at(
         patterns, config.fields.integer("r", default, 1), [s.name for s in sites], "rank_pattern", Deadline()
@@ -34,9 +35,10 @@ def ranks_of(config: MethodConfig, sites: list[Site], default: int) -> dict[str,
 
 
 def compile_adalora(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """y += s · B diag(E) A x, s = lora_alpha / (init_r + 1e-5). Zhang et al. 2023, arXiv:2303.10512.
+    """Compile an ADALORA adapter: y += s · B diag(E) A x, s = lora_alpha / (init_r + 1e-5).
 
     rank_pattern says which of the init_r directions were kept; only those are in the checkpoint.
+    Zhang et al. 2023, arXiv:2303.10512. Raises AdapterError.
     """
     init_r = config.fields.integer("init_r", 12, 1)
     alpha = config.fields.number("lora_alpha", 8)
@@ -58,7 +60,10 @@ def compile_adalora(config: MethodConfig, checkpoint: Checkpoint, base: Base) ->
 
 
 def _kept(config: MethodConfig, init_r: int, names: set[str]) -> dict[str, int]:
-    """Site to number of directions, where rank_pattern has a list of init_r booleans for it. names: of the sites."""
+    """Return site to number of kept directions, where rank_pattern has a list of init_r booleans for it.
+
+    names: of the sites. Raises InvalidAdapter.
+    """
     pattern = config.fields.value("rank_pattern") or {}
     if not isinstance(pattern, dict):
         raise InvalidAdapter("rank_pattern must be an object of lists of booleans", param="rank_pattern")
@@ -77,7 +82,10 @@ def _kept(config: MethodConfig, init_r: int, names: set[str]) -> dict[str, int]:
 
 
 def compile_delora(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """y += B diag(λ / (r ‖a‖ ‖b‖)) A diag(w_norm) x. Bini et al. 2025, arXiv:2503.18225."""
+    """Compile a DELORA adapter: y += B diag(λ / (r ‖a‖ ‖b‖)) A diag(w_norm) x.
+
+    Bini et al. 2025, arXiv:2503.18225. Raises AdapterError.
+    """
     sites = sites_of(config, base)
     ranks = ranks_of(config, sites, 8)
     compiled = {}
@@ -93,9 +101,10 @@ def compile_delora(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> 
 
 
 def compile_gralora(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """k x k blocks, each with a low-rank pair of its own, and a plain pair beside. Jung et al. 2025, arXiv:2505.20355.
+    """Compile a GRALORA adapter: k x k blocks, each with a low-rank pair of its own, and a plain pair beside them.
 
     Served as one pair of rank k·r + hybrid_r, whose factors are zero between blocks.
+    Jung et al. 2025, arXiv:2505.20355. Raises AdapterError.
     """
     fields = config.fields
     blocks, rank, hybrid = (
@@ -122,7 +131,10 @@ def compile_gralora(config: MethodConfig, checkpoint: Checkpoint, base: Base) ->
 
 
 def _gralora_pair(site: Site, checkpoint: Checkpoint, k: int, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """a: (k·rank, in_features), b: (out_features, k·rank); rank indices are (output block, input block, direction)."""
+    """Return the blocks as one pair. a: (k·rank, in_features), b: (out_features, k·rank).
+
+    Rank indices are (output block, input block, direction).
+    """
     why = f"{k} blocks of rank {rank} at {site.name} take"
     shape = (k, site.in_features // k, rank)
     blocks_a = checkpoint.take(f"{site.name}.gralora_A").require_shape(shape, why).weights()
@@ -134,9 +146,9 @@ def _gralora_pair(site: Site, checkpoint: Checkpoint, k: int, rank: int) -> tupl
 
 
 def compile_poly(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """LoRA mixed of skills, by weights that a task has learned. Ponti et al. 2022, arXiv:2202.13914.
+    """Compile a POLY adapter for `base.task`: LoRA skills mixed by weights that the task has learned.
 
-    For `base.task`; raises InvalidAdapter if there is no such task.
+    Ponti et al. 2022, arXiv:2202.13914. Raises AdapterError; InvalidAdapter if there is no such task.
     """
     fields = config.fields
     tasks, skills, splits = (fields.integer(n, d, 1) for n, d in (("n_tasks", 1), ("n_skills", 4), ("n_splits", 1)))
@@ -159,11 +171,3 @@ def compile_poly(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> By
         mixed_b = torch.einsum("qs,qsrd->rqd", weights, b).reshape(rank, site.out_features)
         sites[site.name] = (low_rank(site.name, mixed_a.T, mixed_b.T / rank, base),)
     return Bypass(config.peft_type, sites, num_tasks=tasks)
-
-
-FACTORED_METHODS: Mapping[str, Callable[[MethodConfig, Checkpoint, Base], Bypass]] = {
-    "ADALORA": compile_adalora,
-    "DELORA": compile_delora,
-    "GRALORA": compile_gralora,
-    "POLY": compile_poly,
-}

@@ -11,12 +11,13 @@ MAX_INTEGER = (1 << 64) - 1  # seeds included; what is larger may not even fit a
 
 
 class Fields:
-    """A missing field and one that is null read the same: as the default."""
+    """The fields of a configuration. A missing field and one that is null both read as the default."""
 
     def __init__(self, raw: Mapping[str, Any]) -> None:
         self._raw = raw
 
     def value(self, name: str) -> Any:
+        """Return a field as it is; None if missing."""
         return self._raw.get(name)
 
     def boolean(self, name: str, default: bool = False) -> bool:
@@ -26,30 +27,32 @@ class Fields:
         return value
 
     def integer(self, name: str, default: int, minimum: int) -> int:
+        """Return an integer of at least `minimum`. Raises InvalidAdapter."""
         return _integer(name, self._get(name, default), minimum)
 
     def number(self, name: str, default: float) -> float:
         return _number(name, self._get(name, default))
 
     def choice(self, name: str, default: str, options: tuple[str, ...]) -> str:
+        """Return one of `options`. Raises InvalidAdapter."""
         value = self._get(name, default)
         if not isinstance(value, str) or value not in options:
             raise _wrong(name, f"one of {', '.join(options)}", value)
         return value
 
     def integers(self, name: str) -> tuple[int, ...]:
-        """A list of integers, or one; empty if missing."""
+        """Return a list of integers, or a single one, as a tuple; empty if missing. Raises InvalidAdapter."""
         value = self._get(name, [])
         items = value if isinstance(value, list) else [value]
         return tuple(_integer(name, item, 0) for item in items)
 
     def strings(self, name: str) -> tuple[str, ...]:
-        """A list of strings, or one; empty if missing."""
+        """Return a list of strings, or a single one, as a tuple; empty if missing. Raises InvalidAdapter."""
         value = self._get(name, [])
         return _strings(name, [value] if isinstance(value, str) else value)
 
     def names_or_pattern(self, name: str) -> tuple[str, ...] | str:
-        """A list of names, or a string that the caller reads as an expression; empty if missing."""
+        """Return a list of names, or a string that the caller reads as an expression; empty if missing."""
         value = self._get(name, [])
         return value if isinstance(value, str) else _strings(name, value)
 
@@ -60,7 +63,7 @@ class Fields:
         return {key: _number(f"{name}[{key!r}]", value) for key, value in self._map(name).items()}
 
     def ids_by_name(self, name: str) -> dict[str, tuple[int, ...]]:
-        """Of an object of names to lists of integers; a list alone has the empty name. Empty if missing."""
+        """Return name to list of integers; a list alone has the empty name. Empty if missing. Raises InvalidAdapter."""
         value = self._get(name, {})
         lists = {"": value} if isinstance(value, list) else self._map(name)
         return {key: _ids(name if key == "" else f"{name}[{key!r}]", ids) for key, ids in lists.items() if ids != []}

@@ -1,9 +1,10 @@
 """GLoRA (Chavan et al. 2023, arXiv:2306.07967), whose five parts each have a form of their own.
 
-y = (W + W ⊙ A + B) x + b + b ⊙ D + E + W C
+    y = (W + W ⊙ A + B) x + b + b ⊙ D + E + W C
 
-A, B    lora: Dense of W ⊙ A + B.  vector, constant: OutputScale of A, and B as LowRank over the sum of x.
-C, D, E    a Bias, where the base has one, less what the OutputScale makes of b: A does not scale it.
+A, B: as `lora`, a Dense of W ⊙ A + B; as `vector` or `constant`, an OutputScale of A, and B as LowRank over the sum
+    of x.
+C, D, E: a Bias, where the base has one, less what the OutputScale adds to b: A does not scale it.
 """
 
 import torch
@@ -12,15 +13,16 @@ from ..bypass import Bypass
 from ..errors import InvalidAdapter
 from ..primitives import Bias, Dense, LowRank, OutputScale, Primitive
 from ..sites import Site
-from .base import Base, Named
+from .base import Base, NamedTensor
 from .config import MethodConfig
 from .linears import own_bias, require_room, sites_of
 from .tensors import Checkpoint
 
 
 def compile_glora(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """glora_A.Xd: (out, r), glora_A.Xu: (r, in), or glora_A.X; the same for B; C over in; D, E over out.
+    """Compile a GLORA adapter.
 
+    Reads glora_A.Xd: (out, r), glora_A.Xu: (r, in), or glora_A.X; the same for B; C over in; D, E over out.
     Raises InvalidAdapter, UnsupportedAdapter, AdapterTooLarge.
     """
     form = config.fields.choice("config_A_B", "lora", ("lora", "vector", "constant", "none"))
@@ -60,7 +62,10 @@ class _Site:
         return own if change is None else (*own, Bias(self._named(change).converted(dtype)))
 
     def _changed_bias(self, bias: torch.Tensor | None, change: torch.Tensor | None) -> torch.Tensor | None:
-        """With C, D and E; None if nothing changes. Without a bias in the base, PEFT has none of them."""
+        """Return the bias to add, with C, D and E; None if nothing changes.
+
+        change: what A makes necessary. Without a bias in the base, PEFT has no C, D and E.
+        """
         site = self._site
         c_form, de_form = ("none", "none") if bias is None else (self._c_form, self._de_form)
         c = self._part("C", c_form, (site.in_features, 1))
@@ -73,7 +78,10 @@ class _Site:
         return result + (self._base.matrix(site.name, "GLORA") @ c).flatten()
 
     def _part(self, part: str, form: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """shape: of the whole, which a vector has one column of. One number, or none, stands for all."""
+        """Return one part.
+
+        shape: of the whole, of which a `vector` has one column; one number, or none, stands for all of it.
+        """
         if form == "lora":
             down = self._take(f"{part}.Xd", (shape[0], self._rank))
             return down @ self._take(f"{part}.Xu", (self._rank, shape[1]))
@@ -89,10 +97,10 @@ class _Site:
         return named.require_shape(shape, f"{self._site.name} takes").converted(torch.float32)
 
     def _check_zeros(self, part: str, shape: tuple[int, ...]) -> None:
-        """PEFT saves zeros in place of a part that is not trained."""
+        """Check the zeros that PEFT saves in place of a part that is not trained. Raises InvalidAdapter."""
         zeros = self._checkpoint.find(f"{self._site.name}.glora_{part}.zeros")
         if zeros is not None and zeros.require_shape(shape, f"{self._site.name} takes").tensor.count_nonzero():
             raise InvalidAdapter(f"{zeros.key} holds other numbers than zeros", param="files")
 
-    def _named(self, tensor: torch.Tensor) -> Named:
-        return Named(f"what glora makes of {self._site.name}", tensor)
+    def _named(self, tensor: torch.Tensor) -> NamedTensor:
+        return NamedTensor(f"what glora makes of {self._site.name}", tensor)

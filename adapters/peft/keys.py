@@ -1,4 +1,4 @@
-"""What the names of a LoRA checkpoint's tensors say: which module, which factor. Knows no shapes and no torch."""
+"""The keys of a LoRA checkpoint's tensors: which module, which factor. Knows no shapes and no torch."""
 
 import re
 from collections.abc import Container, Iterable, Mapping
@@ -23,14 +23,14 @@ _KINDS = ("weight", "bias", "plain", "magnitude")
 
 @dataclass
 class Keys:
-    """factors: module to factor (`lora_A`) to key. unknown: all other keys."""
+    """The keys of a checkpoint. factors: module to factor (`lora_A`) to key. unknown: all other keys."""
 
     factors: dict[str, dict[str, str]] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
 
 
 def sort_keys(names: Iterable[str]) -> Keys:
-    """Raises InvalidAdapter if two keys mean the same tensor."""
+    """Sort keys by module and factor. Raises InvalidAdapter if two mean the same tensor, or for several adapters."""
     keys = Keys()
     adapters: set[str | None] = set()
     for key in names:
@@ -50,14 +50,14 @@ def sort_keys(names: Iterable[str]) -> Keys:
 
 
 def factors_of(site: Site) -> tuple[str, str]:
-    """What PEFT calls the two factors at a site of this kind."""
+    """Return PEFT's names of the two factors at a site of this kind."""
     if site.kind is SiteKind.EMBEDDING:
         return "lora_embedding_A", "lora_embedding_B"
     return "lora_A", "lora_B"
 
 
 def written_key(module: str, factor: str) -> str:
-    """The key under which PEFT saves a factor."""
+    """Return the key under which PEFT saves a factor."""
     return f"{PREFIX}{module}.{factor}" + (".weight" if factor in ("lora_A", "lora_B") else "")
 
 
@@ -68,8 +68,9 @@ def _put(known: dict[str, str], name: str, key: str) -> None:
 
 
 def check_complete(keys: Keys, wanted: Mapping[str, tuple[str, ...]], optional: Container[str | None] = ()) -> None:
-    """wanted: module to its factors; `optional` modules may be missing as a whole.
+    """Check that a checkpoint holds the factors of all modules, and no others.
 
+    wanted: module to its factors; `optional` modules may be missing as a whole.
     Raises InvalidAdapter naming what is missing or left over.
     """
     left = keys.unknown + [

@@ -1,4 +1,4 @@
-"""What the methods on linear layers share: their sites, the base's biases, values by pattern, the room for deltas."""
+"""Helpers of the methods on linear layers: their sites, the base's biases, values by pattern, the limit on deltas."""
 
 from collections.abc import Iterable, Mapping
 
@@ -19,13 +19,13 @@ _BELOW = r".*\.{}$"
 
 
 def sites_of(config: MethodConfig, base: Base, kinds: frozenset[SiteKind] = LINEARS) -> list[Site]:
-    """Raises InvalidAdapter if the configuration targets none, or another kind."""
+    """Return the targeted sites. Raises InvalidAdapter if there is none, or if one is of another kind."""
     assert config.targets is not None
     return [base.table.sites[name] for name in targeted_sites(config.targets, base.table, Deadline(), kinds=kinds)]
 
 
 def own_bias(site: Site, base: Base) -> torch.Tensor | None:
-    """The base's bias, (out_features,) in float32 on the CPU. Raises UnsupportedAdapter if there is no telling."""
+    """Return the base's bias, (out_features,) in float32 on the CPU. Raises UnsupportedAdapter if it is unknown."""
     if base.model is None:
         raise UnsupportedAdapter(
             f"this method needs the base's bias at {site.name}, which is not at hand", param="peft_type"
@@ -35,7 +35,10 @@ def own_bias(site: Site, base: Base) -> torch.Tensor | None:
 
 
 def values_below(patterns: Mapping[str, int], default: int, names: Iterable[str], field: str) -> dict[str, int]:
-    """As PEFT looks up n_frequency_pattern and block_size_pattern: an expression after a dot, or a name in full."""
+    """Return name to value as PEFT looks up n_frequency_pattern and block_size_pattern.
+
+    A key is an expression after a dot, or a name in full. Raises InvalidAdapter.
+    """
     deadline = Deadline()
     keys = [(patterns[text], Pattern(text, field, deadline, template=_BELOW)) for text in patterns]
     return {
@@ -44,7 +47,7 @@ def values_below(patterns: Mapping[str, int], default: int, names: Iterable[str]
 
 
 def require_room(sites: Iterable[Site], base: Base) -> None:
-    """Before any dense delta is made. Raises AdapterTooLarge."""
+    """Check, before any is made, that dense deltas of all sites are within the limit. Raises AdapterTooLarge."""
     wanted = sum(site.in_features * site.out_features for site in sites) * base.dtype.itemsize
     if wanted > base.max_dense_delta:
         raise AdapterTooLarge(

@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2021, arXiv:2106.09685) to low-rank bypasses, with every scaling folded in.
+"""LoRA (Hu et al. 2021, arXiv:2106.09685) compiled to low-rank bypasses, with every scaling folded in.
 
     y += s · B (A x)      s = alpha / r, or alpha / sqrt(r) with rsLoRA, per module
 
@@ -17,7 +17,7 @@ from .tensors import Checkpoint
 
 
 def compile_lora(config: LoraConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """Every tensor of the checkpoint that is left is served. Raises AdapterError."""
+    """Compile a LORA adapter of any variant, with every tensor of the checkpoint that is left. Raises AdapterError."""
     variant = config.variant
     if variant.arrow is not None:
         return compile_arrow(config, variant.arrow, checkpoint, base)

@@ -7,7 +7,7 @@ import torch
 
 from ..errors import AdapterTooLarge, InvalidAdapter
 from ..sites import Site
-from .base import Base, Named
+from .base import Base, NamedTensor
 from .config import LoraConfig
 from .keys import PREFIX, check_complete, factors_of, sort_keys
 from .lora_variants import extra_factors, stored_shapes
@@ -19,24 +19,29 @@ from .variant import LoraVariant
 
 @dataclass(frozen=True)
 class LoraModule:
-    """factors: by PEFT's names. A: (rank, in_features) and B: (out_features, rank), or what the variant stores."""
+    """The LoRA of one module.
+
+    factors: by PEFT's names. A: (rank, in_features) and B: (out_features, rank), or what the variant stores.
+    """
 
     site: Site
     rank: int
     scaling: float
-    factors: Mapping[str, Named] = field(default_factory=dict)
+    factors: Mapping[str, NamedTensor] = field(default_factory=dict)
 
     @property
-    def a(self) -> Named:
+    def a(self) -> NamedTensor:
+        """Return the factor A."""
         return self.factors[factors_of(self.site)[0]]
 
     @property
-    def b(self) -> Named:
+    def b(self) -> NamedTensor:
+        """Return the factor B."""
         return self.factors[factors_of(self.site)[1]]
 
 
 def read_modules(config: LoraConfig, checkpoint: Checkpoint, base: Base) -> dict[str, LoraModule]:
-    """Takes every tensor of the checkpoint that is left. Raises AdapterError."""
+    """Take every tensor of the checkpoint that is left, and return module to its LoRA. Raises AdapterError."""
     variant = config.variant
     modules = _targeted(config, base)
     tensors = {key: tensor for key, tensor in checkpoint.take_all().items() if not _idle(key, variant, modules)}
@@ -44,7 +49,9 @@ def read_modules(config: LoraConfig, checkpoint: Checkpoint, base: Base) -> dict
     wanted = {name: (*factors_of(m.site), *extra_factors(m.site, variant)) for name, m in modules.items()}
     embedding = _tied_embedding(config, modules, base)
     check_complete(keys, wanted, {base.table.head} if embedding is not None and not variant.dora else set())
-    named = {name: {f: Named(key, tensors[key]) for f, key in found.items()} for name, found in keys.factors.items()}
+    named = {
+        name: {f: NamedTensor(key, tensors[key]) for f, key in found.items()} for name, found in keys.factors.items()
+    }
     for name, module in modules.items():
         if name in named:
             _check_shapes(module, named[name], variant)
@@ -65,11 +72,11 @@ def _targeted(config: LoraConfig, base: Base) -> dict[str, LoraModule]:
 
 
 def _idle(key: str, variant: LoraVariant, modules: Mapping[str, LoraModule]) -> bool:
-    """Whether only training uses a tensor."""
+    """Return whether only training uses a tensor."""
     return bool(variant.idle) and key.removeprefix(PREFIX).partition(f".{variant.idle}")[0] in modules
 
 
-def _check_shapes(module: LoraModule, factors: Mapping[str, Named], variant: LoraVariant) -> None:
+def _check_shapes(module: LoraModule, factors: Mapping[str, NamedTensor], variant: LoraVariant) -> None:
     site, rank = module.site, module.rank
     why = f"rank {rank} at {site.name} of this base takes"
     for name, shape in zip(factors_of(site), stored_shapes(site, rank, variant), strict=True):
@@ -77,13 +84,13 @@ def _check_shapes(module: LoraModule, factors: Mapping[str, Named], variant: Lor
 
 
 def _tied_embedding(config: LoraConfig, modules: Mapping[str, LoraModule], base: Base) -> str | None:
-    """The embedding whose factors are the head's too; None if there is no such pair."""
+    """Return the embedding whose factors are the head's too; None if there is no such pair."""
     embedding = base.table.tied_head
     return embedding if config.tie and embedding in modules and base.table.head in modules else None
 
 
-def _tied_factors(embedding: Mapping[str, Named], saved: Mapping[str, Named]) -> dict[str, Named]:
-    """The head's factors are the embedding's, transposed; PEFT shares them in memory and saves them twice."""
+def _tied_factors(embedding: Mapping[str, NamedTensor], saved: Mapping[str, NamedTensor]) -> dict[str, NamedTensor]:
+    """Return the head's factors: the embedding's, transposed. PEFT shares them in memory and saves them twice."""
     tied = {"lora_A": embedding["lora_embedding_B"].transposed(), "lora_B": embedding["lora_embedding_A"].transposed()}
     for name, ours in tied.items():
         theirs = saved.get(name, ours)

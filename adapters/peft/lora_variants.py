@@ -1,4 +1,4 @@
-"""The primitives of one module's LoRA, in every form that PEFT has of it. See `variant` for what a form is.
+"""The primitives of one module's LoRA, in every variant that PEFT has. `variant` says what a variant is.
 
 lora_bias      y += s (B (A x) + bias)
 BD-LoRA        A or B has blocks on its diagonal, and is stored without the zeros beside them
@@ -13,15 +13,18 @@ import torch
 from ..errors import InvalidAdapter
 from ..primitives import Bias, LowRank, Primitive
 from ..sites import Site, SiteKind
-from .base import Base, Named
+from .base import Base, NamedTensor
 from .dora import dora
 from .keys import factors_of
-from .residual import without_part
+from .residual import without_initial_factors
 from .variant import LoraVariant
 
 
 def extra_factors(site: Site, variant: LoraVariant) -> tuple[str, ...]:
-    """Names of the tensors beside A and B. Raises InvalidAdapter for what PEFT does not put on an embedding."""
+    """Return the names of the tensors beside A and B.
+
+    Raises InvalidAdapter for a variant that PEFT does not have for embeddings.
+    """
     if variant.linear_only and site.kind is SiteKind.EMBEDDING:
         raise InvalidAdapter(f"PEFT has this form of LoRA for linear layers, not for {site.name}", param="files")
     wanted = {"lora_B.bias": variant.bias, "lora_magnitude_vector": variant.dora, "lora_diag": variant.kasa}
@@ -29,7 +32,7 @@ def extra_factors(site: Site, variant: LoraVariant) -> tuple[str, ...]:
 
 
 def stored_shapes(site: Site, rank: int, variant: LoraVariant) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Of A and B in the checkpoint. Raises InvalidAdapter if they cannot be divided."""
+    """Return the shapes of A and B in the checkpoint. Raises InvalidAdapter if they cannot be divided."""
     blocks, factor = _blocks(site, variant)
     a_columns = _divided(site.in_features, (blocks if factor == "a" else 1) * (variant.pool or 1), site)
     b_columns = _divided(rank, blocks if factor == "b" else 1, site)
@@ -38,9 +41,9 @@ def stored_shapes(site: Site, rank: int, variant: LoraVariant) -> tuple[tuple[in
 
 
 def primitives_of(
-    site: Site, factors: Mapping[str, Named], scaling: float, variant: LoraVariant, base: Base
+    site: Site, factors: Mapping[str, NamedTensor], scaling: float, variant: LoraVariant, base: Base
 ) -> tuple[Primitive, ...]:
-    """factors: of the shapes above, by name. Raises AdapterError."""
+    """Return the primitives of one module. factors: of the stored shapes, by name. Raises AdapterError."""
     a, b = (factors[name] for name in factors_of(site))
     a, b = _expanded(site, a, b, variant)
     start = "kasa" if variant.kasa else variant.start
@@ -54,20 +57,20 @@ def primitives_of(
         diagonal = factors["lora_diag"].require_shape((a.tensor.shape[0],), f"the diagonal of {site.name} takes")
         b = b._replace(tensor=b.tensor * diagonal.tensor.float())
     if start and not embeds:
-        a, b = without_part(start, site, a, b, scaling, base)
+        a, b = without_initial_factors(start, site, a, b, scaling, base)
     if variant.dora:
         return dora(site, a, b, factors["lora_magnitude_vector"], base)
     return (LowRank(a.converted(base.dtype), b.converted(base.dtype)),)
 
 
-def _bias(site: Site, factors: Mapping[str, Named], scaling: float, base: Base) -> tuple[Bias, ...]:
+def _bias(site: Site, factors: Mapping[str, NamedTensor], scaling: float, base: Base) -> tuple[Bias, ...]:
     if "lora_B.bias" not in factors:
         return ()
     bias = factors["lora_B.bias"].require_shape((site.out_features,), f"the bias of {site.name} takes")
     return (Bias(bias.converted(base.dtype, scaling)),)
 
 
-def _expanded(site: Site, a: Named, b: Named, variant: LoraVariant) -> tuple[Named, Named]:
+def _expanded(site: Site, a: NamedTensor, b: NamedTensor, variant: LoraVariant) -> tuple[NamedTensor, NamedTensor]:
     blocks, factor = _blocks(site, variant)
     if factor == "a":
         a = a._replace(tensor=_block_diagonal(a.tensor, blocks))

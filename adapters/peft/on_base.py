@@ -11,7 +11,7 @@ from ..bypass import Bypass
 from ..errors import InvalidAdapter, UnsupportedAdapter
 from ..primitives import Dense, Primitive
 from ..sites import Site
-from .base import Base, Named
+from .base import Base, NamedTensor
 from .config import MethodConfig
 from .factored import low_rank
 from .linears import require_room, sites_of
@@ -51,9 +51,10 @@ _ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 def compile_hra(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """W Π (I - 2 u uᵀ) for r unit vectors u. Yuan et al. 2024, arXiv:2405.17484.
+    """Compile an HRA adapter: W Π (I - 2 u uᵀ) for r unit vectors u.
 
     The product is I + P Uᵀ (the WY form of Bischof and Van Loan 1987), so the delta is (W P) Uᵀ, of rank r.
+    Reads hra_u: (in_features, r). Yuan et al. 2024, arXiv:2405.17484. Raises AdapterError.
     """
     rank, orthogonal = config.fields.integer("r", 8, 1), config.fields.boolean("apply_GS")
     sites = {}
@@ -66,7 +67,7 @@ def compile_hra(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Byp
 
 
 def _orthonormal(u: torch.Tensor) -> torch.Tensor:
-    """By Gram and Schmidt, one vector after the other."""
+    """Orthonormalise columns by Gram and Schmidt, one after the other."""
     columns: list[torch.Tensor] = []
     for vector in u.T:
         for column in columns:
@@ -76,7 +77,7 @@ def _orthonormal(u: torch.Tensor) -> torch.Tensor:
 
 
 def _reflections(u: torch.Tensor) -> torch.Tensor:
-    """P with Π (I - 2 u uᵀ) = I + P Uᵀ."""
+    """Return P with Π (I - 2 u uᵀ) = I + P Uᵀ."""
     p = torch.zeros_like(u)
     for i, vector in enumerate(u.T):
         p[:, i] = -2 * (vector + p @ (u.T @ vector))
@@ -84,7 +85,11 @@ def _reflections(u: torch.Tensor) -> torch.Tensor:
 
 
 def compile_deft(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """y += Q (s · R - rightᵀ W) x, with Q and right from P: P and relu(P), or twice the Q of its QR."""
+    """Compile a DEFT adapter: y += Q (s · R - rightᵀ W) x.
+
+    Q and right come from deft_P: (out_features, r): P and relu(P), or both the Q of its QR decomposition. R is deft_R:
+    (r, in_features). Raises AdapterError.
+    """
     most, alpha = config.fields.integer("r", 8, 1), config.fields.number("alpha", 0)
     method, para = config.fields.choice("decomposition_method", "relu", ("relu", "qr")), config.fields.boolean("para")
     sites = {}
@@ -102,7 +107,11 @@ def compile_deft(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> By
 
 
 def compile_peanut(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """The delta is what a small network makes of W: ΔWᵀ = s · decode(encode(f(Wᵀ Aᵀ))) Bᵀ."""
+    """Compile a PEANUT adapter, whose delta is a small network of W: ΔWᵀ = s · decode(encode(f(Wᵀ Aᵀ))) Bᵀ.
+
+    Reads peanut_A.weight: (r, out_features), peanut_B.weight: (out_features, r), and (r, r) of each coder.
+    Raises AdapterError.
+    """
     rank, depth = config.fields.integer("r", 32, 1), config.fields.integer("depth", 0, 0)
     scaling, name = config.fields.number("scaling", 1.0), config.fields.choice("act_fn", "relu", tuple(_ACTIVATIONS))
     if depth > 256:
@@ -131,20 +140,20 @@ def compile_peanut(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> 
 
 
 def _balanced(site: Site, h: torch.Tensor, b: torch.Tensor, base: Base) -> Primitive:
-    """b hᵀ with an orthonormal a.
+    """Return b hᵀ as low-rank factors with an orthonormal a.
 
     The columns of h are large and nearly parallel after a few layers, and what they have in common cancels in b: as
     factors they would lose most digits of a coarse type.
     """
-    q, r = torch.linalg.qr(Named(site.name, h).weights().double())
+    q, r = torch.linalg.qr(NamedTensor(site.name, h).weights().double())
     return low_rank(site.name, q.T.float(), (b.double() @ r.T).float(), base)
 
 
 def compile_osf(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """W's singular directions below the first `effective_rank` replaced by others. Nayak et al. 2025, arXiv:2504.07097.
+    """Compile an OSF adapter: W's singular directions below the first `effective_rank` replaced by others.
 
     The delta is the difference of the two low parts, of rank twice theirs, or dense where that is smaller. Modules
-    with no direction below are the base's own.
+    with no direction below are the base's own. Nayak et al. 2025, arXiv:2504.07097. Raises AdapterError.
     """
     sites = sites_of(config, base)
     if transposed := [site.name for site in sites if site.transposed]:
@@ -184,14 +193,14 @@ def _osf(site: Site, low: int, dense: bool, checkpoint: Checkpoint, base: Base) 
     own_u, own_s, own_v = torch.linalg.svd(base.matrix(site.name, "OSF"), full_matrices=False)
     own_u, own_s, own_v = own_u[:, -low:], own_s[-low:], own_v[-low:]
     if dense:
-        return Dense(Named(site.name, (u * s) @ v - (own_u * own_s) @ own_v).converted(base.dtype))
+        return Dense(NamedTensor(site.name, (u * s) @ v - (own_u * own_s) @ own_v).converted(base.dtype))
     return low_rank(site.name, torch.cat([v, own_v]), torch.cat([u * s, -own_u * own_s], dim=1), base)
 
 
 def compile_miss(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """y += Mᵀ Σ x over blocks of r features (Kang and Yin 2024, arXiv:2409.15371); as `bat`, W M + M by blocks.
+    """Compile a MISS adapter: y += Mᵀ Σ x over blocks of r features; as `bat`, W M + M by blocks.
 
-    PEFT before 0.17 calls it BONE.
+    PEFT before 0.17 calls it BONE. Kang and Yin 2024, arXiv:2409.15371. Raises AdapterError.
     """
     form, rank = config.fields.value("init_weights"), config.fields.integer("r", 64, 1)
     sites = sites_of(config, base)
@@ -206,7 +215,7 @@ def compile_miss(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> By
     return Bypass(config.peft_type, {s.name: (_miss(s, rank, width, config, checkpoint, base),) for s in sites})
 
 
-def _block(site: Site, config: MethodConfig, checkpoint: Checkpoint) -> Named:
+def _block(site: Site, config: MethodConfig, checkpoint: Checkpoint) -> NamedTensor:
     return checkpoint.take(f"{site.name}.{'bone' if config.peft_type == 'BONE' else 'miss'}_block")
 
 
@@ -229,14 +238,4 @@ def _bat(site: Site, rank: int, config: MethodConfig, checkpoint: Checkpoint, ba
     blocks = base.matrix(site.name, config.peft_type).reshape(shape[0], rank, -1, rank).permute(2, 0, 1, 3)
     delta = blocks @ m.weights() + m.weights()
     whole = delta.permute(1, 2, 0, 3).reshape(site.out_features, site.in_features)
-    return Dense(Named(m.key, whole).converted(base.dtype))
-
-
-BASE_METHODS: Mapping[str, Callable[[MethodConfig, Checkpoint, Base], Bypass]] = {
-    "HRA": compile_hra,
-    "DEFT": compile_deft,
-    "PEANUT": compile_peanut,
-    "OSF": compile_osf,
-    "MISS": compile_miss,
-    "BONE": compile_miss,
-}
+    return Dense(NamedTensor(m.key, whole).converted(base.dtype))

@@ -31,7 +31,7 @@ class Deadline:
         self._end = time.monotonic() + seconds
 
     def left(self) -> float:
-        """Seconds. Raises TimeoutError if none are left."""
+        """Return the seconds that are left. Raises TimeoutError if there are none."""
         left = self._end - time.monotonic()
         if left <= 0:
             raise TimeoutError
@@ -39,10 +39,10 @@ class Deadline:
 
 
 class Pattern:
-    """One expression. field: where it came from, for messages."""
+    """One expression. field: the field that it comes from, for messages."""
 
     def __init__(self, text: str, field: str, deadline: Deadline, *, template: str = "{}") -> None:
-        """template: the expression that PEFT builds around the client's. Raises InvalidAdapter."""
+        """Compile the expression. template: what PEFT builds around the client's. Raises InvalidAdapter."""
         self._field = field
         self._deadline = deadline
         with self._in_time():
@@ -50,11 +50,12 @@ class Pattern:
             self._compiled = _compile(text, field, template)
 
     def fullmatch(self, name: str) -> bool:
+        """Return whether the whole name matches. Raises InvalidAdapter when the time is up."""
         with self._in_time():
             return self._compiled.fullmatch(name, timeout=self._deadline.left(), concurrent=True) is not None
 
     def match(self, name: str) -> "regex.Match[str] | None":
-        """At the beginning of name."""
+        """Match at the beginning of a name. Raises InvalidAdapter when the time is up."""
         with self._in_time():
             return self._compiled.match(name, timeout=self._deadline.left(), concurrent=True)
 
@@ -67,7 +68,10 @@ class Pattern:
 
 
 def pattern_keys(keys: Iterable[str], field: str, deadline: Deadline) -> list[tuple[str, Pattern]]:
-    """The keys of rank_pattern or alpha_pattern with what PEFT matches them by: the end of a module's name."""
+    """Compile the keys of rank_pattern or alpha_pattern, which PEFT matches with the end of a module's name.
+
+    Raises InvalidAdapter.
+    """
     texts = list(keys)
     if len(texts) > MAX_PATTERNS:
         raise _invalid(field, f"has {len(texts)} entries; the limit is {MAX_PATTERNS}")

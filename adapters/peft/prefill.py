@@ -1,4 +1,4 @@
-"""The base reads embeddings once, and what its cache holds then. Knows no methods and no checkpoints."""
+"""A run of the base over embeddings, for the keys and values in its cache. Knows no methods and no checkpoints."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ Layer = tuple[torch.Tensor, torch.Tensor]
 
 
 def prefill(model: Any, embeddings: torch.Tensor) -> dict[int, Layer]:
-    """Layer to keys and values, each (n, kv heads, dim) on the CPU, of embeddings (n, width) at positions 0 to n - 1.
+    """Run the base over embeddings (n, width) at positions 0 to n - 1.
 
-    Made without a configuration, the cache keeps all keys of sliding layers too, whose mask is the base's own. The
-    head is left out: nobody asks for logits.
+    Returns layer to keys and values, each (n, kv heads, dim) on the CPU. The cache is made without a configuration, so
+    that it keeps all keys of sliding layers too, whose mask is the base's own. The head does not run.
     """
     device = device_of(model.get_input_embeddings())
     cache = DynamicCache()
@@ -31,6 +31,6 @@ def prefill(model: Any, embeddings: torch.Tensor) -> dict[int, Layer]:
 
 
 def _rows(cached: torch.Tensor) -> torch.Tensor:
-    """(1, heads, n, dim) as (n, heads, dim), an ordinary tensor again."""
+    """Return (1, heads, n, dim) as (n, heads, dim), an ordinary tensor again."""
     with torch.inference_mode(False):
         return cached[0].clone().transpose(0, 1).cpu().contiguous()

@@ -1,10 +1,10 @@
 """PEFT as a compiler, for methods whose result depends on its random draws or its own decompositions of the base.
 
 Whatever the method, PEFT's module is an affine map of each token, y = W' x + b'. So PEFT loads the checkpoint onto
-stand-ins for the targeted modules, and rows of the identity, or all ids of an embedding, tell what it adds. The
-stand-ins hold copies, in float32 on the CPU, and nothing else of the base: PEFT can write to none of its weights. A
-Conv1D's stand-in is the linear layer that it is. peft is an optional extra of this package; this is the only module
-that imports it.
+stand-ins for the targeted modules, and their outputs for rows of the identity, or for all ids of an embedding, are
+what it adds. The stand-ins hold copies, in float32 on the CPU, and nothing else of the base: PEFT can write to none of
+its weights. A Conv1D's stand-in is the linear layer that it is. peft is an optional extra of this package; this is the
+only module that imports it.
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ from ..bypass import Bypass
 from ..errors import AdapterError, AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
 from ..primitives import Bias, Primitive
 from ..sites import Site, SiteKind
-from .base import Base, Named
+from .base import Base, NamedTensor
 from .compact import compacted
 from .config import MethodConfig
 from .fields import Fields
@@ -36,21 +36,24 @@ Tensors = Mapping[str, torch.Tensor]
 
 _ROWS_AT_ONCE = 1024
 _PEFT = ("peft", "peftserve[peft]")
-# PEFT switches the process's generators and warnings: one adapter at a time.
+# PEFT changes the process's generators and warnings: one adapter at a time.
 _LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Probed:
-    """How PEFT is asked for one method. What a checkpoint does not set is left to PEFT's defaults.
+    """How PEFT is asked for one method. Fields that a checkpoint does not set are left to PEFT's defaults.
 
-    config: name of PEFT's class. integers: the fields that are integers, to their greatest value; `r` is held to the
-    server's limit too. numbers, flags, words: the other fields, in one string. options: fields that need more than
-    reading. rank: the bound of every delta's, from PEFT's configuration; None if it can be full. needs_weight: PEFT
-    decomposes the base's weights. replaces: PEFT's module computes W' itself instead of what it adds. conv1d,
-    embeddings: PEFT has it for these too. check: that what PEFT will allocate fits the checkpoint. settle: works out
-    again what a module of PEFT's took from tensors that were not yet the checkpoint's. requires: another package that
-    PEFT needs for it, and its name for pip.
+    config: name of PEFT's class.
+    integers: the fields that are integers, to their greatest value; `r` is held to the server's limit too.
+    numbers, flags, words: the other fields, separated by spaces. options: fields that need more than reading.
+    rank: the bound on every delta's rank, from PEFT's configuration; None if it can be full.
+    needs_weight: whether PEFT decomposes the base's weights.
+    replaces: whether PEFT's module computes W' itself instead of what it adds.
+    conv1d, embeddings: whether PEFT has it for these too.
+    check: checks that what PEFT will allocate fits the checkpoint.
+    settle: computes again what a module of PEFT's took from tensors that were not yet the checkpoint's.
+    requires: another package that PEFT needs for it, and its name for pip.
     """
 
     config: str
@@ -70,7 +73,7 @@ class Probed:
 
 
 def compile_probed(probed: Probed, config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """Raises InvalidAdapter, UnsupportedAdapter, AdapterTooLarge."""
+    """Compile an adapter by running PEFT. Raises InvalidAdapter, UnsupportedAdapter, AdapterTooLarge."""
     method = config.peft_type
     _require(method, _PEFT, probed.requires)
     names = _targeted(probed, config, base)
@@ -114,7 +117,7 @@ def _targeted(probed: Probed, config: MethodConfig, base: Base) -> list[str]:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """What PEFT does to the process's state is undone, and what it raises becomes our own error."""
+    """Run PEFT by itself: its changes to the process's state are undone, and its exceptions become InvalidAdapter."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
         with _LOCK, torch.random.fork_rng(devices), torch.no_grad(), warnings.catch_warnings():
@@ -122,12 +125,12 @@ def _alone() -> Iterator[None]:
             yield
     except AdapterError:
         raise
-    except Exception as error:  # PEFT checks with whatever exception is at hand
+    except Exception as error:  # PEFT raises exceptions of all kinds
         raise InvalidAdapter(f"PEFT cannot load it on this base: {error}"[:500], param="files") from None
 
 
 def _options(probed: Probed, fields: Fields, names: list[str]) -> dict[str, Any]:
-    """The checkpoint's fields, each of its type and within its limit."""
+    """Return the checkpoint's fields, each of its type and within its limit. Raises InvalidAdapter."""
     options: dict[str, Any] = {}
     for name, greatest in probed.integers.items():
         options[name] = fields.integer(name, 0, 0)
@@ -157,16 +160,16 @@ def _peft_config(probed: Probed, options: Mapping[str, Any], names: list[str], t
 
 
 def _stand_ins(sites: list[Site], base: Base, method: str | None) -> nn.Module:
-    """Linear layers under the sites' own names, in the base's order, which PEFT's draws follow.
+    """Return linear layers under the sites' own names, in the base's order, which PEFT's draws follow.
 
-    method: that needs the base's weights in them; None for one that needs none.
+    method: one that needs the base's weights in them; None for one that needs none.
     """
     root = nn.Module()
     for site in sites:
         parent: nn.Module = root
         *path, leaf = site.name.split(".")
         for part in path:
-            if part not in parent._modules:
+            if part not in dict(parent.named_children()):
                 parent.add_module(part, nn.Module())
             parent = parent.get_submodule(part)
         parent.add_module(leaf, _copied(site, base, method) if method else _blank(site))
@@ -182,7 +185,7 @@ def _copied(site: Site, base: Base, method: str) -> nn.Module:
 
 
 def _blank(site: Site) -> nn.Module:
-    """Of zeros that take no memory, for methods that see of a weight its shape only."""
+    """Return a stand-in of zeros that take no memory, for methods that use only the shape of a weight."""
     if site.kind is SiteKind.EMBEDDING:
         module: nn.Module = nn.Embedding(site.in_features, site.out_features, device="meta")
     else:
@@ -196,7 +199,7 @@ def _frozen(tensor: torch.Tensor) -> nn.Parameter:
 
 
 def _loaded(stand_ins: nn.Module, config: Any, tensors: Tensors) -> nn.Module:
-    """PEFT's modules in place of the stand-ins, with every tensor of the checkpoint in them."""
+    """Return PEFT's modules in place of the stand-ins, with every tensor of the checkpoint in them."""
     import peft
 
     model = peft.get_peft_model(stand_ins, config)
@@ -211,7 +214,10 @@ def _loaded(stand_ins: nn.Module, config: Any, tensors: Tensors) -> nn.Module:
 
 
 def _check_tensors(wanted: Tensors, tensors: Tensors) -> None:
-    """wanted: what PEFT would save. What it saves twice, as one tensor in memory, may be there once."""
+    """Check the checkpoint against what PEFT would save. Raises InvalidAdapter.
+
+    A tensor that PEFT saves twice, since it is one in memory, may be there once.
+    """
     if left := tensors.keys() - wanted.keys():
         raise InvalidAdapter(
             f"tensors that the configuration does not put on this base: {listed(sorted(left))}", param="files"
@@ -220,7 +226,7 @@ def _check_tensors(wanted: Tensors, tensors: Tensors) -> None:
     if missing := [key for key in wanted if key not in tensors and wanted[key].data_ptr() not in there]:
         raise InvalidAdapter(f"the configuration wants tensors that are missing: {listed(missing)}", param="files")
     for key, tensor in tensors.items():
-        named = Named(key, tensor).require_shape(tuple(wanted[key].shape), "on this base it takes")
+        named = NamedTensor(key, tensor).require_shape(tuple(wanted[key].shape), "on this base it takes")
         if wanted[key].is_floating_point():
             named.converted(torch.float32)
 
@@ -234,20 +240,20 @@ def _primitives(
     if probed.replaces:
         weight = weight - base.matrix(name, method)
     label = f"{PREFIX}{name}, as PEFT computes it,"
-    yield compacted(Named(label, weight), bound, base.dtype)
+    yield compacted(NamedTensor(label, weight), bound, base.dtype)
     if bias.count_nonzero():
-        yield Bias(Named(label, bias).converted(base.dtype))
+        yield Bias(NamedTensor(label, bias).converted(base.dtype))
 
 
 def _blank_out(stand_in: nn.Module, site: Site) -> None:
-    """PEFT has read the weight, and what it adds is exact only beside zeros."""
+    """Set the stand-in to zeros: PEFT has read its weight, and its outputs are exact only beside zeros."""
     stand_in.weight = _blank(site).weight
     if getattr(stand_in, "bias", None) is not None:
         stand_in.bias = _frozen(torch.zeros(site.out_features))
 
 
 def _affine(module: nn.Module, site: Site) -> tuple[torch.Tensor, torch.Tensor]:
-    """weight: (out_features, in_features) and bias: (out_features,) of the map that a module is."""
+    """Return the affine map of a module. weight: (out_features, in_features); bias: (out_features,)."""
     embeds = site.kind is SiteKind.EMBEDDING
     bias = torch.zeros(site.out_features) if embeds else module(torch.zeros(1, site.in_features))[0]
     return torch.cat([(module(rows) - bias).T for rows in _identity(site)], dim=1), bias

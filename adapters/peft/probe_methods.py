@@ -1,13 +1,13 @@
-"""The methods that PEFT itself compiles. To serve another is to add a row, here and in `METHOD_FIELDS`."""
+"""The methods that PEFT itself compiles (`probe`), one row a method. Each has a row in `methods.METHODS` too."""
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from ..bypass import Bypass
 from ..errors import AdapterTooLarge, InvalidAdapter
+from ..private.peft_private import solve_frod_again
 from .base import Base
 from .config import MethodConfig
 from .fields import Fields
@@ -16,12 +16,10 @@ from .probe import Probed, Tensors, compile_probed
 from .targets import values_at
 from .tensors import Checkpoint
 
-Compiler = Callable[[MethodConfig, Checkpoint, Base], Bypass]
-
 _SEED = (1 << 63) - 1
 _COUNT = 1 << 24
-_STEPS = 1000  # of an iteration: beyond, a configuration would only keep the server busy
-_MAX_DRAWN = 1 << 28  # numbers that PEFT draws beside the checkpoint's own
+_STEPS = 1000  # most steps of an iteration: more would only keep the server busy
+_MAX_DRAWN = 1 << 28  # most numbers that PEFT draws beside the checkpoint's own
 
 
 def _check_unilora(config: Any, names: list[str], tensors: Tensors) -> None:
@@ -40,20 +38,13 @@ def _check_tinylora(config: Any, names: list[str], tensors: Tensors) -> None:
 
 
 def _frequencies(fields: Fields, names: list[str]) -> Mapping[str, Any]:
-    """`n_frequency_pattern` with the names in full: PEFT would evaluate its expressions without a limit of time."""
+    """Return `n_frequency_pattern` with the names in full.
+
+    PEFT would evaluate its expressions without a limit of time.
+    """
     patterns = fields.integer_map("n_frequency_pattern", 1)
     found = values_at(patterns, 0, names, "n_frequency_pattern", Deadline())
     return {"n_frequency_pattern": {name.replace(".", r"\."): n for name, n in found.items() if n}}
-
-
-def _solve_frod_again(module: Any) -> None:
-    """FRoD's U, which is in no checkpoint, from the V that is.
-
-    PEFT takes it from a V that it decomposes again at load, which on another machine, or with another number of
-    threads, is another basis than the one that was trained.
-    """
-    for adapter, v in module.frod_V.items():
-        module.frod_U[adapter], _ = module._calculate_frod_u_and_lambda(v, module.get_base_layer().weight)
 
 
 PROBED: Mapping[str, Probed] = {
@@ -109,8 +100,11 @@ PROBED: Mapping[str, Probed] = {
         options=lambda fields, names: {"progressbar": False},
         needs_weight=True,
         replaces=True,
-        settle=_solve_frod_again,
+        settle=solve_frod_again,
     ),
 }
 
-PROBE_METHODS: Mapping[str, Compiler] = {name: partial(compile_probed, probed) for name, probed in PROBED.items()}
+
+def compile_by_peft(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
+    """Compile an adapter of one of the methods in `PROBED`. Raises AdapterError."""
+    return compile_probed(PROBED[config.peft_type], config, checkpoint, base)

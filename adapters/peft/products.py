@@ -1,6 +1,4 @@
-"""Methods whose delta is a product of another kind: element by element (LoHa), or of Kronecker (LoKr)."""
-
-from collections.abc import Callable, Mapping
+"""Methods whose delta is another product of matrices: element by element (LoHa), or of Kronecker (LoKr)."""
 
 import torch
 
@@ -8,7 +6,7 @@ from ..bypass import Bypass
 from ..errors import InvalidAdapter
 from ..primitives import Dense, Kronecker, Primitive
 from ..sites import Site
-from .base import Base, Named
+from .base import Base, NamedTensor
 from .config import MethodConfig
 from .factored import low_rank, ranks_of
 from .linears import require_room, sites_of
@@ -18,9 +16,10 @@ from .tensors import Checkpoint
 
 
 def compile_loha(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """y += s · ((A1 B1) ⊙ (A2 B2)) x, s = alpha / r. Hyeon-Woo et al. 2022, arXiv:2108.06098.
+    """Compile a LOHA adapter: y += s · ((A1 B1) ⊙ (A2 B2)) x, s = alpha / r.
 
     The product of two matrices of rank r has rank r² at most, with factors that are products of rows.
+    Hyeon-Woo et al. 2022, arXiv:2108.06098. Raises AdapterError.
     """
     sites = sites_of(config, base)
     ranks, scaling = ranks_of(config, sites, 8), _scaling(config, sites)
@@ -45,18 +44,17 @@ def _loha(site: Site, rank: int, scaling: float, dense: bool, checkpoint: Checkp
         right.append(checkpoint.take(f"{stem}_b").require_shape((rank, site.in_features), why).weights())
     if dense:
         w = scaling * (left[0] @ right[0]) * (left[1] @ right[1])
-        return Dense(Named(site.name, w).converted(base.dtype))
+        return Dense(NamedTensor(site.name, w).converted(base.dtype))
     a = (right[0][:, None] * right[1][None]).flatten(0, 1)
     b = (left[0][:, :, None] * left[1][:, None]).flatten(1)
     return low_rank(site.name, a, scaling * b, base)
 
 
 def compile_lokr(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """y += s · kron(W1, W2) x, s = alpha / r; each of the two may be a product itself. Yeh et al. 2024,
-    arXiv:2309.14859.
+    """Compile a LOKR adapter: y += s · kron(W1, W2) x, s = alpha / r; each of the two may be a product itself.
 
-    Served as the Kronecker product that it is, or as a low-rank one where that is smaller: its rank is that of W1 times
-    that of W2.
+    Served as a Kronecker product, or as a low-rank one where that is smaller: its rank is that of W1 times that of W2.
+    Yeh et al. 2024, arXiv:2309.14859. Raises AdapterError.
     """
     sites = sites_of(config, base)
     ranks, scaling = ranks_of(config, sites, 8), _scaling(config, sites)
@@ -79,15 +77,15 @@ def _lokr(site: Site, rank: int, scaling: float, checkpoint: Checkpoint, base: B
     if thin <= base.max_rank and thin * sum(shape) < whole:
         return low_rank(site.name, torch.kron(w1[1], w2[1]), scaling * torch.kron(w1[0], w2[0]), base)
     return Kronecker(
-        Named(f"{site.name}.lokr_w1", w1[0] @ w1[1]).converted(base.dtype, scaling),
-        Named(f"{site.name}.lokr_w2", w2[0] @ w2[1]).converted(base.dtype),
+        NamedTensor(f"{site.name}.lokr_w1", w1[0] @ w1[1]).converted(base.dtype, scaling),
+        NamedTensor(f"{site.name}.lokr_w2", w2[0] @ w2[1]).converted(base.dtype),
     )
 
 
 def _factor(name: str, rank: int, checkpoint: Checkpoint) -> tuple[torch.Tensor, torch.Tensor]:
-    """A factor as a product, (out, k) by (k, in): not multiplied before their shapes are known to be the base's.
+    """Return a factor as a product, (out, k) by (k, in): not multiplied before their shapes are known to be the base's.
 
-    One that the checkpoint has whole is its own product with the identity, on its smaller side.
+    A factor that the checkpoint has whole is returned with the identity, on its smaller side.
     """
     if name in checkpoint:
         whole = _matrix(checkpoint.take(name)).weights()
@@ -100,7 +98,7 @@ def _factor(name: str, rank: int, checkpoint: Checkpoint) -> tuple[torch.Tensor,
     return a.weights(), b.weights()
 
 
-def _matrix(found: Named) -> Named:
+def _matrix(found: NamedTensor) -> NamedTensor:
     if found.tensor.dim() != 2:
         raise InvalidAdapter(
             f"{found.key} has the shape {tuple(found.tensor.shape)}; a matrix is wanted", param="files"
@@ -115,9 +113,3 @@ def _scaling(config: MethodConfig, sites: list[Site]) -> dict[str, float]:
     )
     ranks = ranks_of(config, sites, 8)
     return {name: alphas[name] / ranks[name] for name in names}
-
-
-PRODUCT_METHODS: Mapping[str, Callable[[MethodConfig, Checkpoint, Base], Bypass]] = {
-    "LOHA": compile_loha,
-    "LOKR": compile_lokr,
-}

@@ -1,21 +1,20 @@
-"""Virtual tokens to the keys and values that they leave in the cache; the first real token is at position n.
+"""Virtual tokens, compiled to the keys and values that they leave in the cache; the first real token is at position n.
 
 PROMPT_TUNING (Lester et al. 2021, arXiv:2104.08691), P_TUNING (Liu et al. 2021, arXiv:2103.10385), CPT (Tsachor et
-al. 2024, arXiv:2410.17222): n embeddings, which the base itself reads once at load. MULTITASK_PROMPT_TUNING (Wang et
-al. 2023, arXiv:2303.02861): the same of `prompt ⊙ (cols[task] @ rows[task])`. PREFIX_TUNING (Li and Liang 2021,
+al. 2024, arXiv:2410.17222): n embeddings, over which the base itself runs once at load. MULTITASK_PROMPT_TUNING (Wang
+et al. 2023, arXiv:2303.02861): the same of `prompt ⊙ (cols[task] @ rows[task])`. PREFIX_TUNING (Li and Liang 2021,
 arXiv:2101.00190) and CARTRIDGE (Eyuboglu et al. 2025, arXiv:2506.06266): the keys and values themselves, positions
 applied. Encoders and projections are folded in by PEFT when it saves.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from ..bypass import Bypass, KVPrefix
 from ..errors import AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
-from .adaption import compile_adaption_prompt
-from .base import Base, Named
+from .base import Base, NamedTensor
 from .config import MethodConfig
 from .plain import compute_dtype
 from .prefill import Layer, prefill
@@ -25,14 +24,17 @@ _EXCLUSIVE = ("KV prefix",)
 
 
 def compile_soft_prompt(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """prompt_embeddings: (n, width of the base's embeddings). Raises AdapterError."""
+    """Compile a PROMPT_TUNING or P_TUNING adapter.
+
+    Reads prompt_embeddings: (n, width of the base's embeddings). Raises AdapterError.
+    """
     model: Any = base.fresh_model(config.peft_type)
     prompt = _prompt(config, checkpoint, model)
     return _bypass(config, _read_by_base(model, prompt, config), base)
 
 
 def compile_cpt(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """One embedding for each of `cpt_token_ids`. Raises AdapterError."""
+    """Compile a CPT adapter: one embedding for each of `cpt_token_ids`. Raises AdapterError."""
     ids, length = config.fields.integers("cpt_token_ids") or (0,), _length(config)
     if len(ids) != length:
         raise InvalidAdapter(
@@ -42,7 +44,11 @@ def compile_cpt(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Byp
 
 
 def compile_multitask_prompt(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """prefix_task_cols: (tasks, n, ranks); prefix_task_rows: (tasks, ranks, width). Raises AdapterError."""
+    """Compile a MULTITASK_PROMPT_TUNING adapter for `base.task`.
+
+    Reads prompt_embeddings: (n, width); prefix_task_cols: (tasks, n, ranks); prefix_task_rows: (tasks, ranks, width).
+    Raises AdapterError.
+    """
     tasks, ranks = config.fields.integer("num_tasks", 1, 1), config.fields.integer("num_ranks", 1, 1)
     if not 0 <= base.task < tasks:
         raise InvalidAdapter(
@@ -55,13 +61,14 @@ def compile_multitask_prompt(config: MethodConfig, checkpoint: Checkpoint, base:
     cols = checkpoint.take("prefix_task_cols").require_shape((tasks, length, ranks), why).converted(torch.float32)
     rows = checkpoint.take("prefix_task_rows").require_shape((tasks, ranks, width), why).converted(torch.float32)
     scaled = prompt.converted(torch.float32) * (cols[base.task] @ rows[base.task])
-    layers = _read_by_base(model, Named(prompt.key, scaled), config)
+    layers = _read_by_base(model, NamedTensor(prompt.key, scaled), config)
     return _bypass(config, layers, base, num_tasks=tasks)
 
 
 def compile_kv_prefix(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """prompt_embeddings: (n, layers · 2 · kv heads · dim), of each token layer 0's key, its value, layer 1's key, ...
+    """Compile a PREFIX_TUNING or CARTRIDGE adapter.
 
+    Reads prompt_embeddings: (n, layers · 2 · kv heads · dim), of each token layer 0's key, its value, then layer 1's.
     Raises AdapterError.
     """
     model: Any = base.fresh_model(config.peft_type)
@@ -75,7 +82,10 @@ def compile_kv_prefix(config: MethodConfig, checkpoint: Checkpoint, base: Base) 
 
 
 def _cache_shape(config: MethodConfig, model: Any) -> tuple[int, int, int]:
-    """kv heads, dim of each, layers: as the base's cache has them, which the configuration must agree with."""
+    """Return kv heads, dim of each, and layers of the base's cache, with which the configuration must agree.
+
+    Raises InvalidAdapter, UnsupportedAdapter.
+    """
     one = torch.zeros(1, _width(model), dtype=compute_dtype(model))
     cache = prefill(model, one)
     shapes = {(keys.shape[1:], values.shape[1:]) for keys, values in cache.values()}
@@ -92,7 +102,7 @@ def _cache_shape(config: MethodConfig, model: Any) -> tuple[int, int, int]:
     return heads, dim, len(cache)
 
 
-def _prompt(config: MethodConfig, checkpoint: Checkpoint, model: Any) -> Named:
+def _prompt(config: MethodConfig, checkpoint: Checkpoint, model: Any) -> NamedTensor:
     length, width = _checked_length(config, model), _width(model)
     _require(config, "token_dim", width, "features of an embedding")
     return checkpoint.take("prompt_embeddings").require_shape(
@@ -100,7 +110,7 @@ def _prompt(config: MethodConfig, checkpoint: Checkpoint, model: Any) -> Named:
     )
 
 
-def _read_by_base(model: Any, prompt: Named, config: MethodConfig) -> dict[int, Layer]:
+def _read_by_base(model: Any, prompt: NamedTensor, config: MethodConfig) -> dict[int, Layer]:
     _require(config, "num_layers", int(model.config.get_text_config().num_hidden_layers), "layers")
     return prefill(model, prompt.converted(compute_dtype(model)))
 
@@ -108,8 +118,8 @@ def _read_by_base(model: Any, prompt: Named, config: MethodConfig) -> dict[int, 
 def _bypass(config: MethodConfig, layers: Mapping[int, Layer], base: Base, num_tasks: int = 0) -> Bypass:
     cached = {
         i: (
-            Named(f"the keys of layer {i}", keys).converted(base.dtype),
-            Named(f"the values of layer {i}", values).converted(base.dtype),
+            NamedTensor(f"the keys of layer {i}", keys).converted(base.dtype),
+            NamedTensor(f"the values of layer {i}", values).converted(base.dtype),
         )
         for i, (keys, values) in layers.items()
     }
@@ -117,7 +127,7 @@ def _bypass(config: MethodConfig, layers: Mapping[int, Layer], base: Base, num_t
 
 
 def _checked_length(config: MethodConfig, model: Any) -> int:
-    """Refuses what leaves no position for a token. Raises AdapterError."""
+    """Return the number of virtual tokens, which must leave a position for a token. Raises AdapterError."""
     length, positions = _length(config), getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and length >= positions:
         raise AdapterTooLarge(
@@ -144,18 +154,7 @@ def _width(model: Any) -> int:
 
 
 def _require(config: MethodConfig, field: str, own: int, what: str) -> None:
-    """A field that PEFT fills in from the base must say what this base has. Raises InvalidAdapter."""
+    """Check a field that PEFT fills in from the base against this base. Raises InvalidAdapter."""
     value = config.fields.integer(field, own, 1)
     if value != own:
         raise InvalidAdapter(f"{field} is {value}, but this base has {own} {what}", param=field)
-
-
-PROMPT_METHODS: Mapping[str, Callable[[MethodConfig, Checkpoint, Base], Bypass]] = {
-    "PROMPT_TUNING": compile_soft_prompt,
-    "P_TUNING": compile_soft_prompt,
-    "CPT": compile_cpt,
-    "MULTITASK_PROMPT_TUNING": compile_multitask_prompt,
-    "PREFIX_TUNING": compile_kv_prefix,
-    "CARTRIDGE": compile_kv_prefix,
-    "ADAPTION_PROMPT": compile_adaption_prompt,
-}

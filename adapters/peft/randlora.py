@@ -1,11 +1,12 @@
 """RandLoRA: y += s · Σ_n B_n diag(d_n) A diag(scale_n) x, of full rank. Albert et al. 2025, arXiv:2502.00987.
 
-A and all B_n are random, and the same for all modules: each takes the beginnings that fit its widths. The numbers of A
-are paired with those of the B_n as PEFT flattens them, rank before bases in A and bases before rank in B.
+A and all B_n are random, and the same for all modules: each uses their first rows and columns, as many as its widths
+take. The numbers of A are paired with those of the B_n as PEFT flattens them, rank before bases in A and bases before
+rank in B.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,14 +15,14 @@ from ..bypass import Bypass
 from ..errors import AdapterTooLarge, InvalidAdapter
 from ..primitives import SharedBases
 from ..sites import Site
-from .base import Base, Named
+from .base import Base, NamedTensor
 from .config import MethodConfig
 from .linears import sites_of
 from .tensors import Checkpoint
 
 
 class _Shape(NamedTuple):
-    """Of the shared A, (rank, 1, narrow), and B, (wide, bases, rank): as the widest of the modules take them."""
+    """The shapes of the shared A, (rank, 1, narrow), and B, (wide, bases, rank), for the widest of the modules."""
 
     rank: int
     narrow: int
@@ -41,7 +42,10 @@ class _Shape(NamedTuple):
 
 
 def compile_randlora(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """randlora_lambda: (r, bases); randlora_gamma: (bases, narrow), bases = ceil(narrow / r). Raises AdapterError."""
+    """Compile a RANDLORA adapter.
+
+    Reads randlora_lambda: (r, bases); randlora_gamma: (bases, narrow), bases = ceil(narrow / r). Raises AdapterError.
+    """
     sites = sites_of(config, base)
     rank = config.fields.integer("r", 32, 1)
     if rank > base.max_rank:
@@ -51,8 +55,8 @@ def compile_randlora(config: MethodConfig, checkpoint: Checkpoint, base: Base) -
     _require_room(shape, base)
     a, b = _bases(shape, sites, config, checkpoint)
     shared = (
-        Named("randlora_A", a.flatten(1)).converted(base.dtype),
-        Named("randlora_B", b.flatten(1)).converted(base.dtype),
+        NamedTensor("randlora_A", a.flatten(1)).converted(base.dtype),
+        NamedTensor("randlora_B", b.flatten(1)).converted(base.dtype),
     )
     scaling = config.fields.number("randlora_alpha", 640) / rank
     return Bypass(
@@ -61,7 +65,7 @@ def compile_randlora(config: MethodConfig, checkpoint: Checkpoint, base: Base) -
 
 
 def _require_room(shape: _Shape, base: Base) -> None:
-    """Before they are drawn."""
+    """Check that the random bases are within the limit, before they are drawn. Raises AdapterTooLarge."""
     wanted = (math.prod(shape.a) + math.prod(shape.b)) * base.dtype.itemsize
     if wanted > base.max_dense_delta:
         raise AdapterTooLarge(
@@ -89,7 +93,7 @@ def _scaled_bases(
 def _bases(
     shape: _Shape, sites: list[Site], config: MethodConfig, checkpoint: Checkpoint
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The shared A and B: the checkpoint's, or drawn again as PEFT draws them on the CPU."""
+    """Return the shared A and B: the checkpoint's, or drawn again as PEFT draws them on the CPU."""
     if config.fields.boolean("save_projection", default=True):
         return _saved("A", shape.a, sites, checkpoint), _saved("B", shape.b, sites, checkpoint)
     generator = torch.Generator().manual_seed(config.fields.integer("projection_prng_key", 0, 0))
@@ -104,7 +108,10 @@ def _bases(
 
 
 def _saved(letter: str, shape: tuple[int, ...], sites: list[Site], checkpoint: Checkpoint) -> torch.Tensor:
-    """PEFT saves it once by itself, and again with every module: one of them is enough, if all say the same."""
+    """Take a saved base. Raises InvalidAdapter if two copies differ.
+
+    PEFT saves it once by itself, and again with every module; one copy is enough.
+    """
     names = [f"randlora_{letter}", *(f"{site.name}.randlora_{letter}" for site in sites)]
     found = [checkpoint.take(name) for name in names if name in checkpoint] or [checkpoint.take(names[0])]
     first = found[0].require_shape(shape, "the largest targeted modules take").weights()
@@ -115,7 +122,7 @@ def _saved(letter: str, shape: tuple[int, ...], sites: list[Site], checkpoint: C
 
 
 def _uniform(shape: _Shape, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Kaiming's uniform distribution (He et al. 2015, arXiv:1502.01852), in the type that PEFT draws in."""
+    """Draw from Kaiming's uniform distribution (He et al. 2015, arXiv:1502.01852), in the type that PEFT draws in."""
 
     def draw(fan_in: int, *size: int) -> torch.Tensor:
         bound = 1 / math.sqrt(fan_in)
@@ -129,7 +136,10 @@ _Draw = Callable[[_Shape, torch.Generator], tuple[torch.Tensor, torch.Tensor]]
 
 
 def _signs(sparsity: float) -> _Draw:
-    """-1, 0 and 1, of which one in `sparsity` is no 0 (Achlioptas 2003, "Database-friendly random projections")."""
+    """Return a draw of -1, 0 and 1, of which one in `sparsity` is not 0.
+
+    Achlioptas 2003, "Database-friendly random projections".
+    """
 
     def draw(shape: _Shape, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         a, b = (torch.rand(size, generator=generator) for size in (shape.a, shape.b))
@@ -137,6 +147,3 @@ def _signs(sparsity: float) -> _Draw:
         return (a > 1 - edge).float() - (a < edge).float(), (b > 1 - edge).float() - (b < edge).float()
 
     return draw
-
-
-RANDLORA: Mapping[str, Callable[[MethodConfig, Checkpoint, Base], Bypass]] = {"RANDLORA": compile_randlora}

@@ -1,9 +1,8 @@
-"""Methods that rotate what goes into a module, or what comes out of it.
+"""Methods that rotate the input of a module, or its output.
 
-    OFT (Qiu et al. 2023, arXiv:2306.07280)   y = W (R' x) + b, R block-diagonal                  InputRotation
-    BOFT (Liu et al. 2023, arXiv:2311.06243)  y = s ⊙ (W (R' x)) + b, R a product of butterflies   InputRotation,
-                                                                                    OutputScale, and Bias for b
-    ROAD (Liao et al. 2024, arXiv:2409.00119) y = c1 ⊙ (W x + b) + c2 ⊙ rot(W x + b)               PairRotation
+    OFT (Qiu et al. 2023, arXiv:2306.07280)      y = W (R' x) + b, R block-diagonal          InputRotation
+    BOFT (Liu et al. 2023, arXiv:2311.06243)     see `boft`
+    ROAD (Liao et al. 2024, arXiv:2409.00119)    y = c1 ⊙ (W x + b) + c2 ⊙ rot(W x + b)      PairRotation
 
 PEFT multiplies rows by R, so that a column x sees its transpose R'. At an embedding, OFT rotates the rows themselves.
 """
@@ -14,21 +13,24 @@ from dataclasses import dataclass
 import torch
 
 from ..bypass import Bypass
-from ..errors import AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
-from ..primitives import Bias, InputRotation, OutputScale, PairRotation, Primitive
+from ..errors import InvalidAdapter, UnsupportedAdapter
+from ..primitives import InputRotation, PairRotation, Primitive
 from ..sites import Site, SiteKind
-from .base import Base, Named
+from .base import Base, NamedTensor
 from .config import MethodConfig
 from .fields import Fields
-from .linears import MATRICES, own_bias, sites_of
+from .linears import MATRICES, sites_of
 from .saved_modules import replacement
 from .tensors import Checkpoint
 
-MAX_TERMS = 64  # of the Neumann series, whose last terms vanish long before
+MAX_TERMS = 64  # most terms of the Neumann series; the last ones vanish long before
 
 
 def compile_oft(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """oft_R.weight: (blocks, k (k - 1) / 2), the upper triangles of skew-symmetric matrices. Raises InvalidAdapter."""
+    """Compile an OFT adapter.
+
+    Reads oft_R.weight: (blocks, k (k - 1) / 2), the upper triangles of skew-symmetric matrices. Raises InvalidAdapter.
+    """
     oft = _read_oft(config.fields)
     sites = sites_of(config, base, MATRICES)
     return Bypass(config.peft_type, {site.name: (_oft(oft, site, checkpoint, base),) for site in sites})
@@ -36,9 +38,10 @@ def compile_oft(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Byp
 
 @dataclass(frozen=True)
 class _Oft:
-    """r: number of blocks, or 0; block_size: or 0. terms: of the Neumann series; 0 for an exact Cayley transform.
+    """The settings of an OFT adapter.
 
-    eps: most that the blocks may differ from the identity; None for as much as they do.
+    r: number of blocks, or 0; block_size: or 0. terms: of the Neumann series; 0 for an exact Cayley transform.
+    eps: most that the blocks may differ from the identity; None for no limit.
     """
 
     r: int
@@ -48,7 +51,7 @@ class _Oft:
     eps: float | None
 
     def size_of_block(self, width: int) -> int:
-        """PEFT takes the nearest divisor of the width, the lower of two."""
+        """Return the size of a block: as PEFT, the nearest divisor of the width, the lower of two."""
         return _nearest_divisor(width, self.block_size) if self.block_size else width // _nearest_divisor(width, self.r)
 
 
@@ -93,11 +96,14 @@ def _oft(oft: _Oft, site: Site, checkpoint: Checkpoint, base: Base) -> Primitive
     rotation = _rotation(oft, _skew(named.converted(torch.float32), size))
     if at_embedding:
         return _rotated_rows(site, named, rotation, base)
-    return InputRotation(_less_identity(named.key, rotation, base.dtype))
+    return InputRotation(less_identity(named.key, rotation, base.dtype))
 
 
 def _skew(triangle: torch.Tensor, size: int) -> torch.Tensor:
-    """triangle: (blocks, size (size - 1) / 2), above the diagonal, row by row. Returns (blocks, size, size)."""
+    """Return skew-symmetric matrices, (blocks, size, size).
+
+    triangle: (blocks, size (size - 1) / 2), the numbers above the diagonal, row by row.
+    """
     rows, columns = torch.triu_indices(size, size, 1)
     upper = triangle.new_zeros(len(triangle), size, size)
     upper[:, rows, columns] = triangle
@@ -108,18 +114,18 @@ def _rotation(oft: _Oft, skew: torch.Tensor) -> torch.Tensor:
     if oft.eps is not None:
         limit = oft.eps / len(skew) ** 0.5
         skew = skew * (limit / skew.norm(dim=(1, 2), keepdim=True).clamp(min=limit))
-    return _neumann(skew, oft.terms) if oft.terms else _cayley(skew)
+    return _neumann(skew, oft.terms) if oft.terms else cayley(skew)
 
 
-def _cayley(skew: torch.Tensor) -> torch.Tensor:
-    """(I - Q)(I + Q)⁻¹, which exists for every skew-symmetric Q."""
+def cayley(skew: torch.Tensor) -> torch.Tensor:
+    """Return (I - Q)(I + Q)⁻¹, which exists for every skew-symmetric Q."""
     identity = torch.eye(skew.shape[-1])
     turned: torch.Tensor = torch.linalg.solve(identity + skew, identity - skew, left=False)
     return turned
 
 
 def _neumann(skew: torch.Tensor, terms: int) -> torch.Tensor:
-    """I + 2Q + 2Q² + ... as PEFT cuts the series off: the last power counts once, and 3 terms are 4."""
+    """Return I + 2Q + 2Q² + ... as PEFT cuts the series off: the last power counts once, and 3 terms are 4."""
     result = torch.eye(skew.shape[-1]) + 2 * skew
     if terms == 2:
         return result
@@ -131,95 +137,23 @@ def _neumann(skew: torch.Tensor, terms: int) -> torch.Tensor:
     return result + power @ skew
 
 
-def _less_identity(key: str, rotation: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """For rows, (blocks, k, k), as `InputRotation` has it for columns."""
-    return Named(key, rotation.mT - torch.eye(rotation.shape[-1])).converted(dtype)
+def less_identity(key: str, rotation: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Turn a rotation of rows, (blocks, k, k), into `InputRotation`'s of columns, less the identity."""
+    return NamedTensor(key, rotation.mT - torch.eye(rotation.shape[-1])).converted(dtype)
 
 
-def _rotated_rows(site: Site, named: Named, rotation: torch.Tensor, base: Base) -> Primitive:
+def _rotated_rows(site: Site, named: NamedTensor, rotation: torch.Tensor, base: Base) -> Primitive:
     parts = base.weight(site.name, "OFT").to("cpu", torch.float32).unflatten(-1, (-1, rotation.shape[-1]))
     rows = torch.einsum("vnj,njk->vnk", parts, rotation.expand(parts.shape[1], -1, -1)).flatten(1)
-    return replacement(site, Named(named.key, rows), None, base)
-
-
-def compile_boft(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """boft_R: (passes, blocks, k, k); boft_s: (out_features, 1). Raises InvalidAdapter, AdapterTooLarge."""
-    fields = config.fields
-    block_size, count = fields.integer("boft_block_size", 4, 0), fields.integer("boft_block_num", 0, 0)
-    if (block_size == 0) == (count == 0):
-        raise InvalidAdapter(
-            f"one of boft_block_size ({block_size}) and boft_block_num ({count}) must be 0", param="boft_block_size"
-        )
-    passes = fields.integer("boft_n_butterfly_factor", 1, 1)
-    sites = {}
-    for site in sites_of(config, base):
-        size = block_size or site.in_features // count
-        rotation = _butterfly(site, size, passes, checkpoint, base)
-        sites[site.name] = (rotation, *_scaled(site, checkpoint, base))
-    return Bypass(config.peft_type, sites)
-
-
-def _butterfly(site: Site, size: int, passes: int, checkpoint: Checkpoint, base: Base) -> InputRotation:
-    """All passes as one rotation. PEFT without its CUDA extension trains and saves one, whatever it is asked for."""
-    named = checkpoint.take(f"{site.name}.boft_R")
-    shape = tuple(named.tensor.shape)
-    passes = 1 if shape[:1] == (1,) else passes
-    _check_butterfly(site, size, passes, base)
-    named.require_shape((passes, site.in_features // size, size, size), f"blocks of size {size} at {site.name} take")
-    raw = named.converted(torch.float32)
-    turns = _cayley(0.5 * (raw - raw.mT))
-    whole = torch.eye(size << (passes - 1))
-    for index, blocks in enumerate(turns):
-        whole = _one_pass(blocks, index, len(whole if whole.dim() == 2 else whole[0])) @ whole
-    return InputRotation(_less_identity(named.key, whole, base.dtype))
-
-
-def _check_butterfly(site: Site, size: int, passes: int, base: Base) -> None:
-    why = f"{passes} passes over blocks of size {size} do not fit the {site.in_features} inputs of {site.name}"
-    if size == 0 or passes > site.in_features.bit_length() or site.in_features % (size << (passes - 1)):
-        raise InvalidAdapter(why, param="boft_block_size")
-    if size < 2 or (passes > 1 and size % 2):
-        raise InvalidAdapter(f"BOFT does not work with blocks of size {size} at {site.name}", param="boft_block_size")
-    wanted = site.in_features * (size << (passes - 1)) * base.dtype.itemsize
-    if passes > 1 and wanted > base.max_dense_delta:
-        raise AdapterTooLarge(
-            f"the rotation at {site.name} takes {wanted} bytes; the server's --max-dense-delta is "
-            f"{base.max_dense_delta}",
-            param="boft_n_butterfly_factor",
-        )
-
-
-def _one_pass(blocks: torch.Tensor, index: int, width: int) -> torch.Tensor:
-    """P B P' of one pass, in segments as wide as all passes reach. blocks: (n, k, k). Returns (segments, width, width).
-
-    P gathers, in every run of k · 2^index features, the even half blocks before the odd ones.
-    """
-    size = blocks.shape[-1]
-    segments = blocks.unflatten(0, (-1, width // size))
-    diagonal = blocks.new_zeros(len(segments), width // size, size, width // size, size)
-    places = torch.arange(width // size)
-    diagonal[:, places, :, places, :] = segments.transpose(0, 1)
-    order = torch.arange(width)
-    if size > 1 and index > 0:
-        order = order.reshape(-1, 1 << index, 2, size // 2).transpose(1, 2).flatten()
-    matrix = diagonal.reshape(len(segments), width, width)
-    return matrix[:, order][:, :, order]
-
-
-def _scaled(site: Site, checkpoint: Checkpoint, base: Base) -> tuple[Primitive, ...]:
-    """The scale leaves the base's bias alone, so what our primitive makes of it is taken back."""
-    named = checkpoint.take(f"{site.name}.boft_s").require_shape((site.out_features, 1), f"{site.name} takes")
-    scale = Named(named.key, named.converted(torch.float32).flatten() - 1).converted(base.dtype)
-    if not scale.count_nonzero():
-        return ()
-    bias = own_bias(site, base)
-    if bias is None:
-        return (OutputScale(scale),)
-    return OutputScale(scale), Bias(Named(named.key, -scale.float() * bias).converted(base.dtype))
+    return replacement(site, NamedTensor(named.key, rows), None, base)
 
 
 def compile_road(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """road_theta, road_alpha: (out_features / 2,), or as many, or twice as many, by variant. Raises InvalidAdapter."""
+    """Compile a ROAD adapter.
+
+    Reads road_theta, road_alpha: (out_features / 2,), or as many, or twice as many as outputs, by variant.
+    Raises InvalidAdapter.
+    """
     variant = config.fields.choice("variant", "road_1", tuple(_ROAD))
     group = config.fields.integer("group_size", 64, 2)
     if group % 2:
@@ -239,7 +173,7 @@ def _road(variant: str, group: int, site: Site, checkpoint: Checkpoint, base: Ba
         for suffix in ("road_theta", "road_alpha")
     )
     first, second = _ROAD[variant](theta.converted(torch.float32), alpha.converted(torch.float32), group)
-    d, c = (Named(alpha.key, column).converted(base.dtype) for column in (first - 1, second))
+    d, c = (NamedTensor(alpha.key, column).converted(base.dtype) for column in (first - 1, second))
     return PairRotation(d, c, group)
 
 
@@ -247,7 +181,7 @@ _Columns = tuple[torch.Tensor, torch.Tensor]
 
 
 def _road_1(theta: torch.Tensor, alpha: torch.Tensor, group: int) -> _Columns:
-    """Both halves of a group share their angles."""
+    """Return the columns where both halves of a group share their angles."""
     theta, alpha = (half.reshape(-1, 1, group // 2).expand(-1, 2, -1).flatten() for half in (theta, alpha))
     return _road_2(theta, alpha, group)
 
@@ -257,7 +191,7 @@ def _road_2(theta: torch.Tensor, alpha: torch.Tensor, group: int) -> _Columns:
 
 
 def _road_4(theta: torch.Tensor, alpha: torch.Tensor, group: int) -> _Columns:
-    """In each group, those of the first column before those of the second."""
+    """Return the columns where each group has the angles of the first column before those of the second."""
     theta, alpha = theta.reshape(-1, 2, group), alpha.reshape(-1, 2, group)
     return (alpha[:, 0] * theta[:, 0].cos()).flatten(), (alpha[:, 1] * theta[:, 1].sin()).flatten()
 
@@ -268,9 +202,3 @@ _ROAD: Mapping[str, Callable[[torch.Tensor, torch.Tensor, int], _Columns]] = {
     "road_4": _road_4,
 }
 _PER_PAIR: Mapping[str, int] = {"road_1": 1, "road_2": 2, "road_4": 4}
-
-ROTATION_METHODS: Mapping[str, Callable[[MethodConfig, Checkpoint, Base], Bypass]] = {
-    "OFT": compile_oft,
-    "BOFT": compile_boft,
-    "ROAD": compile_road,
-}

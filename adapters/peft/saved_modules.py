@@ -1,18 +1,21 @@
-"""`modules_to_save`: modules of the base that an adapter brings whole, as PEFT 0.21 finds and saves them."""
+"""`modules_to_save`: modules of the base that an adapter replaces whole, as PEFT 0.21 finds and saves them."""
 
 from ..errors import InvalidAdapter, UnsupportedAdapter
 from ..primitives import Replacement
 from ..sites import Site, SiteKind
-from .base import Base, Named
+from .base import Base, NamedTensor
 from .config import AuxiliaryConfig
 from .listing import listed
 from .tensors import Checkpoint
 
-EMBEDDING_NAMES = ("embed_tokens", "lm_head")  # all that PEFT knows to be tied
+EMBEDDING_NAMES = ("embed_tokens", "lm_head")  # the only names that PEFT knows to be tied
 
 
 def saved_modules(config: AuxiliaryConfig, checkpoint: Checkpoint, base: Base) -> dict[str, Replacement]:
-    """Each site at or below a named module, with all its parameters. Raises InvalidAdapter, UnsupportedAdapter."""
+    """Compile each site at or below a named module, with all its parameters.
+
+    Raises InvalidAdapter, UnsupportedAdapter.
+    """
     names = _sites(config.modules, base)
     pair = _tied_pair(config, base)
     found = {name: _saved(base.table.sites[name], checkpoint, base) for name in names if name not in pair[1:]}
@@ -24,8 +27,12 @@ def saved_modules(config: AuxiliaryConfig, checkpoint: Checkpoint, base: Base) -
     return found
 
 
-def replacement(site: Site, weight: Named, bias: Named | None, base: Base) -> Replacement:
-    """weight: as the module stores it; an embedding or a head may have more rows than the base's."""
+def replacement(site: Site, weight: NamedTensor, bias: NamedTensor | None, base: Base) -> Replacement:
+    """Return a replaced module. Raises InvalidAdapter, UnsupportedAdapter.
+
+    weight: in the layout in which the module stores its own; an embedding or a head may have more rows than the base's.
+    bias: None keeps the base's.
+    """
     shape = stored_shape(site)
     if site.kind in (SiteKind.EMBEDDING, SiteKind.HEAD) and weight.tensor.dim() == 2:
         shape = (max(weight.tensor.shape[0], shape[0]), shape[1])
@@ -47,7 +54,7 @@ def replacement(site: Site, weight: Named, bias: Named | None, base: Base) -> Re
 
 
 def stored_shape(site: Site) -> tuple[int, ...]:
-    """Of the module's own weight."""
+    """Return the shape of the module's own weight."""
     if site.kind is SiteKind.NORM:
         return (site.out_features,)
     if site.kind is SiteKind.EMBEDDING or site.transposed:
@@ -56,7 +63,10 @@ def stored_shape(site: Site) -> tuple[int, ...]:
 
 
 def _sites(modules: tuple[str, ...], base: Base) -> list[str]:
-    """Names end as configured, without regard to dots: `norm` takes in `input_layernorm`."""
+    """Return the sites at or below the named modules. Raises InvalidAdapter for a name that no module has.
+
+    PEFT compares ends of names without regard to dots: `norm` takes in `input_layernorm`.
+    """
     everything = (*base.table.sites, *base.table.other_modules)
     roots = {name for name in everything if name.endswith(modules)}
     chosen = [name for name in base.table.sites if roots.intersection(_with_parents(name))]
@@ -75,7 +85,7 @@ def _with_parents(name: str) -> list[str]:
 
 
 def _tied_pair(config: AuxiliaryConfig, base: Base) -> tuple[str, ...]:
-    """Embedding and head, where the configuration names one of them and ties both."""
+    """Return embedding and head, where the configuration names one of them and ties both; else nothing."""
     embedding, head = base.table.tied_head, base.table.head
     named = any(name.rpartition(".")[2] in EMBEDDING_NAMES for name in config.modules)
     return (embedding, head) if config.tie and named and embedding is not None and head is not None else ()
@@ -89,8 +99,11 @@ def _saved(site: Site, checkpoint: Checkpoint, base: Base) -> Replacement:
     return replacement(site, weight, bias, base)
 
 
-def _parameter(checkpoint: Checkpoint, site: str, parameter: str) -> Named:
-    """PEFT saves it twice, and the base's once more, where the vocabulary was resized or biases are saved."""
+def _parameter(checkpoint: Checkpoint, site: str, parameter: str) -> NamedTensor:
+    """Take a parameter of a saved module.
+
+    PEFT saves it twice, and the base's once more where the vocabulary was resized or biases are saved.
+    """
     found = [checkpoint.take(name) for name in _names(checkpoint, site, parameter)]
     checkpoint.find(f"{site}.original_module.{parameter}")
     return found[0] if found else checkpoint.take(f"{site}.{parameter}")

@@ -1,7 +1,6 @@
-"""Methods whose modules share what is large: VeRA's projections, VB-LoRA's bank of vectors."""
+"""Methods whose modules share their large tensors: VeRA's projections, VB-LoRA's bank of vectors."""
 
 import math
-from collections.abc import Callable, Mapping
 
 import torch
 
@@ -9,7 +8,7 @@ from ..bypass import Bypass
 from ..errors import AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
 from ..primitives import SharedLowRank
 from ..sites import Site
-from .base import Base, Named
+from .base import Base, NamedTensor
 from .config import MethodConfig
 from .factored import low_rank
 from .linears import sites_of
@@ -19,14 +18,18 @@ _MAX_RANK = 1 << 16
 
 
 def compile_vera(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """y += diag(λb) B diag(λd) A x, A and B the beginnings of two shared random matrices. Kopiczko et al. 2024,
-    arXiv:2310.11454.
+    """Compile a VERA adapter: y += diag(λb) B diag(λd) A x, A and B the beginnings of two shared random matrices.
+
+    Kopiczko et al. 2024, arXiv:2310.11454. Raises AdapterError.
     """
     return _vera("vera", 1, config, checkpoint, base)
 
 
 def compile_pvera(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """VeRA of which the first half of A makes the mean and the second a variance, which inference leaves aside."""
+    """Compile a PVERA adapter: a VeRA whose A has a first half for the mean and a second for a variance.
+
+    Inference uses the mean alone. Raises AdapterError.
+    """
     if config.fields.boolean("sample_at_inference"):
         raise UnsupportedAdapter(
             "sample_at_inference is not supported yet: answers would be random; set it to false",
@@ -44,14 +47,15 @@ def _vera(stem: str, halves: int, config: MethodConfig, checkpoint: Checkpoint, 
         raise AdapterTooLarge(f"rank {rank} is over the server's limit of {base.max_rank}", param="r")
     projections = zip("AB", _projections(stem, shapes, config, checkpoint), strict=True)
     shared_a, shared_b = (
-        Named(f"{stem}_{letter}", w[:rank] if letter == "A" else w).converted(base.dtype) for letter, w in projections
+        NamedTensor(f"{stem}_{letter}", w[:rank] if letter == "A" else w).converted(base.dtype)
+        for letter, w in projections
     )
     compiled = {}
     for site in sites:
         why = f"rank {rank} at {site.name} takes"
         d = checkpoint.take(f"{site.name}.{stem}_lambda_d").require_shape((halves * rank,), why).weights()
         b = checkpoint.take(f"{site.name}.{stem}_lambda_b").require_shape((site.out_features,), why).weights()
-        scales = Named(site.name, d[:rank]).converted(base.dtype), Named(site.name, b).converted(base.dtype)
+        scales = NamedTensor(site.name, d[:rank]).converted(base.dtype), NamedTensor(site.name, b).converted(base.dtype)
         compiled[site.name] = (SharedLowRank(shared_a, shared_b, *scales),)
     return Bypass(config.peft_type, compiled)
 
@@ -59,7 +63,7 @@ def _vera(stem: str, halves: int, config: MethodConfig, checkpoint: Checkpoint, 
 def _projections(
     stem: str, shapes: tuple[tuple[int, int], tuple[int, int]], config: MethodConfig, checkpoint: Checkpoint
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The shared A and B: the checkpoint's, or drawn again as PEFT draws them on the CPU."""
+    """Return the shared A and B: the checkpoint's, or drawn again as PEFT draws them on the CPU."""
     if config.fields.boolean("save_projection", default=True):
         a, b = (
             checkpoint.take(f"{stem}_{letter}").require_shape(shape, "the largest targeted modules take").weights()
@@ -75,14 +79,15 @@ def _projections(
 
 
 def _drawn(shape: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
-    """Kaiming's uniform distribution (He et al. 2015, arXiv:1502.01852) with the gain of a ReLU."""
+    """Draw from Kaiming's uniform distribution (He et al. 2015, arXiv:1502.01852) with the gain of a ReLU."""
     bound = math.sqrt(3.0) * math.sqrt(2.0) / math.sqrt(shape[1])
     return torch.empty(shape).uniform_(-bound, bound, generator=generator)
 
 
 def compile_vblora(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """LoRA whose factors are put together of vectors, each a mix of the top k of one bank. Li et al. 2024,
-    arXiv:2405.15179.
+    """Compile a VBLORA adapter: a LoRA whose factors consist of vectors, each a mix of the top k of one bank.
+
+    Li et al. 2024, arXiv:2405.15179. Raises AdapterError.
     """
     fields = config.fields
     rank, count, length = (
@@ -104,7 +109,7 @@ def compile_vblora(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> 
 def _mixed(
     site: Site, letter: str, shape: tuple[int, int], bank: torch.Tensor, config: MethodConfig, checkpoint: Checkpoint
 ) -> torch.Tensor:
-    """(*shape, vector_length)."""
+    """Return the vectors of one factor, (*shape, vector_length). Raises InvalidAdapter."""
     stem, top = f"{site.name}.vblora_logits_{letter}", config.fields.integer("topk", 2, 1)
     if top > len(bank):
         raise InvalidAdapter(f"topk is {top}, and num_vectors only {len(bank)}", param="topk")
@@ -124,10 +129,3 @@ def _mixed(
         best, indices = logits.weights().topk(top, dim=-1)
         weights = best.softmax(-1)
     return (weights[..., None] * bank[indices]).sum(-2)
-
-
-SHARED_METHODS: Mapping[str, Callable[[MethodConfig, Checkpoint, Base], Bypass]] = {
-    "VERA": compile_vera,
-    "PVERA": compile_pvera,
-    "VBLORA": compile_vblora,
-}

@@ -3,10 +3,8 @@
     SHIRA (Bhardwaj et al. 2024, arXiv:2406.13175)  W[row, column] += v               Sparse
     SUPERTUNING (arXiv:2607.09287)                  the same, and y += s · B A x    Sparse, LowRank
 
-Conv1D is none of them: PEFT has both on linear layers only.
+PEFT has both on linear layers only, not on Conv1D.
 """
-
-from collections.abc import Callable, Mapping
 
 import torch
 
@@ -14,16 +12,19 @@ from ..bypass import Bypass
 from ..errors import AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
 from ..primitives import Dense, LowRank, Primitive, Sparse
 from ..sites import Site
-from .base import Base, Named
+from .base import Base, NamedTensor
 from .config import MethodConfig
 from .linears import require_room, sites_of
 from .tensors import Checkpoint
 
-_INDEX_BYTES = 8  # that an entry counts beside its value: a column, and as much for being read out of order
+_INDEX_BYTES = 8  # counted for an entry beside its value: its column, and as much again for reading it out of order
 
 
 def compile_shira(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """shira_weight: (nnz,); shira_indices: (2, nnz), rows above columns; nnz = r (in + out). Raises InvalidAdapter."""
+    """Compile a SHIRA adapter. Raises InvalidAdapter.
+
+    Reads shira_weight: (nnz,); shira_indices: (2, nnz), rows above columns; nnz = r (in + out).
+    """
     r = config.fields.integer("r", 32, 1)
     return Bypass(config.peft_type, {s.name: (_shira(r, s, checkpoint, base),) for s in sites_of(config, base)})
 
@@ -38,9 +39,10 @@ def _shira(r: int, site: Site, checkpoint: Checkpoint, base: Base) -> Primitive:
 
 
 def compile_supertuning(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """supertuning_values, supertuning_indices: (nnz,), places in the weight laid out row by row.
+    """Compile a SUPERTUNING adapter. Raises AdapterError.
 
-    supertuning_lora_A.weight: (r, in_features); supertuning_lora_B.weight: (out_features, r). Raises AdapterError.
+    Reads supertuning_values, supertuning_indices: (nnz,), positions in the weight laid out row by row;
+    supertuning_lora_A.weight: (r, in_features); supertuning_lora_B.weight: (out_features, r).
     """
     fields = config.fields
     sparsity = fields.number("sparsity", 0.99)
@@ -68,14 +70,17 @@ def _supertuned(count: int, config: MethodConfig, site: Site, checkpoint: Checkp
     values = checkpoint.take(f"{site.name}.supertuning_values").require_shape((count,), why)
     if config.fields.boolean("save_precomputed_indices", True):
         named = checkpoint.take(f"{site.name}.supertuning_indices").require_shape((count,), why)
-        (places,) = _integers(Named(named.key, named.tensor[None]), (site.in_features * site.out_features,))
+        (places,) = _integers(NamedTensor(named.key, named.tensor[None]), (site.in_features * site.out_features,))
     else:
         places = _by_magnitude(count, config.fields.boolean("select_top", True), site, base)
     return _entries(site, values, places // site.in_features, places % site.in_features, base)
 
 
 def _by_magnitude(count: int, largest: bool, site: Site, base: Base) -> torch.Tensor:
-    """The places as PEFT finds them in the base's weight, if there is only one way to."""
+    """Find the positions as PEFT does, by the size of the base's weights: (count,).
+
+    Raises UnsupportedAdapter where weights of the same size make them ambiguous.
+    """
     scores = base.matrix(site.name, "SUPERTUNING").abs().flatten()
     found, places = scores.topk(min(count + 1, len(scores)), largest=largest)
     if (found[1:] == found[:-1]).any():
@@ -94,8 +99,11 @@ def _low_rank(rank: int, scaling: float, site: Site, checkpoint: Checkpoint, bas
     return LowRank(a.converted(base.dtype), b.converted(base.dtype, scaling))
 
 
-def _integers(places: Named, limits: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
-    """places: one row for each of the limits; PEFT on Windows saves them as floats. Raises InvalidAdapter."""
+def _integers(places: NamedTensor, limits: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
+    """Return positions as integers, one row for each of the limits. PEFT on Windows saves them as floats.
+
+    Raises InvalidAdapter for positions outside of the weight.
+    """
     tensor = places.tensor
     whole = tensor.long() if not tensor.is_floating_point() or tensor.isfinite().all() else None
     bounds = torch.tensor(limits)[:, None]
@@ -104,22 +112,19 @@ def _integers(places: Named, limits: tuple[int, ...]) -> tuple[torch.Tensor, ...
     return whole.unbind(0)
 
 
-def _entries(site: Site, values: Named, rows: torch.Tensor, columns: torch.Tensor, base: Base) -> Primitive:
-    """Sparse, or dense where that is smaller. PEFT has both methods in a product of its own, with the whole weight."""
+def _entries(site: Site, values: NamedTensor, rows: torch.Tensor, columns: torch.Tensor, base: Base) -> Primitive:
+    """Return the entries as Sparse, or as Dense where that is smaller.
+
+    PEFT multiplies by the whole changed weight in both methods, so a base that quantises its inputs is refused.
+    """
     base.require_own_inputs(site.name, "An adapter of single entries")
     size = base.dtype.itemsize
     if len(rows) * (_INDEX_BYTES + size) < site.in_features * site.out_features * size:
         order = rows.argsort(stable=True)
-        sorted_values = Named(values.key, values.tensor[order]).converted(base.dtype)
+        sorted_values = NamedTensor(values.key, values.tensor[order]).converted(base.dtype)
         starts = Sparse.row_starts(rows[order], site.out_features)
         return Sparse(starts, columns[order].int(), sorted_values)
     require_room([site], base)
     w = torch.zeros(site.out_features, site.in_features)
     w.index_put_((rows, columns), values.converted(torch.float32), accumulate=True)
-    return Dense(Named(values.key, w).converted(base.dtype))
-
-
-SPARSE_METHODS: Mapping[str, Callable[[MethodConfig, Checkpoint, Base], Bypass]] = {
-    "SHIRA": compile_shira,
-    "SUPERTUNING": compile_supertuning,
-}
+    return Dense(NamedTensor(values.key, w).converted(base.dtype))

@@ -4,7 +4,6 @@ FOURIERFT (Gao et al. 2024, arXiv:2405.03003)  y += s · Re(IFFT2(spectrum)) x  
 C3A (Chen et al. 2024, arXiv:2407.19342)       y += circulant blocks / in_features · x    Circulant
 """
 
-from collections.abc import Callable, Mapping
 from math import pi
 from typing import NamedTuple
 
@@ -14,19 +13,19 @@ from ..bypass import Bypass
 from ..errors import AdapterTooLarge, InvalidAdapter
 from ..primitives import Circulant, LowRank, Primitive, Spectral
 from ..sites import Site
-from .base import Base, Named
+from .base import Base, NamedTensor
 from .config import MethodConfig
 from .draws import first_of_permutation
 from .linears import sites_of, values_below
 from .tensors import Checkpoint
 
-MAX_PLACES = 1 << 29  # of a weight that PEFT's random frequencies are drawn from
-_LEAST_SEED = -(1 << 63)  # that a generator of torch takes
-_FEW = 16  # frequencies that are served as low rank: its kernels take such ranks in their stride
+MAX_PLACES = 1 << 29  # positions in a weight, from which PEFT draws frequencies
+_LEAST_SEED = -(1 << 63)  # the least that a generator of torch takes
+_FEW = 16  # most frequencies that are served as low rank, where twice as many is a small rank
 
 
 class _Frequencies(NamedTuple):
-    """Where the entries of a spectrum are, in the order of their rows; one object for all modules of a shape.
+    """The positions of a spectrum's entries, in the order of their rows; one object for all modules of a shape.
 
     Of a real delta, row u of a spectrum and row out - u say the same: the entries are those of the upper half, to which
     the others are mirrored. order: (n,), which of the checkpoint's entries comes where. rows, columns: (n,).
@@ -44,7 +43,10 @@ class _Frequencies(NamedTuple):
 
 
 def compile_fourierft(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """fourierft_spectrum: (n,), at places that PEFT draws by a seed. Raises InvalidAdapter, AdapterTooLarge."""
+    """Compile a FOURIERFT adapter. Raises InvalidAdapter, AdapterTooLarge.
+
+    Reads fourierft_spectrum: (n,), at positions that PEFT draws by a seed.
+    """
     fields = config.fields
     sites = sites_of(config, base)
     default, patterns = fields.integer("n_frequency", 1000, 1), fields.integer_map("n_frequency_pattern", 1)
@@ -76,7 +78,10 @@ def _check_count(site: Site, count: int) -> None:
 
 
 def _is_low_rank(site: Site, count: int, base: Base) -> bool:
-    """Two waves for each frequency, if they are few, smaller than the whole delta, and may be served."""
+    """Return whether to serve two waves for each frequency as low rank.
+
+    That is if they are few, smaller than the whole delta, and within the server's limit.
+    """
     smaller = 2 * count * (site.in_features + site.out_features) < site.in_features * site.out_features
     return smaller and count <= _FEW and 2 * count <= base.max_rank
 
@@ -97,7 +102,7 @@ class _Drawn:
 
 
 def _mirrored(rows: torch.Tensor, columns: torch.Tensor, site: Site) -> _Frequencies:
-    """Entry (u, v) of a real delta's spectrum is the conjugate of (-u, -v)."""
+    """Mirror positions to the upper half: entry (u, v) of a real delta's spectrum is the conjugate of (-u, -v)."""
     mirrored = 2 * rows > site.out_features
     rows = torch.where(mirrored, site.out_features - rows, rows)
     columns = torch.where(mirrored, -columns % site.in_features, columns)
@@ -109,16 +114,17 @@ def _mirrored(rows: torch.Tensor, columns: torch.Tensor, site: Site) -> _Frequen
     return _Frequencies(order, rows, columns, conjugates, starts, torch.where(alone, 1.0, 0.5))
 
 
-def _spectral(site: Site, spectrum: Named, found: _Frequencies, scaling: float, dtype: torch.dtype) -> Spectral:
-    values = Named(spectrum.key, spectrum.weights()[found.order] * found.halves).converted(dtype)
+def _spectral(site: Site, spectrum: NamedTensor, found: _Frequencies, scaling: float, dtype: torch.dtype) -> Spectral:
+    values = NamedTensor(spectrum.key, spectrum.weights()[found.order] * found.halves).converted(dtype)
     scale = scaling / (site.in_features * site.out_features)
     return Spectral(found.starts, found.conjugates, values, scale, site.out_features)
 
 
-def _waves(site: Site, spectrum: Named, found: _Frequencies, scaling: float, dtype: torch.dtype) -> LowRank:
-    """Re(exp(i (p + q))) = cos p cos q - sin p sin q: each frequency is a delta of rank 2.
+def _waves(site: Site, spectrum: NamedTensor, found: _Frequencies, scaling: float, dtype: torch.dtype) -> LowRank:
+    """Return the frequencies as low-rank factors.
 
-    The factors share the weight's size evenly: 1 / (in · out) is too small for float16 in one of them.
+    Re(exp(i (p + q))) = cos p cos q - sin p sin q: each frequency is a delta of rank 2. The factors share the weight's
+    size evenly: 1 / (in · out) is too small for float16 in one of them.
     """
     p, q = (
         2 * pi * torch.outer(torch.arange(size, dtype=torch.float64), place.double() / size)
@@ -128,11 +134,11 @@ def _waves(site: Site, spectrum: Named, found: _Frequencies, scaling: float, dty
     values = spectrum.weights()[found.order].double() * (1.0 if scaling >= 0 else -1.0)
     a = torch.cat((q.cos() * values, -q.sin() * values), dim=1).T * even
     b = torch.cat((p.cos(), p.sin()), dim=1) * even
-    return LowRank(Named(spectrum.key, a).converted(dtype), Named(spectrum.key, b).converted(dtype))
+    return LowRank(NamedTensor(spectrum.key, a).converted(dtype), NamedTensor(spectrum.key, b).converted(dtype))
 
 
 def compile_c3a(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """c3a_kernel: (out_features / k, in_features / k, k). Raises InvalidAdapter."""
+    """Compile a C3A adapter. Reads c3a_kernel: (out_features / k, in_features / k, k). Raises InvalidAdapter."""
     sites = sites_of(config, base)
     default, patterns = config.fields.integer("block_size", 256, 1), config.fields.integer_map("block_size_pattern", 1)
     sizes = values_below(patterns, default, [site.name for site in sites], "block_size_pattern")
@@ -140,7 +146,7 @@ def compile_c3a(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Byp
 
 
 def _circulant(size: int, site: Site, checkpoint: Checkpoint, base: Base) -> Circulant:
-    """Entry (i, j) of a block is w[(j - i) mod k] / in_features."""
+    """Return the blocks of one module: entry (i, j) of a block is w[(j - i) mod k] / in_features."""
     if site.in_features % size or site.out_features % size:
         raise InvalidAdapter(f"block_size {size} does not divide the widths of {site.name}", param="block_size")
     kernel = checkpoint.take(f"{site.name}.c3a_kernel")
@@ -148,9 +154,3 @@ def _circulant(size: int, site: Site, checkpoint: Checkpoint, base: Base) -> Cir
         (site.out_features // size, site.in_features // size, size), f"block_size {size} at {site.name} takes"
     )
     return Circulant(kernel.converted(base.dtype), 1 / site.in_features)
-
-
-SPECTRAL_METHODS: Mapping[str, Callable[[MethodConfig, Checkpoint, Base], Bypass]] = {
-    "FOURIERFT": compile_fourierft,
-    "C3A": compile_c3a,
-}

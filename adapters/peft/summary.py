@@ -1,18 +1,18 @@
-"""What a Bypass comes to: the facts of an adapter's card, and those by which mixtures are judged."""
+"""The facts of a compiled adapter: those that its card shows, and those by which mixtures are judged."""
 
 import re
 from collections import Counter
 
 from ..bypass import Bypass
 from ..facts import AdapterFacts
-from ..primitives import InputRotation, InputScale, OutputScale, PairRotation, Primitive, Replacement, Rows
+from ..primitives import InputRotation, InputScale, OutputScale, PairRotation, Primitive, Replacement, TokenRows
 from ..sites import SiteKind, SiteTable
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
 def facts_of(bypass: Bypass, num_tensors: int, table: SiteTable) -> AdapterFacts:
-    """num_tensors: of the checkpoint, all of which went into the bypass."""
+    """Summarise a bypass. num_tensors: of the checkpoint, all of which went into it."""
     return AdapterFacts(
         method=bypass.method,
         rank=bypass.rank,
@@ -25,7 +25,7 @@ def facts_of(bypass: Bypass, num_tensors: int, table: SiteTable) -> AdapterFacts
         virtual_tokens=0 if bypass.prefix is None else bypass.prefix.length,
         vocabulary=_larger_vocabulary(bypass, table),
         inputs=_modules_with(bypass, (InputScale, InputRotation)),
-        outputs=_modules_with(bypass, (OutputScale, PairRotation, Replacement, Rows)),
+        outputs=_modules_with(bypass, (OutputScale, PairRotation, Replacement, TokenRows)),
     )
 
 
@@ -40,7 +40,7 @@ def _count_primitives(bypass: Bypass) -> dict[str, int]:
 
 
 def _larger_vocabulary(bypass: Bypass, table: SiteTable) -> int:
-    """Rows of an embedding that has more of them than the base's; 0 if none has."""
+    """Return the rows of an embedding that has more of them than the base's; 0 if none has."""
     embeddings = [site for site in table.sites.values() if site.kind is SiteKind.EMBEDDING]
     rows = (
         (primitive.weight.shape[0], site.in_features)
@@ -52,6 +52,6 @@ def _larger_vocabulary(bypass: Bypass, table: SiteTable) -> int:
 
 
 def _modules_with(bypass: Bypass, kinds: tuple[type[Primitive], ...]) -> tuple[str, ...]:
-    """Names of the modules that have such primitives, `*` for a layer's number: one for all layers."""
+    """Return the names of the modules that have such primitives, with `*` for the number of a layer."""
     names = (name for name, primitives in bypass.sites.items() if any(isinstance(p, kinds) for p in primitives))
     return tuple(dict.fromkeys(_NUMBER.sub("*", name) for name in names))

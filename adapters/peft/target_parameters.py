@@ -24,7 +24,10 @@ _LINEARS = frozenset({SiteKind.LINEAR, SiteKind.HEAD, SiteKind.INNER})
 
 
 class _Target(NamedTuple):
-    """name: of the parameter. stacked: of experts; None for a linear's. wrapper: under which PEFT saves the factors."""
+    """One parameter that an adapter is on.
+
+    name: of the parameter. stacked: of experts; None for a linear's. wrapper: under which PEFT saves the factors.
+    """
 
     site: Site
     name: str
@@ -33,7 +36,7 @@ class _Target(NamedTuple):
 
 
 def compile_parameters(config: LoraConfig, checkpoint: Checkpoint, base: Base) -> dict[str, tuple[Primitive, ...]]:
-    """Takes the parameters' tensors from the checkpoint. Raises AdapterError."""
+    """Take the parameters' tensors from the checkpoint, and compile them. Raises AdapterError."""
     if not config.parameters:
         return {}
     if config.variant != LoraVariant():
@@ -84,7 +87,7 @@ def _matches(name: str, end: str) -> bool:
 
 
 def _factors(target: _Target, rank: int, scaling: float, checkpoint: Checkpoint, base: Base) -> LowRank:
-    """Of B A as the weight is stored, which is the other way round in a Conv1D."""
+    """Return the factors of B A, which PEFT has in the layout of the stored weight, transposed in a Conv1D."""
     site, why = target.site, f"rank {rank} at {target.name} of this base takes"
     width_in, width_out = site.in_features, site.out_features
     rows, columns = (width_in, width_out) if site.transposed else (width_out, width_in)

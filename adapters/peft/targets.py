@@ -1,6 +1,6 @@
-"""Which modules of the base a configuration means, exactly as PEFT 0.21 finds them.
+"""The modules of the base that a configuration targets, exactly as PEFT 0.21 finds them.
 
-PEFT walks over all modules and asks of each name; so do we, over the table of sites and the names beside it.
+PEFT walks over all modules and tests each name; this module does, over the table of sites and the names beside it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,10 +14,10 @@ from .patterns import Deadline, Pattern, pattern_keys
 
 _T = TypeVar("_T")
 
-# PEFT takes the first number of a name for the layer's index.
+# PEFT takes the first number in a name as the layer's index.
 _ANY_LAYER = r".*?\.[^.]*\.(?P<idx>\d+)\."
 _NAMED_LAYER = r"(?:^|.*?\.){}\.(?P<idx>\d+)\."
-# No method is on a module that is saved whole, nor below one.
+# A method is never on a module that is saved whole, nor below one.
 _SAVED = r"(^|.*\.){}($|\..*)"
 
 
@@ -25,7 +25,7 @@ _EMBEDDING_NAMES = ("embed_tokens", "lm_head")
 
 
 class Matcher:
-    """Says of a module's name whether an adapter targets it. Expressions are compiled once, with one deadline."""
+    """Decides whether an adapter targets a module, by its name. Expressions are compiled once, with one deadline."""
 
     def __init__(self, targets: Targets, deadline: Deadline) -> None:
         self._names = frozenset(targets.modules if isinstance(targets.modules, tuple) else ())
@@ -40,6 +40,7 @@ class Matcher:
             self._layer_patterns = [Pattern(_ANY_LAYER, "layers_to_transform", deadline)]
 
     def __call__(self, name: str) -> bool:
+        """Return whether the module is targeted. Raises InvalidAdapter when the time is up."""
         if self.excludes(name):
             return False
         if self._pattern is not None:
@@ -48,6 +49,7 @@ class Matcher:
         return name in self._names or (_ends_with_any(name, self._names) and self._in_chosen_layer(name))
 
     def excludes(self, name: str) -> bool:
+        """Return whether the module is left out, whatever else the configuration says."""
         if any(pattern.match(name) for pattern in self._saved):
             return True
         if self._exclude_pattern is not None:
@@ -74,7 +76,7 @@ def targeted_sites(
     tie: bool = False,
     kinds: frozenset[SiteKind] = _MATRICES,
 ) -> list[str]:
-    """Names of the targeted sites in the table's order.
+    """Return the names of the targeted sites, in the table's order.
 
     kinds: that the method can be on. tie: an adapter on one of a tied pair of embedding and head is on both.
     Raises InvalidAdapter if there is none, or if a module is targeted that is no site; UnsupportedAdapter if that is a
@@ -103,18 +105,18 @@ def targeted_sites(
 def values_at(
     patterns: Mapping[str, _T], default: _T, names: Iterable[str], field: str, deadline: Deadline
 ) -> dict[str, _T]:
-    """For each name, the value of the first pattern that matches its end, else the default."""
+    """Return, for each name, the value of the first pattern that matches its end, else the default."""
     keys = pattern_keys(patterns, field, deadline)
     return {name: next((patterns[key] for key, p in keys if p.match(name)), default) for name in names}
 
 
 def _all_linear(table: SiteTable) -> list[str]:
-    """PEFT leaves out the output head."""
+    """Return the linear sites without the output head, which PEFT leaves out."""
     return [name for name, site in table.sites.items() if site.kind is SiteKind.LINEAR and name != table.head]
 
 
 def _tied_pair(targets: Targets, table: SiteTable, deadline: Deadline) -> frozenset[str]:
-    """Embedding and head, if they are tied and PEFT sees one of them in the configuration: it knows two names only."""
+    """Return embedding and head, if they are tied and the configuration has one of the two names that PEFT knows."""
     if table.tied_head is None or table.head is None:
         return frozenset()
     if isinstance(targets.modules, str):
@@ -136,7 +138,7 @@ def _pattern(value: tuple[str, ...] | str, field: str, deadline: Deadline) -> Pa
 
 
 def _ends_with_any(name: str, ends: frozenset[str]) -> bool:
-    """Whether one of `ends` is `name` without its first components."""
+    """Return whether one of `ends` is `name` without its first components."""
     position = name.find(".")
     while position >= 0:
         if name[position + 1 :] in ends:

@@ -5,19 +5,20 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from ..errors import InvalidAdapter
-from .base import Named
+from .base import NamedTensor
 from .config import AnyConfig
 from .keys import PREFIX
 
-_OWN = "base_model."  # what belongs to no module of the base, such as shared projections
+_OWN = "base_model."  # the prefix of tensors that belong to no module of the base, such as shared projections
 
 
 class Checkpoint:
-    """Names are the module's in the base and the tensor's (`model.layers.0.self_attn.q_proj.lora_A.weight`).
+    """The tensors of one adapter.
 
-    PEFT's `base_model.model.` is taken off, and `base_model.` where a tensor belongs to no module (`vera_A`); the
-    names of prompt embeddings have no prefix. tensors: by key, which may be read lazily. experts: those that the
-    adapter routes between, each with its configuration.
+    Names are the module's in the base and the tensor's (`model.layers.0.self_attn.q_proj.lora_A.weight`): keys without
+    PEFT's `base_model.model.`, or `base_model.` where a tensor belongs to no module (`vera_A`); the keys of prompt
+    embeddings have no prefix.
+    tensors: by key; may be read lazily. experts: those that the adapter routes between, each with its configuration.
     """
 
     def __init__(
@@ -37,34 +38,35 @@ class Checkpoint:
     def __iter__(self) -> Iterator[str]:
         return iter(self._keys)
 
-    def take(self, name: str) -> Named:
-        """Raises InvalidAdapter if it is missing."""
+    def take(self, name: str) -> NamedTensor:
+        """Return a tensor, and count it as taken. Raises InvalidAdapter if it is missing."""
         if name not in self._keys:
             raise InvalidAdapter(
                 f"the configuration wants tensors that are missing: {PREFIX}{name}"[:500], param="files"
             )
         key = self._keys[name]
         self._left.pop(key, None)
-        return Named(key, self._tensors[key])
+        return NamedTensor(key, self._tensors[key])
 
-    def find(self, name: str) -> Named | None:
-        """The same, or None if it is missing."""
+    def find(self, name: str) -> NamedTensor | None:
+        """Return a tensor, and count it as taken; None if it is missing."""
         return self.take(name) if name in self._keys else None
 
     def expert(self, name: str) -> tuple[AnyConfig, "Checkpoint"]:
+        """Return the configuration and the tensors of an expert."""
         return self._experts[name]
 
     @property
     def num_tensors(self) -> int:
-        """With those of the experts, taken or not."""
+        """Return the number of all tensors, those of the experts too, taken or not."""
         return len(self._tensors) + sum(checkpoint.num_tensors for _, checkpoint in self._experts.values())
 
     def take_all(self) -> Mapping[str, torch.Tensor]:
-        """All that nobody has taken, by their keys, for a compiler that accounts for all of them itself."""
+        """Return all that are not taken, by key, for a compiler that accounts for every tensor itself."""
         taken = {key: self._tensors[key] for key in self._left}
         self._left.clear()
         return taken
 
     def left(self) -> list[str]:
-        """Keys that nobody has taken."""
+        """Return the keys that are not taken."""
         return list(self._left)

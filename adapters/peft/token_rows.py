@@ -10,9 +10,9 @@ import torch
 
 from ..bypass import Bypass
 from ..errors import InvalidAdapter
-from ..primitives import Replacement, Rows
+from ..primitives import Replacement, TokenRows
 from ..sites import Site, SiteKind
-from .base import Base, Named
+from .base import Base, NamedTensor
 from .config import AuxiliaryConfig, MethodConfig, parse_targets
 from .listing import listed
 from .patterns import Deadline
@@ -28,7 +28,7 @@ Ids = tuple[int, ...]
 
 
 def compile_trainable_tokens(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
-    """The method by itself. Raises InvalidAdapter."""
+    """Compile a TRAINABLE_TOKENS adapter: the method by itself. Raises InvalidAdapter."""
     fields = config.fields
     if fields.value("target_modules"):
         names = targeted_sites(parse_targets(fields), base.table, Deadline(), kinds=_KINDS)
@@ -41,8 +41,11 @@ def compile_trainable_tokens(config: MethodConfig, checkpoint: Checkpoint, base:
 
 def replaced_rows(
     config: AuxiliaryConfig, checkpoint: Checkpoint, base: Base, copies: Mapping[str, Replacement]
-) -> dict[str, Rows]:
-    """`trainable_token_indices` beside any method. copies: embeddings with more rows. Raises InvalidAdapter."""
+) -> dict[str, TokenRows]:
+    """Compile `trainable_token_indices` beside any method. Returns site to rows.
+
+    copies: embeddings that the adapter brings, which may have more rows than the base's. Raises InvalidAdapter.
+    """
     sizes = {name: copy.weight.shape[0] for name, copy in copies.items() if copy.weight is not None}
     return _taken(_ids_by_site(config.tokens, checkpoint, base), checkpoint, base, _BESIDE, sizes)
 
@@ -63,7 +66,7 @@ def _ids_by_site(tokens: Mapping[str, Ids], checkpoint: Checkpoint, base: Base) 
 
 
 def _input_embedding(checkpoint: Checkpoint, base: Base, beside: str) -> str:
-    """The embedding that has rows in the checkpoint."""
+    """Return the embedding that has rows in the checkpoint. Raises InvalidAdapter unless there is exactly one."""
     embeddings = [site.name for site in base.table.sites.values() if site.kind is SiteKind.EMBEDDING]
     names = [name for name in embeddings if f"{name}.{beside}{_ROWS}" in checkpoint]
     if len(names) != 1:
@@ -76,8 +79,11 @@ def _input_embedding(checkpoint: Checkpoint, base: Base, beside: str) -> str:
 
 def _taken(
     ids: Mapping[str, Ids], checkpoint: Checkpoint, base: Base, beside: str, sizes: Mapping[str, int]
-) -> dict[str, Rows]:
-    """PEFT ties a head to its embedding's rows, unless it was given other ids for it."""
+) -> dict[str, TokenRows]:
+    """Take the rows of each site. PEFT ties a head to its embedding's rows, unless it was given other ids for it.
+
+    beside: a part of the tensors' names. sizes: of vocabularies that the adapter enlarges. Raises AdapterError.
+    """
     sites, head, tied = base.table.sites, base.table.head, base.table.tied_head
     together = tied is not None and head is not None and tied in ids and ids.get(head, ids[tied]) == ids[tied]
     rows = {}
@@ -96,21 +102,21 @@ def _taken(
     return rows
 
 
-def _check_tied(saved: Named, again: Named | None) -> None:
-    """The method by itself saves a tied pair's rows twice."""
+def _check_tied(saved: NamedTensor, again: NamedTensor | None) -> None:
+    """Check that a tied pair's rows, which the method by itself saves twice, are equal. Raises InvalidAdapter."""
     if again is not None and not torch.equal(again.tensor, saved.tensor):
         raise InvalidAdapter(f"{again.key} is not {saved.key}, which ties it", param="files")
 
 
-def _rows(site: Site, ids: Ids, saved: Named, size: int | None, dtype: torch.dtype) -> Rows:
-    """size: of a larger vocabulary."""
+def _rows(site: Site, ids: Ids, saved: NamedTensor, size: int | None, dtype: torch.dtype) -> TokenRows:
+    """Return the rows of one site, in the order of their ids. size: of a larger vocabulary."""
     embeds = site.kind is SiteKind.EMBEDDING
     vocabulary, width = (site.in_features, site.out_features) if embeds else (site.out_features, site.in_features)
     _check_ids(ids, size or vocabulary)
     saved.require_shape((len(ids), width), f"{len(ids)} tokens at {site.name} take")
     order = torch.tensor(ids).argsort()
     values = saved.converted(dtype, site.embed_scale if embeds else 1.0)
-    return Rows(torch.tensor(ids, dtype=torch.int32)[order], values[order])
+    return TokenRows(torch.tensor(ids, dtype=torch.int32)[order], values[order])
 
 
 def _check_ids(ids: Ids, vocabulary: int) -> None:

@@ -1,8 +1,7 @@
-"""A model once more: other modules over the very same tensors, for who changes modules or runs them on another thread.
+"""A twin of a model: new modules over the very same tensors, to be changed or run on another thread.
 
 What modules carry beside their class (a `forward` or hooks of their own, as packages for quantised weights give them)
-comes along and is the copy's own; `carries_extras` says whether there is any, and so whether the copy must be tried
-before it is believed.
+is copied, too; `carries_extras` says whether there is any, and so whether the copy must be tried before it is trusted.
 """
 
 import copy
@@ -14,28 +13,34 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from ..private.torch_private import has_hooks
+
 _Model = TypeVar("_Model", bound=nn.Module)
-_DEPTH = 4  # of things in things where a module keeps tensors: bitsandbytes has them in a state, HQQ in a dictionary
+_DEPTH = 4  # of nested objects where a module keeps tensors: bitsandbytes has them in a state, HQQ in a dictionary
 
 
 def twin(model: _Model) -> _Model:
-    """Made before the model's modules are wrapped for serving. Raises what a module that cannot be copied raises."""
+    """Return a copy of a model whose modules are new and whose tensors are the model's own.
+
+    To be called before the model's modules are wrapped for serving. Raises what a module that cannot be copied raises.
+    """
     tensors = [*model.parameters(), *model.buffers()]
     for module in model.modules():
         tensors += _tensors_in(vars(module), _DEPTH)
     copied = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
     for module in copied.modules():
         if not isinstance(vars(module).get("forward"), types.MethodType | functools.partial):
-            vars(module).pop("forward", None)  # a closure over the original, which is not to be run from here
+            vars(module).pop("forward", None)  # a closure over the original, which the copy must not run
     return copied
 
 
 def carries_extras(model: nn.Module) -> bool:
-    return any("forward" in vars(m) or m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    """Return whether any module has a `forward` or hooks of its own."""
+    return any("forward" in vars(module) or has_hooks(module) for module in model.modules())
 
 
 def _tensors_in(value: Any, depth: int) -> Iterator[torch.Tensor]:
-    """Those that a module keeps neither as parameters nor as buffers: the copy is to share them."""
+    """Iterate over tensors that a module keeps neither as parameters nor as buffers: the copy shares them."""
     if isinstance(value, torch.Tensor):
         yield value
     elif depth and not isinstance(value, nn.Module | type):

@@ -1,39 +1,16 @@
-"""What PEFT knows and this server does not serve yet, by the field that asks for it.
+"""The methods and settings of PEFT that are refused, with the reason that the client is told. Imports no torch."""
 
-To serve a row is to delete it here and to read the field in `config`.
-"""
-
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ..errors import InvalidAdapter, UnsupportedAdapter
 
-# Fields that change the result whenever they are set.
-LORA: Mapping[str, str] = {
-    "layer_replication": "it changes the number of layers of the base",
-}
-
-# Initialisations that leave the base changed, by what cannot be worked out from the base again.
+# Initialisations that change the base by something that cannot be computed from the base again.
 BASE_CHANGING_INITS = ("pissa_niter", "corda", "loftq", "lora_ga")
 SERVED_INITS = ("gaussian", "eva", "orthogonal", "mica", "pissa", "olora")
 
-# Fields that matter to training only, or that describe the checkpoint.
-_LORA_IGNORED = """
-peft_type base_model_name_or_path revision task_type inference_mode auto_mapping peft_version runtime_config
-lora_dropout fan_in_fan_out megatron_config megatron_core loftq_config eva_config corda_config lora_ga_config
-merge_weights
-"""
-LORA_IGNORED = frozenset(_LORA_IGNORED.split())
-
-_PEFT_TYPES = """
-ADALORA ADAMSS ADAPTION_PROMPT BEFT BOFT BONE C3A CARTRIDGE CPT DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA
-HRA IA3 LILY LN_TUNING LOHA LOKR LORA MISS MULTITASK_PROMPT_TUNING OFT OSF PEANUT POLY PREFIX_TUNING PROMPT_TUNING
-PSOFT PVERA P_TUNING RANDLORA ROAD SHADOW SHIRA SUPERTUNING TINYLORA TRAINABLE_TOKENS UNILORA VBLORA VERA WAVEFT XLORA
-"""
-PEFT_TYPES = frozenset(_PEFT_TYPES.split())
-
 # Methods that a server of one base cannot serve as PEFT computes them.
-_UNSERVABLE: Mapping[str, str] = {
+UNSERVABLE: Mapping[str, str] = {
     "LILY": "its router averages over all tokens of a batch, so the answer depends on the neighbours; train LoRA",
     "SHADOW": "it runs a second network beside the base; serve the trained model as a base of its own",
     "XLORA": "its classifier is saved by PEFT without the first layer, so no checkpoint is whole; upload the experts "
@@ -41,15 +18,17 @@ _UNSERVABLE: Mapping[str, str] = {
 }
 
 
-def refuse_type(peft_type: Any, served: frozenset[str]) -> None:
-    """Raise UnsupportedAdapter for a method of PEFT that is not in `served`, InvalidAdapter for what is none."""
-    if not isinstance(peft_type, str) or peft_type not in PEFT_TYPES:
+def refuse_type(peft_type: Any, served: Collection[str]) -> None:
+    """Check that a configuration's `peft_type` is one of `served`.
+
+    Raises UnsupportedAdapter for another method of PEFT, InvalidAdapter for anything else.
+    """
+    if isinstance(peft_type, str) and peft_type in UNSERVABLE:
+        raise unsupported(peft_type, UNSERVABLE[peft_type], param="peft_type")
+    if not isinstance(peft_type, str) or peft_type not in served:
         raise InvalidAdapter(
             f"peft_type must name a method of PEFT, such as LORA, not {repr(peft_type)[:80]}", param="peft_type"
         )
-    if peft_type not in served:
-        why = _UNSERVABLE.get(peft_type, f"served are {', '.join(sorted(served))}")
-        raise unsupported(peft_type, why, param="peft_type")
 
 
 def refuse_fields(raw: Mapping[str, Any], table: Mapping[str, str], known: frozenset[str]) -> None:
@@ -80,4 +59,5 @@ def refuse_lora_values(raw: Mapping[str, Any]) -> None:
 
 
 def unsupported(what: str, why: str, *, param: str) -> UnsupportedAdapter:
+    """Return the error for something that is not served yet. why: the reason, and what to do instead."""
     return UnsupportedAdapter(f"{what} is not supported yet: {why}", param=param)

@@ -1,6 +1,6 @@
-"""Which form of LoRA a configuration asks for, beside the plain one. No torch.
+"""The variant of LoRA that a configuration asks for. No torch.
 
-PEFT has one form a configuration, with two exceptions: DoRA and block-diagonal factors may start from the base's
+PEFT has one variant in a configuration, with two exceptions: DoRA and block-diagonal factors may start from the base's
 weight (PiSSA, OLoRA).
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import InvalidAdapter
 from .fields import Fields
 
-# Names of the checkpoint's tensors that only training uses, by the field that brings them.
+# Field to the name of the tensors that only training uses.
 _TRAINING_ONLY = {"velora_config": "lora_velora_embed", "monteclora_config": "lora_monteclora_sampler"}
 _FORMS = ("use_dora", "use_bdlora", "use_qalora", "kasa_config", "alora_invocation_tokens", "arrow_config")
 
@@ -28,7 +28,7 @@ class BlockDiagonal:
     strict: bool
 
     def factor(self, module: str) -> str:
-        """`a`, `b` or nothing. Raises InvalidAdapter."""
+        """Return which factor of a module is block-diagonal: `a`, `b` or, empty, none. Raises InvalidAdapter."""
         found = [name for name, parts in (("a", self.a), ("b", self.b)) if any(part in module for part in parts)]
         if len(found) == 2 or (self.strict and not found):
             many = "both its factors are" if found else "neither factor is"
@@ -38,9 +38,10 @@ class BlockDiagonal:
 
 @dataclass(frozen=True)
 class Arrow:
-    """tasks: names of the experts between which tokens are routed. general: of those whose mean is taken off first.
+    """The settings of a router between experts.
 
-    seed: of PEFT's search for an expert's prototype; where PEFT has none and takes any, this is one of those.
+    tasks: names of the experts between which tokens are routed. general: names of those whose mean is subtracted first.
+    seed: of the search for an expert's prototype; PEFT without a seed takes a random one, and here it is 0.
     """
 
     tasks: tuple[str, ...]
@@ -52,10 +53,11 @@ class Arrow:
 
 @dataclass(frozen=True)
 class LoraVariant:
-    """start: `pissa` or `olora`, where the factors were first taken out of the base's weight.
+    """A variant of LoRA; the defaults are plain LoRA.
 
-    bias: B has a bias. pool: the group size of QALoRA, 0 for none. invocation: aLoRA's token ids. idle: the name of
-    tensors that only training uses.
+    start: `pissa` or `olora`, where the initial factors were taken from the base's weight. bias: whether B has a bias.
+    pool: the group size of QALoRA, 0 for none. invocation: aLoRA's token ids. idle: the name of tensors that only
+    training uses.
     """
 
     start: str = ""
@@ -70,13 +72,13 @@ class LoraVariant:
 
     @property
     def linear_only(self) -> bool:
-        """Whether PEFT has it for linear layers alone."""
+        """Return whether PEFT has it for linear layers alone."""
         forms = (self.bias, self.kasa, self.blocks, self.pool, self.invocation, self.idle, self.arrow)
         return any(bool(form) for form in forms)
 
 
 def parse_variant(fields: Fields) -> LoraVariant:
-    """Raises InvalidAdapter."""
+    """Parse the fields that ask for a variant. Raises InvalidAdapter for two that do not go together."""
     set_ = [name for name in (*_FORMS, *_TRAINING_ONLY) if fields.value(name)]
     start = str(fields.value("init_lora_weights")).lower()
     start = start if start in ("pissa", "olora") else ""

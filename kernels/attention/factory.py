@@ -1,11 +1,11 @@
-"""Picks the implementation of paged attention for a device."""
+"""Chooses the implementation of paged attention for a device."""
 
 from collections.abc import Sequence
 
 import torch
 
 from ..device.step_memory import StepMemory
-from .flash.calls import takes, torch_flash
+from .flash.calls import supports, torch_flash
 from .layout import AttentionBackend, AttentionLayer, Limits
 from .torch.backend import TorchAttention
 
@@ -21,10 +21,11 @@ def make_attention_backend(
     memory: StepMemory | None = None,
     spare_bytes: int = 0,
 ) -> AttentionBackend:
-    """layers: of the model, by the index that `attend` is given. page_size: on GPUs a power of two.
+    """Make the backend for a model's layers on a device.
 
-    dtype: of the caches. limits: of all steps. memory: for what a GPU is told of each, which whoever launches sends;
-    without one `begin` sends it. spare_bytes: of memory for copies of keys and values, where they make it faster.
+    layers: by the index that `attend` is given. page_size: on GPUs a power of two. dtype: of the caches. limits: of all
+    steps. memory: in which a GPU is sent the metadata of each step, by the caller; without one `begin` sends it.
+    spare_bytes: of memory for copies of keys and values, on a CPU, where they make it faster.
     """
     if device.type == "cuda":
         return _on_gpu(tuple(layers), page_size, dtype, device, limits, memory)
@@ -39,7 +40,7 @@ def _on_gpu(
     limits: Limits,
     memory: StepMemory | None = None,
 ) -> AttentionBackend:
-    """With flash kernels for long spans, if there are any and they are faster."""
+    """Make the backend of a GPU, with flash kernels for long spans if they exist and are faster."""
     from .flash.backend import MixedAttention
     from .flash.choice import choose_least_rows
     from .triton.backend import TritonAttention
@@ -47,7 +48,7 @@ def _on_gpu(
 
     resident = resident_programs(layers, page_size, dtype, device)
     flash = torch_flash(dtype, device)
-    assisted = [index for index, layer in enumerate(layers) if flash is not None and takes(layer)]
+    assisted = [index for index, layer in enumerate(layers) if flash is not None and supports(layer)]
     least = None
     if flash is not None and assisted:
         least = choose_least_rows([layers[index] for index in assisted], page_size, dtype, device, flash)

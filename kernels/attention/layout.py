@@ -1,4 +1,4 @@
-"""What a step asks of paged attention, and what a backend is. Knows no model and no scheduler.
+"""What a step asks of paged attention, and the interface of a backend. Knows no model and no scheduler.
 
 A layer's cache is keys (pages, page_size, kv_heads, key_dim) and values (pages, page_size, kv_heads, value_dim), both
 contiguous. Position p of a sequence lies in its page p // page_size, at place p % page_size.
@@ -19,11 +19,11 @@ Pages = Sequence[int] | npt.NDArray[np.integer]
 
 @dataclass(frozen=True)
 class AttentionLayer:
-    """One layer's heads, and how it turns products into weights.
+    """The heads of one layer, and how it turns products into weights.
 
-    scale: of the products, positive. window: keys that a query sees, itself included; None for all. softcap: scores
-    are bent to within plus and minus it (Gemma 2, arXiv:2408.00118). sinks: whether each head has a logit that joins
-    the softmax's denominator and has no value (gpt-oss).
+    scale: of the products, positive. window: keys that a query sees, itself included; None for all. softcap: scores are
+    bent to within plus and minus it (Gemma 2, arXiv:2408.00118). sinks: whether each head has a logit that joins the
+    softmax's denominator and has no value (gpt-oss).
     """
 
     heads: int
@@ -37,16 +37,15 @@ class AttentionLayer:
 
     @property
     def group(self) -> int:
-        """Query heads of each kv head."""
+        """Count the query heads of each kv head."""
         return self.heads // self.kv_heads
 
 
 class Span(NamedTuple):
     """Consecutive tokens of one sequence: rows [row, row + rows) of the step, the last of its `total` positions.
 
-    One row is a decode. pages: those of all `total` positions, in order, and perhaps more; pages that no row's window
-    reaches may be any number. A list that the last step had too has not changed since, but for what was added to its
-    end.
+    One row is a decode. pages: of all `total` positions, in order, and perhaps more; pages that no row's window reaches
+    may be any number. A list that the last step had too has only grown at its end since.
     """
 
     row: int
@@ -56,7 +55,7 @@ class Span(NamedTuple):
 
 
 class SpanTable(Sequence[Span]):
-    """The spans of a step by columns, which cost nothing to make where there are arrays. row, rows, total: (spans,)."""
+    """The spans of a step by columns, which cost nothing to make from arrays. row, rows, total: (spans,)."""
 
     def __init__(self, row: Ints, rows: Ints, total: Ints, pages: Sequence[Pages]) -> None:
         self.columns = (row, rows, total, pages)
@@ -76,7 +75,7 @@ class SpanTable(Sequence[Span]):
 
 
 def columns_of(spans: Sequence[Span]) -> tuple[Ints, Ints, Ints, Sequence[Pages]]:
-    """Row, rows and total of each span, and its pages."""
+    """Return row, rows and total of each span, and its pages."""
     if isinstance(spans, SpanTable):
         return spans.columns
     row, rows, total, pages = zip(*spans, strict=True) if spans else ((), (), (), ())
@@ -84,7 +83,7 @@ def columns_of(spans: Sequence[Span]) -> tuple[Ints, Ints, Ints, Sequence[Pages]
 
 
 class Limits(NamedTuple):
-    """The most of any step. rows: tokens. spans: sequences. positions: of a sequence."""
+    """The largest step. rows: tokens. spans: sequences. positions: of one sequence."""
 
     rows: int
     spans: int
@@ -92,19 +91,20 @@ class Limits(NamedTuple):
 
 
 class AttentionBackend(Protocol):
-    """begin once a step, then attend once for each layer.
+    """Paged attention of a model: `begin` once a step, then `attend` once for each layer.
 
-    reads_whole_pages: what lies in a sequence's last page beyond its tokens must be finite, though it counts for
-    nothing.
+    reads_whole_pages: whether the backend reads a sequence's last page beyond its tokens, which must then be finite,
+    though it counts for nothing.
     """
 
     reads_whole_pages: bool
 
     def begin(self, spans: Sequence[Span], *, capacity: int | None = None) -> None:
-        """capacity: rows that the launches are for, if not just those of the step: what a graph is captured with.
+        """Set the spans of a step, which cover the first rows.
 
-        The spans cover the first rows. Rows beyond are not written to the cache, and their outputs are 0.
-        Raises ValueError if spans need more than their pages or the capacity.
+        capacity: rows that the launches are for, if more than the step's: what a graph is captured with. Rows beyond
+        the spans are not written to the cache, and their outputs are 0. Raises ValueError if spans need more than their
+        pages or the capacity.
         """
 
     def attend(
@@ -123,6 +123,6 @@ class AttentionBackend(Protocol):
         layer's cache. sinks: (heads,), for a layer that has them.
 
         Each row sees the positions of its sequence up to its own, within the layer's window, as the cache holds them.
-        Sequences may share pages that the step fills if they are those of a span of several rows. What a span of one
-        row stores is for its own eyes until the next step.
+        Sequences may share pages that the step fills if those are of a span of several rows. What a span of one row
+        stores is seen by that row alone until the next step.
         """

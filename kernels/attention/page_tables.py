@@ -1,4 +1,4 @@
-"""The pages of a step's sequences as one array, kept from step to step: a decode changes next to nothing of it.
+"""The pages of a step's sequences as one array, kept from step to step, since a decode changes little of it.
 
 A sequence is known by its list of pages, the object itself, for as long as each step has it. Host only.
 """
@@ -16,9 +16,10 @@ _WASTE = 1024  # pages that may lie unused, beside that room and as many as are 
 
 
 class PageTables:
-    """capacity: of the pages of all sequences of any step. flat: of which the first `end` are the step's.
+    """The pages of all sequences of a step, in one flat array.
 
-    first, counts: (sequences,) where each one's pages begin, and how many there are.
+    capacity: pages of all sequences of any step. flat: the array, of which the first `end` fields are the step's.
+    first, counts: (sequences,) where the pages of each begin, and how many there are.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -30,7 +31,7 @@ class PageTables:
         self._lists: Sequence[Pages] = ()
 
     def update(self, lists: Sequence[Pages]) -> None:
-        """A list of the last step has not changed but for what was added to its end."""
+        """Set the lists of a step. A list of the last step may only have grown at its end."""
         counts = np.fromiter(map(len, lists), np.int64, len(lists))
         if len(lists) != len(self._lists) or not all(map(is_, lists, self._lists)):
             self._arrange(lists, counts)
@@ -42,7 +43,7 @@ class PageTables:
             self._rebuild()
 
     def _arrange(self, lists: Sequence[Pages], counts: Ints) -> None:
-        """Of the last step, what goes on stays where it is; the others begin without any page, at the end."""
+        """Keep what goes on where it lies; new sequences begin without any page, at the end."""
         known = {id(pages): index for index, pages in enumerate(self._lists)}
         places = np.fromiter((known.get(id(pages), -1) for pages in lists), np.int64, len(lists))
         fresh = places < 0
@@ -52,7 +53,7 @@ class PageTables:
         self._lists = list(lists)
 
     def _add_one(self, changed: Ints, counts: Ints) -> bool:
-        """A page to each where it lies, as decodes need them. False if one needs more."""
+        """Add one page to each where it lies, as decodes need. Returns False, and adds none, if one needs more."""
         ends = self.first[changed] + counts
         if (counts != self.counts[changed] + 1).any() or (ends > self._limits[changed]).any():
             return False
@@ -61,6 +62,7 @@ class PageTables:
         return True
 
     def _grow(self, index: int, count: int) -> None:
+        """Copy the new pages of one sequence, to a new place where its own has no room."""
         pages, known = self._lists[index], int(self.counts[index])
         if self.first[index] + count > self._limits[index]:
             if self.end + count > len(self.flat):
@@ -75,7 +77,7 @@ class PageTables:
         self.counts[index] = count
 
     def _rebuild(self) -> None:
-        """From nothing, one after the other, with as much room between them as there is."""
+        """Lay out all sequences anew, with as much room between them as there is."""
         self.counts = np.fromiter(map(len, self._lists), np.int64, len(self._lists))
         total = int(self.counts.sum())
         assert total <= len(self.flat), "a step beyond the limits"

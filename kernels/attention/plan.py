@@ -30,7 +30,7 @@ _UNITS_OF_SPLITS = 4  # most units that have partial sums, for each program
 Fields = npt.NDArray[np.int32]
 
 
-class Shape(NamedTuple):
+class PlanShape(NamedTuple):
     """What a plan depends on beside the step. block_m: queries of a tile. block_n: keys that a program takes at once.
 
     programs: how many run at once.
@@ -44,10 +44,10 @@ class Shape(NamedTuple):
     programs: int
 
 
-class Step(NamedTuple):
-    """The spans as arrays (spans,), and one more without positions for the rows that no span has.
+class SpanArrays(NamedTuple):
+    """The spans of a step as arrays (spans,), and one more span without positions for the rows that no span has.
 
-    first_page: in pages, which hold those of all spans.
+    first_page: place of each span's first page in `pages`, which holds those of all spans.
     """
 
     row: Ints
@@ -58,26 +58,29 @@ class Step(NamedTuple):
 
     @property
     def longest(self) -> int:
-        """Rows of the longest span; 0 without any."""
+        """Count the rows of the longest span; 0 without any."""
         return int(self.rows[self.total > 0].max(initial=0))
 
 
-def step_of(spans: Sequence[Span], num_rows: int, page_size: int) -> Step:
-    """Raises ValueError if a span's positions are more than its pages hold, or fewer than its rows."""
+def span_arrays(spans: Sequence[Span], num_rows: int, page_size: int) -> SpanArrays:
+    """Make the arrays of a step.
+
+    Raises ValueError if a span has more positions than its pages hold, or fewer than rows.
+    """
     row, rows, total, lists = columns_of(spans)
     tables = PageTables(sum(map(len, lists)))
     tables.update(lists)
-    return Steps(len(lists)).step(SpanTable(row, rows, total, lists), num_rows, tables, page_size)
+    return SpanArrayBuffers(len(lists)).step(SpanTable(row, rows, total, lists), num_rows, tables, page_size)
 
 
-class Steps:
-    """Makes the arrays of steps, in place: each is there until the next one. most_spans: of any step."""
+class SpanArrayBuffers:
+    """Makes the arrays of each step in the same memory: they hold until the next step. most_spans: of any step."""
 
     def __init__(self, most_spans: int) -> None:
         self._fields = np.zeros((4, most_spans + 1), dtype=np.int64)
 
-    def step(self, spans: Sequence[Span], num_rows: int, tables: PageTables, page_size: int) -> Step:
-        """tables: of the spans' pages. Raises ValueError as `step_of` does."""
+    def step(self, spans: Sequence[Span], num_rows: int, tables: PageTables, page_size: int) -> SpanArrays:
+        """Make the arrays of a step. tables: of the spans' pages. Raises ValueError as `span_arrays` does."""
         row, rows, total, lists = columns_of(spans)
         count = len(lists)
         assert count < self._fields.shape[1], "a step beyond the limits"
@@ -89,18 +92,18 @@ class Steps:
             field[:count] = column
         if used < num_rows:
             fields[:, count] = used, num_rows - used, 0, 0
-        return Step(fields[0], fields[1], fields[2], fields[3], tables.flat)
+        return SpanArrays(fields[0], fields[1], fields[2], fields[3], tables.flat)
 
 
-def without(step: Step, spans: Collection[int]) -> Step:
-    """The others, at the same rows, on the same pages."""
+def without(step: SpanArrays, spans: Collection[int]) -> SpanArrays:
+    """Remove some spans; the others keep their rows and pages."""
     gone = list(spans)
     row, rows, total, first_page = (np.delete(column, gone) for column in step[:4])
-    return Step(row, rows, total, first_page, step.pages)
+    return SpanArrays(row, rows, total, first_page, step.pages)
 
 
-def positions_of(step: Step, page_size: int) -> Ints:
-    """(rows,) places in the cache, -1 for rows of no span."""
+def positions_of(step: SpanArrays, page_size: int) -> Ints:
+    """Return the place in the cache of each row, (rows,); -1 for rows of no span."""
     rows = np.where(step.total > 0, step.rows, 0)
     if (rows == 1).all():
         return _places(step, step.first_page, step.total - 1, page_size)
@@ -111,19 +114,20 @@ def positions_of(step: Step, page_size: int) -> Ints:
     return positions
 
 
-def _places(step: Step, first_page: Ints, position: Ints, page_size: int) -> Ints:
+def _places(step: SpanArrays, first_page: Ints, position: Ints, page_size: int) -> Ints:
     page: Ints = step.pages[first_page + position // page_size].astype(np.int64)
     return page * page_size + position % page_size
 
 
-def most_slots(shape: Shape) -> int:
-    """Of any step: where more would hold partial sums, keys are not split."""
+def most_slots(shape: PlanShape) -> int:
+    """Return how many slots any step takes: where more would hold partial sums, keys are not split."""
     return _UNITS_OF_SPLITS * shape.programs // shape.kv_heads
 
 
-def most_fields(plans: Sequence[Sequence[Shape]], limits: Limits, page_size: int) -> int:
-    """Of positions, pages and items of any step within the limits. plans: for each, the shapes of which a step takes
-    one.
+def most_fields(plans: Sequence[Sequence[PlanShape]], limits: Limits, page_size: int) -> int:
+    """Return how many int32 fields positions, pages and items of any step within the limits take.
+
+    plans: for each, the shapes of which a step takes one.
     """
     items = sum(max(most_items(shape, limits) for shape in shapes) for shapes in plans)
     padding = ALIGNMENT * (len(plans) + 2)
@@ -131,11 +135,14 @@ def most_fields(plans: Sequence[Sequence[Shape]], limits: Limits, page_size: int
 
 
 def most_pages(limits: Limits, page_size: int) -> int:
-    """Of all sequences of a step together."""
+    """Return how many pages all sequences of a step have together."""
     return limits.spans * cdiv(limits.positions, page_size)
 
 
-def most_items(shape: Shape, limits: Limits) -> int:
-    """A span's last tile may hold less than others. One span more is for the rows that no sequence has."""
+def most_items(shape: PlanShape, limits: Limits) -> int:
+    """Return how many items a step within the limits can have.
+
+    A span's last tile may hold less than others. One span more stands for the rows that no sequence has.
+    """
     tiles = limits.rows * shape.group // shape.block_m + min(limits.spans, limits.rows) + 1
     return tiles + most_slots(shape)

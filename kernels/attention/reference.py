@@ -12,7 +12,7 @@ from .layout import AttentionLayer, Span
 
 
 def naive_write(spans: Sequence[Span], new: torch.Tensor, cache: torch.Tensor) -> None:
-    """new: (1, kv_heads, rows, dim), stored in cache: (pages, page_size, kv_heads, dim)."""
+    """Store new keys or values. new: (1, kv_heads, rows, dim). cache: (pages, page_size, kv_heads, dim)."""
     page_size = cache.shape[1]
     for span in spans:
         for offset in range(span.rows):
@@ -29,7 +29,10 @@ def naive_attend(
     values: torch.Tensor,
     sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """query: (1, heads, rows, key_dim). Returns (rows, heads, value_dim) in float64, with 0 in rows of no span."""
+    """Attend span by span. query: (1, heads, rows, key_dim).
+
+    Returns (rows, heads, value_dim) in float64, with 0 in rows of no span.
+    """
     out = torch.zeros(query.shape[2], layer.heads, layer.value_dim, dtype=torch.float64, device=query.device)
     for span in spans:
         rows = query[0, :, span.row : span.row + span.rows].double()
@@ -46,7 +49,7 @@ def naive_attend(
 
 
 def _gathered(cache: torch.Tensor, span: Span) -> torch.Tensor:
-    """(total, kv_heads, dim) in float64; 0 where a page is none of the cache's."""
+    """Gather (total, kv_heads, dim) in float64; 0 where a page is not in the cache."""
     page_size = cache.shape[1]
     pages = torch.as_tensor(span.pages, device=cache.device)[: cdiv(span.total, page_size)].long()
     found = cache[pages.clamp(0, len(cache) - 1)].double()
@@ -55,7 +58,7 @@ def _gathered(cache: torch.Tensor, span: Span) -> torch.Tensor:
 
 
 def _seen(span: Span, window: int | None, device: torch.device) -> torch.Tensor:
-    """(rows, total) booleans."""
+    """Return which keys each row sees, (rows, total) booleans."""
     key = torch.arange(span.total, device=device)
     position = key[span.total - span.rows :, None]
     seen = key <= position

@@ -1,4 +1,4 @@
-"""Picks the implementation of the bypasses for the arena's device."""
+"""Chooses the implementation of the bypasses for the arena's device."""
 
 from collections.abc import Sequence
 
@@ -19,11 +19,11 @@ def make_bypass_backend(
     max_rank: int = 512,
     memory: StepMemory | None = None,
 ) -> BypassBackend:
-    """arena: one-dimensional; every adapter's factors lie in it. Slots are 0 to max_slots - 1.
+    """Make the backend of an arena, with all its kernels compiled. Slots are 0 to max_slots - 1.
 
-    max_rows: of a step. max_entries: rows of all segments of a step together. max_rank: of a site, for which memory is
-    set aside; higher ones are served too. memory: for what a GPU is told of each step, which whoever launches sends;
-    without one `begin` sends it.
+    arena: one-dimensional, holds the factors of every adapter. max_rows: of a step. max_entries: rows of all segments
+    of a step together. max_rank: of a site, for which memory is set aside; higher ones are served too. memory: in which
+    a GPU is sent the metadata of each step, by the caller; without one `begin` sends it.
     """
     if arena.is_cuda:
         from .triton.backend import TritonBypass  # not on machines without a GPU, which need no triton

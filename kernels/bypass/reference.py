@@ -1,4 +1,4 @@
-"""The bypasses as their formula reads, in float64. The oracle of the tests; nothing serves with it."""
+"""The bypasses as their formula reads, in float64: the oracle of the tests. Nothing serves with it."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,9 +16,9 @@ def naive_delta(
     position: int,
     x: torch.Tensor,
 ) -> torch.Tensor:
-    """sum over segments s of s.weight · (x Aᵀ) Bᵀ on the rows of s. slots: slot to (base, layout).
+    """Return the sum over segments s of s.weight · (x Aᵀ) Bᵀ on the rows of s, as (rows, out_features) float64.
 
-    x: (rows, in_features), or (rows,) ids for a gathered group. Returns (rows, out_features), float64.
+    slots: slot to (base, layout). x: (rows, in_features), or (rows,) ids for a gathered group.
     """
     spec, out = groups[group], groups[group].out_features[position]
     delta = torch.zeros(x.shape[0], out, dtype=torch.float64, device=x.device)

@@ -1,13 +1,13 @@
-"""The step's work as lists that the Triton kernels are led by. Host only, no torch.
+"""The step's work as lists that the Triton kernels read. Host only, no torch.
 
 A tile is a run of rows that the same segments cover, cut to a block's length. One program owns a tile's block of y and
-adds what its segments give, in their order: mixtures need no atomics and no second pass. An entry is one segment's part
-of a tile, and a unit is some ranks of an entry: as many as a program of shrink takes at once.
+adds the deltas of its segments, in their order: mixtures need no atomics and no second pass. An entry is one segment on
+a tile, and a unit is some ranks of an entry: as many as a program of shrink takes at once.
 
-Groups of as many sites share a list, whatever ranks an adapter has on them: it counts each one's largest, and a unit
-beyond those of a group has nothing to do there. So lists grow with the step's segments and not with the model; where
-factors lie, `triton/lists.py` looks up for each group on the device. All are records of RECORD_FIELDS int32, addressed
-by their index in one table, which begins with one header for each group:
+Groups with equally many sites share a list, whatever ranks an adapter has on them: the list counts the largest rank of
+each adapter, and a unit beyond those of a group does nothing there. So lists grow with the step's segments and not with
+the model; where factors lie, `triton/lists.py` looks up for each group on the device. All are records of RECORD_FIELDS
+int32, addressed by their index in one table, which begins with one header for each group:
 
     header   first unit, units, first entry, tiles, entries, ranks of a unit, input features, whether it gathers
     unit     slot, first row, rows, place of its entry in h, first rank, width of h, bits of the fp32 weight
@@ -45,7 +45,7 @@ class Entries(NamedTuple):
 
 
 class Lists(NamedTuple):
-    """units, entries: records. num_tiles: the entries that are the first of a tile. h_size: elements of h."""
+    """Units and entries as records. num_tiles: entries that are the first of a tile. h_size: elements of h."""
 
     units: Ints
     entries: Ints
@@ -54,15 +54,20 @@ class Lists(NamedTuple):
 
 
 class WorkList(NamedTuple):
-    """headers: (groups, RECORD_FIELDS) int32. lists: (n, RECORD_FIELDS) int32, of all that the headers lead to."""
+    """All lists of a step.
+
+    headers: (groups, RECORD_FIELDS) int32. lists: (n, RECORD_FIELDS) int32, to which headers lead.
+    """
 
     headers: Records
     lists: Records
 
 
 def cut(segments: Sequence[Segment], block_m: int) -> Entries:
-    """Tiles of at most `block_m` rows, in the order of their rows."""
+    """Cut segments into tiles of at most `block_m` rows, in the order of their rows."""
     start, end, first, members = _runs(segments)
+    # A run is cut into tiles, and each tile has one entry for every segment of its run: a block that owns a tile then
+    # adds a whole mixture, and no other block writes to its rows.
     tiles = cdiv(end - start, block_m)
     run = np.repeat(np.arange(len(start)), tiles)
     row = start[run] + ranges(tiles) * block_m
@@ -76,7 +81,8 @@ def cut(segments: Sequence[Segment], block_m: int) -> Entries:
 
 
 def lists_of(entries: Entries, ranks: Ints, works: npt.NDArray[np.bool_], block_r: int) -> Lists:
-    """The lists of groups where slot s has at most the sum of ranks ranks[s], and anything to do if works[s]."""
+    """Make the lists of groups where slot s has at most ranks[s] ranks over its sites, and any work if works[s]."""
+    # Entries of slots without work in these groups are left out, and tiles numbered anew without them.
     tile, slot, row, rows, weight = (column[works[entries.slot]] for column in entries)
     _, first, tile, counts = np.unique(tile, return_index=True, return_inverse=True, return_counts=True)
     rank = ranks[slot]
@@ -87,14 +93,16 @@ def lists_of(entries: Entries, ranks: Ints, works: npt.NDArray[np.bool_], block_
     units = (slot[entry], row[entry], rows[entry], h[entry], block, rank[entry], weight[entry])
     others = np.cumsum(counts - 1) - (counts - 1) + len(first)
     found = _records(slot, row, rows, counts[tile], others[tile], h, rank, weight)
+    # The first entries go ahead, one a tile, so that a block finds its own by the number of its tile.
     order = np.concatenate([first, np.delete(np.arange(len(slot)), first)])
     return Lists(_records(*units), found[order], len(first), int(sizes.sum()))
 
 
 def pack(lists: Sequence[Lists], which: Ints, about: Ints, place: int) -> WorkList:
-    """which: (groups,) the list of each, -1 where a group has no work. place: the record at which the lists begin.
+    """Join the lists of all groups behind their headers.
 
-    about: (groups, 3), what ends a group's header.
+    which: (groups,) the list of each, -1 where a group has no work. about: (groups, 3), the last fields of a header.
+    place: the record at which the lists begin.
     """
     headers = np.zeros((len(lists) + 1, RECORD_FIELDS), dtype=np.int64)  # the last one: no work
     parts = [np.zeros((0, RECORD_FIELDS), dtype=np.int64)]
@@ -108,12 +116,12 @@ def pack(lists: Sequence[Lists], which: Ints, about: Ints, place: int) -> WorkLi
 
 
 def h_elements(used: N) -> N:
-    """That an entry takes, where the next one begins aligned."""
+    """Return the elements that an entry takes, so that the next one begins aligned."""
     return round_up(used, _H_ALIGNMENT)
 
 
 def _runs(segments: Sequence[Segment]) -> tuple[Ints, Ints, Ints, Ints]:
-    """The runs of rows that the same segments cover: start and end of each, and, in compressed rows, their segments."""
+    """Return the runs of rows that the same segments cover: start, end, and in compressed rows their segments."""
     alive = [(s.start, s.end, index) for index, s in enumerate(segments) if s.start < s.end]
     if all(one[1] <= other[0] for one, other in pairwise(alive)):  # no mixture: each segment is a run
         start, end, members = np.array(alive, dtype=np.int64).reshape(-1, 3).T

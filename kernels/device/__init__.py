@@ -1,1 +1,1 @@
-"""What all kernels share: the memory that a step goes over in, CUDA graphs, how much of a device a program takes."""
+"""Shared by all kernels: the memory in which a step is sent, CUDA graphs, how much of a device a program takes."""

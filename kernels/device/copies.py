@@ -1,4 +1,4 @@
-"""Arrays of the host on their way to a device."""
+"""Copies of arrays from the host to a device."""
 
 from typing import Any
 
@@ -7,14 +7,14 @@ import torch
 
 
 def pinned(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
-    """The array where a copy to that device need not be waited for; on a CPU, the array's own memory.
+    """Return the array in memory from which a copy to the device need not be waited for; on a CPU, its own memory.
 
-    torch's host allocator hands pinned memory out again only when the copy from it is done.
+    torch's host allocator reuses pinned memory only when the copy from it is done.
     """
     tensor = torch.from_numpy(array)
     return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
-def sent(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
-    """On the device, behind what the current stream has been given."""
+def to_device(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
+    """Copy an array to the device, behind the work that the current stream has."""
     return pinned(array, device).to(device, non_blocking=True)

@@ -1,14 +1,16 @@
-"""How many programs of a kernel are on a multiprocessor at once: those of one launch wait for each other."""
+"""How many programs of a kernel are on a multiprocessor at once."""
 
 from typing import Any, NamedTuple
 
 import torch
 
+from ..private.torch_private import registers_of
+
 _RESERVED_SHARED = 1024  # bytes that CUDA itself takes for each program
 
 
 class Multiprocessor(NamedTuple):
-    """registers: of 32 bits. shared: bytes. threads: most at once."""
+    """What a multiprocessor has. registers: of 32 bits. shared: bytes. threads: most at once."""
 
     registers: int
     shared: int
@@ -25,22 +27,25 @@ class Resources(NamedTuple):
 
 
 def multiprocessor(device: torch.device) -> Multiprocessor:
+    """Describe the device's multiprocessors."""
     p = torch.cuda.get_device_properties(device)
-    registers: int = getattr(p, "regs_per_multiprocessor", 65536)  # torch's own annotations lack it
-    return Multiprocessor(registers, p.shared_memory_per_multiprocessor, p.max_threads_per_multi_processor)
+    return Multiprocessor(registers_of(device), p.shared_memory_per_multiprocessor, p.max_threads_per_multi_processor)
 
 
 def resources(kernel: Any) -> Resources:
-    """kernel: as triton compiled and loaded it."""
-    threads = kernel.metadata.num_warps * kernel.metadata.target.warp_size
-    return Resources(threads, kernel.n_regs, kernel.n_spills, kernel.metadata.shared)
+    """Return what a program of a kernel takes. kernel: as triton compiled and loaded it."""
+    from ..private.triton_private import figures_of  # not on machines without a GPU, which need no triton
+
+    return Resources(*figures_of(kernel))
 
 
 def programs_at_once(taken: Resources, there: Multiprocessor) -> int:
+    """Return how many programs fit; whatever runs out first decides."""
     by_registers = there.registers // (max(taken.registers, 1) * taken.threads)
     by_shared = there.shared // (taken.shared + _RESERVED_SHARED)
     return min(by_registers, by_shared, there.threads // taken.threads)
 
 
 def multiprocessors(device: torch.device) -> int:
+    """Count the device's multiprocessors; 1 for a CPU."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

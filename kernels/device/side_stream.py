@@ -1,4 +1,4 @@
-"""A second stream beside the current one, for what does not depend on what the current one does next."""
+"""A second stream beside the current one, for work that does not depend on what the current one does next."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,9 +7,10 @@ import torch
 
 
 class SideStream:
-    """What is forked begins when all that was enqueued before it is done, and `join` makes the current stream wait.
+    """A second stream for work that is forked off the current one, and joined again.
 
-    Captured graphs take both along. Memory that it reads must be kept until it has been joined.
+    Forked work begins when all that was enqueued before it is done; `join` makes the current stream wait. Captured
+    graphs include both. Memory that forked work reads must be kept until it has been joined.
     """
 
     def __init__(self) -> None:
@@ -18,6 +19,7 @@ class SideStream:
 
     @contextmanager
     def forked(self) -> Iterator[None]:
+        """Enqueue on the second stream, as a context."""
         if self._stream is None:
             self._stream = torch.cuda.Stream()
         self._stream.wait_stream(torch.cuda.current_stream())
@@ -26,7 +28,7 @@ class SideStream:
             yield
 
     def join(self) -> None:
-        """Nothing, unless something was forked since the last time."""
+        """Make the current stream wait for forked work. Does nothing unless some was forked since the last time."""
         if self._forked and self._stream is not None:
             torch.cuda.current_stream().wait_stream(self._stream)
             self._forked = False

@@ -1,1 +1,1 @@
-"""The primitives beside the low-rank bypass: their formulas, and a step's plan of them."""
+"""The primitives beside the low-rank bypass: their formulas, and the plan of a step."""

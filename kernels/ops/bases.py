@@ -1,4 +1,4 @@
-"""Deltas of full rank out of bases that all modules and adapters share, scaled by each adapter."""
+"""Deltas of full rank from bases that all modules and adapters share, each adapter with scales of its own."""
 
 from collections.abc import Sequence
 
@@ -17,10 +17,10 @@ def shared_bases(
     scale: torch.Tensor,
     out_features: int,
 ) -> torch.Tensor:
-    """`b h`, `h[k, n] = d[k, n] Σ_j a[k, j] scale[n, j] x[j]`; with out < in the transpose of that.
+    """Return `b h` with `h[k, n] = d[k, n] Σ_j a[k, j] scale[n, j] x[j]`, or its transpose where out < in.
 
-    x: (rows, in). a: (rank, at least the narrower width). b: (at least the wider width, at least rank · bases).
-    d: (rank, bases). scale: (bases, the narrower width). Returns (rows, out_features).
+    x: (rows, in). a: (rank, at least the narrower width). b: (at least the wider width, at least rank · bases). d:
+    (rank, bases). scale: (bases, the narrower width). Returns (rows, out_features).
     """
     return scaled_bases(x[None], a, b, [d], [scale], out_features)[0]
 
@@ -33,7 +33,10 @@ def scaled_bases(
     scale: Sequence[torch.Tensor],
     out_features: int,
 ) -> torch.Tensor:
-    """The same of several parts with scales of their own: b is read once for all of them. x: (parts, rows, in)."""
+    """Return `shared_bases` of several segments with scales of their own, reading b once for all of them.
+
+    x: (segments, rows, in). d, scale: one for each segment. Returns (segments, rows, out_features).
+    """
     width, narrow = x.shape[-1], scale[0].shape[1]
     a, b = a[:, :narrow], b[: max(width, out_features), : d[0].numel()]
     if width == narrow:
@@ -43,10 +46,10 @@ def scaled_bases(
 
 
 def narrow_in(x: torch.Tensor, a: torch.Tensor, d: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """`h[k, n] = d[k, n] Σ_j a[k, j] scale[n, j] x[j]`, as (rows, rank · bases).
+    """Return `h[k, n] = d[k, n] Σ_j a[k, j] scale[n, j] x[j]`, as (rows, rank · bases).
 
-    Of few rows it multiplies each of them by `a`; of many it makes the whole matrix first, which is as large as that
-    product then would be. Neither is kept.
+    Few rows are each multiplied by `a`. For many, the whole matrix is made first, which is as large as that product
+    would be. Neither is kept.
     """
     if x.shape[0] >= scale.shape[0]:
         return x @ _whole(a, d, scale).T
@@ -54,14 +57,14 @@ def narrow_in(x: torch.Tensor, a: torch.Tensor, d: torch.Tensor, scale: torch.Te
 
 
 def narrow_out(h: torch.Tensor, a: torch.Tensor, d: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """`Σ_kn a[k, j] scale[n, j] d[k, n] h[k, n]`, as (rows, narrow). h: (rows, rank · bases)."""
+    """Return `Σ_kn a[k, j] scale[n, j] d[k, n] h[k, n]`, as (rows, narrow). h: (rows, rank · bases)."""
     if h.shape[0] >= scale.shape[0]:
         return _times(h, _whole(a, d, scale))
     return _times(h.unflatten(-1, d.shape) * d, scale).mul_(a).sum(1)
 
 
 def _times(x: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """`x @ b`. CPUs multiply 16-bit matrices that are not transposed entry by entry, so there in fp32, by pieces."""
+    """Return `x @ b`, on a CPU by pieces in fp32: it multiplies untransposed 16-bit matrices entry by entry."""
     if x.device.type != "cpu" or x.element_size() > 2:
         return x @ b
     pieces = zip(x.split(_PIECE, dim=-1), b.split(_PIECE), strict=True)
@@ -69,5 +72,5 @@ def _times(x: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def _whole(a: torch.Tensor, d: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """(rank · bases, narrow)."""
+    """Return the matrix that scales and bases make, (rank · bases, narrow)."""
     return (d[:, :, None] * a[:, None] * scale).flatten(0, 1)

@@ -1,7 +1,7 @@
 """Primitives of one kind of several adapters as one call: `BATCHED` has one row for each kind that has such a form.
 
-A batched form takes `parts` adapters with as many rows each, their parameters stacked. Parameters are stacked when
-the batch's adapters change, and what is stacked is read as often as they run together. Formulas: `formulas.py`.
+A batched form takes as many rows of each of several segments, and their adapters' parameters stacked. Parameters are
+stacked when the adapters of the batch change, and read as often as those run together. Formulas: `formulas.py`.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -16,10 +16,12 @@ Fields = Mapping[str, Any]
 
 
 class Batched(NamedTuple):
-    """function(x, y, **stacked) -> what the formula returns. x: (parts, rows, ..., in); y: (parts, rows, ..., out).
+    """The batched form of a kind of primitive.
 
-    x may be (parts, rows) ids at an embedding. y is None where the kind does not read the output.
-    key: equal for primitives that can be stacked. stack: of such, the parameters of all, but for those that they share.
+    function(x, y, **stacked): what the formula returns. x: (segments, rows, ..., in), or (segments, rows) ids at an
+    embedding. y: (segments, rows, ..., out); None where the kind does not read the output. key: equal for primitives
+    that can be stacked. stack: makes the stacked parameters of such primitives. shared: fields that they have in
+    common, which are not stacked.
     """
 
     function: Callable[..., torch.Tensor]
@@ -33,7 +35,7 @@ def shapes(op: Op) -> Hashable:
 
 
 def stacked(ops: Sequence[Op]) -> Fields:
-    """Each tensor as (parts, ...)."""
+    """Stack each tensor as (segments, ...); other values are those of the first primitive."""
     first = ops[0].fields
     return {
         name: torch.stack([op.fields[name] for op in ops]) if isinstance(value, torch.Tensor) else value
@@ -42,18 +44,19 @@ def stacked(ops: Sequence[Op]) -> Fields:
 
 
 def input_rotation(x: torch.Tensor, _: None, *, blocks: torch.Tensor) -> torch.Tensor:
-    """blocks: (parts, blocks or 1, k, k)."""
-    parts = x.reshape(x.shape[0], x.shape[1], -1, blocks.shape[-1]).transpose(1, 2)
-    return torch.matmul(parts, blocks.mT).transpose(1, 2).reshape(x.shape)
+    """Rotate blocks of the input. blocks: (segments, blocks or 1, k, k)."""
+    grouped = x.reshape(x.shape[0], x.shape[1], -1, blocks.shape[-1]).transpose(1, 2)
+    return torch.matmul(grouped, blocks.mT).transpose(1, 2).reshape(x.shape)
 
 
 def pair_rotation(_: torch.Tensor, y: torch.Tensor, *, d: torch.Tensor, c: torch.Tensor, group: int) -> torch.Tensor:
-    """d: (parts, out). c: (parts, out), its halves with the signs that `rot` has."""
+    """Rotate pairs of the output. d, c: (segments, out), where c is negative in the halves that `rot` negates."""
     turned = y.unflatten(-1, (-1, 2, group // 2)).flip(-2).flatten(-3)
     return torch.addcmul(y * _beside(d, y), turned, _beside(c, y))
 
 
 def stacked_pairs(ops: Sequence[Op]) -> Fields:
+    """Stack pairwise rotations, with the signs of `rot` folded into c."""
     fields = dict(stacked(ops))
     c, half = fields["c"], fields["group"] // 2
     c.unflatten(-1, (-1, 2, half))[..., 0, :].neg_()
@@ -61,20 +64,20 @@ def stacked_pairs(ops: Sequence[Op]) -> Fields:
 
 
 def kronecker(x: torch.Tensor, _: None, *, w1: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:
-    """w1: (parts, a, c); w2: (parts, b, d)."""
-    parts, rows, (b, d) = x.shape[0], x.shape[1:-1], w2.shape[1:]
-    half = torch.bmm(x.reshape(parts, -1, d), w2.mT).view(parts, -1, w1.shape[2], b)
-    return torch.matmul(w1[:, None], half).view(parts, *rows, -1)
+    """Multiply by Kronecker products. w1: (segments, a, c); w2: (segments, b, d)."""
+    segments, rows, (b, d) = x.shape[0], x.shape[1:-1], w2.shape[1:]
+    half = torch.bmm(x.reshape(segments, -1, d), w2.mT).view(segments, -1, w1.shape[2], b)
+    return torch.matmul(w1[:, None], half).view(segments, *rows, -1)
 
 
 class CompressedRows:
-    """Matrices in compressed rows as one, of which each works on a vector of its own."""
+    """Sparse matrices in compressed rows as one block-diagonal matrix, of which each block has an input of its own."""
 
     def __init__(self, ops: Sequence[Op]) -> None:
         nnz = [len(op.fields["values"]) for op in ops]
         begins = [sum(nnz[:index]) for index in range(len(ops))]
         starts = [op.fields["starts"] for op in ops]
-        ends = [part[1:] + begin for part, begin in zip(starts, begins, strict=True)]
+        ends = [rows[1:] + begin for rows, begin in zip(starts, begins, strict=True)]
         self._starts = torch.cat([starts[0][:1], *ends])
         self._columns = [op.fields["columns"] for op in ops]
         self._values = torch.cat([op.fields["values"] for op in ops]).float()
@@ -82,12 +85,15 @@ class CompressedRows:
         self._joined: torch.Tensor | None = None
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
-        """x: (parts, rows, in). Returns (parts, rows, out) in fp32."""
-        parts, rows, width = x.shape
+        """Multiply each matrix by its segment's rows.
+
+        x: (segments, rows, in). Returns (segments, rows, out) in fp32.
+        """
+        segments, rows, width = x.shape
         if self._joined is None:  # the input's width is known from here on
             self._joined = torch.cat([columns + index * width for index, columns in enumerate(self._columns)])
-        shape, columns = (parts * self._out_features, parts * width), x.mT.reshape(parts * width, rows)
-        return csr_product(shape, self._starts, self._joined, self._values, columns).view(parts, -1, rows).mT
+        shape, columns = (segments * self._out_features, segments * width), x.mT.reshape(segments * width, rows)
+        return csr_product(shape, self._starts, self._joined, self._values, columns).view(segments, -1, rows).mT
 
 
 def sparse(x: torch.Tensor, _: None, *, matrices: CompressedRows) -> torch.Tensor:
@@ -98,7 +104,10 @@ def sparse(x: torch.Tensor, _: None, *, matrices: CompressedRows) -> torch.Tenso
 def shared_low_rank(
     x: torch.Tensor, _: None, *, a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, scale: torch.Tensor
 ) -> torch.Tensor:
-    """a: (rank, at least in) and b: (at least out, rank) of all parts. d: (parts, rank). scale: (parts, out)."""
+    """Add low-rank terms whose factors all segments share, each with scales of its own (VeRA).
+
+    a: (rank, at least in). b: (at least out, rank). d: (segments, rank). scale: (segments, out).
+    """
     h = x @ a[:, : x.shape[-1]].T
     h = h * _beside(d, h)
     term = h @ b[: scale.shape[-1]].T
@@ -151,7 +160,10 @@ def routed_low_rank(
     top_k: int,
     temperature: float,
 ) -> torch.Tensor:
-    """a: (parts, experts, rank, in). b: (parts, experts, rank, out). prototypes: (parts, experts, in)."""
+    """Add low-rank terms of experts that each row chooses by prototypes.
+
+    a: (segments, experts, rank, in). b: (segments, experts, rank, out). prototypes: (segments, experts, in).
+    """
     rows = x.flatten(1, -2)
     fit = torch.bmm(rows, prototypes.mT).abs()
     best, experts = fit.topk(top_k, dim=-1)
@@ -161,7 +173,7 @@ def routed_low_rank(
 
 
 def _beside(stack: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """(parts, width), to the dimensions of rows: (parts, ..., width)."""
+    """View (segments, width) with as many dimensions as rows have: (segments, ..., width)."""
     return stack.view(stack.shape[0], *[1] * (rows.dim() - 2), stack.shape[1])
 
 

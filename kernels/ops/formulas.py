@@ -1,7 +1,7 @@
-"""The primitives beside the low-rank bypass, as their formulas read, over rows of tokens.
+"""The formulas of the primitives beside the low-rank bypass, over rows of tokens.
 
-`FORMULAS` has one row for each kind of primitive. A formula takes the module's input and output for some rows, and
-the primitive's own tensors, which are views of the arena. Knows no slots, no steps and no modules.
+`FORMULAS` has one row for each kind of primitive. A formula takes the module's input and output for some rows, and the
+primitive's own tensors, which are views of the arena. Knows no slots, no steps and no modules.
 """
 
 import warnings
@@ -24,24 +24,25 @@ with warnings.catch_warnings():  # torch says once that CSR is in beta: here, ra
     )
 
 
-class Phase(IntEnum):
+class Stage(IntEnum):
     """When a primitive applies at its site, and what its formula returns."""
 
     INPUT = 0  # what is added to the module's input; depends on that input
     REPLACE = 1  # the output that takes the place of the base's
     OUTPUT = 2  # what is added to the output; depends on that output
     ADD = 3  # what is added to the output; depends on the module's own input
-    INSIDE = 4  # what is added to products inside the module, by whoever computes them
+    INSIDE = 4  # what the module adds to its own inner products
 
 
 class Formula(NamedTuple):
-    """function(x, y, **fields): x, y: (rows, ..., width) or x: (rows,) ids at an embedding; y is None before the call.
+    """A kind of primitive: function(x, y, **fields) with x, y: (rows, ..., width), or x: (rows,) ids at an embedding.
 
-    A primitive with a field `source` reads the input of the module of that name, as x, rather than its own module's.
-    row: name of the field that is one row to multiply by or to add, if the formula is no more than that.
+    y is None before the call of the module. A primitive with a field `source` gets as x the input of the module of that
+    name, rather than its own module's. row: the field that is one row to multiply by or to add, if that is all that the
+    formula does.
     """
 
-    phase: Phase
+    stage: Stage
     function: Callable[..., torch.Tensor]
     row: str | None = None
 
@@ -59,20 +60,20 @@ class Op:
 
     @cached_property
     def shapes(self) -> str:
-        """The same for primitives of one kind with tensors of the same shapes and the same plain values."""
+        """Return a key that is equal for primitives of one kind with equal shapes and equal plain values."""
         values = sorted(self.fields.items())
         return str([(name, tuple(v.shape) if isinstance(v, torch.Tensor) else v) for name, v in values])
 
     @cached_property
     def offsets(self) -> Mapping[str, int]:
-        """Where its tensors begin in the memory that they are views of, in elements of their own types."""
+        """Return where its tensors begin in the memory that they are views of, in elements of their own types."""
         tensors = {name: value for name, value in self.fields.items() if isinstance(value, torch.Tensor)}
         assert all(tensor.is_contiguous() for tensor in tensors.values())
         return {name: int(tensor.storage_offset()) for name, tensor in tensors.items()}
 
     @property
     def source(self) -> str:
-        """Name of the module whose input it reads; empty for its own."""
+        """Return the name of the module whose input it reads; empty for its own."""
         return self.fields.get("source") or ""
 
     def __call__(self, x: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
@@ -93,10 +94,10 @@ def bias(_: torch.Tensor, y: torch.Tensor, *, d: torch.Tensor) -> torch.Tensor:
 
 
 def input_rotation(x: torch.Tensor, _: None, *, blocks: torch.Tensor) -> torch.Tensor:
-    parts = _unflatten(x, (-1, blocks.shape[-1]))
+    blocked = _unflatten(x, (-1, blocks.shape[-1]))
     if blocks.shape[0] == 1:
-        return (parts @ blocks[0].T).flatten(-2)
-    turned: torch.Tensor = torch.einsum("nbj,bij->nbi", parts, blocks)
+        return (blocked @ blocks[0].T).flatten(-2)
+    turned: torch.Tensor = torch.einsum("nbj,bij->nbi", blocked, blocks)
     return turned.flatten(-2)
 
 
@@ -133,14 +134,14 @@ def _bottleneck(
 def sparse(
     x: torch.Tensor, y: torch.Tensor, *, starts: torch.Tensor, columns: torch.Tensor, values: torch.Tensor
 ) -> torch.Tensor:
-    """Sums run in fp32. A product of torch's with a matrix in CSR form: no atomics on a GPU either."""
+    """Multiply by a sparse matrix in compressed rows, in fp32. torch's CSR product has no atomics on a GPU either."""
     return csr_product((y.shape[-1], x.shape[-1]), starts, columns, values, x.t()).t().to(y.dtype)
 
 
 def csr_product(
     shape: tuple[int, int], starts: torch.Tensor, columns: torch.Tensor, values: torch.Tensor, x: torch.Tensor
 ) -> torch.Tensor:
-    """Of a matrix in compressed rows with x: (columns, n), in fp32."""
+    """Return the product of a matrix in compressed rows with x: (columns, n), in fp32."""
     matrix = torch.sparse_csr_tensor(starts, columns, values.float(), shape, check_invariants=False)
     if x.device.type == "cpu" and not torch.backends.mkl.is_available():
         matrix = matrix.to_dense()  # torch multiplies by CSR on a CPU through MKL only
@@ -149,8 +150,8 @@ def csr_product(
 
 
 def kronecker(x: torch.Tensor, _: torch.Tensor, *, w1: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:
-    parts = _unflatten(x, (w1.shape[1], w2.shape[1]))
-    return (w1 @ (parts @ w2.T)).flatten(-2)
+    rows = _unflatten(x, (w1.shape[1], w2.shape[1]))
+    return (w1 @ (rows @ w2.T)).flatten(-2)
 
 
 def dense(x: torch.Tensor, _: torch.Tensor, *, w: torch.Tensor) -> torch.Tensor:
@@ -158,7 +159,7 @@ def dense(x: torch.Tensor, _: torch.Tensor, *, w: torch.Tensor) -> torch.Tensor:
 
 
 def low_rank(x: torch.Tensor, _: torch.Tensor, *, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """For reference: what runs is a `BypassBackend`."""
+    """Return the low-rank term. For reference: what runs is a `BypassBackend`."""
     h = x @ a.T if x.is_floating_point() else a.T[x]
     return h @ b.T
 
@@ -166,7 +167,10 @@ def low_rank(x: torch.Tensor, _: torch.Tensor, *, a: torch.Tensor, b: torch.Tens
 def expert_low_rank(
     x: torch.Tensor, _: torch.Tensor, *, a: torch.Tensor, b: torch.Tensor, parameter: str
 ) -> torch.Tensor:
-    """For reference, of the rows of each expert; what runs is `experts/`. x: (experts, rows, in)."""
+    """Return the low-rank terms of each expert's rows. For reference: what runs is `experts/`.
+
+    x: (experts, rows, in).
+    """
     return x @ a.mT @ b.mT
 
 
@@ -204,24 +208,25 @@ def rows(x: torch.Tensor, y: torch.Tensor, *, ids: torch.Tensor, values: torch.T
 def replacement(
     x: torch.Tensor, _: torch.Tensor, *, module: Callable[[torch.Tensor], torch.Tensor], width: int = 0
 ) -> torch.Tensor:
-    """module: the base's, with the adapter's parameters. Whoever knows the base's modules makes it.
+    """Call a module in place of the base's.
 
-    width: of a head's output, for whoever makes room for it.
+    module: the base's with the adapter's parameters, made where the base's modules are known. width: of a head's
+    output, read where room is made for it.
     """
     return module(x)
 
 
 def chain(x: torch.Tensor, y: torch.Tensor, *, ops: Sequence["Op"], width: int) -> torch.Tensor:
-    """Several replacements of one adapter, each of what the one before it left. width: of the widest."""
+    """Apply several replacements of one adapter, each to the output of the one before. width: of the widest."""
     for op in ops:
         y = op(x, y)
     return y
 
 
 def chained(ops: Sequence[Op]) -> list[Op]:
-    """All replacements as one, and the others as they are."""
-    replacements = [op for op in ops if op.formula.phase is Phase.REPLACE]
-    others = [op for op in ops if op.formula.phase is not Phase.REPLACE]
+    """Join all replacements into one primitive, and return it before the others, which stay as they are."""
+    replacements = [op for op in ops if op.formula.stage is Stage.REPLACE]
+    others = [op for op in ops if op.formula.stage is not Stage.REPLACE]
     if len(replacements) < 2:
         return [*replacements, *others]
     # Whole modules come before rows of them.
@@ -239,7 +244,7 @@ def _quick_gelu(x: torch.Tensor) -> torch.Tensor:
 
 
 def _unflatten(tensor: torch.Tensor, sizes: tuple[int, ...]) -> torch.Tensor:
-    """The last dimension as several."""
+    """Split the last dimension into several."""
     return tensor.reshape(*tensor.shape[:-1], *sizes)
 
 
@@ -256,24 +261,24 @@ ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 FORMULAS: Mapping[str, Formula] = {
-    "input_scale": Formula(Phase.INPUT, input_scale, row="d"),
-    "input_rotation": Formula(Phase.INPUT, input_rotation),
-    "replacement": Formula(Phase.REPLACE, replacement),
-    "rows": Formula(Phase.REPLACE, rows),
-    "chain": Formula(Phase.REPLACE, chain),
-    "output_scale": Formula(Phase.OUTPUT, output_scale, row="d"),
-    "pair_rotation": Formula(Phase.OUTPUT, pair_rotation),
-    "bottleneck": Formula(Phase.OUTPUT, bottleneck),
-    "parallel_bottleneck": Formula(Phase.ADD, parallel_bottleneck),
-    "low_rank": Formula(Phase.ADD, low_rank),
-    "routed_low_rank": Formula(Phase.ADD, routed_low_rank),
-    "shared_low_rank": Formula(Phase.ADD, shared_low_rank),
-    "shared_bases": Formula(Phase.ADD, shared_bases),
-    "kronecker": Formula(Phase.ADD, kronecker),
-    "spectral": Formula(Phase.ADD, spectral),
-    "circulant": Formula(Phase.ADD, circulant),
-    "sparse": Formula(Phase.ADD, sparse),
-    "dense": Formula(Phase.ADD, dense),
-    "bias": Formula(Phase.ADD, bias, row="d"),
-    "expert_low_rank": Formula(Phase.INSIDE, expert_low_rank),
+    "input_scale": Formula(Stage.INPUT, input_scale, row="d"),
+    "input_rotation": Formula(Stage.INPUT, input_rotation),
+    "replacement": Formula(Stage.REPLACE, replacement),
+    "rows": Formula(Stage.REPLACE, rows),
+    "chain": Formula(Stage.REPLACE, chain),
+    "output_scale": Formula(Stage.OUTPUT, output_scale, row="d"),
+    "pair_rotation": Formula(Stage.OUTPUT, pair_rotation),
+    "bottleneck": Formula(Stage.OUTPUT, bottleneck),
+    "parallel_bottleneck": Formula(Stage.ADD, parallel_bottleneck),
+    "low_rank": Formula(Stage.ADD, low_rank),
+    "routed_low_rank": Formula(Stage.ADD, routed_low_rank),
+    "shared_low_rank": Formula(Stage.ADD, shared_low_rank),
+    "shared_bases": Formula(Stage.ADD, shared_bases),
+    "kronecker": Formula(Stage.ADD, kronecker),
+    "spectral": Formula(Stage.ADD, spectral),
+    "circulant": Formula(Stage.ADD, circulant),
+    "sparse": Formula(Stage.ADD, sparse),
+    "dense": Formula(Stage.ADD, dense),
+    "bias": Formula(Stage.ADD, bias, row="d"),
+    "expert_low_rank": Formula(Stage.INSIDE, expert_low_rank),
 }

@@ -1,4 +1,4 @@
-"""Which parts of a phase run together, by their rows and by what they are: most sites of a step have this alike.
+"""Which segments of a stage run together, by their rows and their kinds. Most sites of a step have this in common.
 
 Knows no tensors.
 """
@@ -7,49 +7,54 @@ from collections.abc import Hashable, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
-from .batches import Span, alike, waves
+from .batches import RowRange, alike, waves
 
 
-class How(StrEnum):
+class CallForm(StrEnum):
+    """How a group of segments runs."""
+
     ALONE = "alone"  # as its formula reads
     ROWS = "rows"  # rows to multiply by, or to add
     BATCH = "batch"  # in the batched form of its kind
     LAUNCH = "launch"  # in the kernel of its kind
 
 
-class PartClass(NamedTuple):
-    """Parts of one class can be one step, unless that is ALONE. key: of what they are."""
+class SegmentClass(NamedTuple):
+    """A class of segments that may run as one call, unless its form is ALONE. key: of their kind and shapes."""
 
-    how: How
+    form: CallForm
     key: Hashable = None
 
 
-ALONE = PartClass(How.ALONE)
+ALONE = SegmentClass(CallForm.ALONE)
 
 
-class PartGroup(NamedTuple):
-    """One step. members: its parts, by their places. No two of them share a row, but in a LAUNCH."""
+class SegmentGroup(NamedTuple):
+    """The segments of one call. members: by their places. No two share a row, except in a LAUNCH."""
 
-    how: How
+    form: CallForm
     members: tuple[int, ...]
 
 
-def grouped(spans: Sequence[Span], classes: Sequence[PartClass], most_rows: int) -> list[PartGroup]:
-    """In an order that goes by the parts alone. most_rows: of a step that pads its parts."""
-    places: dict[PartClass, list[int]] = {}
+def grouped(ranges: Sequence[RowRange], classes: Sequence[SegmentClass], most_rows: int) -> list[SegmentGroup]:
+    """Divide segments into calls, in an order that depends on the segments alone.
+
+    most_rows: of a call that pads its segments.
+    """
+    places: dict[SegmentClass, list[int]] = {}
     for place, which in enumerate(classes):
         places.setdefault(which, []).append(place)
-    return [group for which, members in places.items() for group in _of_class(which.how, members, spans, most_rows)]
+    return [group for which, members in places.items() for group in _of_class(which.form, members, ranges, most_rows)]
 
 
-def _of_class(how: How, members: Sequence[int], spans: Sequence[Span], most_rows: int) -> list[PartGroup]:
-    if how is How.LAUNCH:
-        return [PartGroup(how, tuple(members))]
-    if how is How.ALONE or (how is How.BATCH and len(members) == 1):
-        return [PartGroup(How.ALONE, (member,)) for member in members]
+def _of_class(form: CallForm, members: Sequence[int], ranges: Sequence[RowRange], most_rows: int) -> list[SegmentGroup]:
+    if form is CallForm.LAUNCH:
+        return [SegmentGroup(form, tuple(members))]
+    if form is CallForm.ALONE or (form is CallForm.BATCH and len(members) == 1):
+        return [SegmentGroup(CallForm.ALONE, (member,)) for member in members]
     found = []
-    for wave in waves([spans[member] for member in members]):
+    for wave in waves([ranges[member] for member in members]):
         there = [members[place] for place in wave]
-        for some in alike([spans[member] for member in there], most_rows):
-            found.append(PartGroup(how, tuple(there[place] for place in some)))
+        for some in alike([ranges[member] for member in there], most_rows):
+            found.append(SegmentGroup(form, tuple(there[place] for place in some)))
     return found

@@ -1,6 +1,6 @@
 """Deltas that are sparse or diagonal between Fourier transforms: nothing of the weight's size is made or read.
 
-Transforms run in fp32 or wider, since there are none of 16 bits for every width; the terms keep that type, so that they
+Transforms run in fp32 or wider, since 16-bit ones do not exist for every width. The terms keep that type, so that they
 are rounded once, where they are added.
 """
 
@@ -18,10 +18,10 @@ def spectral(
     scale: float,
     out_features: int,
 ) -> torch.Tensor:
-    """`scale · F(h)`, `h[u] = Σ values[k] X[columns[k]]` over k in [starts[u], starts[u + 1]).
+    """Return `scale · F(h)` with `h[u] = Σ values[k] X[columns[k]]` over k in [starts[u], starts[u + 1]).
 
-    X is the transform of x, and F the real transform back from half of a spectrum, without normalisation.
-    x: (rows, in). starts: (out_features // 2 + 2,). columns, values: (n,). Returns (rows, out_features).
+    X is the transform of x, and F the real transform back from half of a spectrum, without normalisation. x: (rows,
+    in). starts: (out_features // 2 + 2,). columns, values: (n,). Returns (rows, out_features).
     """
     return spectra(x[None], starts, columns, wide(values) * scale, out_features)[0]
 
@@ -29,10 +29,10 @@ def spectral(
 def spectra(
     x: torch.Tensor, starts: torch.Tensor, columns: torch.Tensor, values: torch.Tensor, out_features: int
 ) -> torch.Tensor:
-    """The same of several parts, whose entries follow each other. x: (parts, rows, in). starts: (parts · half + 1,).
+    """Return `spectral` of several segments, whose entries follow each other.
 
-    Entry k of part p reads place `columns[k] · parts + p`, as `columns` has it already. Bags are added up in order,
-    each by one thread: there is nothing atomic on a GPU.
+    x: (segments, rows, in). starts: (segments · half + 1,). Entry k of segment p reads place `columns[k] · segments +
+    p`, which `columns` holds already. Bags are summed in order, each by one thread, so that a GPU needs no atomics.
     """
     table = torch.view_as_real(torch.fft.fft(wide(x)).permute(2, 0, 1).contiguous()).view(-1, 2 * x.shape[1])
     weights = values.to(table.dtype)
@@ -43,7 +43,7 @@ def spectra(
 
 
 def circulant(x: torch.Tensor, _: torch.Tensor | None, *, kernel: torch.Tensor, scale: float) -> torch.Tensor:
-    """`y[o, t] = scale · Σ_n Σ_j kernel[o, n, (j - t) mod size] x[n, j]`, a product for each frequency of the blocks.
+    """Return `y[o, t] = scale · Σ_n Σ_j kernel[o, n, (j - t) mod size] x[n, j]`, by one product a frequency.
 
     x: (rows, in). kernel: (out / size, in / size, size). Returns (rows, out).
     """
@@ -51,13 +51,19 @@ def circulant(x: torch.Tensor, _: torch.Tensor | None, *, kernel: torch.Tensor, 
 
 
 def transformed(kernels: torch.Tensor, scale: float) -> torch.Tensor:
-    """(parts, out / size, in / size, size), as `circulants` takes them: (parts, frequencies, in / size, out / size)."""
+    """Transform kernels (segments, out / size, in / size, size) for `circulants`.
+
+    Returns (segments, frequencies, in / size, out / size).
+    """
     spectrum: torch.Tensor = torch.fft.rfft(wide(kernels) * scale)
     return spectrum.permute(0, 3, 2, 1).conj().resolve_conj().contiguous()
 
 
 def circulants(x: torch.Tensor, weights: torch.Tensor, size: int) -> torch.Tensor:
-    """x: (parts, rows, in). weights: `transformed`. Returns (parts, rows, out)."""
+    """Return `circulant` of several segments.
+
+    x: (segments, rows, in). weights: `transformed`. Returns (segments, rows, out).
+    """
     blocks = torch.fft.rfft(wide(x).unflatten(-1, (-1, size))).permute(0, 3, 1, 2)
     products = torch.matmul(blocks, weights).permute(0, 2, 3, 1)
     turned: torch.Tensor = torch.fft.irfft(products, n=size)
@@ -65,5 +71,5 @@ def circulants(x: torch.Tensor, weights: torch.Tensor, size: int) -> torch.Tenso
 
 
 def wide(tensor: torch.Tensor) -> torch.Tensor:
-    """In fp32, or as it is where that is wider."""
+    """Convert to fp32, or keep a wider type."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""Parameters of several adapters stacked, kept from step to step while the same adapters run together."""
+"""Stacked parameters of several adapters, kept from step to step while the same adapters run together."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,16 +14,16 @@ _Key = tuple[int, ...]
 
 
 class _Stack(NamedTuple):
-    """ops: held so that no other has the identity of one of them."""
+    """Stacked parameters. ops: held so that no other primitive gets the identity of one of them."""
 
     ops: tuple[Op, ...]
     fields: Fields
 
 
 class Stacks:
-    """By the identities of the primitives. What a step's plan has no use for goes when that plan is made.
+    """Stacked parameters by the identities of their primitives. Those that a plan does not use go when it is made.
 
-    most_bytes: of one plan; while the next one is made there are those of both.
+    most_bytes: of one plan; while the next one is made, those of both exist.
     """
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
@@ -33,18 +33,19 @@ class Stacks:
         self.num_bytes = 0
 
     def begin(self) -> None:
-        """A plan is to be made."""
+        """Begin a plan."""
         self._used, self._earlier, self.num_bytes = {}, self._used, 0
 
     def end(self) -> None:
-        """It is made."""
+        """End the plan: drop the stacks that it did not use."""
         self._earlier = {}
 
     def clear(self) -> None:
+        """Drop all stacks."""
         self._used, self._earlier, self.num_bytes = {}, {}, 0
 
     def of(self, ops: Sequence[Op]) -> Fields | None:
-        """Of one kind, that can be stacked; None if there is no room."""
+        """Return the stacked parameters of primitives of one kind that can be stacked; None if there is no room."""
         key = tuple(map(id, ops))
         if (stack := self._used.get(key)) is not None:
             return stack.fields

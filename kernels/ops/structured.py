@@ -1,6 +1,6 @@
 """Batched forms of deltas that have a structure: `spectral`, `circulant` and `shared_bases` of several adapters.
 
-Each has parts of (rows, in), as `batched.py` says. Frequencies may be other ones, and as many others, in each part.
+x is (segments, rows, in), as in `batched.py`. Segments may have other frequencies, and another number of them.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -22,7 +22,10 @@ def spectral(
     values: torch.Tensor,
     out_features: int,
 ) -> torch.Tensor:
-    """starts: (parts · half + 1,). columns, values: (entries of all parts,), as `spectra` takes them."""
+    """Return the spectral terms.
+
+    starts: (segments · half + 1,). columns, values: of all segments, as `spectra` takes them.
+    """
     return spectra(x, starts, columns, values, out_features)
 
 
@@ -32,26 +35,26 @@ def same_width(op: Op) -> Hashable:
 
 
 def joined_spectra(ops: Sequence[Op]) -> Mapping[str, Any]:
-    """The parts' entries one after the other; of their values those that `scale` has been multiplied into."""
+    """Join the entries of all segments, one segment after the other, with `scale` multiplied into the values."""
     begins = [0]
     for op in ops:
         begins.append(begins[-1] + len(op.fields["values"]))
     starts = [op.fields["starts"][:-1] + begin for op, begin in zip(ops, begins, strict=False)]
     return {
         "starts": torch.cat([*starts, ops[-1].fields["starts"][-1:] + begins[-2]]),
-        "columns": torch.cat([op.fields["columns"] * len(ops) + part for part, op in enumerate(ops)]),
+        "columns": torch.cat([op.fields["columns"] * len(ops) + segment for segment, op in enumerate(ops)]),
         "values": torch.cat([wide(op.fields["values"]) * op.fields["scale"] for op in ops]),
         "out_features": ops[0].fields["out_features"],
     }
 
 
 def circulant(x: torch.Tensor, _: None, *, weights: torch.Tensor, size: int) -> torch.Tensor:
-    """weights: (parts, frequencies, in / size, out / size)."""
+    """Return the circulant terms. weights: (segments, frequencies, in / size, out / size)."""
     return circulants(x, weights, size)
 
 
 def transformed_kernels(ops: Sequence[Op]) -> Mapping[str, Any]:
-    """Transforms of the kernels, in fp32: twice the bytes that kernels of 16 bits have, and no transform a step."""
+    """Transform the kernels once, in fp32: twice the bytes of 16-bit kernels, and no transform a step."""
     size = ops[0].fields["kernel"].shape[-1]
     return {
         "weights": torch.cat([transformed(op.fields["kernel"][None], op.fields["scale"]) for op in ops]),
@@ -74,7 +77,7 @@ def shared_bases(
     scale: Sequence[torch.Tensor],
     out_features: int,
 ) -> torch.Tensor:
-    """a, b: of all parts. d, scale: of each, where the adapter has them: they are too large for copies."""
+    """Return the terms of shared bases. a, b: of all segments. d, scale: of each, where the adapter has them."""
     return scaled_bases(x, a, b, d, scale, out_features)
 
 
@@ -84,5 +87,6 @@ def same_bases(op: Op) -> Hashable:
 
 
 def listed_scales(ops: Sequence[Op]) -> Mapping[str, Any]:
+    """List the scales of each adapter uncopied, since they are too large to be stacked."""
     own = {name: [op.fields[name] for op in ops] for name in ("d", "scale")}
     return {**own, **{name: ops[0].fields[name] for name in ("a", "b", "out_features")}}

@@ -1,1 +1,1 @@
-"""What choosing a token needs of the device."""
+"""Kernels that choose tokens."""

@@ -20,13 +20,13 @@ import msgspec
 import uvloop
 
 from ..config import ServerConfig
-from ..wire.control import Accounts, AwaitIdle, Begin, Call, Done, Drain, GiveAccounts, Order, Serve, Stop
+from ..logs import set_up_logging
+from ..wire.control import AwaitIdle, Begin, Call, Done, Drain, GiveStats, Order, Serve, Stop, WorkerStats
 from ..wire.launch import decode_config
 from ..wire.transport import Channel
 from .app import create_worker_app, make_connections, make_services
 from .engine.client import EngineClient
 from .http.server import HttpServer, listen
-from .logs import set_up_logging
 from .metrics.totals import tallies_of
 from .processes.forwarding import Forwarder
 from .processes.shared_counts import view, view_of_connections
@@ -95,7 +95,7 @@ class ApiWorker:
         else:
             self._channel.send(Done(call.call_id, accounts))
 
-    async def _do(self, services: Services, call: Call) -> Accounts | None:
+    async def _do(self, services: Services, call: Call) -> WorkerStats | None:
         match call:
             case Serve():
                 await self._serve(services)
@@ -104,8 +104,8 @@ class ApiWorker:
             case Drain():
                 services.admission.drain()
                 await services.admission.idle()
-            case GiveAccounts():
-                return Accounts(
+            case GiveStats():
+                return WorkerStats(
                     services.adapters.leases.counts(),
                     services.metrics.names_in_use(),
                     tallies_of(services.metrics.registry),

@@ -15,16 +15,16 @@ from pathlib import Path
 
 import uvloop
 
-from peftserve.adapters.base_binding import Base, bind
+from peftserve.adapters.base_binding import BaseIdentity, bind
 from peftserve.adapters.errors import AdapterError
 
 from ..config import ServerConfig
+from ..logs import set_up_logging
 from ..wire.messages import ModelInfo
 from .app import create_app, make_connections, make_services
 from .engine.interface import EngineDead
 from .engine.owned import OwnEngine
 from .http.server import CLOSING_SECONDS, HttpServer
-from .logs import set_up_logging
 from .processes.fleet import Fleet, open_fleet
 from .services import Services, base_id, open_adapters
 
@@ -100,7 +100,7 @@ def _bind(services: Services, info: ModelInfo) -> None:
     """Adapters answer on the base that they were made for. Raises StateUnusable, OSError."""
     bind(
         services.config.state_dir,
-        Base(services.base_id, info.fingerprint),
+        BaseIdentity(services.base_id, info.fingerprint),
         in_use=services.adapters.registry.count() > 0,
         allow_other=services.config.allow_other_base,
     )
@@ -124,7 +124,7 @@ async def _drain(services: Services, stopping: "_Signals") -> None:
         asyncio.create_task(_all_idle(services)),
         asyncio.create_task(_hurried(stopping)),
     ]
-    await asyncio.wait(waiting, timeout=services.config.grace_seconds, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait(waiting, timeout=services.config.grace_period, return_when=asyncio.FIRST_COMPLETED)
     for task in waiting:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)

@@ -122,7 +122,7 @@ async def open_adapters(
 
 def _doubt(library: AdapterLibrary, stats: EngineStats) -> None:
     for digest in stats.damaged_adapters:
-        library.doubt(digest)
+        library.recheck(digest)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from .errors import USAGE, CommandError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code: 0, or 1 when a server said no, 2 for a mistake in the command, 3 when no server answers."""
+    """Run a command. Returns 0, 1 when a server said no, 2 for a mistake in the command, 3 when no server answers."""
     chosen = make_parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = chosen.run
     try:

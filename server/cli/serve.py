@@ -1,15 +1,15 @@
-"""`peftserve serve`: from settings to the one configuration object, and then to the server."""
+"""The command `peftserve serve`: from settings to the one configuration object, and then to the server."""
 
 import argparse
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from ..config import EngineConfig, ServerConfig
 from ..demo import DEMO_ADAPTERS, DEMO_MODEL, DEMO_NAME
-from . import settings
+from . import resolution
 from .errors import CommandError
 
 Named = tuple[str, Path]
@@ -22,60 +22,54 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         description="Serve MODEL, or the built-in demo, and any number of adapters on it. Each flag is also an "
         "environment variable (--max-loras: PEFTSERVE_MAX_LORAS) and a key of the --config file.",
     )
-    settings.add_arguments(parser)
+    resolution.add_arguments(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    config = make_config(settings.resolve(vars(arguments), os.environ), os.environ)
+    config = make_config(resolution.resolve(vars(arguments), os.environ), os.environ)
     from ..api.serve import run as run_server  # late: `--help` and a mistake in a flag need no server
 
     return run_server(config)
 
 
 def make_config(chosen: Mapping[str, Any], environ: Mapping[str, str]) -> ServerConfig:
-    """chosen: every setting's value by key. Raises CommandError for what only shows in combination or on disk."""
+    """Return the server's configuration. chosen: every setting's value by key.
+
+    Raises CommandError for what only shows in combination or on disk.
+    """
     name = chosen["served_model_name"] or _model_name(chosen["model"])
     demo = [] if chosen["model"] else list(DEMO_ADAPTERS.items())
     state_dir = chosen["state_dir"] or default_state_dir(name, environ)
     return ServerConfig(
-        **_same_named(chosen, ("limit_", "timeout_")),
+        **_same_named(ServerConfig, chosen, {"served_model_name", "state_dir"}),
         engine=_engine_config(chosen, state_dir),
         state_dir=state_dir,
-        host=chosen["host"],
-        port=chosen["port"],
-        api_workers=chosen["api_workers"],
         served_model_name=name,
         preload=_checked([*demo, *chosen["adapter"], *chosen["lora_modules"]]),
         allow_adapter_paths=tuple(_existing(folder, "--allow-adapter-path") for folder in chosen["allow_adapter_path"]),
         allow_adapter_sources=frozenset(chosen["allow_adapter_source"]),
-        allow_other_base=chosen["allow_other_base"],
         api_keys=_read_keys(chosen["api_key_file"]),
-        max_queue=chosen["max_queue"],
-        upload_limit=chosen["upload_limit"],
-        body_limit=chosen["body_limit"],
-        grace_seconds=chosen["grace_period"],
-        log_level=chosen["log_level"],
     )
 
 
-def _same_named(chosen: Mapping[str, Any], beginnings: tuple[str, ...]) -> dict[str, Any]:
-    return {key: value for key, value in chosen.items() if key.startswith(beginnings)}
+def _same_named(kind: type, chosen: Mapping[str, Any], worked_out: Set[str]) -> dict[str, Any]:
+    """Return the settings that are fields of a configuration as they are; all but those which are `worked_out`."""
+    return {field.name: chosen[field.name] for field in fields(kind) if field.name in chosen.keys() - worked_out}
 
 
 def _engine_config(chosen: Mapping[str, Any], state_dir: Path) -> EngineConfig:
     if not chosen["enable_lora"]:
         raise CommandError("--no-enable-lora: adapters are always on; the base's id answers without one")
-    same_named = {field.name for field in fields(EngineConfig)} & chosen.keys() - {"model"}
     return EngineConfig(
+        **_same_named(EngineConfig, chosen, {"model"}),
         model=chosen["model"] or str(DEMO_MODEL),
         store=state_dir / "adapters",
-        **{field: chosen[field] for field in same_named},
     )
 
 
 def default_state_dir(name: str, environ: Mapping[str, str]) -> Path:
-    """Adapters fit one base only, so each base has a folder of its own in the user's state folder."""
+    """Return the base's own folder in the user's state folder: adapters fit one base only."""
     home = environ.get("XDG_STATE_HOME") or "~/.local/state"
     return Path(home).expanduser() / "peftserve" / name.replace("/", "--")
 
@@ -87,7 +81,7 @@ def _model_name(model: str | None) -> str:
 
 
 def _checked(named: Iterable[Named]) -> tuple[Named, ...]:
-    """The same adapters, none missing and no name twice."""
+    """Return the adapters as they are. Raises CommandError for a missing folder, and for a name that comes twice."""
     checked: dict[str, Path] = {}
     for name, folder in named:
         if name in checked:

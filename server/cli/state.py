@@ -8,7 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from peftserve.adapters.errors import AdapterError
-from peftserve.adapters.inspection import Report, back_up, check, repair
+from peftserve.adapters.maintenance import Report, back_up, check, repair
 
 from .errors import FAILED, CommandError
 from .settings import ENV_PREFIX

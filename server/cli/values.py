@@ -1,4 +1,4 @@
-"""From text to values: what a flag, an environment variable or a key of the configuration file may say.
+"""Parsers of what a flag, an environment variable or a key of the configuration file says.
 
 Every parser takes text and returns its value, or raises ValueError with the end of the sentence "'x' is not ...".
 """
@@ -31,7 +31,7 @@ def boolean(value: str) -> bool:
 
 
 def whole(low: int, high: int | None = None) -> Callable[[str], int]:
-    """Whole numbers of low to high, both included; without high, no upper limit."""
+    """Return a parser of whole numbers from low to high, both included; without high, no upper limit."""
     span = f"of {low} or more" if high is None else f"from {low} to {high}"
 
     def parse(value: str) -> int:
@@ -56,7 +56,7 @@ def seconds(value: str) -> float:
 
 
 def size(value: str) -> int:
-    """Bytes: `2GiB` and `512KiB` in powers of 1024, `512MB` and `2G` in powers of 1000, a bare number as it is."""
+    """Return bytes: `2GiB` and `512KiB` count in powers of 1024, `512MB` and `2G` of 1000, a bare number as it is."""
     match = _SIZE.fullmatch(value.strip())
     if match is None:
         raise ValueError("is not a size such as 2GiB, 512MB or 1073741824")
@@ -65,6 +65,12 @@ def size(value: str) -> int:
     if num_bytes < 1:
         raise ValueError("is not a size of one byte or more")
     return num_bytes
+
+
+def show_size(num_bytes: int) -> str:
+    """Return a size as `size` reads it, in the largest unit of which it is a whole number."""
+    unit = next(unit for unit in reversed(_POWERS) if num_bytes % 1024 ** _POWERS[unit] == 0)
+    return f"{num_bytes // 1024 ** _POWERS[unit]}{unit}{'iB' if unit else ''}"
 
 
 def one_of(*choices: str) -> Callable[[str], str]:
@@ -77,7 +83,7 @@ def one_of(*choices: str) -> Callable[[str], str]:
 
 
 def named_folder(value: str) -> tuple[str, Path]:
-    """`NAME=PATH`, or vLLM's JSON object with `name` and `path`."""
+    """Return name and folder of `NAME=PATH`, or of vLLM's JSON object with `name` and `path`."""
     if value.lstrip().startswith("{"):
         name, folder = _from_json(value)
     else:

@@ -1,4 +1,4 @@
-"""The model, its KV cache, its adapters and the step loop. Knows tokens and digests; no HTTP, no names, no text.
+"""The model, its KV cache, its adapters and the step loop. Knows tokens and digests; no HTTP, names or text.
 
 `Engine` is imported on first use, so that reading a submodule does not load torch.
 """

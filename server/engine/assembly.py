@@ -1,7 +1,7 @@
-"""Puts the model's runner together, and settles how its steps run on this device.
+"""The model's runner, put together in the way that its steps run fastest on this device.
 
-Each way that is quicker is taken only if it gives the logits of a plain pass: one product for several modules, what
-lies between products compiled, CUDA graphs.
+Each faster way is taken only if it gives the logits of a plain pass: one product for several modules, compiled code
+between products, CUDA graphs.
 """
 
 import logging
@@ -41,15 +41,21 @@ COPIED_SHARE = 0.25  # of the KV cache's size, for copies of what is decoded
 
 
 class Products(NamedTuple):
-    """fused: one linear for those that read one input. wide: weights with spare columns. By group."""
+    """The base's products as they run.
+
+    fused: one linear for those that read one input, by group. wide: weights with spare columns, by group.
+    packed: bytes of second copies of weights in a faster layout.
+    """
 
     fused: dict[int, nn.Linear]
     wide: dict[int, torch.Tensor]
+    packed: int
 
 
 def lay_out_products(loaded: LoadedModel, wide_columns: int | None = None) -> Products:
-    """Makes one product of those that read one input, gives weights their spare columns, and packs weights where that
-    is faster. wide_columns: as in the configuration.
+    """Fuse the linears that read one input, give weights their spare columns, and pack weights where that is faster.
+
+    wide_columns: as in the configuration.
     """
     sites, device = loaded.sites.groups, loaded.device
     fused = fuse_siblings(loaded.modules, sites)
@@ -57,8 +63,8 @@ def lay_out_products(loaded: LoadedModel, wide_columns: int | None = None) -> Pr
     if not is_host(device):
         torch.cuda.empty_cache()  # of the weights as they were: what is free is counted for pages and adapters
     products = [*fused.values(), *separate_modules(loaded.modules, sites, fused)]
-    pack_linears(products, int(free_bytes(device) * PACKED_SHARE))
-    return Products(fused, wide)
+    packed = pack_linears(products, int(free_bytes(device) * PACKED_SHARE))
+    return Products(fused, wide, packed)
 
 
 def make_runner(
@@ -70,8 +76,10 @@ def make_runner(
     limits: Limits,
     memory: StepMemory,
 ) -> ModelRunner:
-    """fused: from `lay_out_products`. num_pages: of the KV cache, which is allocated here. limits: of all steps.
-    memory: which the attachments' backend may use too.
+    """Allocate the KV cache and return the runner, in the fastest way that passes its checks.
+
+    fused: from `lay_out_products`. num_pages: of the KV cache. limits: of all steps.
+    memory: what a step tells the device goes through, which the backend of `attachments` may use too.
 
     Raises UnservableModel if the paged cache does not give what the model gives, or the largest step does not run.
     """
@@ -111,7 +119,10 @@ def make_runner(
 
 
 def _settle_products(runner: ModelRunner, hooks: BypassHooks, config: EngineConfig, trace: Trace) -> None:
-    """Raises UnservableModel. A model that cannot take parts of one product gets a product for each module."""
+    """Check the logits, and give each module a product of its own where the model cannot take parts of one.
+
+    Raises UnservableModel if the logits are wrong in both ways.
+    """
     try:
         check_paged_attention(runner, trace, config.page_size)
     except (RuntimeError, UnservableModel) as error:
@@ -123,7 +134,7 @@ def _settle_products(runner: ModelRunner, hooks: BypassHooks, config: EngineConf
 def _capture_graphs(
     runner: ModelRunner, config: EngineConfig, trace: Trace, device: torch.device, run_largest: Callable[[], None]
 ) -> None:
-    """Where the device has graphs, and they give what the model gives, after the largest step as well."""
+    """Capture graphs where the device has them; drop them unless logits are right, after the largest step as well."""
     recorder = make_recorder(device)
     if recorder is None:
         return
@@ -141,7 +152,7 @@ def _most_graph_rows(config: EngineConfig) -> int:
 
 
 def _compile(runner: ModelRunner, config: EngineConfig, trace: Trace, most_rows: int) -> None:
-    """Where the model and the machine allow it, and it gives what the model gives."""
+    """Compile the model where it and the machine allow that; drop the code unless its logits are right."""
     if config.store is not None:  # where a second start finds all that was compiled, unless the operator says otherwise
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(config.store.parent / INDUCTOR_CACHE))
     try:

@@ -1,11 +1,10 @@
-"""The engine: requests go in, the tokens of each step come out.
+"""The engine: takes requests, runs steps, and returns the tokens of each step.
 
 One thread calls everything here. Nothing in `step` waits for a client, a disk or an adapter.
 """
 
 import logging
 import os
-import secrets
 import time
 from concurrent.futures import Future
 from itertools import count
@@ -14,17 +13,21 @@ from pathlib import Path
 import torch
 
 from peftserve.adapters.errors import AdapterDamaged, AdapterError
+from peftserve.adapters.facts import AdapterFacts
 from peftserve.kernels.attention.layout import Limits
 from peftserve.kernels.device.step_memory import StepMemory
 
 from ..config import EngineConfig
-from ..wire.messages import AdapterCard, AdapterPart, AddRequest, EngineStats, ModelInfo, SequenceOutput
+from ..wire.messages import AddRequest, EngineStats, ModelInfo, SequenceOutput
 from .adapters.service import AdapterService
 from .assembly import lay_out_products, make_runner
 from .memory import kv_pages
+from .memory_report import describe_memory
 from .model.fingerprint import fingerprint
-from .model.loading import eos_token_ids, load_model, tokenizer_facts, vocabulary_size
+from .model.loading import load_model, vocabulary_size
+from .model.tokenizer_facts import eos_token_ids, tokenizer_facts
 from .pipeline import Pipeline
+from .requests import check_prompt, count_adapters, failed, make_sequence, refusal
 from .sampling import Sampler
 from .scheduling.page_pool import PagePool
 from .scheduling.scheduler import Scheduler
@@ -38,7 +41,10 @@ IDLE_SECONDS = 0.0005  # what an empty step waits for an adapter's load, so that
 
 
 class Engine:
-    """Loads the model of `config`. Raises UnservableModel if it cannot be served right."""
+    """The model of a configuration with its KV cache, its adapters and its scheduler.
+
+    To make one loads the model. Raises UnservableModel if it cannot be served right.
+    """
 
     def __init__(self, config: EngineConfig) -> None:
         torch.set_num_threads(config.num_threads or torch.get_num_threads())  # this thread's, whatever others set
@@ -69,6 +75,8 @@ class Engine:
             prefix_caching=config.prefix_caching,
             refuse=self._refuse,
         )
+        self.memory = describe_memory(config, loaded, self.adapters, packed=products.packed, num_pages=num_pages)
+        logger.info("%s", self.memory)
         facts = tokenizer_facts(config.model, config.trust_remote_code)
         self.info = self._describe(num_pages, *facts)
         sampler = Sampler(loaded.trace.logits.shape[-1], loaded.device, config.max_running)
@@ -107,36 +115,20 @@ class Engine:
     # Requests
 
     def add_request(self, request: AddRequest) -> None:
-        """Raises ValueError if it could never be served: no prompt, too long, unknown tokens, too many adapters."""
-        self._check_prompt(request)
+        """Queue a request.
+
+        Raises ValueError if it could never be served: no prompt, too long, unknown tokens, too many adapters.
+        """
+        check_prompt(request, self.info.vocab_size, self._max_model_len)
         if request.request_id in self._sequences:
             raise ValueError(f"request id {request.request_id!r} is in use")
-        sampling = request.sampling
-        sequence = Sequence(
-            request_id=request.request_id,
-            prompt=request.prompt_token_ids,
-            sampling=sampling,
-            adapters=_merge_parts(request.adapters),
-            salt=request.salt,
-            seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
-            eos_token_ids=frozenset(self.info.eos_token_ids),
-            arrival=next(self._arrivals),
-            max_len=self._max_model_len,
+        sequence = make_sequence(
+            request, arrival=next(self._arrivals), eos_token_ids=self.info.eos_token_ids, max_len=self._max_model_len
         )
         if len(sequence.adapters) > self._config.max_loras:
             raise ValueError(f"a mixture of {len(sequence.adapters)} adapters needs --max-loras of at least as many")
         self._sequences[request.request_id] = sequence
         self._scheduler.add(sequence)
-
-    def _check_prompt(self, request: AddRequest) -> None:
-        token_ids = request.prompt_token_ids
-        if not token_ids:
-            raise ValueError("the prompt is empty; it must have at least one token")
-        if len(token_ids) + min(request.sampling.max_tokens, 1) > self._max_model_len:
-            raise ValueError(f"a prompt of {len(token_ids)} tokens does not fit the context of {self._max_model_len}")
-        # What an adapter knows beyond the base's vocabulary, it says when it is there.
-        if min(token_ids) < 0 or (not request.adapters and max(token_ids) >= self.info.vocab_size):
-            raise ValueError(f"the prompt holds a token id outside of the vocabulary of {self.info.vocab_size}")
 
     def abort(self, request_id: str) -> None:
         """Forget a sequence and free its pages. Unknown ids are ignored: it may just have ended."""
@@ -150,7 +142,10 @@ class Engine:
     # Steps
 
     def step(self) -> list[SequenceOutput]:
-        """Let the device run a step. Empty while everything waits for adapters, or for the first step's tokens."""
+        """Let the device run a step, and return the outputs that have become known.
+
+        These are none while everything waits for adapters, or for the first step's tokens.
+        """
         failures = self._fail_unloadable()
         batch = self._scheduler.schedule()
         failures += self._fail_refused()
@@ -172,7 +167,7 @@ class Engine:
                 error = AdapterDamaged("its files could not be read now; try again, or upload the same files again")
             kind = type(error).__name__ if isinstance(error, AdapterDamaged) else None
             for sequence in [s for s in self._sequences.values() if {p.key for p in s.adapters}.issuperset(digests)]:
-                outputs.append(_failed(sequence, f"the adapter could not be loaded: {error.message}", kind))
+                outputs.append(failed(sequence, f"the adapter could not be loaded: {error.message}", kind))
                 self.abort(sequence.request_id)
         return outputs
 
@@ -180,28 +175,18 @@ class Engine:
         refused, self._scheduler.refused = self._scheduler.refused, []
         for sequence, _ in refused:
             self.abort(sequence.request_id)
-        return [_failed(sequence, why) for sequence, why in refused]
+        return [failed(sequence, why) for sequence, why in refused]
 
     def _refuse(self, sequence: Sequence, lease: Lease) -> str | None:
-        """What only the adapters can tell: how many tokens they bring, and which ids they know."""
-        prompt, brought = sequence.prompt, lease.prefix_length
-        if brought and brought + len(prompt) + min(sequence.sampling.max_tokens, 1) > self._max_model_len:
-            return (
-                f"a prompt of {len(prompt)} tokens behind the {brought} that the adapter brings does not fit the "
-                f"context of {self._max_model_len}"
-            )
-        vocabulary = max(lease.vocabulary, self.info.vocab_size)
-        if max(prompt) >= vocabulary:
-            return f"the prompt holds a token id outside of the vocabulary of {vocabulary}"
-        return None
+        return refusal(sequence, lease, self.info.vocab_size, self._max_model_len)
 
     # Adapters
 
-    def inspect_adapter(self, digest: str, folder: Path) -> AdapterCard:
+    def inspect_adapter(self, digest: str, folder: Path) -> AdapterFacts:
         """Compile a checkpoint and keep it at hand under `digest`. Raises AdapterError."""
         return self.start_inspection(digest, folder).result()
 
-    def start_inspection(self, digest: str, folder: Path) -> Future[AdapterCard]:
+    def start_inspection(self, digest: str, folder: Path) -> Future[AdapterFacts]:
         return self.adapters.inspect(digest, folder)
 
     def release_adapter(self, digest: str) -> None:
@@ -214,17 +199,17 @@ class Engine:
             time.sleep(IDLE_SECONDS)
 
     def start_release(self, digest: str) -> Future[None]:
-        """The same, done as soon as no request uses it: call `poll` or `step` until then."""
+        """Begin to give back an adapter's memory, as soon as no request uses it: call `poll` or `step` until then."""
         return self.adapters.release(digest)
 
     def poll(self) -> None:
-        """What an idle engine does instead of steps: take in loads and releases that have finished."""
+        """Take in loads and releases that have finished: what an idle engine does instead of steps."""
         self.adapters.poll(self._uses)
 
     def _uses(self, digest: str) -> bool:
-        return any(part.digest == digest for sequence in self._sequences.values() for part in sequence.adapters)
+        return any(adapter.digest == digest for sequence in self._sequences.values() for adapter in sequence.adapters)
 
-    # Accounts
+    # Statistics
 
     def stats(self) -> EngineStats:
         scheduler = self._scheduler
@@ -238,8 +223,8 @@ class Engine:
             prefix_hit_tokens=scheduler.prefix_hit_tokens,
             preemptions=scheduler.num_preemptions,
             steps=self._steps,
-            running_adapters=_count_adapters(scheduler.running),
-            waiting_adapters=_count_adapters(waiting),
+            running_adapters=count_adapters(scheduler.running),
+            waiting_adapters=count_adapters(waiting),
             **self.adapters.stats(),
         )
 
@@ -250,24 +235,3 @@ class Engine:
 
     def close(self) -> None:
         self.adapters.close()
-
-
-def _merge_parts(parts: list[AdapterPart]) -> tuple[AdapterPart, ...]:
-    """The same files under two names of a mixture are one adapter with the sum of the weights."""
-    merged: dict[str, AdapterPart] = {}
-    for part in parts:
-        weight = merged[part.key].weight if part.key in merged else 0.0
-        merged[part.key] = AdapterPart(part.digest, weight + part.weight, part.task)
-    return tuple(merged.values())
-
-
-def _count_adapters(sequences: list[Sequence]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for sequence in sequences:
-        for part in sequence.adapters:
-            counts[part.digest] = counts.get(part.digest, 0) + 1
-    return counts
-
-
-def _failed(sequence: Sequence, message: str, kind: str | None = None) -> SequenceOutput:
-    return SequenceOutput(request_id=sequence.request_id, token_ids=[], error=message, error_kind=kind)

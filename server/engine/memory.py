@@ -1,4 +1,4 @@
-"""How much memory there is, and how much of it pages and adapters get when the operator does not say."""
+"""Free memory, and the share of it that the KV cache gets when the operator does not say."""
 
 import ctypes
 from collections.abc import Mapping
@@ -11,12 +11,11 @@ from peftserve.kernels.attention.layout import AttentionLayer
 from .model.kv_cache import elements_per_token
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-_ADAPTER_SHARE, _ADAPTER_MOST = 0.1, 4 << 30
 _KV_SHARE = {"cuda": 0.9, "cpu": 0.3}
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that can be allocated now: the GPU's, or the machine's within its container's limit."""
+    """Return the bytes that can be allocated now: the GPU's, or the machine's within its container's limit."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
@@ -25,17 +24,16 @@ def free_bytes(device: torch.device) -> int:
     return available if limit == "max" else min(available, int(limit))
 
 
+def allocated_bytes(device: torch.device) -> int:
+    """Return the bytes of all tensors on a GPU; 0 on a CPU, where torch does not count them."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
 def give_back_free_memory() -> None:
-    """To the system, what the C library keeps for later, where it is glibc."""
+    """Give back to the system what the C library keeps for later, where it is glibc."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
-
-
-def adapter_elements(asked_bytes: int | None, dtype: torch.dtype, device: torch.device) -> int:
-    """Elements of the arena."""
-    size = asked_bytes if asked_bytes is not None else min(int(free_bytes(device) * _ADAPTER_SHARE), _ADAPTER_MOST)
-    return size // dtype.itemsize
 
 
 def kv_pages(
@@ -47,7 +45,7 @@ def kv_pages(
     dtype: torch.dtype,
     device: torch.device,
 ) -> int:
-    """Pages of the cache: as asked, else what fits the free memory, at most enough for `max_tokens`."""
+    """Return the number of the cache's pages: as asked, else what fits the free memory, at most for `max_tokens`."""
     if asked_tokens is not None:
         return max(asked_tokens // page_size, 1)
     page_bytes = page_size * dtype.itemsize * sum(map(elements_per_token, layers.values()))

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable
 
 from ..wire.messages import SequenceOutput
-from .completion import Step
+from .completion import PendingStep
 from .model.runner import ModelRunner
 from .sampling import Sampler
 from .scheduling.batch import Batch
@@ -25,10 +25,11 @@ logger = logging.getLogger(__name__)
 
 
 class Pipeline:
-    """end: called with each sequence that has ended, before what waits for a step's tokens is chosen.
+    """Runs batches one behind the other, and returns their outputs.
 
-    overlapped: without it, a step is collected before the next one is launched: what a device does best that computes
-    while the host calls it, such as a CPU.
+    end: called with each sequence that has ended, before sampling that waits for a step's tokens is enqueued.
+    overlapped: whether a step is launched before the one ahead of it is collected. Without it, a step is collected
+    first, which is best on a device that computes while the host calls it, such as a CPU.
     """
 
     def __init__(
@@ -45,14 +46,14 @@ class Pipeline:
         self._scheduler = scheduler
         self._end = end
         self._overlapped = overlapped
-        self._started: Step | None = None
+        self._started: PendingStep | None = None
 
     def __bool__(self) -> bool:
-        """Whether a step is on its way."""
+        """Return whether a step is under way."""
         return self._started is not None
 
     def advance(self, batch: Batch) -> list[SequenceOutput]:
-        """Let the device go on with the batch, if any, and return what is new of the step before, or of this one."""
+        """Launch the batch, if any, and return the outputs of the step before; of this one if not overlapped."""
         step = self._launch(batch) if batch else None
         outputs = self._collect()
         if step is not None:
@@ -61,9 +62,9 @@ class Pipeline:
             outputs += self._fail(batch)
         return outputs if self._overlapped else outputs + self._collect()
 
-    def _launch(self, batch: Batch) -> Step | None:
+    def _launch(self, batch: Batch) -> PendingStep | None:
         try:
-            step = Step(self._sampler, batch)
+            step = PendingStep(self._sampler, batch)
             feed = self._started.feed if self._started else None
             step.launched(self._runner.run(batch, feed, also=step.tell))
         except Exception:
@@ -71,7 +72,7 @@ class Pipeline:
             return None
         return step
 
-    def _go_on(self, step: Step) -> list[SequenceOutput]:
+    def _go_on(self, step: PendingStep) -> list[SequenceOutput]:
         self._scheduler.launched(step.batch)
         try:
             step.tokens_known()
@@ -95,9 +96,9 @@ class Pipeline:
         return outputs
 
     def _fail(self, batch: Batch) -> list[SequenceOutput]:
-        """The step broke: its sequences end, and no page that it may have left half-written is found again.
+        """End the sequences of a step that failed, and forget all prefixes: its pages may be half-written.
 
-        Raises RuntimeError if no step will run any more: an engine that ends is started anew.
+        Raises RuntimeError if the device is lost and no step will run any more; the process then ends.
         """
         self._runner.check_device()
         self._scheduler.pool.forget_all()

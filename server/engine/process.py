@@ -1,6 +1,6 @@
-"""The engine's process: commands in, steps, events out.
+"""The engine's process: takes commands, runs steps, sends events.
 
-Started by the API process; `wire/launch.py` says with what.
+The API process starts it, with the arguments that `wire/launch.py` describes.
 """
 
 import gc
@@ -15,12 +15,13 @@ from pathlib import Path
 import msgspec
 
 from peftserve.adapters.errors import AdapterError
+from peftserve.adapters.facts import AdapterFacts
 
+from ..logs import set_up_logging
 from ..wire.engine_socket import EngineSocket
 from ..wire.launch import exit_with_parent, parse_engine_arguments
 from ..wire.messages import (
     AbortRequest,
-    AdapterCard,
     AddRequest,
     Command,
     EngineFailed,
@@ -46,11 +47,13 @@ SWITCH_SECONDS = 0.0001  # for which a thread that loads an adapter may keep the
 
 
 class EngineLoop:
+    """The loop that a process runs until `Shutdown`: it polls the socket, steps the engine, and sends what is new."""
+
     def __init__(self, engine: Engine, socket: EngineSocket) -> None:
         self._engine = engine
         self._socket = socket
         self._running = True
-        self._inspections: dict[int, Future[AdapterCard]] = {}
+        self._inspections: dict[int, Future[AdapterFacts]] = {}
         self._releases: dict[int, Future[None]] = {}
         self._stats_due = 0.0
         self._stats_are_final = False
@@ -59,7 +62,7 @@ class EngineLoop:
         self._list_due = 0.0
 
     def run(self) -> None:
-        """Until `Shutdown`."""
+        """Run until `Shutdown`."""
         while self._running:
             for command in self._socket.poll(self._patience()):
                 self._handle(command)
@@ -76,7 +79,7 @@ class EngineLoop:
         return BUSY_POLL_SECONDS if self._is_awaited() else IDLE_POLL_SECONDS
 
     def _is_awaited(self) -> bool:
-        """Whether a load, an inspection or a release will change something without a step."""
+        """Return whether a load, an inspection or a release will change something without a step."""
         return bool(self._inspections or self._releases or self._engine.adapters.is_busy())
 
     def _handle(self, command: Command) -> None:
@@ -111,7 +114,7 @@ class EngineLoop:
             self._socket.send(Reply(call_id))
 
     def _send_stats(self, now: bool = False) -> None:
-        """A few times a second while something goes on, and once more when it has ended."""
+        """Send statistics a few times a second while the engine is active, and once more when it goes idle."""
         active = self._engine.has_work() or self._is_awaited()
         due = time.monotonic() >= self._stats_due if active else not self._stats_are_final
         if due or now:
@@ -122,8 +125,9 @@ class EngineLoop:
         self._stats_are_final = not active
 
     def _stats(self) -> EngineStats:
-        """The host's adapters are listed when they have changed, and now and then for who has come since: a list of ten
-        thousand takes 3 ms from one end to the other.
+        """Return the statistics, with the list of the host's adapters only when it has changed and every LIST_SECONDS.
+
+        A list of ten thousand takes 3 ms to send; processes that have connected since the last one need it, too.
         """
         stats, changes = self._engine.stats(), self._engine.adapters.residency.host.num_changes
         if changes == self._listed_changes and time.monotonic() < self._list_due:
@@ -132,7 +136,10 @@ class EngineLoop:
         return stats
 
     def _check_integrity(self) -> None:
-        """Not each time: a request that comes may wait for it, 10 ms where ten thousand adapters are on the host."""
+        """Check the engine's books, at most CHECK_SHARE of the time: a request may have to wait for it.
+
+        With ten thousand adapters on the host it takes 10 ms.
+        """
         if (start := time.monotonic()) < self._check_due:
             return
         try:
@@ -142,10 +149,10 @@ class EngineLoop:
         self._check_due = start + (time.monotonic() - start) / CHECK_SHARE
 
 
-def _inspection_reply(call_id: int, inspection: Future[AdapterCard]) -> Reply:
+def _inspection_reply(call_id: int, inspection: Future[AdapterFacts]) -> Reply:
     error = inspection.exception()
     if error is None:
-        return Reply(call_id, card=inspection.result())
+        return Reply(call_id, facts=inspection.result())
     if isinstance(error, AdapterError):
         return Reply(call_id, error_kind=type(error).__name__, error=error.message, error_param=error.param)
     logger.error("an adapter's inspection failed", exc_info=error)
@@ -153,8 +160,10 @@ def _inspection_reply(call_id: int, inspection: Future[AdapterCard]) -> Reply:
 
 
 def _calm_interpreter() -> None:
-    """No step waits for a search of all that the model and its libraries have made, which takes 0.2 s, nor long for the
-    thread that compiles adapters.
+    """Keep steps from waiting for the interpreter.
+
+    Garbage collection no longer looks at the model and its libraries, which takes 0.2 s, and the thread that compiles
+    adapters gives the interpreter back sooner.
     """
     gc.collect()
     gc.freeze()
@@ -162,8 +171,9 @@ def _calm_interpreter() -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit status 0 after `Shutdown`, 1 if the engine failed or the parent has gone."""
+    """Run the process. Returns exit status 0 after `Shutdown`, 1 if the engine failed."""
     door, config = parse_engine_arguments(arguments)
+    set_up_logging(config.log_level)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is for the API process, which drains and then says Shutdown
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     exit_with_parent()

@@ -1,7 +1,6 @@
-"""Between host and device without waiting: what a step is told late goes over in one copy, its results come back in
-one.
+"""Copies between host and device that nobody waits for: late arguments of a step in one, its results in another.
 
-On a CPU nothing is copied: what goes in comes out.
+On a CPU nothing is copied: tensors share memory with the arrays.
 """
 
 from collections.abc import Sequence
@@ -19,12 +18,12 @@ _ALIGNMENT = 16  # bytes; more than any number needs, so that every part can be 
 
 
 def is_host(device: torch.device) -> bool:
-    """Whether looking at a tensor of this device costs nothing."""
+    """Return whether the device is the host, so that reading a tensor waits for nothing."""
     return device.type == "cpu"
 
 
 def to_device(groups: Sequence[Arrays], device: torch.device) -> list[list[Tensor]]:
-    """The arrays as tensors on the device, in the same groups. On a CPU they share memory with the arrays."""
+    """Return the arrays as tensors on the device, in the same groups. On a CPU they share memory with the arrays."""
     if is_host(device):
         return [[torch.from_numpy(array) for array in group] for group in groups]
     arrays = [np.ascontiguousarray(array) for group in groups for array in group]
@@ -42,10 +41,10 @@ def to_device(groups: Sequence[Arrays], device: torch.device) -> list[list[Tenso
 
 
 class Returning:
-    """Tensors of a device on their way to the host, where they are after `result`."""
+    """Tensors that are being copied from a device to the host; `result` waits for them."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        """Enqueues the copy behind all that the current stream was given; tensors are read when it gets there."""
+        """Enqueue the copy on the current stream; the tensors are read when the stream gets there."""
         self._tensors = list(tensors)
         self._arrived: torch.cuda.Event | None = None
         if tensors and not is_host(tensors[0].device):
@@ -63,25 +62,25 @@ class Returning:
         self._arrived = _event(device)
 
     def result(self) -> list[Tensor]:
-        """Waits for the copy, and for nothing that was enqueued after it."""
+        """Wait for the copy, and for nothing that was enqueued after it. Returns the tensors on the host."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return self._tensors
 
 
 def _layout(sizes: list[int]) -> tuple[list[int], int]:
-    """Where each part begins, and the size of all, in bytes."""
+    """Return the offset of each array and the size of all, in bytes."""
     *begins, end = accumulate((-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes), initial=0)
     return begins, end
 
 
 def _pinned(size: int) -> Tensor:
-    """`size` bytes that a device can copy by itself. torch reuses them once the copies that it knows of are done."""
+    """Return `size` bytes of pinned memory. torch hands them out again once the copies that it knows of are done."""
     return torch.empty(size, dtype=torch.uint8, pin_memory=True)
 
 
 def _event(device: torch.device) -> torch.cuda.Event:
-    """Recorded now on the current stream of the device."""
+    """Return an event recorded now on the current stream of the device."""
     event = torch.cuda.Event()
     event.record(torch.cuda.current_stream(device))
     return event

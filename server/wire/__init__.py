@@ -1,1 +1,1 @@
-"""What the API process and the engine process say to each other. No torch, no HTTP in here."""
+"""The messages between processes, and how they travel. No torch and no HTTP."""

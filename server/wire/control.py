@@ -1,21 +1,22 @@
-"""What the first API process and the others say to each other. Never pickle.
+"""The messages between the primary API process and the others, its workers. Never pickle.
 
-The first has the state folder, the engine process and the routes that change adapters. A call carries a `call_id` that
-its `Done` repeats; calls are answered in any order.
+The primary has the state folder, the engine process and the routes that change adapters. A call carries a `call_id`
+that its `Done` repeats; calls are answered in any order.
 """
 
 import msgspec
 
 Sample = tuple[str, dict[str, str], float]  # name, labels, value
 
-# The first to another
+# Primary to worker
 
 
 class Begin(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The first message.
 
-    number: which of the processes this is; the first is 0. config: a `ServerConfig` in JSON. port: the one that all
-    listen on. folder: has the socket on which the first answers. started: when it did, in seconds since 1970.
+    number: which of the processes this is; the primary is 0. config: a `ServerConfig` in JSON.
+    port: the one that all listen on. folder: has the socket on which the primary answers.
+    started: when the primary did, in seconds since 1970.
     """
 
     number: int
@@ -26,26 +27,26 @@ class Begin(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Serve(msgspec.Struct, frozen=True, tag=True):
-    """Listen. Done when it does, which waits for the model."""
+    """Listen. `Done` follows when the worker does, which waits for the model."""
 
     call_id: int
 
 
 class AwaitIdle(msgspec.Struct, frozen=True, tag=True):
-    """Done when no request of this process holds the adapter, whose rows are gone from the registry."""
+    """Wait until no request of this process holds the adapter, whose rows are gone from the registry; then `Done`."""
 
     call_id: int
     digest: str
 
 
-class GiveAccounts(msgspec.Struct, frozen=True, tag=True):
-    """Done at once, with `Accounts`."""
+class GiveStats(msgspec.Struct, frozen=True, tag=True):
+    """Answer with `WorkerStats`, at once."""
 
     call_id: int
 
 
 class Drain(msgspec.Struct, frozen=True, tag=True):
-    """Take no new requests. Done when none runs."""
+    """Take no new requests. `Done` follows when none runs."""
 
     call_id: int
 
@@ -54,16 +55,17 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
     """End what still runs with an error, then the connections and the process."""
 
 
-Call = Serve | AwaitIdle | GiveAccounts | Drain
+Call = Serve | AwaitIdle | GiveStats | Drain
 Order = Begin | Call | Stop
 
-# Another to the first
+# Worker to primary
 
 
-class Accounts(msgspec.Struct, frozen=True):
-    """leases: digest to requests that hold it. names: (digest, name) of adapters that requests in flight use.
+class WorkerStats(msgspec.Struct, frozen=True):
+    """The statistics of one worker.
 
-    tallies: family of metrics to its samples, totals since the start of the process.
+    leases: digest to the number of requests that hold it. names: (digest, name) of adapters that these requests use.
+    tallies: family of metrics to its samples: totals since the start of the process.
     """
 
     leases: dict[str, int] = {}
@@ -72,5 +74,7 @@ class Accounts(msgspec.Struct, frozen=True):
 
 
 class Done(msgspec.Struct, frozen=True):
+    """The answer to a call. stats: where the call was `GiveStats`."""
+
     call_id: int
-    accounts: Accounts | None = None
+    stats: WorkerStats | None = None

@@ -1,7 +1,7 @@
-"""The engine's end of the wire: any number of API processes at once, each hearing of its own requests only.
+"""The engine's end of its connections: any number of API processes, each of which hears of its own requests only.
 
-Connections come through the door, a socket that the parent has given the engine: whatever it sends there is one end of
-a pair, of which an API process has the other. Knows nothing of who starts whom.
+Connections come through the door, a socket that the parent has given the engine: each descriptor that the parent sends
+there is one end of a pair, of which an API process has the other. Knows nothing of who starts whom.
 """
 
 import select
@@ -37,7 +37,9 @@ class _Client:
 
 
 class EngineSocket:
-    """Not thread-safe: the step loop's thread owns it. door: a descriptor, which this takes over.
+    """All connections of the engine. Not thread-safe: the step loop's thread owns it.
+
+    door: a descriptor, which this takes over.
 
     Calls (`InspectAdapter`, `ReleaseAdapter`) may come from one client only; their ids would be mixed up.
     """
@@ -55,9 +57,9 @@ class EngineSocket:
         self._welcome()
 
     def poll(self, timeout: float | None = 0.0) -> list[Command]:
-        """All commands that have arrived; waits for the first at most `timeout` seconds (None: for ever).
+        """Return all commands that have arrived; wait for the first at most `timeout` seconds (None: for ever).
 
-        A client that has gone aborts its sequences.
+        Of a client that has gone, the sequences are aborted.
         """
         commands: list[Command] = []
         for descriptor, what in self._poller.poll(None if timeout is None else timeout * 1000):
@@ -72,7 +74,7 @@ class EngineSocket:
         return commands
 
     def send(self, event: Event) -> None:
-        """Never blocks. Outputs go to whose sequences they are, replies to who asked, all else to everyone."""
+        """Send outputs to the clients that asked for them, replies to who called, all else to all. Never blocks."""
         match event:
             case Outputs(outputs):
                 for client, own in self._by_owner(outputs).items():
@@ -94,7 +96,7 @@ class EngineSocket:
             client.connection.close(LINGER_SECONDS)
 
     def _welcome(self) -> None:
-        """Take in all that wait at the door."""
+        """Take in all connections that wait at the door."""
         while True:
             try:
                 knock, descriptors, _, _ = socket.recv_fds(self._door, MOST_AT_ONCE, MOST_AT_ONCE)
@@ -166,6 +168,6 @@ class EngineSocket:
         self._watch(client)
 
     def _watch(self, client: _Client) -> None:
-        """Be woken when there is room for what is unsent."""
+        """Wake `poll` when there is room for what is unsent."""
         wanted = select.POLLIN | (select.POLLOUT if client.connection.has_unsent else 0)
         self._poller.modify(client.connection, wanted)

@@ -10,14 +10,14 @@ def framed(message: bytes) -> bytes:
 
 
 class Unframer:
-    """Cuts what arrives, in pieces of any size, into messages."""
+    """Cuts a stream that arrives in pieces of any size into messages."""
 
     def __init__(self) -> None:
         self._begun = bytearray()  # of a message that has not arrived whole
         self._wanted = _LENGTH.size  # bytes from which there is more to do
 
     def push(self, data: bytes) -> list[memoryview]:
-        """The messages that are whole now, in order."""
+        """Return the messages that are complete now, in order."""
         if self._begun:
             self._begun += data
             if len(self._begun) < self._wanted:

@@ -1,4 +1,4 @@
-"""What the parent hands to the engine process at its start, and how the engine notices that the parent is gone.
+"""The start of the engine's process: its arguments and environment, and its end when the parent is gone.
 
 The command line is `python -m peftserve.server.engine DOOR CONFIG`: the descriptor of a socket through which
 API processes' connections come, and an `EngineConfig` in JSON. The parent holds the other end of the child's standard
@@ -22,12 +22,12 @@ Config = TypeVar("Config", EngineConfig, ServerConfig)
 
 
 def engine_command(door: int, config: EngineConfig, *, module: str = ENGINE_MODULE) -> list[str]:
-    """The engine process's argument vector."""
+    """Return the argument vector of the engine's process."""
     return [sys.executable, "-m", module, str(door), encode_config(config)]
 
 
 def engine_environment() -> dict[str, str]:
-    """The engine process's environment.
+    """Return the environment of the engine's process.
 
     Threads that wait for each other in a product go to sleep after a tenth of libgomp's own time. Those that spin take
     the cores from whatever else runs on the machine, the API process first, and then wait for the very threads that
@@ -42,7 +42,7 @@ def engine_environment() -> dict[str, str]:
 
 
 def parse_engine_arguments(arguments: Sequence[str]) -> tuple[int, EngineConfig]:
-    """(door, config) of `sys.argv[1:]`. Raises ValueError if they are not what `engine_command` made."""
+    """Return the door and the configuration of `sys.argv[1:]`. Raises ValueError for other arguments."""
     door, config = arguments
     return int(door), decode_config(config, EngineConfig)
 
@@ -52,12 +52,12 @@ def encode_config(config: EngineConfig | ServerConfig) -> str:
 
 
 def decode_config(text: str, kind: type[Config]) -> Config:
-    """Raises ValueError (msgspec's ValidationError is one) where the text is no such configuration."""
+    """Return the configuration. Raises ValueError (msgspec's ValidationError is one) for any other text."""
     return msgspec.json.decode(text, type=kind, dec_hook=_make_path)
 
 
 def exit_with_parent(descriptor: int = 0) -> None:
-    """Ends this process as soon as the other end of `descriptor` is closed, whatever the process is doing then.
+    """End this process as soon as the other end of `descriptor` is closed, whatever it is doing then.
 
     A thread of its own, so that a parent that dies while the model loads or a step runs takes the engine with it.
     """

@@ -7,6 +7,8 @@ from typing import Literal
 
 import msgspec
 
+from peftserve.adapters.facts import AdapterFacts
+
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How one sequence is sampled. Defaults are OpenAI's. The API has checked every range.
@@ -38,7 +40,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     prompt_logprobs: int | None = None
 
 
-class AdapterPart(msgspec.Struct, frozen=True):
+class WeightedAdapter(msgspec.Struct, frozen=True):
     """One adapter of a request, by the digest of its files, with its weight in the mixture (1 when alone).
 
     task: which of its tasks, for the methods that have several; 0 for all others.
@@ -50,7 +52,7 @@ class AdapterPart(msgspec.Struct, frozen=True):
 
     @property
     def key(self) -> str:
-        """What it compiles to: tasks of one adapter differ like adapters do."""
+        """Return the key of what it compiles to: each task of an adapter is one adapter to the engine."""
         return f"{self.digest}:{self.task}" if self.task else self.digest
 
 
@@ -66,7 +68,7 @@ class AddRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     request_id: str
     prompt_token_ids: list[int]
     sampling: SamplingParams
-    adapters: list[AdapterPart] = []
+    adapters: list[WeightedAdapter] = []
     salt: str = ""
 
 
@@ -79,7 +81,7 @@ class AbortRequest(msgspec.Struct, frozen=True, tag=True):
 class InspectAdapter(msgspec.Struct, frozen=True, tag=True):
     """Compile the checkpoint in folder `path` (adapter_config.json and adapter_model.safetensors) against the base.
 
-    The reply carries its `AdapterCard` or says what is wrong with it. Nothing is admitted to the device yet.
+    The reply carries its facts or says what is wrong with it. Nothing is admitted to the device yet.
     """
 
     call_id: int
@@ -134,7 +136,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Logprob(msgspec.Struct, frozen=True):
-    """rank: 1 for the most likely token of the vocabulary."""
+    """The logprob of one token. rank: 1 for the most likely token of the vocabulary."""
 
     token_id: int
     logprob: float
@@ -142,7 +144,7 @@ class Logprob(msgspec.Struct, frozen=True):
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True):
-    """The chosen token, and the most likely alternatives, best first. Of the model's raw distribution."""
+    """The chosen token and the most likely alternatives, best first, in the model's raw distribution."""
 
     chosen: Logprob
     top: list[Logprob] = []
@@ -152,7 +154,7 @@ FinishReason = Literal["stop", "length"]
 
 
 class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """What one step gave one sequence. The last one carries a finish reason, or `error`. What is None is not sent.
+    """One sequence's output of one step. The last one has a finish reason or `error`. None is not sent.
 
     stop_token_id: the end-of-sequence or stop token that ended it, which is the last of token_ids.
     prompt_logprobs: once, with the first output: one entry per prompt token, the first is None.
@@ -180,31 +182,14 @@ class Outputs(msgspec.Struct, frozen=True, tag=True):
     outputs: list[SequenceOutput]
 
 
-class AdapterCard(msgspec.Struct, frozen=True, kw_only=True):
-    """What an adapter turned out to be. num_bytes: its size in the device's arena.
+class Reply(msgspec.Struct, frozen=True, tag=True):
+    """The answer to the call of the same `call_id`.
 
-    The other fields are those of `AdapterFacts`.
+    facts: of an inspected adapter. error_kind: name of a class of adapters/errors.py; with `error`, None on success.
     """
 
-    method: str
-    rank: int
-    num_bytes: int
-    primitives: dict[str, int]
-    sites: int
-    consumed: int
-    exclusive: list[str] = []
-    num_tasks: int = 0
-    virtual_tokens: int = 0
-    vocabulary: int = 0
-    inputs: list[str] = []
-    outputs: list[str] = []
-
-
-class Reply(msgspec.Struct, frozen=True, tag=True):
-    """error_kind: name of a class of adapters/errors.py; both None on success."""
-
     call_id: int
-    card: AdapterCard | None = None
+    facts: AdapterFacts | None = None
     error_kind: str | None = None
     error: str | None = None
     error_param: str | None = None
@@ -214,10 +199,10 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """State of the engine, sent at most a few times a second while it works and once when it goes idle.
 
     Counters are totals since the start. adapter_load_seconds: durations of loads since the last message.
-    adapter_integrity_failures: files of adapters that were not what was stored. damaged_adapters: digests of those of
-        which that is so of the uploaded files, since the last message.
-    running_adapters, waiting_adapters: digest to number of sequences. bytes: by tier. host_unchanged: host_adapters are
-        those of the message before, and left out of this one.
+    adapter_integrity_failures: files of adapters that were not what was stored, uploaded or compiled.
+    damaged_adapters: digests of adapters whose uploaded files were found damaged since the last message.
+    running_adapters, waiting_adapters: digest to number of sequences.
+    host_unchanged: host_adapters are those of the message before, and left out of this one.
     """
 
     num_running: int = 0

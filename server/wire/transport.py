@@ -1,9 +1,9 @@
-"""Both kinds of ends of a connection between two of our processes: msgpack messages over a Unix stream socket.
+"""Connections between two of our processes: msgpack messages over a Unix stream socket.
 
 `Channel` is an event loop's end, `Connection` that of a thread that polls. Neither ever blocks on the other: what does
-not fit into the socket waits in memory, so an engine that outruns a slow API fills its own by what its running
-sequences say, which the limit on running sequences bounds. Sockets come in pairs without a name, so that nobody else
-can connect. Knows of the messages only how they are coded.
+not fit into the socket waits in memory. The memory of an engine that outruns a slow API is bounded by its limit on
+running sequences. Sockets come in pairs without a name, so that nobody else can connect. Knows of the messages only
+how they are coded.
 """
 
 import asyncio
@@ -25,12 +25,12 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 def encode(message: Any) -> bytes:
-    """A message as it goes over the wire."""
+    """Return a message as it is sent: its length and its msgpack."""
     return framed(_encode(message))
 
 
 class Channel(asyncio.Protocol, Generic[Out, In]):
-    """An event loop's end. What is sent in one turn of the loop leaves in one call to the system.
+    """An event loop's end of a connection.
 
     deliver: called with each message that comes. ended: once, when the connection has closed, with what was wrong with
     the other end's last message, if anything was.
@@ -55,12 +55,12 @@ class Channel(asyncio.Protocol, Generic[Out, In]):
         await asyncio.get_running_loop().create_connection(lambda: self, sock=end)
 
     def send(self, message: Out) -> None:
-        """To a closed connection, nothing happens."""
+        """Send a message; to a closed connection, nothing happens."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(encode(message))
 
     def close(self) -> None:
-        """What was sent before leaves before."""
+        """Close the connection behind what was sent before."""
         if self._transport is not None:
             self._transport.close()
 
@@ -82,7 +82,7 @@ class Channel(asyncio.Protocol, Generic[Out, In]):
 
 
 class Connection:
-    """The end of a thread that polls: nothing here waits."""
+    """A polling thread's end of a connection. Nothing here waits but `close`."""
 
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
@@ -99,7 +99,7 @@ class Connection:
         return self._socket.fileno()
 
     def receive(self) -> list[memoryview]:
-        """All messages that have arrived."""
+        """Return all messages that have arrived."""
         messages: list[memoryview] = []
         while self.open:
             try:
@@ -115,26 +115,26 @@ class Connection:
         return messages
 
     def send(self, data: bytes) -> None:
-        """data: of `encode`. To an end that has gone, nothing happens."""
+        """Send what `encode` made; to an end that has gone, nothing happens."""
         if self._unsent:
             self._unsent += data
         elif (sent := self._try_to_send(data)) < len(data):
             self._unsent += memoryview(data)[sent:]
 
     def flush(self) -> None:
-        """Send what fits now of what did not fit before."""
+        """Send as much as fits now of what did not fit before."""
         if self._unsent:
             del self._unsent[: self._try_to_send(self._unsent)]
 
     def close(self, patience: float) -> None:
-        """Waits for at most `patience` seconds for what is still to be sent."""
+        """Wait for at most `patience` seconds for what is still to be sent, and close."""
         with contextlib.suppress(OSError):
             self._socket.settimeout(patience)
             self._socket.sendall(self._unsent)
         self._socket.close()
 
     def _try_to_send(self, data: bytes | bytearray) -> int:
-        """The number of bytes that are done with."""
+        """Return the number of bytes that are sent, or lost with the other end."""
         try:
             return self._socket.send(data)
         except BlockingIOError:

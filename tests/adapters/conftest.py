@@ -19,7 +19,7 @@ SafetensorsBytes = Callable[..., bytes]
 
 @pytest.fixture(scope="session")
 def safetensors_bytes() -> SafetensorsBytes:
-    """A file from a header and data; header: an object, or its text."""
+    """Builds a file of a header and data. header: an object, or its text."""
 
     def build(header: Mapping[str, Any] | bytes, data: bytes = b"") -> bytes:
         text = header if isinstance(header, bytes) else json.dumps(header).encode()
@@ -49,7 +49,7 @@ def registry(tmp_path: Path) -> Iterator[AdapterRegistry]:
 
 @pytest.fixture
 def router_upload(store: AdapterStore, safetensors_bytes: SafetensorsBytes) -> Callable[..., StagedUpload]:
-    """An adapter that routes between the experts `named`, with the files of those `sent`; weights: those of some."""
+    """Stages an adapter that routes between the experts `named`, with the files of those `sent`. weights: by expert."""
 
     def stage(named: Sequence[str], sent: Sequence[str], weights: Mapping[str, bytes] = {}) -> StagedUpload:
         staged = store.stage(1 << 20)
@@ -68,7 +68,7 @@ def router_upload(store: AdapterStore, safetensors_bytes: SafetensorsBytes) -> C
 
 @pytest.fixture
 def upload(store: AdapterStore, safetensors_bytes: SafetensorsBytes) -> Callable[..., StagedUpload]:
-    """A complete, well-formed upload; `content` makes its digest."""
+    """Stages a complete, well-formed upload, whose digest depends on `content`."""
 
     def stage(content: str = "", limit: int = 1 << 20) -> StagedUpload:
         staged = store.stage(limit)

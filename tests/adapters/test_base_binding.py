@@ -3,17 +3,17 @@ from pathlib import Path
 
 import pytest
 
-from peftserve.adapters.base_binding import FILE, Base, bind, read
+from peftserve.adapters.base_binding import FILE, BaseIdentity, bind, read
 from peftserve.adapters.errors import StateUnusable
 
-BASE = Base("base", {"config": "1", "tensors": "2", "numbers": "3"})
-OTHER = Base("other", {"config": "1", "tensors": "2", "numbers": "4"})
+BASE = BaseIdentity("base", {"config": "1", "tensors": "2", "numbers": "3"})
+OTHER = BaseIdentity("other", {"config": "1", "tensors": "2", "numbers": "4"})
 
 
 def test_the_same_base_under_whatever_name(tmp_path: Path) -> None:
     bind(tmp_path, BASE, in_use=True, allow_other=False)
-    bind(tmp_path, Base("renamed", BASE.fingerprint), in_use=True, allow_other=False)
-    assert read(tmp_path) == Base("renamed", BASE.fingerprint)
+    bind(tmp_path, BaseIdentity("renamed", BASE.fingerprint), in_use=True, allow_other=False)
+    assert read(tmp_path) == BaseIdentity("renamed", BASE.fingerprint)
 
 
 def test_another_base_is_refused_unless_it_is_meant(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -46,5 +46,5 @@ def test_a_note_that_cannot_be_read_is_written_again(
 
 def test_a_base_without_a_fingerprint_binds_nothing(tmp_path: Path) -> None:
     bind(tmp_path, BASE, in_use=True, allow_other=False)
-    bind(tmp_path, Base("x", {}), in_use=True, allow_other=False)
+    bind(tmp_path, BaseIdentity("x", {}), in_use=True, allow_other=False)
     assert read(tmp_path) == BASE

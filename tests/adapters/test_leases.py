@@ -4,11 +4,11 @@ import pytest
 
 from peftserve.adapters.leases import Leases
 from peftserve.adapters.names import VersionRef
-from peftserve.adapters.router import Part, Resolved
+from peftserve.adapters.router import Member, Resolved
 
 A, B = (VersionRef(name, 1, name * 64) for name in "ab")
-MIXTURE = Resolved((Part(A, 0.5), Part(B, 0.5)), "a+b", "a+b")
-ALONE = Resolved((Part(A, 1.0),), "a@1", "a")
+MIXTURE = Resolved((Member(A, 0.5), Member(B, 0.5)), "a+b", "a+b")
+ALONE = Resolved((Member(A, 1.0),), "a@1", "a")
 
 
 async def test_idle_waits_for_the_last_request() -> None:

@@ -310,7 +310,7 @@ async def test_damaged_files_are_set_aside_and_the_same_upload_mends_them(
     record = await library.add(upload("x"), "a")
     await library.add(upload("x"), "b")
     (store.path(record.digest) / WEIGHTS).write_bytes(b"rotten")
-    library.doubt(record.digest)
+    library.recheck(record.digest)
     await library.settled()
     assert not store.has(record.digest)
     assert "damaged" in library.damaged[record.digest]
@@ -326,8 +326,8 @@ async def test_files_that_are_whole_after_all_stay(
     library: AdapterLibrary, store: AdapterStore, upload: Upload
 ) -> None:
     record = await library.add(upload("x"), "a")
-    library.doubt(record.digest)
-    library.doubt("e" * 64)
+    library.recheck(record.digest)
+    library.recheck("e" * 64)
     await library.settled()
     assert store.is_whole(record.digest)
     assert library.damaged == {}
@@ -343,7 +343,7 @@ async def test_a_disk_that_does_not_answer_is_no_damage(
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr(files_module.os, "open", fail)
-    library.doubt(record.digest)
+    library.recheck(record.digest)
     await library.settled()
     monkeypatch.undo()
     assert store.path(record.digest).stat().st_ino == inode
@@ -354,8 +354,8 @@ async def test_versions_that_lost_their_files_can_be_deleted(
     library: AdapterLibrary, store: AdapterStore, registry: AdapterRegistry, upload: Upload
 ) -> None:
     record = await library.add(upload("x"), "a")
-    store.lose(store.path(record.digest))
-    library.doubt(record.digest)
+    store.quarantine(store.path(record.digest))
+    library.recheck(record.digest)
     await library.settled()
     assert "gone" in library.damaged[record.digest]
     await library.delete("a")

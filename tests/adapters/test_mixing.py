@@ -1,5 +1,4 @@
-import dataclasses
-
+import msgspec
 import pytest
 
 from peftserve.adapters.errors import InvalidAdapter
@@ -9,7 +8,7 @@ from peftserve.adapters.mixing import Ingredient, check_mixture
 
 def ingredient(name: str, *kinds: str, weight: float = 0.5, **fields: tuple[str, ...]) -> Ingredient:
     facts = AdapterFacts("X", 8, 100, dict.fromkeys(kinds, 1), 2, 4)
-    return Ingredient(name, weight, dataclasses.replace(facts, **fields))
+    return Ingredient(name, weight, msgspec.structs.replace(facts, **fields))
 
 
 Q, DOWN = "model.layers.*.self_attn.q_proj", "model.layers.*.mlp.down_proj"

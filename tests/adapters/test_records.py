@@ -8,7 +8,8 @@ from peftserve.adapters import records as records_module
 from peftserve.adapters.facts import AdapterFacts
 from peftserve.adapters.names import Reference, VersionRef
 from peftserve.adapters.records import VersionRecords
-from peftserve.adapters.registry import AdapterRecord, AdapterRegistry
+from peftserve.adapters.registry import AdapterRegistry
+from peftserve.adapters.registry_reader import AdapterRecord
 
 FACTS = AdapterFacts("LORA", rank=8, num_bytes=100, primitives={"low_rank": 2}, sites=2, consumed=4)
 RECORD = AdapterRecord(VersionRef("a", 2, "f" * 64), 1700000000.25, FACTS)

@@ -1,4 +1,4 @@
-"""What a start makes of a damaged state folder: every whole adapter is served again, and nothing is deleted."""
+"""A start on a damaged state folder: every whole adapter is served again, and nothing is deleted."""
 
 import os
 import shutil
@@ -17,8 +17,9 @@ from peftserve.adapters.facts import AdapterFacts
 from peftserve.adapters.files import CONFIG, WEIGHTS
 from peftserve.adapters.names import Reference
 from peftserve.adapters.recovery import Recovery, open_registry
-from peftserve.adapters.registry import AdapterRecord, AdapterRegistry
+from peftserve.adapters.registry import AdapterRegistry
 from peftserve.adapters.registry_file import NAME
+from peftserve.adapters.registry_reader import AdapterRecord
 from peftserve.adapters.store import AdapterStore
 
 FACTS = AdapterFacts("LORA", rank=8, num_bytes=100, primitives={"low_rank": 2}, sites=2, consumed=4, num_tasks=3)
@@ -46,7 +47,7 @@ def add(state: Opened, name: str, content: str) -> AdapterRecord:
     for file_name in (CONFIG, WEIGHTS):
         with staged.open(file_name) as file:
             file.write(content.encode())
-    state.registry.announce(staged.digest)
+    state.registry.mark_disposable(staged.digest)
     return state.registry.add(name, state.store.commit(staged), FACTS)
 
 
@@ -60,7 +61,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Adapter
         for name, version in (("c", 2), ("d", None)):
             for ref in state.registry.delete(name, version):
                 state.store.remove(ref.digest)
-                state.registry.forget(ref.digest)
+                state.registry.unmark_disposable(ref.digest)
         state.registry.set_default("a@1")
         return root, state.all()
 
@@ -130,12 +131,12 @@ def test_a_lost_registry_is_made_again(
         assert state.all() == records
         assert all(state.store.is_whole(record.digest) for record in records)
         assert state.registry.get_default() == Reference("a", 1)
-        assert any("served again" in sentence for sentence in state.recovery.said)
-        assert damage is missing or any("made anew" in sentence for sentence in state.recovery.said)
+        assert any("served again" in sentence for sentence in state.recovery.findings)
+        assert damage is missing or any("made anew" in sentence for sentence in state.recovery.findings)
         assert [add(state, name, "new").version for name in "acd"] == [3, 3, 2], "no number is used twice"
     assert damage is missing or list((root / "lost+found").rglob(f"{NAME}*"))
     with opened(root) as state:
-        assert state.recovery.said == [], "mended once and for all"
+        assert state.recovery.findings == [], "mended once and for all"
 
 
 BAD_ROWS = {
@@ -160,7 +161,7 @@ def test_one_bad_row_keeps_no_other_from_being_served(change: str, root: Path, r
         assert db.execute(f"UPDATE versions SET {change} WHERE name = 'a' AND version = 2").rowcount == 1
     with opened(root) as state:
         assert state.all() == records, "the bad one is served from its record"
-        assert "made no sense" in state.recovery.said[0]
+        assert "made no sense" in state.recovery.findings[0]
     assert len(list((root / "lost+found").rglob("row.json"))) == 1
 
 
@@ -170,7 +171,7 @@ def test_a_bad_row_without_a_record_is_only_itself(root: Path, records: list[Ada
     (root / "versions" / "c@1.json").unlink()
     with opened(root) as state:
         assert state.all() == records[:3]
-        assert len(state.recovery.said) == 2, "the row, and the files that no version has now"
+        assert len(state.recovery.findings) == 2, "the row, and the files that no version has now"
     assert len(list((root / "lost+found").rglob(WEIGHTS))) == 1
 
 
@@ -198,7 +199,7 @@ def test_files_that_nobody_can_place_are_kept(root: Path, records: list[AdapterR
     (root / "adapters" / "README").write_text("me too")
     with opened(root) as state:
         assert state.all() == records
-        assert len(state.recovery.said) == 2
+        assert len(state.recovery.findings) == 2
     assert {path.read_text() for path in (root / "lost+found").rglob("*") if path.is_file()} == {"precious", "me too"}
 
 
@@ -210,20 +211,20 @@ def test_files_of_unfinished_uploads_and_deletions_are_deleted(root: Path, recor
         for name in (CONFIG, WEIGHTS):
             with staged.open(name) as file:
                 file.write(b"killed")
-        state.registry.announce(staged.digest)
+        state.registry.mark_disposable(staged.digest)
         state.store.commit(staged)
         assert state.store.has(digest)
         assert state.store.has(staged.digest)
     with opened(root) as state:
         assert state.all() == records
         assert set(state.store.digests()) == {record.digest for record in records}
-        assert state.recovery.said == []
+        assert state.recovery.findings == []
         assert state.registry.disposable() == set()
 
 
 def test_an_announced_upload_of_what_is_there_deletes_nothing(root: Path, records: list[AdapterRecord]) -> None:
     with opened(root) as state:
-        state.registry.announce(records[0].digest)
+        state.registry.mark_disposable(records[0].digest)
     with opened(root) as state:
         assert state.store.has(records[0].digest)
         assert state.registry.disposable() == set()
@@ -237,14 +238,14 @@ def test_versions_whose_files_are_gone_are_told(root: Path, records: list[Adapte
 
 
 def test_a_folder_of_an_older_release(root: Path, records: list[AdapterRecord]) -> None:
-    """It has no records, and its registry no table of what may go."""
+    """It has no records, and its registry no table of disposable files."""
     shutil.rmtree(root / "versions")
     with closing(sqlite3.connect(root / NAME)) as db, db:
         db.execute("DROP TABLE disposable")
         db.execute("PRAGMA user_version = 1")
     with opened(root) as state:
         assert state.all() == records
-        assert state.recovery.said == []
+        assert state.recovery.findings == []
     missing(root / NAME)
     with opened(root) as state:
         assert state.all() == records
@@ -273,7 +274,7 @@ def test_damaged_records_do_no_harm(root: Path, records: list[AdapterRecord]) ->
     missing(root / NAME)
     with opened(root) as state:
         assert [str(record.ref) for record in state.all()] == ["a@2", "c@1"]
-        assert any("made no sense" in sentence for sentence in state.recovery.said)
+        assert any("made no sense" in sentence for sentence in state.recovery.findings)
     (lost,) = (root / "lost+found").rglob(WEIGHTS)
     assert lost.parent.name == records[0].digest, "the content of a@1 and b@1"
 
@@ -281,7 +282,7 @@ def test_damaged_records_do_no_harm(root: Path, records: list[AdapterRecord]) ->
 def test_a_repair_mends_damaged_records_in_time(root: Path, records: list[AdapterRecord]) -> None:
     (root / "versions" / "a@1.json").write_text("rotten")
     with opened(root, thorough=True) as state:
-        assert state.recovery.said == []
+        assert state.recovery.findings == []
     missing(root / NAME)
     with opened(root) as state:
         assert state.all() == records
@@ -314,7 +315,7 @@ def test_whatever_happens_to_the_file(
     filled: tuple[Path, list[AdapterRecord]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """Any bytes of it changed, or its end cut off: every adapter is served again."""
+    """Bytes of the registry are changed, or its end is cut off: every adapter is served again."""
     root, records = filled
     copy = tmp_path_factory.mktemp("fuzz") / "state"
     shutil.copytree(root, copy)
@@ -341,4 +342,4 @@ def test_a_row_that_is_wrong_is_mended_by_its_record(root: Path, records: list[A
         db.execute("UPDATE versions SET facts = replace(facts, '100', '900')")
     with opened(root, thorough=True) as state:
         assert state.all() == records
-        assert "mended" in state.recovery.said[0]
+        assert "mended" in state.recovery.findings[0]

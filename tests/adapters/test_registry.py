@@ -1,4 +1,3 @@
-import dataclasses
 import sqlite3
 import tempfile
 import threading
@@ -7,15 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from peftserve.adapters import registry as registry_module
+from peftserve.adapters import registry_reader
 from peftserve.adapters.errors import AdapterNotFound, StateUnusable, StoreFull
 from peftserve.adapters.facts import AdapterFacts
 from peftserve.adapters.names import Reference, VersionRef
-from peftserve.adapters.registry import AdapterRecord, AdapterRegistry
+from peftserve.adapters.registry import AdapterRegistry
+from peftserve.adapters.registry_reader import AdapterRecord
 
 FACTS = AdapterFacts("LORA", rank=8, num_bytes=100, primitives={"low_rank": 2}, sites=2, consumed=4)
 DIGESTS = [character * 64 for character in "abc"]
@@ -46,7 +47,7 @@ def _ref(record: AdapterRecord | None) -> VersionRef | None:
 def test_facts_survive_and_older_rows_have_fewer(tmp_path: Path) -> None:
     path = tmp_path / "r.sqlite"
     registry = AdapterRegistry(path)
-    facts = dataclasses.replace(FACTS, exclusive=("DoRA",), num_tasks=3, virtual_tokens=20)
+    facts = msgspec.structs.replace(FACTS, exclusive=("DoRA",), num_tasks=3, virtual_tokens=20)
     registry.add("a", DIGESTS[0], facts)
     registry.add("b", DIGESTS[1], FACTS)
     old = '{"method":"LORA","rank":8,"num_bytes":100,"primitives":{"low_rank":2},"sites":2,"consumed":4}'
@@ -180,7 +181,7 @@ def test_ten_thousand_adapters(tmp_path: Path) -> None:
     registry = AdapterRegistry(path)
     for query, parameters in (
         ("SELECT * FROM versions WHERE name = ? AND version = ifnull(?, version)", ("n1", None)),
-        (registry_module._FIND_DEFAULT, ()),
+        (registry_reader._FIND_DEFAULT, ()),
         ("SELECT 1 FROM versions WHERE digest = ?", ("a",)),
     ):
         plan = registry._reader.execute(f"EXPLAIN QUERY PLAN {query}", parameters).fetchall()

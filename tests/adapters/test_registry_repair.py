@@ -7,8 +7,9 @@ from hypothesis import given
 
 from peftserve.adapters.facts import AdapterFacts
 from peftserve.adapters.names import Reference, VersionRef
-from peftserve.adapters.registry import AdapterRecord, AdapterRegistry
-from peftserve.adapters.registry_repair import parse_row, replace, restore, take_malformed
+from peftserve.adapters.registry import AdapterRegistry
+from peftserve.adapters.registry_reader import AdapterRecord
+from peftserve.adapters.registry_repair import parse_row, remove_malformed, replace, restore
 
 FACTS = AdapterFacts("LORA", rank=8, num_bytes=100, primitives={"low_rank": 2}, sites=2, consumed=4)
 ROW = ("a", 3, "f" * 64, 17.5, FACTS.to_json())
@@ -51,7 +52,7 @@ def test_only_malformed_rows_are_taken(tmp_path: Path) -> None:
             registry.add(name, "0" * 64, FACTS)
         with registry.transaction() as db:
             db.execute("UPDATE versions SET name = CAST(x'ff' AS TEXT) WHERE name = 'b'")
-        assert [row[0] for row in take_malformed(registry)] == [b"\xff"]
+        assert [row[0] for row in remove_malformed(registry)] == [b"\xff"]
         assert [ref.name for ref in registry.refs()] == ["a", "c"]
-        assert take_malformed(registry) == []
+        assert remove_malformed(registry) == []
         registry.check_integrity()

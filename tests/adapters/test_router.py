@@ -1,15 +1,15 @@
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 from peftserve.adapters.errors import AdapterNotFound, InvalidAdapter
 from peftserve.adapters.facts import AdapterFacts
 from peftserve.adapters.names import VersionRef
 from peftserve.adapters.registry import AdapterRegistry
-from peftserve.adapters.router import Part, Resolved, Router
+from peftserve.adapters.router import Member, Resolved, Router
 
 A1, A2, B1 = VersionRef("a", 1, "1" * 64), VersionRef("a", 2, "2" * 64), VersionRef("b", 1, "1" * 64)
 BASE = Resolved((), "org/demo", "org/demo")
@@ -28,7 +28,7 @@ def test_the_base(router: Router) -> None:
 
 @pytest.mark.parametrize(("model", "ref"), [("a", A2), ("a@1", A1), ("a@2", A2), ("b", B1)])
 def test_one_adapter(router: Router, model: str, ref: VersionRef) -> None:
-    assert router.resolve(model) == Resolved((Part(ref, 1.0),), str(ref), model)
+    assert router.resolve(model) == Resolved((Member(ref, 1.0),), str(ref), model)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_anything_else_is_not_found_and_never_the_base(router: Router, model: st
 
 def test_the_default_follows_its_setting(router: Router, registry: AdapterRegistry, facts: AdapterFacts) -> None:
     registry.set_default("a")
-    assert router.resolve(None) == router.resolve("default") == Resolved((Part(A2, 1.0),), "a@2", "a@2")
+    assert router.resolve(None) == router.resolve("default") == Resolved((Member(A2, 1.0),), "a@2", "a@2")
     assert router.resolve("org/demo") == BASE
     registry.add("a", "3" * 64, facts)
     assert router.resolve(None).label == "a@3"
@@ -57,7 +57,7 @@ def test_the_default_follows_its_setting(router: Router, registry: AdapterRegist
 def test_a_mixture(router: Router, registry: AdapterRegistry, model: str | None) -> None:
     registry.set_default("b")  # a mixture is on the base, whatever the default
     resolved = router.resolve(model, [("a", 0.7), ("b", -0.3)])
-    assert resolved.parts == (Part(A2, 0.7), Part(B1, -0.3))
+    assert resolved.members == (Member(A2, 0.7), Member(B1, -0.3))
     assert resolved.label == resolved.model == "a@2*0.7+b@1*-0.3"
     assert resolved.weights() == {A2.digest: 0.7, B1.digest: -0.3}
 
@@ -98,7 +98,7 @@ def test_a_route_asks_its_policy(registry: AdapterRegistry, router: Router) -> N
             return [("a@1", 1.0)] if prompt_token_ids == [7] else []
 
     router = Router(registry, "org/demo", {"by-prompt": ByPrompt()})
-    assert router.resolve("by-prompt", prompt_token_ids=[7]).parts == (Part(A1, 1.0),)
+    assert router.resolve("by-prompt", prompt_token_ids=[7]).members == (Member(A1, 1.0),)
     assert router.resolve("by-prompt", prompt_token_ids=[8]) == BASE
 
 
@@ -107,7 +107,7 @@ def add(registry: AdapterRegistry, facts: AdapterFacts) -> Callable[..., Version
     """Registers an adapter with other facts."""
 
     def register(name: str, digest: str, **fields: Any) -> VersionRef:
-        return registry.add(name, digest * 64, dataclasses.replace(facts, **fields)).ref
+        return registry.add(name, digest * 64, msgspec.structs.replace(facts, **fields)).ref
 
     return register
 

@@ -83,9 +83,9 @@ def test_strangers_are_set_aside_and_no_link_is_followed(store: AdapterStore, up
     (store.adapters / "stray").mkdir()
     (store.adapters / ("b" * 64)).symlink_to(outside)
     assert not store.has("b" * 64)
-    strangers = store.strangers({kept, "b" * 64})
+    strangers = store.unknown_folders({kept, "b" * 64})
     assert {path.name for path in strangers} == {orphan, "stray", "b" * 64}
-    places = [store.adapters.parent / store.lose(path) for path in strangers]
+    places = [store.adapters.parent / store.quarantine(path) for path in strangers]
     assert os.listdir(store.adapters) == [kept]
     assert all(os.path.lexists(place) for place in places)
     assert (outside / "precious").exists()
@@ -103,7 +103,7 @@ def test_what_is_lost_has_a_place_where_lost_and_found_is_the_file_systems(
         make(path, *args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    place = store.keep_text("row.json", "{}")
+    place = store.quarantine_text("row.json", "{}")
     assert place.startswith("lost-and-found/")
     assert (store.adapters.parent / place).read_text() == "{}"
 
@@ -160,7 +160,7 @@ for i in itertools.count():
             with staged.open(name) as file:
                 for _ in range(4):
                     file.write(f"{sys.argv[2]} {i} ".encode() * 1000)
-        registry.announce(staged.digest)
+        registry.mark_disposable(staged.digest)
         digest = store.commit(staged)
     version = registry.add("a", digest, facts).version
     print("added", version, digest, flush=True)
@@ -170,7 +170,7 @@ for i in itertools.count():
         registry.delete("a", version - 1)
         print("deleted", version - 1, digest, flush=True)
         store.remove(digest_before)
-        registry.forget(digest_before)
+        registry.unmark_disposable(digest_before)
     digest_before = digest
 """
 
@@ -203,7 +203,7 @@ def test_killed_at_any_point_everything_acknowledged_is_there_and_whole(tmp_path
             assert all(store.is_whole(digest) for version, digest in found.items() if version not in asked)
             assert {v: d for v, d in added.items() if v not in asked}.items() <= found.items()
             assert set(store.digests()) <= set(found.values())
-            assert recovery.said == [], "a kill is no damage: what it leaves is known to be disposable"
+            assert recovery.findings == [], "a kill is no damage: what it leaves is known to be disposable"
             answer = registry.get_default()
             assert answer is None or (answer.version or 0) >= default
     assert len(added) > 12

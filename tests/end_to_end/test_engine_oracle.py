@@ -19,7 +19,7 @@ from peftserve.kernels.bypass.columns.spare import SpareColumns
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
 from peftserve.server.engine.adapters import service
-from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingParams, SequenceOutput
+from peftserve.server.wire.messages import AddRequest, SamplingParams, SequenceOutput, WeightedAdapter
 
 ARCHITECTURES = ["llama", "llama_biased", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "gpt2", "opt"]
 OF_EVERY_SETTING = ["llama", "gemma2", "gpt2"]
@@ -211,7 +211,7 @@ def test_attention_sinks_are_those_of_peft(oracle: ModuleType, device: str, tmp_
                 name = f"{parts} {len(prompt)}"
                 wanted[name] = oracle.peft_generate(peft, prompt, 8).token_ids
                 sampling = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
-                adapters = [AdapterPart(part) for part in parts]
+                adapters = [WeightedAdapter(part) for part in parts]
                 engine.add_request(
                     AddRequest(request_id=name, prompt_token_ids=prompt, sampling=sampling, adapters=adapters)
                 )
@@ -265,7 +265,7 @@ def _message(request: Any, digests: dict[Path, str], sampling: SamplingParams) -
     return AddRequest(
         request_id=request.request_id,
         prompt_token_ids=request.prompt,
-        adapters=[AdapterPart(digests[adapter], weight) for adapter, weight in request.mixture],
+        adapters=[WeightedAdapter(digests[adapter], weight) for adapter, weight in request.mixture],
         sampling=sampling,
     )
 

@@ -19,7 +19,7 @@ import transformers
 
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
-from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingParams
+from peftserve.server.wire.messages import AddRequest, SamplingParams, WeightedAdapter
 
 MAX_TOKENS = 6
 MORE = 7  # tokens of a larger vocabulary, beyond the base's
@@ -242,7 +242,7 @@ def test_a_larger_vocabulary_in_a_mixture(oracle: ModuleType, tmp_path: Path, de
     deltas = {name: 0.7 * (a[name] - w) + 0.3 * (_padded(b[name]) - w) for name, w in base.items()}
     mixed.load_state_dict({name: value + deltas[name] for name, value in base.items()})
     requests = [("", prompt, oracle.peft_generate(mixed, prompt, MAX_TOKENS)) for prompt in ([20, 303, 5, 306], [9, 8])]
-    parts = [AdapterPart("grown", 0.7), AdapterPart("other", 0.3)]
+    parts = [WeightedAdapter("grown", 0.7), WeightedAdapter("other", 0.3)]
     assert not _serve(World(model, {"grown": tmp_path / "grown", "other": other}, requests), device, parts)
 
 
@@ -250,7 +250,7 @@ def _padded(weight: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(weight, (0, 0, 0, MORE)) if weight.dim() == 2 and len(weight) == 300 else weight
 
 
-def _serve(world: World, device: str, mixture: Sequence[AdapterPart] = (), **settings: Any) -> list[str]:
+def _serve(world: World, device: str, mixture: Sequence[WeightedAdapter] = (), **settings: Any) -> list[str]:
     """All requests at once; returns what went wrong. mixture: that answers where no adapter is named."""
     engine = Engine(EngineConfig(model=str(world.model), device=device, dtype="float32", max_loras=64, **settings))
     try:
@@ -259,7 +259,7 @@ def _serve(world: World, device: str, mixture: Sequence[AdapterPart] = (), **set
         outputs: dict[str, list[Any]] = {}
         for i, (name, prompt, _) in enumerate(world.requests):
             sampling = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, ignore_eos=True, logprobs=0)
-            parts = [AdapterPart(name)] if name else [*mixture]
+            parts = [WeightedAdapter(name)] if name else [*mixture]
             engine.add_request(
                 AddRequest(request_id=str(i), prompt_token_ids=prompt, sampling=sampling, adapters=parts)
             )

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from peftserve.kernels.ops.planner import CallPlanner
 from peftserve.kernels.ops.site_plan import Batch
-from peftserve.kernels.ops.stepping import Stepping
 from peftserve.kernels.ops.triton.launches import Launch
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
-from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingParams
+from peftserve.server.wire.messages import AddRequest, SamplingParams, WeightedAdapter
 
 MAX_TOKENS = 3
 METHODS = {  # which primitives each comes to
@@ -71,7 +71,7 @@ def test_one_launch_a_module_where_there_are_kernels(
     """
     model = oracle.tiny_model("llama_biased", 3, tmp_path / "model")
     engine = make_engine(model, device)
-    engine.adapters.attachments.side._stepping = Stepping(kernels=True)
+    engine.adapters.attachments.side._planner = CallPlanner(kernels=True)
     layers = oracle.plain_model(model).config.num_hidden_layers
     steps, run = list[Any](), engine._runner.run
     monkeypatch.setattr(engine._runner, "run", lambda *args, **more: steps.append(args) or run(*args, **more))
@@ -113,7 +113,7 @@ def check(
     sampling = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True)
     for i, (prompt, owner) in enumerate(zip(PROMPTS, OWNERS, strict=True)):
         found[str(i)] = []
-        part = AdapterPart(digests[owner])
+        part = WeightedAdapter(digests[owner])
         engine.add_request(AddRequest(request_id=str(i), prompt_token_ids=prompt, sampling=sampling, adapters=[part]))
     while engine.has_work():
         for output in engine.step():

@@ -16,11 +16,10 @@ import torch
 from safetensors.torch import load, save
 
 from peftserve.adapters.errors import InvalidAdapter
-from peftserve.adapters.facts import AdapterFacts
 from peftserve.adapters.mixing import Ingredient, check_mixture
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
-from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingParams
+from peftserve.server.wire.messages import AddRequest, SamplingParams, WeightedAdapter
 
 ARCHITECTURES = ["llama_biased", "gemma2", "phi3", "gpt2", "mixtral"]
 MAX_TOKENS = 6
@@ -159,7 +158,7 @@ def test_every_method_by_itself_in_compiled_decodes(world: World, device: str) -
 def _tokens(engine: Engine, digests: dict[str, str], requests: list[tuple[str, list[int]]]) -> list[list[int]]:
     """Of all requests, which run at once. Tasks of adapters that have several do not matter here."""
     for i, (name, prompt) in enumerate(requests):
-        engine.add_request(_message(i, prompt, [AdapterPart(digests[name])] if name else []))
+        engine.add_request(_message(i, prompt, [WeightedAdapter(digests[name])] if name else []))
     tokens: list[list[int]] = [[] for _ in requests]
     while engine.has_work():
         for output in engine.step():
@@ -190,7 +189,7 @@ def test_mixtures_of_methods_are_weighted_sums_of_their_deltas(
     try:
         for name in mixture:
             engine.inspect_adapter(name, world.adapters[name])
-        parts = [AdapterPart(name, weight) for name, weight in mixture.items()]
+        parts = [WeightedAdapter(name, weight) for name, weight in mixture.items()]
         outputs: list[list[Any]] = [[] for _ in wanted]
         for i, (_, prompt, _) in enumerate(wanted):
             engine.add_request(_message(i, prompt, parts))
@@ -218,16 +217,18 @@ def test_every_method_at_weights_is_that_much_of_its_delta(world: World, device:
         refused, messages = set(), list[AddRequest]()
         wanted: list[tuple[str, list[int], Any]] = []
         for name, adapter in world.adapters.items():
-            card = engine.inspect_adapter(name, adapter)
+            facts = engine.inspect_adapter(name, adapter)
             try:
-                check_mixture([Ingredient(name, 0.5, AdapterFacts.of(card))])
+                check_mixture([Ingredient(name, 0.5, facts)])
             except InvalidAdapter:
                 refused.add(name)
                 continue
             for weight, prompt in zip(WEIGHTS, _prompts(), strict=False):
                 answer = world.oracle.peft_generate(_weighted(world, name, weight), prompt, 3)
                 wanted.append((f"{weight} of {name}", prompt, answer))
-                messages.append(_message(len(messages), prompt, [AdapterPart(name, weight, world.task(name) or 0)], 3))
+                messages.append(
+                    _message(len(messages), prompt, [WeightedAdapter(name, weight, world.task(name) or 0)], 3)
+                )
         assert refused == WITHOUT_WEIGHT & world.adapters.keys()
         outputs: list[list[Any]] = [[] for _ in wanted]
         for message in messages:
@@ -248,7 +249,7 @@ def _weighted(world: World, name: str, weight: float) -> Any:
     return world.oracle.peft_mixture(world.model, [(adapter, weight)], {} if task is None else {adapter: task})
 
 
-def _message(i: int, prompt: list[int], parts: list[AdapterPart], max_tokens: int = MAX_TOKENS) -> AddRequest:
+def _message(i: int, prompt: list[int], parts: list[WeightedAdapter], max_tokens: int = MAX_TOKENS) -> AddRequest:
     sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, logprobs=0)
     return AddRequest(request_id=str(i), prompt_token_ids=prompt, sampling=sampling, adapters=parts)
 
@@ -259,7 +260,7 @@ def _serve(engine: Engine, world: World, digests: dict[str, str]) -> list[str]:
     order = random.Random(2).sample(range(len(world.requests)), len(world.requests))
     for i in order:
         name, prompt, _ = world.requests[i]
-        parts = [AdapterPart(digests[name], 1.0, world.task(name) or 0)] if name else []
+        parts = [WeightedAdapter(digests[name], 1.0, world.task(name) or 0)] if name else []
         engine.add_request(_message(i, prompt, parts))
         outputs[str(i)] = []
     while engine.has_work():

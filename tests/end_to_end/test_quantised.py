@@ -9,7 +9,7 @@ import pytest
 from peftserve.adapters.errors import UnsupportedAdapter
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
-from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingParams
+from peftserve.server.wire.messages import AddRequest, SamplingParams, WeightedAdapter
 
 MAX_TOKENS = 5
 PROMPT = [5, 17, 42, 99, 7, 250, 31, 8]
@@ -37,7 +37,7 @@ def answers(engine: Engine, digests: list[str]) -> dict[str, list[int]]:
     """The greedy tokens of each adapter, all in one batch; "" is the base."""
     sampling = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, ignore_eos=True)
     for digest in ["", *digests]:
-        parts = [AdapterPart(digest)] if digest else []
+        parts = [WeightedAdapter(digest)] if digest else []
         engine.add_request(AddRequest(request_id=digest, prompt_token_ids=PROMPT, sampling=sampling, adapters=parts))
     tokens: dict[str, list[int]] = {digest: [] for digest in ["", *digests]}
     while engine.has_work():

@@ -23,7 +23,7 @@ from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine, assembly
 from peftserve.server.engine.adapters import service
 from peftserve.server.engine.model import graphs
-from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingParams
+from peftserve.server.wire.messages import AddRequest, SamplingParams, WeightedAdapter
 
 MAX_RUNNING, MAX_LORAS, MAX_LEN = 18, 36, 512
 LOADS = 10_000
@@ -105,7 +105,7 @@ class Load:
             self._names += 1
             sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
             prompt = [3 + (self._names * 31 + i) % 250 for i in range(length)]
-            parts = [AdapterPart(name, 0.5) for name in adapters]
+            parts = [WeightedAdapter(name, 0.5) for name in adapters]
             self.engine.add_request(
                 AddRequest(request_id=str(self._names), prompt_token_ids=prompt, sampling=sampling, adapters=parts)
             )

@@ -17,7 +17,7 @@ from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine, assembly
 from peftserve.server.engine.adapters import service
 from peftserve.server.engine.model import graphs
-from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingParams
+from peftserve.server.wire.messages import AddRequest, SamplingParams, WeightedAdapter
 
 pytestmark = pytest.mark.usefixtures("quick_interpreter")
 
@@ -105,7 +105,7 @@ def test_tokens_are_those_of_peft(
         for name, adapter in adapters.items():
             engine.inspect_adapter(name, adapter)
         for name in wanted:
-            parts = [AdapterPart(part, weight) for part, weight in MIXTURES.get(name, {name: 1.0}).items()]
+            parts = [WeightedAdapter(part, weight) for part, weight in MIXTURES.get(name, {name: 1.0}).items()]
             engine.add_request(request(name, parts))
         found: dict[str, list[Any]] = {name: [] for name in wanted}
         while engine.has_work():
@@ -156,7 +156,7 @@ def test_graphs_serve_any_mix(
         found: dict[str, list[int]] = {}
         for round, names in enumerate((["", "a"], ["b", "c", ""], [""])):
             for name in names:
-                parts = [AdapterPart(name)] if name else []
+                parts = [WeightedAdapter(name)] if name else []
                 engine.add_request(request(f"{round} {name}", parts, max_tokens=4))
             while engine.has_work():
                 for output in engine.step():
@@ -211,6 +211,6 @@ def test_prompts_run_through_flash_kernels(
     assert {past for _, past in calls} == {False, True}
 
 
-def request(name: str, parts: list[AdapterPart], max_tokens: int = MAX_TOKENS) -> AddRequest:
+def request(name: str, parts: list[WeightedAdapter], max_tokens: int = MAX_TOKENS) -> AddRequest:
     sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, logprobs=0)
     return AddRequest(request_id=name, prompt_token_ids=PROMPT, sampling=sampling, adapters=parts)

@@ -21,8 +21,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from peftserve.kernels.attention.layout import AttentionLayer
-from peftserve.kernels.attention.triton import tiles as attention_tiles
 from peftserve.kernels.attention.triton.kernels import attention_kernel
+from peftserve.kernels.attention.triton.tiles import TileConfig, compile_options, tiles_for
 from peftserve.kernels.bypass.triton.choice import LARGE
 from peftserve.kernels.bypass.triton.designs import Design, candidates, rows_apart, rows_in_tiles
 from peftserve.kernels.bypass.triton.expand import expand_kernel
@@ -31,7 +31,7 @@ from peftserve.kernels.bypass.triton.lists import WARPS as LIST_WARPS
 from peftserve.kernels.bypass.triton.lists import lists_kernel
 from peftserve.kernels.bypass.triton.options import expand_options, shrink_options
 from peftserve.kernels.bypass.triton.shrink import shrink_kernel
-from peftserve.kernels.sampling.triton_best_number import BLOCK, WARPS, best_number_kernel
+from peftserve.kernels.sampling.triton_argmax import BLOCK, WARPS, argmax_kernel
 from tests.kernels.compile_ops import op_entries
 from tests.kernels.ops.experts.compile_kernels import expert_entries
 
@@ -56,7 +56,7 @@ FORMS = {"decode": (False, True), "narrow": (False, False), "wide": (True, False
 
 
 def compile_bypass(design: Design, mode: str, dtype: str, target: GPUTarget) -> Any:
-    """As launches find it in practice: pointers and widths are multiples of 16. Early where the device knows how."""
+    """Compile as launches find it in practice: pointers and widths are multiples of 16. Early where the device can."""
     early = design.early and target.backend == "cuda" and target.arch >= 90
     chosen = shrink_options(design, 8, part=design.shrink.part, early=early)
     if mode != "shrink":
@@ -74,7 +74,7 @@ def compile_lists(target: GPUTarget) -> Any:
 
 
 def _compile(kernel: Any, chosen: dict[str, Any], dtype: str, target: GPUTarget, odd: tuple[str, ...] = ()) -> Any:
-    """odd: arguments that may be any number."""
+    """Compile a kernel. odd: arguments that may be any number."""
     constants = {k: v for k, v in chosen.items() if k.isupper()}
     options = {k: v for k, v in chosen.items() if not k.isupper()}
     signature = {
@@ -89,9 +89,9 @@ def _compile(kernel: Any, chosen: dict[str, Any], dtype: str, target: GPUTarget,
     return triton.compile(ASTSource(kernel, signature, constants, aligned), target=target, options=options)
 
 
-def compile_attention(layer: AttentionLayer, tiles: attention_tiles.Tiles, target: GPUTarget, *, writes: bool) -> Any:
-    """In bf16, at pages of 16 tokens."""
-    chosen = attention_tiles.compile_options(layer, tiles, page_size=16, writes=writes)
+def compile_attention(layer: AttentionLayer, tiles: TileConfig, target: GPUTarget, *, writes: bool) -> Any:
+    """Compile in bf16, at pages of 16 tokens."""
+    chosen = compile_options(layer, tiles, page_size=16, writes=writes)
     constants = {k: v for k, v in chosen.items() if k.isupper()}
     options = {k: v for k, v in chosen.items() if not k.isupper()}
     types = POINTERS | {"scale": "fp32"}
@@ -107,7 +107,7 @@ def compile_attention(layer: AttentionLayer, tiles: attention_tiles.Tiles, targe
     return triton.compile(ASTSource(attention_kernel, signature, constants, aligned), target=target, options=options)
 
 
-def compile_best_number(dtype: str, target: GPUTarget) -> Any:
+def compile_argmax(dtype: str, target: GPUTarget) -> Any:
     signature = {
         "rows_ptr": f"*{dtype}",
         "ids_ptr": "*i64",
@@ -116,12 +116,12 @@ def compile_best_number(dtype: str, target: GPUTarget) -> Any:
         "BLOCK": "constexpr",
     }
     aligned = {(i,): [["tt.divisibility", 16]] for i in range(4)}
-    source = ASTSource(best_number_kernel, signature, {"BLOCK": BLOCK}, aligned)
+    source = ASTSource(argmax_kernel, signature, {"BLOCK": BLOCK}, aligned)
     return triton.compile(source, target=target, options={"num_warps": WARPS})
 
 
 def resources(compiled: Any) -> dict[str, int]:
-    """Registers of a thread, and what it spills: bytes of local memory (CUDA) or registers (ROCm)."""
+    """Return the registers of a thread, and what it spills: bytes of local memory (CUDA) or registers (ROCm)."""
     if "amdgcn" in compiled.asm:
         found = re.findall(r"([sv])gpr_(count|spill_count):\s*(\d+)", compiled.asm["amdgcn"])
         return {
@@ -138,7 +138,7 @@ def resources(compiled: Any) -> dict[str, int]:
 
 
 def _others() -> Iterator[tuple[str, Design, str]]:
-    """What else there is to choose, each kernel once."""
+    """Yield the other designs to choose from, each kernel once."""
     known = {(design.rows, half) for design in DESIGNS.values() for half in (design.shrink, design.expand)}
     for number, design in enumerate(candidates()):
         for mode, half in (("shrink", design.shrink), ("expand", design.expand)):
@@ -148,7 +148,9 @@ def _others() -> Iterator[tuple[str, Design, str]]:
 
 
 def bypass_entries(target_name: str, target: GPUTarget, *, every: bool) -> Iterator[dict[str, Any]]:
-    """Those of float32, which is for checks, and those that are not the usual ones on one GPU. every: for the table."""
+    """Compile the kernels of the bypasses; those in float32 and of unusual designs for one GPU alone. every: for the
+    table.
+    """
     dtypes = ("bf16", "fp32") if target_name == "sm_90" else ("bf16",)
     for (name, design), mode, dtype in itertools.product(DESIGNS.items(), MODES, dtypes):
         warps = (design.shrink if mode == "shrink" else design.expand).warps
@@ -177,12 +179,14 @@ def entry_of(
 
 
 def attention_entries(target_name: str, target: GPUTarget, *, every: bool) -> Iterator[dict[str, Any]]:
-    """every: for the table. Otherwise the decodes of one layer, and its other forms for one GPU."""
+    """Compile attention's kernel. every: for the table; otherwise the decodes of one layer, and its other forms for one
+    GPU.
+    """
     for dim, form in itertools.product(LAYERS if every else (128,), FORMS):
         if form != "decode" and not every and target_name != "sm_90":
             continue
         wide, writes = FORMS[form]
-        tiles = attention_tiles.tiles_for(LAYERS[dim], torch.bfloat16, wide=wide)
+        tiles = tiles_for(LAYERS[dim], torch.bfloat16, wide=wide)
         compiled = compile_attention(LAYERS[dim], tiles, target, writes=writes)
         yield {
             "target": target_name,
@@ -196,13 +200,13 @@ def attention_entries(target_name: str, target: GPUTarget, *, every: bool) -> It
         }
 
 
-def best_number_entries(target_name: str, target: GPUTarget) -> Iterator[dict[str, Any]]:
+def argmax_entries(target_name: str, target: GPUTarget) -> Iterator[dict[str, Any]]:
     for dtype in ("bf16", "fp32"):
-        compiled = compile_best_number(dtype, target)
+        compiled = compile_argmax(dtype, target)
         yield {
             "target": target_name,
             "blocks": "whole rows",
-            "mode": "best number",
+            "mode": "argmax",
             "dtype": dtype,
             "threads": WARPS * target.warp_size,
             "programs": 1,
@@ -215,7 +219,7 @@ def entries(*, every: bool) -> Iterator[dict[str, Any]]:
     for target_name, target in TARGETS.items():
         yield from bypass_entries(target_name, target, every=every)
         yield from attention_entries(target_name, target, every=every)
-        yield from best_number_entries(target_name, target)
+        yield from argmax_entries(target_name, target)
         yield from ({**what, **resources(compiled)} for compiled, what in op_entries(target_name, target))
         yield from expert_entries(target_name, target, resources)
 

@@ -34,7 +34,7 @@ def compile_op(name: str, dtype: str, target: GPUTarget) -> Any:
 
 
 def op_entries(target_name: str, target: GPUTarget) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """What is compiled, and of each all but what the compiler says."""
+    """Yield each compiled kernel, and its entry without what the compiler reports."""
     for name, (_, options) in KERNELS.items():
         for dtype in ("bf16", "fp32") if target_name == "sm_90" else ("bf16",):
             compiled = compile_op(name, dtype, target)

@@ -10,7 +10,7 @@ import torch
 
 from peftserve.kernels.attention.layout import AttentionBackend, AttentionLayer, Span
 from peftserve.kernels.attention.reference import naive_attend, naive_write
-from peftserve.kernels.bypass.layout import BlobLayout, BypassBackend, Group, GroupLayout, Rows, Segment
+from peftserve.kernels.bypass.layout import BlobLayout, BypassBackend, Group, GroupLayout, RowSet, Segment
 from peftserve.kernels.bypass.reference import naive_delta
 
 DEVICE = "cpu"  # of the tensors of all cases; what --device says, from before the first test on
@@ -23,7 +23,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _quickly(quick_interpreter: None) -> None:
-    """All tests of kernels."""
+    """Use the quick interpreter in all tests of kernels."""
 
 
 @dataclass
@@ -42,7 +42,10 @@ class Case:
         self.used = self.alignment
 
     def add(self, slot: int, ranks: Mapping[int, tuple[int, ...]]) -> None:
-        """ranks: group index to the rank of each site. A slot that is added again gets other factors elsewhere."""
+        """Write the factors of an adapter, by group the rank of each site.
+
+        A slot that is added again gets other factors elsewhere.
+        """
         base, layout = self.used, {}
         for index, per_site in ranks.items():
             group = self.groups[index]
@@ -82,11 +85,11 @@ class Case:
 def check_step(
     case: Case, backend: BypassBackend, tokens: Sequence[Segment], logits: Sequence[Segment], rows: int, tol: float
 ) -> None:
-    """One step over every group and site against the reference; rows of no segment must come back bit for bit."""
+    """Check one step over every group and site against the reference, and other rows bit for bit."""
     backend.begin(tokens, logits)
     backend.lead_in()
     for index, group in enumerate(case.groups):
-        segments = tokens if group.rows is Rows.TOKENS else logits
+        segments = tokens if group.rows is RowSet.TOKENS else logits
         x = case.input(index, rows)
         before = [case.output(index, position, rows) for position in range(len(group.out_features))]
         after = [y.clone() for y in before]
@@ -114,7 +117,7 @@ class AttentionCase:
         self._free = torch.randperm(self.num_pages, generator=self.generator).tolist()
 
     def spans(self, sequences: Sequence[tuple[int, int]]) -> list[Span]:
-        """For each (rows, context), after filling its context. Its pages are taken for good."""
+        """Make a span for each (rows, context), after filling its context. Its pages are taken for good."""
         spans, row = [], 0
         for rows, context in sequences:
             pages = [self._free.pop() for _ in range(-(-(rows + context) // self.page_size))]
@@ -126,7 +129,7 @@ class AttentionCase:
         return spans
 
     def inputs(self, rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Query, key and value (1, heads, rows, dim), of strides as transformers makes them."""
+        """Return query, key and value (1, heads, rows, dim), of strides as transformers makes them."""
         layer = self.layer
         query = self._randn(rows, layer.heads, layer.key_dim)
         joined = self._randn(rows, layer.kv_heads, layer.key_dim + layer.value_dim)
@@ -143,7 +146,7 @@ class AttentionCase:
 def check_attention(
     case: AttentionCase, backend: AttentionBackend, spans: Sequence[Span], capacity: int | None, tol: float
 ) -> torch.Tensor:
-    """One step of the only layer against the reference. What the cache holds must then be the same, bit for bit."""
+    """Check one step of the only layer against the reference, and that the cache is the same, bit for bit."""
     used = sum(span.rows for span in spans)
     query, key, value = case.inputs(capacity or used)
     keys, values, sinks = case.keys.clone(), case.values.clone(), case.sinks()
@@ -179,7 +182,7 @@ POPULARITIES: Mapping[str, Sequence[int]] = {
 
 @pytest.fixture(scope="session")
 def kit() -> ModuleType:
-    """This module, for tests: nothing here is on sys.path."""
+    """Return this module to tests: nothing here is on sys.path."""
     return sys.modules[__name__]
 
 

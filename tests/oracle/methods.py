@@ -24,7 +24,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from peftserve.adapters.bypass import Bypass, SideAttention
 from peftserve.adapters.primitives import Primitive, Replacement
-from peftserve.kernels.ops.formulas import Op, Phase, chained
+from peftserve.kernels.ops.formulas import Op, Stage, chained
 
 from .reference import Greedy
 
@@ -236,15 +236,15 @@ def _attach(model: nn.Module, name: str, primitives: tuple[Primitive, ...]) -> N
         x = args[0][0]
         if isinstance(module, nn.Embedding):
             return (args[0].clamp(max=module.num_embeddings - 1),)  # a larger vocabulary is the replacement's
-        terms = [op(x, None) for op in ops if op.formula.phase is Phase.INPUT]
+        terms = [op(x, None) for op in ops if op.formula.stage is Stage.INPUT]
         return ((x + sum(terms))[None],) if terms else args
 
     def after(_: nn.Module, __: object, output: torch.Tensor) -> torch.Tensor:
         x, y = raw[0][0], output[0]
-        for phase in (Phase.REPLACE, Phase.OUTPUT, Phase.ADD):
-            terms = [op(streams[op.source] if op.source else x, y) for op in ops if op.formula.phase is phase]
+        for stage in (Stage.REPLACE, Stage.OUTPUT, Stage.ADD):
+            terms = [op(streams[op.source] if op.source else x, y) for op in ops if op.formula.stage is stage]
             if terms:
-                y = terms[0] if phase is Phase.REPLACE else y + sum(terms)
+                y = terms[0] if stage is Stage.REPLACE else y + sum(terms)
         return y[None]
 
     module.register_forward_pre_hook(before)

@@ -72,7 +72,7 @@ def test_the_tokenizer_takes_any_text_and_fills_the_vocabulary(oracle: ModuleTyp
     assert prompt == "<s><|user|>hi<|assistant|>"
 
 
-SERVERS_OWN = {"fastapi", "httptools", "httpx", "openai", "orjson", "prometheus_client", "pydantic", "uvicorn"}
+SERVERS_OWN = {"fastapi", "httptools", "httpx", "openai", "prometheus_client", "pydantic", "uvicorn"}
 
 
 @pytest.mark.parametrize("folder", ["tests/oracle", "server/engine", "server/wire", "adapters/peft", "kernels"])

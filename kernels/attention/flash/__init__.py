@@ -1,1 +1,1 @@
-"""Paged attention of two: long spans by torch's flash kernels, the rest by ours."""
+"""Paged attention by two kernels: long spans by those of torch, the rest by ours."""

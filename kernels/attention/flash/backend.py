@@ -1,7 +1,7 @@
-"""Paged attention by two: long spans by flash kernels, all others by our own, in one step and into one output.
+"""Paged attention by two kernels: long spans by flash kernels, all others by ours, in one step and into one output.
 
-Flash kernels know no pages. A prompt without a past runs on its own keys, as the layer's products left them; else the
-keys of all long spans are gathered once a layer, into memory that is there from the start.
+Flash kernels know no pages. A prompt without a past runs on its own keys, as the layer's products left them; otherwise
+the keys of all long spans are gathered once a layer, into memory that is allocated at the start.
 """
 
 from collections.abc import Collection, Sequence
@@ -10,7 +10,7 @@ from typing import Any
 import numpy.typing as npt
 import torch
 
-from ...device.copies import sent
+from ...device.copies import to_device
 from ..layout import AttentionLayer, Span
 from ..triton.backend import TritonAttention
 from .calls import Flash, Packed
@@ -18,11 +18,11 @@ from .plan import FlashPlan, choose, plan_flash
 
 
 class MixedAttention:
-    """`AttentionBackend` of two.
+    """`AttentionBackend` of two kernels.
 
     own: made for the same layers, with `assisted`. assisted: layers that flash kernels may run. least_rows: of a span
-    that they get, two or more. most_keys: that are gathered at once; spans with a past for which there is no room are
-    our own kernel's.
+    that they get, two or more. most_keys: that are gathered at once; spans with a past for which there is no room go to
+    our own kernel.
     """
 
     reads_whole_pages = False
@@ -95,17 +95,17 @@ class MixedAttention:
         return Packed(ends, key_ends, plan.most_rows, plan.most_keys), places
 
     def _tensor(self, array: npt.NDArray[Any]) -> torch.Tensor:
-        return sent(array, self._gathered.device)
+        return to_device(array, self._gathered.device)
 
 
 def _by_rows(tensor: torch.Tensor) -> torch.Tensor:
-    """(rows, heads, dim) of (1, heads, rows, dim), with columns that adjoin."""
+    """Return (rows, heads, dim) of (1, heads, rows, dim), with adjoining columns."""
     rows = tensor[0].transpose(0, 1)
     return rows if rows.stride(2) == 1 else rows.contiguous()
 
 
 def _gather(cache: torch.Tensor, places: torch.Tensor, into: torch.Tensor) -> torch.Tensor:
-    """(keys, kv_heads, dim), in memory that the next layer uses as well."""
+    """Gather (keys, kv_heads, dim) into memory that the next layer uses as well."""
     rows = cache.flatten(0, 1)
     out = into[: len(places) * rows[0].numel()].view(len(places), *rows.shape[1:])
     return torch.index_select(rows, 0, places, out=out)

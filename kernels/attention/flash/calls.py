@@ -1,6 +1,6 @@
 """Attention of long spans by torch's own flash kernels, which take several sequences one after the other.
 
-They know grouped heads and windows. Soft caps, sinks, and values of another dim than keys they do not.
+They support grouped heads and windows, but no soft caps, no sinks, and no values of another dim than keys.
 """
 
 import inspect
@@ -17,9 +17,10 @@ LEAST_CAPABILITY = (8, 0)
 
 
 class Packed(NamedTuple):
-    """Sequences one after the other, whose last keys belong to their rows.
+    """Sequences one after the other. The rows of each are the queries of its last keys.
 
-    ends, key_ends: (sequences + 1,) int32, where each one's rows and keys end, from 0 on. most_rows, most_keys: of one.
+    ends, key_ends: (sequences + 1,) int32, where the rows and the keys of each end, beginning with 0. most_rows,
+    most_keys: of one sequence.
     """
 
     ends: torch.Tensor
@@ -29,23 +30,25 @@ class Packed(NamedTuple):
 
 
 class Flash(Protocol):
+    """A flash kernel behind one signature."""
+
     def __call__(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: Packed, layer: AttentionLayer
     ) -> torch.Tensor:
-        """query: (rows, heads, dim); key, value: (keys, kv_heads, dim); columns adjoin. Returns (rows, heads, dim).
+        """Attend causally, within the layer's window. Rows of a sequence without keys may be anything.
 
-        Causal, within the layer's window. Rows of a sequence without keys may be anything.
+        query: (rows, heads, dim); key, value: (keys, kv_heads, dim); columns adjoin. Returns (rows, heads, dim).
         """
 
 
-def takes(layer: AttentionLayer) -> bool:
-    """Whether flash kernels know all that the layer asks."""
+def supports(layer: AttentionLayer) -> bool:
+    """Return whether flash kernels support all that the layer needs."""
     plain = layer.softcap is None and not layer.sinks
     return plain and layer.key_dim == layer.value_dim <= MOST_DIM and layer.key_dim % 8 == 0
 
 
 def torch_flash(dtype: torch.dtype, device: torch.device) -> Flash | None:
-    """torch's `varlen_attn`; None where it has none: on ROCm, before sm_80, for other types than those of 16 bits."""
+    """Return torch's `varlen_attn`, or None on ROCm, before sm_80, and for other types than those of 16 bits."""
     if device.type != "cuda" or torch.version.hip or dtype.itemsize != 2:
         return None
     if torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
@@ -58,7 +61,7 @@ def torch_flash(dtype: torch.dtype, device: torch.device) -> Flash | None:
 
 
 def flash_of(varlen_attn: Callable[..., Any]) -> Flash:
-    """From torch 2.12 on it must be told of grouped heads, which it could run before as well."""
+    """Wrap `varlen_attn`, which from torch 2.12 on must be told of grouped heads, though it could run them before."""
     grouped = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
     def flash(
@@ -76,7 +79,7 @@ def flash_of(varlen_attn: Callable[..., Any]) -> Flash:
 def sdpa_flash(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: Packed, layer: AttentionLayer
 ) -> torch.Tensor:
-    """The same one by one, on any device: the plain form."""
+    """Attend to one sequence after the other, on any device: the plain form of a flash kernel."""
     out = torch.zeros_like(query)
     ends, key_ends = packed.ends.tolist(), packed.key_ends.tolist()
     for begin, end, first, last in zip(ends, ends[1:], key_ends, key_ends[1:], strict=False):

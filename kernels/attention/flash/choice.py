@@ -1,4 +1,4 @@
-"""From how many rows of a span on flash kernels are faster than our own, measured at start in hundredths of a second.
+"""From how many rows of a span on flash kernels are faster than ours, measured at start in hundredths of a second.
 
 Where that is depends on the device, on torch's kernels, and on what the host takes to launch them, so no table of it
 would do. Each way runs as steps run it, with the write to the cache, and with a past that has to be gathered; in a step
@@ -36,9 +36,10 @@ def choose_least_rows(
     flash: Flash,
     clock: Clock | None = None,
 ) -> int | None:
-    """The least of SIZES from which on flash kernels win over all kinds of layers; None if they never do, or fail.
+    """Return the least of SIZES from which on flash kernels win over all kinds of layers.
 
-    layers: those that they can run. clock: gives the seconds of a run, if not those that this machine takes.
+    None if they never do, or fail. layers: those that they can run. clock: gives the seconds of a run; by default those
+    that this machine takes.
     """
     kinds, clock = list(dict.fromkeys(layers)), clock or partial(_seconds, device)
     least = None
@@ -58,7 +59,7 @@ def choose_least_rows(
 def _ways(
     layer: AttentionLayer, rows: int, page_size: int, dtype: torch.dtype, device: torch.device, flash: Flash
 ) -> tuple[Run, Run]:
-    """One layer of a step of spans with so many rows: by our own kernel, and with flash kernels."""
+    """Return one layer of a step of spans of so many rows as two runs: by our own kernel, and with flash kernels."""
     count = STEP_ROWS // rows
     total = rows + PAST
     pages = cdiv(total, page_size)
@@ -79,13 +80,13 @@ def _ways(
 
 
 def _fastest(clock: Clock, run: Run) -> float:
-    """After a first time, in which kernels are compiled."""
+    """Return the least seconds of several runs, after a first one in which kernels are compiled."""
     run()
     return min(clock(run) for _ in range(ROUNDS))
 
 
 def _seconds(device: torch.device, run: Run) -> float:
-    """Until the device has done it."""
+    """Return the seconds until the device has finished a run."""
     _wait(device)
     start = time.perf_counter()
     run()

@@ -10,10 +10,10 @@ from ..layout import Span
 
 
 class FlashPlan(NamedTuple):
-    """The step's rows as sequences: each span that was chosen, and what lies between, whose outputs nobody reads.
+    """The rows of a step as sequences: each chosen span, and the gaps between them, whose outputs nobody reads.
 
-    ends, key_ends: (sequences + 1,) where their rows and keys end, from 0 on. places: (keys,) in the cache, of each
-    chosen span's keys; None where no span has any but its own, which then are the step's.
+    ends, key_ends: (sequences + 1,) where their rows and keys end, beginning with 0. places: (keys,) in the cache, of
+    the chosen spans' keys; None where no span has any keys but its own, which are then the step's.
     """
 
     ends: Ints
@@ -30,7 +30,10 @@ class FlashPlan(NamedTuple):
 
 
 def choose(spans: Sequence[Span], least_rows: int, most_keys: int) -> list[int]:
-    """Numbers of the spans of so many rows or more. Of those with a past, as far as their keys find room."""
+    """Return the numbers of the spans of so many rows or more.
+
+    Of those with a past, as many as find room for their keys.
+    """
     long = [number for number, span in enumerate(spans) if span.rows >= least_rows]
     if all(spans[number].total == spans[number].rows for number in long):
         return long
@@ -43,7 +46,10 @@ def choose(spans: Sequence[Span], least_rows: int, most_keys: int) -> list[int]:
 
 
 def plan_flash(spans: Sequence[Span], chosen: Collection[int], window: int | None, page_size: int) -> FlashPlan:
-    """spans: in the order of their rows, which are all rows. Keys before a span's window are left out."""
+    """Lay out the chosen spans, without the keys before their windows.
+
+    spans: in the order of their rows, which are all rows.
+    """
     own = all(spans[number].total == spans[number].rows for number in chosen)
     ends, key_ends, places = [0], [0], list[Ints]()
     for number, span in enumerate(spans):
@@ -58,7 +64,7 @@ def plan_flash(spans: Sequence[Span], chosen: Collection[int], window: int | Non
 
 
 def _places(span: Span, window: int | None, page_size: int) -> Ints:
-    """Of all keys that some row of the span sees."""
+    """Return the places of all keys that some row of the span sees."""
     first = 0 if window is None else max(span.total - span.rows - window + 1, 0)
     key = np.arange(first, span.total)
     pages = np.asarray(span.pages, dtype=np.int64)

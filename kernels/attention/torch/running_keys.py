@@ -1,7 +1,7 @@
-"""Keys and values of sequences that decode together, kept side by side from step to step.
+"""Contiguous keys and values of sequences that decode together, kept from step to step.
 
-To gather all pages anew in each step costs as much as the attention itself. What lies here are copies: each step adds
-its own keys and values to them, and a step of other sequences begins them anew, from the pages.
+Gathering all pages in each step would cost as much as the attention itself. These are copies: each step appends its own
+keys and values, and a step of other sequences gathers them anew from the pages.
 """
 
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ GRAIN = 64  # tokens by which copies are larger than what they begin with
 
 
 class RunningKeys:
-    """Of spans of one row each, in the order of the spans that it began with.
+    """Copies for spans of one row each, in the order of the spans that they were made for.
 
-    A sequence is known by the object that its pages are in: another one may be given the very same pages, with other
+    A sequence is known by the object that its pages are in: another sequence may be given the same pages, with other
     contents, between two steps.
 
-    capacity: positions of each sequence that there is room for. num_positions: of all together.
-    rows: (sequences,) the row in the step of each; None if they are the first rows, in order.
-    lengths: (sequences,) positions that each may see in the step, its own included.
+    capacity: positions of each sequence that there is room for. num_positions: of all together. rows: (sequences,) the
+    row of each in the step; None if they are the first rows, in order. lengths: (sequences,) positions that each may
+    see in the step, its own included.
     """
 
     def __init__(self, spans: Sequence[Span], page_size: int) -> None:
@@ -43,11 +43,11 @@ class RunningKeys:
 
     @property
     def numbers(self) -> torch.Tensor:
-        """(sequences,) the row in the step of each."""
+        """Return the row of each in the step, (sequences,)."""
         return torch.from_numpy(self._rows.copy())
 
     def follow(self, spans: Sequence[Span]) -> bool:
-        """Go on with the next step, if it runs the same sequences one position further. False: it does not."""
+        """Advance to the next step, if it runs the same sequences one position further; else return False."""
         if len(spans) != len(self._pages) or max(span.total for span in spans) > self.capacity:
             return False
         place = {id(source): i for i, source in enumerate(self._sources)}
@@ -65,9 +65,10 @@ class RunningKeys:
     def of_layer(
         self, layer: int, key: torch.Tensor, value: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values (sequences, kv heads, longest, dim) of a layer, what lies beyond a sequence's own masked.
+        """Return keys and values (sequences, kv heads, longest, dim) of a layer.
 
-        key, value: the step's, (1, kv heads, rows, dim). keys, values: the layer's cache, which holds them already.
+        Positions beyond a sequence's own length are for the mask to hide. key, value: the step's, (1, kv heads, rows,
+        dim). keys, values: the layer's cache, which holds them already.
         """
         if self._grows and layer in self._layers:
             for new, copied in zip((key, value), self._layers[layer], strict=True):
@@ -87,7 +88,7 @@ class RunningKeys:
         there.view(-1, dim).index_copy_(0, self._places[heads], rows[:, :count].transpose(0, 1).reshape(-1, dim))
 
     def _gather(self, cache: torch.Tensor) -> torch.Tensor:
-        """Zeros where there is nothing."""
+        """Copy all sequences out of their pages, with zeros behind them."""
         _, size, heads, dim = cache.shape
         there = cache.new_zeros(len(self._pages), heads, self.capacity, dim)
         for target, pages, total in zip(there, self._pages, self._totals.tolist(), strict=True):
@@ -105,6 +106,6 @@ class RunningKeys:
         return cdiv(total, self._page_size)
 
     def _continues(self, span: Span, index: int) -> bool:
-        """What the sequence's copies were made of is where the span has its positions but for the last."""
+        """Return whether a span is the sequence of these copies, one position further."""
         pages = self._pages[index]
         return span.total == self._totals[index] + 1 and list(span.pages[: len(pages)]) == pages

@@ -15,9 +15,9 @@ from ..layout import AttentionLayer, Limits, Span, columns_of
 from ..page_tables import PageTables
 from ..plan import (
     HEADER_FIELDS,
-    Shape,
-    Step,
-    Steps,
+    PlanShape,
+    SpanArrayBuffers,
+    SpanArrays,
     most_fields,
     most_pages,
     most_slots,
@@ -26,7 +26,7 @@ from ..plan import (
 )
 from .items import RunningItems
 from .kernels import attention_kernel, write_kernel
-from .tiles import Tiles, compile_options, shape_of, tiles_for
+from .tiles import TileConfig, compile_options, shape_of, tiles_for
 
 MOST_NARROW_ROWS = 4  # of a span; steps with longer ones run in wide tiles
 _WRITE_BLOCK = 1024  # elements
@@ -36,19 +36,19 @@ _FORMS = ((False, True), (False, False), (True, False))  # in which a launch is 
 class TritonAttention:
     """`AttentionBackend` in Triton. No floating-point atomics: the same step gives the same bits.
 
-    A launch depends on the step only through device memory whose addresses stay, and which is there in full from the
+    A launch depends on the step only through device memory whose addresses stay, and which is allocated in full at the
     start. So a CUDA graph that was captured after `begin(..., capacity=n)` may be replayed after any other `begin` of
     that capacity, which is for steps of one row for each sequence.
 
     That memory does not grow with the length of a step or of its sequences, but for the lists of their pages: for
     Llama-3.1-8B on a GPU of 132 multiprocessors it is 35 MB of partial sums and, for 256 sequences of up to 131,072
-    tokens on pages of 16, 8.5 MB of lists. These lie in `memory`, which others write to as well, and which whoever
-    launches sends; without one `begin` sends them.
+    tokens on pages of 16, 8.5 MB of lists. These lie in `memory`, which others write to as well, and which the
+    caller sends; without one `begin` sends them.
 
     layers: of the model, by the index that `attend` is given. page_size: a power of two. dtype: of the caches and of
-    all that is given. limits: of all steps; what exceeds them is a mistake of the caller's. assisted: layers in which
-    another backend may attend to some spans. resident: most programs that fit on a multiprocessor at once, if fewer
-    than tiles are made for. num_programs: how many run at once in all, whatever fits.
+    all inputs. limits: of all steps; a step beyond them is a mistake of the caller's. assisted: layers in which another
+    backend may attend to some spans. resident: most programs that fit on a multiprocessor at once, if fewer than tiles
+    are made for. num_programs: how many run at once in all, whatever fits.
     """
 
     reads_whole_pages = False
@@ -94,7 +94,7 @@ class TritonAttention:
         if not self._shared:
             self._memory.begin()
         self._tables = PageTables(most_pages(limits, page_size))
-        self._steps = Steps(limits.spans)
+        self._steps = SpanArrayBuffers(limits.spans)
         self._items = [tuple(RunningItems(shape) for shape in both) for both in self._shapes]
         self._partials = torch.zeros(self._most_partials(), dtype=torch.float32, device=device)
         self._counters = torch.zeros(self._most_counters(), dtype=torch.int32, device=device)
@@ -105,11 +105,14 @@ class TritonAttention:
 
     @property
     def _records(self) -> torch.Tensor:
-        """The lists on the device, from the first header on."""
-        return self._memory.there[self._front :]
+        """Return the lists on the device, from the first header on."""
+        return self._memory.on_device[self._front :]
 
     def begin(self, spans: Sequence[Span], *, capacity: int | None = None, elsewhere: Collection[int] = ()) -> None:
-        """elsewhere: spans, by their index, that another backend attends to in the assisted layers."""
+        """Set the spans of a step.
+
+        elsewhere: spans, by index, that another backend attends to in the assisted layers.
+        """
         _, rows, _, lists = columns_of(spans)
         used = int(rows.sum())
         self._num_rows = used if capacity is None else capacity
@@ -129,8 +132,11 @@ class TritonAttention:
         if not self._shared:
             self._memory.send()
 
-    def _list(self, step: Step, steps: Sequence[Step]) -> None:
-        """Places in the lists count from the first header. steps: what is left of the step for each plan."""
+    def _list(self, step: SpanArrays, steps: Sequence[SpanArrays]) -> None:
+        """Write the lists of a step, in which places count from the first header.
+
+        steps: the spans that each plan has.
+        """
         memory, front = self._memory, self._front
         few = self._num_rows <= self._few_rows
         self._positions_at = front + self._headers if few else memory.take(self._num_rows)
@@ -166,7 +172,7 @@ class TritonAttention:
         value_dim = value.shape[3]
         assert rows == self._num_rows
         blocks = cdiv(kv_heads * max(key_dim, value_dim), _WRITE_BLOCK)
-        positions = self._memory.there[self._positions_at :]
+        positions = self._memory.on_device[self._positions_at :]
         key, value = _adjoining(key), _adjoining(value)
         write_kernel[(rows, blocks)](
             key, value, keys, values, positions, *key.stride()[1:3], *value.stride()[1:3],
@@ -184,9 +190,9 @@ class TritonAttention:
         sinks: torch.Tensor | None,
         out: torch.Tensor,
     ) -> None:
-        """`attend` without the spans that another backend attends to, whose rows of `out` stay as they are.
+        """Attend to the spans that no other backend attends to, and leave the other rows of `out` as they are.
 
-        Where the step has any, its key and value have been written before.
+        Where another backend attends to some, the step's key and value must have been written before.
         """
         assert query.shape[2] == self._num_rows
         assert self._layers[layer].sinks == (sinks is not None)
@@ -194,9 +200,9 @@ class TritonAttention:
         self._attend(layer, *tensors, out if sinks is None else sinks, out, self._records)
 
     def warm_up(self) -> list[Any]:
-        """Compile all that steps may launch, which takes seconds for each kernel that triton has not kept on disk.
+        """Compile the kernels that steps may launch, which takes seconds for each that triton has not kept on disk.
 
-        The kernels as triton made them; none in its interpreter.
+        Returns the compiled kernels; none in the interpreter.
         """
         kernels, new = [], self._partials.new_zeros
         nothing = new(self._headers, dtype=torch.int32)
@@ -246,10 +252,10 @@ class TritonAttention:
             **compile_options(spec, tiles, self._page_size, writes=self._writes),
         )
 
-    def _shape(self, layer: AttentionLayer, tiles: Tiles) -> Shape:
+    def _shape(self, layer: AttentionLayer, tiles: TileConfig) -> PlanShape:
         return shape_of(layer, tiles, self._programs(tiles))
 
-    def _programs(self, tiles: Tiles) -> int:
+    def _programs(self, tiles: TileConfig) -> int:
         fitting = tiles.programs if self._resident is None else min(tiles.programs, self._resident)
         return self._num_programs or self._multiprocessors * fitting
 
@@ -262,5 +268,5 @@ class TritonAttention:
 
 
 def _adjoining(tensor: torch.Tensor) -> torch.Tensor:
-    """With columns that adjoin."""
+    """Return the tensor with adjoining columns: itself, or a copy."""
     return tensor if tensor.stride(3) == 1 else tensor.contiguous()

@@ -1,7 +1,7 @@
 """A step's items of paged attention: which queries over which keys a program takes, and how keys are split.
 
-A step is much like the one before it: a decode adds a key to each sequence. What is kept from one to the next changes
-nothing of what comes out. Host only, no torch.
+Consecutive steps are much alike: a decode adds one key to each sequence. What is kept from one to the next never
+changes the result. Host only, no torch.
 """
 
 from functools import lru_cache
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...integers import Ints, cdiv, repeated
-from ..plan import ITEM_FIELDS, Fields, Shape, Step, most_slots
+from ..plan import ITEM_FIELDS, Fields, PlanShape, SpanArrays, most_slots
 
 _UNIT_COST = 1  # in blocks of keys: what it costs to begin and end a unit
 _SPLIT_COST = 1  # in blocks of keys: what it costs to add up partial sums
@@ -19,7 +19,7 @@ _PARTS: Ints = np.array([1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 12
 
 
 class _Tiles(NamedTuple):
-    """Which queries each holds, for as long as the rows of all spans stay the same. span, first, end: (tiles,)."""
+    """Which queries each tile holds, valid while the rows of all spans stay the same. span, first, end: (tiles,)."""
 
     span: Ints
     first: Ints
@@ -27,13 +27,13 @@ class _Tiles(NamedTuple):
 
 
 class RunningItems:
-    """The items of one shape, step after step: what depends on the rows and the splits alone is kept with them.
+    """The items of one shape, step after step; those fields that depend on rows and splits alone are kept with them.
 
     The longest items come first, by the step in which they were laid out, so that programs end at nearly the same time.
-    Their order decides no bit of what comes out.
+    Their order changes no bit of the result.
     """
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: PlanShape) -> None:
         self._shape = shape
         self._rows: tuple[bytes, bytes] | None = None
         self._tiles = _Tiles(*(np.zeros(0, dtype=np.int64) for _ in range(3)))
@@ -46,10 +46,10 @@ class RunningItems:
         self._items: Fields = np.zeros((0, ITEM_FIELDS), dtype=np.int32)
         self.slots = 0
 
-    def update(self, step: Step, pages_at: int = 0) -> Fields:
-        """(items, ITEM_FIELDS), there until the next step. pages_at: where the step's pages begin.
+    def update(self, step: SpanArrays, pages_at: int = 0) -> Fields:
+        """Return the items of a step, (items, ITEM_FIELDS), valid until the next step.
 
-        slots: how many hold partial sums.
+        pages_at: where the step's pages begin. Sets `slots`, the number of slots that hold partial sums.
         """
         shape, fresh = self._shape, self._cut(step)
         context = step.total - step.rows
@@ -67,8 +67,8 @@ class RunningItems:
         self._items[:, 5], self._items[:, 6] = start, stop
         return self._items
 
-    def _cut(self, step: Step) -> bool:
-        """Into tiles; whether they are others than the last step's."""
+    def _cut(self, step: SpanArrays) -> bool:
+        """Cut the spans into tiles. Returns whether they differ from the last step's."""
         rows = (step.row.tobytes(), step.rows.tobytes())
         if rows == self._rows:
             return False
@@ -79,7 +79,7 @@ class RunningItems:
         return True
 
     def _keys(self, context: Ints) -> tuple[Ints, Ints]:
-        """Of each tile, the first key that any query sees, at a whole block, and the end of them."""
+        """Return each tile's first key that any query sees, rounded down to a block, and the end of its keys."""
         (span, first, queries), shape = self._tiles, self._shape
         before = context[span]
         end = before + (np.minimum(first + shape.block_m, queries) - 1) // shape.group + 1
@@ -88,7 +88,7 @@ class RunningItems:
         seen = np.maximum(before + first // shape.group - shape.window + 1, 0)
         return seen // shape.block_n * shape.block_n, end
 
-    def _lay_out(self, step: Step, chunk: int, splits: Ints, begin: Ints, end: Ints) -> None:
+    def _lay_out(self, step: SpanArrays, chunk: int, splits: Ints, begin: Ints, end: Ints) -> None:
         slots = splits * (splits > 1)
         self.slots = int(slots.sum())
         assert self.slots <= most_slots(self._shape)
@@ -111,17 +111,17 @@ class RunningItems:
             self._items[:, field] = column
 
     def _ranges(self, begin: Ints, end: Ints) -> tuple[Ints, Ints]:
-        """The first key of each item, and the end of its keys."""
+        """Return the first key of each item, and the end of its keys."""
         most = self._chunk * self._shape.block_n
         start = begin[self._tile] + self._split * most
         return start, np.minimum(start + most, end[self._tile])
 
 
-def best_chunk(blocks: Ints, shape: Shape) -> int:
-    """How many blocks of keys a unit takes at most, so that all programs end soonest. blocks: (tiles,).
+def best_chunk(blocks: Ints, shape: PlanShape) -> int:
+    """Return how many blocks of keys a unit takes at most, so that all programs end soonest. blocks: (tiles,).
 
-    Counted in blocks that the busiest program takes: units of whole chunks go first, and the rests fill their last
-    round and then rounds of their own.
+    The cost is counted in blocks that the busiest program takes: units of whole chunks go first, and the rests fill
+    their last round and then rounds of their own.
     """
     most = int(blocks.max(initial=1))
     if most <= 1:
@@ -139,6 +139,7 @@ def best_chunk(blocks: Ints, shape: Shape) -> int:
     rest_rounds = np.ceil(np.maximum(num_units / at_once - full_rounds, 0))
     rest = (tiles @ sizes - num_full * chunk) / np.maximum(num_rests, 1)
     cost = full_rounds * (chunk + _UNIT_COST) + rest_rounds * (rest + _UNIT_COST)
+    # The last candidate splits nothing. All others pay for adding up, and are out if their sums find no slots.
     cost[:-1] += _SPLIT_COST + most / chunk[:-1] / 8
     cost[:-1][(num_units - tiles @ (units == 1))[:-1] > most_slots(shape)] = np.inf
     return int(chunk[cost.argmin()])
@@ -146,5 +147,5 @@ def best_chunk(blocks: Ints, shape: Shape) -> int:
 
 @lru_cache(maxsize=4096)
 def _chunks(most: int) -> Ints:
-    """Candidates: `most` blocks in so many parts, the smallest first."""
+    """Return the candidates: `most` blocks cut into so many parts, the smallest first."""
     return np.unique(cdiv(most, _PARTS))

@@ -61,11 +61,12 @@ def attention_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ) -> None:
-    """query: (heads, rows, KEY_DIM) of these strides. out: (rows, heads, VALUE_DIM). sinks: (heads,) if SINKS.
+    """Attend for each unit of a plan's list, one after the other.
 
-    key, value: (KV_HEADS, rows, dim) of the step, of their strides; read if WRITES.
-    keys, values: (pages, PAGE_SIZE, KV_HEADS, dim). counters: int32, one for each slot and kv head, all 0 before and
-    after. BLOCK_M: queries of an item. BLOCK_N: keys at a time. BLOCK_K, BLOCK_V: powers of two from the dims on.
+    query: (heads, rows, KEY_DIM) of these strides. out: (rows, heads, VALUE_DIM). sinks: (heads,) if SINKS. key, value:
+    (KV_HEADS, rows, dim) of the step, of their strides; read if WRITES. keys, values: (pages, PAGE_SIZE, KV_HEADS,
+    dim). counters: int32, one for each slot and kv head, all 0 before and after. BLOCK_M: queries of an item. BLOCK_N:
+    keys at a time. BLOCK_K, BLOCK_V: powers of two, no less than the dims.
     """
     factor = (scale if SOFTCAP is None else SOFTCAP) * LOG2_E
     header = list_ptr + plan * HEADER
@@ -186,7 +187,7 @@ def attention_kernel(
 
 @triton.jit
 def _bent(scores: tl.tensor, scale: tl.tensor, SOFTCAP: tl.constexpr) -> tl.tensor:
-    """Products as they are, or within plus and minus 1 for SOFTCAP to multiply: tanh(x) = 1 - 2 / (exp(2x) + 1)."""
+    """Return the products, or for SOFTCAP their tanh for it to multiply: tanh(x) = 1 - 2 / (exp(2x) + 1)."""
     if SOFTCAP is not None:
         scores = 1.0 - 2.0 / (tl.exp2(scores * (2.0 * LOG2_E * scale / SOFTCAP)) + 1.0)
     return scores
@@ -208,7 +209,7 @@ def write_kernel(
     VALUE_DIM: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """keys[position[row]] = key[:, row] and values likewise, for each row but those whose position is -1.
+    """keys[position[row]] = key[:, row] and values likewise, for each row but those whose position is -1
 
     key: (KV_HEADS, rows, KEY_DIM) of these strides. keys: (positions, KV_HEADS, KEY_DIM). A program for each row and
     BLOCK elements.

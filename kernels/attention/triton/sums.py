@@ -1,5 +1,5 @@
 # mypy: disallow-untyped-decorators=False
-"""The end of paged attention's kernel: sums of a tile's keys made into outputs, those of split keys added up first.
+"""The end of paged attention's kernel: turns the sums of a tile into outputs, after adding up those of split keys.
 
 A sum is numerators, maxima and totals, in fp32:
 
@@ -33,7 +33,10 @@ def combine(
     BLOCK_M: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ) -> None:
-    """Queries [block, block + COMBINED_ROWS) of an item. Past the first-level cache: others have just stored these."""
+    """Add up the splits for queries [block, block + COMBINED_ROWS) of an item.
+
+    Loads bypass the first-level cache, since other programs have just stored these.
+    """
     STRIDE: tl.constexpr = KV_HEADS * BLOCK_M * (VALUE_DIM + 2)
     m = block + tl.arange(0, COMBINED_ROWS)
     v_dim = tl.arange(0, BLOCK_V)

@@ -3,7 +3,7 @@
     fill_kernel    wide[m, in_features + c] = w[m, c] · sum over k of x[m, k] · A[c, k]
     store_kernel   W[n, in_features + c] = B[n, c]
 
-w[m, c] is the weight with which row m has the adapter whose column c is: 0 where it has another one. Rows know the run
+w[m, c] is the weight that row m gives to the adapter of column c: 0 where it has another one. Rows know the run
 of rows that they are in, and runs the weight of each slot. One launch of each serves all adapters.
 
     table[group]   int64 (COLUMN_FIELDS, columns), of each column: its slot, or -1; offset of its row of A in the arena;
@@ -42,10 +42,10 @@ def fill_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ) -> None:
-    """x: (rows, in_features), copied to the first columns of wide if COPY. table: of the group.
+    """Write h behind the rows of x, and with COPY the rows themselves.
 
-    runs: (known_rows,) int32; those beyond are in run 0, of nobody. weights: (runs, slots) fp32. used: columns that are
-    written.
+    x: (rows, in_features), copied to the first columns of wide if COPY. table: of the group. runs: (known_rows,) int32;
+    rows beyond are in run 0, which has no adapter. weights: (runs, slots) fp32. used: columns that are written.
     """
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -86,7 +86,10 @@ def store_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ) -> None:
-    """table: of all groups. LARGEST: finite number of the arena's type, in the place of larger ones and infinity."""
+    """Write the B of adapters into columns of the weights, one program for each job and block of rows.
+
+    table: of all groups. LARGEST: finite number of the arena's type that replaces larger ones and infinity.
+    """
     job = jobs_ptr + tl.program_id(0) * 3
     place, first, count = tl.load(job), tl.load(job + 1), tl.load(job + 2)
     group = groups_ptr + place * 4

@@ -1,8 +1,8 @@
-"""Where each slot's columns are, group by group. Host only, no torch.
+"""Where the columns of each slot are, group by group. Host only, no torch.
 
 Ranges begin at multiples of GRAIN, so that rows of h can be written in wide stores. As a product is as wide as the last
 column that its step needs, columns lie as far to the left as they can: a slot stays where it is from step to step
-unless that makes the step's products wider than they must be by more than SLACK.
+unless that makes the step's products wider than necessary by more than SLACK.
 """
 
 from collections import OrderedDict
@@ -16,7 +16,7 @@ SLACK = 64  # columns: 1.6% of a product that is 4,096 deep
 
 
 class ColumnPlaces:
-    """columns: of each group."""
+    """The allocation of columns to slots. columns: of each group."""
 
     def __init__(self, columns: int) -> None:
         self.columns = columns
@@ -24,9 +24,9 @@ class ColumnPlaces:
         self._needs: dict[int, Needs] = {}
 
     def place(self, needs: Mapping[int, Needs]) -> list[int]:
-        """Give these slots columns, which fit all of them. Returns those that had none, or had to move.
+        """Give these slots columns, which must fit all of them. Returns those that had none, or had to move.
 
-        Others stay if nobody needs theirs, and else go: the least recently used first.
+        Other slots keep theirs until these need them: the least recently used goes first.
         """
         limits = {group: min(total + SLACK, self.columns) for group, total in _totals(needs.values()).items()}
         for slot in needs:
@@ -40,20 +40,21 @@ class ColumnPlaces:
         return missing
 
     def forget(self, slot: int) -> None:
-        """Its columns are anybody's. Slots without columns are ignored."""
+        """Free the columns of a slot, if it has any."""
         self._starts.pop(slot, None)
         self._needs.pop(slot, None)
 
     @property
     def slots(self) -> frozenset[int]:
-        """That have columns."""
+        """Return the slots that have columns."""
         return frozenset(self._starts)
 
     def start(self, slot: int, group: int) -> int:
+        """Return the first column of a slot in a group."""
         return self._starts[slot][group]
 
     def end(self, group: int, slots: Sequence[int]) -> int:
-        """Columns of the group up to the last one of these slots; 0 without any."""
+        """Return how many columns of the group lead up to the last one of these slots; 0 without any."""
         places = ((self._starts[slot], self._needs[slot]) for slot in slots)
         return max((starts[group] + needs[group] for starts, needs in places if group in starts), default=0)
 
@@ -61,7 +62,7 @@ class ColumnPlaces:
         return all(start + self._needs[slot][group] <= limits[group] for group, start in self._starts[slot].items())
 
     def _find_room(self, slot: int, needs: Mapping[int, Needs], limits: Needs) -> bool:
-        """False where the columns that are left lie in pieces."""
+        """Find columns for a slot, evicting others. Returns False where the free columns lie in pieces."""
         while (found := self._gaps(needs[slot], limits)) is None:
             victim = next((other for other in self._starts if other not in needs), None)
             if victim is None:
@@ -88,7 +89,7 @@ class ColumnPlaces:
         return sorted((starts[group], needs[group]) for starts, needs in held if group in starts)
 
     def _place_anew(self, needs: Mapping[int, Needs]) -> list[int]:
-        """One after the other from the first column on, in the place of all that were there."""
+        """Place these slots one after the other from the first column on, and evict all others."""
         self._starts.clear()
         self._needs.clear()
         for slot, wanted in needs.items():
@@ -108,7 +109,7 @@ class ColumnPlaces:
 
 
 def needed(rank: int) -> int:
-    """Columns for so many ranks."""
+    """Return how many columns so many ranks take."""
     return round_up(rank, GRAIN)
 
 

@@ -1,10 +1,10 @@
-"""What is done to spare columns and to what lies behind inputs: the interface, and a form in torch operators.
+"""The two operations on spare columns and the columns behind inputs: their interface, and torch's form of them.
 
     store     W[rows of its own site, columns of an adapter] = B, and 0 in the rows of the group's other sites
     fill      h[rows of s, columns of s] = s.weight · x[rows of s] Aᵀ for each segment s, and 0 elsewhere
 
-Sums are in fp32, and h is rounded once, to the arena's dtype. All that lies in the columns must be finite, since the
-rows of all other adapters multiply it by 0: what is not, becomes so.
+Sums are in fp32, and h is rounded once, to the arena's dtype. Everything in the columns must be finite, since the rows
+of all other adapters multiply it by 0: infinities and NaNs are replaced.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from ..layout import Segment
 from ..torch.factors import Factors
 
 Form = TypeVar("Form")
-"""An adapter as an implementation of these products wants it."""
+"""An adapter in the form that an implementation of these products takes."""
 
 
 class Held(NamedTuple, Generic[Form]):
@@ -27,21 +27,21 @@ class Held(NamedTuple, Generic[Form]):
 
 
 class ColumnProducts(Protocol[Form]):
-    """Of wide weights (sum of out_features, in_features + spare columns) by group."""
+    """The operations on wide weights (sum of out_features, in_features + spare columns) by group."""
 
     def prepare(self, factors: Mapping[int, Factors]) -> Form:
-        """Of an adapter, on any one thread. factors: by group."""
+        """Make the form of an adapter, on any one thread. factors: by group."""
 
     def store(self, held: Mapping[int, Held[Form]]) -> None:
         """Copy these adapters, by slot, into their columns of all groups."""
 
     def begin(self, held: Mapping[int, Held[Form]], segments: Sequence[Segment]) -> None:
-        """Set what a step fills in. held: of the segments' slots."""
+        """Set the work of a step. held: of the segments' slots."""
 
     def fill(self, group: int, x: torch.Tensor, wide: torch.Tensor, used: int) -> None:
         """Make `wide` x with h behind it. x: (rows, in_features), which may be the first columns of `wide`.
 
-        wide: (rows, in_features + at least `used`), of any content behind x; columns that are no place's become 0.
+        wide: (rows, in_features + at least `used`), of any content behind x; columns that no slot has become 0.
         """
 
 
@@ -76,7 +76,7 @@ class TorchColumns:
 
 
 def _store(spare: torch.Tensor, factors: Factors) -> None:
-    """spare: (sum of out_features, columns from the adapter's first on)."""
+    """Copy the factors of a group. spare: (sum of out_features, columns from the adapter's first on)."""
     own, row, column = spare[:, : factors.rank].zero_(), 0, 0
     for b in factors.b:
         rank, out = b.shape

@@ -2,9 +2,9 @@
 
     y = [x | h] [W | B]ᵀ,  h = s.weight · x Aᵀ in the rows of segment s and the columns of its adapter, 0 elsewhere
 
-W has spare columns behind its own. The B of the adapters that work on many rows now lie in them, h lies in as many
-columns behind x, and one product gives base and bypass with one rounding: y is neither read nor written once more. What
-lies in the columns stays until others need them, and is known by its slot; a slot that is detached has none.
+W has spare columns behind its own. They hold the B of the adapters that work on many rows now, h lies in as many
+columns behind x, and one product gives base and bypass with one rounding: y is neither read nor written once more.
+Adapters stay in the columns until others need them, and are known by their slots; a slot that is detached has none.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from ..layout import BlobLayout, Group, GroupLayout, Rows, Segment
+from ..layout import BlobLayout, Group, GroupLayout, RowSet, Segment
 from ..torch.factors import view_factors
 from .choice import LEAST_ROWS, Needs, choose
 from .places import ColumnPlaces, needed
@@ -21,16 +21,16 @@ from .products import ColumnProducts, Held, TorchColumns
 
 
 class Stored(NamedTuple):
-    """What the columns are to hold of an adapter. needs: of columns. form: its factors, as the products want them."""
+    """An adapter that may go into columns. needs: how many. form: its factors, as the products take them."""
 
     needs: Needs
     form: Any
 
 
 class SpareColumns:
-    """Of the groups of one arena whose weights have some. Slots come and go, as with a backend of bypasses.
+    """The spare columns of the groups of one arena whose weights have some. Slots come and go, as with a backend.
 
-    active: whether anything of the step is in the columns. whole: whether all of it is.
+    active: whether any segment of the step is in the columns. whole: whether all of them are.
     """
 
     def __init__(
@@ -42,8 +42,9 @@ class SpareColumns:
         least_rows: int = LEAST_ROWS,
         products: ColumnProducts[Any] | None = None,
     ) -> None:
-        """weights: by group, (sum of out_features, in_features + spare columns), of as many spare columns for each.
+        """Make the columns empty.
 
+        weights: by group, (sum of out_features, in_features + spare columns), of as many spare columns for each.
         least_rows: of an adapter in a step, for which it goes by columns. products: on these weights; None for those of
         the arena's device.
         """
@@ -66,16 +67,19 @@ class SpareColumns:
 
     @property
     def num_bytes(self) -> int:
-        """Of all spare columns."""
+        """Return the bytes of all spare columns."""
         return sum(w.shape[0] * self._columns * w.element_size() for w in self._weights.values())
 
     def columns_of(self, group: int) -> int:
-        """Spare ones, behind its weight's own."""
+        """Return the number of spare columns behind the weight of a group."""
         return self._columns if group in self._weights else 0
 
     def prepare(self, base: int, layout: BlobLayout) -> Stored | None:
-        """Of the blob at element `base` of the arena, on any one thread. None if it cannot be in the columns."""
-        there = {group: entry for group, entry in layout.items() if self._groups[group].rows is Rows.TOKENS}
+        """Prepare the blob at element `base` of the arena, on any one thread.
+
+        Returns None if it cannot be in columns.
+        """
+        there = {group: entry for group, entry in layout.items() if self._groups[group].rows is RowSet.TOKENS}
         if not there or not all(self._takes(group, entry) for group, entry in there.items()):
             return None
         there = {group: entry for group, entry in there.items() if entry.rank}
@@ -83,7 +87,10 @@ class SpareColumns:
         return Stored({i: needed(entry.rank) for i, entry in there.items()}, self._products.prepare(factors))
 
     def attach(self, slot: int, stored: Stored | None, *, reads_outputs: bool = False) -> None:
-        """reads_outputs: the adapter scales outputs, for which it must see them as the base leaves them."""
+        """Serve a slot with a prepared adapter, or with None.
+
+        reads_outputs: whether the adapter scales outputs, for which it must see them as the base leaves them.
+        """
         self.detach(slot)
         if stored is not None:
             self._slots[slot] = stored
@@ -91,12 +98,13 @@ class SpareColumns:
             self._reading.add(slot)
 
     def detach(self, slot: int) -> None:
+        """Stop serving a slot, and free its columns."""
         self._slots.pop(slot, None)
         self._reading.discard(slot)
         self._places.forget(slot)
 
     def begin(self, tokens: Sequence[Segment]) -> list[Segment]:
-        """Set the step's work, of segments over token rows. Returns those that are left to others."""
+        """Set the step's work, of segments over token rows. Returns the segments that are left to the backend."""
         self.clear()
         candidates = {segment.slot for segment in tokens} & self._slots.keys()
         needs = {slot: self._slots[slot].needs for slot in candidates}
@@ -113,19 +121,19 @@ class SpareColumns:
         return rest
 
     def clear(self) -> None:
-        """Nothing of the step is in the columns."""
+        """Take all of the step out of the columns."""
         self.active = self.whole = False
 
     def turn_off(self) -> None:
-        """From now on, for models that can use none."""
+        """Use no columns from now on, for models that cannot."""
         self.clear()
         self._weights = {}
         self._slots.clear()
 
     def product(self, group: int, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """The outputs (..., sum of out_features) of all sites, with what the step has in the columns.
+        """Return the outputs (..., sum of out_features) of all sites, with the bypasses that are in the columns.
 
-        x: (..., in_features), or with as many columns behind them as the weight has, which are written over.
+        x: (..., in_features), or with as many columns behind them as the weight has, which are overwritten.
         """
         weight, width, used = self._weights[group], self._groups[group].in_features, self._used[group]
         if not used:
@@ -140,7 +148,7 @@ class SpareColumns:
         return group in self._weights and not rows and needed(layout.rank) <= self._columns
 
     def _bring(self, needs: Mapping[int, Needs]) -> None:
-        """Into the columns, what is not there. If that fails half way, none of these is there."""
+        """Bring missing adapters into the columns. If that fails half way, none of them is there."""
         missing = self._places.place(needs)
         try:
             self._products.store({slot: self._held(slot) for slot in missing})
@@ -154,7 +162,7 @@ class SpareColumns:
         return Held(form, {group: self._places.start(slot, group) for group in needs})
 
     def check_integrity(self) -> None:
-        """Raises AssertionError where two slots have a column in common, or one has some that is not there."""
+        """Raises AssertionError where two slots share a column, or a slot has columns that is not attached."""
         self._places.check_integrity()
         assert self._places.slots <= self._slots.keys(), "a slot that is gone has columns"
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ...device.copies import pinned, sent
+from ...device.copies import pinned, to_device
 from ...integers import cdiv, round_up
 from ..layout import Segment
 from ..torch.factors import Factors
@@ -18,13 +18,13 @@ from .places import needed
 from .products import Held
 
 Columns = npt.NDArray[np.int64]
-"""(COLUMN_FIELDS, ranks) of one adapter and group, as in the table; slots are not known yet."""
+"""(COLUMN_FIELDS, ranks) of one adapter and group, as in the table, without slots."""
 
 ALIGNMENT = 8  # elements, of factors that kernels read in wide loads
 
 
-class Shape(NamedTuple):
-    """Of the programs of a launch."""
+class LaunchConfig(NamedTuple):
+    """How the programs of a launch are cut and compiled."""
 
     blocks: dict[str, int]
     warps: int
@@ -32,15 +32,18 @@ class Shape(NamedTuple):
 
 
 SHORT_STEP = 4096  # rows, below which tiles of 32 are not enough for all multiprocessors
-FILL = Shape({"BLOCK_M": 32, "BLOCK_C": 64, "BLOCK_K": 128}, 4, 3)
-FILL_SHORT = Shape({"BLOCK_M": 16, "BLOCK_C": 64, "BLOCK_K": 128}, 4, 3)
-FILL_PLAIN = Shape({"BLOCK_M": 32, "BLOCK_C": 32, "BLOCK_K": 32}, 4, 2)
-"""Of fp32, which is for checks, and of factors at odd places."""
-STORE = Shape({"BLOCK_N": 128, "BLOCK_C": 16}, 4, 1)
+FILL = LaunchConfig({"BLOCK_M": 32, "BLOCK_C": 64, "BLOCK_K": 128}, 4, 3)
+FILL_SHORT = LaunchConfig({"BLOCK_M": 16, "BLOCK_C": 64, "BLOCK_K": 128}, 4, 3)
+FILL_PLAIN = LaunchConfig({"BLOCK_M": 32, "BLOCK_C": 32, "BLOCK_K": 32}, 4, 2)
+"""For fp32, which is for checks, and for unaligned factors."""
+STORE = LaunchConfig({"BLOCK_N": 128, "BLOCK_C": 16}, 4, 1)
 
 
 class TritonColumns:
-    """weights: (sum of out_features, in_features + columns), by group. Writes them, and holds their addresses."""
+    """`ColumnProducts` in Triton. Writes the weights, and holds their addresses.
+
+    weights: (sum of out_features, in_features + columns), by group.
+    """
 
     def __init__(
         self, arena: torch.Tensor, weights: Mapping[int, torch.Tensor], in_features: Mapping[int, int]
@@ -59,7 +62,7 @@ class TritonColumns:
         self.begin({}, [])
 
     def warm_up(self) -> None:
-        """Compile all kernels, which change nothing yet. No step waits for a compiler then."""
+        """Compile all kernels with launches that change nothing, so that no step waits for a compiler."""
         if self._weights:
             self._store([(0, 0, 0)])
         for group, weight in self._weights.items():
@@ -90,8 +93,8 @@ class TritonColumns:
             self._store(jobs)
 
     def _store(self, jobs: Sequence[tuple[int, int, int]]) -> None:
-        """jobs: as in the kernel's list."""
-        table = sent(np.array(jobs, dtype=np.int64), self._arena.device)
+        """Launch the copies. jobs: as in the kernel's list."""
+        table = to_device(np.array(jobs, dtype=np.int64), self._arena.device)
         store_kernel[(len(jobs), cdiv(self._rows, STORE.blocks["BLOCK_N"]))](
             self._arena,
             self._table,
@@ -103,17 +106,17 @@ class TritonColumns:
         )
 
     def begin(self, held: Mapping[int, Held[Mapping[int, Columns]]], segments: Sequence[Segment]) -> None:
-        """Of rows beyond the segments, runs say that they are nobody's."""
+        """Send the runs and weights of a step. Rows beyond the segments are in no run with an adapter."""
         runs, weights = _runs(segments, max(held, default=0) + 1)
         both = np.concatenate([runs, weights.view(np.int32).ravel()])
-        there = sent(both, self._arena.device)
+        there = to_device(both, self._arena.device)
         self._runs = there[: len(runs)]
         self._step_weights = there[len(runs) :].view(torch.float32).view(weights.shape)
 
     def fill(self, group: int, x: torch.Tensor, wide: torch.Tensor, used: int) -> None:
         self._launch(self._shape(len(x)), group, x, wide, used)
 
-    def _launch(self, shape: Shape, group: int, x: torch.Tensor, wide: torch.Tensor, used: int) -> None:
+    def _launch(self, shape: LaunchConfig, group: int, x: torch.Tensor, wide: torch.Tensor, used: int) -> None:
         rows, in_features = x.shape
         grid = (cdiv(rows, shape.blocks["BLOCK_M"]), cdiv(used, shape.blocks["BLOCK_C"]))
         fill_kernel[grid](
@@ -136,14 +139,14 @@ class TritonColumns:
             **_options(shape),
         )
 
-    def _shape(self, rows: int) -> Shape:
+    def _shape(self, rows: int) -> LaunchConfig:
         if self._align == 1 or self._arena.dtype == torch.float32:
             return FILL_PLAIN
         return FILL_SHORT if rows < SHORT_STEP else FILL
 
 
 def _columns(factors: Factors) -> Columns:
-    """factors: of one group."""
+    """Return the table columns of one group. factors: of that group."""
     width, row, parts = factors.a.shape[0], 0, []
     for b in factors.b:
         rank, out = b.shape
@@ -158,9 +161,9 @@ def _columns(factors: Factors) -> Columns:
 
 
 def _runs(segments: Sequence[Segment], slots: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """The run of each row up to the last of these, and (runs, slots) weights; run 0 is of nobody.
+    """Return the run of each row up to the last of these, and (runs, slots) weights. Run 0 has no adapter.
 
-    A row is in the run of all rows that have the same segments.
+    Rows with the same segments are in one run.
     """
     bounds = sorted({bound for s in segments for bound in (s.start, s.end)})
     runs = np.zeros(round_up(bounds[-1] if bounds else 0, 4), dtype=np.int32)  # so that weights lie at 16 bytes
@@ -173,5 +176,5 @@ def _runs(segments: Sequence[Segment], slots: int) -> tuple[npt.NDArray[np.int32
     return runs, weights
 
 
-def _options(shape: Shape) -> dict[str, Any]:
+def _options(shape: LaunchConfig) -> dict[str, Any]:
     return {**shape.blocks, "num_warps": shape.warps, "num_stages": shape.stages}

@@ -1,7 +1,7 @@
 """Compiles the loop for the processor at hand with the compiler at hand, once for both.
 
-What is compiled is kept in the user's cache, under a name that says what it was made of, and is found there by every
-later start. It is linked with nothing of torch and with no OpenMP.
+The library is kept in the user's cache, under a name that is a digest of all that it was made of, and is found there by
+every later start. It is linked with neither torch nor OpenMP.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ class CannotCompile(Exception):
 
 
 def compiled(element: str) -> Path:
-    """The library for elements of that type of the source. Raises CannotCompile."""
+    """Return the library for elements of that type of the source, compiling it if needed. Raises CannotCompile."""
     compiler = _compiler()
     command = [compiler, *FLAGS, *filter(None, [NATIVE.get(platform.machine())]), f"-DTYPE={element}"]
     folder = _folder()
@@ -41,7 +41,7 @@ def _compiler() -> str:
 
 
 def _digest(command: list[str]) -> str:
-    """Of all that the result depends on: source, compiler, flags and processor."""
+    """Return a digest of all that the result depends on: source, compiler, flags and processor."""
     digest = hashlib.sha256(SOURCE.read_bytes())
     found = Path(command[0]).resolve().stat()
     for part in ("\0".join(command), f"{found.st_size} {found.st_mtime_ns}", platform.machine(), _processor()):
@@ -50,7 +50,7 @@ def _digest(command: list[str]) -> str:
 
 
 def _processor() -> str:
-    """What it can do, as the system says it."""
+    """Describe the processor and its instructions, as the system lists them."""
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:
@@ -59,7 +59,7 @@ def _processor() -> str:
 
 
 def _folder() -> Path:
-    """Only this user's, since what lies there is run."""
+    """Return a folder that only this user can write to, since its contents are run."""
     parent = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = parent / "peftserve"
     try:
@@ -72,7 +72,7 @@ def _folder() -> Path:
 
 
 def _run(command: list[str], library: Path) -> None:
-    """The library appears whole or not at all, whoever else compiles it."""
+    """Compile to a temporary name and rename it: the library appears whole or not at all, even if others compile it."""
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         made = Path(folder) / library.name
         _call([*command, "-o", str(made), str(SOURCE)])

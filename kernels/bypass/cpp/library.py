@@ -2,20 +2,19 @@
 
 import ctypes
 import logging
-from pathlib import Path
 
-import torch
+from ...private.torch_private import openmp_function
 
 logger = logging.getLogger(__name__)
 
-_TEAM = ("GOMP_parallel", "GOMP_barrier", "omp_get_thread_num", "omp_get_num_threads")
+OPENMP_FUNCTIONS = ("GOMP_parallel", "GOMP_barrier", "omp_get_thread_num", "omp_get_num_threads")
 
 
 class Loop:
-    """The loop for one type. What it reads is in `tables.py`. most_rows: of a tile."""
+    """The loop for one type. It reads the tables of `tables.py`. most_rows: of a tile."""
 
     def __init__(self, path: str) -> None:
-        """Raises OSError if the library does not load."""
+        """Load the library. Raises OSError if it does not load."""
         library = ctypes.CDLL(path)
         self._add = library.add_bypasses
         self._add.argtypes, self._add.restype = (ctypes.c_void_p,) * 3, None
@@ -24,19 +23,15 @@ class Loop:
         self.most_rows = int(library.most_rows_of_a_tile())
 
     def add(self, plan: int, call: int) -> None:
-        """plan, call: addresses of the tables."""
+        """Add the deltas of one call. plan, call: addresses of the tables."""
         self._add(plan, call, self._team_address)
 
 
 def _team() -> ctypes.Array[ctypes.c_int64]:
-    """The threads that torch's operators run on: functions of the OpenMP runtime that its library is linked with.
-
-    All 0, for none, where that runtime has no such functions.
-    """
-    team = (ctypes.c_int64 * len(_TEAM))()
+    """Return the addresses of the OpenMP functions that torch's operators run on, or zeros, for one thread."""
+    team = (ctypes.c_int64 * len(OPENMP_FUNCTIONS))()
     try:
-        runtime = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
-        team[:] = [ctypes.cast(getattr(runtime, name), ctypes.c_void_p).value or 0 for name in _TEAM]
+        team[:] = [openmp_function(name) for name in OPENMP_FUNCTIONS]
     except (OSError, AttributeError) as error:
         logger.warning("bypasses run on one thread: %s", error)
     return team

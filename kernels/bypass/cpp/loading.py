@@ -1,4 +1,4 @@
-"""The compiled loop for a type: made, checked against the formula, and only then served with."""
+"""Loads the compiled loop for a type: compiles it, and checks it against the formula before it serves."""
 
 import logging
 from functools import cache
@@ -21,7 +21,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}  # 
 
 @cache
 def load_loop(dtype: torch.dtype) -> Loop | None:
-    """None where there is none; the log says why, once."""
+    """Return the loop for a type, or None where there is none; the log says why, once."""
     if (element := ELEMENTS.get(dtype)) is None:
         return None
     try:
@@ -36,7 +36,7 @@ def load_loop(dtype: torch.dtype) -> Loop | None:
 
 
 def agrees(loop: Loop, dtype: torch.dtype) -> bool:
-    """Whether it adds what the formula says: two segments that share a row, of odd widths and ranks."""
+    """Return whether the loop adds what the formula says: two segments that share a row, of odd widths and ranks."""
     generator = torch.Generator().manual_seed(0)
     group, ranks, x_width, widths = Group(67, (130, 35)), (5, 12), 67, (130, 35)
     sizes = [sum(ranks) * x_width, *(rank * width for rank, width in zip(ranks, widths, strict=True))]

@@ -1,4 +1,4 @@
-"""What the compiled loop reads: tables of addresses, which never leave this process.
+"""The tables that the compiled loop reads: addresses, which never leave this process.
 
     factors   address of A, sum of ranks, and for each site: rank, where its ranks begin in h, address of B
     tile      first row, rows, first entry, end of its entries
@@ -29,7 +29,10 @@ _PLAN_FIELDS = 8
 
 
 class Tiles(NamedTuple):
-    """tiles: (tiles, 4) int64. entries: (entries, 2) int32. fields: of a plan. end: of the last row."""
+    """The tiles of some segments.
+
+    tiles: (tiles, 4) int64. entries: (entries, 2) int32. fields: of a plan. end: of the last row.
+    """
 
     tiles: Ints
     entries: npt.NDArray[np.int32]
@@ -38,7 +41,7 @@ class Tiles(NamedTuple):
 
 
 class GroupTables:
-    """What stays of a group. call: written anew by each call."""
+    """The tables of a group that stay. call: overwritten by each call."""
 
     def __init__(self, group: Group) -> None:
         self.widths = np.array(group.out_features, dtype=np.int64)
@@ -47,8 +50,8 @@ class GroupTables:
         self.call_address = ctypes.addressof(self.call)
 
 
-class Looped(NamedTuple):
-    """One group's segments in the loop. plan: its address. kept: what is to live as long as that is used."""
+class LoopCall(NamedTuple):
+    """One group's segments in the loop. plan: its address. kept: objects that must live as long as the plan."""
 
     loop: Loop
     group: GroupTables
@@ -57,7 +60,10 @@ class Looped(NamedTuple):
     kept: object
 
     def add_(self, x: torch.Tensor, outputs: Sequence[torch.Tensor | None]) -> None:
-        """x: (rows, in_features) of the factors' type, or (rows,) int64. outputs: (rows, out_features) of each site."""
+        """Add the deltas of these segments.
+
+        x: (rows, in_features) of the factors' type, or (rows,) int64. outputs: (rows, out_features) of each site.
+        """
         assert len(x) >= self.tiles.end
         x = x if x.stride(-1) == 1 else x.contiguous()
         places: list[ctypes.c_int64 | int] = [x.data_ptr(), x.stride(0)]
@@ -67,8 +73,8 @@ class Looped(NamedTuple):
         self.loop.add(self.plan, self.group.call_address)
 
 
-def plan_loops(loop: Loop, groups: Sequence[GroupTables], work: Mapping[int, Sequence[Slice]]) -> dict[int, Looped]:
-    """work: the segments of each group that has any in the loop."""
+def plan_loops(loop: Loop, groups: Sequence[GroupTables], work: Mapping[int, Sequence[Slice]]) -> dict[int, LoopCall]:
+    """Make the plan of each group that has segments in the loop. work: those segments, by group."""
     tables = np.empty(sum(_PLAN_FIELDS + len(slices) for slices in work.values()), dtype=np.int64)
     address = tables.ctypes.data
     fields: list[int] = []
@@ -81,7 +87,7 @@ def plan_loops(loop: Loop, groups: Sequence[GroupTables], work: Mapping[int, Seq
         group, place = groups[index], address + 8 * len(fields)
         fields += (*group.fields, *tiles.fields, place + 8 * _PLAN_FIELDS)
         fields += [s.factors.address for s in slices]
-        plans[index] = Looped(loop, group, place, tiles, (tables, slices))
+        plans[index] = LoopCall(loop, group, place, tiles, (tables, slices))
     tables[:] = fields
     return plans
 

@@ -1,11 +1,11 @@
-"""The bypasses on a CPU: in torch's operators and the compiled loop, and a reference on any other device.
+"""The bypasses on a CPU, in torch's operators and the compiled loop; on any other device a reference.
 
-A segment is a slice of the step. How it is served is decided by what the ways cost on this machine: by products of its
-own, one for the group and one for each site (`slices.py`), or together with others in one loop that is compiled at
-start (`cpp/`), where there is a compiler.
+How a segment is served is decided by the measured cost of each way on this machine: by products of its own, one for the
+group and one for each site (`slices.py`), or together with others in one loop that is compiled at start (`cpp/`), where
+there is a compiler.
 
-The step's plan is made once per change of the work list: decode, where the same sequences run step after step,
-plans nothing.
+The plan of a step is made when the work list changes: a decode, where the same sequences run step after step, plans
+nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ import torch
 
 from ..cpp.loading import load_loop
 from ..cpp.tables import GroupTables, plan_loops
-from ..layout import BlobLayout, Capacity, Group, GroupLayout, Rows, Segment, StepKind
+from ..layout import BlobLayout, Capacity, Group, GroupLayout, RowSet, Segment, StepKind
 from .calibration import costs_of
 from .costs import Costs
 from .factors import Factors, view_factors
@@ -23,14 +23,17 @@ from .slices import LOOP, Slice, Way
 
 
 class Attached(NamedTuple):
-    """ways: the way of a segment by its number of rows, filled as they occur, shared by all factors of one shape."""
+    """An adapter's factors of one group.
+
+    ways: by a segment's number of rows, filled as they occur, shared by equal shapes.
+    """
 
     factors: Factors
     ways: dict[int, Way]
 
 
 class Work(NamedTuple):
-    """The step's slices by group: with calls of their own, and in the compiled loop."""
+    """The step's slices by group: those with products of their own, and those in the compiled loop."""
 
     alone: dict[int, list[Slice]]
     looped: dict[int, list[Slice]]
@@ -39,10 +42,11 @@ class Work(NamedTuple):
         (self.looped if s.way.shrink == LOOP else self.alone).setdefault(index, []).append(s)
 
 
-class Part(Protocol):
+class GroupCall(Protocol):
     """Some of a group's segments, whose deltas it adds to the outputs of all sites."""
 
-    def add_(self, x: torch.Tensor, outputs: Sequence[torch.Tensor | None]) -> None: ...
+    def add_(self, x: torch.Tensor, outputs: Sequence[torch.Tensor | None]) -> None:
+        """Add the deltas in place."""
 
 
 class TorchBypass:
@@ -50,13 +54,13 @@ class TorchBypass:
 
         for each segment s: y[s.start:s.end] += s.weight · (x[s.start:s.end] Aᵀ) Bᵀ
 
-    x and y have the arena's dtype; every sum runs in fp32. In 16 bit, h is rounded to the arena's dtype between two
+    x and y have the arena's dtype; every sum runs in fp32. In 16 bits, h is rounded to the arena's dtype between two
     products unless both are wide; in the loop it stays in fp32.
 
-    costs: of the ways that a segment may be served in; measured if None.
+    costs: of the ways to serve a segment; measured if None.
     """
 
-    takes_rows = False
+    fuses_scale_and_bias = False
 
     def __init__(self, arena: torch.Tensor, groups: Sequence[Group], costs: Costs | None = None) -> None:
         self._arena = arena
@@ -67,7 +71,7 @@ class TorchBypass:
         self._ways: dict[object, dict[int, Way]] = {}
         self._slots: dict[int, Mapping[int, Attached]] = {}
         self._step: tuple[tuple[Segment, ...], tuple[Segment, ...]] | None = None
-        self._plans: dict[int, tuple[Part, ...]] = {}
+        self._plans: dict[int, tuple[GroupCall, ...]] = {}
 
     def prepare(self, base: int, layout: BlobLayout) -> Mapping[int, Attached]:
         return {index: self._view(base, index, entry) for index, entry in layout.items() if entry.rank}
@@ -90,9 +94,9 @@ class TorchBypass:
         self._step = step
         work = Work({}, {})
         for segment in tokens:
-            self._assign(segment, Rows.TOKENS, work)
+            self._assign(segment, RowSet.TOKENS, work)
         for segment in logits:
-            self._assign(segment, Rows.LOGITS, work)
+            self._assign(segment, RowSet.LOGITS, work)
         looped = plan_loops(self._loop, self._tables, work.looped) if self._loop is not None else {}
         self._plans = {index: tuple(slices) for index, slices in work.alone.items()}
         for index, part in looped.items():
@@ -113,11 +117,11 @@ class TorchBypass:
         return Attached(factors, self._ways.setdefault(shape, {}))
 
     def _forget(self, slot: int) -> None:
-        """The step's plan, if the slot is in it: who runs without it plans nothing anew."""
+        """Drop the plan of the step, if the slot is in it. Steps without the slot keep theirs."""
         if any(segment.slot == slot for segments in self._step or () for segment in segments):
             self._step = None
 
-    def _assign(self, s: Segment, rows: Rows, work: Work) -> None:
+    def _assign(self, s: Segment, rows: RowSet, work: Work) -> None:
         if (length := s.end - s.start) == 0:
             return
         for index, (factors, ways) in self._slots[s.slot].items():

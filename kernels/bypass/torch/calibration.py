@@ -1,6 +1,6 @@
-"""What each way of serving a segment costs on this machine, measured once per process in a few hundredths of a second.
+"""Measures what each way to serve a segment costs on this machine, once per process, in a few hundredths of a second.
 
-The costs of two CPUs differ by more than an order of magnitude (see `products.py`), so that no table of them would do.
+The costs of two CPUs differ by more than an order of magnitude (see `products.py`), so no table of them would do.
 """
 
 import time
@@ -14,7 +14,7 @@ import torch
 from ..cpp.loading import load_loop
 from ..cpp.tables import GroupTables, plan_loops
 from ..layout import Group, GroupLayout
-from .costs import FEW, Cost, Costs
+from .costs import FEW, Costs, ProductCost
 from .factors import Factors, view_factors
 from .products import EXPANDS, PLAIN, SHRINKS, WIDE
 from .slices import LOOP, Slice, Way
@@ -30,7 +30,7 @@ Runs = Mapping[str, Run]
 def costs_of(arena: torch.Tensor) -> Costs:
     if arena.device.type == "cpu":
         return _measure(arena.dtype)._replace(threads=torch.get_num_threads())
-    return Costs({WIDE: Cost(1.0)}, {WIDE: Cost(1.0)})  # elsewhere this is only a reference
+    return Costs({WIDE: ProductCost(1.0)}, {WIDE: ProductCost(1.0)})  # elsewhere this is only a reference
 
 
 @cache
@@ -40,7 +40,7 @@ def _measure(dtype: torch.dtype) -> Costs:
 
 
 def _costs(dtype: torch.dtype, between: tuple[int, int]) -> Costs:
-    """From what segments take that have the one and the other number of rows."""
+    """Fit costs to the times of segments of the one and the other number of rows."""
     corners = [(rows, rank, width) for rows in between for rank, width in FACTORS]
     shrinks, expands, loops = zip(*(_runs(*corner, dtype) for corner in corners), strict=True)
     one, two = ([(rows, n * rank * width) for rows, rank, width in corners] for n in (1, 2))
@@ -49,7 +49,7 @@ def _costs(dtype: torch.dtype, between: tuple[int, int]) -> Costs:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """What more gain is known (`Cost`), and each call waits milliseconds for a core that another process has."""
+    """Measure on one thread: what more threads gain is known (`ProductCost`), and they wait for busy cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -59,7 +59,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _runs(rows: int, rank: int, width: int, dtype: torch.dtype) -> tuple[Runs, Runs, Runs]:
-    """The shrinks and the expands of one segment, and both in the loop, each in every way that may pay in the dtype."""
+    """Return the shrinks and the expands of one segment, and both in the loop, each in every way that may pay."""
     arena, group = torch.zeros(2 * rank * width, dtype=dtype), Group(width, (width,))
     factors = view_factors(arena, 0, group, GroupLayout(0, (rank,), (rank * width,)))
     x, y, h = (torch.zeros(rows, columns, dtype=dtype) for columns in (width, width, rank))
@@ -70,7 +70,7 @@ def _runs(rows: int, rank: int, width: int, dtype: torch.dtype) -> tuple[Runs, R
 
 
 def _shrink(name: str, x: torch.Tensor, factors: Factors) -> Run:
-    """With the view of its rows, as segments take it."""
+    """Return a run of one shrink, with the view of its rows that segments take."""
     return lambda: SHRINKS[name](x[: len(x)], factors.a)
 
 
@@ -79,29 +79,29 @@ def _expand(name: str, y: torch.Tensor, h: torch.Tensor, factors: Factors) -> Ru
 
 
 def _loop(group: Group, only: Slice, x: torch.Tensor, y: torch.Tensor) -> Runs:
-    """Empty where there is no compiled loop."""
+    """Return a run of the loop; empty where there is no compiled loop."""
     if (loop := load_loop(x.dtype)) is None:
         return {}
     plan = plan_loops(loop, [GroupTables(group)], {0: [only]})[0]
     return {LOOP: lambda: plan.add_(x, [y])}
 
 
-def _solve(sizes: Sequence[tuple[int, int]], corners: Sequence[Runs]) -> dict[str, Cost]:
-    """The cost of each way from its time at the four corners. sizes: of each, rows and elements of factors."""
+def _solve(sizes: Sequence[tuple[int, int]], corners: Sequence[Runs]) -> dict[str, ProductCost]:
+    """Solve for the cost of each way from its time at the four corners. sizes: rows and elements of factors of each."""
     equations = np.array([[1, rows, elements, rows * elements] for rows, elements in sizes])
     seconds = np.array([_fastest(list(runs.values())) for runs in corners])
-    costs = [Cost(*map(float, column)) for column in np.linalg.solve(equations, seconds).clip(min=0).T]
+    costs = [ProductCost(*map(float, column)) for column in np.linalg.solve(equations, seconds).clip(min=0).T]
     return dict(zip(corners[0], costs, strict=True))
 
 
 def _fastest(runs: Sequence[Run]) -> list[float]:
-    """The least seconds of each, of several rounds in turns: what a neighbour adds is no cost of theirs."""
+    """Return the least seconds of each run over several rounds in turns, without what neighbours add."""
     rounds = [[_seconds(run) for run in runs] for _ in range(REPEATS)]
     return [min(times) for times in zip(*rounds, strict=True)]
 
 
 def _seconds(run: Run) -> float:
-    """By the thread's own clock, which stands still while another process has the core."""
+    """Return the seconds of a run by the thread's own clock, which stops while another process has the core."""
     start = time.thread_time()
     run()
     return time.thread_time() - start

@@ -1,4 +1,4 @@
-"""Which way of serving a segment costs least. Knows no clock: the figures are measured in `calibration.py`."""
+"""Which way to serve a segment costs least. Knows no clock: `calibration.py` measures the figures."""
 
 from collections.abc import Iterator, Mapping
 from itertools import product
@@ -10,13 +10,13 @@ from .slices import LOOP, SHORT, Way
 FEW = 16
 """Rows up to which costs are those of few rows: libraries are quicker by the row where there are many."""
 SHARES = 4
-"""Segments that are thought to share the loop's call, which a lone one then pays for: some 5 us a group."""
+"""Segments that are assumed to share the loop's call; a lone one costs some 5 us a group more."""
 
 
-class Cost(NamedTuple):
+class ProductCost(NamedTuple):
     """Seconds of a product: call + rows · row + elements · (element + rows · term), elements being the factor's.
 
-    Of one thread: several share all but the call.
+    For one thread: several share all but the call.
     """
 
     call: float
@@ -32,23 +32,23 @@ class Cost(NamedTuple):
 
 
 class Costs(NamedTuple):
-    """By the name of each way. Those that are missing are never chosen.
+    """Costs by the name of each way. Ways that are missing are never chosen.
 
     loop: of the compiled loop, whose elements are those of all factors; None where there is none. threads: that share
-    the loop's work. Products of short segments are too small for more than one, however many segments there are.
-    many: of segments of more than FEW rows, if they differ.
+    the loop's work. Products of short segments are too small for more than one, however many segments there are. many:
+    of segments of more than FEW rows, if they differ.
     """
 
-    shrinks: Mapping[str, Cost]
-    expands: Mapping[str, Cost]
-    loop: Cost | None = None
+    shrinks: Mapping[str, ProductCost]
+    expands: Mapping[str, ProductCost]
+    loop: ProductCost | None = None
     threads: int = 1
     many: "Costs | None" = None
 
     def best(self, factors: Factors, rows: int) -> Way:
-        """The cheapest for a segment of so many rows.
+        """Return the cheapest way for a segment of so many rows.
 
-        Whoever its neighbours are: or else a row's last bits would depend on them.
+        The choice ignores its neighbours: otherwise a row's last bits would depend on them.
         """
         costs = self.many if self.many is not None and rows > FEW else self
         return min(costs._ways(), key=lambda way: costs._of(way, factors, rows))
@@ -66,7 +66,7 @@ class Costs(NamedTuple):
         return shrink.of(rows, factors.a.numel()) + sum(expand.of(rows, size) for size in sizes)
 
     def _of_loop(self, factors: Factors, rows: int) -> float:
-        """Short segments share its call and its threads; a long one's products would be on all threads as well."""
+        """Return the loop's cost: short segments share its call and threads; long ones have all threads anyway."""
         assert self.loop is not None
         read = rows * factors.rank if factors.gather else factors.a.numel()
         elements = read + sum(b.numel() for b in factors.b)

@@ -10,8 +10,10 @@ from ..layout import Group, GroupLayout
 
 
 class Factors(NamedTuple):
-    """a: (in_features, sum of ranks), a transposed view unless `gather`. b: (rank, out_features) for each site, empty
-    where the adapter leaves it alone. table: int64, what the compiled loop reads (`cpp/tables.py`), at `address`.
+    """Views of one adapter's factors of one group.
+
+    a: (in_features, sum of ranks), a transposed view unless `gather`. b: (rank, out_features) for each site, empty
+    where the adapter does not touch it. table: int64, read by the compiled loop (`cpp/tables.py`), at `address`.
     """
 
     gather: bool
@@ -27,6 +29,7 @@ class Factors(NamedTuple):
 
 
 def view_factors(arena: torch.Tensor, base: int, group: Group, layout: GroupLayout) -> Factors:
+    """Make the views of the blob at element `base` of the arena."""
     rank, width = layout.rank, group.in_features
     a = (width, rank), ((rank, 1) if group.gather else (1, width)), base + layout.a
     offsets = [base + b if r else 0 for b, r in zip(layout.b, layout.ranks, strict=True)]
@@ -43,7 +46,7 @@ def view_factors(arena: torch.Tensor, base: int, group: Group, layout: GroupLayo
 
 
 def _table(layout: GroupLayout, addresses: Ints) -> Ints:
-    """addresses: of A and of each site's B."""
+    """Return the loop's table. addresses: of A and of each site's B."""
     columns = np.cumsum([0, *layout.ranks[:-1]])
     sites = np.stack([layout.ranks, columns, addresses[1:]], 1)
     return np.concatenate([[addresses[0], layout.rank], sites.flatten()]).astype(np.int64)

@@ -14,14 +14,14 @@ SHORT = 4
 
 
 class Way(NamedTuple):
-    """How a segment is served: by products of its own, PLAIN or WIDE; or LOOP, which is both, in the compiled loop."""
+    """How a segment is served: by two products of its own, PLAIN or WIDE, or by LOOP for both, in the compiled loop."""
 
     shrink: str
     expand: str
 
 
 class Slice(NamedTuple):
-    """Rows [start, end) of the step go through `factors`, and their delta is multiplied by `weight`."""
+    """Rows [start, end) of the step that go through `factors`, with a delta that is multiplied by `weight`."""
 
     factors: Factors
     weight: float
@@ -30,7 +30,7 @@ class Slice(NamedTuple):
     way: Way
 
     def shrink(self, x: torch.Tensor) -> torch.Tensor:
-        """(end - start, sum of ranks), weighted; in the arena's dtype, or in fp32 where the way is wide."""
+        """Return h, (end - start, sum of ranks), weighted; in the arena's dtype, or in fp32 where the way is wide."""
         rows, a = self._rows(x), self.factors.a
         h = a.index_select(0, rows) if self.factors.gather else SHRINKS[self.way.shrink](rows, a)
         return h if self.weight == 1 else h.mul_(self.weight)
@@ -44,5 +44,5 @@ class Slice(NamedTuple):
                 expand_(self._rows(y), part, b)
 
     def _rows(self, whole: torch.Tensor) -> torch.Tensor:
-        """A view costs as much as a small product."""
+        """Return the rows, without a view where they are all, since a view costs as much as a small product."""
         return whole if self.end - self.start == whole.shape[0] else whole[self.start : self.end]

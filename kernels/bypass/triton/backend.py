@@ -1,7 +1,7 @@
 """The bypasses on a GPU: two launches for each group, whatever adapters run, and one that leads in a step.
 
-Tables on the device say where each slot's factors lie; their addresses never change, and attaching an adapter is one
-small copy that no kernel waits for. The work list is made when the step's segments are others than the last one's.
+Tables on the device say where each slot's factors lie. Their addresses never change, and attaching an adapter is one
+small copy that no kernel waits for. The work list is made when the step's segments differ from the last one's.
 """
 
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...device.copies import sent
+from ...device.copies import to_device
 from ...device.side_stream import SideStream
 from ...device.step_memory import StepMemory
 from ...integers import cdiv
-from ..layout import BlobLayout, Capacity, Group, Rows, Segment, StepKind
+from ..layout import BlobLayout, Capacity, Group, RowSet, Segment, StepKind
 from ..worklist import RECORD_FIELDS
 from .choice import choice_for
 from .designs import Design
@@ -41,14 +41,14 @@ class TritonBypass:
     after `begin(..., capacity=c)` may be replayed after any other `begin` of that capacity that returned True. With a
     capacity every group is launched, whatever the step has for it.
 
-    That memory has a size for good (`memory.py`). A row counts once for each adapter that works on it. Steps that need
+    That memory has a fixed size (`memory.py`). A row counts once for each adapter that works on it. Steps that need
     more, such as mixtures of several large adapters on most rows, run in memory of their own, and in no graph.
 
     max_rows: of any step. max_entries: rows of all segments of any step together; `max_rows` if not given. memory: for
-    the lists, which whoever launches sends; without one `begin` does. choice: of designs; the device's own without one.
+    the lists, which the caller sends; without one `begin` does. choice: of designs; the device's own without one.
     """
 
-    takes_rows = True
+    fuses_scale_and_bias = True
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class TritonBypass:
         self._work = None
 
     def kind_of(self, tokens: Sequence[Segment]) -> StepKind:
-        """Few adapters, if their tiles are few; else by how many rows share one."""
+        """Return FEW if the step has few tiles; else the kind by how many rows share an adapter."""
         lengths = [s.end - s.start for s in tokens if s.end > s.start]
         if not lengths or sum(lengths) < FEWEST_SHARING * len(lengths):
             return StepKind.EACH
@@ -110,7 +110,7 @@ class TritonBypass:
         if changed:
             self._work = work
             self._capacity = capacity
-            self._plan.update({Rows.TOKENS: tokens, Rows.LOGITS: logits}, capacity)
+            self._plan.update({RowSet.TOKENS: tokens, RowSet.LOGITS: logits}, capacity)
             self._fits = self._settle(captured=capacity is not None)
         if self._shared:
             return self._fits and self._write()
@@ -121,7 +121,7 @@ class TritonBypass:
         return self._fits
 
     def _settle(self, captured: bool) -> bool:
-        """Where the step's lists and h lie. False if what was captured does not serve the step."""
+        """Choose where the step's lists and h lie. Returns False if captured launches do not serve the step."""
         plan, room = self._plan, self._fixed.room
         plan.listed()
         enough = plan.most_units <= room.units and plan.most_entries <= room.entries
@@ -131,7 +131,7 @@ class TritonBypass:
         return fits
 
     def _write(self) -> bool:
-        """The lists where they are sent from, unless the step has memory of its own."""
+        """Write the lists to the buffer that is sent, unless the step has memory of its own."""
         if self._own is None:
             memory, front = self._fixed.step_memory, self._fixed.front
             place = memory.take(self._plan.num_fields)
@@ -143,14 +143,15 @@ class TritonBypass:
     def _own_memory(self) -> Memory:
         plan, device = self._plan, self._arena.device
         listed = plan.listed(len(self._groups))
-        flat = sent(np.concatenate([listed.headers, listed.lists]).ravel(), device)
+        flat = to_device(np.concatenate([listed.headers, listed.lists]).ravel(), device)
         records = records_for(len(self._groups), plan.most_units, plan.most_entries, self._sites, device)
         return Memory(flat, *records, self._fixed.h.new_empty(max(plan.h_size, 1)))
 
     def lead_in(self) -> None:
-        """Write where the step's work finds its factors.
+        """Launch the kernel that looks up where the factors of the step's work lie.
 
-        The launch behind it is none that may begin early: it begins when the records are there, for all that follow.
+        The launch behind it may not begin early: it begins when the records are written, and all that follow rely on
+        that.
         """
         self._side.join()
         self._started.clear()
@@ -177,9 +178,9 @@ class TritonBypass:
         return min(max(cdiv(most, BLOCK), 1), _MOST_LIST_BLOCKS)
 
     def start(self, group: int, x: torch.Tensor) -> None:
-        """Shrink on a second stream, if the step's design says so: the group's next `add_` then only expands.
+        """Launch shrink on a second stream, if the step's design says so: the group's next `add_` then only expands.
 
-        Whatever is added before that must have been added when this runs: all groups share one h.
+        All deltas of groups before must have been added when this runs: all groups share one h.
         """
         launches = self._launches(group)
         if launches is not None and launches.design.beside and launches.units and not self._groups[group].gather:
@@ -194,7 +195,7 @@ class TritonBypass:
             self._add(group, x, outputs, launches)
 
     def _launches(self, group: int) -> Launches | None:
-        """None where the group has nothing to do."""
+        """Return the launches of a group, or None where it has nothing to do."""
         if self._capacity is None and not self._plan.busy[group]:
             return None
         return self._plan.launches[self._plan.shape_of[group]]
@@ -202,7 +203,7 @@ class TritonBypass:
     def _add(
         self, group: int, x: torch.Tensor, outputs: Sequence[torch.Tensor | None], launches: Launches
     ) -> list[Any]:
-        """The kernels as triton made them; none in its interpreter."""
+        """Launch shrink and expand. Returns the compiled kernels; none in the interpreter."""
         self._side.join()
         early, kernels = self._early and launches.design.early, []
         started = group in self._started
@@ -210,22 +211,23 @@ class TritonBypass:
         if shrinks := bool(launches.units) and not started and not self._groups[group].gather:
             kernels.append(self._shrink(group, x, launches, early=early and not self._led_in))
             self._led_in = False
-        for first in range(0, len(outputs), MAX_SITES):  # early only behind a shrink, so that y is there
+        # Expand reads y before it waits, which is right only behind a shrink that waited for the base's product.
+        for first in range(0, len(outputs), MAX_SITES):
             kernels.append(self._expand(group, x, outputs[first:], first, launches, early=early and shrinks))
             self._led_in = False
         return kernels
 
     def warm_up(self) -> None:
-        """Compile what steps may launch, which takes a second for each kernel that triton has not on disk."""
+        """Compile the kernels that steps may launch, a second for each that triton has not kept on disk."""
         for design in self._choice.all_designs():
             self.compile(design)
 
     def compile(self, design: Design) -> list[Any]:
-        """The kernels of that design as triton made them; none in its interpreter."""
+        """Compile the kernels of a design, and return them; none in the interpreter."""
         return [kernel for shape in self._plan.shapes for kernel in self._compile(shape, design)]
 
     def _compile(self, shape: Group, design: Design) -> list[Any]:
-        """Launch a group of that shape without work, as the first of a step, as a later one, and behind `start`."""
+        """Launch a group of that shape without work: as the first of a step, as a later one, and behind `start`."""
         zeros, kernels = self._arena.new_zeros, list[Any]()
         headers = zeros(len(self._groups) * RECORD_FIELDS, dtype=torch.int32)
         self._own = self._fixed.memory_with(headers)
@@ -266,7 +268,7 @@ class TritonBypass:
         *,
         early: bool,
     ) -> Any:
-        """outputs: of the sites from the first one on; those of one launch are added to."""
+        """Launch expand for at most MAX_SITES sites. outputs: of the sites from the first one on."""
         lists, records, first_entry, h = self._memory
         there = [*outputs[:MAX_SITES], *[None] * (MAX_SITES - len(outputs))]
         design, gathers = launches.design, self._groups[group].gather

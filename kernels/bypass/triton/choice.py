@@ -1,7 +1,7 @@
-"""Which design a step's launches have: from a table of what was measured on the device, else the model's best.
+"""Chooses the design of a step's launches: from a table of measurements on the device, else by the model.
 
 `python -m benchmarks.kernels --tune` makes the tables: one JSON file a device, in `tuned/`. Nothing is measured while a
-server runs, and what is chosen is kept: the host asks whenever a step's segments change.
+server runs, and choices are kept: the host asks whenever a step's segments change.
 """
 
 import json
@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 import torch
 
 from ...integers import cdiv
+from ...private.torch_private import registers_of, shared_memory_of
 from ..layout import Group
 from .designs import Design, Expand, Shrink, candidates
 from .model import MEMORY_BOUND_ROWS, Device, Share, expand_takes, seconds, shrink_takes
 
 FOLDER = Path(__file__).with_name("tuned")
-UNKNOWN_RANK = 16  # what launches are for that are captured before anyone knows the adapters
+UNKNOWN_RANK = 16  # for launches that are captured before any adapter is known
 USUAL_BANDWIDTH = 2e12  # bytes a second, of a GPU whose driver does not say how fast its memory is
 MARGIN = 1.07  # half of what the model explains is explained as closely
 REACHED = 0.89  # of a memory's bandwidth, by a plain read: 0.88 to 0.91 on H100 and H200
@@ -29,7 +30,7 @@ LARGE = 64
 
 
 class Row(NamedTuple):
-    """Of a table: the fastest design for so many rows in all, of each adapter, of so many ranks (of a site)."""
+    """A row of a table: the fastest design for so many rows in all, rows of each adapter, and ranks of a site."""
 
     rows: int
     each: int
@@ -39,7 +40,10 @@ class Row(NamedTuple):
 
 
 class Tuning:
-    """groups: of the model. rows: of the device's table; none where nothing was measured. only: takes it for all."""
+    """The choice of designs. groups: of the model. rows: of the device's table; none where nothing was measured.
+
+    only: a design to take for all steps.
+    """
 
     def __init__(
         self,
@@ -61,7 +65,9 @@ class Tuning:
         self._known: dict[tuple[int, int, int, int], Design] = {}
 
     def design(self, rows: int, segments: Sequence[int], rank: int, width: int) -> Design:
-        """rows: of the step, or of a graph's capacity. segments: rows of each. rank: the largest of a site, on average
+        """Return the design of a step.
+
+        rows: of the step, or of a graph's capacity. segments: rows of each. rank: the largest of a site, on average
         over the group's sites; 0 if it is not known. width: input features.
         """
         each = _rounded(cdiv(sum(segments), max(len(segments), 1)))
@@ -71,7 +77,7 @@ class Tuning:
         return self._known[key]
 
     def all_designs(self) -> list[Design]:
-        """All that `design` may give, for whoever compiles before the first step."""
+        """Return all designs that `design` may return, to be compiled before the first step."""
         if self._only:
             return [self._only]
         found = [row.design for row in self._rows] or self._pool
@@ -86,12 +92,12 @@ class Tuning:
         return replace(found, beside=rows <= MEMORY_BOUND_ROWS)
 
     def _usual(self, ranked: Sequence[tuple[float, Design]]) -> Design:
-        """The first of the list that is as fast as the best, as far as the model knows."""
+        """Return the first design of the list that is as fast as the best, within the model's accuracy."""
         fastest = ranked[0][0]
         return min((design for seconds, design in ranked if seconds <= MARGIN * fastest), key=self._pool.index)
 
     def ranked(self, rows: int, each: int, rank: int, width: int) -> list[tuple[float, Design]]:
-        """Candidates by the model's seconds, the fastest first."""
+        """Return the candidates by the model's seconds, the fastest first."""
         groups = self._groups.get(width) or [Group(width, (width,))]
         shares = [Share(rank, each, cdiv(rows, each))]
         found = []
@@ -101,13 +107,16 @@ class Tuning:
         return sorted(found, key=lambda pair: pair[0])
 
     def _suiting(self, width: int) -> Sequence[Design]:
-        """Those whose partial sums expand takes; where there are none, shrink's parts become larger."""
+        """Return the designs whose partial sums expand takes.
+
+        Where there are none, return all: then shrink's parts become larger.
+        """
         there = [d for d in self._pool if d.rows == 1 or cdiv(width, d.shrink.part) <= d.most_parts]
         return there or self._pool
 
 
 def fits(design: Design, itemsize: int, device: Device) -> bool:
-    """By estimate. That none spills registers on the GPUs served, only compiling them says."""
+    """Return whether a design fits the device, by estimate: whether it spills registers, only compiling it tells."""
     if not device.large and max(design.rows, design.expand.ranks) >= LARGE:
         return False
     taken = (
@@ -118,25 +127,25 @@ def fits(design: Design, itemsize: int, device: Device) -> bool:
 
 
 def choice_for(arena: torch.Tensor, groups: Sequence[Group], folder: Path = FOLDER) -> Tuning:
+    """Make the choice for an arena's device, with its table if the arena has 16 bits."""
     device = device_of(arena.device)
     rows = load(torch.cuda.get_device_name(arena.device), folder) if arena.is_cuda else []
     return Tuning(device, groups, itemsize=arena.element_size(), rows=rows if arena.element_size() == 2 else [])
 
 
 def device_of(device: torch.device) -> Device:
-    """A CPU, where triton interprets its kernels, is taken for an H100 whose launches are not early."""
+    """Describe a device for the model. A CPU, where triton interprets, is taken for an H100 without early launch."""
     if device.type != "cuda":
         return Device(132, 3e12, early=False)
-    from triton.testing import get_dram_gbps
+    from ...private.triton_private import memory_bandwidth  # not on machines without a GPU, which need no triton
 
     p = torch.cuda.get_device_properties(device)
     modern = torch.version.hip is None and p.major >= 9
-    registers: int = getattr(p, "regs_per_multiprocessor", 65536)  # torch's own annotations lack it
     return Device(
         p.multi_processor_count,
-        REACHED * get_dram_gbps(device.index or 0) * 1e9 or USUAL_BANDWIDTH,
-        registers=registers,
-        shared=getattr(p, "shared_memory_per_block_optin", p.shared_memory_per_multiprocessor),
+        REACHED * memory_bandwidth(device.index or 0) or USUAL_BANDWIDTH,
+        registers=registers_of(device),
+        shared=shared_memory_of(device),
         threads=p.max_threads_per_multi_processor,
         cache=p.L2_cache_size,
         warp_size=p.warp_size,
@@ -146,14 +155,14 @@ def device_of(device: torch.device) -> Device:
 
 
 def load(device_name: str, folder: Path = FOLDER) -> list[Row]:
-    """The device's table, empty if there is none."""
+    """Return the rows of a device's table, empty if there is none."""
     path = table_path(device_name, folder)
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
     return [_row(**row) for row in rows]
 
 
 def save(device_name: str, rows: Sequence[Row], measured: dict[str, Any], folder: Path = FOLDER) -> Path:
-    """measured: what it was measured with, for whoever reads the file."""
+    """Write the table of a device. measured: how it was measured, for readers of the file."""
     path = table_path(device_name, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     written = [{**row._asdict(), "design": asdict(row.design)} for row in rows]
@@ -173,10 +182,10 @@ def _row(design: dict[str, Any], **key: int) -> Row:
 
 
 def _rounded(number: int) -> int:
-    """Up, to a power of two."""
+    """Round up to a power of two."""
     return 1 << max(number - 1, 0).bit_length()
 
 
 def _distance(row: Row, rows: int, each: int, rank: int) -> float:
-    """How rows share adapters counts most: it decides the tiles."""
+    """Return how far a row of the table is from a step. Rows of an adapter count most: they decide the tiles."""
     return 2 * abs(log2(row.each / each)) + abs(log2(row.rows / rows)) + abs(log2(row.rank / rank))

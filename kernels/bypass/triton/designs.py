@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 MOST_PARTS = {"tiles": 16, "rows": 128}
-"""Parts of shrink that expand sums, of tiles of several rows and of single ones."""
+"""Most parts of shrink that expand sums, for tiles of several rows and for single rows."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Shrink:
 class Expand:
     """y += h B: a block takes `columns` output features of one site, `walked` times one after the other.
 
-    ranks: at a time. Where it walks, h is added up once, and B comes through a loop of so many stages.
+    ranks: at a time. Where it walks, h is summed once, and B comes through a loop of so many stages.
     """
 
     ranks: int
@@ -36,10 +36,11 @@ class Expand:
 
 @dataclass(frozen=True)
 class Design:
-    """rows: of a tile, at most; 1: sums of products, without tensor cores. 16 and more: `tl.dot`.
+    """One way to cut and compile both launches.
 
-    early: launched before the kernel ahead has ended (programmatic dependent launch, from sm_90 on). beside: shrink on
-    a second stream, beside the base's product.
+    rows: of a tile, at most; 1: sums of products, without tensor cores. 16 and more: `tl.dot`. early: launched before
+    the kernel ahead has ended (programmatic dependent launch, from sm_90 on). beside: shrink on a second stream, beside
+    the base's product.
     """
 
     rows: int
@@ -54,17 +55,17 @@ class Design:
 
 
 def rows_apart() -> Design:
-    """For steps where each row has an adapter of its own."""
+    """Return the design for steps where each row has an adapter of its own."""
     return Design(1, Shrink(16, 256, 256, warps=4), Expand(16, 512, 1, warps=2), early=True)
 
 
 def rows_in_tiles() -> Design:
-    """For steps where adapters have several rows."""
+    """Return the design for steps where adapters have several rows."""
     return Design(16, Shrink(16, 1024, 128, warps=2, stages=4), Expand(16, 128, 4, warps=4, stages=3), early=True)
 
 
 def candidates() -> list[Design]:
-    """All that there is to choose from: what a server compiles before its first step, as far as it fits the device.
+    """Return all designs to choose from: what a server compiles before its first step, as far as it fits the device.
 
     The two that serve everything come first. Then tiles of 16 whose loads are all in flight at once, for small steps;
     wider ones, and such for large ranks; and tiles of 64 rows, for prefill.

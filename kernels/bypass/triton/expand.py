@@ -2,14 +2,14 @@
 
     for each tile t of rows:   y[t] += sum over t's entries e:  h[e] B_e + e.weight · (scale_e ⊙ y[t] + bias_e)
 
-A block takes some columns of one site for one tile (`lists.py`), and waits for no other: what lies in its columns of y
-is read, added up in fp32 and rounded by it alone. h is the sum of its parts, always in the same order. For groups whose
-input is ids there is no shrink: h is e.weight times a row of A.
+A block takes some columns of one site for one tile (`lists.py`), and waits for no other: it alone reads its columns of
+y, adds in fp32 and rounds. h is the sum of its parts, always in the same order. For groups whose input is ids there is
+no shrink: h is e.weight times a row of A.
 
 Tiles of one row are sums of products. Others run on tensor cores (`expand_tile.py`).
 
 Where EARLY, a block may run before the kernel ahead has ended. That is the group's shrink, which waited for all that
-was enqueued before it: y is there, and may be read. h may not.
+was enqueued before it: y is complete, and may be read. h may not.
 """
 
 import triton
@@ -58,12 +58,12 @@ def expand_kernel(
     ALIGN: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
-    """y0 to y3: (rows, width) of the sites from first_site on, with a width of 0 where there is none.
+    """Add to the outputs of up to four sites, for tile after tile.
 
-    ids: (rows,) int64 if GATHER. h: fp32, (parts, part_stride), of at most MOST_PARTS parts. Programs are (blocks of
-    columns over all sites, tiles), and go on with the tile as many further on as there are programs.
-    SITES: of a record.
-    NARROW: columns at a time, of single rows with more than one adapter, scales or biases.
+    y0 to y3: (rows, width) of the sites from first_site on, with a width of 0 where there is none. ids: (rows,) int64
+    if GATHER. h: fp32, (parts, part_stride), of at most MOST_PARTS parts. The grid is (blocks of columns over all
+    sites, tiles); a program goes on with the tile as many further on as the grid has. SITES: of a record. NARROW:
+    columns at a time, of single rows with more than one adapter, or a fused scale or bias.
     """
     piece = tl.program_id(0)
     end0 = tl.cdiv(width0, COLUMNS * WALKED)
@@ -140,7 +140,7 @@ def _add_row(
     ALIGN: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
-    """y[n] for one row of one adapter. y and the first of B are on their way before h is waited for."""
+    """Add to y[n] for one row of one adapter. y and the first of B are loaded before h is waited for."""
     n = n_start + tl.arange(0, COLUMNS)
     n_mask = n < width
     _, _, _, rank, _, b_offset, _, _ = entry
@@ -180,7 +180,7 @@ def _add_mixed_row(
     MOST_PARTS: tl.constexpr,
     ALIGN: tl.constexpr,
 ) -> None:
-    """y[n] for one row, whatever it has: mixtures, scales and biases."""
+    """Add to y[n] for one row in the general case: mixtures, fused scales and biases."""
     n = n_start + tl.arange(0, COLUMNS)
     n_mask = n < width
     r = tl.arange(0, RANKS)
@@ -217,7 +217,10 @@ def _row_of_h(
     RANKS: tl.constexpr,
     MOST_PARTS: tl.constexpr,
 ) -> tl.tensor:
-    """h[r] for RANKS ranks from r0 on, (RANKS,) fp32. Past the first-level cache: others have just stored it."""
+    """Load h[r] for RANKS ranks from r0 on, (RANKS,) fp32.
+
+    Loads bypass the first-level cache, since other blocks have just stored it.
+    """
     weight, h_width, a, rank, place, _b_offset, _scale, _bias = entry
     r = r0 + tl.arange(0, RANKS)
     if GATHER:

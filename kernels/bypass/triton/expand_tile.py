@@ -1,7 +1,7 @@
 """Expand for tiles of several rows, on tensor cores.
 
 They take fp32 h as two halves of 16 bits: in bf16 it loses its last 8 bits, in fp16 the last 2 (and must fit, as y
-must). In nearly all tiles one adapter works, with few enough ranks: then h is summed once, and B streams by, block of
+must). In nearly all tiles one adapter works, with few enough ranks: then h is summed once, and B is loaded block of
 columns after block of columns, while those before are multiplied.
 """
 
@@ -37,7 +37,7 @@ def add_tile(
     MOST_PARTS: tl.constexpr,
     ALIGN: tl.constexpr,
 ) -> None:
-    """y[m, n] for the tile's rows and WALKED blocks of columns. others: the entries behind the first."""
+    """Add to y[m, n] for the tile's rows and WALKED blocks of columns. others: the entries behind the first."""
     _weight, _h_width, _a, rank, _place, b_offset, scale, bias = entry
     blocks = tl.minimum(tl.cdiv(width - n_start, COLUMNS), WALKED)
     m = tl.arange(0, ROWS)
@@ -69,7 +69,7 @@ def _walk(
     COLUMNS: tl.constexpr,
     STAGES: tl.constexpr,
 ) -> None:
-    """y += h B, block of columns after block of columns. The next of y is on its way while one is multiplied."""
+    """Compute y += h B by blocks of columns. The next block of y is loaded while one is multiplied."""
     m_mask = (tl.arange(0, ROWS) < rows)[:, None]
     r = tl.arange(0, RANKS)
     n = n_start + tl.arange(0, COLUMNS)
@@ -108,7 +108,7 @@ def _add_columns(
     MOST_PARTS: tl.constexpr,
     ALIGN: tl.constexpr,
 ) -> None:
-    """y[m, n] for one block of columns, whatever the tile has: mixtures, any rank, scales and biases."""
+    """Add to y[m, n] for one block of columns in the general case: mixtures, any rank, fused scales and biases."""
     n = n_start + tl.arange(0, COLUMNS)
     n_mask = n < width
     acc = tl.zeros((ROWS, COLUMNS), tl.float32)
@@ -139,7 +139,7 @@ def _add_columns(
 
 @triton.jit
 def _product(h: tl.tensor, b: tl.tensor, acc: tl.tensor) -> tl.tensor:
-    """acc + h b, of fp32 h."""
+    """Return acc + h b, of fp32 h."""
     if b.dtype == tl.float32:
         return tl.dot(h, b, acc, input_precision="ieee")
     high = h.to(b.dtype)
@@ -162,7 +162,10 @@ def _tile_of_h(
     RANKS: tl.constexpr,
     MOST_PARTS: tl.constexpr,
 ) -> tl.tensor:
-    """h[m, r] for RANKS ranks from r0 on, (ROWS, RANKS) fp32. Past the first-level cache: others just stored it."""
+    """Load h[m, r] for RANKS ranks from r0 on, (ROWS, RANKS) fp32.
+
+    Loads bypass the first-level cache, since other blocks have just stored it.
+    """
     weight, h_width, a, rank, place, _b_offset, _scale, _bias = entry
     m = tl.arange(0, ROWS)
     r = r0 + tl.arange(0, RANKS)

@@ -4,12 +4,12 @@ It joins the step's lists (`../worklist.py`) with the slots' table, and writes r
 expand finds all it needs with one round of loads:
 
     table[slot, group]   int64: offset of A in the arena, sum of ranks, then per site: rank, first column of h, offset
-                         of B, and those of a row of scales and of a row of biases, each plus 1; 0 where there is none
+                         of B, and those of the fused scale and of the fused bias, each plus 1; 0 where there is none
     unit                 int32: first row, rows, ranks, place in h, width of h, bits of the weight; int64: offset of A
     entry                int32: first row, rows, entries of its tile, the second of them, bits of the weight, width of h
                          (sum of ranks where A is gathered); int64: offset of A; then a record for each site
     site                 int32: rank, place in h (first column of A where it is gathered); int64: offset of B, and of
-                         the rows of scales and of biases, as in the table
+                         the fused scale and bias, as in the table
 
 Each of them is RECORD_FIELDS int32 long, an entry one more such record for each site. Units and tiles that a group has
 nothing for have 0 rows.
@@ -38,8 +38,11 @@ def lists_kernel(
     SITES: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """list: (records,) the step's headers and lists. records: (groups, records_stride) int32; a group's entries begin
-    at first_entry, its units at 0. Programs are (blocks, groups); each takes every blocks-th block of a group's lists.
+    """Write the records of each group's units and entries.
+
+    list: (records,) the step's headers and lists. records: (groups, records_stride) int32; a group's entries begin at
+    first_entry, its units at 0. The grid is (blocks, groups); each program takes every blocks-th block of a group's
+    lists.
     """
     group = tl.program_id(1)
     header = list_ptr + group * RECORD_FIELDS

@@ -1,4 +1,4 @@
-"""The device memory that launches of the bypasses read and write, and how much of it there is for good."""
+"""The device memory that launches of the bypasses read and write, and how much of it is allocated at the start."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,15 +12,16 @@ from ..worklist import RECORD_FIELDS, h_elements
 
 MIXED_RANK = 64  # of a site: up to which there is memory for adapters in mixtures of many
 MOST_LISTED_ROWS = 512
-"""Steps of more rows, of as many adapters, take so long that their lists may be made for them alone."""
+"""Steps of more rows, each of another adapter, take so long that memory for their lists may be allocated each time."""
 _LEAST_RANKS = 16  # of a unit
 _MIXED = 4  # adapters that work on each of the listed rows
 _ALIGNMENT = 16  # elements, of what triton compiles for
 
 
 class Memory(NamedTuple):
-    """lists: (n,) int32, headers first. records: (groups, fields) int32; a group's units, and from `first_entry` on its
-    entries. h: fp32.
+    """The memory of a step. lists: (n,) int32, headers first. h: fp32.
+
+    records: (groups, fields) int32; the units of a group, and from `first_entry` on its entries.
     """
 
     lists: torch.Tensor
@@ -29,12 +30,12 @@ class Memory(NamedTuple):
     h: torch.Tensor
 
     def part_stride(self, parts: int) -> int:
-        """Elements of h from one part to the next: by the memory, so that captured launches know it."""
+        """Return the elements of h from one part to the next, the same in all steps, as captured launches know it."""
         return len(self.h) // parts // _ALIGNMENT * _ALIGNMENT
 
 
 def part_of_h(elements: int) -> int:
-    """What a part of so many takes, where the next one begins aligned."""
+    """Return the elements that a part of so many takes, so that the next one begins aligned."""
     return round_up(elements, _ALIGNMENT)
 
 
@@ -47,9 +48,11 @@ class Room(NamedTuple):
 
 
 def room_for(groups: Sequence[Group], max_rows: int, max_entries: int, max_rank: int) -> Room:
-    """h is for an adapter of `max_rank` on all sites of each of `max_rows` rows, and for those of up to MIXED_RANK on
-    `max_entries`; lists for as many of the latter as MOST_LISTED_ROWS, each mixed of a few, and an eighth as many of
-    the former.
+    """Return how much memory to allocate.
+
+    h has room for an adapter of `max_rank` on all sites of each of `max_rows` rows, and for those of up to MIXED_RANK
+    on `max_entries`. Lists have room for as many of the latter as MOST_LISTED_ROWS, each mixed of a few, and an eighth
+    as many of the former.
     """
     widest = max((len(group.out_features) for group in groups), default=0)
     rank, mixed = max_rank * widest, min(max_rank, MIXED_RANK) * widest
@@ -60,16 +63,19 @@ def room_for(groups: Sequence[Group], max_rows: int, max_entries: int, max_rank:
 
 
 def records_for(groups: int, units: int, entries: int, sites: int, device: torch.device) -> tuple[torch.Tensor, int]:
-    """Records of so many groups and where entries begin. sites: of the group with the most."""
+    """Allocate the records of so many groups, and return them and where entries begin.
+
+    sites: of the group with the most.
+    """
     first_entry = round_up(units * RECORD_FIELDS, _ALIGNMENT)
     fields = first_entry + round_up(entries * (1 + sites) * RECORD_FIELDS, _ALIGNMENT)
     return torch.zeros(groups, fields, dtype=torch.int32, device=device), first_entry
 
 
 class FixedMemory:
-    """What all steps share that need no more than there is room for. Its addresses never change.
+    """The memory that all steps share that fit into it. Its addresses never change.
 
-    step_memory: in which lists go over, with a place for the groups' headers at its front; `front` is that place.
+    step_memory: in which lists are sent, with a place for the groups' headers at its front; `front` is that place.
     lists: of a step, at most.
     """
 
@@ -87,9 +93,9 @@ class FixedMemory:
 
     @property
     def memory(self) -> Memory:
-        """From the first step on."""
+        """Return the memory of a step, from the first step on."""
         if self._memory is None:
-            self._memory = self.memory_with(self.step_memory.there[self.front :])
+            self._memory = self.memory_with(self.step_memory.on_device[self.front :])
         return self._memory
 
     def memory_with(self, lists: torch.Tensor) -> Memory:

@@ -1,12 +1,12 @@
-"""How long a group's two launches take on a GPU: a formula of a few constants, fitted to some 400 measured points.
+"""Predicts how long a group's two launches take on a GPU, by a formula of a few constants fitted to some 400 points.
 
     launch = begun + chain · waves + memory / bandwidth + cached / cached bandwidth + outputs / output bandwidth
 
 chain: what a block waits for in turn, which is rounds of loads that depend on each other, and the steps of its loop.
 waves: blocks over how many there are at once, 1 at least: so much of all chains cannot overlap (Little's law, counted
-in blocks). memory: bytes of factors, once. cached: whatever else is read or written but outputs, which is factors again
-for each further tile, inputs for each block, and partial sums of h. `benchmarks/kernels/fit.py` fits the constants and
-shows how far each point is off. Which of two designs is the faster matters here, not the last digit.
+in blocks). memory: bytes of factors, once. cached: all other reads and writes but outputs, which are factors again for
+each further tile, inputs for each block, and partial sums of h. `benchmarks/kernels/fit.py` fits the constants and
+shows how far each point is off. What matters here is which of two designs is faster, not the last digit.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,11 @@ from .designs import Design, Expand, Shrink
 
 
 class Device(NamedTuple):
-    """bandwidth: bytes a second that a plain read of its memory reaches. Of a multiprocessor: registers (32 bits),
-    shared memory (bytes), threads. cache: bytes of the second level. early: whether launches may begin before the one
-    ahead has ended. large: whether blocks of 64 rows or of 64 ranks keep their sums in registers.
+    """What the model knows of a GPU.
+
+    bandwidth: bytes a second that a plain read of its memory reaches. Of a multiprocessor: registers (32 bits), shared
+    memory (bytes), threads. cache: bytes of the second level. early: whether launches may begin before the one ahead
+    has ended. large: whether blocks of 64 rows or of 64 ranks keep their sums in registers.
     """
 
     multiprocessors: int
@@ -35,12 +37,12 @@ class Device(NamedTuple):
 
 
 class Constants(NamedTuple):
-    """Seconds, but for the two bandwidths, which are bytes a second of one multiprocessor.
+    """The fitted constants: seconds, but for the two bandwidths, which are bytes a second of one multiprocessor.
 
     launch: from a kernel's end to the next one's first load; nothing where that is launched early. latency: of a load
-    that misses, and of what its result then waits for. step: of a loop, without its products. product: along one
-    feature, since sums of one tile wait for each other. element: that a thread works on, in a step. idle: of a block
-    that leaves behind its first load.
+    that misses, and of the instructions that wait for its result. step: of a loop, without its products. product: along
+    one feature, since sums of one tile wait for each other. element: that a thread works on, in a step. idle: of a
+    block that leaves behind its first load.
     """
 
     launch: float
@@ -54,7 +56,7 @@ class Constants(NamedTuple):
 
 
 class Share(NamedTuple):
-    """So many adapters of one rank (of a site), with so many rows each."""
+    """A number of adapters of one rank (of a site), with the same number of rows each."""
 
     rank: int
     rows: int
@@ -62,14 +64,18 @@ class Share(NamedTuple):
 
 
 class Room(NamedTuple):
-    """What the launches have blocks for, if that is more than the step has: tiles, and stacked ranks of each."""
+    """The work that launches have blocks for, if more than the step has: tiles, and stacked ranks of each."""
 
     tiles: int = 0
     ranks: int = 0
 
 
 class Launch(NamedTuple):
-    """blocks: that work. idle: that leave at once. resident: at once on a multiprocessor. chain: seconds. Bytes."""
+    """The blocks and bytes of one launch.
+
+    blocks: that work. idle: that leave at once. resident: at once on a multiprocessor. chain: seconds. The others:
+    bytes.
+    """
 
     blocks: int
     idle: int
@@ -106,8 +112,10 @@ def seconds(
     room: Room = NO_ROOM,
     constants: Constants = FITTED,
 ) -> float:
-    """Of both launches; of what they add to the base's product, where shrink runs beside it: a second stream hides all
-    of shrink but its bytes, as long as the product itself waits for memory.
+    """Return the seconds of both launches.
+
+    Where shrink runs beside the base's product, return the seconds that both add to it: a second stream hides all of
+    shrink but its bytes, as long as the product itself waits for memory.
     """
     first = shrink(design, group, shares, device, itemsize=itemsize, room=room, constants=constants)
     second = expand(design, group, shares, device, itemsize=itemsize, room=room, constants=constants)
@@ -119,7 +127,10 @@ def seconds(
 
 
 def launch_seconds(launch: Launch, device: Device, constants: Constants = FITTED, *, early: bool = False) -> float:
-    """early: blocks are there before the kernel ahead has ended, as far as there is room for them beside its own."""
+    """Return the seconds of one launch.
+
+    early: blocks begin before the kernel ahead has ended, as far as there is room for them beside its own.
+    """
     at_once = device.multiprocessors * launch.resident
     waves = launch.blocks / at_once
     begun = constants.launch * (min(1.0, waves) if early else 1.0)
@@ -139,7 +150,7 @@ def shrink(
     room: Room = NO_ROOM,
     constants: Constants = FITTED,
 ) -> Launch:
-    """A block for each unit (some ranks of an adapter, for a tile) and part of the features."""
+    """Describe shrink: a block for each unit (some ranks of an adapter, for a tile) and part of the features."""
     half, sites, width = design.shrink, len(group.out_features), group.in_features
     parts = cdiv(width, half.part)
     units = tiles = memory = cached = rows = 0
@@ -161,7 +172,7 @@ def shrink(
 
 
 def _shrink_chain(half: Shrink, rows: int, part: int, constants: Constants) -> float:
-    """Behind the load of the block's record."""
+    """Return the seconds of a block's chain behind the load of its record."""
     steps = cdiv(part, half.step)
     if rows == 1:
         return steps * constants.latency
@@ -182,7 +193,7 @@ def expand(
     room: Room = NO_ROOM,
     constants: Constants = FITTED,
 ) -> Launch:
-    """A block for each tile and run of columns of a site."""
+    """Describe expand: a block for each tile and run of columns of a site."""
     half, width = design.expand, sum(group.out_features)
     parts = cdiv(group.in_features, design.shrink.part)
     across = sum(cdiv(out, half.columns * half.walked) for out in group.out_features)
@@ -204,7 +215,10 @@ def expand(
 
 
 def _expand_chain(half: Expand, rows: int, rounds: float, constants: Constants) -> float:
-    """Behind the load of the record: h, and then B. rounds: blocks of ranks, on average."""
+    """Return the seconds of a block's chain behind the load of its record: h, and then B.
+
+    rounds: mean blocks of ranks.
+    """
     if rows == 1:
         return (1 + rounds) * constants.latency
     elements = rows * half.columns / (32 * half.warps)
@@ -214,7 +228,7 @@ def _expand_chain(half: Expand, rows: int, rounds: float, constants: Constants) 
 
 
 def shrink_takes(half: Shrink, rows: int, itemsize: int, device: Device) -> tuple[int, int]:
-    """About how many registers a thread takes, and how many bytes of shared memory a block."""
+    """Estimate the registers of a thread and the bytes of shared memory of a block."""
     threads = half.warps * device.warp_size
     if rows == 1:
         return 24 + half.ranks * half.step * itemsize // (4 * threads), 1024
@@ -223,7 +237,7 @@ def shrink_takes(half: Shrink, rows: int, itemsize: int, device: Device) -> tupl
 
 
 def expand_takes(half: Expand, rows: int, itemsize: int, device: Device) -> tuple[int, int]:
-    """As `shrink_takes`."""
+    """Estimate the same as `shrink_takes`."""
     threads = half.warps * device.warp_size
     factor = half.ranks * half.columns
     if rows == 1:
@@ -234,7 +248,7 @@ def expand_takes(half: Expand, rows: int, itemsize: int, device: Device) -> tupl
 
 
 def _beyond_cache(num_bytes: int, device: Device) -> int:
-    """Of an input or an output: what the product ahead has left in the cache is read from there."""
+    """Return the bytes of an input or output that come from memory: 0 if the product ahead left it in the cache."""
     return num_bytes if num_bytes > device.cache else 0
 
 

@@ -1,4 +1,4 @@
-"""What a design makes of its kernels: their constants, and the compiler's options."""
+"""The constants of a design's kernels, and the compiler's options."""
 
 from typing import Any
 
@@ -17,17 +17,17 @@ def is_nvidia(device: torch.device) -> bool:
 
 
 def capability_of(device: torch.device) -> int | None:
-    """The major one; None where it is no GPU of NVIDIA's."""
+    """Return the major compute capability; None if the device is no GPU of NVIDIA."""
     return torch.cuda.get_device_capability(device)[0] if is_nvidia(device) else None
 
 
 def starts_early(capability: int | None) -> bool:
-    """Whether a launch may begin before the one ahead has ended."""
+    """Return whether a launch may begin before the one ahead has ended."""
     return capability is not None and capability >= _EARLY_FROM
 
 
 def shrink_options(design: Design, alignment: int, *, part: int, early: bool) -> dict[str, Any]:
-    """part: input features of a block."""
+    """Return the options of shrink. part: input features of a block."""
     shrink = design.shrink
     return {
         "ROWS": design.rows,
@@ -41,10 +41,10 @@ def shrink_options(design: Design, alignment: int, *, part: int, early: bool) ->
 def expand_options(
     design: Design, alignment: int, *, early: bool, capability: int | None, plain: bool
 ) -> dict[str, Any]:
-    """Registers are given in so far as programs still have as many bytes under way as the memory needs.
+    """Return the options of expand. plain: in 16 bits, and behind a shrink.
 
-    Those are four programs of a multiprocessor; six, where single rows need no more registers than that. plain: in 16
-    bits, and behind a shrink.
+    Registers are limited so that enough programs run for the memory to stay busy. Those are four programs of a
+    multiprocessor; six, where single rows need no more registers than that.
     """
     expand = design.expand
     programs = 6 if plain and design.rows == 1 and capability == _HOPPER else 4

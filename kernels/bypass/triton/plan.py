@@ -9,13 +9,13 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from ...integers import Ints, cdiv, round_up
-from ..layout import Capacity, Group, Rows, Segment, StepKind
+from ..layout import Capacity, Group, RowSet, Segment, StepKind
 from ..worklist import Lists, WorkList, cut, lists_of, pack
 from .designs import Design
 from .memory import part_of_h
 from .slots import SlotTable
 
-Segments = Mapping[Rows, Sequence[Segment]]
+Segments = Mapping[RowSet, Sequence[Segment]]
 
 FEWEST_SHARING = 3  # rows of an adapter, on average, from which on tiles of several are faster
 MOST_PROGRAMS = 4096  # of a captured launch, for work that few steps have; 1,000 beyond the work cost 1 us
@@ -24,18 +24,24 @@ _USUAL_RANK, _LARGE_RANK = 16, 64  # of a site, for which captured launches have
 
 
 class Choice(Protocol):
+    """A choice of designs."""
+
     def design(self, rows: int, segments: Sequence[int], rank: int, width: int) -> Design:
-        """For a group's launches. rows: of the step. segments: rows of each. rank: the largest of a site, on average
-        over the group's. width: its input features.
+        """Return the design of a group's launches.
+
+        rows: of the step. segments: rows of each. rank: the largest of a site, on average over the group's. width: its
+        input features.
         """
 
     def all_designs(self) -> list[Design]:
-        """That it may give."""
+        """Return all designs that it may choose."""
 
 
 class Launches(NamedTuple):
-    """Of the groups of one shape. part: input features that a block of shrink sums, one of `parts`; most_parts: that
-    expand is compiled for. units, tiles: programs of the grids, beside those for parts and for blocks of columns.
+    """The launches of the groups of one shape.
+
+    part: input features that a block of shrink sums, one of `parts`; most_parts: that expand is compiled for. units,
+    tiles: programs of the grids, beside those for parts and for blocks of columns.
     """
 
     design: Design
@@ -47,9 +53,9 @@ class Launches(NamedTuple):
 
 
 class BypassPlan:
-    """h_elements: of fp32, for which there is memory. max_rank: of a site.
+    """The plan of a step. launches: by shape. shape_of: of each group. busy: whether each group has work in the step.
 
-    launches: by shape. shape_of: of each group. busy: whether each group has work in the step.
+    h_elements: elements of h, in fp32, that memory has room for. max_rank: of a site.
     """
 
     def __init__(
@@ -74,6 +80,7 @@ class BypassPlan:
         self._place = len(groups)  # that it was listed for
 
     def update(self, segments: Segments, capacity: Capacity | None) -> None:
+        """Plan a step. capacity: of the graph that it is for, if any."""
         designs = self._designs_of(segments, capacity)
         self._make_lists(segments, designs)
         ranks = np.array([design.shrink.ranks for design in designs], dtype=np.int64)[self.shape_of]
@@ -84,27 +91,28 @@ class BypassPlan:
 
     @property
     def most_units(self) -> int:
-        """Of the step's longest list; so are the others."""
+        """Return the units of the step's longest list."""
         return max((len(lists.units) for lists in self._lists), default=0)
 
     @property
     def most_entries(self) -> int:
+        """Return the entries of the step's longest list."""
         return max((len(lists.entries) for lists in self._lists), default=0)
 
     @property
     def h_size(self) -> int:
-        """Elements of h that the group with the most needs."""
+        """Return the elements of h that the group with the most needs."""
         sizes = zip(self.launches, self._list_of, strict=True)
         needed = (each.parts * part_of_h(self._lists[index].h_size) for each, index in sizes if index >= 0)
         return max(needed, default=0)
 
     @property
     def num_fields(self) -> int:
-        """Of the lists, without headers."""
+        """Return the fields of the lists, without headers."""
         return 0 if self._listed is None else self._listed.lists.size
 
     def listed(self, place: int | None = None) -> WorkList:
-        """The lists as they are read from record `place` on; where they were last, if it does not matter."""
+        """Return the lists as they are read from record `place` on; by default from where they were last."""
         place = self._place if place is None else place
         if self._listed is None or place != self._place:
             self._place = place
@@ -113,7 +121,7 @@ class BypassPlan:
         return self._listed
 
     def _designs_of(self, segments: Segments, capacity: Capacity | None) -> list[Design]:
-        """Of each shape. What is captured is for any adapters: its launches are made once."""
+        """Choose the design of each shape. Launches of a capacity are for any adapters, and made once."""
         if capacity is not None:
             if capacity not in self._captured:
                 self._captured[capacity] = [self._at_most(shape, capacity) for shape in self.shapes]
@@ -127,16 +135,16 @@ class BypassPlan:
             for shape, rank in zip(self.shapes, self._ranks(slots), strict=True)
         ]
 
-    def _ranks(self, slots: Mapping[Rows, Sequence[int]]) -> list[int]:
-        """By shape, the largest mean rank of a group's sites among these slots, rounded up."""
+    def _ranks(self, slots: Mapping[RowSet, Sequence[int]]) -> list[int]:
+        """Return, by shape, the largest mean rank of a group's sites among these slots, rounded up."""
         return [
             int(cdiv(self._slots.ranks[there][:, slots[shape.rows]].max(initial=0), len(shape.out_features)))
             for shape, there in zip(self.shapes, self._members, strict=True)
         ]
 
     def _make_lists(self, segments: Segments, designs: Sequence[Design]) -> None:
-        """Shapes share one where rows are cut alike and sites are as many."""
-        shared: dict[tuple[Rows, bool, int, int, int], list[int]] = {}
+        """Make the lists. Shapes share one where rows are cut alike and sites are as many."""
+        shared: dict[tuple[RowSet, bool, int, int, int], list[int]] = {}
         for index, (shape, design) in enumerate(zip(self.shapes, designs, strict=True)):
             key = (shape.rows, shape.gather, len(shape.out_features), design.rows, design.shrink.ranks)
             shared.setdefault(key, []).append(index)
@@ -155,14 +163,17 @@ class BypassPlan:
         self.busy = busy.tolist()
 
     def _exact(self, index: int, design: Design) -> Launches:
-        """For the step alone."""
+        """Return the launches for this step alone."""
         if self._list_of[index] < 0:
             return self.launches_for(self.shapes[index], design)
         lists = self._lists[self._list_of[index]]
         return self.launches_for(self.shapes[index], design, len(lists.units), lists.num_tiles, lists.h_size)
 
     def _at_most(self, shape: Group, capacity: Capacity) -> Launches:
-        """For all steps of that kind and size: programs for what they all have, more as far as that is not many."""
+        """Return launches for all steps of a kind and size.
+
+        They have programs for the usual work of such steps, and more for larger work as far as those are not many.
+        """
         rows, kind = capacity.rows, capacity.kind
         shared = {StepKind.EACH: 1, StepKind.TILES: 4, StepKind.FEW: max(cdiv(rows, 4), FEWEST_SHARING)}[kind]
         design = self._choice.design(rows, [shared] * cdiv(rows, shared), _USUAL_RANK, shape.in_features)
@@ -178,7 +189,10 @@ class BypassPlan:
         return plain._replace(units=units, tiles=max(usual, min(large, MOST_PROGRAMS // max(blocks, 1))))
 
     def launches_for(self, shape: Group, design: Design, units: int = 0, tiles: int = 0, h_size: int = 0) -> Launches:
-        """h_size: of one part; where there is little room for so much, there are fewer parts."""
+        """Return launches of a design.
+
+        h_size: of one part; where there is little room for so much, there are fewer parts.
+        """
         shrink, most = design.shrink, design.most_parts
         room = max(1, min(most, self._h_elements // max(part_of_h(h_size), 1)))
         usual = max(shrink.part, round_up(cdiv(shape.in_features, most), shrink.step))
@@ -189,5 +203,5 @@ class BypassPlan:
 
 
 def most_tiles_of_few(rows: int) -> int:
-    """That steps of so many rows are cut to where few adapters have many rows each."""
+    """Return the most tiles of a step of so many rows where few adapters have many rows each."""
     return rows // 16 + 4

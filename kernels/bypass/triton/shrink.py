@@ -2,8 +2,8 @@
 
     for each unit u, each part k of the input's features:   h[k, u] = u.weight · x[u.rows, k] A[u.ranks, k]ᵀ
 
-A block takes one part of one unit (`lists.py`) and waits for no other. Parts are summed by whoever reads h, in one
-order, so that a few rows fill the device without floating-point atomics.
+A block takes one part of one unit (`lists.py`) and waits for no other. Whoever reads h sums the parts, in one order, so
+that a few rows fill the device without floating-point atomics.
 
 Where EARLY, a block may run before the kernel ahead has ended: it reads its record and the first of A, then waits until
 all that was enqueued before it is done, and only then reads x and writes h. Blocks without work wait as well: a launch
@@ -36,11 +36,12 @@ def shrink_kernel(
     ALIGN: tl.constexpr,
     EARLY: tl.constexpr,
 ) -> None:
-    """x: (rows, in_features) with row stride x_stride, of the arena's type. h: fp32, (parts, part_stride).
+    """Write h of one part, for unit after unit.
 
-    Programs are (parts, units), and go on with the unit as many further on as there are programs. part: features of a
-    block, a multiple of STEP, which are summed at a time; no more than those if WHOLE. ROWS: most rows of a unit; 1:
-    sums of products, all loads of a step at once. ALIGN: all offsets of factors are multiples of so many elements.
+    x: (rows, in_features) with row stride x_stride, of the arena's type. h: fp32, (parts, part_stride). The grid is
+    (parts, units); a program goes on with the unit as many further on as the grid has. part: features of a block, a
+    multiple of STEP, which are summed at a time; no more than those if WHOLE. ROWS: most rows of a unit; 1: sums of
+    products, all loads of a step at once. ALIGN: divides all offsets of factors, in elements.
     """
     k_start = tl.program_id(0) * part
     k_end = tl.minimum(k_start + part, in_features)

@@ -17,7 +17,7 @@ _STRIDE = 16  # divides the table's strides: what triton compiles for
 
 
 class SlotRow(NamedTuple):
-    """What one adapter puts into the table. fields: (groups, fields) int64 on the host, pinned for a table on a GPU.
+    """The row of one adapter in the table. fields: (groups, fields) int64 on the host, pinned for a table on a GPU.
 
     ranks, works: (groups,), as in the table. alignment: divides all of its offsets.
     """
@@ -29,10 +29,10 @@ class SlotRow(NamedTuple):
 
 
 class SlotTable:
-    """table: (slots, groups, fields) int64 on the device; see `lists.py`. Its address never changes.
+    """The table of all slots: (slots, groups, fields) int64 on the device; see `lists.py`. Its address never changes.
 
     ranks: (groups, slots) sums over a group's sites. works: (groups, slots), whether there is anything to do.
-    alignment: divides all offsets; 1 from the first adapter on whose factors lie at odd places.
+    alignment: divides all offsets; 1 from the first unaligned adapter on.
     """
 
     def __init__(self, device: torch.device, groups: Sequence[Group], max_slots: int) -> None:
@@ -44,7 +44,7 @@ class SlotTable:
         self.alignment = ALIGNMENT
 
     def prepare(self, base: int, layout: BlobLayout) -> SlotRow:
-        """The row of the blob at element `base`. Reads nothing that steps change."""
+        """Make the row of the blob at element `base`. Reads nothing that steps change."""
         fields = np.zeros(self.table.shape[1:], dtype=np.int64)
         ranks, works = np.zeros(len(fields), dtype=np.int64), np.zeros(len(fields), dtype=np.bool_)
         for index, entry in layout.items():
@@ -57,11 +57,13 @@ class SlotTable:
         return SlotRow(pinned(fields, self.table.device), ranks, works, ALIGNMENT if aligned else 1)
 
     def attach(self, slot: int, row: SlotRow) -> None:
+        """Copy a row to the device, behind the work that the current stream has."""
         self.ranks[:, slot], self.works[:, slot] = row.ranks, row.works
         self.alignment = min(self.alignment, row.alignment)
         self.table[slot].copy_(row.fields, non_blocking=True)
 
     def detach(self, slot: int) -> None:
+        """Clear a slot's row."""
         self.table[slot].zero_()
         self.ranks[:, slot], self.works[:, slot] = 0, False
 

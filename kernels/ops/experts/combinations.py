@@ -1,8 +1,8 @@
 """Which adapters work on which rows of a step, at the experts of one module. On the host.
 
-A combination is the set of adapters' factors that a row has: one adapter's as a rule, those of several in a mixture,
-or none, which is combination 0. Pairs of a token and an expert that agree in expert and combination are one group: they
-share all factors, whatever their weights.
+A combination is the set of adapters whose factors a row has: one adapter as a rule, several in a mixture, or none,
+which is combination 0. Pairs of a token and an expert that agree in expert and combination are one group: they share
+all factors, whatever their weights.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,16 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 from ..formulas import Op
-from ..site_plan import Part
+from ..site_plan import OpSegment
 
 Key = TypeVar("Key")
 
 
 class Combinations(NamedTuple):
-    """ops: all that work at the module, each once. members: of each combination, its ops by their numbers.
+    """The combinations of one module.
 
-    of_row: (rows,) int32, each row's combination. weights: (most members, rows) float32, of the members of the row's
-    combination in their order, and 0 behind them.
+    ops: all that work there, each once. members: the ops of each combination, by number. of_row: (rows,) int32, the
+    combination of each row. weights: (most members, rows) float32, of the members of the row's combination in their
+    order, and 0 behind them.
     """
 
     ops: Sequence[Op]
@@ -32,18 +33,21 @@ class Combinations(NamedTuple):
 
     @property
     def num_rows(self) -> int:
-        """That have any factors."""
+        """Count the rows that have any factors."""
         return int(np.count_nonzero(self.of_row))
 
 
-def all_combinations(parts: Mapping[Key, Sequence[Part]], rows: int) -> dict[Key, Combinations]:
-    """Of each module. Modules whose adapters work on the same rows share the arrays. rows: of the step."""
+def all_combinations(segments: Mapping[Key, Sequence[OpSegment]], rows: int) -> dict[Key, Combinations]:
+    """Return the combinations of each module. Modules whose adapters work on the same rows share the arrays.
+
+    segments: of each module. rows: of the step.
+    """
     known: dict[_Pattern, _Shared] = {}
     found = {}
-    for key, own in parts.items():
-        ops = {id(part.op): part.op for part in own}
+    for key, own in segments.items():
+        ops = {id(segment.op): segment.op for segment in own}
         numbers = {identity: number for number, identity in enumerate(ops)}
-        pattern = tuple(_Share(numbers[id(part.op)], *part[1:4]) for part in own)
+        pattern = tuple(_Share(numbers[id(segment.op)], *segment[1:4]) for segment in own)
         if pattern not in known:
             known[pattern] = _shared(pattern, rows)
         found[key] = Combinations([*ops.values()], *known[pattern])
@@ -51,7 +55,7 @@ def all_combinations(parts: Mapping[Key, Sequence[Part]], rows: int) -> dict[Key
 
 
 class _Share(NamedTuple):
-    """One of the ops, on rows [start, end)."""
+    """One of the ops, by its number, on rows [start, end)."""
 
     number: int
     weight: float
@@ -78,7 +82,7 @@ def _shared(pattern: _Pattern, rows: int) -> _Shared:
 
 
 def _spans(pattern: _Pattern) -> Iterator[tuple[int, int, list[_Share]]]:
-    """Rows [start, end) with the shares that they all are in, of those that are in any."""
+    """Yield ranges of rows [start, end) with the shares that cover all of them; ranges without any are left out."""
     starting: dict[int, list[_Share]] = {}
     for share in pattern:
         starting.setdefault(share.start, []).append(share)

@@ -1,11 +1,11 @@
-"""Picks what computes the terms of experts on a device."""
+"""Chooses the implementation of the terms of experts for a device."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar
 
 import torch
 
-from ..site_plan import Part
+from ..site_plan import OpSegment
 from .combinations import all_combinations
 from .routing import Routing
 from .torch_backend import TorchExpertTerms
@@ -14,18 +14,20 @@ Key = TypeVar("Key")
 
 
 class ExpertTerms(Protocol):
-    """What the adapters of a step add at one module."""
+    """The terms that the adapters of a step add at one module."""
 
     def route(self, experts: torch.Tensor, num_experts: int) -> Routing:
-        """experts: (tokens, k), of each token of the step."""
+        """Sort the pairs of the step. experts: (tokens, k), the experts of each token."""
 
     def add_(self, parameter: str, x: torch.Tensor, y: torch.Tensor, routing: Routing) -> None:
-        """Add to y the terms of the parameter's product with x; both have the places of the step's `routing`."""
+        """Add to y the terms of the parameter's product with x. Both are in the order of the step's `routing`."""
 
 
-def expert_terms(parts: Mapping[Key, Sequence[Part]], rows: int, device: torch.device) -> Mapping[Key, ExpertTerms]:
-    """By module. parts: of each one's adapters. rows: of the step."""
-    work = all_combinations(parts, rows)
+def expert_terms(
+    segments: Mapping[Key, Sequence[OpSegment]], rows: int, device: torch.device
+) -> Mapping[Key, ExpertTerms]:
+    """Make the terms of each module. segments: of each module. rows: of the step."""
+    work = all_combinations(segments, rows)
     if device.type == "cuda":
         from .triton_backend import triton_terms  # not on machines without a GPU, which need no triton
 
@@ -34,7 +36,7 @@ def expert_terms(parts: Mapping[Key, Sequence[Part]], rows: int, device: torch.d
 
 
 def warm_up(parameters: Sequence[tuple[str, int, int, int]], dtype: torch.dtype, device: torch.device) -> None:
-    """Compile what steps may launch. parameters: name, experts, in_features and out_features of each."""
+    """Compile the kernels that steps may launch. parameters: name, experts, in_features and out_features of each."""
     if device.type == "cuda":
         from .triton_backend import warm_up
 

@@ -1,4 +1,4 @@
-"""The base's own products of a mixture: each pair with its expert's matrix, pairs of one expert adjoining."""
+"""The base's own products of a mixture: each pair with its expert's matrix, the pairs of one expert adjoining."""
 
 import torch
 import torch.nn.functional as F
@@ -7,11 +7,11 @@ _ALIGNMENT = 16  # bytes of a row that torch's grouped product asks of a GPU
 
 
 def grouped_product(x: torch.Tensor, matrices: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    """`y[i] = x[i] matrices[e]`, e being the expert of place i.
+    """Return `y[i] = x[i] matrices[e]`, e being the expert of place i.
 
     x: (pairs, in). matrices: (experts, in, out), of any strides. ends: (experts,) int32. One launch on GPUs that have a
-    product for it (sm_90 and later, in bfloat16); before them torch itself waits for `ends`, as we do on a CPU, where
-    one product an expert is as fast and no expert without pairs costs anything.
+    grouped product (sm_90 and later, in bfloat16). Before sm_90 torch itself waits for `ends`. On a CPU one product an
+    expert is as fast, and experts without pairs cost nothing.
     """
     if x.is_cuda and _is_aligned(x) and _is_aligned(matrices):
         grouped: torch.Tensor = F.grouped_mm(x, matrices, offs=ends)

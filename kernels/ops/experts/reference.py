@@ -1,19 +1,21 @@
-"""Low-rank terms inside a mixture of experts, as their formula reads."""
+"""Low-rank terms inside a mixture of experts, as their formula reads: the oracle of the tests."""
 
 from collections.abc import Sequence
 
 import torch
 
-from ..site_plan import Part
+from ..site_plan import OpSegment
 
 
-def naive_expert_delta(parts: Sequence[Part], parameter: str, x: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
-    """The sum over the parts on a pair's token of `weight · b[e] (a[e] x)`, in float64.
+def naive_expert_delta(
+    segments: Sequence[OpSegment], parameter: str, x: torch.Tensor, experts: torch.Tensor
+) -> torch.Tensor:
+    """Return the sum over the segments on a pair's token of `weight · b[e] (a[e] x)`, in float64.
 
     x: (tokens · k, in), the pairs of one token adjoining. experts: (tokens, k). Returns (tokens · k, out).
     """
     k, pairs = experts.shape[1], experts.flatten().tolist()
-    own = [part for part in parts if part.op.fields["parameter"] == parameter]
+    own = [segment for segment in segments if segment.op.fields["parameter"] == parameter]
     delta = x.new_zeros(len(pairs), own[0].op.fields["b"].shape[1], dtype=torch.float64)
     for op, weight, start, end, _ in own:
         a, b = op.fields["a"].double(), op.fields["b"].double()

@@ -1,8 +1,8 @@
 """The terms of a step in torch operators, for a CPU: two products for each group of pairs and adapter.
 
-A group's pairs adjoin, so nothing is gathered: products read factors where they lie in the arena, once, and add to y in
-place. The host looks at the groups, which on a CPU is free. Views of an expert's factors are kept as long as the batch
-stays: to make one costs as much as a small product.
+The pairs of a group adjoin, so nothing is gathered: products read factors where they lie in the arena, once, and add to
+y in place. The host looks at the groups, which is free on a CPU. Views of an expert's factors are kept while the batch
+stays, since making one costs as much as a small product.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from .routing import Routing, route
 
 
 class TorchExpertTerms:
-    """Of one module in one step."""
+    """`ExpertTerms` of one module in one step."""
 
     def __init__(self, combinations: Combinations) -> None:
         self.num_combinations = len(combinations.members)
@@ -26,13 +26,13 @@ class TorchExpertTerms:
         self._views: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def route(self, experts: torch.Tensor, num_experts: int) -> Routing:
-        """experts: (tokens, k), of each token."""
+        """Sort the pairs of the step. experts: (tokens, k), the experts of each token."""
         return route(experts, self.of_row, num_experts, self.num_combinations)
 
     def add_(self, parameter: str, x: torch.Tensor, y: torch.Tensor, routing: Routing) -> None:
-        """`y[i] += sum over the adapters of place i's token of weight · b[e] (a[e] x[i])`.
+        """Compute `y[i] += sum over the adapters of place i's token of weight · b[e] (a[e] x[i])`.
 
-        x: (pairs, in). y: (pairs, out), contiguous. In the order of `routing`.
+        x: (pairs, in). y: (pairs, out), contiguous. Both in the order of `routing`.
         """
         tokens = routing.tokens.tolist()
         start = 0
@@ -47,7 +47,7 @@ class TorchExpertTerms:
             start = end
 
     def _factors(self, number: int, expert: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """a: (rank, in). b: (out, rank)."""
+        """Return the factors of an expert. a: (rank, in). b: (out, rank)."""
         key = number, expert
         if (there := self._views.get(key)) is None:
             fields = self._ops[number].fields
@@ -56,7 +56,7 @@ class TorchExpertTerms:
 
 
 def _add_group(y: torch.Tensor, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, weights: Sequence[float]) -> None:
-    """x: (pairs, in), of one expert whose factors are a: (rank, in) and b: (out, rank)."""
+    """Add the terms of one group. x: (pairs, in). a: (rank, in) and b: (out, rank), of the expert of all of them."""
     if len(weights) == 1:
         y[0].addmv_(b, torch.mv(a, x[0]), alpha=weights[0])
         return

@@ -1,7 +1,7 @@
 """The terms of a step by the Triton kernels: one launch of shrink and one of expand for each parameter of a module.
 
-What a step's combinations consist of goes to the device in one copy for all modules, when the batch changes. Sizes of
-grids come from how many pairs a step has, so no host looks at where the tokens go.
+The combinations of a step go to the device in one copy for all modules, when the batch changes. Sizes of grids follow
+from the number of pairs, so no host looks at where the tokens go.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ...device.copies import sent
+from ...device.copies import to_device
 from ...device.occupancy import multiprocessors
 from ...integers import cdiv, round_up
 from ..formulas import Op
-from ..site_plan import Part
+from ..site_plan import OpSegment
 from .combinations import Combinations, all_combinations
 from .routing import Routing, most_tiles, route, tile_heads
 from .triton_kernels import expert_expand_kernel, expert_shrink_kernel
@@ -33,8 +33,10 @@ Key = TypeVar("Key")
 
 @dataclass(frozen=True)
 class Blocks:
-    """How both kernels are compiled. block_m: most pairs of a tile. block_r: ranks of a unit. block_k, block_n: input
-    and output features at a time. least_chunk: features of a part of shrink, at least.
+    """How both kernels are cut and compiled.
+
+    block_m: most pairs of a tile. block_r: ranks of a unit. block_k, block_n: input and output features at a time.
+    least_chunk: fewest features of a part of shrink.
     """
 
     block_m: int
@@ -51,7 +53,11 @@ MANY_ROWS = Blocks(block_m=32, block_k=64, block_n=128, stages=3)
 
 
 class Units(NamedTuple):
-    """Of one parameter, as in `triton_kernels.py`. most: of any combination. alignment: of what lies in the arena."""
+    """The units of one parameter, as in `triton_kernels.py`.
+
+    spans: first unit and number of units of each combination. most: the largest number. alignment: divides all offsets
+    and ranks.
+    """
 
     spans: npt.NDArray[np.int64]
     units: npt.NDArray[np.int64]
@@ -60,6 +66,8 @@ class Units(NamedTuple):
 
 
 class OnDevice(NamedTuple):
+    """`Units` on the device."""
+
     spans: torch.Tensor
     units: torch.Tensor
     most: int
@@ -67,7 +75,10 @@ class OnDevice(NamedTuple):
 
 
 class TritonExpertTerms:
-    """Of one module in one step. blocks: for tests; else by how many pairs a group has on average."""
+    """`ExpertTerms` of one module in one step.
+
+    blocks: for tests; by default chosen by the mean number of pairs of a group.
+    """
 
     def __init__(
         self,
@@ -88,7 +99,7 @@ class TritonExpertTerms:
         self._tiles: tuple[Blocks, torch.Tensor] | None = None  # of the pairs that were routed last
 
     def route(self, experts: torch.Tensor, num_experts: int) -> Routing:
-        """experts: (tokens, k), of each token."""
+        """Sort the pairs of the step, and find its tiles. experts: (tokens, k), the experts of each token."""
         pairs, groups = self._num_rows * experts.shape[1], num_experts * (self.num_combinations - 1)
         blocks = self._blocks or (FEW_ROWS if pairs < _FEW * groups else MANY_ROWS)
         most = most_tiles(pairs, groups, blocks.block_m)
@@ -102,9 +113,10 @@ class TritonExpertTerms:
         return routing
 
     def add_(self, parameter: str, x: torch.Tensor, y: torch.Tensor, routing: Routing) -> None:
-        """`y[i] += sum over the adapters of place i's token of weight · b[e] (a[e] x[i])`.
+        """Compute `y[i] += sum over the adapters of place i's token of weight · b[e] (a[e] x[i])`.
 
-        x: (pairs, in). y: (pairs, out). Rows are contiguous, in the order of `routing`, the last that `route` made.
+        x: (pairs, in). y: (pairs, out). Rows are contiguous, in the order of `routing`, which must be the last that
+        `route` made.
         """
         if (there := self._units.get(parameter)) is None or not len(x):
             return
@@ -176,12 +188,15 @@ class TritonExpertTerms:
 
 
 def shrink_options(blocks: Blocks, alignment: int) -> dict[str, int]:
-    """The kernel's constants, and the compiler's options."""
+    """Return the kernel's constants and the compiler's options."""
     return {"BLOCK_K": blocks.block_k, **_options(blocks, alignment)}
 
 
 def expand_options(blocks: Blocks, alignment: int) -> dict[str, int]:
-    """Of factors at odd places half as much is read at once: an address for each number takes registers."""
+    """Return the kernel's constants and the compiler's options.
+
+    Unaligned factors are read by half as many columns at once: an address for each number takes registers.
+    """
     return {"BLOCK_N": blocks.block_n // (1 if alignment > 1 else 2), **_options(blocks, alignment)}
 
 
@@ -191,7 +206,7 @@ def _options(blocks: Blocks, alignment: int) -> dict[str, int]:
 
 
 def parts_of(blocks: Blocks, units: int, in_features: int, num_multiprocessors: int) -> tuple[int, int]:
-    """(parts, features of each but the last): as many as fill the device, of `units` of shrink."""
+    """Return (parts, features of each but the last) of shrink: as many parts as fill the device. units: of shrink."""
     wanted = cdiv(_PROGRAMS * num_multiprocessors, max(units, 1))
     chunk = round_up(max(cdiv(in_features, wanted), blocks.least_chunk), blocks.block_k)
     return cdiv(in_features, chunk), chunk
@@ -200,7 +215,7 @@ def parts_of(blocks: Blocks, units: int, in_features: int, num_multiprocessors: 
 def triton_terms(
     work: Mapping[Key, Combinations], device: torch.device, blocks: Blocks | None = None
 ) -> dict[Key, TritonExpertTerms]:
-    """The terms of each module, in one copy to the device. All factors lie in one memory."""
+    """Make the terms of each module, with one copy to the device. All factors lie in one arena."""
     arena = next(op.fields["a"] for combinations in work.values() for op in combinations.ops)
     arena = torch.empty(0, dtype=arena.dtype, device=device).set_(arena.untyped_storage())
     units = {key: units_of(combinations, blocks or FEW_ROWS) for key, combinations in work.items()}
@@ -224,7 +239,7 @@ def triton_terms(
 
 
 def warm_up(parameters: Sequence[tuple[str, int, int, int]], dtype: torch.dtype, device: torch.device) -> None:
-    """Compile all that steps may launch, which takes seconds for each kernel that triton has not kept on disk.
+    """Compile the kernels that steps may launch, which takes seconds for each that triton has not kept on disk.
 
     parameters: name, experts, in_features and out_features of each.
     """
@@ -234,14 +249,14 @@ def warm_up(parameters: Sequence[tuple[str, int, int, int]], dtype: torch.dtype,
         for name, experts, width_in, width_out in parameters:
             a, b = memory[: experts * rank * width_in], memory[-experts * rank * width_out :]
             fields = {"a": a.view(experts, rank, width_in), "b": b.view(experts, width_out, rank), "parameter": name}
-            parts = [Part(Op("expert_low_rank", fields), 1.0, 0, 1)]
-            terms = triton_terms(all_combinations({name: parts}, 1), device, blocks)[name]
+            segments = [OpSegment(Op("expert_low_rank", fields), 1.0, 0, 1)]
+            terms = triton_terms(all_combinations({name: segments}, 1), device, blocks)[name]
             first = torch.zeros(1, 1, dtype=torch.int64, device=device)
             terms.add_(name, memory[:width_in].view(1, -1), memory.new_zeros(1, width_out), terms.route(first, experts))
 
 
 def units_of(combinations: Combinations, blocks: Blocks) -> dict[str, Units]:
-    """By parameter, of those that any adapter has factors of."""
+    """Return the units of each parameter that any adapter has factors of."""
     return {
         parameter: _units_of(combinations, parameter, blocks.block_r)
         for parameter in dict.fromkeys(op.fields["parameter"] for op in combinations.ops)
@@ -266,12 +281,12 @@ def _units_of(combinations: Combinations, parameter: str, block_r: int) -> Units
 
 
 def _copied(arrays: Sequence[npt.NDArray[Any]], device: torch.device) -> list[torch.Tensor]:
-    """On the device, all in one copy. Each begins at a multiple of 16 bytes."""
+    """Copy all arrays to the device at once. Each begins at a multiple of 16 bytes there."""
     starts = np.cumsum([0, *(round_up(array.nbytes, 2 * _FIELD) for array in arrays)])
     memory = np.zeros(int(starts[-1]), dtype=np.uint8)
     for start, array in zip(starts, arrays, strict=False):
         memory[start : start + array.nbytes] = array.reshape(-1).view(np.uint8)
-    there = sent(memory, device)
+    there = to_device(memory, device)
     return [
         there[start : start + array.nbytes].view(torch.from_numpy(array).dtype).view(array.shape)
         for start, array in zip(starts.tolist(), arrays, strict=False)

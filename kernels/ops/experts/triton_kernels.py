@@ -46,10 +46,10 @@ def expert_shrink_kernel(
     BLOCK_K: tl.constexpr,
     ALIGN: tl.constexpr,
 ) -> None:
-    """Grid: (tiles, units of a combination at most, split). x: (pairs, in_features). h: (split, pairs, columns).
+    """Compute h of one tile, unit and part. Grid: (tiles, units of a combination at most, split).
 
-    weights: (members, rows) fp32. blocks: of features, in a part. ALIGN: all offsets of factors and
-    all ranks are multiples of it, in elements.
+    x: (pairs, in_features). h: (split, pairs, columns). weights: (members, rows) fp32. blocks: blocks of features in a
+    part. ALIGN: divides all offsets of factors and all ranks, in elements.
     """
     head = tl.load(heads_ptr + tl.program_id(0))
     unit = tl.program_id(1)
@@ -101,7 +101,10 @@ def _shrink(
     BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ) -> None:
-    """left: places from the tile's first one to the last of all. Ranks of the unit beyond `rank` are written as 0."""
+    """Sum one unit of a tile. left: places from the tile's first one to the last of all.
+
+    Ranks of the unit beyond `rank` are written as 0.
+    """
     m = tl.arange(0, BLOCK_M)
     r = first + tl.arange(0, BLOCK_R)
     m_mask = tl.load(keys_ptr + m, mask=m < left, other=-1) == key
@@ -145,7 +148,10 @@ def expert_expand_kernel(
     BLOCK_N: tl.constexpr,
     ALIGN: tl.constexpr,
 ) -> None:
-    """Grid: (tiles, blocks of out_features). y: (pairs, out_features), each element read and written by one program."""
+    """Add to y for one tile and block of columns. Grid: (tiles, blocks of out_features).
+
+    y: (pairs, out_features), each element read and written by one program.
+    """
     head = tl.load(heads_ptr + tl.program_id(0))
     n0 = tl.program_id(1) * BLOCK_N
     if head < pairs:
@@ -191,7 +197,10 @@ def _expand(
     BLOCK_N: tl.constexpr,
     ALIGN: tl.constexpr,
 ) -> None:
-    """expert: the first of its rows of a rank-1 B, `e · out_features`. count: units of the combination, 1 or more."""
+    """Add all units of a combination.
+
+    expert: the first of its rows in a B of rank 1, `e · out_features`. count: units, 1 or more.
+    """
     m = tl.arange(0, BLOCK_M)
     n = n_start + tl.arange(0, BLOCK_N)
     m_mask = tl.load(keys_ptr + m, mask=m < left, other=-1) == key

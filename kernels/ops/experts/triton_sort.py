@@ -22,7 +22,7 @@ WARPS = 4
 def route_and_tile(
     experts: torch.Tensor, of_row: torch.Tensor, num_experts: int, combinations: int, tile: int, most: int
 ) -> tuple[Routing, torch.Tensor]:
-    """What `route` and `tile_heads` give. tile: most pairs of one. most: tiles that the step's pairs can be."""
+    """Return what `route` and `tile_heads` return. tile: most pairs of one. most: tiles that the step can have."""
     pairs = experts.numel()
     order = torch.empty(pairs, dtype=torch.int64, device=experts.device)
     keys, inside = order.new_empty(2, pairs, dtype=torch.int32)
@@ -50,8 +50,9 @@ def place_kernel(
     combinations: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> None:
-    """experts: (pairs,) int64. of_row: (tokens,) int32. Writes, at each pair's place, the pair, its key, and how many
-    places of its group are before it.
+    """Write, at each pair's place, the pair, its key, and how many places of its group are before it.
+
+    experts: (pairs,) int64. of_row: (tokens,) int32.
     """
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     key = _keys(experts_ptr, of_row_ptr, i, pairs, k, combinations)
@@ -95,7 +96,11 @@ def tile_kernel(
     tile: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> None:
-    """Grid: blocks of as many as there are pairs, or experts. heads: (most,), ends: (experts,), int32. tile: pairs."""
+    """Write the first place of each tile, and the end of each expert's places.
+
+    Grid: blocks of as many as there are pairs, or experts. heads: (most,), ends: (experts,), int32. tile: most pairs of
+    one.
+    """
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     begins = _begins(keys_ptr, inside_ptr, i, pairs, combinations, tile)
     before = tl.zeros((BLOCK,), tl.int32)
@@ -122,7 +127,7 @@ def _begins(
     combinations: tl.tensor,
     tile: tl.tensor,
 ) -> tl.tensor:
-    """Whether a tile begins at a place: at every `tile`th of a group whose combination is not 0."""
+    """Return whether a tile begins at a place: at every `tile`th of a group whose combination is not 0."""
     key = tl.load(keys_ptr + i, mask=i < pairs, other=0)
     inside = tl.load(inside_ptr + i, mask=i < pairs, other=1)
     return (i < pairs) & (inside % tile == 0) & (key % combinations != 0)

@@ -1,8 +1,8 @@
 """The kernels, each one launch for all adapters of a step at a site: y[rows] += Σ over its entries of weight · term.
 
 A program has one tile of rows and one block of columns, which it alone writes. Sums run in fp32, in the order of the
-entries and of what is summed, and are added with one rounding. Tiles and entries are those of `lists.py`; an entry's
-tensors are read from the arena where they lie. Rows and columns may be any number.
+entries and of the summed terms, and are added with one rounding. Tiles and entries are those of `lists.py`; the tensors
+of an entry are read from the arena where they lie. Rows and columns may be any number.
 """
 
 import triton
@@ -27,10 +27,10 @@ def rotation_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_J: tl.constexpr,
 ) -> None:
-    """term[m, n] = sum over j < k of blocks[n mod num_rows, j] · x[m, n // k · k + j].
+    """term[m, n] = sum over j < k of blocks[n mod num_rows, j] · x[m, n // k · k + j]
 
-    x, y: (rows, width), apart. Entry: blocks, (num_rows, k): all of them below each other, or one for all. Rotations of
-    inputs as in OFT and BOFT.
+    Rotates inputs, as OFT and BOFT do. x, y: (rows, width), different memory. Entry: blocks, (num_rows, k): all of them
+    below each other, or one for all.
     """
     tile = list_ptr + (first_tile + tl.program_id(0)) * RECORD
     m = tl.arange(0, BLOCK_M)
@@ -68,9 +68,9 @@ def pair_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> None:
-    """term = d ⊙ before + c ⊙ rot(before), where rot makes (-v, u) of the halves (u, v) of every 2 · half columns.
+    """term = d ⊙ before + c ⊙ rot(before), where rot makes (-v, u) of the halves (u, v) of every 2 · half columns
 
-    before, y: (rows, width); the same memory, or apart. Entry: d and c, (width,). Pairwise rotations of RoAD.
+    Rotates pairs, as RoAD does. before, y: (rows, width), the same memory or different. Entry: d and c, (width,).
     """
     tile = list_ptr + (first_tile + tl.program_id(0)) * RECORD
     m = tl.arange(0, BLOCK_M)
@@ -113,10 +113,10 @@ def sparse_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_J: tl.constexpr,
 ) -> None:
-    """term[m, n] = sum over j from starts[n] to starts[n + 1] of values[j] · x[m, columns[j]].
+    """term[m, n] = sum over j from starts[n] to starts[n + 1] of values[j] · x[m, columns[j]]
 
-    x: (rows, in); y: (rows, width). Entry: starts (width + 1,) and columns (nnz,), int32, and values (nnz,). Sparse
-    deltas of SHiRA.
+    Adds sparse deltas, as SHiRA does. x: (rows, in); y: (rows, width). Entry: starts (width + 1,) and columns (nnz,),
+    int32, and values (nnz,).
     """
     tile = list_ptr + (first_tile + tl.program_id(0)) * RECORD
     m = tl.arange(0, BLOCK_M)
@@ -164,10 +164,11 @@ def kronecker_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ) -> None:
-    """term[i · b + j] = sum over p < c of w1[i, p] · (sum over q < d of w2[j, q] · x[p · d + q]).
+    """term[i · b + j] = sum over p < c of w1[i, p] · (sum over q < d of w2[j, q] · x[p · d + q])
 
-    x: (rows, c · d); y: (rows, a · b); tiles of one row. Entry: w1 (a, c) and w2 (b, d). The inner sums stay in fp32:
-    for tensor cores they are two halves of 16 bits. They are made again for every BLOCK_A rows of w1. LoKr.
+    Adds Kronecker products, as LoKr does. x: (rows, c · d); y: (rows, a · b); tiles of one row. Entry: w1 (a, c) and w2
+    (b, d). The inner sums stay in fp32: for tensor cores they are two halves of 16 bits. They are computed again for
+    every BLOCK_A rows of w1.
     """
     tile = list_ptr + (first_tile + tl.program_id(0)) * RECORD
     num_j = tl.cdiv(b, BLOCK_B)

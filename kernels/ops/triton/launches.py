@@ -1,4 +1,4 @@
-"""Which primitives have a kernel, and what it is launched with. `KERNELS` has one row for each."""
+"""The kinds of primitives that have a kernel, and how each is launched. `KERNELS` has one row for each."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from ...integers import cdiv
-from ..batches import Span
-from ..formulas import Op, Phase
-from ..site_plan import Part, Site
+from ..batches import RowRange
+from ..formulas import Op, Stage
+from ..site_plan import OpSegment, StageTensors
 from .kernels import kronecker_kernel, pair_kernel, rotation_kernel, sparse_kernel
 from .lists import PlanLists, Tiles, cut_tiles
 
@@ -18,9 +18,10 @@ Constants = Mapping[str, int]
 
 
 class Kernel(NamedTuple):
-    """tensors: those of the primitive that an entry names, in this order.
+    """The kernel of one kind of primitive.
 
-    run(launch, x, y): enqueues it; x is what the formula reads. block_m: rows of a tile.
+    tensors: the fields of the primitive that an entry addresses, in this order. run(launch, x, y): enqueues the kernel;
+    x is the tensor that the formula reads. block_m: rows of a tile.
     """
 
     tensors: tuple[str, ...]
@@ -30,9 +31,10 @@ class Kernel(NamedTuple):
 
 @dataclass(frozen=True)
 class Launch:
-    """All parts of one kind at one site, as one launch. arena, ints: all of it, as its own numbers and as int32.
+    """All segments of one kind at one site, as one launch.
 
-    op: one of them, for its shapes. lists: of the plan, in which the tiles begin at `first_tile`.
+    op: one of their primitives, for its shapes. arena, ints: the whole arena, as its own numbers and as int32. lists:
+    of the plan, in which the tiles begin at `first_tile`.
     """
 
     op: Op
@@ -43,30 +45,32 @@ class Launch:
     tiles: int
     width: int
 
-    def add_(self, site: Site) -> None:
-        x = site.before if site.phase is Phase.OUTPUT else site.x
-        y = site.y[..., : self.width or site.base_width]
+    def add_(self, tensors: StageTensors) -> None:
+        x = tensors.before if tensors.stage is Stage.OUTPUT else tensors.x
+        y = tensors.y[..., : self.width or tensors.base_width]
         assert x.dim() == y.dim() == 2, "a module that reads rows, not heads"
         assert x.stride(1) == y.stride(1) == 1
         KERNELS[self.op.kind].run(self, x, y)
 
     @property
     def records(self) -> torch.Tensor:
-        assert self.lists.there is not None, "the plan's lists are sent before it runs"
-        return self.lists.there
+        """Return the plan's lists on the device."""
+        assert self.lists.on_device is not None, "the plan's lists are sent before it runs"
+        return self.lists.on_device
 
 
-def tiles_of(kind: str, spans: Sequence[Span], weights: Sequence[float]) -> Tiles:
-    return cut_tiles(spans, weights, KERNELS[kind].block_m)
+def tiles_of(kind: str, ranges: Sequence[RowRange], weights: Sequence[float]) -> Tiles:
+    """Cut ranges of rows into tiles for the kernel of a kind."""
+    return cut_tiles(ranges, weights, KERNELS[kind].block_m)
 
 
-def launch(parts: Sequence[Part], tiles: Tiles, lists: PlanLists) -> Launch:
-    """Of one key, all with their tensors in one arena."""
-    op, names = parts[0].op, KERNELS[parts[0].op.kind].tensors
-    offsets = np.array([[part.op.offsets[name] for name in names] for part in parts], dtype=np.int64)
+def launch(segments: Sequence[OpSegment], tiles: Tiles, lists: PlanLists) -> Launch:
+    """Make the launch of segments that share one key, with all their tensors in one arena."""
+    op, names = segments[0].op, KERNELS[segments[0].op.kind].tensors
+    offsets = np.array([[segment.op.offsets[name] for name in names] for segment in segments], dtype=np.int64)
     numbers: torch.Tensor = op.fields[names[-1]]
     arena, ints = (lists.arena(numbers, dtype) for dtype in (numbers.dtype, torch.int32))
-    return Launch(op, arena, ints, lists, lists.add(tiles, offsets), len(tiles.tiles), parts[0].width)
+    return Launch(op, arena, ints, lists, lists.add(tiles, offsets), len(tiles.tiles), segments[0].width)
 
 
 COMPILER = {"num_warps": 4, "enable_fp_fusion": True}

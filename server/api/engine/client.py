@@ -12,10 +12,10 @@ from pathlib import Path
 import msgspec
 
 from peftserve.adapters.errors import AdapterError, error_of
+from peftserve.adapters.facts import AdapterFacts
 
 from ...wire.messages import (
     AbortRequest,
-    AdapterCard,
     AddRequest,
     Command,
     EngineFailed,
@@ -89,11 +89,11 @@ class EngineClient:
         if self._sinks.pop(request_id, None) is not None and self.alive:
             self._send(AbortRequest(request_id))
 
-    async def inspect_adapter(self, digest: str, path: Path) -> AdapterCard:
+    async def inspect_adapter(self, digest: str, path: Path) -> AdapterFacts:
         reply = await self._call(InspectAdapter(next(self._call_ids), digest, str(path)))
-        if reply.card is None:
+        if reply.facts is None:
             raise _adapter_error(reply)
-        return reply.card
+        return reply.facts
 
     async def release_adapter(self, digest: str) -> None:
         reply = await self._call(ReleaseAdapter(next(self._call_ids), digest))

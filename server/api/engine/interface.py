@@ -4,7 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from ...wire.messages import AdapterCard, AddRequest, EngineStats, ModelInfo, SequenceOutput
+from peftserve.adapters.facts import AdapterFacts
+
+from ...wire.messages import AddRequest, EngineStats, ModelInfo, SequenceOutput
 
 StatsListener = Callable[[EngineStats], None]
 
@@ -47,7 +49,7 @@ class Engine(Protocol):
     def abort(self, request_id: str) -> None:
         """Forget a sequence: its sink hears nothing more. An unknown id is fine: it may have ended."""
 
-    async def inspect_adapter(self, digest: str, path: Path) -> AdapterCard:
+    async def inspect_adapter(self, digest: str, path: Path) -> AdapterFacts:
         """Raises one of adapters/errors.py, or EngineDead."""
 
     async def release_adapter(self, digest: str) -> None:

@@ -51,13 +51,13 @@ class Metrics:
         self._refused.labels(reason).inc()
 
     def begin(self, resolved: Resolved) -> None:
-        for part in resolved.parts:
-            self._names[part.ref.digest, part.ref.name] += 1
+        for member in resolved.members:
+            self._names[member.ref.digest, member.ref.name] += 1
 
     def end(self, resolved: Resolved, outcome: Outcome, seconds: float) -> None:
         """Looks at this request's adapters only, however many are in flight."""
-        for part in resolved.parts:
-            pair = part.ref.digest, part.ref.name
+        for member in resolved.members:
+            pair = member.ref.digest, member.ref.name
             self._names[pair] -= 1
             if self._names[pair] == 0:
                 del self._names[pair]
@@ -68,7 +68,7 @@ class Metrics:
 
     def adapter_labels(self, resolved: Resolved) -> list[str]:
         """The label values that stand for a request's adapters; `other` once there are too many."""
-        return sorted({self._label(part.ref.name) for part in resolved.parts})
+        return sorted({self._label(member.ref.name) for member in resolved.members})
 
     def token_counters(self, labels: list[str]) -> list[Tally | Counter]:
         """What counts the tokens of a request: looked up once, counted up at each step."""

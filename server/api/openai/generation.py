@@ -16,7 +16,7 @@ import msgspec
 from peftserve.adapters.errors import error_of
 from peftserve.adapters.router import Resolved
 
-from ...wire.messages import AdapterPart, AddRequest, SamplingParams, SequenceOutput
+from ...wire.messages import AddRequest, SamplingParams, SequenceOutput, WeightedAdapter
 from ..engine.interface import Engine, EngineDead
 from ..http.errors import bad_request
 from ..metrics.requests import SequenceTimer
@@ -49,7 +49,7 @@ class Plan:
 
     body: GenerationRequest
     resolved: Resolved
-    adapters: list[AdapterPart]
+    adapters: list[WeightedAdapter]
     prompts: list[Prompt]
     sampling: list[SamplingParams]
     samples: int

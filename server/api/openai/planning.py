@@ -7,7 +7,7 @@ from fastapi import Request
 from peftserve.adapters.names import DEFAULT
 from peftserve.adapters.router import Resolved
 
-from ...wire.messages import AdapterPart, ModelInfo, SamplingParams
+from ...wire.messages import ModelInfo, SamplingParams, WeightedAdapter
 from ..http.auth import TENANT
 from ..http.errors import bad_request
 from ..services import Services
@@ -51,10 +51,10 @@ def asked_model(services: Services, body: ModelRequest, several: bool = False) -
     return which_model(body.model, several, body.named, (None, DEFAULT, services.base_id))
 
 
-def adapter_parts(resolved: Resolved, task_id: int | None) -> list[AdapterPart]:
+def adapter_parts(resolved: Resolved, task_id: int | None) -> list[WeightedAdapter]:
     """Raises InvalidAdapter for a task that is missing or that there is not."""
     tasks = resolved.tasks(task_id)
-    return [AdapterPart(digest, weight, tasks.get(digest, 0)) for digest, weight in resolved.weights().items()]
+    return [WeightedAdapter(digest, weight, tasks.get(digest, 0)) for digest, weight in resolved.weights().items()]
 
 
 def fit_length(

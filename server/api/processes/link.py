@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from ...wire.control import Accounts, Begin, Call, Done, GiveAccounts, Order, Stop
+from ...wire.control import Begin, Call, Done, GiveStats, Order, Stop, WorkerStats
 from ...wire.transport import Channel
 from .child import WorkerProcess
 
@@ -19,7 +19,7 @@ class WorkerLink:
     """Made by `begin`. accounts: as last heard. gone: set when the connection has ended."""
 
     def __init__(self, process: WorkerProcess) -> None:
-        self.accounts = Accounts()
+        self.accounts = WorkerStats()
         self.gone = asyncio.Event()
         self._process = process
         self._channel: Channel[Order, Done] = Channel(msgspec.msgpack.Decoder(Done), self._hear, self._lose)
@@ -46,13 +46,13 @@ class WorkerLink:
         finally:
             del self._calls[call.call_id]
 
-    async def look(self) -> Accounts:
+    async def look(self) -> WorkerStats:
         """The accounts as they are now, which hold nothing where the process has ended."""
         try:
-            done = await self.call(GiveAccounts)
+            done = await self.call(GiveStats)
         except WorkerGone:
-            return Accounts()
-        self.accounts = done.accounts or Accounts()
+            return WorkerStats()
+        self.accounts = done.stats or WorkerStats()
         return self.accounts
 
     def tell_to_stop(self) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 
 from peftserve.adapters.leases import Leases
 
-from ...wire.control import Accounts, AwaitIdle, Call, Drain, Sample, Serve
+from ...wire.control import AwaitIdle, Call, Drain, Sample, Serve, WorkerStats
 from ..metrics.totals import added_up
 from .link import WorkerGone, WorkerLink
 
@@ -56,7 +56,7 @@ class Workers:
             for keeper in filter(asyncio.Task.done, self._keepers):
                 keeper.result()
 
-    async def accounts(self) -> list[Accounts]:
+    async def accounts(self) -> list[WorkerStats]:
         """Of all that run; as last heard, of one that takes long."""
         links = list(self._links.values())
         await asyncio.gather(*map(_look_soon, links))

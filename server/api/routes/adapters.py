@@ -10,7 +10,7 @@ from pydantic import Field
 
 from peftserve.adapters.errors import AdapterNotFound
 from peftserve.adapters.names import Reference, parse_reference
-from peftserve.adapters.registry import AdapterRecord
+from peftserve.adapters.registry_reader import AdapterRecord
 
 from ..http.bodies import json_body
 from ..openai.answers import json_response

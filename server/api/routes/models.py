@@ -5,7 +5,7 @@ import asyncio
 from fastapi import APIRouter, Response
 
 from peftserve.adapters.names import DEFAULT
-from peftserve.adapters.registry import AdapterRecord
+from peftserve.adapters.registry_reader import AdapterRecord
 
 from ..openai.answers import json_response
 from ..openai.responses import Model, ModelList
@@ -31,9 +31,9 @@ async def get_model(services: ServicesOf, model_id: str) -> Response:
     if model_id == services.base_id:
         return json_response(_base(services))
     resolved = services.adapters.router.resolve(model_id)
-    if not resolved.parts:
+    if not resolved.members:
         return json_response(_base(services))
-    ref = resolved.parts[0].ref
+    ref = resolved.members[0].ref
     name = str(ref) if model_id == DEFAULT else model_id
     return json_response(_adapter(services, name, services.adapters.registry.get(ref.name, ref.version)))
 

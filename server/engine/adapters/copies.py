@@ -11,23 +11,25 @@ Pieces = Sequence[tuple[torch.Tensor, int]]
 
 
 class Event(Protocol):
-    """A place in the device's work."""
+    """A point in the device's work, such as a CUDA event."""
 
     def query(self) -> bool:
-        """Whether the device has come to it. Never waits."""
+        """Return whether the device has reached it. Never waits."""
 
 
 Copy = Callable[[Pieces], Event | None]
-"""Of pieces into the arena, on any thread. Returns their end; None if they are there already."""
+"""Copies pieces into the arena, on any thread. Returns the event of their end; None if they are there already."""
 
 
 class Copies(Protocol):
+    """The way into one arena."""
+
     def behind_steps(self) -> Copy:
-        """One that begins when the device has run all steps so far. On the step loop's thread."""
+        """Return a copy that begins when the device has run all steps so far. Runs on the step loop's thread."""
 
 
 class HostCopies:
-    """Of an arena in host memory, where no step runs behind its caller's back."""
+    """Copies into an arena in host memory, where steps run only while their caller waits."""
 
     def __init__(self, arena: torch.Tensor) -> None:
         self._arena = arena
@@ -40,7 +42,7 @@ class HostCopies:
 
 
 class StreamCopies:
-    """Of an arena on a GPU. From pinned memory, which torch hands out again only when the copies from it are done."""
+    """Copies into an arena on a GPU, from pinned memory, which torch reuses only when the copies from it are done."""
 
     def __init__(self, arena: torch.Tensor) -> None:
         self._arena = arena

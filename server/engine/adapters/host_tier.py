@@ -7,9 +7,10 @@ from .packing import Blob
 
 
 class HostTier:
-    """max_bytes bounds what is kept; max_count too, unless it is None. evicted: is given what has to go for that.
+    """A cache of blobs by key: a digest, with a task behind it where there is one.
 
-    A key is a digest, with a task behind it where there is one. Only the two lists and the check look at all blobs.
+    max_bytes: of all blobs. max_count: most blobs; None for any number. evicted: called with each that has to go.
+    Only the lists of keys and digests and the check look at all blobs.
     """
 
     def __init__(
@@ -30,11 +31,11 @@ class HostTier:
         return key in self._blobs
 
     def keys(self) -> list[str]:
-        """The one that was used longest ago is the first."""
+        """Return all keys, least recently used first."""
         return list(self._blobs)
 
     def digests(self) -> list[str]:
-        """Each once, whatever tasks of it there are."""
+        """Return all digests, each once however many tasks of it there are."""
         return list(self._keys)
 
     def keys_of(self, digest: str) -> list[str]:

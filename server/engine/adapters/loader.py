@@ -1,4 +1,4 @@
-"""The thread that reads, checks, compiles, copies and prepares adapters, so that the step loop never does.
+"""A thread that reads, checks, compiles, copies and prepares adapters, so that the step loop never does.
 
 One worker: loads are bound by the disk and by copies, and a second one would only take time from the steps. Nor does it
 wait for the device: what comes behind a copy is prepared while that runs.
@@ -23,11 +23,11 @@ class Load(Protocol[T_co]):
     def done(self) -> bool: ...
 
     def result(self) -> T_co:
-        """What was prepared for it, once it is done. Raises what was raised meanwhile."""
+        """Return what was prepared, once it is done. Raises what was raised meanwhile."""
 
 
 class AdapterLoader:
-    """compile: an adapter's key to its blob; raises AdapterError."""
+    """The loader's thread. compile: an adapter's key to its blob; raises AdapterError."""
 
     def __init__(self, compile: Callable[[str], Blob], copies: Copies) -> None:
         self._compile = compile
@@ -35,11 +35,11 @@ class AdapterLoader:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="adapter-loader", initializer=use_one_core)
 
     def fetch(self, key: str) -> Future[Blob]:
-        """Compile an adapter of the store."""
+        """Compile an adapter of the store. Returns the future of its blob."""
         return self._worker.submit(self._compile, key)
 
     def submit(self, task: Callable[[], T]) -> Future[T]:
-        """Any other work for this thread."""
+        """Run any other work on this thread."""
         return self._worker.submit(task)
 
     def load(self, pieces: Pieces, prepare: Callable[[], T]) -> Load[T]:
@@ -73,5 +73,5 @@ class _Load(Generic[T]):
 
 
 def use_one_core() -> None:
-    """For this thread only: a second team of torch's threads would take the cores from the steps."""
+    """Let torch use one core on this thread: a second team of threads would take the cores from the steps."""
     torch.set_num_threads(1)

@@ -23,15 +23,19 @@ ALIGNMENT = 32  # elements: 64 bytes in bfloat16, for vector loads
 
 @dataclass(frozen=True)
 class SiteGroups:
-    """groups: as the kernels know them. places: site name to (group index, position in the group)."""
+    """The sites, in groups that read one input.
+
+    groups: as the kernels know them. places: site name to (group index, position in the group).
+    """
 
     groups: tuple[Group, ...]
     places: Mapping[str, tuple[int, int]]
 
 
 class Place(NamedTuple):
-    """One tensor in the blob. offset: in elements of the arena's dtype. dtype: int32, or None for the arena's own.
+    """One tensor in the blob.
 
+    offset: in elements of the arena's dtype. dtype: int32, or None for the arena's own.
     shared: key of the piece that holds it instead, if other adapters have the same tensor.
     """
 
@@ -41,7 +45,7 @@ class Place(NamedTuple):
     shared: str | None = None
 
     def view(self, arena: torch.Tensor, base: int, shared: Mapping[str, int] = _NOTHING) -> torch.Tensor:
-        """Of the blob that begins at element `base` of the arena. shared: where each piece begins."""
+        """Return the tensor of the blob at element `base` of the arena. shared: element at which each piece begins."""
         start, count = (base if self.shared is None else shared[self.shared]) + self.offset, self.shape.numel()
         if self.dtype is None:  # in one call: an adapter may have thousands of places
             strides = [*accumulate(reversed(self.shape[1:]), mul, initial=1)][::-1]
@@ -68,7 +72,7 @@ class SideLayout(NamedTuple):
 
 @dataclass(frozen=True)
 class AdapterLayout:
-    """Where an adapter's tensors lie in its blob, and what the engine must know of it beside.
+    """The places of an adapter's tensors in its blob, and the facts that the engine needs.
 
     groups: the low-rank bypasses. ops: the other primitives, by site. prefix: layer to places of keys and values.
     side_attention: by layer. prefix_length: tokens of the prefix; 0 without one. invocation: as in `Bypass`.
@@ -86,9 +90,9 @@ class AdapterLayout:
 
 @dataclass(frozen=True, eq=False)
 class SharedPiece:
-    """A tensor that several adapters have alike, which the device holds once. key: hash of its shape and its numbers.
+    """A tensor that several adapters have in common, which the device holds once.
 
-    data: (elements,) as in `Blob`.
+    key: hash of its shape and its numbers. data: (elements,) as in `Blob`.
     """
 
     key: str
@@ -97,7 +101,10 @@ class SharedPiece:
 
 @dataclass(frozen=True)
 class Blob:
-    """data: (elements,) in the arena's dtype, on the host, pinned when the device is a GPU. shared: beside it."""
+    """A compiled adapter in host memory.
+
+    data: (elements,) in the arena's dtype, pinned when the device is a GPU. shared: the pieces beside it.
+    """
 
     data: torch.Tensor
     layout: AdapterLayout
@@ -109,7 +116,7 @@ class Blob:
 
     @property
     def num_bytes(self) -> int:
-        """Of all of it, whoever else has the shared pieces too."""
+        """Return the bytes of data and pieces, whoever else has the pieces too."""
         return self.num_elements * self.data.element_size()
 
 
@@ -130,7 +137,7 @@ class _Writer:
         return place
 
     def share(self, tensor: torch.Tensor) -> Place:
-        """Beside the blob; a tensor that several primitives have is one piece."""
+        """Put the tensor beside the blob; one that several primitives have is one piece."""
         place = Place(0, tensor.shape, _stored_as(tensor))
         if id(tensor) not in self.shared:
             data = torch.zeros(self._num_elements(place), dtype=self._dtype, pin_memory=self._pin)
@@ -139,7 +146,7 @@ class _Writer:
         return place._replace(shared=self.shared[id(tensor)].key)
 
     def _num_elements(self, place: Place) -> int:
-        """Of the arena's type."""
+        """Return the elements of the arena's type that it takes."""
         return -(-place.shape.numel() * (place.dtype or self._dtype).itemsize // self._dtype.itemsize)
 
     def write(self) -> torch.Tensor:
@@ -150,7 +157,7 @@ class _Writer:
 
 
 def _stored_as(tensor: torch.Tensor) -> torch.dtype | None:
-    """As `Place.dtype` has it."""
+    """Return the type as `Place.dtype` has it."""
     return None if tensor.is_floating_point() else torch.int32
 
 
@@ -161,7 +168,10 @@ def _hash(data: torch.Tensor, shape: torch.Size) -> str:
 
 
 def pack(bypass: Bypass, sites: SiteGroups, dtype: torch.dtype, *, pin: bool = False) -> Blob:
-    """Lay the bypass out for the arena. Every site with a low-rank bypass must be in `sites`."""
+    """Return the bypass laid out for the arena. Every site with a low-rank bypass must be in `sites`.
+
+    dtype: the arena's. pin: whether to use pinned memory.
+    """
     writer = _Writer(dtype, pin)
     groups = _pack_groups(writer, bypass, sites)
     ops = {name: tuple(_pack_op(writer, p) for p in _others(primitives)) for name, primitives in bypass.sites.items()}
@@ -207,7 +217,7 @@ def _pack_groups(writer: _Writer, bypass: Bypass, sites: SiteGroups) -> dict[int
 
 
 def _merge(primitives: list[LowRank]) -> LowRank:
-    """Several low-rank bypasses of one site as one: their ranks add up."""
+    """Return several low-rank bypasses of one site as one: their ranks add up."""
     if len(primitives) == 1:
         return primitives[0]
     return LowRank(torch.cat([p.a for p in primitives]), torch.cat([p.b for p in primitives], dim=1))

@@ -1,10 +1,9 @@
-"""All that hangs on the model for one adapter, made on the loader's thread: the step loop only puts it in place.
+"""All that is attached to the model for one adapter, made on the loader's thread: the step loop only puts it in place.
 
-Its tensors are views of the arena. It is made when the adapter's range of the arena is known, and holds until the
+Its tensors are views of the arena. It is made when the adapter's range of the arena is known, and is valid until the
 adapter leaves that range.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,14 +15,15 @@ from peftserve.kernels.bypass.columns.spare import SpareColumns, Stored
 from peftserve.kernels.bypass.layout import BlobLayout, BypassBackend, Prepared
 from peftserve.kernels.ops.formulas import Op
 
+from ..private.torch_private import bare_copy
+from .fused_scales import Ops, split
 from .packing import AdapterLayout, OpLayout, SiteGroups
-from .riding import Ops, split
 
 KeysAndValues = tuple[torch.Tensor, torch.Tensor]
 
 
 class SideView(NamedTuple):
-    """keys, values: (length, kv heads, dim)."""
+    """Side attention of one layer. keys, values: (length, kv heads, dim). scale: of the scores."""
 
     keys: torch.Tensor
     values: torch.Tensor
@@ -31,9 +31,10 @@ class SideView(NamedTuple):
 
 
 class Form(NamedTuple):
-    """One division of the adapter's work. low_rank: what the backend does. ops: the operators beside it, by site.
+    """One division of the adapter's work between the low-rank backend and operators.
 
-    layouts: of these operators. stored: the same as what the backend does, for spare columns; None if not for these.
+    low_rank: the backend's work. ops: the operators, by site. layouts: of these operators.
+    stored: the backend's work in the form that spare columns take; None where they do not take it.
     """
 
     low_rank: Prepared
@@ -44,14 +45,15 @@ class Form(NamedTuple):
 
 @dataclass(frozen=True)
 class PreparedAdapter:
-    """form: how it runs as long as nothing is in the way.
+    """An adapter that is ready to be attached.
 
-    riders: the scales and biases that ride in the backend then, by site. plain: all as operators; None if none rides.
+    form: how it runs unless others of the step bar it. fused: the scales and biases that are fused then, by site.
+    plain: how it runs with all scales and biases as operators; None if none is fused.
     prefix, side_attention: by layer. vocabulary: tokens of its head, if it brings one; else 0.
     """
 
     form: Form
-    riders: Ops
+    fused: Ops
     plain: Form | None
     prefix: Mapping[int, KeysAndValues]
     side_attention: Mapping[int, SideView]
@@ -59,9 +61,9 @@ class PreparedAdapter:
 
 
 class Preparation:
-    """arena: that all adapters lie in. modules: the base's, by name. head: the name of the output head.
+    """Prepares adapters. Changes nothing that steps read.
 
-    Changes nothing that steps read.
+    arena: the memory of all adapters, (elements,). modules: the base's, by name. head: the name of the output head.
     """
 
     def __init__(
@@ -81,13 +83,16 @@ class Preparation:
         self._columns = columns
 
     def prepare(self, base: int, layout: AdapterLayout, shared: Mapping[str, int]) -> PreparedAdapter:
-        """Of the blob at element `base` of the arena. shared: where the pieces beside it begin."""
-        riding = split(layout.groups, layout.ops, self._sites) if self._backend.takes_rows else None
-        groups, riders, rest = riding or (layout.groups, {}, layout.ops)
+        """Return all that serves the blob at element `base` of the arena.
+
+        shared: element at which each piece beside the blob begins, by key.
+        """
+        fusion = split(layout.groups, layout.ops, self._sites) if self._backend.fuses_scale_and_bias else None
+        groups, fused, rest = fusion or (layout.groups, {}, layout.ops)
         return PreparedAdapter(
             form=self._form(groups, rest, base, shared),
-            riders=riders,
-            plain=self._form(layout.groups, layout.ops, base, shared) if riders else None,
+            fused=fused,
+            plain=self._form(layout.groups, layout.ops, base, shared) if fused else None,
             prefix={
                 layer: (keys.view(self._arena, base), values.view(self._arena, base))
                 for layer, (keys, values) in layout.prefix.items()
@@ -118,10 +123,7 @@ class Preparation:
 
 
 def shell(module: nn.Module, parameters: Mapping[str, torch.Tensor]) -> nn.Module:
-    """`module` with other parameters and without hooks; it shares everything else."""
-    other = copy.copy(module)
-    other._parameters = {**module._parameters, **parameters}  # type: ignore[dict-item]
-    for hooks in ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs"):
-        setattr(other, hooks, type(getattr(module, hooks))())
+    """Return a copy of `module` with other parameters and without hooks; it shares everything else."""
+    other = bare_copy(module, parameters)
     other.__dict__.pop("forward", None)  # another layout of the base's own weight
     return other

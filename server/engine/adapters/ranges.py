@@ -17,7 +17,7 @@ class RangeAllocator:
         return sum(self._used.values())
 
     def allocate(self, size: int) -> int | None:
-        """Start of a range of at least `size` elements, or None if no free range is large enough."""
+        """Return the start of a range of at least `size` elements; None if no free range is large enough."""
         size = max(self.rounded(size), self._alignment)
         for i, (start, length) in enumerate(self._free):
             if length >= size:

@@ -1,9 +1,9 @@
-"""Which adapters are on the device, in which slot and range of the arena, and for whom.
+"""The adapters on the device: the slot and the range of the arena of each, and the leases on it.
 
 A lease pins the adapters of one sequence: all of them or none, so that two mixtures never wait for each other.
-A key is an adapter's digest, with the task behind it where a method has several (`AdapterPart.key`): each is an adapter
-of its own here. Unpinned adapters stay until their slot or range is needed, least recently used first out. All of this
-runs on the step loop's thread; only the loads that it starts run elsewhere.
+A key is an adapter's digest, with the task behind it where a method has several (`WeightedAdapter.key`): each is an
+adapter of its own here. Unpinned adapters stay until their slot or range is needed, least recently used first out. All
+of this runs on the step loop's thread; only the loads that it starts run elsewhere.
 """
 
 import time
@@ -18,7 +18,7 @@ import torch
 
 from peftserve.adapters.errors import AdapterTooLarge
 
-from ...wire.messages import AdapterPart
+from ...wire.messages import WeightedAdapter
 from ..scheduling.sequence import Lease
 from .host_tier import HostTier, digest_of
 from .loader import AdapterLoader, Load
@@ -30,7 +30,11 @@ from .shared_ranges import SharedRanges
 
 @dataclass(slots=True)
 class _Resident:
-    """size: elements of the range. shared: keys of the pieces beside it."""
+    """An adapter on the device, or on its way there.
+
+    start, size: its range, in elements. holders: leases on it. requested: when it was asked for, of time.monotonic().
+    shared: keys of the pieces beside its range.
+    """
 
     slot: int
     start: int
@@ -42,10 +46,10 @@ class _Resident:
 
 
 class Slots(Protocol):
-    """Where adapters are attached, by slot."""
+    """Attaches adapters to the model, by slot: `Attachments`."""
 
     def prepare(self, base: int, layout: AdapterLayout, shared: Mapping[str, int]) -> PreparedAdapter:
-        """On the loader's thread."""
+        """Return what is to be attached. Runs on the loader's thread."""
 
     def attach(self, slot: int, adapter: PreparedAdapter) -> None: ...
 
@@ -53,6 +57,11 @@ class Slots(Protocol):
 
 
 class AdapterResidency:
+    """What is on the device, and what is to get there.
+
+    ranges: of the arena. max_loras: number of slots.
+    """
+
     def __init__(
         self, loader: AdapterLoader, slots: Slots, host: HostTier, ranges: RangeAllocator, max_loras: int
     ) -> None:
@@ -72,21 +81,21 @@ class AdapterResidency:
         self._asked: dict[str, float] = {}
         self._failures: dict[tuple[str, ...], BaseException] = {}
 
-    # What the scheduler asks
+    # For the scheduler
 
-    def prepare(self, parts: Sequence[AdapterPart]) -> bool:
-        """Whether all parts are in host memory or on the device; what is not is fetched from disk."""
-        missing = [p.key for p in parts if p.key not in self._residents and self.host.get(p.key) is None]
-        for part in parts:
-            self._asked.setdefault(part.key, time.monotonic())
+    def prepare(self, adapters: Sequence[WeightedAdapter]) -> bool:
+        """Return whether all adapters are in host memory or on the device; start to fetch those that are not."""
+        missing = [a.key for a in adapters if a.key not in self._residents and self.host.get(a.key) is None]
+        for adapter in adapters:
+            self._asked.setdefault(adapter.key, time.monotonic())
         for digest in missing:
             if digest not in self._fetches:
                 self._fetches[digest] = self._loader.fetch(digest)
         return not missing
 
-    def reserve(self, parts: Sequence[AdapterPart]) -> Lease | None:
-        """Slots for prepared parts, or None if the device has no room until somebody releases some."""
-        digests = [part.key for part in parts]
+    def reserve(self, adapters: Sequence[WeightedAdapter]) -> Lease | None:
+        """Return slots for prepared adapters; None if the device has no room until a lease is released."""
+        digests = [adapter.key for adapter in adapters]
         for digest in digests:
             self._pin(digest, 1)
         for digest in digests:
@@ -98,7 +107,7 @@ class AdapterResidency:
         residents = [self._residents[digest] for digest in digests]
         return Lease(
             slots=tuple(resident.slot for resident in residents),
-            weights=tuple(part.weight for part in parts),
+            weights=tuple(adapter.weight for adapter in adapters),
             digests=tuple(digests),
             prefix_length=sum(resident.layout.prefix_length for resident in residents),
             vocabulary=max((resident.layout.vocabulary for resident in residents), default=0),
@@ -111,12 +120,12 @@ class AdapterResidency:
     def release(self, lease: Lease) -> None:
         self._unpin(lease.digests)
 
-    # What the engine asks
+    # For the engine
 
     def poll(self) -> dict[tuple[str, ...], BaseException]:
-        """Take in what the loader has finished. Returns what cannot be served since the last call, and why.
+        """Take in what the loader has finished. Returns what failed since the last call, and why.
 
-        One digest that could not be fetched, or several that do not fit the device together.
+        That is one digest that could not be fetched, or several that do not fit the device together.
         """
         awaited = set(self._fetches)
         for digest in [d for d, fetch in self._fetches.items() if fetch.done()]:
@@ -137,11 +146,11 @@ class AdapterResidency:
         return bool(self._fetches or self._loading)
 
     def keep(self, digest: str, blob: Blob) -> None:
-        """A blob that was compiled for another reason (an upload's inspection) is worth keeping on the host."""
+        """Keep a blob on the host that was compiled for another reason, such as an upload's inspection."""
         self.host.put(digest, blob, keep=self._asked)
 
     def drop(self, digest: str) -> bool:
-        """Forget an adapter that no lease holds, all its tasks. False: a load of it is still running, ask again."""
+        """Forget an adapter with all its tasks. Returns False while one is held or being loaded: call again."""
         keys = {key for key in (*self._residents, *self._fetches) if digest_of(key) == digest}
         held = [key for key in keys.union(self.host.keys_of(digest)) if not self._drop(key)]
         return not held
@@ -159,7 +168,7 @@ class AdapterResidency:
         return [digest for digest in self._residents if digest not in self._loading]
 
     def num_elements(self) -> int:
-        """Elements of the arena in use."""
+        """Return the elements of the arena in use."""
         return self._ranges.num_used
 
     # Slots and ranges
@@ -171,7 +180,7 @@ class AdapterResidency:
             self._residents.move_to_end(digest)
 
     def _unpin(self, digests: Sequence[str]) -> None:
-        """Let go. What has begun to load may finish, so that it is there the next time."""
+        """Release the adapters. One that has begun to load may finish, so that it is there the next time."""
         for digest in digests:
             self._pin(digest, -1)
 
@@ -201,20 +210,23 @@ class AdapterResidency:
         return True
 
     def _check_possible(self, digests: Sequence[str]) -> None:
-        """Waiting helps only those that an empty device would have room for."""
+        """Note a failure if even an empty device would have no room for these: waiting would not help them."""
         if self._size(digests) > self._ranges.capacity:
             self._failures[tuple(digests)] = AdapterTooLarge(
                 "together, the adapters of this mixture need more memory on the device than --adapter-memory allows"
             )
 
     def _make_way(self) -> None:
-        """Where nobody holds anything, what is still there lies in the way of its own mixture: start it afresh."""
+        """Evict everything if no lease holds anything.
+
+        A mixture that fits an empty device may not fit around those of its own adapters that are there already.
+        """
         if not self._loading and all(resident.holders == 0 for resident in self._residents.values()):
             for digest in list(self._residents):
                 self._evict(digest)
 
     def _size(self, digests: Sequence[str]) -> int:
-        """Elements that these take together, what they share once."""
+        """Return the elements that these take together, counting what they share once."""
         own = 0
         shared: dict[str, int] = {}
         for digest in digests:
@@ -229,7 +241,10 @@ class AdapterResidency:
         return own + sum(shared.values())
 
     def _make_room(self, size: int) -> int | None:
-        """A free slot and a range of `size`, evicting what nobody holds, or None."""
+        """Evict adapters that no lease holds until there are a free slot and a range of `size` elements.
+
+        Returns the start of the range; None if there is no room.
+        """
         while not self._free_slots or (start := self._ranges.allocate(size)) is None:
             victim = next((d for d, r in self._residents.items() if not r.holders and d not in self._loading), None)
             if victim is None:

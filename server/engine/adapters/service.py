@@ -1,4 +1,4 @@
-"""All that the engine does with adapters, put together: arena, backend, loader, tiers, inspections and releases."""
+"""The engine's adapters: arena, backend, loader, tiers, inspections and releases, put together."""
 
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
+import msgspec
 import torch
 
 from peftserve.adapters.bypass import KVPrefix
 from peftserve.adapters.errors import AdapterDamaged, AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
+from peftserve.adapters.facts import AdapterFacts
 from peftserve.adapters.files import content_digest
 from peftserve.adapters.peft.compile import CompiledAdapter, compile_adapter
 from peftserve.kernels.attention.layout import AttentionLayer
@@ -22,8 +24,7 @@ from peftserve.kernels.device.step_memory import StepMemory
 from peftserve.kernels.ops.side import SideOps
 
 from ...config import EngineConfig
-from ...wire.messages import AdapterCard
-from ..memory import adapter_elements, give_back_free_memory
+from ..memory import allocated_bytes, free_bytes, give_back_free_memory
 from ..model.loading import LoadedModel
 from .attachments import Attachments
 from .copies import make_copies
@@ -32,14 +33,17 @@ from .loader import AdapterLoader
 from .packing import ALIGNMENT, Blob, SharedPiece, pack
 from .ranges import RangeAllocator
 from .residency import AdapterResidency
+from .sizing import arena_bytes, largest_stored_bytes, linear_groups, lora_bytes
 from .spill import Spill
 
 SPILL_FACTOR = 16  # of the host's memory for adapters: what their compiled forms may take on the disk
 
 
 class AdapterService:
-    """Compiles against `loaded`, whose weights it reads and never writes. most_rows: of any step. memory: which a
-    step tells the device of itself in. wide: weights with spare columns, by group.
+    """All that the engine does with adapters.
+
+    loaded: what adapters are compiled against; its weights are read and never written. most_rows: of any step.
+    memory: what a step tells the device goes through. wide: weights with spare columns, by group.
     """
 
     def __init__(
@@ -53,8 +57,8 @@ class AdapterService:
         self._config = config
         self._loaded = loaded
         self._folders: dict[str, Path] = {}
-        elements = adapter_elements(config.adapter_memory, loaded.dtype, loaded.device)
-        self._arena = torch.empty(elements, dtype=loaded.dtype, device=loaded.device)
+        self._arena = _make_arena(config, loaded)
+        allocated = allocated_bytes(loaded.device)
         backend = make_bypass_backend(
             self._arena,
             loaded.sites.groups.groups,
@@ -64,6 +68,7 @@ class AdapterService:
             max_rank=config.max_lora_rank,
             memory=memory,
         )
+        self.scratch_bytes = allocated_bytes(loaded.device) - allocated
         side, head = SideOps(loaded.sites.rows()), loaded.sites.table.head
         sites = loaded.sites.groups
         columns = SpareColumns(self._arena, sites.groups, wide) if wide else None
@@ -71,7 +76,7 @@ class AdapterService:
         self._loader = AdapterLoader(self._compile_key, make_copies(self._arena))
         self._spill = _spill(config, loaded)
         host = HostTier(config.host_adapter_memory, config.max_cpu_loras, self._spill.keep)
-        ranges = RangeAllocator(elements, ALIGNMENT)
+        ranges = RangeAllocator(self._arena.numel(), ALIGNMENT)
         self.residency = AdapterResidency(self._loader, self.attachments, host, ranges, config.max_loras)
         self._pieces: WeakValueDictionary[str, SharedPiece] = WeakValueDictionary()  # the loader's thread's
         self._compiled: deque[tuple[str, Blob]] = deque()  # by the loader's thread, for `poll` to take in
@@ -80,18 +85,22 @@ class AdapterService:
         self._num_damaged = 0  # counted by the loader's thread
         self._damaged: deque[str] = deque()  # found by it, since the last account
 
-    def inspect(self, digest: str, folder: Path) -> Future[AdapterCard]:
-        """Compile on the loader's thread; the blob goes to the host tier. The future raises AdapterError."""
+    @property
+    def arena_bytes(self) -> int:
+        return self._arena.nbytes
+
+    def inspect(self, digest: str, folder: Path) -> Future[AdapterFacts]:
+        """Compile on the loader's thread and put the blob into the host tier. The future raises AdapterError."""
         return self._loader.submit(partial(self._inspect, digest, folder))
 
     def release(self, digest: str) -> Future[None]:
-        """Done once no sequence uses the adapter and all that was made of it is gone: from device, host and disk."""
+        """Drop an adapter from device, host and disk. The future is done when that is, once no sequence uses it."""
         release: Future[None] = Future()
         self._releases.setdefault(digest, []).append(release)
         return release
 
     def poll(self, is_used: Callable[[str], bool]) -> None:
-        """Take in finished loads, and drop what is to be released and nobody uses."""
+        """Take in finished loads, and drop adapters that are to be released and are in no use."""
         while self._compiled:
             self.residency.keep(*self._compiled.popleft())
         self._failures |= self.residency.poll()
@@ -103,12 +112,12 @@ class AdapterService:
                     gone.add_done_callback(partial(_settle, release))
 
     def take_failures(self) -> dict[tuple[str, ...], BaseException]:
-        """Digests that could not be loaded since the last call, alone or together, and why."""
+        """Return the digests that could not be loaded since the last call, alone or together, and why."""
         failures, self._failures = self._failures, {}
         return failures
 
     def stats(self) -> dict[str, Any]:
-        """The adapters' fields of EngineStats. The loads' durations and what is damaged are handed out once."""
+        """Return the adapters' fields of EngineStats. Durations of loads and damaged adapters are handed out once."""
         residency = self.residency
         seconds, residency.load_seconds = residency.load_seconds, []
         damaged = [self._damaged.popleft() for _ in range(len(self._damaged))]
@@ -125,7 +134,7 @@ class AdapterService:
         }
 
     def is_busy(self) -> bool:
-        """Whether something will finish that `poll` should take in."""
+        """Return whether something is under way that `poll` will take in."""
         return bool(self._compiled or self._releases) or self.residency.is_loading()
 
     def check_integrity(self) -> None:
@@ -137,27 +146,13 @@ class AdapterService:
 
     # On the loader's thread
 
-    def _inspect(self, digest: str, folder: Path) -> AdapterCard:
+    def _inspect(self, digest: str, folder: Path) -> AdapterFacts:
         compiled = self._compile(folder)
         blob = self._pack(compiled)
         if self._config.store is None:
             self._folders[digest] = folder
         self._compiled.append((digest, blob))
-        facts = compiled.facts
-        return AdapterCard(
-            method=facts.method,
-            rank=facts.rank,
-            num_bytes=blob.num_bytes,
-            primitives=dict(facts.primitives),
-            sites=facts.sites,
-            consumed=facts.consumed,
-            exclusive=list(facts.exclusive),
-            num_tasks=facts.num_tasks,
-            virtual_tokens=facts.virtual_tokens,
-            vocabulary=facts.vocabulary,
-            inputs=list(facts.inputs),
-            outputs=list(facts.outputs),
-        )
+        return msgspec.structs.replace(compiled.facts, num_bytes=blob.num_bytes)
 
     def _compile_key(self, key: str) -> Blob:
         if (blob := self._spill.read(key)) is not None:
@@ -168,7 +163,7 @@ class AdapterService:
         return self._pack(self._compile(folder, int(task or 0)))
 
     def _verify(self, digest: str, folder: Path) -> None:
-        """What comes from the disk is what was uploaded. Raises AdapterDamaged."""
+        """Compare files on the disk with the digest of what was uploaded. Raises AdapterDamaged."""
         if self._config.store is None or content_digest(folder) == digest:
             return
         self._num_damaged += 1
@@ -177,7 +172,7 @@ class AdapterService:
         raise AdapterDamaged(f"its files on the server's disk {what}; upload the same files again, which mends it")
 
     def _compile(self, folder: Path, task: int = 0) -> CompiledAdapter:
-        """Raises AdapterError."""
+        """Compile the checkpoint in a folder against the base. Raises AdapterError."""
         compiled = compile_adapter(
             folder,
             self._loaded.sites.table,
@@ -197,13 +192,12 @@ class AdapterService:
         blob = self._interned(pack(compiled.bypass, self._loaded.sites.groups, self._loaded.dtype, pin=pin))
         if blob.num_elements > self._arena.numel():
             raise AdapterTooLarge(
-                f"the adapter needs {blob.num_bytes} bytes on the device and --adapter-memory allows "
-                f"{self._arena.numel() * self._arena.element_size()}"
+                f"the adapter needs {blob.num_bytes} bytes on the device and --adapter-memory allows {self.arena_bytes}"
             )
         return blob
 
     def _interned(self, blob: Blob) -> Blob:
-        """With the shared pieces that other blobs on the host have already, so that they are there once, too."""
+        """Return the blob with the shared pieces that other blobs on the host have already, so that these are one."""
         pieces = tuple(self._pieces.setdefault(piece.key, piece) for piece in blob.shared)
         return replace(blob, shared=pieces)
 
@@ -216,7 +210,10 @@ class AdapterService:
 
 
 def _check_prefix(prefix: KVPrefix, layers: Mapping[int, AttentionLayer]) -> None:
-    """Raises UnsupportedAdapter unless the base's own cache holds what its attention reads."""
+    """Compare a prefix's shapes with those of the base's cache. Raises UnsupportedAdapter where they differ.
+
+    They do where the cache is compressed: it does not hold what attention reads.
+    """
     for index, (keys, values) in prefix.layers.items():
         layer = layers[index]
         brought, read = [
@@ -232,6 +229,19 @@ def _check_prefix(prefix: KVPrefix, layers: Mapping[int, AttentionLayer]) -> Non
                 f"{read}, as that of compressed keys and values does",
                 param="peft_type",
             )
+
+
+def _make_arena(config: EngineConfig, loaded: LoadedModel) -> torch.Tensor:
+    """Return the memory of all adapters on the device, (elements,), with nothing in it yet."""
+    linears = linear_groups(loaded.sites.groups, loaded.sites.table)
+    size = arena_bytes(
+        config.adapter_memory,
+        lora=lora_bytes(linears, config.max_lora_rank, loaded.dtype),
+        stored=largest_stored_bytes(config.store, loaded.dtype),
+        max_loras=config.max_loras,
+        free=free_bytes(loaded.device),
+    )
+    return torch.empty(size // loaded.dtype.itemsize, dtype=loaded.dtype, device=loaded.device)
 
 
 def _spill(config: EngineConfig, loaded: LoadedModel) -> Spill:

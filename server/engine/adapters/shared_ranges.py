@@ -1,4 +1,4 @@
-"""The pieces of the arena that several adapters have in common: each is there once, while anybody has it."""
+"""The pieces of the arena that several adapters have in common: each is there once, as long as any adapter has it."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from .ranges import RangeAllocator
 
 @dataclass(slots=True)
 class _Range:
-    """size: elements. holders: adapters on the device that have it."""
+    """The range of one piece. start, size: in elements. holders: adapters on the device that have it."""
 
     start: int
     size: int
@@ -17,7 +17,7 @@ class _Range:
 
 
 class SharedRanges:
-    """Hands out ranges of `ranges` by the key of what lies in them."""
+    """Ranges of an arena by the key of the piece in them, counted."""
 
     def __init__(self, ranges: RangeAllocator) -> None:
         self._ranges = ranges
@@ -30,19 +30,19 @@ class SharedRanges:
         return {key: self._held[key].start for key in keys}
 
     def size(self, key: str) -> int:
-        """Elements that the range takes."""
+        """Return the elements that the range takes."""
         return self._held[key].size
 
     def hold(self, key: str) -> None:
-        """One more adapter has a piece that is there."""
+        """Count one more adapter that has a piece which is there."""
         self._held[key].holders += 1
 
     def put(self, piece: SharedPiece, start: int) -> None:
-        """The range at `start`, which was allocated for it, is to hold the piece; one adapter has it."""
+        """Note that the range at `start`, which was allocated for it, holds the piece, for one adapter."""
         self._held[piece.key] = _Range(start, self._ranges.rounded(piece.data.numel()), holders=1)
 
     def release(self, keys: Iterable[str]) -> None:
-        """One adapter less has these; what nobody has is freed."""
+        """Count one adapter less for each of these, and free those that none has."""
         for key in keys:
             self._held[key].holders -= 1
             if self._held[key].holders == 0:

@@ -1,6 +1,6 @@
-"""Compiled adapters that the host had no room for, on disk as they were: the next load reads what it need not compile.
+"""Compiled adapters that the host had no room for, kept on disk so that the next load need not compile them.
 
-For the life of one engine: the next one's base may be another. A file is
+They last as long as the engine: the next one's base may be another. A file is
 
     8 bytes: N, unsigned little-endian | N bytes of msgpack: the layout | the data, as in `Blob`
 
@@ -34,8 +34,9 @@ LEAST_FREE = 0.1  # of the disk: what is below it is left to others
 
 
 class Spill:
-    """Writes on a thread of its own; reads on the caller's. Never raises for a disk that fails: it forgets.
+    """A cache of blobs on disk. Never raises for a disk that fails: it forgets the blob.
 
+    Writes on a thread of its own and reads on the caller's.
     folder: its own, deleted now and made when it is needed; None keeps nothing. max_bytes: of all of it. dtype, pin: of
         the blobs.
     """
@@ -60,7 +61,7 @@ class Spill:
         return key in self._written.get(digest_of(key), ())
 
     def keep(self, key: str, blob: Blob) -> None:
-        """Write a blob before long, unless it is there or shares pieces with others."""
+        """Queue a blob to be written, unless it is there already or shares pieces with others."""
         if self._folder is None or blob.shared or key in self or key in self._waiting:
             return
         if len(self._waiting) < MOST_WAITING:
@@ -68,7 +69,7 @@ class Spill:
             self._worker.submit(self._write, key, blob)
 
     def read(self, key: str) -> Blob | None:
-        """A blob that was written, or None if it was not, or is damaged."""
+        """Return a blob that was written; None if it was not, or is damaged."""
         if (checksum := self._sums.get(key)) is None:
             return None
         try:
@@ -81,7 +82,7 @@ class Spill:
         return None
 
     def forget(self, digest: str) -> Future[None]:
-        """Done when nothing of this adapter is on the disk."""
+        """Delete an adapter's blobs. The future is done when none is on the disk."""
         if digest not in self._written and not self._waiting:
             nothing: Future[None] = Future()
             nothing.set_result(None)
@@ -98,7 +99,7 @@ class Spill:
         return self._folder / key.replace(":", ".")
 
     def _read(self, file: FileIO, checksum: int) -> Blob:
-        """Raises EOFError for a file that is not what was written."""
+        """Return the blob in a file. Raises EOFError for a file that is not what was written."""
         size = os.fstat(file.fileno()).st_size - 8
         head = file.read(8)
         (length,) = struct.unpack("<Q", head)
@@ -155,7 +156,7 @@ class Spill:
 
 
 def _give_way() -> None:
-    """For this thread only: to work after the others. Not for one that compiles, for whose interpreter steps wait."""
+    """Lower this thread's priority. Not for one that compiles: steps may wait for it to leave the interpreter."""
     use_one_core()
     if sys.platform == "linux":  # elsewhere priorities are the process's
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.nice(0) + NICENESS)

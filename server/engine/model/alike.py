@@ -1,4 +1,4 @@
-"""Whether two layers of a model compute the same but for their weights, so that a trace of one is a trace of both."""
+"""Comparison of a model's layers: alike ones compute the same but for their weights, so one trace serves them all."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -6,15 +6,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..private.torch_private import MODULE_STATE
+
 _PLAIN = (bool, int, float, str, type(None), tuple, list, dict, set, torch.dtype)
-_OWN = ("layer_idx", "forward", "_parameters", "_buffers", "_modules")  # of each layer its own
+_OWN = ("layer_idx", "forward", *MODULE_STATE)  # of each layer its own
 
 
 def alike(one: nn.Module, other: nn.Module) -> bool:
-    """Whether all modules inside are of the same classes, with the same settings and shapes.
+    """Return whether all modules inside two layers are of the same classes, with the same settings and shapes.
 
-    A setting that cannot be compared makes them different. What only depends on a layer's index is not seen: so
-    whatever relies on this is checked against the model.
+    A setting that cannot be compared makes them different. A difference that only depends on a layer's index is not
+    seen: whoever relies on this compares the result with the model's.
     """
     ours, theirs = list(one.named_modules()), list(other.named_modules())
     return len(ours) == len(theirs) and all(
@@ -24,7 +26,7 @@ def alike(one: nn.Module, other: nn.Module) -> bool:
 
 
 def counterparts(one: nn.Module, other: nn.Module) -> Mapping[int, Any]:
-    """Of all modules, parameters and buffers of `one`, by their id: what is in their place in its like."""
+    """Map the id of each module, parameter and buffer of `one` to what is in its place in `other`, an alike layer."""
     pairs = [*zip(_everything(one), _everything(other), strict=True)]
     return {id(ours): theirs for ours, theirs in pairs}
 
@@ -32,8 +34,7 @@ def counterparts(one: nn.Module, other: nn.Module) -> Mapping[int, Any]:
 def _everything(layer: nn.Module) -> Iterator[Any]:
     yield from layer.modules()
     for module in layer.modules():
-        yield from module._parameters.values()
-        yield from module._buffers.values()
+        yield from (tensor for _, tensor in _owned(module))
 
 
 def _same_settings(one: nn.Module, other: nn.Module) -> bool:
@@ -50,5 +51,10 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _shapes(module: nn.Module) -> list[Any]:
-    owned = [*module._parameters.items(), *module._buffers.items()]
-    return [(name, None if t is None else (type(t), t.shape, t.stride(), t.dtype, t.device)) for name, t in owned]
+    return [(name, type(t), t.shape, t.stride(), t.dtype, t.device) for name, t in _owned(module)]
+
+
+def _owned(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the module's own parameters and buffers by name; one that has two names comes twice."""
+    yield from module.named_parameters(recurse=False, remove_duplicate=False)
+    yield from module.named_buffers(recurse=False, remove_duplicate=False)

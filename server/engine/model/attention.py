@@ -13,7 +13,7 @@ import torch
 from transformers import AttentionInterface
 
 from peftserve.kernels.attention.layout import AttentionBackend, AttentionLayer
-from peftserve.kernels.attention.torch.backend import Prefill, prefill
+from peftserve.kernels.attention.torch.masked import Prefill, attend_prefill
 
 from .callouts import Call, call_out
 from .errors import UnservableModel
@@ -24,7 +24,10 @@ _UNSERVED = ("position_bias", "head_mask")  # attention inputs that would change
 
 
 class SideKeys(Protocol):
-    """keys, values: (length, kv heads, dim), beside the cache and seen by every row. scale: of the scores."""
+    """Keys and values of one layer that lie beside the cache and are seen by every row.
+
+    keys, values: (length, kv heads, dim). scale: what scores are multiplied by.
+    """
 
     @property
     def keys(self) -> torch.Tensor: ...
@@ -35,7 +38,10 @@ class SideKeys(Protocol):
 
 
 class SideRows(NamedTuple):
-    """Rows [begin, end) attend to `layers[layer]` as well, by a softmax of its own."""
+    """Rows [begin, end) of a step that attend to side keys as well, by a softmax of its own.
+
+    weight: of the result in the output. layers: side keys by layer index.
+    """
 
     begin: int
     end: int
@@ -43,7 +49,10 @@ class SideRows(NamedTuple):
     layers: Mapping[int, SideKeys]
 
     def add_(self, layer: int, query: torch.Tensor, out: torch.Tensor) -> None:
-        """query: (heads, tokens, dim) of the whole step. out: (tokens, heads, value dim), changed in place."""
+        """Add one layer's side attention to the rows' output.
+
+        query: (heads, tokens, dim) of the whole step. out: (tokens, heads, value dim), changed in place.
+        """
         if (side := self.layers.get(layer)) is None:
             return
         heads, kv_heads = query.shape[0], side.keys.shape[1]
@@ -71,7 +80,7 @@ class PagedAttention:
         AttentionInterface.register(self.name, self)
 
     def connect(self, cache: KVCache, backend: AttentionBackend) -> None:
-        """backend: made for `layers`, in their order."""
+        """Attend to `cache` from now on, by a backend that was made for `layers`, in their order."""
         self._cache, self._backend = cache, backend
         self._places = {layer: place for place, layer in enumerate(self.layers)}
 
@@ -88,9 +97,10 @@ class PagedAttention:
         s_aux: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
-        """query: (1, heads, tokens, dim); key, value: (1, kv heads, tokens, dim). Returns (1, tokens, heads, dim).
+        """Compute one layer's attention, called as transformers' interface calls it. Returns (1, tokens, heads, dim).
 
-        s_aux: (heads,), the sinks' logits.
+        query: (1, heads, tokens, dim). key, value: (1, kv heads, tokens, dim). s_aux: (heads,), the sinks' logits.
+        Raises UnservableModel, before a cache is connected, if the layer uses an input that is not supported.
         """
         index = _index_of(module)
         if self._backend is None or self._cache is None:
@@ -100,7 +110,7 @@ class PagedAttention:
             scale = query.shape[-1] ** -0.5 if scaling is None else scaling
             layer = self._note(index, query, key, value, (scale, sliding_window, softcap, s_aux is not None))
             rows = Prefill(0, query.shape[2], 0, torch.empty(0))
-            return prefill(rows, query[0], key, value, layer, s_aux).transpose(0, 1)[None], None
+            return attend_prefill(rows, query[0], key, value, layer, s_aux).transpose(0, 1)[None], None
         sinks = () if s_aux is None else (s_aux,)
         return call_out(Call(module, self._attend, _like), query, key, value, *sinks), None
 

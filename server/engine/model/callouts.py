@@ -1,4 +1,4 @@
-"""What a compiled model leaves to this process: attention, products with their bypasses, experts.
+"""Calls that a compiled model leaves to this process: attention, products with their bypasses, experts.
 
 While the model is traced for the compiler, `call_out` leaves a call of one operator in the graph instead of what it
 runs; the compiled model then makes the call in every step, and it reads whatever the step was given.
@@ -13,10 +13,10 @@ import torch
 
 
 class Call(NamedTuple):
-    """`run(owner, *tensors)`, as the owner's part in the model.
+    """One call that is left out of a compiled graph: `run(owner, *tensors)`.
 
-    owner: a module, or the name of one. like: from the same arguments, an empty tensor of the shape and type of the
-    result.
+    owner: the module whose work it is, or the name of one. like: takes the same arguments, and returns an empty tensor
+    of the shape and type of the result.
     """
 
     owner: Any
@@ -25,12 +25,13 @@ class Call(NamedTuple):
 
 
 class Calls:
-    """Those of one graph, by the numbers that stand in it."""
+    """The calls of one graph, by the numbers that stand for them in it."""
 
     def __init__(self) -> None:
         self._calls: dict[int, Call] = {}
 
     def add(self, call: Call) -> int:
+        """Keep a call, and return its number."""
         number = next(_numbers)
         self._calls[number] = call
         return number
@@ -40,7 +41,7 @@ class Calls:
 
 
 _numbers = itertools.count()
-_traced: list[Calls] = []  # those that are being traced, the innermost last
+_traced: list[Calls] = []  # of the graphs that are being traced, the innermost last
 
 _library = torch.library.Library("peftserve", "FRAGMENT")
 _library.define("call_out(Tensor[] tensors, int number) -> Tensor")
@@ -51,19 +52,19 @@ torch.library.register_fake(
 
 
 def _like(tensors: list[torch.Tensor], number: int) -> torch.Tensor:
-    """Only for tracing: a compiled model makes its calls itself."""
+    """Return an empty tensor like the result. Only for tracing: a compiled model makes its calls itself."""
     call = _traced[-1][number]
     return call.like(call.owner, *tensors)
 
 
 def is_call(target: Any) -> bool:
-    """Of a node in a graph, whose arguments are then tensors and a number."""
+    """Return whether a node's target is a call. Its arguments are then a list of tensors and a number."""
     return target is torch.ops.peftserve.call_out.default
 
 
 @contextmanager
 def leaving_calls() -> Iterator[Calls]:
-    """Inside, every `call_out` of this process is left in the graph."""
+    """Leave every `call_out` of this process in the graph that is traced, for as long as the context lasts."""
     calls = Calls()
     _traced.append(calls)
     try:
@@ -73,12 +74,15 @@ def leaving_calls() -> Iterator[Calls]:
 
 
 def is_traced() -> bool:
-    """Whether `call_out` is left in a graph."""
+    """Return whether `call_out` leaves its calls in a graph at present."""
     return bool(_traced)
 
 
 def call_out(call: Call, *tensors: torch.Tensor) -> torch.Tensor:
-    """What the call runs: a new tensor, that shares no memory with the tensors."""
+    """Run the call, or leave it in the graph if one is traced.
+
+    Returns a new tensor, which shares no memory with `tensors`.
+    """
     if not _traced:
         return call.run(call.owner, *tensors)
     result: torch.Tensor = torch.ops.peftserve.call_out(list(tensors), _traced[-1].add(call))

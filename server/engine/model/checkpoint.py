@@ -1,7 +1,7 @@
-"""Reads the base from its folder or repository: the whole base, and nothing but the base.
+"""Read the base from its folder or repository: the whole base, and nothing but the base.
 
-transformers draws at random what a checkpoint lacks, and puts an adapter that lies beside it into the model. Neither is
-what whoever names a base asks for. Knows nothing of attention and sites.
+transformers draws at random what a checkpoint lacks, and puts an adapter that lies beside it into the model. The first
+is refused here, the second prevented. Knows nothing of attention and sites.
 """
 
 import json
@@ -13,10 +13,10 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.utils.peft_utils import find_adapter_config_file
 
 from peftserve.adapters.peft.listing import listed
 
+from ..private.transformers_private import find_adapter_config_file
 from .errors import UnservableModel
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ _UNREADABLE = (SafetensorError, RuntimeError, EOFError)
 
 
 def read_config(name: str, trust_remote_code: bool) -> PreTrainedConfig:
-    """name: a folder or a hub's id. Raises UnservableModel."""
+    """Read a model's configuration. name: a folder or a hub's id. Raises UnservableModel if there is no model."""
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except _NO_MODEL as error:
@@ -37,7 +37,10 @@ def read_config(name: str, trust_remote_code: bool) -> PreTrainedConfig:
 
 
 def read_model(name: str, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
-    """With every weight from the checkpoint. Raises UnservableModel."""
+    """Load a model, every weight of it from its checkpoint.
+
+    Raises UnservableModel if there is no model, or if weights are missing, misshapen or unreadable; OutOfMemoryError.
+    """
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
@@ -62,7 +65,10 @@ def read_model(name: str, dtype: torch.dtype, trust_remote_code: bool) -> PreTra
 
 
 def _check_whole(model: PreTrainedModel, info: Mapping[str, Any], name: str) -> None:
-    """info: transformers' account, without tied weights and what its own classes compute."""
+    """Raise UnservableModel unless the checkpoint has all of the model. Warns of tensors that the model does not have.
+
+    info: transformers' account of the loading, without tied weights and what its own classes compute.
+    """
     unknown = sorted(info["unexpected_keys"])
     if wrong := sorted(info["mismatched_keys"]):
         shapes = [f"{key} {tuple(stored)}, where its configuration says {tuple(own)}" for key, stored, own in wrong]
@@ -84,7 +90,7 @@ def _check_whole(model: PreTrainedModel, info: Mapping[str, Any], name: str) -> 
 
 
 def _check_bare(model: PreTrainedModel, name: str) -> None:
-    """Says what to do with an adapter that lies beside the base; raises UnservableModel if it is in the base."""
+    """Warn of an adapter that lies beside the base. Raises UnservableModel if transformers has put it into the base."""
     if found := sorted({type(module).__name__ for module in model.modules() if _is_of_peft(module)}):
         raise UnservableModel(f"transformers has put an adapter that lies in {name} into it ({listed(found)})")
     if _adapter_config(name) is not None:
@@ -100,7 +106,7 @@ def _is_of_peft(module: nn.Module) -> bool:
 
 
 def _refuse_adapter(name: str) -> None:
-    """Raises UnservableModel if what has been named as a base is an adapter."""
+    """Raise UnservableModel if what has been named as a base is an adapter."""
     if (config := _adapter_config(name)) is None:
         return
     base = config.get("base_model_name_or_path")
@@ -111,7 +117,7 @@ def _refuse_adapter(name: str) -> None:
 
 
 def _adapter_config(name: str) -> Mapping[str, Any] | None:
-    """None if there is none; empty if it cannot be read."""
+    """Read the configuration of an adapter in a folder or repository: None without one, empty if it is unreadable."""
     try:
         path = find_adapter_config_file(name)
     except (OSError, ValueError):

@@ -16,7 +16,7 @@ from torch.compiler import config as compiler_config
 from tqdm import tqdm
 
 from .callouts import Call
-from .cutting import Part, Piece, cut, share_sizes
+from .cutting import Operation, Piece, cut, share_sizes
 from .inductor import compile_piece
 from .inputs import StepInputs
 from .program import Program, Run
@@ -30,9 +30,10 @@ Forward = Callable[[StepInputs], torch.Tensor]
 
 
 class CompiledForward:
-    """num_pieces, num_compiled: different ones, and how many of them inductor took.
+    """The forward pass of one model as a program of compiled pieces and of calls.
 
-    left: layers that are called as they are.
+    num_pieces, num_compiled: different pieces, and how many of them inductor took. left: names of layers that could not
+    be traced and are called as they are.
     """
 
     def __init__(
@@ -43,8 +44,10 @@ class CompiledForward:
         room: Callable[[Any], int] = lambda _: 0,
         most_rows: int = MOST_ROWS,
     ) -> None:
-        """forward: the model on a step's inputs. room: columns behind the input of a call, by its owner. most_rows: of
-        any step.
+        """Trace and compile the model.
+
+        forward: the model on a step's inputs. room: from a call's owner to the number of spare columns behind the
+        call's input. most_rows: of any step.
 
         Raises whatever the model raises if more of it than single layers cannot be traced.
         """
@@ -52,29 +55,29 @@ class CompiledForward:
         self.left = traced.left
         self._traced = traced
         widen_inputs(traced, room)
-        parts = parts_of(traced)
+        operations = operations_of(traced)
         # What is kept on disk does not know of how many rows at most it is.
         with compiler_config.patch(cache_key_tag=f"at most {most_rows} rows"):  # type: ignore[attr-defined]
-            runs = self._compile([part for part in parts if isinstance(part, Piece)])
+            runs = self._compile([operation for operation in operations if isinstance(operation, Piece)])
         tensors = {node: traced.tensors[str(node.target)] for node in traced.graph.find_nodes(op="get_attr")}
         (output,) = traced.graph.output_node().args
         assert isinstance(output, fx.Node)
         self._program = Program(traced.graph.find_nodes(op="placeholder"), tensors, output)
-        for part in parts:
-            if isinstance(part, Piece):
-                self._program.add(runs[part.key], part.inputs, part.outputs)
+        for operation in operations:
+            if isinstance(operation, Piece):
+                self._program.add(runs[operation.key], operation.inputs, operation.outputs)
             else:
-                run = _run_call(traced.calls[part]) if part in traced.calls else _run_select(part)
-                self._program.add(run, part.all_input_nodes, [part])
+                run = _run_call(traced.calls[operation]) if operation in traced.calls else _run_select(operation)
+                self._program.add(run, operation.all_input_nodes, [operation])
         self._program.finish()
         del self._traced
 
     def __call__(self, inputs: StepInputs) -> torch.Tensor:
-        """Logits (rows, vocabulary) of all rows, or of those that are wanted."""
+        """Return logits (rows, vocabulary) of all rows, or of those that are wanted."""
         return self._program(*inputs)
 
     def _compile(self, pieces: Iterable[Piece]) -> dict[str, Run]:
-        """By key."""
+        """Compile each different piece once. Returns what runs it, by the piece's key."""
         different = {piece.key: piece for piece in pieces}
         worth = {key: piece for key, piece in different.items() if not piece.only_views}
         runs = {key: _run_plainly(piece) for key, piece in different.items()}
@@ -97,10 +100,11 @@ class CompiledForward:
         return run
 
 
-def parts_of(traced: TracedModel) -> list[Part]:
-    """Calls, picks of the rows that are wanted, and pieces: what follows a pick is for all rows, where all are.
+def operations_of(traced: TracedModel) -> list[Operation]:
+    """Cut the traced model into pieces, calls, and picks of the rows whose logits are wanted, in their order.
 
-    Raises Assumes if which rows are wanted is looked at elsewhere.
+    A pick is an operation of its own because in a step that wants all rows it does nothing: what follows runs on all
+    rows then. Raises Assumes if the graph looks elsewhere at which rows are wanted.
     """
     share_sizes(traced.graph)
     *_, rows = traced.graph.find_nodes(op="placeholder")
@@ -121,7 +125,7 @@ def _run_call(call: Call) -> Run:
 
 
 def _run_select(node: fx.Node) -> Run:
-    """From a tensor and the rows, which may be None."""
+    """Return what picks rows of a tensor; its inputs are the tensor and the rows, or None for all."""
     dimension = list(node.args[1]).index(node.all_input_nodes[1])  # type: ignore[arg-type]
 
     def run(values: list[Any]) -> tuple[torch.Tensor]:

@@ -1,7 +1,7 @@
-"""Cuts a traced model at what it leaves to this process into pieces of what lies between.
+"""Cut a traced model at the calls that it leaves to this process, into pieces of the operators between them.
 
-Pieces of alike layers are equal, so that one compilation serves all of them; and as a piece reaches from one call to
-the next, what ends a layer is in one piece with what begins its successor.
+Pieces of alike layers are equal, so one compilation serves all of them. A piece reaches from one call to the next,
+across the border of two layers: the operators that end one are compiled with those that begin the next.
 """
 
 import operator
@@ -12,15 +12,18 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..private.inductor_private import OpOverload
+
 _VIEWS = (torch.ops.aten.split_with_sizes.default, torch.ops.aten.sym_size.int)
 _IGNORED = ("placeholder", "get_attr", "output")
 
 
 @dataclass(frozen=True)
 class Piece:
-    """graph: of its own, from placeholders to a tuple. inputs, outputs: what these are in the graph that was cut.
+    """Operators between two calls, as a graph of its own: from placeholders to a tuple.
 
-    key: the same for two pieces if and only if they do the same to inputs of the same kinds.
+    inputs, outputs: its placeholders and results, as nodes of the graph that was cut. key: the same for two pieces if
+    and only if they do the same to inputs of the same types, devices, shapes and strides.
     """
 
     key: str
@@ -30,45 +33,54 @@ class Piece:
 
     @property
     def only_views(self) -> bool:
-        """Whether nothing of it touches a number of a tensor."""
+        """Return whether no operator of it reads or writes an element of a tensor: to compile it would save nothing."""
         return all(node.op != "call_function" or is_view(node) for node in self.graph.nodes)
 
     @property
     def summary(self) -> str:
-        """Its operators, each once."""
+        """Name its operators, each once."""
         targets = (node.target for node in self.graph.nodes if node.op == "call_function")
         return ", ".join(dict.fromkeys(str(target).removeprefix("aten.").split(".")[0] for target in targets))
 
     @property
     def examples(self) -> list[Any]:
-        """Of each input: a tensor without values, or a size."""
+        """Return a tensor without values, or a size, for each input."""
         return [node.meta["val"] for node in self.inputs]
 
 
-Part = Piece | fx.Node
-"""Of a model, in its order: a piece, or one call that stands by itself."""
+Operation = Piece | fx.Node
+"""A piece, or one node that stands alone, such as a call."""
 
 
-def cut(graph: fx.Graph, stands_alone: Callable[[fx.Node], bool]) -> list[Part]:
-    """graph: whose nodes have tensors without values in `meta["val"]`. Sizes stand alone as well."""
-    parts: list[Part] = []
+def cut(graph: fx.Graph, stands_alone: Callable[[fx.Node], bool]) -> list[Operation]:
+    """Cut a graph into operations, in its order. Each size is a piece of its own, which later pieces have as an input.
+
+    graph: its nodes have tensors without values in `meta["val"]`. stands_alone: whether a node is no part of a piece.
+    """
+    operations: list[Operation] = []
     run: list[fx.Node] = []
     for node in graph.nodes:
         if node.op in _IGNORED:
             continue
-        if is_size(node):  # before what it does not depend on, which then is not cut
-            parts += [_piece(run)] if run and not set(run).isdisjoint(node.all_input_nodes) else []
-            parts, run = [*parts, _piece([node])], [] if not set(run).isdisjoint(node.all_input_nodes) else run
+        if is_size(node):
+            # A size goes before a run of nodes that it does not depend on, so that the run is not cut there.
+            if not set(run).isdisjoint(node.all_input_nodes):
+                operations.append(_piece(run))
+                run = []
+            operations.append(_piece([node]))
         elif stands_alone(node):
-            parts += [_piece(run), node] if run else [node]
+            operations += [_piece(run), node] if run else [node]
             run = []
         else:
             run.append(node)
-    return [*parts, _piece(run)] if run else parts
+    return [*operations, _piece(run)] if run else operations
 
 
 def share_sizes(graph: fx.Graph) -> None:
-    """Let each size be computed once, where it is known first."""
+    """Let each size be computed once, where it is known first, so that every piece that needs it has the same input.
+
+    Changes the graph.
+    """
     known: dict[str, fx.Node] = {}
     for node in list(graph.nodes):
         if node.op == "call_function" and is_size(node):
@@ -83,8 +95,8 @@ def is_size(node: fx.Node) -> bool:
 
 
 def is_view(node: fx.Node) -> bool:
-    """Whether the node only looks at a tensor in another way, or takes it out of several."""
-    if not isinstance(node.target, torch._ops.OpOverload):
+    """Return whether a node only views a tensor in another way, or takes it out of several."""
+    if not isinstance(node.target, OpOverload):
         return node.target is operator.getitem
     return node.target.is_view or node.target in _VIEWS
 
@@ -105,6 +117,7 @@ def _piece(nodes: list[fx.Node]) -> Piece:
 
 
 def _key(graph: fx.Graph) -> str:
+    """Describe a graph by its nodes' places and not their names, which differ between alike layers."""
     names = {node: f"%{place}" for place, node in enumerate(graph.nodes)}
     return "\n".join(_described(node, names) for node in graph.nodes)
 
@@ -116,6 +129,8 @@ def _described(node: fx.Node, names: dict[fx.Node, str]) -> str:
 
 
 class _Name(str):
+    """A name that stands in the text of a list of arguments without quotes."""
+
     __repr__ = str.__str__
 
 

@@ -15,58 +15,68 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from peftserve.adapters.peft.plain import is_plain
 from peftserve.adapters.sites import ExpertParameter
 from peftserve.kernels.ops.experts.factory import ExpertTerms, expert_terms, warm_up
 from peftserve.kernels.ops.experts.products import grouped_product
 from peftserve.kernels.ops.experts.routing import Routing
-from peftserve.kernels.ops.site_plan import Part
+from peftserve.kernels.ops.site_plan import OpSegment
 
+from ..private.transformers_private import (
+    ALL_EXPERTS_FUNCTIONS,
+    eager_experts,
+    experts_implementation,
+    gate,
+    has_post_norm,
+    is_experts,
+    set_experts_implementation,
+)
 from .callouts import Call, call_out
 
 _names = itertools.count()
-_FACTS = ("has_gate", "has_bias", "is_transposed", "num_experts")
 
 
 class ExpertsBypass:
-    """The experts' function of one model. The hooks say what each step does there."""
+    """The function by which all modules of experts of one model are computed. The hooks tell it of each step."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.name = f"peftserve_experts_{next(_names)}"
-        self._parts: Mapping[nn.Module, Sequence[Part]] = {}  # of the last step that had any
+        self._parts: Mapping[nn.Module, Sequence[OpSegment]] = {}  # of the last step that had any
         self._terms: Mapping[nn.Module, ExpertTerms] | None = None  # of the parts; made by the first module of a step
         self._rows = 0  # of the step that they were made for
         self._working: frozenset[nn.Module] = frozenset()  # modules with adapters in this step
         self.called: set[nn.Module] = set()  # modules that really come here
         self._default: str | None = None
         if any(is_experts(module) for module in model.modules()):
-            self._default = model.config._experts_implementation
+            self._default = experts_implementation(model.config)
             ALL_EXPERTS_FUNCTIONS.register(self.name, self)
             for module in model.modules():
                 if is_experts(module):
-                    module.config._experts_implementation = self.name  # type: ignore[union-attr]
+                    set_experts_implementation(cast(Any, module).config, self.name)
             alike = {
                 parameter for module in model.modules() if is_experts(module) for parameter in expert_parameters(module)
             }
             warm_up(sorted(alike), model.dtype, model.device)
 
-    def begin(self, parts: Mapping[nn.Module, Sequence[Part]]) -> None:
-        """parts: module to the step's work there. Lists that the last such step had too are the same work."""
+    def begin(self, parts: Mapping[nn.Module, Sequence[OpSegment]]) -> None:
+        """Set the step's work: segments by module. The very lists of the last such step are the same work."""
         self._working = frozenset(parts)
         same = parts.keys() == self._parts.keys() and all(own is self._parts[module] for module, own in parts.items())
         if parts and not same:
             self._parts, self._terms = parts, None
 
     def end(self) -> None:
-        """From now on, until a step begins, modules compute what the base does."""
+        """Compute what the base does, until the next step begins."""
         self._working = frozenset()
 
     def __call__(
         self, module: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
-        """hidden_states: (tokens, hidden); top_k_index, top_k_weights: (tokens, k). Returns (tokens, hidden)."""
+        """Compute one module, called as transformers' interface calls it. Returns (tokens, hidden).
+
+        hidden_states: (tokens, hidden). top_k_index, top_k_weights: (tokens, k), each token's experts.
+        """
         self.called.add(module)
         return call_out(Call(module, self._run, _like), hidden_states, top_k_index, top_k_weights)
 
@@ -76,8 +86,7 @@ class ExpertsBypass:
         if module in self._working:
             terms = self._terms_of(hidden_states)[module]
             return _with_terms(module, hidden_states, top_k_index, top_k_weights, terms)
-        eager = type(module).forward.__wrapped__  # type: ignore[attr-defined]  # what transformers' decorator wraps
-        function: Any = ALL_EXPERTS_FUNCTIONS.get_interface(self._default or "eager", eager)
+        function: Any = ALL_EXPERTS_FUNCTIONS.get_interface(self._default or "eager", eager_experts(module))
         return cast(torch.Tensor, function(module, hidden_states, top_k_index, top_k_weights))
 
     def _terms_of(self, hidden_states: torch.Tensor) -> Mapping[nn.Module, ExpertTerms]:
@@ -91,21 +100,14 @@ def _like(module: nn.Module, hidden_states: torch.Tensor, *_: torch.Tensor) -> t
     return torch.empty_like(hidden_states)
 
 
-def is_experts(module: nn.Module) -> bool:
-    """Whether transformers computes the module through its interface for experts."""
-    wrapped = hasattr(type(module).forward, "__wrapped__") and hasattr(module, "_apply_gate")
-    parallel = getattr(module, "_is_expert_parallel", False)  # which transformers 5.17 does not say, nor the norm below
-    return wrapped and all(hasattr(module, fact) for fact in _FACTS) and not parallel
-
-
 def is_dispatched(module: nn.Module) -> bool:
-    """Whether experts have been computed by an `ExpertsBypass`."""
-    function = ALL_EXPERTS_FUNCTIONS.get(cast(Any, module).config._experts_implementation)
+    """Return whether a module of experts has been computed by an `ExpertsBypass`."""
+    function = ALL_EXPERTS_FUNCTIONS.get(experts_implementation(cast(Any, module).config))
     return isinstance(function, ExpertsBypass) and module in function.called
 
 
 def expert_parameters(module: nn.Module) -> tuple[ExpertParameter, ...]:
-    """The stacked weights of `is_experts`, in the module's order."""
+    """List the stacked weights of a module of experts, in the module's order."""
     known = ("gate_up_proj" if module.has_gate else "up_proj", "down_proj")
     stacked = [
         (name, p)
@@ -122,15 +124,15 @@ def _with_terms(
     experts = cast(Any, module)
     routing = terms.route(index, experts.num_experts)
     up = _project(module, "gate_up_proj" if experts.has_gate else "up_proj", x[routing.tokens], routing, terms)
-    hidden = experts._apply_gate(up) if experts.has_gate else experts.act_fn(up)
+    hidden = gate(module, up) if experts.has_gate else experts.act_fn(up)
     out = _project(module, "down_proj", hidden, routing, terms)
-    if getattr(module, "has_post_expert_norm", False):
+    if has_post_norm(module):
         out = experts.post_expert_norm(out)
     return (routing.restored(out) * weights[..., None]).sum(1).to(x.dtype)
 
 
 def _project(module: nn.Module, name: str, x: torch.Tensor, routing: Routing, terms: ExpertTerms) -> torch.Tensor:
-    """The product of each place's expert, with the adapters' terms. x: (pairs, in). Returns (pairs, out)."""
+    """Multiply each pair by its expert's weight, and add the adapters' terms. x: (pairs, in). Returns (pairs, out)."""
     weight = cast(torch.Tensor, getattr(module, name))
     y = grouped_product(x, weight if module.is_transposed else weight.mT, routing.ends)
     if module.has_bias:

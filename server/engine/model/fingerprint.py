@@ -1,4 +1,4 @@
-"""What tells one base from another: a digest of each part of its checkpoint, wherever it lies and however it is loaded.
+"""Fingerprints of bases: digests of a checkpoint, the same wherever it lies and however it is loaded.
 
     config     config.json, without what does not change what the model is
     tensors    names, shapes and types of the stored tensors
@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers.utils.hub import cached_file
+from ..private.transformers_private import cached_path
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class _Stored(NamedTuple):
 
 
 def fingerprint(model: str) -> dict[str, str]:
-    """Part to digest; nothing, with a warning, where the files cannot be read as what they should be.
+    """Return the digests by their names above; none, with a warning, where the files cannot be read.
 
     model: a folder, or a hub id whose files have been loaded.
     """
@@ -64,11 +64,11 @@ def _fingerprint(model: str) -> dict[str, str]:
 
 
 def _file(model: str, name: str) -> Path | None:
-    """Of a folder, or of the hub's cache."""
+    """Find a file of the checkpoint, in its folder or in the hub's cache."""
     if os.path.isdir(model):
         path = Path(model, name)
         return path if path.is_file() else None
-    found = cached_file(model, name, local_files_only=True, _raise_exceptions_for_missing_entries=False)
+    found = cached_path(model, name)
     return None if found is None else Path(found)
 
 
@@ -100,7 +100,7 @@ def _tensors(paths: Iterable[Path]) -> Iterator[_Stored]:
 
 
 def _some(tensors: list[_Stored]) -> list[_Stored]:
-    """All, or as many as are sampled, from the first to the last."""
+    """Return all tensors, or evenly spaced ones if they are more than `MOST_SAMPLED`."""
     step = -(-len(tensors) // MOST_SAMPLED) or 1
     return list(islice(tensors, 0, None, step))
 
@@ -119,14 +119,14 @@ def _canonical(config: Any) -> bytes:
 
 
 def _what_matters(value: Any) -> Any:
-    """Parts of a configuration have a configuration's fields."""
+    """Drop the fields that do not matter, of the configurations inside this one as well."""
     if not isinstance(value, dict):
         return value
     return {name: _what_matters(entry) for name, entry in value.items() if name not in _OF_NO_MATTER}
 
 
 def _digest(pieces: Iterable[bytes]) -> str:
-    """Each piece with its length before it, so that no two lists of pieces read alike."""
+    """Hash all pieces, each with its length before it, so that no two lists of pieces read alike."""
     digest = hashlib.sha256()
     for piece in pieces:
         digest.update(len(piece).to_bytes(8, "little"))

@@ -1,12 +1,11 @@
 """One product of the base for modules that read one input: q, k and v; gate and up.
 
-Their weights become rows of one matrix, of which each module's own weight is a view: no byte of the base is there
-twice, names and `state_dict` stay, and whoever reads a module's weight reads what it always was.
+Their weights become rows of one matrix, of which each module's own weight is a view: no byte of the base is stored
+twice, names and `state_dict` stay, and the weight of each module reads as before.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TypeGuard
 
 import torch
 from torch import nn
@@ -19,38 +18,43 @@ CPU_ROWS = 96  # as many as packed weights are faster for (`packed_linear.py`)
 
 
 def fused_rows(device: torch.device) -> int | None:
-    """Most rows that one product is for; None for any. On a GPU it saves launches, and so it does in a CPU's decodes.
+    """Return the most rows of an input for which one product is faster than several; None for any number.
 
-    Beyond, on CPUs, parts of wider rows cost more than calls: prefills took 1.05 to 1.08 as long.
+    On a GPU it saves launches. On a CPU it saves calls in decodes, but with more rows to read parts of wider rows costs
+    more than that: prefills took 1.05 to 1.08 times as long.
     """
     return CPU_ROWS if device.type == "cpu" else None
 
 
 def fuse_siblings(modules: Mapping[str, nn.Module], sites: SiteGroups) -> dict[int, nn.Linear]:
-    """By group, for those whose modules are all plain nn.Linear of one kind, with weights that nobody else has."""
-    uses = Counter(id(p) for module in set(modules.values()) for p in module.parameters(recurse=False))
-    members: dict[int, list[nn.Module]] = {}
-    for name, (group, _) in sorted(sites.places.items(), key=lambda item: item[1]):
-        members.setdefault(group, []).append(modules[name])
-    plain = {group: [m for m in there if is_of_one(m, uses)] for group, there in members.items()}
-    return {
-        group: _fuse(linears)
-        for group, linears in plain.items()
-        if len(linears) == len(members[group]) > 1 and _alike(linears)
-    }
+    """Join the linears of each group of several that are plain and of one kind. Returns the joined ones by group."""
+    plain = plain_groups(modules, sites)
+    return {group: _fuse(linears) for group, linears in plain.items() if len(linears) > 1 and _alike(linears)}
 
 
 def separate_modules(
     modules: Mapping[str, nn.Module], sites: SiteGroups, fused: Mapping[int, nn.Linear]
 ) -> list[nn.Module]:
-    """All that are not part of a fused one."""
+    """Return the modules that are no part of a fused linear."""
     parts = {modules[name] for name, (group, _) in sites.places.items() if group in fused}
     return [module for module in modules.values() if module not in parts]
 
 
-def is_of_one(module: nn.Module, uses: Mapping[int, int]) -> TypeGuard[nn.Linear]:
-    """Whether it is a plain nn.Linear with a weight that nobody else has. uses: of each parameter, by its id."""
-    return is_plain_linear(module) and all(uses[id(p)] == 1 for p in module.parameters())
+def plain_groups(modules: Mapping[str, nn.Module], sites: SiteGroups) -> dict[int, list[nn.Linear]]:
+    """Return the modules, in their order, of each group in which all are plain nn.Linear and own their parameters.
+
+    A parameter that two modules share, such as the weight of a head that is tied to the embedding, must stay one.
+    """
+    uses = Counter(id(p) for module in set(modules.values()) for p in module.parameters(recurse=False))
+    groups: dict[int, list[nn.Linear]] = {}
+    others: set[int] = set()
+    for name, (group, _) in sorted(sites.places.items(), key=lambda item: item[1]):
+        module = modules[name]
+        if is_plain_linear(module) and all(uses[id(p)] == 1 for p in module.parameters()):
+            groups.setdefault(group, []).append(module)
+        else:
+            others.add(group)
+    return {group: linears for group, linears in groups.items() if group not in others}
 
 
 def _alike(linears: Sequence[nn.Linear]) -> bool:
@@ -67,7 +71,7 @@ def _fuse(members: Sequence[nn.Linear]) -> nn.Linear:
 
 
 def _joined(parts: Sequence[torch.Tensor]) -> nn.Parameter:
-    """(sum of rows, ...), of which all parts are views from now on."""
+    """Join parts to one parameter (sum of rows, ...), of which all of them are views from now on."""
     whole = torch.cat([part.data for part in parts])
     for part, view in zip(parts, whole.split([len(part) for part in parts]), strict=True):
         part.data = view

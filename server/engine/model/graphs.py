@@ -2,8 +2,8 @@
 
 A graph is for a number of rows, and serves every step of up to as many: whatever adapters run, come or go is in device
 memory that the kernels read, at addresses that stay for as long as the model is served. Rows beyond the step's compute
-what nobody reads. Those with bypasses are there for each kind of step: how many rows share an adapter decides how the
-bypasses' launches are cut.
+what nobody reads. There is one without bypasses, and one for each kind of step with them: how many rows share an
+adapter decides how the bypasses' launches are cut.
 """
 
 from bisect import bisect_left
@@ -21,15 +21,18 @@ from .inputs import StepInputs
 SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
-class Kind(NamedTuple):
-    """What a graph is for. bypassed: the kind of its bypasses; None without their kernels in it."""
+class GraphKey(NamedTuple):
+    """The steps that a graph is for. bypassed: their kind; None for a graph without the kernels of bypasses."""
 
     rows: int
     bypassed: StepKind | None
 
 
 class Recording(Protocol):
-    """Called, it does once more all that was recorded, and fills `output` again. It holds all that this reads."""
+    """Work on the device that has been recorded. A call repeats it, and overwrites `output`.
+
+    Holds all the memory that the work reads.
+    """
 
     @property
     def output(self) -> torch.Tensor: ...
@@ -38,14 +41,14 @@ class Recording(Protocol):
 
 class Recorder(Protocol):
     def record(self, run: Callable[[], torch.Tensor]) -> Recording:
-        """Of all that `run` does, whose tensor is the output."""
+        """Record all that one call of `run` does on the device; the tensor it returns is the output."""
 
 
 class CudaRecorder:
-    """All graphs share one pool of memory: they never run at once.
+    """Records CUDA graphs that share one pool of memory, since no two of them run at once.
 
-    A pool dies with the last graph in it, and nothing can be captured into a dead one. So the first is of next to
-    nothing, lives as long as the recorder, and holds the pool for the others.
+    A pool dies with the last graph in it, and nothing can be captured into a dead one. So the first graph does next to
+    nothing, lives as long as the recorder, and keeps the pool alive for the others.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -61,9 +64,10 @@ def make_recorder(device: torch.device) -> Recorder | None:
 
 
 class DecodeGraphs:
-    """forward: the model on inputs whose kernels find the rest of the step in device memory. most_rows: of any step.
+    """The graphs of one model, for decode steps of up to `most_rows` rows.
 
-    inputs: where a graph of so many rows finds its own, in each step.
+    forward: the model on some inputs; its kernels find the rest of the step in device memory. inputs: from a number of
+    rows to the memory in which a graph of so many finds its inputs, in each step.
     """
 
     def __init__(
@@ -78,26 +82,26 @@ class DecodeGraphs:
         self._forward = forward
         self._recorder = recorder  # lives as long as what it recorded
         self._inputs = inputs
-        self._graphs: dict[Kind, Recording] = {}
+        self._graphs: dict[GraphKey, Recording] = {}
 
     def capture(self, prepare: Callable[[Capacity, bool], None]) -> None:
         """Record all graphs, with a progress bar; the largest first, whose memory the others then use.
 
-        prepare: sets the memory that the kernels read for a step of no sequences, in a graph of that capacity, with
+        prepare: sets the memory that the kernels read to a step of no sequences, in a graph of that capacity, with
         bypasses or without. Raises RuntimeError if the model cannot be recorded, such as for looking at a tensor's
         values.
         """
-        kinds = [Kind(rows, kind) for rows in reversed(self.sizes) for kind in (*kinds_for(rows), None)]
+        kinds = [GraphKey(rows, kind) for rows in reversed(self.sizes) for kind in (*kinds_for(rows), None)]
         for kind in tqdm(kinds, desc="capturing CUDA graphs", unit="graph", disable=None):
             prepare(Capacity(kind.rows, kind.bypassed or StepKind.EACH), kind.bypassed is not None)
             self._graphs[kind] = self._recorder.record(self._run_of(kind.rows))
 
     def __len__(self) -> int:
-        """Graphs that have been recorded."""
+        """Return how many graphs have been recorded."""
         return len(self._graphs)
 
     def capacity_for(self, num_rows: int, kind: StepKind) -> Capacity | None:
-        """Of the graph for a step of so many rows; None if it is too large for any."""
+        """Return what the graph for a step of so many rows has room for; None if no graph is large enough."""
         place = bisect_left(self.sizes, num_rows)
         if place == len(self.sizes):
             return None
@@ -106,11 +110,11 @@ class DecodeGraphs:
         return Capacity(rows, kind if kind in there else there[-1])
 
     def run(self, capacity: Capacity, bypassed: bool) -> torch.Tensor:
-        """Logits (rows, vocabulary) of a step for whose rows all logits are wanted.
+        """Run the step that is in the device memory. Returns the logits (rows, vocabulary) of all rows of the graph.
 
-        The memory that the graph reads is the step's. The logits are overwritten by the next step.
+        The next step overwrites them.
         """
-        recording = self._graphs[Kind(capacity.rows, capacity.kind if bypassed else None)]
+        recording = self._graphs[GraphKey(capacity.rows, capacity.kind if bypassed else None)]
         recording()
         return recording.output
 
@@ -120,6 +124,9 @@ class DecodeGraphs:
 
 
 def sizes_up_to(most_rows: int) -> list[int]:
-    """Rows of the graphs for steps of up to so many, as far as there are graphs."""
+    """Return the numbers of rows for which there are graphs, so that steps of up to `most_rows` find one.
+
+    Steps of more than the largest of `SIZES` are launched without.
+    """
     largest = min(most_rows, SIZES[-1])
     return [*(size for size in SIZES if size < largest), largest]

@@ -1,7 +1,7 @@
-"""Adds the step's adapters to the base's modules, around their `forward` and through hooks: model code is untouched.
+"""Add the step's adapters to the base's modules, around their `forward` and through hooks: model code is untouched.
 
-Modules that read one input are run together (`siblings.py`). Hooks of norms and experts are on the model only in steps
-whose adapters need them.
+Modules that read one input are run together (`siblings.py`). Hooks of norms, and of modules whose input another one
+reads, are on the model only in steps whose adapters need them: a hook costs a call of Python in every layer.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,20 +12,23 @@ from torch import nn
 
 from peftserve.kernels.bypass.columns.spare import SpareColumns
 from peftserve.kernels.bypass.layout import BypassBackend
-from peftserve.kernels.ops.formulas import Phase
+from peftserve.kernels.ops.formulas import Stage
 from peftserve.kernels.ops.side import SideOps
 from peftserve.kernels.ops.site_plan import SitePlan
 
 from ..adapters.packing import SiteGroups
 from .callouts import Call, is_traced
 from .experts import ExpertsBypass
-from .siblings import Member, Siblings
+from .siblings import Siblings
+from .wrapped_module import WrappedModule
 
 
 class BypassHooks:
-    """The runner calls `begin` when the step's work is set, and `end` when it has run.
+    """The wrapped modules of one model.
 
-    active: the step has adapters.
+    The runner calls `begin` when the step's work is set, and `end` when it has run.
+
+    active: whether the step has adapters.
     """
 
     def __init__(
@@ -39,8 +42,10 @@ class BypassHooks:
         fused_rows: int | None = None,
         columns: SpareColumns | None = None,
     ) -> None:
-        """fused: of each group that has one, its modules as one, for up to `fused_rows` rows. columns: behind weights,
-        for the bypasses that the step's products themselves give.
+        """Wrap the `forward` of every module in a group of `sites`, for good.
+
+        fused: by group, its linears as one, used for inputs of up to `fused_rows` rows; None for any. columns: spare
+        ones behind weights, by which the base's own products add some bypasses.
         """
         self.active = False
         self._backend = backend
@@ -51,10 +56,10 @@ class BypassHooks:
         self._streams: dict[str, torch.Tensor] = {}  # inputs of modules that another module's adapters read
         self._handles: list[Any] = []
         self._places = sites.places
-        members: list[list[Member]] = [[] for _ in sites.groups]
+        members: list[list[WrappedModule]] = [[] for _ in sites.groups]
         for name, (group, position) in sorted(sites.places.items(), key=lambda item: item[1]):
             width = sites.groups[group].out_features[position]
-            members[group].append(Member(name, modules[name], modules[name].forward, width))
+            members[group].append(WrappedModule(name, modules[name], modules[name].forward, width))
         self._groups = [
             Siblings(backend, index, group, self._streams, sites.groups[index].in_features)
             for index, group in enumerate(members)
@@ -69,28 +74,34 @@ class BypassHooks:
                 member.module.forward = self._around(siblings, position, member.forward)
 
     def begin(self, active: bool) -> None:
+        """Hand the step's plans to the groups, and put the hooks on the model that this step needs."""
         self.active = active
         if active:
             self._backend.lead_in()
         plans: Mapping[str, SitePlan] = self._side.plans if active else {}
         if self._experts is not None:
-            inside = {name: plan.phases[Phase.INSIDE] for name, plan in plans.items() if Phase.INSIDE in plan.phases}
-            self._experts.begin({self._modules[name]: terms.parts for name, terms in inside.items()})
+            # Terms inside a module cannot be added to its output: the function that computes the experts adds them.
+            inside = {name: plan.stages[Stage.INSIDE] for name, plan in plans.items() if Stage.INSIDE in plan.stages}
+            self._experts.begin({self._modules[name]: terms.segments for name, terms in inside.items()})
         for name, plan in plans.items():
             if name in self._places:
                 self._groups[self._places[name][0]].plans[name] = plan
-            elif Phase.INSIDE not in plan.phases:
+            elif Stage.INSIDE not in plan.stages:
                 self._hook(self._modules[name], plan)
         for source in {source for plan in plans.values() for source in plan.sources}:
+            # Prepended: the input as the module is given it, before any hook of its own changes it.
             self._handles.append(self._modules[source].register_forward_pre_hook(self._keep(source), prepend=True))
 
     @property
-    def in_calls(self) -> bool:
-        """Whether the step's work is all inside what a compiled model calls (`callouts.py`)."""
+    def fits_compiled(self) -> bool:
+        """Return whether all of the step's work is inside the calls of a compiled model (`callouts.py`).
+
+        Hooks would not run, and the shapes of outputs are compiled in.
+        """
         return not self._handles and all(group.keeps_widths for group in self._groups if group.plans)
 
     def end(self) -> None:
-        """Keep none of the step's tensors alive, and none of its hooks."""
+        """Take the step's hooks off, and keep none of its tensors alive."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -105,6 +116,7 @@ class BypassHooks:
     ) -> Callable[..., torch.Tensor]:
         def forward(*args: torch.Tensor, **kwargs: Any) -> torch.Tensor:
             if is_traced():
+                # The trace is for all steps, so it must not look at the adapters of one: the call does, in each step.
                 call = Call(group.members[position].name, self._whole, self._like_whole)
                 return group.called_out(args[0], position, call)
             together = self.active or group.fuses(args[0])
@@ -113,28 +125,29 @@ class BypassHooks:
         return forward
 
     def _whole(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        """All outputs, side by side, of the group that the named module is in."""
+        """Return all outputs, side by side, of the group that the named module is in."""
         return self._groups[self._places[name][0]].whole(x, self.active)
 
     def _like_whole(self, name: str, x: torch.Tensor) -> torch.Tensor:
         return self._groups[self._places[name][0]].like_whole(x)
 
     def separate(self) -> None:
-        """From now on every module has a product of its own."""
+        """Give every module a product of its own from now on, and turn spare columns off."""
         for group in self._groups:
             group.fused = None
         if self._columns is not None:
             self._columns.turn_off()
 
     def room_behind(self, owner: Any) -> int:
-        """Columns that are to be behind the input of a compiled model's call. owner: of the call."""
+        """Return how many spare columns are to be behind the input of a compiled model's call. owner: the call's."""
         place = self._places.get(owner) if isinstance(owner, str) else None
         return 0 if place is None or self._columns is None else self._columns.columns_of(place[0])
 
     def _hook(self, module: nn.Module, plan: SitePlan) -> None:
-        """Of a norm: nothing else is at a site and in no group."""
+        """Put a plan behind a module for this step: a norm, as other sites are in groups, or have their work inside."""
 
         def change_output(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            # The plan may call the base again on some rows, by `forward`: a call of the module would run this hook.
             plan.after(_rows(args[0]), _rows(output), module.forward, self._streams)
 
         self._handles.append(module.register_forward_hook(change_output))
@@ -147,7 +160,7 @@ class BypassHooks:
 
 
 def _rows(tensor: torch.Tensor) -> torch.Tensor:
-    """(rows, ..., width), or (rows,) ids: without the batch's dimension, where the model has one."""
+    """Drop the dimension of the batch, where the model has one. Returns (rows, ..., width), or (rows,) ids."""
     if not tensor.is_floating_point():
         return tensor.flatten()
     return tensor if tensor.dim() == 2 else tensor[0]

@@ -1,7 +1,7 @@
-"""Compiles one piece of a traced model with TorchInductor, for any number of rows.
+"""Compile one piece of a traced model with TorchInductor, for any number of rows.
 
-The number of rows is a symbol. What inductor assumes of it is in the symbols' guards, for the caller to look at: nobody
-looks at them in a step.
+The number of rows is a symbol. What inductor assumes of it is in the symbols' guards. The caller looks at them once,
+after the compilation: no step checks them.
 """
 
 import warnings
@@ -10,23 +10,32 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._guards import TracingContext, detect_fake_mode, tracing
-from torch._inductor import config, ir
-from torch._inductor.compile_fx import compile_fx_inner
-from torch._inductor.lowering import register_lowering
-from torch._inductor.virtualized import V
 
+from ..private.inductor_private import (
+    ConcatKernel,
+    FixedLayout,
+    FlexibleLayout,
+    SliceView,
+    StorageBox,
+    TensorBox,
+    TracingContext,
+    V,
+    compile_fx_inner,
+    config,
+    detect_fake_mode,
+    keep_strides,
+    register_lowering,
+    tracing,
+)
 from .cutting import Piece
 from .program import Run
 from .widening import WIDENED
 
 
 def compile_piece(piece: Piece) -> Run:
-    """Raises whatever inductor raises, such as for want of a compiler."""
+    """Compile a piece. Raises whatever inductor raises, such as for want of a C++ compiler."""
     module = fx.GraphModule({}, deepcopy(piece.graph))  # which inductor changes
-    output = module.graph.output_node()
-    output.meta["user_visible_output_idxs"] = list(range(len(piece.outputs)))  # which keep the strides they have
-    output.meta["original_output_strides"] = [node.meta["val"].stride() for node in piece.outputs]
+    keep_strides(module.graph.output_node(), piece.outputs)
     fake = detect_fake_mode(piece.examples)
     with (
         tracing(TracingContext(fake)),
@@ -53,17 +62,17 @@ if hasattr(config, "combo_kernel_peak_memory_pct_threshold"):  # torch 2.13: wha
 
 @register_lowering(WIDENED, type_promotion_kind=None)
 def _widened(x: Any, columns: int) -> Any:
-    """As inductor's own concatenation: whoever computes x writes it into the wider buffer's first columns.
+    """Let the kernel that computes x write it into the first columns of a wider buffer, as for a concatenation.
 
-    Behind them nothing is written: a concatenation with an empty tensor would copy that.
+    Nothing is written behind them: a concatenation with an empty tensor would copy that.
     """
     *leading, width = x.get_size()
     size = [*leading, width + columns]
-    layout = ir.FixedLayout(x.get_device(), x.get_dtype(), size, ir.FlexibleLayout.contiguous_strides(size))
-    wide = ir.ConcatKernel(name=None, layout=layout, inputs=[])
-    buffer = ir.StorageBox(wide)
-    own = ir.SliceView.create(buffer, len(size) - 1, 0, width, clamp=False)
-    wide.inputs = ir.ConcatKernel.unwrap_storage([ir.ConcatKernel.realize_into(x, own)])
+    layout = FixedLayout(x.get_device(), x.get_dtype(), size, FlexibleLayout.contiguous_strides(size))
+    wide = ConcatKernel(name=None, layout=layout, inputs=[])
+    buffer = StorageBox(wide)
+    own = SliceView.create(buffer, len(size) - 1, 0, width, clamp=False)
+    wide.inputs = ConcatKernel.unwrap_storage([ConcatKernel.realize_into(x, own)])
     wide.name = V.graph.register_buffer(wide)
     V.graph.register_operation(wide)
-    return ir.TensorBox(buffer)
+    return TensorBox(buffer)

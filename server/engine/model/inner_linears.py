@@ -32,7 +32,7 @@ class _Products(TorchFunctionMode):
 
 
 def inner_linears(modules: Iterable[nn.Module], tell: Callable[[nn.Module, torch.Tensor], None]) -> TorchFunctionMode:
-    """A context in which `tell` hears of the products that these modules make so: of the module and its input."""
+    """Return a context in which `tell` is called with the module and the input of each such product of `modules`."""
     by_weight = {id(module.weight): module for module in modules if _may_multiply(module)}
 
     def take(product: Product) -> None:
@@ -44,7 +44,7 @@ def inner_linears(modules: Iterable[nn.Module], tell: Callable[[nn.Module, torch
 
 
 def redirect(module: nn.Module) -> nn.Linear:
-    """A linear over the module's `weight` and `bias`, that from now on makes the module's product with them."""
+    """Return a linear over the module's `weight` and `bias`, which from now on makes the module's product with them."""
     weight: Any = module.weight
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=hasattr(module, "bias"), device="meta")
     linear.weight = weight
@@ -64,17 +64,17 @@ def redirect(module: nn.Module) -> nn.Linear:
 
 
 def _is_own(module: nn.Module, product: Product) -> bool:
-    """With the module's weight, and with the module's bias if it has one."""
+    """Return whether a product is with the module's weight, and with its bias if it has one."""
     return product[1] is module.weight and product[2] is getattr(module, "bias", None)
 
 
 def _may_multiply(module: nn.Module) -> bool:
-    """By its shape, and not being one of the modules that are known to be products."""
-    weight = module._parameters.get("weight")
+    """Return whether a module has a matrix as its weight and is none of the classes whose forward is one product."""
+    weight = dict(module.named_parameters(recurse=False)).get("weight")  # no property that computes one
     known = isinstance(module, nn.Linear | nn.Embedding) or hasattr(module, "in_features")
     return is_plain(weight) and weight.dim() == 2 and not known
 
 
 def _product(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Product:
-    """Of F.linear's arguments, which may come by these names."""
+    """Bind the arguments of F.linear, which may come by these names."""
     return input, weight, bias

@@ -1,4 +1,7 @@
-"""What a step gives the model: token ids, positions, the rows that reach the head; in the memory that is sent over."""
+"""The inputs of the model in one step: token ids, positions, and the rows that reach the head.
+
+They lie in the memory that is sent to the device in one copy.
+"""
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -20,7 +23,7 @@ _FIELDS = 2  # of int32 in an int64
 class Feed(NamedTuple):
     """The tokens that the step before has sampled, which the host may not know yet.
 
-    token_ids: (rows,) int64 on the device. rows: of each sequence.
+    token_ids: (rows,) int64 on the device. rows: from a sequence to its row in them.
     """
 
     token_ids: torch.Tensor
@@ -28,7 +31,10 @@ class Feed(NamedTuple):
 
 
 class StepInputs(NamedTuple):
-    """ids, positions: (tokens,) int64 on the device. logit_rows: (rows,) those that reach the head; None for all."""
+    """The model's inputs on the device.
+
+    ids, positions: (tokens,) int64. logit_rows: (rows,) int64, the rows that reach the head; None for all.
+    """
 
     ids: torch.Tensor
     positions: torch.Tensor
@@ -36,7 +42,10 @@ class StepInputs(NamedTuple):
 
 
 class InputMemory:
-    """most_rows: of any step. graph_rows: of the largest graph, whose ids and positions have one place for good."""
+    """The places of the inputs in the memory that is sent over.
+
+    most_rows: of any step. graph_rows: of the largest graph. All graphs read their ids and positions at one address.
+    """
 
     def __init__(self, memory: StepMemory, most_rows: int, graph_rows: int = 0) -> None:
         self.memory = memory
@@ -46,7 +55,7 @@ class InputMemory:
         self._of_graphs: dict[int, StepInputs] = {}
 
     def of_graph(self, rows: int) -> StepInputs:
-        """That a graph of so many rows reads."""
+        """Return the inputs that a graph of so many rows reads."""
         assert rows <= self._graph_rows
         if rows not in self._of_graphs:
             ids, positions = (self.memory.seen(place, 8 * rows, torch.int64) for place in (self._ids, self._positions))
@@ -54,7 +63,11 @@ class InputMemory:
         return self._of_graphs[rows]
 
     def write(self, rows: StepRows, feed: Feed | None, graph_rows: int | None = None) -> "WrittenInputs":
-        """graph_rows: of the graph that is to run them, which gives the rows beyond them token 0 at position 0."""
+        """Write a step's inputs.
+
+        feed: the tokens of the step before, for those that the host does not know. graph_rows: of the graph that is to
+        run the step; its rows beyond the step's are token 0 at position 0.
+        """
         ids, fed = _token_ids(rows, feed)
         positions = rows.starts if rows.one_each else ranges(rows.starts, rows.counts)
         if graph_rows is not None:
@@ -68,16 +81,20 @@ class InputMemory:
 
 
 class _Fed(NamedTuple):
-    """places: the rows whose tokens are not known here, and where among the fed ones they are; None: all, in order."""
+    """Tokens that are copied on the device.
+
+    places: the rows whose tokens the host does not know, and where in the feed these tokens are; None: all, in order.
+    """
 
     feed: Feed
     places: tuple[Ints, Ints] | None
 
 
 class WrittenInputs:
-    """inputs: complete once the memory was sent and `feed` was called. rows: of the step, without a graph's others."""
+    """Inputs that are complete once the memory has been sent and `feed` has been called."""
 
     def __init__(self, inputs: StepInputs, rows: int, fed: _Fed | None, memory: StepMemory) -> None:
+        """Append to the memory what `feed` reads. rows: how many the step has, without the others of a graph."""
         self.inputs = inputs
         self._rows = rows
         self._fed = fed
@@ -85,7 +102,7 @@ class WrittenInputs:
         self._places = None if places is None else (memory.append(places[0]), memory.append(places[1]))
 
     def feed(self) -> None:
-        """Tokens that only the device knows, from there to there."""
+        """Copy the tokens that only the device knows, from the step before to these inputs."""
         if self._fed is None:
             return
         ids, token_ids = self.inputs.ids, self._fed.feed.token_ids
@@ -97,14 +114,14 @@ class WrittenInputs:
 
 
 def ranges(starts: Sequence[int] | Ints, lengths: Sequence[int] | Ints) -> Ints:
-    """[start, start + length) of all pairs, one after the other."""
+    """Return the numbers [start, start + length) of all pairs, one range after the other."""
     counts = np.asarray(lengths, np.int64)
     ends = counts.cumsum()
     return np.arange(ends[-1] if len(ends) else 0) + np.repeat(np.asarray(starts, np.int64) - (ends - counts), counts)
 
 
 def _token_ids(rows: StepRows, feed: Feed | None) -> tuple[Ints, _Fed | None]:
-    """(rows,), 0 where the feed has the token."""
+    """Return the token ids (rows,), with 0 where the feed has the token, and what the feed is to fill in."""
     if feed is not None and rows.one_each and feed.rows is rows.lineup.places:  # all of them, in this order
         return np.zeros(len(rows), dtype=np.int64), _Fed(feed, None)
     ids = _ids_here(rows)
@@ -112,7 +129,7 @@ def _token_ids(rows: StepRows, feed: Feed | None) -> tuple[Ints, _Fed | None]:
 
 
 def _ids_here(rows: StepRows) -> Ints:
-    """(rows,), UNKNOWN where a step is sampling the token."""
+    """Return the token ids (rows,), with UNKNOWN where a step is still sampling the token."""
     starts = rows.starts.tolist()
     if rows.one_each:
         known = [sequence.tokens[start] for sequence, start in zip(rows.sequences, starts, strict=True)]
@@ -125,7 +142,7 @@ def _ids_here(rows: StepRows) -> Ints:
 
 
 def _logit_rows(rows: StepRows) -> Ints | None:
-    """The last ones of each span; None for all."""
+    """Return the rows that reach the head, which are the last ones of each sequence; None for all rows."""
     if rows.logit_offsets[-1] == len(rows):
         return None
     kept = np.diff(rows.logit_offsets)
@@ -133,7 +150,7 @@ def _logit_rows(rows: StepRows) -> Ints | None:
 
 
 def _fed(rows: StepRows, ids: Ints, feed: Feed | None) -> _Fed | None:
-    """What the feed has of these ids, which become 0. A token that is not known is its sequence's last one."""
+    """Find the unknown ids in the feed, and set them to 0. Only a sequence's last token can be unknown."""
     unknown = ids == UNKNOWN
     if feed is None or not unknown.any():
         return None

@@ -8,12 +8,12 @@ from peftserve.kernels.attention.layout import AttentionLayer
 
 
 def elements_per_token(layer: AttentionLayer) -> int:
-    """Of its keys and values."""
+    """Return how many numbers a layer's keys and values of one token are."""
     return layer.kv_heads * (layer.key_dim + layer.value_dim)
 
 
 class KVCache:
-    """keys[layer]: (pages, page_size, heads, key_dim); values likewise."""
+    """All pages of one model. keys[layer]: (pages, page_size, heads, key_dim); values likewise."""
 
     def __init__(
         self,

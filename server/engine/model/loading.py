@@ -1,6 +1,6 @@
-"""Loads the base with transformers, and says no to what paged attention would serve wrongly.
+"""Load the base with transformers, and refuse a model that paged attention would serve wrongly.
 
-Structure is checked first, with a reason a person can act on; then one traced pass must give the logits that
+The structure is checked first, with a reason a person can act on; then one traced pass must give the logits that
 transformers' own eager attention gives, whatever the architecture.
 """
 
@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.fx.experimental.symbolic_shapes import guard_or_false
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from peftserve.adapters.peft.listing import listed
@@ -19,11 +18,13 @@ from peftserve.adapters.peft.twin import carries_extras, twin
 from peftserve.adapters.sites import SiteKind
 
 from ...config import EngineConfig
+from ..private.torch_private import guard_or_false
 from .attention import PagedAttention
 from .checkpoint import read_config, read_model
 from .errors import UnservableModel
 from .experts import ExpertsBypass
 from .inner_linears import redirect
+from .placement import choose_device, choose_dtype
 from .sites import SiteTracer, TracedSites
 
 logger = logging.getLogger(__name__)
@@ -38,9 +39,9 @@ _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 @dataclass(frozen=True)
 class Trace:
-    """token_ids: (tokens,) of the traced pass. logits: (tokens, vocabulary) that eager attention gave, float32.
+    """A prompt and the logits that transformers' own attention gives for it: what other ways of running must give.
 
-    dtype: the model's.
+    token_ids: (tokens,). logits: (tokens, vocabulary) float32. dtype: the model's.
     """
 
     token_ids: torch.Tensor
@@ -48,15 +49,18 @@ class Trace:
     dtype: torch.dtype
 
     def first(self, num_tokens: int) -> "Trace":
-        """The pass over the first tokens alone: nothing after them has changed their logits."""
+        """Return the trace of the first tokens alone: attention is causal, so their logits are the same."""
         return Trace(self.token_ids[:num_tokens], self.logits[:num_tokens], self.dtype)
 
     def of(self, rows: torch.Tensor) -> "Trace":
-        """With the logits of these rows only."""
+        """Return the trace with the logits of these rows only."""
         return replace(self, logits=self.logits[rows])
 
     def check(self, logits: torch.Tensor, what: str) -> None:
-        """Raises UnservableModel if they differ by more than the rounding of the model's type explains."""
+        """Raise UnservableModel if logits differ from these by more than the rounding of the model's type explains.
+
+        what: what gave them, for the message.
+        """
         differences = logits.float().log_softmax(-1) - self.logits.log_softmax(-1)
         scale = max(self.logits.std(-1).mean().item(), 1.0)
         if self.dtype == torch.float32:
@@ -69,7 +73,9 @@ class Trace:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """max_model_len: tokens that the positions allow. sites: where adapters attach.
+    """A base that can be served, with all that was found out about it.
+
+    max_model_len: tokens that the positions allow. sites: where adapters attach.
 
     twin: the model once more, with transformers' own attention over the same weights, for the compilers of adapters.
     twin_runs: whether it computes what the model does. Where weights are quantised, it need not.
@@ -96,11 +102,11 @@ class LoadedModel:
 
 
 def load_model(config: EngineConfig) -> LoadedModel:
-    """Raises UnservableModel with the reason."""
+    """Load the base and find its sites. Raises UnservableModel with the reason if it cannot be served."""
     hf_config = read_config(config.model, config.trust_remote_code)
     _check_structure(hf_config)
-    device = _device(config.device)
-    model = read_model(config.model, _dtype(config.dtype, hf_config, device), config.trust_remote_code)
+    device = choose_device(config.device)
+    model = read_model(config.model, choose_dtype(config.dtype, hf_config, device), config.trust_remote_code)
     model.to(device)  # type: ignore[arg-type]  # transformers' decorator hides that this is a method
     model.eval().requires_grad_(False)
     limit = _max_model_len(hf_config.get_text_config(), config.max_model_len)
@@ -125,34 +131,6 @@ def _check_structure(config: PreTrainedConfig) -> None:
         raise UnservableModel("its attention is bidirectional")
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UnservableModel("--device cuda was asked for, but torch sees no GPU; use --device cpu")
-    return torch.device(name, 0) if name == "cuda" else torch.device(name)
-
-
-def _dtype(name: str, config: PreTrainedConfig, device: torch.device) -> torch.dtype:
-    """`auto` is the checkpoint's type, or on CPUs float32 where they compute that type slowly and no better.
-
-    Which is float16, and bfloat16 on processors without products of it: linears take four times as long there.
-    """
-    dtype: torch.dtype
-    if name != "auto":
-        dtype = getattr(torch, name)
-        return dtype
-    stored = config.get_text_config().dtype or config.dtype or torch.float32
-    dtype = getattr(torch, stored) if isinstance(stored, str) else stored
-    return torch.float32 if device.type == "cpu" and _is_slow_on_cpu(dtype) else dtype
-
-
-def _is_slow_on_cpu(dtype: torch.dtype) -> bool:
-    if dtype == torch.bfloat16:
-        return torch.backends.mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return dtype == torch.float16
-
-
 def _max_model_len(config: PreTrainedConfig, asked: int | None) -> int:
     limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
     limits.append(_longrope_limit(config))
@@ -163,7 +141,10 @@ def _max_model_len(config: PreTrainedConfig, asked: int | None) -> int:
 
 
 def _longrope_limit(config: PreTrainedConfig) -> int | None:
-    """LongRoPE changes all frequencies once a text outgrows the original length; a batch has only one set of them."""
+    """Return the original length of a LongRoPE model, else None.
+
+    Beyond that length all frequencies change, and a batch has only one set of them.
+    """
     parameters: Any = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     if parameters.get("rope_type", parameters.get("type")) != "longrope":
         return None
@@ -175,7 +156,10 @@ def _longrope_limit(config: PreTrainedConfig) -> int | None:
 
 @torch.no_grad()
 def _trace(model: PreTrainedModel, num_tokens: int) -> Trace:
-    """With transformers' own attention. Weights that a package multiplies out in the first pass are plain after it."""
+    """Run a prompt with transformers' own attention. Raises UnservableModel if logits are NaN or infinite.
+
+    Some packages multiply quantised weights out in the first pass; they are plain after this one.
+    """
     ids = torch.arange(3, 3 + 7 * num_tokens, 7, device=model.device) % vocabulary_size(model)
     trace = Trace(ids, _logits(model, ids), compute_dtype(model))
     model.requires_grad_(False)
@@ -187,7 +171,10 @@ def _trace(model: PreTrainedModel, num_tokens: int) -> Trace:
 
 
 def _copied(model: PreTrainedModel, trace: Trace) -> tuple[PreTrainedModel, bool]:
-    """The model's twin, and whether it gives the same logits; without extras and quantised weights, it is known to."""
+    """Return the model's twin, and whether it gives the same logits.
+
+    It is known to without extras and quantised weights. Raises UnservableModel if modules cannot be copied.
+    """
     try:
         copied = twin(model)
     except Exception as error:  # of whatever the modules are
@@ -224,14 +211,14 @@ def _attach(model: PreTrainedModel, trace: Trace) -> tuple[PagedAttention, Trace
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:
-    """Rows of the embedding: token ids that a prompt may use."""
+    """Return the number of rows of the embedding, which are the token ids that a prompt may use."""
     weight = model.get_input_embeddings().weight
     assert isinstance(weight, torch.Tensor)
     return weight.shape[0]
 
 
 def _logits(model: PreTrainedModel, ids: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
-    """(tokens, vocabulary) in float32, or of some rows only."""
+    """Run the model without a cache. Returns (tokens, vocabulary) float32, or the logits of some rows only."""
     kept = {} if rows is None else {"logits_to_keep": rows}
     try:
         positions = torch.arange(len(ids), device=ids.device)
@@ -244,34 +231,5 @@ def _logits(model: PreTrainedModel, ids: torch.Tensor, rows: torch.Tensor | None
 
 
 def kept_rows(logits: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Of a model that was asked for fewer rows than all, and may give all the same."""
+    """Return the rows that were asked for. A model may ignore `logits_to_keep`, and give the logits of all rows."""
     return logits if guard_or_false(logits.shape[0] == rows.shape[0]) else logits[rows]
-
-
-def tokenizer_facts(model: str, trust_remote_code: bool) -> tuple[str | None, str | None, dict[str, str], int | None]:
-    """tokenizer.json's text as transformers resolves it, chat template, special tokens, end of sequence id.
-
-    All None or empty for a model without a (fast) tokenizer: it serves token ids only.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
-        backend = tokenizer.backend_tokenizer
-    except (OSError, ValueError, AttributeError, ImportError) as error:
-        logger.warning("no usable tokenizer in %s (%s): only token ids can be sent", model, error)
-        return None, None, {}, None
-    backend.no_truncation()
-    backend.no_padding()
-    special = {name: str(text) for name, text in tokenizer.special_tokens_map.items() if isinstance(text, str)}
-    template = tokenizer.chat_template
-    return backend.to_str(), template if isinstance(template, str) else None, special, tokenizer.eos_token_id
-
-
-def eos_token_ids(model: PreTrainedModel, tokenizer_eos: int | None) -> frozenset[int]:
-    """Ends of sequence: the generation configuration's, else the model's, else the tokenizer's."""
-    for source in (model.generation_config, model.config.get_text_config()):
-        ids = getattr(source, "eos_token_id", None)
-        if ids is not None:
-            return frozenset(ids if isinstance(ids, list) else [ids])
-    return frozenset() if tokenizer_eos is None else frozenset([tokenizer_eos])

@@ -14,12 +14,14 @@ from torch import nn
 
 from peftserve.adapters.peft.plain import is_plain_linear
 
+from ..private.torch_private import linear_pointwise, multiplies_bfloat16, packed_weight
+
 DECODE_ROWS = 16  # the number of rows that the layout is chosen for; others run too
 SMALL_WEIGHT = 1 << 18  # elements of a float32 weight that is rearranged in no time
 
 
 class _Gain(NamedTuple):
-    """Where the packed weight is faster: for first to last rows."""
+    """The numbers of rows for which a packed weight is faster: first to last, or any from the first on."""
 
     first: int
     last: int | None
@@ -53,20 +55,19 @@ def _gain(weight: torch.Tensor) -> _Gain | None:
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return None
     if weight.dtype == torch.bfloat16:
-        return _BFLOAT16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else None
+        return _BFLOAT16 if multiplies_bfloat16() else None
     large = weight.dtype == torch.float32 and weight.numel() >= SMALL_WEIGHT
     return _FLOAT32 if large and platform.machine() in ("x86_64", "AMD64") else None
 
 
 def _packed_forward(linear: nn.Linear, gain: _Gain) -> Callable[[torch.Tensor], torch.Tensor]:
-    packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), DECODE_ROWS)
+    packed = packed_weight(linear.weight.detach(), DECODE_ROWS)
     weight, bias, width = linear.weight, linear.bias, linear.in_features
-    multiply = torch.ops.mkldnn._linear_pointwise.default
+    multiply = linear_pointwise()
 
     def forward(x: torch.Tensor) -> torch.Tensor:
         if not gain.covers(x.numel() // width):
             return F.linear(x, weight, bias)
-        y: torch.Tensor = multiply(x, packed, bias, "none", [], "")
-        return y
+        return multiply(x, packed, bias, "none", [], "")
 
     return forward

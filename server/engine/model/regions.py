@@ -1,4 +1,4 @@
-"""The layers of a model while it is traced: each is traced by itself, and alike ones once.
+"""The layers of a model while it is traced: each is traced by itself, and of alike ones only the first.
 
 A layer that cannot be traced, such as one that looks at a tensor's values, stays as one call of that layer.
 """
@@ -11,11 +11,16 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._inductor.decomposition import select_decomp_table
-from torch._subclasses import FakeTensor
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from ..private.inductor_private import (
+    FakeTensor,
+    TreeSpec,
+    disable_proxy_modes_tracing,
+    make_fx,
+    select_decomp_table,
+    tree_flatten,
+    tree_unflatten,
+)
 from .alike import alike
 from .callouts import Call, Calls, call_out, leaving_calls
 
@@ -23,10 +28,11 @@ logger = logging.getLogger(__name__)
 
 
 class Assumes(Exception):
-    """The graph would not be for any number of rows."""
+    """A graph would be right for some numbers of rows only. The message says for which."""
 
 
 def trace(run: Callable[..., Any], tensors: Sequence[torch.Tensor]) -> fx.GraphModule:
+    """Trace a function of tensors to a graph of the operators that the compiler takes."""
     table = select_decomp_table()
     module: fx.GraphModule = make_fx(run, decomposition_table=table, tracing_mode="fake")(*tensors)
     return module
@@ -34,7 +40,10 @@ def trace(run: Callable[..., Any], tensors: Sequence[torch.Tensor]) -> fx.GraphM
 
 @dataclass(frozen=True)
 class Region:
-    """The trace of one layer. leaves, spec: of its arguments. in_tuple: its tensor comes as the first of several."""
+    """The trace of one layer, which serves all layers that are alike and called with such arguments.
+
+    leaves, spec: its arguments, flattened. in_tuple: whether it returns its tensor as the first of a tuple.
+    """
 
     layer: nn.Module
     leaves: list[Any]
@@ -44,10 +53,12 @@ class Region:
     in_tuple: bool
 
     def fits(self, layer: nn.Module, leaves: list[Any], spec: TreeSpec) -> bool:
+        """Return whether this trace serves another layer, too."""
         same = spec == self.spec and all(_same_leaf(a, b) for a, b in zip(leaves, self.leaves, strict=True))
         return same and alike(self.layer, layer)
 
     def like(self, layer: nn.Module, *tensors: torch.Tensor) -> torch.Tensor:
+        """Return an empty tensor like the layer's result."""
         (result,) = self.module.graph.output_node().args
         assert isinstance(result, fx.Node)
         value: torch.Tensor = result.meta["val"]
@@ -55,7 +66,10 @@ class Region:
 
 
 class Layers:
-    """The entries of the model's lists of layers, each of which stands as one call in the outer graph."""
+    """The entries of the model's outermost lists of layers. Each is one call in the graph of the whole model.
+
+    left: names of those that could not be traced.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
@@ -70,13 +84,14 @@ class Layers:
         return self._region_of.get(layer) if isinstance(layer, nn.Module) else None
 
     def renamed(self, owner: Any, region: Region, layer: nn.Module, twins: Mapping[int, Any]) -> Any:
-        """What is for `layer` what `owner` is for the region's own."""
+        """Return the module, or its name, that is in the place of `owner` in another layer than the region's own."""
         if isinstance(owner, str):
             return self._names[layer] + owner.removeprefix(self._names[region.layer])
         return twins.get(id(owner), owner)
 
     @contextmanager
     def standing_alone(self) -> Iterator[None]:
+        """Replace each layer by one call, while the context lasts."""
         own = {layer: vars(layer).get("forward") for layer in self._layers}
         try:
             for layer in self._layers:
@@ -110,7 +125,7 @@ class Layers:
         return forward
 
     def _region(self, layer: nn.Module, leaves: list[Any], spec: TreeSpec, run: Callable[..., Any]) -> Region | None:
-        """None if the layer cannot be traced."""
+        """Return the region of a layer, traced now if none fits; None if it cannot be traced."""
         known = next((region for region in self._regions if region.fits(layer, leaves, spec)), None)
         if known is not None:
             return known
@@ -140,7 +155,7 @@ class Layers:
 
 
 def attribute(module: fx.GraphModule, node: fx.Node) -> Any:
-    """Of a `get_attr` node, the tensor."""
+    """Return the tensor of a `get_attr` node; None for any other node."""
     return getattr(module, str(node.target)) if node.op == "get_attr" else None
 
 
@@ -150,7 +165,7 @@ def _first(output: Any) -> torch.Tensor:
 
 
 def _like_first(layer: nn.Module, *tensors: torch.Tensor) -> torch.Tensor:
-    """What a layer gives for the hidden states, which come first."""
+    """Return an empty tensor like a layer's result, which has the shape of the hidden states that come first."""
     return torch.empty_like(tensors[0])
 
 
@@ -161,5 +176,5 @@ def _same_leaf(one: Any, other: Any) -> bool:
 
 
 def _line(error: Exception) -> str:
-    """The first of its message."""
+    """Return the first line of an error's message."""
     return next(iter(str(error).splitlines()), type(error).__name__)

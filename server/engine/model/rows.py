@@ -14,7 +14,7 @@ from peftserve.kernels.attention.layout import SpanTable
 from peftserve.kernels.bypass.layout import Segment
 from peftserve.kernels.integers import Ints
 
-from ..scheduling.batch import Batch, Lineup, Span
+from ..scheduling.batch import Batch, Chunk, Lineup
 from ..scheduling.sequence import Lease
 from ..scheduling.sequence import Sequence as EngineSequence
 
@@ -23,7 +23,9 @@ _pages, _lease = attrgetter("pages"), attrgetter("lease")
 
 @dataclass(slots=True)
 class StepRows:
-    """sequences, leases: of each span. starts, counts: (spans,), the position of its first token, and how many.
+    """A batch as consecutive rows, those of each span after those of the one before.
+
+    sequences, leases: of each span. starts, counts: (spans,), the position of its first token, and how many.
 
     offsets, logit_offsets: where each span's rows begin, and the end of the last, among all rows and among those whose
     logits are wanted. tokens, logits: segments over these and those. one_each: every span is one row, and its logits
@@ -47,24 +49,27 @@ class StepRows:
 
 
 class RunningRows:
+    """The rows of the last step, of which those of the next one take what has not changed."""
+
     def __init__(self) -> None:
         self._last = _rows(Batch())
 
     def rows_of(self, batch: Batch) -> StepRows:
+        """Lay a batch out as rows."""
         goes_on = batch.only_decodes and batch.lineup is self._last.lineup
         self._last = _one_later(self._last, batch.ends - 1) if goes_on else _rows(batch)
         return self._last
 
 
 def _one_later(last: StepRows, starts: Ints) -> StepRows:
-    """The rows of a step in which the same sequences go on to decode."""
+    """Return the rows of a step in which the same sequences decode one more token each."""
     row, rows, *_ = last.attention.columns
     table = SpanTable(row, rows, starts + 1, list(map(_pages, last.sequences)))
     return replace(last, starts=starts, attention=table)
 
 
 def _rows(batch: Batch) -> StepRows:
-    spans, sequences = batch.spans, batch.lineup.sequences
+    spans, sequences = batch.chunks, batch.lineup.sequences
     starts = np.array([span.start for span in spans], dtype=np.int64)
     counts = np.array([span.num_tokens for span in spans], dtype=np.int64)
     logits = [span.num_logit_rows for span in spans]
@@ -89,10 +94,11 @@ def _rows(batch: Batch) -> StepRows:
     )
 
 
-def segments_of(spans: Sequence[Span], offsets: Sequence[int]) -> list[Segment]:
-    """One segment for each run of neighbouring spans with the same slots; several where a run is a mixture.
+def segments_of(spans: Sequence[Chunk], offsets: Sequence[int]) -> list[Segment]:
+    """Make a segment for each run of neighbouring spans with the same adapters; several where they are a mixture.
 
-    offsets: where each span's rows begin, which are its last tokens.
+    offsets: where the rows of each span begin. They are for its last tokens, where only some have a row.
+    Rows before the token from which an adapter is active have no segment: it begins there, and no kernel has a gate.
     """
     runs: list[tuple[Lease, int, int]] = []
     for span, first, end in zip(spans, offsets, offsets[1:], strict=False):

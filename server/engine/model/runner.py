@@ -1,4 +1,4 @@
-"""Runs a batch of spans through the model: fills the step's metadata, returns the logits of the rows that need them."""
+"""Run a batch of spans through the model: fill the step's metadata, return the logits of the rows that need them."""
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +13,7 @@ from peftserve.kernels.bypass.layout import Capacity
 
 from ..adapters.attachments import Attachments
 from ..sampling import Append
-from ..scheduling.batch import Batch, Span
+from ..scheduling.batch import Batch, Chunk
 from ..staging import is_host
 from .attention import PagedAttention, SideRows
 from .graphs import DecodeGraphs, Recorder
@@ -31,13 +31,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StepLogits:
-    """logits: (rows, vocabulary), the rows of all spans in order; offsets[i] is the first row of span i."""
+    """Logits of a step: (rows, vocabulary), the rows of all spans in order; offsets[i] is the first row of span i."""
 
     logits: torch.Tensor
     offsets: list[int]
 
 
 class ModelRunner:
+    """The model with its cache, attention and bypasses. A step runs as a graph, compiled, or operator by operator."""
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -49,8 +51,10 @@ class ModelRunner:
         inputs: InputMemory,
         vocab_size: int | None = None,
     ) -> None:
-        """backend: of the attention. inputs: in the memory that the backends are told of a step in, where they have it
-        in common. vocab_size: width of the base's logits.
+        """Let the model's attention use the cache and a backend from now on.
+
+        backend: of the attention. inputs: in the memory by which backends are told of a step, which may be one for
+        all. vocab_size: width of the base's logits; None leaves wider ones as they are.
         """
         attention.connect(cache, backend)
         self._cache = cache
@@ -69,13 +73,16 @@ class ModelRunner:
 
     @torch.inference_mode()
     def capture_graphs(self, recorder: Recorder, most_rows: int) -> None:
-        """Run decode steps of up to `most_rows` rows as graphs. Raises RuntimeError if the model allows none."""
+        """Record graphs, and run decode steps of up to `most_rows` rows by them from now on.
+
+        Raises RuntimeError if the model cannot be recorded.
+        """
         graphs = DecodeGraphs(self._forward, recorder, self._inputs.of_graph, most_rows=most_rows)
         graphs.capture(self._prepare)
         self._graphs = graphs
 
     def compile(self, most_rows: int) -> None:
-        """Run steps of up to `most_rows` rows compiled. Raises what `CompiledForward` raises if the model cannot be."""
+        """Run steps of up to `most_rows` rows compiled from now on. Raises what `CompiledForward` raises."""
         from .compiled import CompiledForward  # not before: to import the compiler takes seconds
 
         self._bypassed = False
@@ -83,37 +90,39 @@ class ModelRunner:
         self._compiled = CompiledForward(self._model, self._forward, device, room, most_rows)
 
     def run_uncompiled(self) -> None:
-        """From now on, for graphs that are captured as well."""
+        """Run operator by operator from now on; graphs that are captured later do, too."""
         self._compiled = None
 
     def run_without_graphs(self) -> None:
-        """From now on, compiled or not, as before."""
+        """Launch all steps from now on, compiled or not as before."""
         self._graphs = None
 
     @property
     def num_graphs(self) -> int:
-        """That decode steps are run by; 0 without any."""
+        """Return how many graphs decode steps are run by; 0 if steps are launched."""
         return 0 if self._graphs is None else len(self._graphs)
 
     def check_device(self) -> None:
-        """Raises RuntimeError if the device has failed for good, as a GPU has once a kernel read where it may not."""
+        """Raise RuntimeError if the device has failed for good, as a GPU has once a kernel read where it may not."""
         if not is_host(self._model.device):
             torch.cuda.synchronize(self._model.device)
 
     @torch.inference_mode()
     def run(self, batch: Batch, feed: Feed | None = None, also: Callable[[Append], None] | None = None) -> StepLogits:
-        """feed: the tokens of the step before, where the batch has some that are not known yet. also: appends what else
-        is to go over with the step, and is there when this returns.
+        """Run a step.
+
+        feed: the tokens of the step before, where the batch has some that are not known yet. also: appends what else
+        is to go to the device with the step, which is there when this returns.
         """
         rows = self._running.rows_of(batch)
         if self._backend.reads_whole_pages:
-            self._cache.clear(self._tensor(self._begun_pages(batch.spans)))
+            self._cache.clear(self._tensor(self._begun_pages(batch.chunks)))
         self._fill_prefixes(batch.prefills)
         logits = self._run(rows, feed, also)
         return StepLogits(self._without_foreign(logits, rows), rows.logit_offsets)
 
     def _run(self, rows: StepRows, feed: Feed | None, also: Callable[[Append], None] | None) -> torch.Tensor:
-        """By a graph where one has room for the step."""
+        """Run a step by a graph, where one has room for it, else by launches. Returns logits (rows, vocabulary)."""
         graphs, capacity = self._graphs, self._graph_capacity(rows)
         inputs = None if capacity is None else self._write(rows, feed, capacity)
         if inputs is None:
@@ -128,12 +137,13 @@ class ModelRunner:
         return graphs.run(capacity, self._bypassed)[: len(rows)]
 
     def _graph_capacity(self, rows: StepRows) -> Capacity | None:
-        """Of the graph that can run such a step; None if there is none."""
+        """Return the capacity of the graph that can run such a step; None if there is none."""
         if self._graphs is None or not rows.one_each or not self._attachments.run_in_the_backend(rows.tokens):
             return None
         return self._graphs.capacity_for(len(rows), self._attachments.kind_of(rows.tokens))
 
     def _prepare(self, capacity: Capacity, bypassed: bool) -> None:
+        """Set the memory that a graph reads to a step of no sequences, to record it."""
         nothing = RunningRows().rows_of(Batch())
         self._memory.begin()
         self._inputs.write(nothing, None, capacity.rows)
@@ -141,7 +151,7 @@ class ModelRunner:
         self._memory.send()
 
     def _write(self, rows: StepRows, feed: Feed | None, capacity: Capacity | None = None) -> WrittenInputs | None:
-        """The step's memory, but for what others add. None if a graph of that capacity has no room for the step."""
+        """Write the step's memory, but for what others add. Returns None if a graph of that capacity has no room."""
         self._memory.begin()
         inputs = self._inputs.write(rows, feed, None if capacity is None else capacity.rows)
         return inputs if self._begin(rows, bool(rows.tokens), capacity) else None
@@ -159,10 +169,10 @@ class ModelRunner:
         return True
 
     def _forward(self, inputs: StepInputs) -> torch.Tensor:
-        """(rows, vocabulary), of the step that has begun."""
+        """Run the model on the step that has begun. Returns logits (rows, vocabulary)."""
         self._hooks.begin(self._bypassed)
         try:
-            if self._compiled is not None and self._hooks.in_calls:
+            if self._compiled is not None and self._hooks.fits_compiled:
                 return self._compiled(inputs)
             output = self._model(
                 input_ids=inputs.ids[None],
@@ -177,7 +187,7 @@ class ModelRunner:
         return logits if inputs.logit_rows is None else kept_rows(logits, inputs.logit_rows)
 
     def _without_foreign(self, logits: torch.Tensor, rows: StepRows) -> torch.Tensor:
-        """Where an adapter brings tokens of its own, nobody else can say them."""
+        """Set the logits of tokens that an adapter adds to the vocabulary to -inf in all rows of others."""
         base = self._vocab_size
         if base is None or logits.shape[-1] == base:
             return logits
@@ -190,7 +200,7 @@ class ModelRunner:
     def _tensor(self, values: Sequence[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64).to(self._model.device, non_blocking=True)
 
-    def _fill_prefixes(self, spans: Sequence[Span]) -> None:
+    def _fill_prefixes(self, spans: Sequence[Chunk]) -> None:
         """Copy the keys and values that adapters bring to the pages of sequences that begin with them."""
         for span in spans:
             if span.fill is not None and span.sequence.lease is not None:
@@ -199,15 +209,15 @@ class ModelRunner:
                     for layer, (keys, values) in self._attachments.prefix(slot).items():
                         self._cache.write(layer, rows, keys[span.fill : span.start], values[span.fill : span.start])
 
-    def _begun_pages(self, spans: list[Span]) -> list[int]:
-        """Pages that the step begins and does not fill. Decodes read their rest as well, masked."""
+    def _begun_pages(self, spans: list[Chunk]) -> list[int]:
+        """Return the pages that the step begins and does not fill: decodes read the rest of them as well, masked."""
         size = self._cache.page_size
         ends = ((span, (span.end - 1) // size) for span in spans if span.end % size)
         return [
             span.sequence.pages[i] for span, i in ends if i * size >= (span.start if span.fill is None else span.fill)
         ]
 
-    def _cache_rows(self, span: Span, start: int, end: int) -> Iterable[int]:
-        """Flat positions of tokens [start, end) of the span's sequence."""
+    def _cache_rows(self, span: Chunk, start: int, end: int) -> Iterable[int]:
+        """Yield the flat positions in the cache of tokens [start, end) of the span's sequence."""
         pages, size = span.sequence.pages, self._cache.page_size
         return (pages[i // size] * size + i % size for i in range(start, end))

@@ -1,84 +1,36 @@
-"""Modules that read one input, run together: one product where that can be, and one call that adds all their bypasses.
+"""Modules that read one input, run together: by one product where possible, with one call that adds all their bypasses.
 
-The first of them that is called runs them all; the others then find their outputs ready.
+The first of them that is called runs them all; the others then find their outputs ready. That the input is the same is
+seen by the tensor's identity at each call: a group that was traced wrongly costs time, and never a wrong result.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
 from peftserve.kernels.bypass.columns.spare import SpareColumns
 from peftserve.kernels.bypass.layout import BypassBackend
-from peftserve.kernels.ops.formulas import Phase
+from peftserve.kernels.ops.formulas import Stage
 from peftserve.kernels.ops.site_plan import SitePlan
 
 from .callouts import Call, call_out
-
-
-@dataclass(frozen=True)
-class Member:
-    """One module of a group. forward: the base's own. width: of its output, without what a larger vocabulary adds."""
-
-    name: str
-    module: nn.Module
-    forward: Callable[..., torch.Tensor]
-    width: int
-
-    def run(
-        self,
-        x: torch.Tensor,
-        plan: SitePlan | None,
-        streams: Mapping[str, torch.Tensor],
-        output: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """The base's output, with all that the step adds to it but the low-rank bypasses.
-
-        output: the base's for x itself, where it is there already.
-        """
-        if plan is None:
-            return self.forward(x) if output is None else output
-        rows = _flat(x)
-        y = self._base(plan.before(rows), x) if output is None else output.view(-1, self.width)
-        y = plan.after(rows, y, lambda some: self._base(some, x), streams)
-        return y.view(*_leading(x), y.shape[-1])  # of no rows, if a step is all chunks of prompts: so no -1 here
-
-    def _base(self, rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """(rows, width) of the base for a linear's (rows, in_features) or an embedding's (rows,) ids.
-
-        x: the input as the model gives it, whose number of dimensions the base may expect.
-        """
-        if x.is_floating_point():
-            shaped = rows.view(*[1] * (x.dim() - 2), *rows.shape)
-            return self.forward(shaped).flatten(0, -2)
-        known, shaped = self.knows(rows), rows.view(*[1] * (x.dim() - 1), -1)
-        y = self.forward(shaped.clamp(max=self.ids - 1)).flatten(0, -2)
-        return y.masked_fill_(~known[:, None], 0)
-
-    @property
-    def ids(self) -> int:
-        """That an embedding has rows of. Those of a larger vocabulary are replaced behind the base."""
-        count: int = self.module.num_embeddings  # type: ignore[assignment]
-        return count
-
-    def knows(self, ids: torch.Tensor) -> torch.Tensor:
-        return ids < self.ids
+from .wrapped_module import WrappedModule, flat_rows
 
 
 class Siblings:
     """The modules of one group, which read one input.
 
-    plans: those of the step, by the module's name; filled by the hooks.
-    fused: all modules as one, for up to `fused_rows` rows; None where they have products of their own.
-    columns: behind the modules' weights; None where there are none.
+    plans: the step's, by the module's name; filled by the hooks.
+    fused: all modules as one linear, for up to `fused_rows` rows; None if each has a product of its own.
+    columns: spare ones behind the modules' weights; None without any.
     """
 
     def __init__(
         self,
         backend: BypassBackend,
         index: int,
-        members: Sequence[Member],
+        members: Sequence[WrappedModule],
         streams: Mapping[str, torch.Tensor],
         in_features: int,
     ) -> None:
@@ -98,16 +50,16 @@ class Siblings:
 
     @property
     def keeps_widths(self) -> bool:
-        """Whether the step's plans leave all outputs as wide as the base's."""
+        """Return whether the step's plans leave all outputs as wide as the base's."""
         return all(self.plans[m.name].width <= m.width for m in self.members if m.name in self.plans)
 
     def fuses(self, x: torch.Tensor) -> bool:
-        """Whether one product gives the base's outputs for such an input."""
+        """Return whether one product gives the base's outputs for such an input."""
         few = self.fused_rows is None or x.numel() // x.shape[-1] <= self.fused_rows
         return self.fused is not None and few
 
     def called_out(self, x: torch.Tensor, position: int, call: Call) -> torch.Tensor:
-        """`output` in a compiled model, which makes one call, of `whole`, for all modules."""
+        """Return the output of one module while the model is traced: the trace has one call, of `whole`, for all."""
         if x is not self._input or self._outputs[position] is None:
             self._input = x
             whole = call_out(call, x)
@@ -115,7 +67,10 @@ class Siblings:
         return self._hand_out(position)
 
     def output(self, x: torch.Tensor, position: int, active: bool) -> torch.Tensor:
-        """Handed out once: whoever gets it may change it. active: with the step's bypasses."""
+        """Return the output of the module at `position`. active: with the step's bypasses.
+
+        It is handed out once, because the caller may change it: the module called again on the same input runs again.
+        """
         if x is not self._input:
             self._input = x
             together = self._together(position)
@@ -134,19 +89,26 @@ class Siblings:
         return output
 
     def forget(self) -> None:
+        """End the step: drop its tensors and plans."""
         self._input = None
         self._outputs = [None] * len(self.members)
         self.plans.clear()
 
     def _together(self, position: int) -> frozenset[int]:
-        """The modules to run when the one at `position` is called: those that need another's input wait for it."""
+        """Return the positions of the modules to run when the one at `position` is called.
+
+        All of them, unless one reads the input of a module outside the group, which may be called later.
+        """
         waiting = any(plan.sources for plan in self.plans.values())
         return frozenset({position}) if waiting else self._everyone
 
     def _run(
         self, x: torch.Tensor, positions: frozenset[int], active: bool, whole: torch.Tensor | None
     ) -> list[torch.Tensor | None]:
-        """whole: the base's outputs side by side, if they are there already; changed in place then."""
+        """Run the modules at some positions. Returns an output for each of these, None for the others.
+
+        whole: the base's outputs side by side, if known; changed in place then.
+        """
         base = [None] * len(self.members) if whole is None else whole.split(self._widths, dim=-1)
         outputs = [
             member.run(x, self.plans.get(member.name), self._streams, base[position]) if position in positions else None
@@ -162,10 +124,10 @@ class Siblings:
         return outputs
 
     def _add_bypasses(self, x: torch.Tensor, sites: Sequence[torch.Tensor | None]) -> None:
-        """sites: (rows, out_features) of each module, changed in place; None for those to leave alone."""
+        """Add the low-rank bypasses. sites: (rows, out_features) by module, changed in place; None: leave it alone."""
         if self._all_in_columns:
             return
-        rows = _flat(x)
+        rows = flat_rows(x)
         if rows.is_floating_point() or not self.plans:
             self._backend.add_(self._index, rows, sites)
             return
@@ -177,36 +139,36 @@ class Siblings:
         y.copy_(torch.where(known, y, before))
 
     def _start(self, x: torch.Tensor, active: bool) -> None:
-        """Of the bypasses, what may run beside the base's products of the same input."""
+        """Start what the backend of the bypasses can run beside the base's products of the same input."""
         if active and not self.plans and not self._all_in_columns:
-            self._backend.start(self._index, _flat(x))
+            self._backend.start(self._index, flat_rows(x))
 
     @property
     def _all_in_columns(self) -> bool:
-        """Whether this product gives all bypasses of the step's adapters."""
+        """Return whether the base's product gives all bypasses of the step, by its spare columns."""
         return self.columns is not None and self.columns.whole
 
     @property
     def _in_columns(self) -> bool:
-        """Whether it gives some of them."""
+        """Return whether it gives some of them."""
         return self.columns is not None and self.columns.active
 
     def _product(self, x: torch.Tensor, active: bool) -> torch.Tensor | None:
-        """The base's outputs side by side; None without a product of all, or if a module is to see another input.
+        """Return the base's outputs side by side; None if they have no common product, or a plan changes an input.
 
         active: with the bypasses that are in spare columns.
         """
         if active and self.columns is not None and self.columns.active:
             return self.columns.product(self._index, x, self._bias())
         x = self._own(x)
-        if any(Phase.INPUT in plan.phases for plan in self.plans.values()):
+        if any(Stage.INPUT in plan.stages for plan in self.plans.values()):
             return None
         if len(self.members) == 1 and not self.plans:
             return self.members[0].forward(x)
         return None if self.fused is None else self.fused(x)
 
     def _own(self, x: torch.Tensor) -> torch.Tensor:
-        """Without the columns behind it."""
+        """Return an input without the spare columns behind it."""
         return x[..., : self._in_features] if x.is_floating_point() and x.shape[-1] > self._in_features else x
 
     def _bias(self) -> torch.Tensor | None:
@@ -215,7 +177,7 @@ class Siblings:
         return bias
 
     def whole(self, x: torch.Tensor, active: bool) -> torch.Tensor:
-        """All outputs side by side, of plans that keep their widths. active: with the step's bypasses.
+        """Return all outputs side by side. The step's plans must keep their widths. active: with the step's bypasses.
 
         x: with spare columns behind it, or without.
         """
@@ -231,16 +193,7 @@ class Siblings:
         return torch.cat([y for y in outputs if y is not None], -1) if whole is None else whole
 
     def like_whole(self, x: torch.Tensor) -> torch.Tensor:
+        """Return an empty tensor like the result of `whole`."""
         if x.is_floating_point():
             return x.new_empty(*x.shape[:-1], sum(self._widths))
         return x.new_empty(*x.shape, sum(self._widths), dtype=next(self.members[0].module.parameters()).dtype)
-
-
-def _flat(x: torch.Tensor) -> torch.Tensor:
-    """A linear's input as (rows, width), an embedding's as (rows,) ids."""
-    return x.flatten(0, -2) if x.is_floating_point() else x.flatten()
-
-
-def _leading(x: torch.Tensor) -> torch.Size:
-    """Of the output, all dimensions but the width."""
-    return x.shape[:-1] if x.is_floating_point() else x.shape

@@ -1,4 +1,4 @@
-"""Finds the modules that adapters may change.
+"""Find the modules that adapters may change.
 
 Two traced forward passes say which modules see every token of a step, which see only the rows whose logits are wanted,
 and which of them read the same input tensor: those form a group, and share one shrink. What sees neither is no site.
@@ -13,13 +13,13 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from peftserve.adapters.sites import Site, SiteKind, SiteTable
-from peftserve.kernels.bypass.layout import Group, Rows
+from peftserve.kernels.bypass.layout import Group, RowSet
 
 from ..adapters.packing import SiteGroups
-from .experts import expert_parameters, is_dispatched, is_experts
+from ..private.transformers_private import Conv1D, is_experts
+from .experts import expert_parameters, is_dispatched
 from .inner_linears import inner_linears
 
 _ROUNDING = 0.05  # what two passes of other shapes may differ by in 16 bit, relative to the norm of what is compared
@@ -27,21 +27,22 @@ _ROUNDING = 0.05  # what two passes of other shapes may differ by in 16 bit, rel
 
 @dataclass(frozen=True)
 class TracedSites:
-    """logit_sites: those that see only the rows whose logits are wanted."""
+    """All sites of one model, and their groups. logit_sites: those that see only the rows whose logits are wanted."""
 
     table: SiteTable
     groups: SiteGroups
     logit_sites: frozenset[str] = frozenset()
 
-    def rows(self) -> dict[str, Rows]:
-        """Which rows of a step reach each site."""
-        return {name: Rows.LOGITS if name in self.logit_sites else Rows.TOKENS for name in self.table.sites}
+    def rows(self) -> dict[str, RowSet]:
+        """Map each site to the rows of a step that reach it."""
+        return {name: RowSet.LOGITS if name in self.logit_sites else RowSet.TOKENS for name in self.table.sites}
 
 
 @dataclass
-class _Call:
-    """One call of a candidate module in a traced pass. The input is kept so that its identity stays its own.
+class _TracedCall:
+    """One call of a candidate module in a traced pass.
 
+    input: kept alive, since modules whose inputs are one tensor form a group, and a freed tensor's id is used again.
     rows: that the module was called with; None for a call that no hook could serve.
     """
 
@@ -51,7 +52,7 @@ class _Call:
     rows: int | None
 
 
-_Pass = dict[str, list[_Call]]
+_Pass = dict[str, list[_TracedCall]]
 
 
 class SiteTracer:
@@ -83,12 +84,12 @@ class SiteTracer:
         self._recorders.close()
 
     def keep(self, rows: torch.Tensor) -> None:
-        """The next pass is to give the logits of these rows only. rows: int64, fewer than all."""
+        """Begin the second pass, of which only these rows' logits are asked for. rows: int64, fewer than all."""
         self._kept = rows
         self._passes.append({})
 
     def _record(self, name: str, module: nn.Module, x: torch.Tensor, rows: int | None) -> None:
-        self._passes[-1].setdefault(name, []).append(_Call(name, module, x, rows))
+        self._passes[-1].setdefault(name, []).append(_TracedCall(name, module, x, rows))
 
     def _recorder(self, name: str) -> Callable[..., None]:
         def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -105,7 +106,7 @@ class SiteTracer:
         self._record(self._names[module], module, x, x.shape[:-1].numel())
 
     def _experts_recorder(self, name: str) -> Callable[..., None]:
-        """Of modules called once with all tokens in order, and with each token's experts."""
+        """Return a hook for modules of experts, called once with all tokens in order and with each token's experts."""
 
         def record(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             whole = len(args) == 3 and args[0].dim() == 2 and len(args[0]) == len(args[1]) and is_dispatched(module)
@@ -114,6 +115,7 @@ class SiteTracer:
         return record
 
     def result(self) -> TracedSites:
+        """Return the sites, after both passes."""
         head_module = self._model.get_output_embeddings()
         embedding = self._model.get_input_embeddings()
         # In the model's own order, in which PEFT walks over it: some of its methods draw from one generator on the way.
@@ -131,21 +133,21 @@ class SiteTracer:
             other_modules=others,
             irregular=frozenset(name for name, module in self._model.named_modules() if _is_matrix(module)) & others,
         )
-        logit_sites = frozenset(name for name, seen in rows.items() if seen is Rows.LOGITS)
+        logit_sites = frozenset(name for name, seen in rows.items() if seen is RowSet.LOGITS)
         return TracedSites(table, self._group(sites, rows), logit_sites)
 
-    def _rows(self, name: str) -> Rows | None:
-        """Which rows of a step the module of this name sees, whenever it is called; None if it is no site."""
+    def _rows(self, name: str) -> RowSet | None:
+        """Return which rows of a step the module of this name sees, whenever it is called; None if it is no site."""
         whole, last = self._passes[0].get(name, []), self._passes[-1].get(name, [])
         if not whole or len(whole) != len(last) or {call.rows for call in whole} != {self._num_tokens}:
             return None
         if {call.rows for call in last} == {self._num_tokens}:
-            return Rows.TOKENS
+            return RowSet.TOKENS
         pairs = zip(whole, last, strict=True)
-        return Rows.LOGITS if all(self._are_kept(call.input, some.input) for call, some in pairs) else None
+        return RowSet.LOGITS if all(self._are_kept(call.input, some.input) for call, some in pairs) else None
 
     def _are_kept(self, whole: torch.Tensor, some: torch.Tensor) -> bool:
-        """Whether `some` are the kept rows of `whole`, in their order, up to rounding."""
+        """Return whether `some` are the kept rows of `whole`, in their order, up to rounding."""
         assert self._kept is not None
         wanted = whole.reshape(self._num_tokens, -1)[self._kept]
         if some.numel() != wanted.numel():
@@ -153,8 +155,8 @@ class SiteTracer:
         difference = some.reshape(wanted.shape).float() - wanted.float()
         return bool(difference.norm() <= _ROUNDING * wanted.float().norm())
 
-    def _group(self, sites: dict[str, Site], rows: dict[str, Rows]) -> SiteGroups:
-        members: dict[tuple[int, SiteKind, Rows], list[Site]] = {}
+    def _group(self, sites: dict[str, Site], rows: dict[str, RowSet]) -> SiteGroups:
+        members: dict[tuple[int, SiteKind, RowSet], list[Site]] = {}
         for name, calls in self._passes[-1].items():  # in the order of the calls
             if name in sites and sites[name].kind not in (SiteKind.NORM, SiteKind.EXPERTS):
                 members.setdefault((id(calls[-1].input), sites[name].kind, rows[name]), []).append(sites[name])
@@ -172,7 +174,7 @@ def _is_matrix(module: nn.Module) -> bool:
 
 
 def _widths(module: nn.Module) -> tuple[int, int] | None:
-    """(in, out) of anything that is a linear: nn.Linear and quantised ones, transformers' Conv1D."""
+    """Return (in, out) of any linear: nn.Linear and quantised ones, transformers' Conv1D; None of anything else."""
     if isinstance(module, Conv1D):
         return int(module.nx), int(module.nf)
     width_in, width_out = getattr(module, "in_features", None), getattr(module, "out_features", None)
@@ -180,14 +182,14 @@ def _widths(module: nn.Module) -> tuple[int, int] | None:
 
 
 def _norm_width(module: nn.Module) -> int | None:
-    """Of a module with a vector of weights, such as LayerNorm and every RMSNorm; None for any other."""
+    """Return the width of a module with a vector of weights, as LayerNorm and every RMSNorm; None of anything else."""
     weight = getattr(module, "weight", None)
     if not isinstance(weight, torch.Tensor) or weight.dim() != 1 or _widths(module) is not None:
         return None
     return len(weight)
 
 
-def _site(call: _Call, head: nn.Module | None) -> Site:
+def _site(call: _TracedCall, head: nn.Module | None) -> Site:
     if (width := _norm_width(call.module)) is not None:
         return Site(call.name, SiteKind.NORM, width, width)
     if isinstance(call.module, nn.Embedding):
@@ -203,7 +205,7 @@ def _site(call: _Call, head: nn.Module | None) -> Site:
     return Site(call.name, kind, *widths, transposed=isinstance(call.module, Conv1D))
 
 
-def _as_group(sites: list[Site], rows: Rows) -> Group:
+def _as_group(sites: list[Site], rows: RowSet) -> Group:
     return Group(
         in_features=sites[0].in_features,
         out_features=tuple(site.out_features for site in sites),

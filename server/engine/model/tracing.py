@@ -1,4 +1,4 @@
-"""Traces a model for the compiler: one graph of plain operators and calls (`callouts.py`), for any number of rows.
+"""Trace a model for the compiler: one graph of plain operators and calls (`callouts.py`), for any number of rows.
 
 The model runs once on tensors without values, whose number of rows is a symbol. Of layers that are alike the first is
 traced and the others are copies of it, with their own weights and calls: a trace of one takes a third of a second.
@@ -10,31 +10,31 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._dispatch.python import enable_python_dispatcher
-from torch._dynamo.source import ConstantSource
-from torch._subclasses import FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import (
+
+from ..private.inductor_private import (
+    ConstantSource,
     DimDynamic,
+    FakeTensorMode,
     ShapeEnv,
     StatelessSymbolicContext,
     StrictMinMaxConstraint,
+    ValueRanges,
+    enable_python_dispatcher,
 )
-from torch.utils._sympy.value_ranges import ValueRanges
-
 from .alike import counterparts
 from .callouts import Call, Calls, is_call, leaving_calls
 from .regions import Assumes, Layers, Region, attribute, trace
 
-HINT_ROWS, HINT_KEPT = 61, 47  # what loops are laid out for. Odd and different, lest sizes are taken for one another
 MOST_ROWS = 1 << 13  # of a step, unless the caller has others
+HINT_ROWS, HINT_KEPT = 61, 47  # loops are laid out for these; odd and different, lest one size is taken for the other
 
 
 @dataclass
 class TracedModel:
-    """graph: from the step's token ids, positions and rows that reach the head to the logits.
+    """A model as one graph, from the step's token ids, positions and rows that reach the head to the logits.
 
-    tensors: of its `get_attr` nodes, by target. calls: of those of its nodes. shapes: of its symbols.
-    left: layers that could not be traced.
+    shapes: the environment of its symbols. tensors: of its `get_attr` nodes, by target. calls: by node.
+    left: names of layers that could not be traced.
     """
 
     shapes: ShapeEnv
@@ -47,10 +47,12 @@ class TracedModel:
 def trace_model(
     model: nn.Module, forward: Callable[..., torch.Tensor], device: torch.device, most_rows: int = MOST_ROWS
 ) -> TracedModel:
-    """forward: runs the model on ids, positions and rows. most_rows: of any step. On a GPU, it is what tells inductor
-    that 32 bits are enough to number the elements of a tensor; without a bound it would assume so.
+    """Trace a model. forward: runs it on ids, positions and rows. most_rows: of any step.
 
-    Raises Assumes, or whatever the model raises if more of it than single layers cannot be traced.
+    On a GPU the bound tells inductor that 32 bits number the elements of a tensor; without one it would assume so.
+
+    Raises Assumes if the graph would be for some numbers of rows only, or whatever the model raises if more of it than
+    single layers cannot be traced.
     """
     shapes = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
     fake = FakeTensorMode(allow_non_fake_inputs=True, shape_env=shapes)
@@ -69,16 +71,17 @@ def trace_model(
 
 
 def check_assumptions(shapes: ShapeEnv) -> None:
-    """Raises Assumes if anything has been assumed of the symbols but that they are not 0 or 1.
+    """Raise Assumes if anything has been assumed of the symbols but that they are not 0 or 1.
 
-    That one row is taken for two is no harm: lengths of 1 matter to what could be broadcast, and no length of ours is.
+    A step of one row may run all the same: a length of 1 matters only where it could be broadcast, and no dimension of
+    rows is.
     """
     if shapes.guards:
         raise Assumes(f"it would be for steps with {', '.join(str(guard.expr) for guard in shapes.guards)} only")
 
 
 def _integers(fake: FakeTensorMode, name: str, hint: int, most: int, device: torch.device) -> torch.Tensor:
-    """(rows,) int64 without values, of a symbolic length."""
+    """Make a tensor (rows,) int64 without values, of a symbolic length of up to `most`."""
     bound = StrictMinMaxConstraint(warn_only=False, vr=ValueRanges(2, most))
     context: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC], constraint_sizes=[bound])
     real = torch.zeros(hint, dtype=torch.int64, device=device)
@@ -86,7 +89,7 @@ def _integers(fake: FakeTensorMode, name: str, hint: int, most: int, device: tor
 
 
 class _Flattening:
-    """Makes the outer graph and those of the layers one."""
+    """Joins the graph of the whole model and those of its layers to one."""
 
     def __init__(self, traced: TracedModel, layers: Layers) -> None:
         self._traced = traced

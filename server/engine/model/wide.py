@@ -1,23 +1,22 @@
 """Weights with spare columns behind their own, for the bypasses that run inside the base's products.
 
 A plain linear, or a group's linears as one, keeps its weight as the first columns of a wider matrix. The module's own
-weight is a view of these: no byte of the base is there twice, names and `state_dict` stay, and whoever reads a weight
-reads what it always was.
+weight is a view of these: no byte of the base is stored twice, names and `state_dict` stay, and the weight reads as
+before.
 """
 
 import logging
-from collections import Counter
 from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
 
 from peftserve.kernels.bypass.columns.places import GRAIN
-from peftserve.kernels.bypass.layout import Rows
+from peftserve.kernels.bypass.layout import RowSet
 from peftserve.kernels.integers import round_up
 
 from ..adapters.packing import SiteGroups
-from .fused import is_of_one
+from .fused import plain_groups
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +24,10 @@ COLUMNS = 256  # on a GPU: five adapters of rank 16 at q, k and v; 4.4% of the w
 
 
 def spare_columns(asked: int | None, device: torch.device) -> int:
-    """Of each weight; 0 for none. asked: by the operator. On a CPU what they save is less than what they cost."""
+    """Return how many spare columns each weight is to have. asked: by the operator; None for the default.
+
+    It is 0 on a CPU, where they cost more than they save.
+    """
     columns = (0 if device.type == "cpu" else COLUMNS) if asked is None else asked
     return round_up(columns, GRAIN)
 
@@ -33,10 +35,10 @@ def spare_columns(asked: int | None, device: torch.device) -> int:
 def widen(
     modules: Mapping[str, nn.Module], sites: SiteGroups, fused: Mapping[int, nn.Linear], columns: int
 ) -> dict[int, torch.Tensor]:
-    """(sum of out_features, in_features + columns) by group, of those that every token of a step reaches.
+    """Give the weights of groups that every token of a step reaches some spare columns of zeros.
 
-    fused: groups whose linears are one. Others are widened where they are one plain nn.Linear with a weight that
-    nobody else has. What lies in the columns is 0.
+    fused: by group, its linears as one. Of the other groups, those are widened that are one plain nn.Linear with a
+    weight of its own. Returns (sum of out_features, in_features + columns) by group.
     """
     if not columns:
         return {}
@@ -49,22 +51,21 @@ def widen(
 def _plain(
     modules: Mapping[str, nn.Module], sites: SiteGroups, fused: Mapping[int, nn.Linear]
 ) -> Iterator[tuple[int, nn.Linear, list[nn.Linear]]]:
-    """A group, the linear whose product it is, and those whose weights are rows of its weight."""
-    uses = Counter(id(p) for module in set(modules.values()) for p in module.parameters(recurse=False))
-    members: dict[int, list[nn.Module]] = {}
-    for name, (group, _) in sorted(sites.places.items(), key=lambda item: item[1]):
-        members.setdefault(group, []).append(modules[name])
-    for group, there in members.items():
-        if sites.groups[group].rows is not Rows.TOKENS:
+    """Yield a group, the linear that computes it, and the modules whose weights are rows of that linear's."""
+    for group, linears in plain_groups(modules, sites).items():
+        if sites.groups[group].rows is not RowSet.TOKENS:
             continue
         if group in fused:
-            yield group, fused[group], [module for module in there if isinstance(module, nn.Linear)]
-        elif len(there) == 1 and is_of_one(there[0], uses):
-            yield group, there[0], []
+            yield group, fused[group], linears
+        elif len(linears) == 1:
+            yield group, linears[0], []
 
 
 def _widen(linear: nn.Linear, parts: list[nn.Linear], columns: int) -> torch.Tensor:
-    """parts: those that have the linear's rows, one after the other."""
+    """Move a linear's weight into a wider matrix, which is returned.
+
+    parts: the modules whose weights are the linear's rows, one after the other.
+    """
     own = linear.weight.data
     wide = own.new_zeros(own.shape[0], own.shape[1] + columns)
     linear.weight.data = wide[:, : own.shape[1]].copy_(own)

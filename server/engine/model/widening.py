@@ -1,8 +1,8 @@
-"""Lets a compiled model write the inputs of its products into wider buffers, so that columns can be filled in behind.
+"""Let a compiled model write the inputs of its products into wider buffers, so that columns can be filled in behind.
 
-A piece that ends in such an input writes it with another row stride: one launch and no byte more. What is behind the
-input nobody writes but who fills it in (`kernels/bypass/columns`), in the steps that use it. An input that no piece
-computes, such as attention's output, stays as it is.
+A piece that ends in such an input writes it with another row stride: no launch and no byte more. The columns behind it
+are written in the steps that use them, by `kernels/bypass/columns`. An input that no piece computes, such as
+attention's output, stays as it is.
 """
 
 from collections.abc import Callable
@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._guards import detect_fake_mode
 
+from ..private.inductor_private import detect_fake_mode
 from .cutting import is_view
 from .tracing import TracedModel
 
@@ -24,7 +24,7 @@ def _empty(x: torch.Tensor, columns: int) -> torch.Tensor:
 
 
 def _copied(x: torch.Tensor, columns: int) -> torch.Tensor:
-    """Where a piece is not compiled."""
+    """Copy an input into a wider buffer, where its piece is not compiled."""
     wide = _empty(x, columns)
     wide[..., : x.shape[-1]] = x
     return wide
@@ -33,13 +33,13 @@ def _copied(x: torch.Tensor, columns: int) -> torch.Tensor:
 _library.impl("widened", _copied, "CompositeExplicitAutograd")
 torch.library.register_fake("peftserve::widened", _empty, lib=_library, allow_override=True)
 WIDENED = torch.ops.peftserve.widened.default
-"""(..., width) and a number of columns to (..., width + columns), of which the last hold anything."""
+"""From (..., width) and a number of columns to (..., width + columns), of which the last columns are not set."""
 
 
 def widen_inputs(traced: TracedModel, room: Callable[[Any], int]) -> int:
-    """Give the calls of products wider inputs, changing the graph. Returns how many have one.
+    """Give calls wider inputs, where a piece computes them. Changes the graph. Returns how many calls have one.
 
-    room: columns behind the input of a call, by its owner; 0 where there is none.
+    room: from a call's owner to the number of columns behind its input.
     """
     found = 0
     for node, call in traced.calls.items():
@@ -57,5 +57,5 @@ def widen_inputs(traced: TracedModel, room: Callable[[Any], int]) -> int:
 
 
 def _is_computed(x: fx.Node, traced: TracedModel) -> bool:
-    """By a piece, as a tensor of its own."""
+    """Return whether a piece computes x, as a tensor of its own."""
     return x.op == "call_function" and x not in traced.calls and not is_view(x)

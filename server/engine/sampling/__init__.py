@@ -1,17 +1,20 @@
-"""From the logits of a step to its tokens. Knows rows of logits and sampling parameters, no sequence and no model."""
+"""Sampling, from the logits of a step to its tokens.
+
+Knows rows of logits and sampling parameters, no sequence and no model.
+"""
 
 from .logprobs import PendingLogprobs, start_prompt_logprobs
-from .parameters import Append, Parameters
+from .metadata import Append, SamplingMetadata
 from .rows import Sampled, SampleRow
-from .sampler import Sampler, Sampling
+from .sampler import PendingTokens, Sampler
 
 __all__ = [
     "Append",
-    "Parameters",
     "PendingLogprobs",
+    "PendingTokens",
     "SampleRow",
     "Sampled",
     "Sampler",
-    "Sampling",
+    "SamplingMetadata",
     "start_prompt_logprobs",
 ]

@@ -1,11 +1,13 @@
-"""Draws a token for each row of probabilities, by the row's uniform number."""
+"""Draw a token for each row of probabilities, by the row's uniform number."""
 
 import torch
 from torch import Tensor
 
 
 def draw(probabilities: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """probabilities: (rows, vocab) float32, of any sum. uniform: (rows,) float64 in [0, 1).
+    """Draw by the inverse of the distribution function.
+
+    probabilities: (rows, vocab) float32, of any sum. uniform: (rows,) float64 in [0, 1).
 
     Returns (rows,) float64: the total, not finite where there is no distribution; and (rows,) int64: the token, of no
     meaning there. Tokens are laid along [0, total) in the order of their ids, and each row's uniform number falls on

@@ -1,15 +1,18 @@
-"""The highest score of each row."""
+"""The token with the highest score of each row."""
 
 import torch
 from torch import Tensor
 
-from peftserve.kernels.sampling.best_number import best_number_ids, naive_best_number_ids
+from peftserve.kernels.sampling.argmax import argmax_ids, naive_argmax_ids
 
 from .. import staging
 
 
 def take_best(scores: Tensor) -> Tensor:
-    """scores: (rows, vocab) of any floating dtype. Returns (rows,) int64: the lowest id of equals; of a NaN, if any."""
+    """Return the ids (rows,) int64 of the highest scores: the lowest id of equals, and a NaN's if there is one.
+
+    scores: (rows, vocab) of any floating dtype.
+    """
     if not staging.is_host(scores.device):
         return scores.argmax(dim=-1)
     # On a CPU numpy compares many numbers at once where torch compares one.
@@ -17,12 +20,12 @@ def take_best(scores: Tensor) -> Tensor:
 
 
 def best_numbers(logits: Tensor) -> Tensor:
-    """The same, NaNs aside; an infinity counts as the highest number. 0 in a row of NaNs.
+    """Return the ids (rows,) int64 of the highest logits, NaNs aside; 0 in a row of NaNs alone.
 
-    Each number is read once.
+    logits: (rows, vocab) of any floating dtype. An infinity counts as the highest number. Each number is read once.
     """
     if not staging.is_host(logits.device):
-        return best_number_ids(logits)
+        return argmax_ids(logits)
     best = take_best(logits)
     is_nan = logits.gather(1, best[:, None]).squeeze(1).isnan()
-    return torch.where(is_nan, naive_best_number_ids(logits), best) if bool(is_nan.any()) else best
+    return torch.where(is_nan, naive_argmax_ids(logits), best) if bool(is_nan.any()) else best

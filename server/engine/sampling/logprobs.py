@@ -18,10 +18,11 @@ _CHUNK = 64
 
 
 class Scores(NamedTuple):
-    """Of one token each in rows of logits; best first, equals by lowest id.
+    """Log-probabilities in rows of logits: of one token each, and of the most likely ones.
 
     chosen: (rows,) float32 log-probability. rank: (rows,) int64, 1 plus the number of strictly likelier tokens.
-    best: (rows, top) int64 ids of the most likely tokens. best_logprobs: theirs, (rows, top) float32.
+    best: (rows, top) int64 ids of the most likely tokens, best first, equals by lowest id. best_logprobs: theirs,
+    (rows, top) float32.
     """
 
     chosen: Tensor
@@ -38,7 +39,7 @@ class PendingLogprobs:
         self._returning = staging.Returning(scores)
 
     def result(self) -> list[TokenLogprobs]:
-        """One for each token. Waits for them."""
+        """Return a report for each token, after waiting for all of them."""
         return list(reports(self._token_ids, Scores(*self._returning.result()))) if self._token_ids else []
 
 
@@ -55,14 +56,14 @@ def start_prompt_logprobs(logits: Tensor, next_token_ids: Sequence[int], top: in
 
 
 def score(logits: Tensor, token_ids: Tensor, top: int) -> Scores:
-    """Of `token_ids` (rows,) int64 in the rows of logits (rows, vocab), at least one, with `top` alternatives each."""
+    """Score `token_ids` (rows,) int64 under logits (rows, vocab), with `top` alternatives each. At least one row."""
     top = min(top, logits.shape[1])
     chunks = [_score(*pair, top) for pair in zip(logits.split(_CHUNK), token_ids.split(_CHUNK), strict=True)]
     return chunks[0] if len(chunks) == 1 else Scores(*map(torch.cat, zip(*chunks, strict=True)))
 
 
 def reports(token_ids: Iterable[int], scores: Scores) -> Iterable[TokenLogprobs]:
-    """From scores on the host to what is sent."""
+    """Make of scores on the host what is sent to the API."""
     for token_id, logprob, rank, ids, values in zip(token_ids, *(column.tolist() for column in scores), strict=True):
         yield TokenLogprobs(Logprob(token_id, logprob, rank), _ranked(ids, values))
 
@@ -78,7 +79,7 @@ def _score(logits: Tensor, token_ids: Tensor, top: int) -> Scores:
 
 
 def _best(logprobs: Tensor, top: int) -> Tensor:
-    """(rows, top) ids of the most likely tokens, equals by lowest id, which torch's own topk leaves open.
+    """Return the ids (rows, top) of the most likely tokens, equals by lowest id, which torch's own topk leaves open.
 
     Packs an order-preserving integer image of the value above the complement of the id, so that all keys differ.
     """
@@ -90,7 +91,7 @@ def _best(logprobs: Tensor, top: int) -> Tensor:
 
 
 def _best_on_host(logprobs: Tensor, top: int) -> Tensor:
-    """The same, from those that are at least the last of the best: numpy looks for these many numbers at once."""
+    """Return the same as `_best`. numpy partitions a row faster than torch on a CPU; what is left is sorted."""
     values = logprobs.numpy()
     best = np.empty((len(values), top), np.int64)
     if top:
@@ -106,7 +107,7 @@ def _ranks_on_host(logprobs: Tensor, chosen: Tensor) -> Tensor:
 
 
 def _ranked(ids: list[int], values: list[float]) -> list[Logprob]:
-    """Equal values share the rank of the first of them."""
+    """Rank alternatives that are sorted by value; equal values share the rank of the first of them."""
     ranked: list[Logprob] = []
     for place, (token_id, value) in enumerate(zip(ids, values, strict=True), 1):
         tied = bool(ranked) and ranked[-1].logprob == value

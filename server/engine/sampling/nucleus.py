@@ -1,4 +1,4 @@
-"""Where the nucleus of top-p ends: the probability of its last token, for rows of probabilities and a mass for each.
+"""The floor of the nucleus of top-p, which is the probability of its last token, for rows with a mass each.
 
 The floor of a row is its least probability v for which all probabilities above v hold less than the mass.
 """
@@ -24,9 +24,9 @@ _UNITS = 2.0**62
 
 
 def nucleus_floors(probabilities: Tensor, top_p: Tensor) -> Tensor:
-    """probabilities: (rows, vocab) float32. top_p: (rows,) float64. Returns (rows,) float32; 0 where top_p is 1.
+    """Return the floors (rows,) float32; 0 where top_p is 1.
 
-    A row of NaNs gets any number. On a device nothing waits.
+    probabilities: (rows, vocab) float32. top_p: (rows,) float64. A row of NaNs gets any number. Waits for no device.
     """
     if staging.is_host(probabilities.device):
         return torch.from_numpy(_floors_by_sorting(probabilities.numpy(), top_p.numpy()))
@@ -47,7 +47,7 @@ def _floors_by_sorting(probabilities: NDArray[np.float32], top_p: NDArray[np.flo
 def _floors_of_best(
     probabilities: NDArray[np.float32], top_p: NDArray[np.float64], num_best: int
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """The floors, and whether `num_best` tokens were too few to find them."""
+    """Return the floors, and whether `num_best` tokens were too few to find them."""
     if num_best < probabilities.shape[1]:
         probabilities = np.partition(probabilities, -num_best, axis=-1)[:, -num_best:]
     best = np.sort(probabilities, axis=-1)[:, ::-1]
@@ -57,7 +57,7 @@ def _floors_of_best(
 
 
 def _floors_by_digits(probabilities: Tensor, top_p: Tensor) -> Tensor:
-    """Finds the floor's bits from the highest on, each digit from the mass that every value of it holds.
+    """Find the floor's bits from the highest on, each digit from the mass that every value of it holds.
 
     Floats that are not negative are in the order of their bits. Masses are whole numbers, so that the order in which a
     device adds them does not show. A NaN would be a place outside of the table, and stop a GPU.

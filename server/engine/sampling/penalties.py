@@ -1,4 +1,4 @@
-"""What moves single logits before the temperature: biases, bans, and penalties on tokens that were seen.
+"""Edits of single logits before the temperature: biases, bans, and penalties on tokens that were seen.
 
 Work on the host is in the number of tokens of the rows that ask for it, never in the size of the vocabulary.
 """
@@ -20,7 +20,7 @@ Ids = NDArray[np.int64]
 
 
 class Edits(NamedTuple):
-    """Of all rows, on the device. Each is empty where no row has any, else tensors with an element for each edit.
+    """The edits of all rows, on the device. A field is empty where no row has any, else tensors with an element each.
 
     biases: row, token (int64) and bias (float32). bans: row and token. penalties: row, token, what the logit is divided
     or multiplied by, and what is then taken off it (float32).
@@ -34,21 +34,21 @@ class Edits(NamedTuple):
 def edits(
     biased: Mapping[int, SampleRow], banned: Mapping[int, SampleRow], penalized: Mapping[int, SampleRow], width: int
 ) -> list[Arrays]:
-    """The members of `Edits`, on the host.
+    """Collect the fields of `Edits`, on the host.
 
-    The rows that have such, by their places in the step. width: of the logits. Ids are the client's: on a GPU one that
-    is out of range would stop the process, not raise.
+    biased, banned, penalized: the rows that have such edits, by their places in the step. width: of the logits. Ids are
+    the client's: those out of range are left out, since on a GPU one would stop the process, not raise.
     """
     return [_biases(biased, width), _bans(banned, width), _penalties(penalized, width)]
 
 
 def penalizes(params: SamplingParams) -> bool:
-    """Whether scores depend on the tokens before."""
+    """Return whether scores depend on the tokens before."""
     return params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
 
 
 def edit(logits: Tensor, edits: Edits) -> Tensor:
-    """The logits (rows, vocab) with every row's own edits, in vLLM's order: bias, bans, penalties.
+    """Apply every row's own edits to logits (rows, vocab), in vLLM's order: bias, bans, penalties.
 
     Returns `logits` itself when no row edits anything, else a float32 copy.
     """
@@ -69,7 +69,7 @@ def _add_biases(scores: Tensor, row: Tensor, token: Tensor, bias: Tensor) -> Non
 
 
 def _penalize(scores: Tensor, row: Tensor, token: Tensor, repetition: Tensor, subtrahend: Tensor) -> None:
-    """Hugging Face's repetition penalty on tokens of prompt and output, then OpenAI's two on those of the output."""
+    """Apply Hugging Face's repetition penalty to tokens of prompt and output, then OpenAI's two to output tokens."""
     values = scores[row, token]
     values = torch.where(values > 0, values / repetition, values * repetition) - subtrahend
     scores.index_put_((row, token), values)
@@ -103,7 +103,7 @@ def _penalties(rows: Mapping[int, SampleRow], width: int) -> Arrays:
 
 
 def _seen(rows: Sequence[SampleRow], width: int) -> tuple[Ids, Ids, Ids]:
-    """Row, token and number of times in the row's output, of each token that a row's penalties touch."""
+    """List the tokens that a row's penalties touch. Returns row, token, and how often it is in the row's output."""
     outputs = [row.output_token_ids for row in rows]
     prompts = [row.prompt_token_ids if row.params.repetition_penalty != 1.0 else () for row in rows]
     # One sort for all: by row, then token, then whether it is of the prompt.
@@ -115,7 +115,7 @@ def _seen(rows: Sequence[SampleRow], width: int) -> tuple[Ids, Ids, Ids]:
 
 
 def _places(token_ids: Sequence[Sequence[int]], width: int) -> Ids:
-    """Where each token lies in a flat (rows, width), without tokens that do not exist."""
+    """Return the place of each token in a flat (rows, width), without tokens that do not exist."""
     lengths = [len(ids) for ids in token_ids]
     tokens = np.fromiter(chain.from_iterable(token_ids), np.int64, sum(lengths))
     places = np.repeat(np.arange(len(lengths)) * width, lengths) + tokens

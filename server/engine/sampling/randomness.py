@@ -11,12 +11,12 @@ _MASK = (1 << 64) - 1
 
 
 def seed_bits(seed: int) -> int:
-    """The seed modulo 2^64."""
+    """Return the seed modulo 2^64."""
     return seed & _MASK
 
 
 def uniforms(seeds: NDArray[np.uint64], positions: NDArray[np.int64]) -> NDArray[np.float64]:
-    """One number in [0, 1) for each pair of a seed and a position, with 53 random bits.
+    """Return a number in [0, 1) for each pair of a seed and a position, with 53 random bits.
 
     Element `position` of the SplitMix64 sequence (Steele, Lea and Flood 2014) that starts at the mixed seed: a
     counter-based generator, so that neighbouring seeds and positions are independent.
@@ -27,7 +27,7 @@ def uniforms(seeds: NDArray[np.uint64], positions: NDArray[np.int64]) -> NDArray
 
 
 def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's output function: a bijection of 64 bits in which each input bit flips half of the output."""
+    """Apply SplitMix64's output function, a bijection of 64 bits in which each input bit flips half of the output."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))

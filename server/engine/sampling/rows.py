@@ -1,4 +1,4 @@
-"""What the sampler is told of a sequence, and what it gives back for a step."""
+"""The sampler's view of one sequence, and its result for a step."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class SampleRow:
 
 
 class Sampled(NamedTuple):
-    """token_ids: one a row. logprobs: of the rows that ask for them."""
+    """The tokens of a step. token_ids: one a row. logprobs: by row, of those that ask for them."""
 
     token_ids: list[int]
     logprobs: Mapping[int, TokenLogprobs]

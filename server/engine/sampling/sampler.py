@@ -2,9 +2,9 @@
 
 scores = penalties(logits); greedy: argmax; otherwise: truncate(softmax(scores / temperature)), inverse CDF
 
-Nothing waits for the device before `Sampling.result`: what is known before the launch goes over with it, what moves
-single logits in a copy of its own, what the device knows never decides what is enqueued, and all that is to be told
-comes back in one copy.
+Nothing waits for the device before `PendingTokens.result`: what is known before the launch goes over with it, edits of
+single logits go over in a copy of their own, no decision on the host looks at a tensor, and all results come back in
+one copy.
 """
 
 from collections.abc import Sequence
@@ -14,35 +14,38 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from peftserve.kernels.sampling import best_number
+from peftserve.kernels.sampling import argmax
 
 from ...wire.messages import TokenLogprobs
 from .. import staging
 from .draw import draw
 from .greedy import best_numbers, take_best
 from .logprobs import Scores, reports, score
-from .parameters import Append, Parameters
+from .metadata import Append, SamplingMetadata
 from .penalties import edit
 from .rows import Sampled, SampleRow
 from .table import SamplingTable
 from .truncation import truncated_probabilities
 
 
-class Sampling:
+class PendingTokens:
     """A step's tokens, which the device may still be choosing.
 
     token_ids: (rows,) int64 on the device.
     """
 
     def __init__(self, token_ids: Tensor, reported: Sequence[int], tops: Sequence[int], scores: Sequence[Tensor]):
-        """reported: the rows that want logprobs; tops: how many alternatives each; scores: theirs, if any."""
+        """Begin to copy the results to the host.
+
+        reported: the rows that want logprobs. tops: how many alternatives each wants. scores: theirs, if any.
+        """
         self.token_ids = token_ids
         self._reported = reported
         self._tops = tops
         self._returning = staging.Returning((token_ids, *scores))
 
     def result(self) -> Sampled:
-        """Waits for the tokens, and for nothing that was enqueued after them."""
+        """Wait for the tokens, and for nothing that was enqueued after them, and return them."""
         there, *scores = self._returning.result()
         token_ids: list[int] = there.tolist()
         if not self._reported:
@@ -53,9 +56,9 @@ class Sampling:
 
 
 class Sampler:
-    """The token of a row depends on its logits, its `SampleRow` and its position alone.
+    """Chooses tokens. That of a row depends on its logits, its `SampleRow` and its position alone.
 
-    num_seats: sequences that run at once, each of which has a seat for as long as it does.
+    num_seats: how many sequences may run at once. Each has one seat for as long as it runs.
     """
 
     def __init__(self, vocab_size: int, device: torch.device, num_seats: int) -> None:
@@ -65,46 +68,50 @@ class Sampler:
 
     def warm_up(self, dtype: torch.dtype) -> None:
         """Compile what a device needs for logits of this type, so that no step waits for it."""
-        best_number.warm_up(self.device, {dtype, torch.float32}, self.vocab_size)
+        argmax.warm_up(self.device, {dtype, torch.float32}, self.vocab_size)
 
     def seat(self, seat: int, row: SampleRow) -> None:
-        """Sample whoever is on this seat so, from now on."""
+        """Set how the sequence on a seat is sampled from now on."""
         self._table.seat(seat, row)
 
-    def prepare(self, seats: NDArray[np.int64], ends: NDArray[np.int64], append: Append | None = None) -> Parameters:
-        """Tell the device how a step is sampled. Looks at no row where the same array of seats comes again.
+    def prepare(
+        self, seats: NDArray[np.int64], ends: NDArray[np.int64], append: Append | None = None
+    ) -> SamplingMetadata:
+        """Tell the device how a step is sampled. It costs nothing by row when the same array of seats comes again.
 
-        ends: (rows,) tokens of the sequence on each of the seats, with those before its output. append: to what the
-        step is sent in; without it, this is sent by itself.
+        seats: (rows,) of the step's sequences. ends: (rows,) number of tokens of each, with those before its output.
+        append: to the memory that is sent with the step; without it, this is sent by itself.
         """
-        return Parameters(self._table.select(seats), ends, self.device, append)
+        return SamplingMetadata(self._table.select(seats), ends, self.device, append)
 
-    def start(self, logits: Tensor, parameters: Parameters) -> Sampling:
-        """logits: (rows, vocab or more, where an adapter brings more tokens) of any floating dtype on the device; left
+    def start(self, logits: Tensor, metadata: SamplingMetadata) -> PendingTokens:
+        """Enqueue the choice of a step's tokens.
+
+        logits: (rows, vocab or more, where an adapter brings more tokens) of any floating dtype on the device; left
         as they are.
 
         A row whose logits hold a NaN or an infinity, or whose every token is banned, gets the most likely token of
         its raw logits, NaNs aside: the step must go on for the others, and a sequence needs some token to end with.
         """
-        fits = logits.shape[0] == parameters.num_rows and logits.shape[1] >= self.vocab_size
-        assert fits, f"logits {tuple(logits.shape)} for {parameters.num_rows} rows"
-        token_ids = _choose(logits, parameters)
-        reported = parameters.reported
-        scores = score(reported.of(logits), reported.of(token_ids), max(parameters.tops)) if reported else ()
-        return Sampling(token_ids, reported.rows.tolist(), parameters.tops, scores)
+        fits = logits.shape[0] == metadata.num_rows and logits.shape[1] >= self.vocab_size
+        assert fits, f"logits {tuple(logits.shape)} for {metadata.num_rows} rows"
+        token_ids = _choose(logits, metadata)
+        reported = metadata.reported
+        scores = score(reported.of(logits), reported.of(token_ids), max(metadata.tops)) if reported else ()
+        return PendingTokens(token_ids, reported.rows.tolist(), metadata.tops, scores)
 
 
-def _choose(logits: Tensor, parameters: Parameters) -> Tensor:
-    scores, drawn = edit(logits, parameters.edits(logits.shape[1])), parameters.drawn
+def _choose(logits: Tensor, metadata: SamplingMetadata) -> Tensor:
+    scores, drawn = edit(logits, metadata.edits(logits.shape[1])), metadata.drawn
     if scores is logits and not (drawn and drawn.has_all):
-        return _choose_unedited(logits, parameters)
+        return _choose_unedited(logits, metadata)
     if drawn and drawn.has_all:
-        known, token_ids = _draw(scores, parameters)
+        known, token_ids = _draw(scores, metadata)
     else:
         token_ids = take_best(scores)
         known = scores.gather(1, token_ids[:, None]).squeeze(1).to(torch.float64)
         if drawn:
-            for tensor, values in zip((known, token_ids), _draw(drawn.of(scores), parameters), strict=True):
+            for tensor, values in zip((known, token_ids), _draw(drawn.of(scores), metadata), strict=True):
                 drawn.put(tensor, values)
     sound = known.isfinite()
     if staging.is_host(logits.device) and bool(sound.all()):
@@ -112,15 +119,15 @@ def _choose(logits: Tensor, parameters: Parameters) -> Tensor:
     return torch.where(sound, token_ids, best_numbers(logits))
 
 
-def _choose_unedited(logits: Tensor, parameters: Parameters) -> Tensor:
-    """Where some are greedy: what these get is what the others get whose numbers make no sense."""
-    token_ids, drawn = best_numbers(logits), parameters.drawn
+def _choose_unedited(logits: Tensor, metadata: SamplingMetadata) -> Tensor:
+    """Choose tokens of unedited logits, some greedily: a row without a distribution gets the greedy token as well."""
+    token_ids, drawn = best_numbers(logits), metadata.drawn
     if drawn:
-        total, token = _draw(drawn.of(logits), parameters)
+        total, token = _draw(drawn.of(logits), metadata)
         drawn.put(token_ids, torch.where(total.isfinite(), token, drawn.of(token_ids)))
     return token_ids
 
 
-def _draw(scores: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor]:
-    heated = scores.to(torch.float32) / parameters.temperature[:, None]
-    return draw(truncated_probabilities(heated, parameters.cuts), parameters.uniform)
+def _draw(scores: Tensor, metadata: SamplingMetadata) -> tuple[Tensor, Tensor]:
+    heated = scores.to(torch.float32) / metadata.temperature[:, None]
+    return draw(truncated_probabilities(heated, metadata.cuts), metadata.uniform)

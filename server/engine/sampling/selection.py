@@ -1,4 +1,4 @@
-"""What a step's sampling is for as long as the same sequences go on: all but random numbers, bans and penalties."""
+"""The part of a step's sampling that stays while the same sequences run: all but random numbers, bans and penalties."""
 
 from collections.abc import Sequence
 
@@ -32,14 +32,19 @@ Ints = NDArray[np.int64]
 
 
 class Selection:
-    """drawn: the rows that are not greedy; temperature, seeds and cuts are of those, in order. max_k: their highest.
+    """How the rows of steps with the same sequences are sampled.
+
+    drawn: the rows that are not greedy; temperature, seeds and cuts are theirs, in order. max_k: their highest top-k.
 
     reported: the rows that want logprobs, with as many alternatives as `tops` says.
     penalized: whether any row's scores depend on what tokens came before.
     """
 
     def __init__(self, columns: NDArray[np.void], rows: Sequence[SampleRow | None]) -> None:
-        """columns: (rows,) of `COLUMNS`."""
+        """Read the parameters of a step's rows.
+
+        columns: (rows,) with the fields of `COLUMNS`. rows: what is read for edits only.
+        """
         self.num_rows = len(columns)
         # Columns are copied: even a view of one number has the stride of a whole row.
         self.drawn: Ints = np.flatnonzero(columns["temperature"] >= _GREEDY_BELOW)
@@ -58,7 +63,7 @@ class Selection:
         self._rows = rows
 
     def edits(self, positions: Ints, width: int) -> list[Arrays]:
-        """Of `penalties.edits`, for tokens that come at these positions of the outputs. width: of the logits."""
+        """Collect the edits for tokens that come at these positions of the outputs. width: of the logits."""
         banned = [] if self._banned_before is None else np.flatnonzero(positions < self._banned_before).tolist()
         return edits(self._of(self._biased), self._of(banned), self._of(self._penalized), width)
 

@@ -1,4 +1,4 @@
-"""How each sequence that runs is sampled, by its seat: written when it sits down, read by whole steps at once."""
+"""A table of how each running sequence is sampled, by its seat: written when it begins, read by whole steps at once."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from .selection import COLUMNS, Selection
 
 
 class SamplingTable:
-    """num_seats: sequences that run at once."""
+    """The sampling parameters of all seats, as columns. num_seats: how many sequences may run at once."""
 
     def __init__(self, num_seats: int) -> None:
         self._columns = np.zeros(num_seats, COLUMNS)
@@ -18,7 +18,7 @@ class SamplingTable:
         self._last: tuple[NDArray[np.int64], Selection] | None = None  # seats that were asked for, and what is there
 
     def seat(self, seat: int, row: SampleRow) -> None:
-        """What holds of this seat from now on."""
+        """Set how the sequence on a seat is sampled from now on."""
         params = row.params
         self._rows[seat] = row
         self._columns[seat] = (
@@ -36,7 +36,7 @@ class SamplingTable:
         self._last = None
 
     def select(self, seats: NDArray[np.int64]) -> Selection:
-        """Of a step whose rows are sequences on these seats. The same array again, which nobody changes: no work."""
+        """Select the seats of a step's rows. The same array of seats, which nobody may change, costs no work again."""
         if self._last is None or self._last[0] is not seats:
             rows = [self._rows[seat] for seat in seats.tolist()]
             self._last = seats, Selection(self._columns[seats], rows)

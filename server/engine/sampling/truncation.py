@@ -1,4 +1,4 @@
-"""Which tokens stay in the draw: min-p, then top-k, then top-p on what is left, each row with its own.
+"""Truncation of the distribution: min-p, then top-k, then top-p on what is left, each row with its own values.
 
 Every cut is a threshold on a row's values, and tokens equal to the threshold stay. So the outcome depends neither on
 how a sort breaks ties, which are common in bfloat16, nor on what else is in the batch.
@@ -17,7 +17,7 @@ from .nucleus import nucleus_floors
 
 
 class Cuts(NamedTuple):
-    """Of all rows, on the device. Each is empty where no row cuts so, else one tensor (rows,).
+    """The thresholds of all rows, on the device. A field is empty where no row cuts so, else one tensor (rows,).
 
     min_p: float32. top_k: int64, 0 is off. top_p: float64. max_k: the highest of top_k.
     """
@@ -29,15 +29,16 @@ class Cuts(NamedTuple):
 
 
 def cuts(min_p: NDArray[np.float32], top_k: NDArray[np.int64], top_p: NDArray[np.float64]) -> list[staging.Arrays]:
-    """The members of `Cuts` but the last, on the host; of all rows (rows,)."""
+    """Collect the fields of `Cuts` but the last, on the host. min_p, top_k, top_p: (rows,)."""
     asked = (min_p, bool((min_p > 0.0).any())), (top_k, bool((top_k > 0).any())), (top_p, bool((top_p < 1.0).any()))
     return [[column.copy()] if used else [] for column, used in asked]
 
 
 def truncated_probabilities(scores: Tensor, cuts: Cuts) -> Tensor:
-    """scores: (rows, vocab) float32, divided by the temperature; overwritten.
+    """Turn scores into probabilities, without the tokens that are cut off.
 
-    Returns (rows, vocab) float32: probabilities, 0 for the tokens cut off; after top-p they sum to less than 1.
+    scores: (rows, vocab) float32, divided by the temperature; overwritten. Returns (rows, vocab) float32, 0 for tokens
+    that are cut off. After top-p the sum of a row is less than 1.
     """
     if cuts.min_p:
         _cut_min_p(scores, cuts.min_p[0])
@@ -60,7 +61,7 @@ def _cut_top_k(scores: Tensor, top_k: Tensor, max_k: int) -> None:
 
 
 def _kth_highest(scores: Tensor, k: Tensor, max_k: int) -> Tensor:
-    """(rows,): the lowest score where there are fewer than k, the highest where k is 0."""
+    """Return the k-th highest scores (rows,): the lowest where there are fewer than k, the highest where k is 0."""
     num_best = min(max_k, scores.shape[1])
     if staging.is_host(scores.device):  # where numpy compares many numbers at once
         best = torch.from_numpy(np.partition(scores.numpy(), -num_best, axis=-1)[:, -num_best:])
@@ -71,7 +72,7 @@ def _kth_highest(scores: Tensor, k: Tensor, max_k: int) -> Tensor:
 
 
 def _drop_below(floors: Tensor, values: Tensor, replacement: float) -> None:
-    """Overwrite what is less than its row's floor; a NaN is not."""
+    """Overwrite the values that are less than their row's floor; a NaN is not less."""
     if not staging.is_host(values.device):
         values.masked_fill_(values < floors[:, None], replacement)
         return

@@ -1,1 +1,1 @@
-"""Which sequences run in a step, and on which pages. Pure bookkeeping: no torch, no model."""
+"""The choice of the sequences that run in a step, and of their pages. Pure bookkeeping: no torch, no model."""

@@ -1,4 +1,4 @@
-"""What one step runs: spans of sequences, in an order that keeps each adapter's tokens together."""
+"""The work of one step: chunks of sequences, in an order that keeps each adapter's tokens together."""
 
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
@@ -13,9 +13,10 @@ from .sequence import Sequence
 Ints = NDArray[np.int64]
 
 
-class Span(NamedTuple):
-    """Tokens [start, start + num_tokens) of a sequence. `samples`: its last token's logits give the next token.
+class Chunk(NamedTuple):
+    """Tokens [start, start + num_tokens) of a sequence, which one step runs.
 
+    samples: whether the logits of the last one give the sequence's next token.
     fill: tokens of the adapter's prefix, from the first of these to `start`, whose keys and values are to be copied
         to the sequence's pages first; None if they lie there.
     """
@@ -32,14 +33,14 @@ class Span(NamedTuple):
 
     @property
     def num_logit_rows(self) -> int:
-        """Rows that must reach the head: all for prompt logprobs, else the last one if it is sampled."""
+        """Return how many rows must reach the head: all for prompt logprobs, else the last one if it is sampled."""
         if self.sequence.wants_prompt_logprobs and self.start < self.sequence.num_prompt:
             return self.num_tokens
         return int(self.samples)
 
 
 class Lineup:
-    """Sequences of a step, in the order of their rows. Steps of which that is the same have the same object.
+    """Sequences of a step, in the order of their rows. Steps with the same ones in the same order share an object.
 
     seats: (sequences,) int64, their seats.
     """
@@ -53,55 +54,59 @@ class Lineup:
 
     @cached_property
     def places(self) -> dict[Sequence, int]:
-        """Where each sequence is in it."""
+        """Return the place of each sequence in the order."""
         return {sequence: place for place, sequence in enumerate(self.sequences)}
 
 
 class Batch:
-    """lineup: the sequence of each span. ends: (spans,) int64, where each span ends.
+    """The work of one step.
 
-    prefills: the spans that are not of sequences which decode. started: sequences that have taken a seat for this step.
+    lineup: the sequence of each chunk. ends: (chunks,) int64, where each chunk ends.
+    prefills: the chunks of sequences that do not decode yet.
+    started: sequences that have taken a seat for this step.
     """
 
-    def __init__(self, spans: Seq[Span] = (), prefills: Seq[Span] | None = None, started: Seq[Sequence] = ()) -> None:
-        """prefills: those of `spans` that are, None for all."""
-        self.lineup = Lineup(span.sequence for span in spans)
-        self.ends: Ints = np.array([span.end for span in spans], np.int64)
-        self.prefills = spans if prefills is None else prefills
+    def __init__(
+        self, chunks: Seq[Chunk] = (), prefills: Seq[Chunk] | None = None, started: Seq[Sequence] = ()
+    ) -> None:
+        """Make the batch of any chunks. prefills: those of them that are, None for all."""
+        self.lineup = Lineup(chunk.sequence for chunk in chunks)
+        self.ends: Ints = np.array([chunk.end for chunk in chunks], np.int64)
+        self.prefills = chunks if prefills is None else prefills
         self.started = started
-        self.spans = list(spans)
+        self.chunks = list(chunks)
 
     @staticmethod
     def of_decodes(lineup: Lineup, ends: Ints) -> "Batch":
-        """Every sequence runs one token and samples the next: nothing here is done for each of them."""
+        """Make the batch in which each sequence runs one token and samples the next. Does nothing for each of them."""
         batch = Batch.__new__(Batch)
         batch.lineup, batch.ends = lineup, ends
         batch.prefills = batch.started = ()
         return batch
 
     @staticmethod
-    def by_adapter(spans: Iterable[Span], prefills: Seq[Span], started: Seq[Sequence]) -> "Batch":
-        """Spans of equal adapters next to each other, so that each adapter's tokens are one segment."""
-        return Batch(sorted(spans, key=lambda span: span.sequence.slots), prefills, started)
+    def by_adapter(chunks: Iterable[Chunk], prefills: Seq[Chunk], started: Seq[Sequence]) -> "Batch":
+        """Make a batch with chunks of equal adapters side by side, so that each adapter's tokens are one segment."""
+        return Batch(sorted(chunks, key=lambda chunk: chunk.sequence.slots), prefills, started)
 
     @cached_property
-    def spans(self) -> list[Span]:
-        """Made when they are asked for: a step of decodes may do without."""
-        return [Span(s, end - 1, 1, True) for s, end in zip(self.lineup.sequences, self.ends.tolist(), strict=True)]
+    def chunks(self) -> list[Chunk]:
+        """Return the chunks, which a batch of decodes makes only when it is asked for them."""
+        return [Chunk(s, end - 1, 1, True) for s, end in zip(self.lineup.sequences, self.ends.tolist(), strict=True)]
 
     def __bool__(self) -> bool:
         return len(self.lineup) > 0
 
     @property
     def only_decodes(self) -> bool:
-        """Whether every span is one token of a sequence that decodes."""
+        """Return whether every chunk is one token of a sequence that decodes."""
         return not self.prefills
 
     @property
     def scores_prompts(self) -> bool:
-        """Whether more rows reach the head than are sampled."""
-        return any(span.num_logit_rows > span.samples for span in self.prefills)
+        """Return whether more rows reach the head than are sampled."""
+        return any(chunk.num_logit_rows > chunk.samples for chunk in self.prefills)
 
     @property
     def num_tokens(self) -> int:
-        return len(self.lineup) if self.only_decodes else sum(span.num_tokens for span in self.spans)
+        return len(self.lineup) if self.only_decodes else sum(chunk.num_tokens for chunk in self.chunks)

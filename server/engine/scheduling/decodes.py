@@ -1,7 +1,7 @@
 """The sequences that decode: each runs one token in every step, until it is full, ends or is preempted.
 
-They are kept from step to step, in the order of their adapters, with what decides about them in arrays, so that a step
-looks at those only for which something else than one more token is due.
+They are kept from step to step, in the order of their adapters. From numbers in arrays a step finds those for which
+something else than one more token is due: a page, or their end.
 """
 
 from bisect import bisect_right
@@ -15,7 +15,7 @@ from .sequence import UNKNOWN, Sequence
 
 
 class Decodes:
-    """most: sequences at once. page_size: tokens of a page."""
+    """The sequences that decode. most: sequences at once. page_size: tokens of a page."""
 
     def __init__(self, most: int, page_size: int) -> None:
         self.tenants: Counter[Hashable] = Counter()  # sequences of each
@@ -33,7 +33,7 @@ class Decodes:
         return sequence in self._sequences
 
     def add(self, sequence: Sequence) -> None:
-        """One all of whose tokens but the last have been run. It has pages for those."""
+        """Add a sequence all of whose tokens but the last have been run. It has pages for those."""
         place, end = bisect_right(self._slots, sequence.slots), len(self._sequences)
         self._sequences.insert(place, sequence)
         self._slots.insert(place, sequence.slots)
@@ -47,22 +47,22 @@ class Decodes:
         self._take_out(self._sequences.index(sequence))
 
     def turn_pages(self) -> list[Sequence]:
-        """Those whose next token begins a page, which they are to get now; the oldest first."""
+        """Return the sequences whose next token begins a page, oldest first. The caller gives them their pages."""
         tokens, held, _ = self._columns
         due = np.flatnonzero(tokens > held)
         held[due] += self._page_size
         return sorted((self._sequences[place] for place in due.tolist()), key=lambda sequence: sequence.arrival)
 
     def batch(self) -> Batch:
-        """The next step of all of them."""
+        """Return the next step of all of them."""
         if self._lineup is None:
             self._lineup = Lineup(self._sequences)
         return Batch.of_decodes(self._lineup, self._columns[0].copy())
 
     def launched(self) -> list[Sequence]:
-        """A step of all of them is on its way; whose token is the last one, whichever it is, decodes no more.
+        """Note that a step of all is under way. Those whose last token it samples leave.
 
-        Returns those of which it fills a page.
+        Returns the sequences of which the step fills a page.
         """
         for sequence in self._sequences:
             sequence.num_computed += 1

@@ -13,6 +13,8 @@ from .sequence import Sequence
 
 
 class FairQueue:
+    """The waiting sequences, in one queue for each tenant."""
+
     def __init__(self) -> None:
         self._queues: dict[Hashable, dict[str, Sequence]] = {}
         self._served: dict[Hashable, float] = {}
@@ -51,7 +53,7 @@ class FairQueue:
         self._served = {tenant: served for tenant, served in self._served.items() if tenant in keep}
 
     def in_order(self) -> Iterator[Sequence]:
-        """All sequences as they should be admitted, each admission counted. Do not change the queue meanwhile."""
+        """Yield all sequences in the order of admission, as if each were admitted. The queue must not change."""
         heap = [(self._served[t], i, iter(queue.values())) for i, (t, queue) in enumerate(self._queues.items())]
         heapq.heapify(heap)
         while heap:

@@ -1,4 +1,4 @@
-"""Pages of the KV cache: who holds them, and which of them hold a known prefix.
+"""Pages of the KV cache: how many sequences hold each, and which of them hold a known prefix.
 
 A page is free, held (counted), or free with a key: still readable under its key until it is needed for something
 else, least recently freed first. Knows no tokens and no tensors.
@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 
 
 class PagePool:
+    """The pages, numbered from 0."""
+
     def __init__(self, num_pages: int) -> None:
         self.num_pages = num_pages
         self._holders = [0] * num_pages
@@ -25,11 +27,11 @@ class PagePool:
         return self.num_pages - len(self._free)
 
     def holders(self) -> list[int]:
-        """Number of holders of each page."""
+        """Return the number of holders of each page."""
         return list(self._holders)
 
     def lookup(self, keys: Iterable[bytes]) -> list[int]:
-        """Pages of the longest known prefix of `keys`."""
+        """Return the pages of the longest known prefix of `keys`."""
         pages = []
         for key in keys:
             page = self._page_of_key.get(key)
@@ -39,7 +41,7 @@ class PagePool:
         return pages
 
     def num_free_without(self, pages: Sequence[int]) -> int:
-        """Pages that would still be free if `pages` were held as well."""
+        """Return how many pages would still be free if `pages` were held as well."""
         return len(self._free) - sum(page in self._free for page in pages)
 
     def hold(self, pages: Iterable[int]) -> None:
@@ -50,7 +52,7 @@ class PagePool:
             self._holders[page] += 1
 
     def take(self, count: int) -> list[int]:
-        """Hold `count` pages whose old contents are forgotten. The caller has looked at `num_free`."""
+        """Hold `count` free pages, and forget what they held. The caller has looked at `num_free`."""
         assert count <= len(self._free), "took more pages than are free"
         pages = [self._free.popitem(last=False)[0] for _ in range(count)]
         for page in pages:
@@ -59,7 +61,7 @@ class PagePool:
         return pages
 
     def publish(self, page: int, key: bytes) -> None:
-        """The held page's contents can now be found under `key`. The first page of a key stays its page."""
+        """Let the held page's contents be found under `key`. The first page of a key stays its page."""
         assert self._holders[page] > 0, "published a page that nobody holds"
         if key not in self._page_of_key and page not in self._key_of_page:
             self._page_of_key[key] = page

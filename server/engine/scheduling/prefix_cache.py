@@ -1,4 +1,4 @@
-"""Which pages a sequence can take over from others, and which of its own others can find."""
+"""Prefix caching: pages that a sequence takes over from others, and those of its own that others can find."""
 
 from .page_pool import PagePool
 from .prefix_keys import joined_key, next_key, root_key
@@ -6,7 +6,7 @@ from .sequence import Sequence
 
 
 class PrefixCache:
-    """pool: the pages, of `page_size` tokens each. enabled: without it nothing is ever found."""
+    """The pages by what they hold. pool: of `page_size` tokens each. enabled: if False, none is ever found."""
 
     def __init__(self, pool: PagePool, page_size: int, *, enabled: bool) -> None:
         self._pool = pool
@@ -14,7 +14,7 @@ class PrefixCache:
         self._enabled = enabled
 
     def find(self, sequence: Sequence) -> list[int]:
-        """Held or free pages with the sequence's beginning; at least one token is left to run."""
+        """Return the pages, held or free, with the sequence's beginning; at least one token is left to run."""
         if not self._enabled or sequence.wants_prompt_logprobs:
             return []
         full = min(len(sequence.tokens) - 1, sequence.num_known) // self._page_size
@@ -32,7 +32,7 @@ class PrefixCache:
         sequence.num_published = max(sequence.num_published, full)
 
     def _extend_keys(self, sequence: Sequence, count: int) -> None:
-        """What comes before the adapters begin to work is the base's own, and found by all who share it."""
+        """Make the keys of the first `count` pages. Those ahead of where adapters begin to work are the base's own."""
         keys = sequence.page_keys
         while len(keys) < count:
             begin, end = len(keys) * self._page_size, (len(keys) + 1) * self._page_size

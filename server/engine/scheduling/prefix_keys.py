@@ -8,20 +8,20 @@ import hashlib
 from array import array
 from collections.abc import Sequence as Seq
 
-from ...wire.messages import AdapterPart
+from ...wire.messages import WeightedAdapter
 
 
-def root_key(salt: str, adapters: Seq[AdapterPart]) -> bytes:
-    """The key before the first page."""
-    fields = (salt, [(part.key, part.weight) for part in adapters])
+def root_key(salt: str, adapters: Seq[WeightedAdapter]) -> bytes:
+    """Return the key before the first page."""
+    fields = (salt, [(adapter.key, adapter.weight) for adapter in adapters])
     return hashlib.sha256(repr(fields).encode()).digest()
 
 
 def next_key(previous: bytes, tokens: Seq[int]) -> bytes:
-    """The key of the page that holds `tokens` and follows the page with key `previous`."""
+    """Return the key of the page that holds `tokens` and follows the page with key `previous`."""
     return hashlib.sha256(previous + array("q", tokens).tobytes()).digest()
 
 
 def joined_key(previous: bytes, root: bytes) -> bytes:
-    """The key that takes the place of `previous` where adapters with `root` begin to work in the middle of a text."""
+    """Return the key in place of `previous` where adapters with `root` begin to work in the middle of a text."""
     return hashlib.sha256(previous + root).digest()

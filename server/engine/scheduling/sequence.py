@@ -1,10 +1,10 @@
-"""One sequence: what was asked, what has come out, and how much of it lies in the KV cache."""
+"""One sequence: the request, the tokens so far, and how much of them is in the KV cache."""
 
 import time
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-from ...wire.messages import AdapterPart, SamplingParams, TokenLogprobs
+from ...wire.messages import SamplingParams, TokenLogprobs, WeightedAdapter
 
 VIRTUAL = -1  # stands for a token of a prefix, which has keys and values and no id
 UNKNOWN = -2  # stands for a token that a step is sampling, until it reaches the host
@@ -13,7 +13,7 @@ NEVER = 1 << 62
 
 @dataclass(eq=False, slots=True)
 class Sequence:
-    """Tokens [0, num_computed) have keys and values in `pages`; the rest is still to be run.
+    """A sequence's state. Tokens [0, num_computed) have keys and values in `pages`; the rest is still to be run.
 
     tokens: the adapter's virtual tokens, the prompt, then the output; `prompt` and `output` are the two by themselves.
         The last one is UNKNOWN while a step is sampling it; everything else is known.
@@ -32,9 +32,9 @@ class Sequence:
     blocked_steps: steps in which the device had no room for its adapters; counted by the scheduler.
     is_over: it has ended or was aborted; steps that still run it say nothing. Set by the scheduler.
 
-    What a step asks of each sequence is worked out once:
+    Worked out once, since each step needs them:
 
-    tenant: whom the scheduler is fair between: the adapter, or the mixture.
+    tenant: the adapter or the mixture, between which the scheduler is fair.
     cost: what a token of it takes of a step's budget: one for each of its adapters, and one without any.
     end_token_ids: tokens that end it: its stop ids, and the model's ends of sequence unless it ignores them.
     limit: most tokens that it may have. Grows when `begin` puts tokens before the prompt.
@@ -43,7 +43,7 @@ class Sequence:
     request_id: str
     prompt: list[int]
     sampling: SamplingParams
-    adapters: tuple[AdapterPart, ...]
+    adapters: tuple[WeightedAdapter, ...]
     salt: str
     seed: int
     eos_token_ids: frozenset[int]
@@ -72,14 +72,14 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt)
-        self.tenant = tuple(part.key for part in self.adapters)
+        self.tenant = tuple(adapter.key for adapter in self.adapters)
         self.cost = max(len(self.adapters), 1)
         ends = frozenset(self.sampling.stop_token_ids)
         self.end_token_ids = ends if self.sampling.ignore_eos else ends | self.eos_token_ids
         self.limit = self._limit()
 
     def begin(self, lease: "Lease") -> None:
-        """Take in what the adapters want of the text, before its first step. Again after a preemption: no change."""
+        """Put the adapters' virtual tokens ahead of the prompt, and find where they begin to work. Idempotent."""
         if lease.prefix_length and not self.num_virtual:
             self.num_virtual = lease.prefix_length
             self.tokens[:0] = [VIRTUAL] * lease.prefix_length
@@ -89,31 +89,31 @@ class Sequence:
 
     @property
     def num_prompt(self) -> int:
-        """Virtual tokens and prompt."""
+        """Return the number of virtual tokens and prompt tokens."""
         return self.num_virtual + len(self.prompt)
 
     def expect(self) -> None:
-        """A step is sampling the next token."""
+        """Note that a step is sampling the next token."""
         self.tokens.append(UNKNOWN)
 
     def append(self, token: int) -> None:
-        """The token that was expected."""
+        """Record the token that was expected."""
         self.output.append(token)
         self.tokens[-1] = token
 
     @property
     def num_known(self) -> int:
-        """Tokens whose ids the host knows."""
+        """Return how many tokens have ids that the host knows."""
         return len(self.tokens) - (self.tokens[-1] == UNKNOWN)
 
     @property
     def awaits_its_end(self) -> bool:
-        """Whether the token that a step is sampling is its last one, whichever it is."""
+        """Return whether the token that a step is sampling is its last one, whichever it is."""
         return self.tokens[-1] == UNKNOWN and self.is_full
 
     @property
     def is_full(self) -> bool:
-        """Whether it has as many tokens as it may."""
+        """Return whether it has as many tokens as it may."""
         return len(self.tokens) >= self.limit
 
     def _limit(self) -> int:
@@ -121,12 +121,12 @@ class Sequence:
 
     @property
     def num_remaining(self) -> int:
-        """Tokens that are known but have no keys and values yet: 1 in decode."""
+        """Return how many tokens have no keys and values yet: 1 in decode."""
         return len(self.tokens) - self.num_computed
 
     @property
     def slots(self) -> tuple[int, ...]:
-        """Of its adapters on the device."""
+        """Return the slots of its adapters on the device; none before it has a lease."""
         return () if self.lease is None else self.lease.slots
 
     @property
@@ -136,7 +136,7 @@ class Sequence:
 
 @dataclass(eq=False, slots=True)
 class Lease:
-    """Slots reserved for a sequence's adapters, one for each part.
+    """Slots reserved for a sequence's adapters, one for each of them.
 
     prefix_length: tokens whose keys and values the adapter brings. invocation: token ids, from whose last occurrence
     in the prompt on the adapter works; empty: everywhere. vocabulary: tokens that the adapters know beyond the base's.
@@ -151,6 +151,6 @@ class Lease:
 
 
 def _last_occurrence(wanted: tuple[int, ...], tokens: list[int]) -> int:
-    """Where `wanted` last begins in `tokens`; NEVER if it does not."""
+    """Return where `wanted` last begins in `tokens`; NEVER if it does not."""
     starts = range(len(tokens) - len(wanted), -1, -1)
     return next((i for i in starts if tuple(tokens[i : i + len(wanted)]) == wanted), NEVER)

@@ -45,7 +45,7 @@ def llama(tiny_base: Callable[[str], TinyBase]) -> TinyBase:
 
 @pytest.fixture(scope="session")
 def checkpoint(oracle: ModuleType) -> Callable[..., Path]:
-    """Written by PEFT from `LoraConfig(**options)`, its factors random."""
+    """Has PEFT write an adapter of `LoraConfig(**options)` with random factors."""
 
     def write(base: TinyBase, folder: Path, **options: Any) -> Path:
         path: Path = oracle.random_adapter(base.folder, folder, 1, **options)
@@ -56,7 +56,7 @@ def checkpoint(oracle: ModuleType) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def deltas_of_peft() -> Callable[[TinyBase, Path], dict[str, torch.Tensor]]:
-    """What PEFT adds at each module that it wraps, for the inputs of `probe`."""
+    """Measures what PEFT adds at each module that it wraps, for the inputs of `probe`."""
 
     def measure(base: TinyBase, folder: Path) -> dict[str, torch.Tensor]:
         with warnings.catch_warnings():
@@ -70,7 +70,7 @@ def deltas_of_peft() -> Callable[[TinyBase, Path], dict[str, torch.Tensor]]:
 
 @pytest.fixture(scope="session")
 def deltas_of_bypass() -> Callable[[TinyBase, Bypass], dict[str, torch.Tensor]]:
-    """The same by the formulas of our primitives."""
+    """Computes the same by the formulas of the primitives."""
 
     def measure(base: TinyBase, bypass: Bypass) -> dict[str, torch.Tensor]:
         deltas = {}

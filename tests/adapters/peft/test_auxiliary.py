@@ -1,4 +1,4 @@
-"""What an adapter of any method brings beside its own tensors, as PEFT writes and serves it."""
+"""Tensors of an adapter beside its method's own, as PEFT writes and serves them."""
 
 import json
 from collections.abc import Callable
@@ -138,7 +138,7 @@ def test_an_embedding_of_another_base_takes_its_place(folder: Path, llama: Any, 
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_larger_vocabulary(llama: Any, tmp_path: Path, oracle: ModuleType) -> None:
-    """Tokens beyond the base's, embedded and predicted by what the adapter brings."""
+    """Tokens beyond the base's, embedded and predicted by the adapter's own rows."""
     model = oracle.plain_model(llama.folder)
     model.resize_token_embeddings(307, mean_resizing=False)
     wrapped = peft.get_peft_model(model, lora(modules_to_save=["embed_tokens", "lm_head"]))

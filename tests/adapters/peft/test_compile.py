@@ -12,9 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from peftserve.adapters.errors import AdapterError, AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
-from peftserve.adapters.peft.compile import METHODS, compile_adapter
-from peftserve.adapters.peft.config import PARSERS
-from peftserve.adapters.peft.method_fields import METHOD_FIELDS
+from peftserve.adapters.peft.compile import compile_adapter
 
 Tensors = dict[str, torch.Tensor]
 Deltas = Callable[[Any, Any], Tensors]
@@ -23,7 +21,7 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj"
 
 @pytest.fixture
 def same(deltas_of_peft: Deltas, deltas_of_bypass: Deltas) -> Callable[[Any, Path], None]:
-    """Compiles and compares, module by module."""
+    """Compiles an adapter and compares its deltas with PEFT's, module by module."""
 
     def check(base: Any, folder: Path) -> None:
         compiled = compile_adapter(folder, base.table, torch.float32, model=base.model)
@@ -311,7 +309,3 @@ def test_the_config_may_not_be_huge(folder: Path, refused: Refused) -> None:
 def test_files_that_are_gone(folder: Path, refused: Refused, name: str) -> None:
     (folder / name).unlink()
     refused(folder, InvalidAdapter, "^the adapter's files cannot be read: No such file or directory$")
-
-
-def test_every_method_has_a_parser_and_a_compiler() -> None:
-    assert METHODS.keys() == PARSERS.keys() | METHOD_FIELDS.keys() | {"BOTTLENECK"}

@@ -10,12 +10,11 @@ from hypothesis import strategies as st
 from peft.utils import PeftType
 
 from peftserve.adapters.errors import AdapterError, AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
-from peftserve.adapters.peft.config import PARSERS, AuxiliaryConfig, LoraConfig, Targets, parse_config, read_config
-from peftserve.adapters.peft.method_fields import METHOD_FIELDS
-from peftserve.adapters.peft.unsupported import LORA, LORA_IGNORED, PEFT_TYPES
+from peftserve.adapters.peft.config import AuxiliaryConfig, LoraConfig, Targets, parse_config, read_config
+from peftserve.adapters.peft.methods import METHODS
+from peftserve.adapters.peft.unsupported import UNSERVABLE
 from peftserve.adapters.peft.variant import LoraVariant
 
-METHODS = PARSERS.keys() | METHOD_FIELDS.keys()
 MINIMAL = {"peft_type": "LORA", "target_modules": ["q_proj"]}
 
 
@@ -55,14 +54,9 @@ def test_what_peft_writes(tmp_path: Path) -> None:
 
 def test_every_field_of_peft_is_known() -> None:
     """A field that the next PEFT adds shows up here, and is refused by name until somebody looks at it."""
-    read = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern"}
-    read |= {"alpha_pattern", "r", "lora_alpha", "use_rslora", "ensure_weight_tying", "bias"}
-    read |= {"modules_to_save", "trainable_token_indices", "use_dora", "lora_bias", "alora_invocation_tokens"}
-    read |= {"kasa_config", "velora_config", "monteclora_config", "use_qalora", "qalora_group_size", "use_bdlora"}
-    read |= {"init_lora_weights", "target_parameters", "arrow_config"}
     fields = {field.name for field in dataclasses.fields(peft.LoraConfig)}
-    assert fields - read - LORA_IGNORED == LORA.keys()
-    assert {kind.value for kind in PeftType} | {"BONE"} == PEFT_TYPES
+    assert fields - METHODS["LORA"].known == METHODS["LORA"].refused.keys()
+    assert {kind.value for kind in PeftType} | {"BONE"} == METHODS.keys() | UNSERVABLE.keys()
 
 
 def test_what_is_trained_beside_the_method() -> None:
@@ -78,7 +72,7 @@ def test_scaling() -> None:
     assert parse(use_rslora=True).scaling(4, 8.0) == 4.0
 
 
-@pytest.mark.parametrize("field", LORA)
+@pytest.mark.parametrize("field", METHODS["LORA"].refused)
 @pytest.mark.parametrize("value", [True, ["x"], {"x": 1}])
 def test_what_is_not_served_is_refused_by_name(field: str, value: Any) -> None:
     with pytest.raises(UnsupportedAdapter, match=f"^{field} is not supported yet: ") as error:
@@ -86,7 +80,7 @@ def test_what_is_not_served_is_refused_by_name(field: str, value: Any) -> None:
     assert error.value.param == field
 
 
-@pytest.mark.parametrize("field", LORA)
+@pytest.mark.parametrize("field", METHODS["LORA"].refused)
 @pytest.mark.parametrize("value", [None, False, [], {}])
 def test_what_is_not_served_may_be_off(field: str, value: Any) -> None:
     assert parse(**{field: value}) == parse()
@@ -134,7 +128,7 @@ def test_initialisations_that_leave_no_trace(init: Any) -> None:
     assert parse(init_lora_weights=init, eva_config={"rho": 2.0}, bias="none") == parse()
 
 
-@pytest.mark.parametrize("kind", sorted(PEFT_TYPES - METHODS))
+@pytest.mark.parametrize("kind", sorted(UNSERVABLE))
 def test_other_methods_are_refused_by_name(kind: str) -> None:
     with pytest.raises(
         UnsupportedAdapter, match=f"^{kind} is not supported yet: its? .*; (train|serve|upload) "

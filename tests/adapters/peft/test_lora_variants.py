@@ -1,4 +1,4 @@
-"""Every form of LoRA that PEFT has, as PEFT writes and serves it."""
+"""Every variant of LoRA that PEFT has, as PEFT writes and serves it."""
 
 import json
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from peft.tuners.lora.config import BdLoraConfig, KasaConfig, MontecloraConfig, 
 from safetensors.torch import load_file, save_file
 
 from peftserve.adapters.errors import AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
-from peftserve.adapters.peft.base import Base, Named
+from peftserve.adapters.peft.base import Base, NamedTensor
 from peftserve.adapters.peft.compile import compile_adapter
 from peftserve.adapters.peft.lora_variants import primitives_of, stored_shapes
 from peftserve.adapters.peft.variant import LoraVariant
@@ -135,7 +135,7 @@ def test_means_of_groups() -> None:
     assert stored_shapes(site, 2, variant) == ((2, 3), (6, 2))
     generator = torch.Generator().manual_seed(0)
     a, b, x = (torch.randn(shape, generator=generator) for shape in ((2, 3), (6, 2), (5, 12)))
-    factors = {"lora_A": Named("a", a), "lora_B": Named("b", b)}
+    factors = {"lora_A": NamedTensor("a", a), "lora_B": NamedTensor("b", b)}
     (low,) = primitives_of(site, factors, 0.5, variant, Base(SiteTable({"q": site}), torch.float32))
     wanted = 0.5 * (x.unflatten(1, (3, 4)).mean(2) * 3) @ a.T @ b.T
     torch.testing.assert_close(x @ low.a.T @ low.b.T, wanted)
@@ -187,7 +187,7 @@ def test_twice_the_rank_is_checked(llama: Any, tmp_path: Path, oracle: ModuleTyp
 
 
 def test_a_part_of_a_tied_weight(tiny_base: TinyBases, tmp_path: Path, as_peft: AsPeft) -> None:
-    """What PEFT saves of the head is the embedding too."""
+    """PEFT saves the embedding's factors for the head, too."""
     base, folder = tiny_base("qwen2"), tmp_path
     bypass = as_peft(base, folder, lora(init_lora_weights="olora", target_modules=["lm_head"]))
     assert [p.kind for p in bypass.sites["model.embed_tokens"]] == ["replacement"]

@@ -1,4 +1,4 @@
-"""What a module multiplies by is read from whatever form it is kept in, or not at all."""
+"""A module's weight is read from whatever form it is stored in, or not at all."""
 
 import types
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def linear(dtype: torch.dtype = torch.float32, bias: float = 0.0) -> nn.Linear:
 
 
 class Packed(nn.Module):
-    """Codes of 8 bits under a name of its own, which only its products tell."""
+    """Codes of 8 bits under a name of its own: only its products show the weight."""
 
     def __init__(self, bias: float = 0.0, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()

@@ -21,8 +21,8 @@ from peft import (
 from safetensors.torch import load_file, save_file
 
 from peftserve.adapters.errors import AdapterError, AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
-from peftserve.adapters.peft.compile import METHODS, compile_adapter
-from peftserve.adapters.peft.method_fields import METHOD_FIELDS
+from peftserve.adapters.peft.compile import compile_adapter
+from peftserve.adapters.peft.methods import METHODS
 from peftserve.adapters.peft.probe_methods import PROBED
 from peftserve.adapters.primitives import Bias, Dense, LowRank, Sparse
 
@@ -325,11 +325,10 @@ def test_psoft_is_for_linear_layers(tiny_base: Callable[[str], Any], tmp_path: P
 
 @pytest.mark.parametrize("method", PROBED)
 def test_fields_that_are_read_are_the_ones_that_are_passed_on(method: str) -> None:
-    assert method in METHODS
     probed = PROBED[method]
     passed = {*probed.integers, *probed.numbers.split(), *probed.flags.split(), *probed.words.split()}
     patterns = {"n_frequency_pattern"} if method == "WAVEFT" else set()
-    assert passed | patterns == set(METHOD_FIELDS[method].reads.split())
+    assert passed | patterns == set(METHODS[method].reads.split())
 
 
 def test_it_may_be_asked_for_in_inference_mode(llama: Any, oracle: ModuleType, tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def test_refusals(
 
 @pytest.mark.parametrize("make", [SOFT["PROMPT_TUNING"], prefix, adaption])
 def test_dtype_of_the_base(make: Any, llama: Any, tmp_path: Path, oracle: ModuleType) -> None:
-    """Read in what the base computes in, and kept in that; nothing of it is tied to inference mode."""
+    """Prompts are read and kept in the base's dtype, and no tensor is left in inference mode."""
     folder = oracle.method_adapter(llama.folder, tmp_path, make(), randomize=loud)
     model = oracle.plain_model(llama.folder).bfloat16()
     bypass = compile_adapter(folder, llama.table, torch.bfloat16, model=model).bypass

@@ -73,7 +73,7 @@ def test_it_is_what_peft_computes_on_what_the_codes_mean(
 def test_parts_of_weights_are_refused_where_inputs_are_quantised(
     worlds: Callable[[str], World], llama: Any, oracle: ModuleType, tmp_path: Path, name: str
 ) -> None:
-    """What is taken off behind the module would be taken off other inputs than the module sees."""
+    """The base multiplies rounded inputs and a bypass exact ones: a subtracted part of the weight would not cancel."""
     (meant, model), entry = worlds("inputs"), oracle.CATALOG[name]
     config = entry.make(oracle.kind_of("llama"))
     adapter = oracle.method_adapter(meant, tmp_path / "adapter", config, randomize=entry.randomize)
@@ -85,7 +85,7 @@ def test_parts_of_weights_are_refused_where_inputs_are_quantised(
 
 
 def test_dora_takes_norms_alone(worlds: Callable[[str], World], llama: Any, oracle: ModuleType, tmp_path: Path) -> None:
-    """Which it may where inputs are quantised, as PEFT does."""
+    """It may, where inputs are quantised: PEFT does the same."""
     meant, model = worlds("inputs")
     adapter = oracle.method_adapter(meant, tmp_path, oracle.CATALOG["lora-dora"].make(oracle.kind_of("llama")))
     got = compile_adapter(adapter, llama.table, torch.float32, model=twin(model)).bypass

@@ -269,7 +269,7 @@ def test_an_osf_adapter_without_directions(llama: Any, oracle: ModuleType, tmp_p
 
 
 def _replace(folder: Path, ends: dict[str, torch.Tensor]) -> None:
-    """Tensors whose names end so, by others."""
+    """Replaces tensors by the ends of their names."""
     file = folder / "adapter_model.safetensors"
     tensors = load_file(file)
     for key in tensors:

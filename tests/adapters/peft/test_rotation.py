@@ -1,4 +1,4 @@
-"""OFT, BOFT and RoAD against PEFT, and what of them is refused."""
+"""OFT and RoAD against PEFT, and their refusals."""
 
 import json
 from collections.abc import Callable
@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from peft import BOFTConfig, OFTConfig, RoadConfig
-from peft.tuners.boft import layer as boft_layer
+from peft import OFTConfig, RoadConfig
 
 from peftserve.adapters.bypass import Bypass
-from peftserve.adapters.errors import AdapterError, AdapterTooLarge
+from peftserve.adapters.errors import AdapterError
 from peftserve.adapters.peft.compile import compile_adapter
-from peftserve.adapters.primitives import InputRotation, OutputScale, PairRotation, Replacement
+from peftserve.adapters.primitives import InputRotation, PairRotation, Replacement
 
 AsPeft = Callable[..., Bypass]
 TARGETS = {"phi3": ["qkv_proj", "down_proj"]}
@@ -70,46 +69,6 @@ def test_oft_with_trained_biases(bias: str, tiny_base: Any, as_peft: AsPeft, tmp
     as_peft(tiny_base("llama_biased"), tmp_path, config, randomize=quiet)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "llama_biased", "qwen2", "gemma2", "phi3"])
-def test_boft(architecture: str, tiny_base: Any, as_peft: AsPeft, tmp_path: Path) -> None:
-    config = BOFTConfig(target_modules=targets(architecture), boft_block_size=4)
-    bypass = as_peft(tiny_base(architecture), tmp_path, config, randomize=quiet)
-    assert {InputRotation, OutputScale} <= {type(p) for ps in bypass.sites.values() for p in ps}
-
-
-def test_boft_by_the_number_of_blocks_and_with_trained_biases(tiny_base: Any, as_peft: AsPeft, tmp_path: Path) -> None:
-    config = BOFTConfig(target_modules=["q_proj", "down_proj"], boft_block_size=0, boft_block_num=8, bias="boft_only")
-    as_peft(tiny_base("llama_biased"), tmp_path, config, randomize=quiet)
-
-
-def test_boft_saved_with_one_pass_in_place_of_two(llama: Any, as_peft: AsPeft, tmp_path: Path) -> None:
-    config = BOFTConfig(target_modules=["q_proj"], boft_block_size=4, boft_n_butterfly_factor=2)
-    bypass = as_peft(llama, tmp_path, config, randomize=quiet)
-    assert next(iter(bypass.sites.values()))[0].blocks.shape == (16, 4, 4)
-
-
-@pytest.mark.parametrize(("passes", "size"), [(2, 4), (3, 4), (4, 2), (5, 4)])
-def test_butterflies_of_boft(
-    passes: int, size: int, llama: Any, as_peft: AsPeft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class BlockDiagonal:
-        """In place of PEFT's CUDA kernel."""
-
-        @staticmethod
-        def apply(blocks: torch.Tensor) -> torch.Tensor:
-            return torch.stack([torch.block_diag(*one) for one in blocks])
-
-    monkeypatch.setattr(boft_layer, "get_fbd_cuda", lambda: True)
-    monkeypatch.setattr(boft_layer, "FastBlockDiag", BlockDiagonal)
-    config = BOFTConfig(target_modules=["q_proj"], boft_block_size=size, boft_n_butterfly_factor=passes)
-    bypass = as_peft(llama, tmp_path, config, randomize=quiet)
-    wide = size << (passes - 1)
-    assert next(iter(bypass.sites.values()))[0].blocks.shape == (64 // wide, wide, wide)
-    if passes == 5:
-        with pytest.raises(AdapterTooLarge, match="max-dense-delta"):
-            compile_adapter(tmp_path, llama.table, torch.float32, model=llama.model, max_dense_delta=1000)
-
-
 @pytest.mark.parametrize("variant", ["road_1", "road_2", "road_4"])
 @pytest.mark.parametrize("architecture", ["llama", "llama_biased", "qwen2", "gemma2", "phi3"])
 def test_road(variant: str, architecture: str, tiny_base: Any, as_peft: AsPeft, tmp_path: Path) -> None:
@@ -124,7 +83,6 @@ def test_groups_of_road(group: int, llama: Any, as_peft: AsPeft, tmp_path: Path)
 
 
 OFT = OFTConfig(target_modules=["q_proj"], oft_block_size=8)
-BOFT = BOFTConfig(target_modules=["q_proj"], boft_block_size=4)
 ROAD = RoadConfig(target_modules=["q_proj"], group_size=8)
 
 
@@ -141,11 +99,6 @@ ROAD = RoadConfig(target_modules=["q_proj"], group_size=8)
         (OFT, {"coft": True, "eps": 0}, "eps must be over 0"),
         (OFT, {"block_share": "yes"}, "block_share must be true or false"),
         (OFT, {"target_modules": ["q_proj", "input_layernorm"]}, "neither linear layers nor embeddings"),
-        (BOFT, {"boft_block_num": 4}, "must be 0"),
-        (BOFT, {"boft_block_size": 0, "boft_block_num": 10**9}, "do not fit the 64 inputs"),
-        (BOFT, {"boft_block_size": 5}, "do not fit the 64 inputs"),
-        (BOFT, {"boft_block_size": 8}, "blocks of size 8 at .* take"),
-        (BOFT, {"boft_n_butterfly_factor": 0}, "boft_n_butterfly_factor must be an integer of at least 1"),
         (ROAD, {"group_size": 7}, "group_size must be even"),
         (ROAD, {"group_size": 48}, "does not divide the 64 outputs"),
         (ROAD, {"variant": "road_3"}, "variant must be one of road_1, road_2, road_4"),

@@ -11,7 +11,7 @@ from peftserve.adapters.primitives import (
     OutputScale,
     PairRotation,
     Replacement,
-    Rows,
+    TokenRows,
 )
 from peftserve.adapters.sites import Site, SiteKind, SiteTable
 
@@ -53,7 +53,7 @@ def test_what_is_beside_the_modules_is_counted_too() -> None:
 
 def test_modules_where_an_order_matters_are_named_once_for_all_layers() -> None:
     rotation, pairs = InputRotation(torch.zeros(1, 2, 2)), PairRotation(V, V, 2)
-    rows = Rows(torch.zeros(1, dtype=torch.int32), torch.zeros(1, 4))
+    rows = TokenRows(torch.zeros(1, dtype=torch.int32), torch.zeros(1, 4))
     sites = {
         "h.0.mlp.experts.12.up": (InputScale(V),),
         "h.1.mlp.experts.3.up": (InputScale(V), LOW_RANK),

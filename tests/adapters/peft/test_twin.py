@@ -1,4 +1,4 @@
-"""A model once more: other modules, the same tensors, and what the modules carry beside their class."""
+"""A twin of a model: new modules, the same tensors, and copies of what modules carry beside their class."""
 
 import functools
 import types
@@ -41,7 +41,7 @@ def test_parameters_and_buffers_are_the_very_same(model: nn.Sequential) -> None:
 
 
 def test_tensors_that_are_neither_are_shared_too(model: nn.Sequential) -> None:
-    """Or an 8-bit base would be in memory twice."""
+    """Otherwise an 8-bit base would be in memory twice."""
     state: Any = State()
     model[0].state = state
     copied: Any = twin(model)[0]

@@ -1,4 +1,4 @@
-"""Which implementation a device gets. What a GPU gets is asked for on a CPU, where the kernels are interpreted."""
+"""Which implementation a device gets. A GPU is simulated on a CPU, where the kernels are interpreted."""
 
 from dataclasses import replace
 from types import ModuleType

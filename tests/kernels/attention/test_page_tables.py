@@ -1,4 +1,4 @@
-"""Pages are found where the table says, whoever comes, grows and goes."""
+"""Pages are found where the table says, whichever sequences come, grow and go."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def check(tables: PageTables, lists: list[list[int]]) -> None:
 )
 @settings(max_examples=200, deadline=None)
 def test_each_sequence_has_its_pages(steps: list[list[tuple[int, int]]], spare: int) -> None:
-    """Of each step, (name, pages more than in the last one). A sequence that was away comes back with other pages."""
+    """Each step is (name, pages more than in the last one). A sequence that was away returns with other pages."""
     tables = PageTables(SEQUENCES * MOST + spare)
     lists: dict[int, list[int]] = {}
     page = 0

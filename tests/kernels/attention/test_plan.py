@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peftserve.kernels.attention.layout import Limits, Span
-from peftserve.kernels.attention.plan import Shape, most_fields, most_slots, positions_of, step_of
+from peftserve.kernels.attention.plan import PlanShape, most_fields, most_slots, positions_of, span_arrays
 from peftserve.kernels.attention.triton.items import RunningItems
 from peftserve.kernels.device.step_memory import ALIGNMENT
 
@@ -14,7 +14,7 @@ PAGE = 4
 
 sequences = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 300)), max_size=5)
 shapes = st.builds(
-    Shape,
+    PlanShape,
     group=st.sampled_from([1, 3, 20]),
     kv_heads=st.sampled_from([1, 2]),
     window=st.sampled_from([None, 1, 5, 50]),
@@ -25,7 +25,7 @@ shapes = st.builds(
 
 
 def spans_of(found: Sequence[tuple[int, int]]) -> list[Span]:
-    """Pages count on from 100, without gaps between the spans."""
+    """Make adjoining spans whose pages count up from 100."""
     spans, row, page = [], 0, 100
     for rows, context in found:
         count = -(-(rows + context) // PAGE)
@@ -37,13 +37,13 @@ def spans_of(found: Sequence[tuple[int, int]]) -> list[Span]:
 @given(st.lists(sequences, min_size=1, max_size=3), shapes, shapes, st.integers(0, 3))
 @settings(max_examples=200, deadline=None)
 def test_no_step_needs_more_than_the_limits_say(
-    steps: list[Sequence[tuple[int, int]]], one: Shape, other: Shape, beyond: int
+    steps: list[Sequence[tuple[int, int]]], one: PlanShape, other: PlanShape, beyond: int
 ) -> None:
     rows = max(sum(rows for rows, _ in found) for found in steps) + beyond
     positions = max((rows + context for found in steps for rows, context in found), default=1)
     limits = Limits(rows, max(map(len, steps)), positions)
     for found in steps:
-        step = step_of(spans_of(found), rows, PAGE)
+        step = span_arrays(spans_of(found), rows, PAGE)
         for both in ((one, other), (other, one)):
             plans = [RunningItems(shape) for shape in both]
             items = [plan.update(step) for plan in plans]
@@ -59,7 +59,7 @@ def test_no_step_needs_more_than_the_limits_say(
 def test_positions_are_where_the_pages_are(found: list[tuple[int, int]], beyond: int) -> None:
     spans = spans_of(found)
     num_rows = sum(span.rows for span in spans) + beyond
-    positions = positions_of(step_of(spans, num_rows, PAGE), PAGE)
+    positions = positions_of(span_arrays(spans, num_rows, PAGE), PAGE)
     expected = [
         int(span.pages[position // PAGE]) * PAGE + position % PAGE
         for span in spans
@@ -71,11 +71,11 @@ def test_positions_are_where_the_pages_are(found: list[tuple[int, int]], beyond:
 def test_pages_may_be_arrays() -> None:
     spans = spans_of([(1, 6), (2, 70)])
     arrays = [span._replace(pages=np.array(span.pages, dtype=np.int32)) for span in spans]
-    for one, other in zip(step_of(spans, 3, PAGE), step_of(arrays, 3, PAGE), strict=True):
+    for one, other in zip(span_arrays(spans, 3, PAGE), span_arrays(arrays, 3, PAGE), strict=True):
         assert one.tolist() == other.tolist()
 
 
 @pytest.mark.parametrize("span", [Span(0, 1, 5, [1]), Span(0, 3, 2, [1])])
 def test_a_span_must_fit_its_pages_and_its_positions(span: Span) -> None:
     with pytest.raises(ValueError, match="pages"):
-        step_of([span], 1, PAGE)
+        span_arrays([span], 1, PAGE)

@@ -1,4 +1,4 @@
-"""What every backend owes its callers, on each backend that this machine can run."""
+"""The contract of backends, tested on each backend that this machine can run."""
 
 from collections.abc import Sequence
 from types import ModuleType
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from peftserve.kernels.bypass.factory import make_bypass_backend
-from peftserve.kernels.bypass.layout import BypassBackend, Group, Rows, Segment
+from peftserve.kernels.bypass.layout import BypassBackend, Group, RowSet, Segment
 from peftserve.kernels.bypass.torch.backend import TorchBypass
 from peftserve.kernels.bypass.triton.backend import TritonBypass
 
@@ -17,7 +17,7 @@ GROUPS = (
     Group(60, (64,)),
     Group(61, (17,)),
     Group(33, (60,), gather=True),
-    Group(60, (49,), rows=Rows.LOGITS),
+    Group(60, (49,), rows=RowSet.LOGITS),
 )
 ALL = {index: (8,) * len(group.out_features) for index, group in enumerate(GROUPS)}
 ROWS = 63
@@ -49,7 +49,7 @@ def make(
 
 
 def in_a_row(slots: Sequence[int], length: int) -> list[Segment]:
-    """One segment after the other, as many as fit in the rows."""
+    """Return one segment after the other, as many as fit in the rows."""
     return [Segment(slot, 1.0, i * length, (i + 1) * length) for i, slot in enumerate(slots[: ROWS // length])]
 
 

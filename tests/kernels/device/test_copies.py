@@ -1,12 +1,12 @@
 import numpy as np
 import torch
 
-from peftserve.kernels.device.copies import pinned, sent
+from peftserve.kernels.device.copies import pinned, to_device
 
 
 def test_what_is_sent_is_the_array(device: str) -> None:
     array = np.arange(7, dtype=np.int32)
-    there = sent(array, torch.device(device))
+    there = to_device(array, torch.device(device))
     assert there.device.type == device
     assert there.dtype == torch.int32
     assert there.tolist() == array.tolist()

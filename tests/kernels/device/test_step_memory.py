@@ -18,7 +18,7 @@ def test_the_front_is_at_one_place_in_every_step() -> None:
     one, other = memory.reserve(3), memory.reserve(10, behind=20)
     assert [one % ALIGNMENT, other % ALIGNMENT] == [0, 0]
     memory.begin()
-    there = memory.there.data_ptr()
+    there = memory.on_device.data_ptr()
     for number in range(5):
         memory.begin()
         memory.at(one, 3)[:] = number
@@ -26,10 +26,10 @@ def test_the_front_is_at_one_place_in_every_step() -> None:
         place = memory.take(4 * number)
         memory.at(place, 4 * number)[:] = 20 + number
         memory.send()
-        assert memory.there.data_ptr() == there
-        assert memory.there[one : one + 3].tolist() == [number] * 3
-        assert memory.there[other : other + 10].tolist() == [10 + number] * 10
-        assert memory.there[place : place + 4 * number].tolist() == [20 + number] * 4 * number
+        assert memory.on_device.data_ptr() == there
+        assert memory.on_device[one : one + 3].tolist() == [number] * 3
+        assert memory.on_device[other : other + 10].tolist() == [10 + number] * 10
+        assert memory.on_device[place : place + 4 * number].tolist() == [20 + number] * 4 * number
 
 
 def test_nothing_is_on_the_device_before_it_is_sent() -> None:
@@ -37,9 +37,9 @@ def test_nothing_is_on_the_device_before_it_is_sent() -> None:
     place = memory.reserve(1)
     memory.begin()
     memory.at(place, 1)[:] = 7
-    assert not memory.there.any()
+    assert not memory.on_device.any()
     memory.send()
-    assert memory.there[place] == 7
+    assert memory.on_device[place] == 7
 
 
 def test_a_step_that_begins_again_takes_the_same_places() -> None:
@@ -70,7 +70,8 @@ def test_arrays_of_any_type_go_over(array: Any) -> None:
     memory.send()
     assert torch.equal(tensor, torch.from_numpy(array.copy()))
     assert (
-        memory.there.data_ptr() <= tensor.data_ptr() < memory.there.data_ptr() + memory.there.nbytes or not array.size
+        memory.on_device.data_ptr() <= tensor.data_ptr() < memory.on_device.data_ptr() + memory.on_device.nbytes
+        or not array.size
     )
 
 
@@ -124,5 +125,5 @@ def test_a_buffer_is_written_again_once_its_copy_is_done(monkeypatch: pytest.Mon
         memory.send()
         if number >= 2:  # the device is two steps behind
             copies[number - 2]()
-            found.append(int(memory.there[place]))
+            found.append(int(memory.on_device[place]))
     assert found == list(range(6))

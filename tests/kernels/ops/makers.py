@@ -1,4 +1,4 @@
-"""Primitives of each kind with random numbers, in one of two shapes, for tests of how many of them run together."""
+"""Primitives of each kind with random numbers, in one of two shapes, to test how many of them run together."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,7 +20,7 @@ SHARED = drawn(99)(5, IN + 3), drawn(98)(OUT + 5, 5)
 
 
 def entries(draw: Draw, count: int, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
-    """So many entries in compressed rows, some at one place; rows that have none, and one that has most."""
+    """Draw entries in compressed rows, some at the same place; some rows have none, and one has most."""
     numbers = torch.Generator().manual_seed(count)
     rows = torch.randint(1, OUT - 1, (count,), generator=numbers)
     rows[: count // 2] = 7
@@ -44,7 +44,7 @@ BASES = drawn(97)(5, IN + 3), drawn(96)(OUT + 5, 29)
 
 
 def frequencies(draw: Draw, count: int) -> dict[str, Any]:
-    """So many, of which some are in one row and some rows have none."""
+    """Draw frequencies, of which some are in one row and some rows have none."""
     numbers = torch.Generator().manual_seed(count)
     rows = torch.randint(OUT // 2 + 1, (count,), generator=numbers).sort().values
     columns = torch.randint(IN, (count,), generator=numbers, dtype=torch.int32)
@@ -53,7 +53,7 @@ def frequencies(draw: Draw, count: int) -> dict[str, Any]:
 
 
 def scaled(draw: Draw, a: torch.Tensor, b: torch.Tensor) -> dict[str, Any]:
-    """Of rank 5."""
+    """Draw scales for bases of rank 5."""
     return {"a": a, "b": b, "d": draw(5, 5), "scale": draw(5, IN), "out_features": OUT}
 
 

@@ -1,4 +1,4 @@
-"""Scaled bases against the matrix that they are, in float64, whichever width is the narrower one."""
+"""Scaled bases against their whole matrix, in float64, whichever width is the narrower one."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ def draw(*shape: int) -> torch.Tensor:
 
 
 def matrix(a: torch.Tensor, b: torch.Tensor, d: torch.Tensor, scale: torch.Tensor, wide: int) -> torch.Tensor:
-    """(wide, narrow), one number of a basis after the other."""
+    """Return the matrix (wide, narrow), computed basis by basis."""
     (rank, count), narrow = d.shape, scale.shape[1]
     w = torch.zeros(wide, narrow, dtype=torch.float64)
     for k in range(rank):

@@ -9,7 +9,7 @@ import torch
 
 from peftserve.kernels.ops.experts.reference import naive_expert_delta
 from peftserve.kernels.ops.formulas import ACTIVATIONS, FORMULAS, Op
-from peftserve.kernels.ops.site_plan import Part
+from peftserve.kernels.ops.site_plan import OpSegment
 
 IN, OUT, TOKENS = 12, 8, 5
 
@@ -19,7 +19,7 @@ def draw(*shape: int) -> torch.Tensor:
 
 
 def turned(y: torch.Tensor, group: int) -> torch.Tensor:
-    """rot(y), one feature at a time."""
+    """Compute rot(y), one feature at a time."""
     out = torch.empty_like(y)
     for start in range(0, y.shape[-1], group):
         half = group // 2
@@ -37,7 +37,7 @@ SPARSE[SPARSE_ROWS.long(), SPARSE_COLUMNS.long()] = draw(4)
 
 
 def starts_of(rows: torch.Tensor) -> torch.Tensor:
-    """Where each row's entries begin, one row at a time."""
+    """Return where the entries of each row begin, one row at a time."""
     return torch.tensor([int((rows < row).sum()) for row in range(OUT + 1)], dtype=torch.int32)
 
 
@@ -45,12 +45,12 @@ NET = {"down": draw(3, OUT), "down_bias": draw(3), "up": draw(OUT, 3), "up_bias"
 
 
 def network(v: torch.Tensor) -> torch.Tensor:
-    """Of NET."""
+    """Compute the network of NET."""
     return torch.tanh(v @ draw(3, OUT).T + draw(3)) @ draw(OUT, 3).T + draw(OUT)
 
 
 def routed(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
-    """One token through the two best of its experts, at the temperature 0.5."""
+    """Route one token through the two best of its experts, at the temperature 0.5."""
     best = sorted((abs(float(p @ x)), e) for e, p in enumerate(prototypes))[-2:]
     weights = torch.tensor([math.exp(2 * (fit - best[-1][0])) for fit, _ in best], dtype=torch.float64)
     return sum(w * (b[e].T @ (a[e] @ x)) for w, (_, e) in zip(weights / weights.sum(), best, strict=True))
@@ -159,7 +159,7 @@ def test_low_rank_terms_of_experts() -> None:
     a, b = draw(3, 2, IN), draw(3, OUT, 2)
     op = Op("expert_low_rank", {"a": a, "b": b, "parameter": "down_proj"})
     experts = torch.tensor([[2], [0], [2], [1], [0]])
-    wanted = naive_expert_delta([Part(op, 1.0, 0, TOKENS)], "down_proj", X, experts)
+    wanted = naive_expert_delta([OpSegment(op, 1.0, 0, TOKENS)], "down_proj", X, experts)
     got = op(X.expand(3, -1, -1), Y)[experts[:, 0], torch.arange(TOKENS)]
     torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5)
 

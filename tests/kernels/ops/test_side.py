@@ -4,10 +4,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peftserve.kernels.bypass.layout import Rows, Segment
+from peftserve.kernels.bypass.layout import RowSet, Segment
 from peftserve.kernels.ops.formulas import Op
+from peftserve.kernels.ops.planner import CallPlanner
 from peftserve.kernels.ops.side import SideOps
-from peftserve.kernels.ops.stepping import Stepping
 
 WIDTH = 6
 
@@ -17,7 +17,7 @@ def draw(seed: int, *shape: int) -> torch.Tensor:
 
 
 def ops_of(slot: int) -> list[Op]:
-    """A different mix for each slot; its matrices follow from `expected`."""
+    """Return a different mix of primitives for each slot; `expected` knows their matrices."""
     every = [
         Op("output_scale", {"d": draw(slot, WIDTH)}),
         Op("bias", {"d": draw(slot + 50, WIDTH)}),
@@ -29,7 +29,7 @@ def ops_of(slot: int) -> list[Op]:
 
 
 def expected(segments: list[Segment], x: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
-    """The base and the weighted sum of what each adapter adds to it by itself, one row at a time."""
+    """Return the base and the weighted sum of each adapter's own effect, one row at a time."""
     out = []
     for row in range(len(x)):
         one = x[row : row + 1]
@@ -54,7 +54,7 @@ SEGMENTS = st.lists(
 @settings(max_examples=150, deadline=None)
 def test_each_row_gets_what_its_segments_say(drawn: list[tuple[int, float, int, int]], stacked: int) -> None:
     segments = [Segment(slot, weight, start, start + length) for slot, weight, start, length in drawn]
-    side = SideOps({"site": Rows.TOKENS}, Stepping(stacked))
+    side = SideOps({"site": RowSet.TOKENS}, CallPlanner(stacked))
     for slot in {segment.slot for segment in segments}:
         ops = ops_of(slot)
         side.attach(slot, {"site": ops} if ops else {})
@@ -70,7 +70,7 @@ def test_each_row_gets_what_its_segments_say(drawn: list[tuple[int, float, int, 
 
 
 def test_a_step_without_such_adapters_has_no_plan() -> None:
-    side = SideOps({"site": Rows.TOKENS})
+    side = SideOps({"site": RowSet.TOKENS})
     side.attach(1, {})
     side.begin([Segment(1, 1.0, 0, 3)], [])
     assert not side.plans
@@ -80,7 +80,7 @@ def test_a_step_without_such_adapters_has_no_plan() -> None:
 
 
 def test_the_same_step_again_is_not_planned_again_until_one_of_its_slots_changes() -> None:
-    side = SideOps({"site": Rows.TOKENS})
+    side = SideOps({"site": RowSet.TOKENS})
     side.attach(1, {"site": [Op("bias", {"d": torch.ones(WIDTH)})]})
     side.begin([Segment(1, 1.0, 0, 3)], [])
     plans = side.plans
@@ -101,7 +101,7 @@ def test_what_reads_another_module_s_input_reads_its_own_rows_of_it() -> None:
     width, out = WIDTH + 3, WIDTH
     weights = {"down": draw(20, 2, width), "down_bias": draw(21, 2), "up": draw(22, out, 2), "up_bias": draw(23, out)}
     beside = Op("parallel_bottleneck", {**weights, "activation": "tanh", "source": "norm"})
-    side = SideOps({"site": Rows.TOKENS})
+    side = SideOps({"site": RowSet.TOKENS})
     side.attach(1, {"site": [beside]})
     side.attach(2, {"site": [Op("bias", {"d": draw(24, out)})]})
     side.begin([Segment(2, 1.0, 0, 2), Segment(1, 0.5, 2, 5)], [])
@@ -114,7 +114,7 @@ def test_what_reads_another_module_s_input_reads_its_own_rows_of_it() -> None:
 
 def test_a_larger_vocabulary_widens_the_output_for_all() -> None:
     head = torch.nn.Linear(WIDTH, 9, bias=False).double()
-    side = SideOps({"head": Rows.LOGITS})
+    side = SideOps({"head": RowSet.LOGITS})
     side.attach(1, {"head": [Op("replacement", {"module": head, "width": 9})]})
     side.begin([Segment(1, 1.0, 0, 4)], [Segment(1, 1.0, 1, 2)])
     x, y = draw(1, 3, WIDTH), draw(2, 3, 7)

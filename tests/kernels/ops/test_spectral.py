@@ -13,7 +13,7 @@ def draw(*shape: int) -> torch.Tensor:
 
 
 def waves(width: int, inputs: int, rows: torch.Tensor, columns: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """The matrix of the frequencies, (width, inputs), one cosine after the other."""
+    """Return the matrix of the frequencies, (width, inputs), one cosine after the other."""
     p, q = torch.arange(width, dtype=torch.float64)[:, None], torch.arange(inputs, dtype=torch.float64)
     w = torch.zeros(width, inputs, dtype=torch.float64)
     for u, v, value in zip(rows.tolist(), columns.tolist(), values, strict=True):
@@ -35,7 +35,7 @@ def test_spectral(width: int, inputs: int, count: int, tokens: int) -> None:
 
 
 def circulants(kernel: torch.Tensor) -> torch.Tensor:
-    """The matrix of its blocks, entry by entry."""
+    """Return the matrix of the blocks, entry by entry."""
     outputs, inputs, size = kernel.shape
     w = torch.empty(outputs * size, inputs * size, dtype=kernel.dtype)
     for i in range(outputs * size):

@@ -1,6 +1,6 @@
 """Batched forms of deltas that have a structure: how many calls they are, and how often they read what is shared.
 
-What they compute is in `test_stepping.py`, for every kind.
+What they compute is in `test_planner.py`, for every kind.
 """
 
 from collections import Counter
@@ -19,7 +19,7 @@ WORK = ("_fft_r2c", "_fft_c2r", "clone", "_embedding_bag_forward_only", "bmm", "
 
 
 class Calls(TorchDispatchMode):
-    """Counts calls that compute or move numbers, by name."""
+    """Counts operators that compute or move numbers, by name."""
 
     def __init__(self) -> None:
         super().__init__()

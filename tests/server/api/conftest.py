@@ -14,6 +14,7 @@ from safetensors.numpy import save
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from peftserve.adapters.errors import InvalidAdapter
+from peftserve.adapters.facts import AdapterFacts
 from peftserve.server.api.app import create_app, make_connections, make_services
 from peftserve.server.api.engine.interface import EngineDead
 from peftserve.server.api.http.server import HttpServer
@@ -21,7 +22,6 @@ from peftserve.server.api.processes.pool import Workers
 from peftserve.server.api.services import open_adapters
 from peftserve.server.config import EngineConfig, ServerConfig
 from peftserve.server.wire.messages import (
-    AdapterCard,
     EngineStats,
     Logprob,
     ModelInfo,
@@ -42,7 +42,7 @@ class FakeEngine:
 
     delay: seconds before each token. error, error_kind: what every sequence fails with. Logprobs: -0.5 for the chosen
     token, lower for the ids behind it; the k-th sequence of a seeded request is less likely by k. facts: fields of the
-    cards of adapters that are inspected from now on.
+    facts of adapters that are inspected from now on.
     """
 
     def __init__(self, info):
@@ -97,7 +97,7 @@ class FakeEngine:
         if config["target_modules"] == ["nowhere"]:
             raise InvalidAdapter("target_modules matches no module", param="target_modules")
         facts = {"method": "LORA", "rank": config["r"], "num_bytes": 640, "primitives": {"low_rank": 2}}
-        return AdapterCard(**{**facts, "sites": 2, "consumed": 4, **self.facts})
+        return AdapterFacts(**{**facts, "sites": 2, "consumed": 4, **self.facts})
 
     async def release_adapter(self, digest):
         self.released.append(digest)

@@ -8,12 +8,12 @@ each 50 ms.
 import sys
 import time
 
+from peftserve.adapters.facts import AdapterFacts
 from peftserve.server.wire.engine_socket import EngineSocket
 from peftserve.server.wire.framing import framed
 from peftserve.server.wire.launch import exit_with_parent, parse_engine_arguments
 from peftserve.server.wire.messages import (
     AbortRequest,
-    AdapterCard,
     AddRequest,
     EngineFailed,
     EngineStats,
@@ -91,7 +91,7 @@ def reply(command: InspectAdapter | ReleaseAdapter) -> Reply:
         return Reply(command.call_id, None, "InvalidAdapter", "rank is 0", "adapter_config.json")
     if isinstance(command, ReleaseAdapter):
         return Reply(command.call_id)
-    return Reply(command.call_id, AdapterCard(method="LORA", rank=8, num_bytes=64, primitives={}, sites=2, consumed=4))
+    return Reply(command.call_id, AdapterFacts(method="LORA", rank=8, num_bytes=64, primitives={}, sites=2, consumed=4))
 
 
 def step(running: dict[str, tuple[AddRequest, int]]) -> list[SequenceOutput]:

@@ -26,7 +26,7 @@ def main() -> int:
         api_workers=options.get("api_workers", 1),
         served_model_name="base",
         preload=tuple((name, Path(folder)) for name, folder in options["preload"]),
-        grace_seconds=options["grace"],
+        grace_period=options["grace"],
     )
     serve.OwnEngine = functools.partial(OwnEngine, make_command=engine_command)
     return serve.run(config)

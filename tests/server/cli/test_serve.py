@@ -3,14 +3,14 @@ from typing import Any
 
 import pytest
 
-from peftserve.server.cli import serve, settings
+from peftserve.server.cli import resolution, serve
 from peftserve.server.cli.errors import CommandError
 from peftserve.server.config import ServerConfig
 from peftserve.server.demo import DEMO_ADAPTERS, DEMO_MODEL
 
 
 def config_of(environ: dict[str, str] | None = None, **flags: Any) -> ServerConfig:
-    return serve.make_config(settings.resolve(flags, {}), environ or {})
+    return serve.make_config(resolution.resolve(flags, {}), environ or {})
 
 
 def test_without_a_model_the_demo_is_served() -> None:
@@ -58,7 +58,7 @@ def test_every_setting_arrives(tmp_path: Path) -> None:
     assert config.api_keys == ("k1", "k2")
     assert config.preload == (("b", tmp_path), ("a", tmp_path))
     assert (config.allow_adapter_paths, config.allow_adapter_sources) == ((tmp_path,), {"hub", "s3"})
-    assert (config.upload_limit, config.grace_seconds, config.engine.trust_remote_code) == (1 << 20, 1.5, True)
+    assert (config.upload_limit, config.grace_period, config.engine.trust_remote_code) == (1 << 20, 1.5, True)
 
 
 def test_limits_of_clients_arrive_and_are_as_the_readme_says_by_default() -> None:

@@ -67,3 +67,8 @@ def test_named_folders(text: str) -> None:
 def test_what_is_no_named_folder(text: str) -> None:
     with pytest.raises(ValueError, match="is not"):
         values.named_folder(text)
+
+
+@pytest.mark.parametrize("text", ["1B", "1023B", "1KiB", "1025B", "1536MiB", "4GiB", "3TiB"])
+def test_sizes_are_shown_as_they_are_read(text: str) -> None:
+    assert values.show_size(values.size(text)) == text.removesuffix("B" if text[-2].isdigit() else "")

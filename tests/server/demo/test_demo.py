@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 from safetensors import safe_open
 
-from peftserve.adapters.peft.unsupported import PEFT_TYPES
+from peftserve.adapters.peft.methods import METHODS
 from peftserve.server.demo import DEMO_ADAPTERS, DEMO_HELD_OUT, DEMO_MODEL, DEMO_NAME
 
 MOST_BYTES = 15 << 20
@@ -61,7 +61,7 @@ def test_the_base_is_a_small_llama_with_a_chat_template() -> None:
 @pytest.mark.parametrize("name", DEMO_ADAPTERS)
 def test_an_adapter_is_as_peft_writes_it_and_names_no_place(name: str) -> None:
     config = config_of(DEMO_ADAPTERS[name])
-    assert config["peft_type"] in PEFT_TYPES
+    assert config["peft_type"] in METHODS
     assert config["base_model_name_or_path"] == DEMO_NAME
     assert sorted(file.name for file in DEMO_ADAPTERS[name].iterdir()) == [
         "adapter_config.json",

@@ -12,7 +12,7 @@ import torch
 
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
-from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingParams, SequenceOutput
+from peftserve.server.wire.messages import AddRequest, SamplingParams, SequenceOutput, WeightedAdapter
 
 PREFIX = 21
 PAGE = 8
@@ -53,7 +53,7 @@ def engine(model: Path, prefix: Path, gated: Path) -> Iterator[Engine]:
 
 def ask(engine: Engine, name: str, prompt: list[int], adapter: str = "", max_tokens: int = 4, **sampling: Any) -> None:
     params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, **sampling)
-    parts = [AdapterPart(adapter)] if adapter else []
+    parts = [WeightedAdapter(adapter)] if adapter else []
     engine.add_request(AddRequest(request_id=name, prompt_token_ids=prompt, sampling=params, adapters=parts))
 
 
@@ -76,11 +76,12 @@ def tokens(outputs: list[SequenceOutput]) -> list[int]:
 
 def test_a_prefix_costs_no_prefill(engine: Engine, answers: Any) -> None:
     """The runner sees the prompt's tokens only, also for the first request after a load."""
-    spans: list[tuple[int, int | None]] = []
+    chunks: list[tuple[int, int | None]] = []
     run = engine._runner.run
 
     def watched(batch: Any, *feed: Any, **also: Any) -> Any:
-        spans.extend((span.num_tokens, span.fill) for span in batch.spans if span.start < span.sequence.num_prompt)
+        prefills = [chunk for chunk in batch.chunks if chunk.start < chunk.sequence.num_prompt]
+        chunks.extend((chunk.num_tokens, chunk.fill) for chunk in prefills)
         return run(batch, *feed, **also)
 
     engine._runner.run = watched  # type: ignore[method-assign]
@@ -88,7 +89,7 @@ def test_a_prefix_costs_no_prefill(engine: Engine, answers: Any) -> None:
     answers()
     ask(engine, "warm", [9, 6], "prefix")
     answers()
-    assert spans == [(3, 0), (2, PREFIX // PAGE * PAGE)], "the warm one copies no whole page"
+    assert chunks == [(3, 0), (2, PREFIX // PAGE * PAGE)], "the warm one copies no whole page"
 
 
 def test_requests_of_one_adapter_share_the_whole_pages_of_its_prefix(engine: Engine, answers: Any) -> None:

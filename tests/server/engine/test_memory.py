@@ -1,4 +1,4 @@
-"""What pages and adapters get when the operator does not say."""
+"""What pages get when the operator does not say."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import torch
 
 from peftserve.kernels.attention.layout import AttentionLayer
 from peftserve.server.engine import memory
-from peftserve.server.engine.memory import adapter_elements, free_bytes, kv_pages
+from peftserve.server.engine.memory import free_bytes, kv_pages
 from peftserve.server.wire.launch import engine_environment
 
 CPU = torch.device("cpu")
@@ -43,13 +43,6 @@ def test_the_cache_is_no_larger_than_all_sequences_need(free: None) -> None:
 def test_a_cache_has_at_least_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free_bytes", lambda device: 0)
     assert pages() == 1
-
-
-def test_the_arena_is_as_asked_or_a_share_with_a_limit(free: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert adapter_elements(4096, torch.float32, CPU) == 1024
-    assert adapter_elements(None, torch.bfloat16, CPU) == GIB // 2
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 1000 * GIB)
-    assert adapter_elements(None, torch.float32, CPU) == GIB
 
 
 @pytest.mark.parametrize(("limit", "within"), [("max\n", False), ("1048576\n", True)])

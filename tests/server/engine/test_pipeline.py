@@ -10,12 +10,12 @@ import torch
 from peftserve.server.engine.model.inputs import Feed
 from peftserve.server.engine.model.runner import ModelRunner, StepLogits
 from peftserve.server.engine.pipeline import Pipeline
-from peftserve.server.engine.sampling import Append, Sampler, Sampling
+from peftserve.server.engine.sampling import Append, PendingTokens, Sampler
 from peftserve.server.engine.scheduling.batch import Batch
 from peftserve.server.engine.scheduling.page_pool import PagePool
 from peftserve.server.engine.scheduling.scheduler import Scheduler
 from peftserve.server.engine.scheduling.sequence import UNKNOWN, Lease, Sequence
-from peftserve.server.wire.messages import AdapterPart, SamplingParams, SequenceOutput
+from peftserve.server.wire.messages import SamplingParams, SequenceOutput, WeightedAdapter
 
 VOCAB = 8
 EOS = 7
@@ -37,11 +37,11 @@ class CountingModel:
     def run(self, batch: Batch, feed: Feed | None, also: Callable[[Append], None]) -> StepLogits:
         also(torch.from_numpy)
         seen = []
-        for span in batch.spans:
-            token = span.sequence.tokens[span.end - 1]
+        for chunk in batch.chunks:
+            token = chunk.sequence.tokens[chunk.end - 1]
             if token == UNKNOWN:
                 assert feed is not None
-                token = int(feed.token_ids[feed.rows[span.sequence]])
+                token = int(feed.token_ids[feed.rows[chunk.sequence]])
             seen.append(token)
         self.steps.append(seen)
         if len(self.steps) - 1 in self.fails:
@@ -54,10 +54,10 @@ class CountingModel:
 
 
 class NoAdapters:
-    def prepare(self, parts: Seq[AdapterPart]) -> bool:
+    def prepare(self, parts: Seq[WeightedAdapter]) -> bool:
         return True
 
-    def reserve(self, parts: Seq[AdapterPart]) -> Lease | None:
+    def reserve(self, parts: Seq[WeightedAdapter]) -> Lease | None:
         return Lease((), (), ())
 
     def is_ready(self, lease: Lease) -> bool:
@@ -180,7 +180,7 @@ def test_the_next_tokens_are_chosen_before_the_host_looks_at_the_last(
 ) -> None:
     """But for those that penalties move by tokens that the host has yet to see."""
     happened: list[str] = []
-    for owner, name in ((CountingModel, "run"), (Sampler, "start"), (Sampling, "result")):
+    for owner, name in ((CountingModel, "run"), (Sampler, "start"), (PendingTokens, "result")):
         monkeypatch.setattr(owner, name, _noting(happened, name, getattr(owner, name)))
     there = line(True)
     there.add("plain", 0, 4)

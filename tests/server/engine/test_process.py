@@ -20,7 +20,6 @@ from peftserve.server.config import EngineConfig
 from peftserve.server.engine.process import EngineLoop
 from peftserve.server.wire.messages import (
     AbortRequest,
-    AdapterPart,
     AddRequest,
     Command,
     EngineStats,
@@ -33,6 +32,7 @@ from peftserve.server.wire.messages import (
     SamplingParams,
     SequenceOutput,
     Shutdown,
+    WeightedAdapter,
 )
 
 MakeBench = Callable[..., Any]
@@ -46,7 +46,7 @@ def request(request_id: str = "one", adapters: str = "", max_tokens: int = 6, pr
         request_id=request_id,
         prompt_token_ids=list(prompt),
         sampling=SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True),
-        adapters=[AdapterPart(digest) for digest in adapters],
+        adapters=[WeightedAdapter(digest) for digest in adapters],
     )
 
 
@@ -112,9 +112,9 @@ def test_requests_are_answered_while_adapters_come_and_go(
         (lambda s: 1 in s.replies(), [request("adapted", "a"), ReleaseAdapter(2, "a")]),
         (lambda s: s.is_done("base") and s.is_done("adapted") and 2 in s.replies(), []),
     )
-    card = socket.replies()[1].card
-    assert card is not None
-    assert card.rank == 4
+    facts = socket.replies()[1].facts
+    assert facts is not None
+    assert facts.rank == 4
     assert socket.replies()[2] == Reply(2)
     assert socket.tokens("base") == peft.greedy(PROMPT, 30).token_ids
     assert socket.tokens("adapted") == peft.greedy(PROMPT, 6, ((adapters["a"], 1.0),)).token_ids
@@ -131,7 +131,7 @@ def test_what_is_wrong_with_an_adapter_is_replied(
     bench = make_bench()
     socket = run_loop(bench, (at_once, [InspectAdapter(1, "x", str(tmp_path))]), (lambda s: 1 in s.replies(), []))
     reply = socket.replies()[1]
-    assert reply.card is None
+    assert reply.facts is None
     assert reply.error_kind == "InvalidAdapter"
     assert reply.error is not None
     assert str(tmp_path) not in reply.error
@@ -250,12 +250,15 @@ async def collect(client: EngineClient, message: AddRequest) -> list[int]:
     return await Reader(client, message).ended
 
 
-async def test_a_whole_life_of_the_process(tiny_llama: Path, adapters: dict[str, Path], peft: Any) -> None:
+async def test_a_whole_life_of_the_process(
+    tiny_llama: Path, adapters: dict[str, Path], peft: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
     async with asyncio.timeout(PATIENCE), client_of(tiny_llama, adapter_memory=1 << 21) as client:
         info = await client.start()
         assert isinstance(info, ModelInfo)
         assert info.model_name == tiny_llama.name
         assert info.pid != os.getpid()
+        assert "INFO peftserve.server.engine.engine: Memory on cpu\n" in capfd.readouterr().err
         card = await client.inspect_adapter("a", adapters["a"])
         assert card.method == "LORA"
         with pytest.raises(InvalidAdapter):
@@ -276,13 +279,17 @@ async def test_a_whole_life_of_the_process(tiny_llama: Path, adapters: dict[str,
         assert await process.wait() == 0
 
 
-async def test_it_ends_with_its_parent(tiny_llama: Path) -> None:
+async def test_it_logs_what_it_is_told_to_and_ends_with_its_parent(
+    tiny_llama: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = EngineConfig(model=str(tiny_llama), device="cpu", num_threads=1, log_level="warning")
     async with asyncio.timeout(PATIENCE):
-        process = await EngineProcess.start(EngineConfig(model=str(tiny_llama), device="cpu", num_threads=1))
+        process = await EngineProcess.start(config)
         client = EngineClient()
         try:
             await client.attach(process.connect())
             await client.loaded()
+            assert "INFO" not in capfd.readouterr().err
             life_line = process._process.stdin
             assert life_line is not None
             life_line.close()

@@ -1,17 +1,12 @@
 import msgspec
 
-from peftserve.server.wire.messages import AdapterCard, AdapterPart, Outputs, SequenceOutput
+from peftserve.server.wire.messages import Outputs, SequenceOutput, WeightedAdapter
 
 
 def test_a_part_is_keyed_by_its_files_and_its_task() -> None:
-    assert AdapterPart("d").key == AdapterPart("d", 0.5, 0).key == "d"
-    assert AdapterPart("d", 0.5, 3).key == "d:3"
-    assert msgspec.msgpack.decode(msgspec.msgpack.encode(AdapterPart("d", 0.5, 3)), type=AdapterPart).task == 3
-
-
-def test_a_card_without_the_newer_fields_is_an_adapter_without_tasks_or_prefix() -> None:
-    card = AdapterCard(method="LORA", rank=8, num_bytes=64, primitives={}, sites=2, consumed=4)
-    assert (card.exclusive, card.num_tasks, card.virtual_tokens, card.inputs, card.outputs) == ([], 0, 0, [], [])
+    assert WeightedAdapter("d").key == WeightedAdapter("d", 0.5, 0).key == "d"
+    assert WeightedAdapter("d", 0.5, 3).key == "d:3"
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(WeightedAdapter("d", 0.5, 3)), type=WeightedAdapter).task == 3
 
 
 def test_a_token_goes_over_without_what_it_has_not() -> None:

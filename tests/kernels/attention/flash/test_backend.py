@@ -1,4 +1,4 @@
-"""Two kernels in one step, against the formulas. SDPA stands in for flash kernels, which CPUs have none of."""
+"""Two kernels in one step, against the formulas. SDPA stands in for flash kernels, which CPUs lack."""
 
 from dataclasses import replace
 from types import ModuleType
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from peftserve.kernels.attention.flash.backend import MixedAttention
-from peftserve.kernels.attention.flash.calls import Packed, sdpa_flash, takes
+from peftserve.kernels.attention.flash.calls import Packed, sdpa_flash, supports
 from peftserve.kernels.attention.layout import AttentionLayer, Limits
 from peftserve.kernels.attention.triton.backend import TritonAttention
 
@@ -19,7 +19,7 @@ LEAST_ROWS = 6
 
 
 class CountingFlash:
-    """What each call was asked for: rows of its longest sequence, keys in all."""
+    """Records of each call the rows of its longest sequence, and its keys in all."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, int]] = []
@@ -35,7 +35,7 @@ def make(
     kit: ModuleType, *layers: AttentionLayer, most_keys: int = 400, dtype: torch.dtype = torch.float32
 ) -> tuple[Any, MixedAttention, CountingFlash]:
     case, flash = kit.AttentionCase(layers[0], dtype=dtype), CountingFlash()
-    device, assisted = torch.device(kit.DEVICE), [index for index, layer in enumerate(layers) if takes(layer)]
+    device, assisted = torch.device(kit.DEVICE), [index for index, layer in enumerate(layers) if supports(layer)]
     own = TritonAttention(layers, case.page_size, dtype, device, LIMITS, assisted=assisted, num_programs=8)
     backend = MixedAttention(
         own,

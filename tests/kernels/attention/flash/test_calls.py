@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.attention.varlen import varlen_attn
 
-from peftserve.kernels.attention.flash.calls import Packed, flash_of, sdpa_flash, takes, torch_flash
+from peftserve.kernels.attention.flash.calls import Packed, flash_of, sdpa_flash, supports, torch_flash
 from peftserve.kernels.attention.layout import AttentionLayer, Span
 from peftserve.kernels.attention.reference import naive_attend
 
@@ -30,7 +30,7 @@ INTS = torch.tensor([0, 4, 7], dtype=torch.int32)
 def test_layers_that_ask_for_more_than_flash_kernels_know_are_not_theirs(
     change: dict[str, object], taken: bool
 ) -> None:
-    assert takes(replace(LAYER, **change)) == taken  # type: ignore[arg-type]
+    assert supports(replace(LAYER, **change)) == taken  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -40,7 +40,7 @@ def test_a_cpu_has_none(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize(("window", "asked"), [(None, (-1, 0)), (1, (0, 0)), (128, (127, 0))])
 def test_torchs_own_is_asked_as_it_wants_to_be(window: int | None, asked: tuple[int, int]) -> None:
-    """In whichever torch this is: its signature refuses what it does not know, such as `enable_gqa` before 2.12."""
+    """The signature of the installed torch refuses unknown arguments, such as `enable_gqa` before 2.12."""
     spied = create_autospec(varlen_attn)
     tensors = torch.zeros(7, 6, 16), torch.zeros(7, 2, 16), torch.zeros(7, 2, 16)
     found = flash_of(spied)(*tensors, Packed(INTS, INTS, 4, 3), replace(LAYER, window=window))

@@ -21,7 +21,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Device:
-    """A clock by which flash kernels take `cost(rows)` of what ours take, and a flash that notes its calls' rows."""
+    """A clock by which flash kernels take `cost(rows)` of our own's time, and a flash that records the rows of its
+    calls.
+    """
 
     def __init__(self, cost: Callable[[int], float]) -> None:
         self.rows: list[int] = []

@@ -11,7 +11,7 @@ sequences = st.lists(st.tuples(st.integers(1, 12), st.sampled_from([0, 0, 1, 7, 
 
 
 def spans_of(found: Sequence[tuple[int, int]]) -> list[Span]:
-    """Pages count down, from 90."""
+    """Make spans whose pages count down from 90."""
     spans, row, page = list[Span](), 0, 90
     for rows, context in found:
         count = -(-(rows + context) // PAGE)

@@ -1,4 +1,4 @@
-"""Keys and values that lie side by side from step to step, as paged attention uses them."""
+"""Contiguous keys and values from step to step, as paged attention uses them."""
 
 from random import Random
 from types import ModuleType
@@ -13,7 +13,7 @@ from peftserve.kernels.attention.torch.backend import TorchAttention
 
 @pytest.fixture(autouse=True)
 def on_the_cpu(kit: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The backend is the CPU's, also on a machine with a GPU."""
+    """Test the CPU's backend, also on a machine with a GPU."""
     monkeypatch.setattr(kit, "DEVICE", "cpu")
 
 
@@ -26,7 +26,7 @@ def make(kit: ModuleType, layer: AttentionLayer, spare_bytes: int = 1 << 20) -> 
 
 @pytest.mark.parametrize("layer", [AttentionLayer(4, 2, 16, 8, 0.3), AttentionLayer(4, 4, 16, 16, 0.3, window=9)])
 def test_sequences_that_come_go_and_go_on(kit: ModuleType, layer: AttentionLayer) -> None:
-    """Members and orders change, and pages and the room for copies end; each step is as from the pages."""
+    """Members and orders change, and pages and the room for copies end; each step equals one from the pages."""
     case, backend = make(kit, layer)
     chance = Random(0)
     there = case.spans([(1, context) for context in (3, 15, 30, 31, 40, 60)])
@@ -65,7 +65,7 @@ def test_no_more_memory_is_taken_than_there_is_to_spare(kit: ModuleType) -> None
 
 
 def test_another_sequence_may_have_the_same_pages_at_once(kit: ModuleType) -> None:
-    """One that begins with keys and values of its adapter's, where one has just ended that was as long."""
+    """It begins with keys and values of its adapter, right after one of the same length has ended."""
     case, backend = make(kit, AttentionLayer(2, 2, 16, 16, 0.3))
     (ended,) = case.spans([(1, 20)])
     kit.check_attention(case, backend, [ended], None, 1e-5)

@@ -21,14 +21,14 @@ MIXED = [(1, 0), (1, 15), (1, 90), (20, 0), (9, 33)]
 
 @pytest.fixture(autouse=True)
 def poison(kit: ModuleType) -> Iterator[None]:
-    """On the CPU, torch then fills what it allocates with NaN, so that a kernel that reads what none wrote shows."""
+    """Let torch fill what it allocates with NaN on a CPU, so that a kernel that reads unwritten memory shows."""
     torch.use_deterministic_algorithms(kit.DEVICE == "cpu")
     yield
     torch.use_deterministic_algorithms(False)
 
 
 def make(kit: ModuleType, layer: AttentionLayer = LAYER, **options: Any) -> tuple[Any, TritonAttention]:
-    """num_programs: keys are split for so many."""
+    """Make a backend. num_programs: that keys are split for."""
     case = kit.AttentionCase(layer, **{k: options.pop(k) for k in ("page_size", "dtype") if k in options})
     options.setdefault("num_programs", 16)
     backend = TritonAttention([layer], case.page_size, case.dtype, torch.device(kit.DEVICE), LIMITS, **options)
@@ -114,7 +114,7 @@ def test_pages_before_the_window_are_not_read(kit: ModuleType) -> None:
 
 
 class Launches:
-    """Takes a kernel's place: keeps how each launch was asked for."""
+    """Replaces a kernel, and records how each launch was made."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[tuple[Any, ...]] = []
@@ -132,7 +132,7 @@ class Launches:
 def test_a_launch_depends_on_the_step_through_device_memory_alone(
     kit: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that a graph that was captured once serves every step of the same capacity."""
+    """A graph that was captured once therefore serves every step of the same capacity."""
     case, backend = make(kit)
     launches = Launches(monkeypatch)
     query, key, value = case.inputs(8)
@@ -191,7 +191,7 @@ def test_the_same_step_gives_the_same_bits(kit: ModuleType, others: list[tuple[i
 
 
 def test_layers_share_plans_where_they_are_alike(kit: ModuleType) -> None:
-    """Two windows, two group sizes: each layer gives what it gives alone."""
+    """Two windows, two group sizes: each layer returns what it returns alone."""
     layers = [LAYER, replace(LAYER, window=8), replace(LAYER, heads=2), replace(LAYER, softcap=1.0)]
     backend = TritonAttention(layers, 16, torch.float32, torch.device(kit.DEVICE), LIMITS, num_programs=8)
     assert len(backend._shapes) == 3

@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peftserve.kernels.attention.layout import Span
-from peftserve.kernels.attention.plan import Shape, step_of
+from peftserve.kernels.attention.plan import PlanShape, span_arrays
 from peftserve.kernels.attention.triton.items import RunningItems
 
 PAGE = 4
 
 sequences = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 300)), max_size=5)
 shapes = st.builds(
-    Shape,
+    PlanShape,
     group=st.sampled_from([1, 3, 20]),
     kv_heads=st.sampled_from([1, 2]),
     window=st.sampled_from([None, 1, 5, 50]),
@@ -26,7 +26,7 @@ shapes = st.builds(
 
 
 def spans_of(found: Sequence[tuple[int, int]]) -> list[Span]:
-    """Pages count on from 100, without gaps between the spans."""
+    """Make adjoining spans whose pages count up from 100."""
     spans, row, page = [], 0, 100
     for rows, context in found:
         count = -(-(rows + context) // PAGE)
@@ -37,11 +37,13 @@ def spans_of(found: Sequence[tuple[int, int]]) -> list[Span]:
 
 @given(sequences, shapes, st.integers(0, 3))
 @settings(max_examples=100, deadline=None)
-def test_every_row_meets_every_key_that_it_sees_once(found: list[tuple[int, int]], shape: Shape, beyond: int) -> None:
+def test_every_row_meets_every_key_that_it_sees_once(
+    found: list[tuple[int, int]], shape: PlanShape, beyond: int
+) -> None:
     spans = spans_of(found)
     num_rows = sum(span.rows for span in spans) + beyond
     plan = RunningItems(shape)
-    items = plan.update(step_of(spans, num_rows, PAGE))
+    items = plan.update(span_arrays(spans, num_rows, PAGE))
     slots = plan.slots
     met = {span.row: np.zeros((span.rows * shape.group, span.total), dtype=np.int64) for span in spans}
     padding = np.zeros(beyond * shape.group, dtype=np.int64)
@@ -70,14 +72,14 @@ def test_every_row_meets_every_key_that_it_sees_once(found: list[tuple[int, int]
 @given(st.lists(st.tuples(sequences, st.integers(1, 40)), min_size=1, max_size=3), shapes, st.integers(0, 2))
 @settings(max_examples=100, deadline=None)
 def test_items_made_from_the_last_steps_are_those_of_the_step(
-    batches: list[tuple[list[tuple[int, int]], int]], shape: Shape, beyond: int
+    batches: list[tuple[list[tuple[int, int]], int]], shape: PlanShape, beyond: int
 ) -> None:
     """Batches of sequences that each run for a few steps, of a token or more."""
     running = RunningItems(shape)
     for found, steps in batches:
         for number in range(0, steps, 3):
             spans = spans_of([(rows, context + number) for rows, context in found])
-            step = step_of(spans, sum(span.rows for span in spans) + beyond, PAGE)
+            step = span_arrays(spans, sum(span.rows for span in spans) + beyond, PAGE)
             alone = RunningItems(shape)
             assert sorted(running.update(step, 7).tolist()) == sorted(alone.update(step, 7).tolist())
             assert running.slots == alone.slots
@@ -86,10 +88,10 @@ def test_items_made_from_the_last_steps_are_those_of_the_step(
 @pytest.mark.parametrize(("sequences", "length"), [(1, 512), (16, 512), (64, 512), (256, 512), (1, 32768), (3, 4000)])
 def test_keys_are_split_so_that_the_device_is_full(sequences: int, length: int) -> None:
     """Of Llama-3.1-8B on an H100: at least three quarters of what programs could do, or one block of keys each."""
-    shape = Shape(group=4, kv_heads=8, window=None, block_m=16, block_n=64, programs=528)
+    shape = PlanShape(group=4, kv_heads=8, window=None, block_m=16, block_n=64, programs=528)
     spans = [Span(row, 1, length, range(length // 16)) for row in range(sequences)]
     plan = RunningItems(shape)
-    items = plan.update(step_of(spans, sequences, 16))
+    items = plan.update(span_arrays(spans, sequences, 16))
     blocks = -(-(items[:, 6] - items[:, 5]) // shape.block_n)
     busiest = sum(blocks.repeat(shape.kv_heads)[:: shape.programs])
     assert busiest == 1 or blocks.sum() * shape.kv_heads / shape.programs / busiest > 0.75

@@ -23,7 +23,7 @@ def compiled(registers: int) -> SimpleNamespace:
 
 @pytest.fixture
 def h100(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels that take REGISTERS in a decode, and a whole multiprocessor in every other form."""
+    """Simulate kernels that take REGISTERS in a decode, and a whole multiprocessor in every other form."""
 
     def warm_up(backend: Any) -> list[SimpleNamespace]:
         return [compiled(REGISTERS[backend._layers[0].window]), compiled(500), compiled(500)]

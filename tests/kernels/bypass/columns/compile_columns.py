@@ -16,7 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from peftserve.kernels.bypass.columns.kernels import fill_kernel, store_kernel
-from peftserve.kernels.bypass.columns.triton_products import FILL, FILL_PLAIN, FILL_SHORT, STORE, Shape
+from peftserve.kernels.bypass.columns.triton_products import FILL, FILL_PLAIN, FILL_SHORT, STORE, LaunchConfig
 from tests.kernels.compile_kernels import TARGETS, resources
 
 TYPES = {
@@ -37,7 +37,7 @@ KERNELS = {
 }
 
 
-def compile_kernel(kernel: Any, shape: Shape, dtype: str, constants: dict[str, Any], target: GPUTarget) -> Any:
+def compile_kernel(kernel: Any, shape: LaunchConfig, dtype: str, constants: dict[str, Any], target: GPUTarget) -> Any:
     constants = {**shape.blocks, **constants}
     signature = {
         arg: "constexpr" if arg in constants else TYPES.get(arg, f"*{dtype}" if arg.endswith("_ptr") else "i32")

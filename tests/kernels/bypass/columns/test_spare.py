@@ -1,4 +1,4 @@
-"""One wide product is the base's and all bypasses, whoever comes and goes; in float64's eyes and bit for bit."""
+"""One wide product equals the base and all bypasses, whichever adapters come and go: within rounding, and in bits."""
 
 import random
 from types import ModuleType
@@ -13,12 +13,12 @@ from peftserve.kernels.bypass.columns import spare as spare_module
 from peftserve.kernels.bypass.columns.products import TorchColumns
 from peftserve.kernels.bypass.columns.spare import SpareColumns
 from peftserve.kernels.bypass.columns.triton_products import TritonColumns
-from peftserve.kernels.bypass.layout import Group, GroupLayout, Rows, Segment
+from peftserve.kernels.bypass.layout import Group, GroupLayout, RowSet, Segment
 
 GROUPS = (
     Group(60, (60, 20, 20)),
     Group(61, (17,)),
-    Group(60, (49,), rows=Rows.LOGITS),
+    Group(60, (49,), rows=RowSet.LOGITS),
     Group(33, (60,), gather=True),
     Group(40, (24,)),
 )
@@ -30,7 +30,7 @@ TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 6e-3}
 
 @pytest.fixture(params=["torch", "triton"], autouse=True)
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Of the products on the columns."""
+    """The implementation of the operations on columns."""
 
     def products(arena: torch.Tensor, *others: Any) -> Any:
         if request.param == "torch":
@@ -44,7 +44,7 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 
 def make(kit: ModuleType, dtype: torch.dtype, ranks: tuple[Any, ...] = RANKS) -> tuple[Any, SpareColumns]:
-    """Adapters of these ranks by group, each in the slot of its number, and columns full of what was there before."""
+    """Make adapters of these ranks by group, each in the slot of its number, and columns full of old content."""
     case = kit.Case(GROUPS, dtype)
     for slot, there in enumerate(ranks):
         case.add(slot, there)
@@ -56,7 +56,7 @@ def make(kit: ModuleType, dtype: torch.dtype, ranks: tuple[Any, ...] = RANKS) ->
 
 
 def check(kit: ModuleType, case: Any, spare: SpareColumns, segments: list[Segment], rows: int, behind: bool) -> None:
-    """Of one step, which everything of is in the columns. behind: inputs have room behind them."""
+    """Check one step, all of which is in the columns. behind: whether inputs have room behind them."""
     assert spare.begin(segments) == []
     spare.check_integrity()
     for group in WIDE:
@@ -76,7 +76,7 @@ def check(kit: ModuleType, case: Any, spare: SpareColumns, segments: list[Segmen
 @pytest.mark.filterwarnings("ignore:invalid value encountered in matmul:RuntimeWarning")
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_one_product_is_base_and_bypasses(kit: ModuleType, kind: str, dtype: torch.dtype) -> None:
-    """Of segments that overlap, with weights, of rows of nobody, and of adapters that come and go."""
+    """With overlapping segments, weights, rows of no adapter, and adapters that come and go."""
     if kind == "triton" and dtype == torch.bfloat16 and kit.DEVICE != "cuda":
         pytest.skip("triton's interpreter multiplies bfloat16 wrongly")
     case, spare = make(kit, dtype)

@@ -11,13 +11,13 @@ from peftserve.kernels.bypass.cpp.compiler import CannotCompile, compiled
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of the test's own, in which nothing is."""
+    """An empty cache for the test alone."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "peftserve"
 
 
 def fake_compiler(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Path:
-    """A script in place of the compiler. `$out` is what it is to make."""
+    """Make a script that replaces the compiler. `$out` is the file that it must make."""
     path = folder / "compiler"
     path.write_text(f'#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\nout="$2"\n{script}\n')
     path.chmod(path.stat().st_mode | stat.S_IXUSR)

@@ -12,7 +12,7 @@ from peftserve.kernels.bypass.cpp.loading import ELEMENTS, agrees, load_loop
 
 @pytest.fixture
 def forgotten() -> Iterator[None]:
-    """What is loaded in the test is loaded for the first time, and nobody's afterwards."""
+    """Load everything anew in the test, and forget it afterwards."""
     load_loop.cache_clear()
     yield
     load_loop.cache_clear()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from peftserve.kernels.bypass.cpp.loading import load_loop
-from peftserve.kernels.bypass.cpp.tables import GroupTables, Looped, make_tiles, plan_loops
+from peftserve.kernels.bypass.cpp.tables import GroupTables, LoopCall, make_tiles, plan_loops
 from peftserve.kernels.bypass.layout import Group, Segment
 from peftserve.kernels.bypass.torch.factors import view_factors
 from peftserve.kernels.bypass.torch.slices import LOOP, Slice, Way
@@ -20,7 +20,7 @@ def slices(case: ModuleType, work: list[Segment], group: int = 0) -> list[Slice]
     return [Slice(f, s.weight, s.start, s.end, Way(LOOP, LOOP)) for f, s in zip(views, work, strict=True)]
 
 
-def planned(case: ModuleType, work: list[Segment]) -> Looped:
+def planned(case: ModuleType, work: list[Segment]) -> LoopCall:
     loop = load_loop(case.dtype)
     assert loop is not None
     return plan_loops(loop, [GroupTables(GROUP)], {0: slices(case, work)})[0]
@@ -61,7 +61,7 @@ def test_groups_with_the_same_rows_share_their_tiles(kit: ModuleType) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_number_of_threads_changes_no_bit(kit: ModuleType, dtype: torch.dtype) -> None:
-    """Enough work for a team, with shares that cut adapters and outputs in two."""
+    """Enough work for several threads, with shares that cut adapters and outputs in two."""
     case, before = make_case(kit, dtype), torch.get_num_threads()
     plan = planned(case, WORK)
     x, ys = case.input(0, 24), [case.output(0, position, 24) for position in range(3)]

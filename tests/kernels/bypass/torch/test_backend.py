@@ -5,13 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peftserve.kernels.bypass.layout import Group, Rows, Segment
+from peftserve.kernels.bypass.layout import Group, RowSet, Segment
 from peftserve.kernels.bypass.torch.backend import TorchBypass
-from peftserve.kernels.bypass.torch.costs import Cost, Costs
+from peftserve.kernels.bypass.torch.costs import Costs, ProductCost
 from peftserve.kernels.bypass.torch.products import PLAIN, WIDE
 from peftserve.kernels.bypass.torch.slices import LOOP
 
-GROUPS = (Group(48, (32, 96)), Group(7, (64,), gather=True), Group(32, (21,), rows=Rows.LOGITS))
+GROUPS = (Group(48, (32, 96)), Group(7, (64,), gather=True), Group(32, (21,), rows=RowSet.LOGITS))
 ROWS = 40
 ALL = ((PLAIN, PLAIN), (PLAIN, WIDE), (WIDE, PLAIN), (WIDE, WIDE), (LOOP, LOOP))
 
@@ -28,8 +28,8 @@ segments = st.lists(
 
 
 def forced(shrink: str, expand: str) -> Costs:
-    """That way wherever it is possible, and plain products elsewhere."""
-    dear, free = Cost(1.0), Cost(0.0)
+    """Return costs that force one way wherever it is possible, and plain products elsewhere."""
+    dear, free = ProductCost(1.0), ProductCost(0.0)
     if shrink == LOOP:
         return Costs({PLAIN: dear}, {PLAIN: dear}, loop=free)
     return Costs({PLAIN: dear, shrink: free}, {PLAIN: dear, expand: free})
@@ -64,7 +64,7 @@ def test_16_bit(kit: ModuleType, way: tuple[str, str], dtype: torch.dtype) -> No
 
 @pytest.mark.parametrize("way", [None, *ALL], ids=str)
 def test_a_row_does_not_depend_on_its_neighbours(kit: ModuleType, way: tuple[str, str] | None) -> None:
-    """Odd widths and ranks, so that nothing lies well by chance."""
+    """Odd widths and ranks, so that nothing is aligned by chance."""
     groups = (Group(61, (57, 96)),)
     case = kit.Case(groups, device="cpu")
     for slot, ranks in enumerate([(7, 9), (1, 3), (30, 0)]):

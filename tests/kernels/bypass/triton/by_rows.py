@@ -1,4 +1,4 @@
-"""A choice of designs that tests can foresee."""
+"""A choice of designs that tests can predict."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from peftserve.kernels.bypass.triton.plan import FEWEST_SHARING
 
 
 class ByRows:
-    """By how many rows share an adapter."""
+    """The choice of designs by how many rows share an adapter."""
 
     def design(self, rows: int, segments: Sequence[int], rank: int, width: int) -> Design:
         return rows_in_tiles() if sum(segments) >= FEWEST_SHARING * len(segments) else rows_apart()

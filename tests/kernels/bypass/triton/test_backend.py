@@ -40,7 +40,7 @@ class Always:
 
 @pytest.fixture(autouse=True)
 def poison(kit: ModuleType) -> Iterator[None]:
-    """On the CPU, torch then fills what it allocates with NaN, so that a kernel that reads what none wrote shows."""
+    """Let torch fill what it allocates with NaN on a CPU, so that a kernel that reads unwritten memory shows."""
     torch.use_deterministic_algorithms(kit.DEVICE == "cpu")
     yield
     torch.use_deterministic_algorithms(False)
@@ -57,7 +57,7 @@ def make(kit: ModuleType, dtype: torch.dtype = torch.float32, **options: Any) ->
 
 
 def spoil(backend: TritonBypass) -> None:
-    """What no kernel has written since is no number, no place and no size."""
+    """Fill memory that no kernel has written since with values that are no valid number, place or size."""
     backend._fixed.h.fill_(float("nan"))
     backend._fixed.records.fill_(-(1 << 30))
 
@@ -68,11 +68,11 @@ def singles(slots: Sequence[int]) -> list[Segment]:
 
 def places(backend: TritonBypass) -> list[int]:
     fixed = backend._fixed
-    return [tensor.data_ptr() for tensor in (fixed.step_memory.there, fixed.records, fixed.h, backend._slots.table)]
+    return [tensor.data_ptr() for tensor in (fixed.step_memory.on_device, fixed.records, fixed.h, backend._slots.table)]
 
 
 class Launches:
-    """Takes the kernels' place: keeps how each was launched, and launches it if it is to."""
+    """Replaces the kernels: records how each was launched, and launches it if told to."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, run: bool = True) -> None:
         self.asked: list[tuple[str, Any, tuple[Any, ...], dict[str, Any]]] = []
@@ -314,7 +314,7 @@ def test_factors_at_odd_places_run_in_no_graph_that_reads_them_wide(kit: ModuleT
 
 
 @pytest.mark.parametrize("design", ["rows", "tiles of 16, walked"])
-def test_scales_and_biases_ride_along(kit: ModuleType, design: str) -> None:
+def test_scales_and_biases_are_fused(kit: ModuleType, design: str) -> None:
     """Slot 0 has them beside its factors, slot 3 alone; a mixture adds them up."""
     case, backend = make(kit, choice=Always(DESIGNS[design]))
     scale, bias = (torch.randn(40, device=kit.DEVICE) for _ in range(2))

@@ -1,4 +1,4 @@
-"""What the formula says whatever its constants are. That they explain what was measured: tests/benchmarks/kernels."""
+"""Properties of the formula for any constants. That they explain what was measured: tests/benchmarks/kernels."""
 
 from dataclasses import replace
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from peftserve.kernels.bypass.layout import Capacity, Group, GroupLayout, Rows, Segment, StepKind, kinds_for
+from peftserve.kernels.bypass.layout import Capacity, Group, GroupLayout, RowSet, Segment, StepKind, kinds_for
 from peftserve.kernels.bypass.triton.plan import MOST_PROGRAMS, BypassPlan, Segments
 from peftserve.kernels.bypass.triton.slots import SlotTable
 from tests.kernels.bypass.triton.by_rows import ByRows
@@ -25,7 +25,7 @@ def make(h_elements: int = 1 << 22, rank: int = 16) -> BypassPlan:
 def step(*lengths: int) -> Segments:
     ends = [sum(lengths[: index + 1]) for index in range(len(lengths))]
     segments = [Segment(i % 64, 1.0, end - lengths[i], end) for i, end in enumerate(ends)]
-    return {Rows.TOKENS: segments, Rows.LOGITS: []}
+    return {RowSet.TOKENS: segments, RowSet.LOGITS: []}
 
 
 def test_groups_of_one_shape_are_planned_once_and_grids_are_exact() -> None:
@@ -61,7 +61,7 @@ def test_where_there_is_little_room_there_are_fewer_parts() -> None:
 @pytest.mark.parametrize(("rows", "kind"), [(rows, kind) for rows in (1, 4, 24, 64, 512) for kind in kinds_for(rows)])
 def test_captured_grids_are_for_their_kind_and_never_for_the_worst_case(rows: int, kind: StepKind) -> None:
     plan = make()
-    plan.update({rows: [] for rows in Rows}, Capacity(rows, kind))
+    plan.update({rows: [] for rows in RowSet}, Capacity(rows, kind))
     tiles = {EACH: (rows, rows), TILES: (-(-rows // 4), -(-rows // 2)), FEW: (rows // 16 + 4,) * 2}[kind]
     for shape, each in zip(LAYER, plan.launches, strict=True):
         assert tiles[0] <= each.tiles <= tiles[1]

@@ -1,4 +1,4 @@
-"""What the kernel moves, counted at each load and store that it makes in the interpreter."""
+"""The bytes that kernels move, counted at each load and store in the interpreter."""
 
 from collections import Counter
 from types import ModuleType
@@ -18,7 +18,7 @@ from peftserve.kernels.bypass.triton.designs import Design, rows_apart, rows_in_
 
 
 class Recorder:
-    """Bytes loaded from and stored to each tensor: of distinct addresses, and as often as they were asked for."""
+    """Counts bytes loaded from and stored to each tensor: those of distinct addresses, and all that were asked for."""
 
     def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
         self.distinct: Counter[str] = Counter()
@@ -40,7 +40,7 @@ class Recorder:
 
 @pytest.fixture
 def recorders(monkeypatch: pytest.MonkeyPatch, kit: ModuleType) -> list[Recorder]:
-    """Those in the list take all that the kernel does."""
+    """Let the recorders in the list see all loads and stores."""
     if kit.DEVICE != "cpu":
         pytest.skip("counts in the interpreter")
     made: list[Recorder] = []
@@ -87,7 +87,12 @@ def run(
     backend.begin(segments, [])
     tensors = {"x": x, "y0": y[0], "y1": y[1], "factors": case.arena}
     fixed = backend._fixed
-    memory = {"h": fixed.h, "lists": fixed.step_memory.there, "records": fixed.records, "table": backend._slots.table}
+    memory = {
+        "h": fixed.h,
+        "lists": fixed.step_memory.on_device,
+        "records": fixed.records,
+        "table": backend._slots.table,
+    }
     recorders.append(Recorder(tensors | memory))
     backend.lead_in()
     backend.add_(0, x, y)

@@ -1,4 +1,4 @@
-"""What the experts' kernels take of each GPU served, for `tests/kernels/compile_kernels.py`."""
+"""Compiles the experts' kernels for each GPU served, for `tests/kernels/compile_kernels.py`."""
 
 from collections.abc import Callable, Iterator
 from itertools import product
@@ -39,7 +39,7 @@ POINTERS = {
 
 
 def compile_with(kernel: Any, chosen: dict[str, int], dtype: str, target: GPUTarget) -> Any:
-    """chosen: constants and options."""
+    """Compile a kernel. chosen: constants and options."""
     constants = {name: value for name, value in chosen.items() if name.isupper()}
     options = {name: value for name, value in chosen.items() if not name.isupper()}
     signature = {
@@ -58,7 +58,7 @@ def compile_with(kernel: Any, chosen: dict[str, int], dtype: str, target: GPUTar
 def expert_entries(
     target_name: str, target: GPUTarget, resources: Callable[[Any], dict[str, int]]
 ) -> Iterator[dict[str, Any]]:
-    """Those of float32, which is for checks, and of factors at odd places on one GPU."""
+    """Compile the kernels; those in float32 and for unaligned factors for one GPU alone."""
     variants = [("bf16", ALIGNMENT), *([("fp32", ALIGNMENT), ("bf16", 1)] if target_name == "sm_90" else [])]
     made = [
         (mode, name, dtype, kernel, options_of(blocks, alignment))

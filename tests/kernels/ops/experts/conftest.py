@@ -11,7 +11,7 @@ import torch
 from peftserve.kernels.ops.experts.factory import ExpertTerms
 from peftserve.kernels.ops.experts.reference import naive_expert_delta
 from peftserve.kernels.ops.formulas import Op
-from peftserve.kernels.ops.site_plan import Part
+from peftserve.kernels.ops.site_plan import OpSegment
 
 WIDTHS = {"up_proj": (60, 72), "down_proj": (72, 60)}
 
@@ -33,17 +33,17 @@ class Case:
         self._used = self.alignment
 
     def add(self, name: str, **ranks: int) -> None:
-        """ranks: by parameter."""
+        """Write the factors of an adapter, of these ranks by parameter."""
         self.ops[name] = [self._op(parameter, rank) for parameter, rank in ranks.items()]
 
-    def parts(self, shares: Sequence[tuple[str, float, int, int]]) -> list[Part]:
-        return [Part(op, *share) for name, *share in shares for op in self.ops[name]]
+    def segments(self, shares: Sequence[tuple[str, float, int, int]]) -> list[OpSegment]:
+        return [OpSegment(op, *share) for name, *share in shares for op in self.ops[name]]
 
     def randn(self, *shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=self.generator).to(self.dtype)
 
     def routing_of(self, tokens: int, k: int) -> torch.Tensor:
-        """Each token's k different experts."""
+        """Draw k different experts for each token."""
         drawn = torch.rand(tokens, self.experts, generator=self.generator)
         return drawn.topk(k, dim=1).indices
 
@@ -60,14 +60,16 @@ class Case:
         return there.copy_(values)
 
 
-def check(case: Case, terms: ExpertTerms, parts: Sequence[Part], experts: torch.Tensor, tol: float) -> None:
-    """Both parameters against the reference. Pairs whose token has no adapter must come back bit for bit."""
+def check(case: Case, terms: ExpertTerms, segments: Sequence[OpSegment], experts: torch.Tensor, tol: float) -> None:
+    """Check both parameters against the reference, and pairs without an adapter bit for bit."""
     routing = terms.route(experts, case.experts)
-    bare = torch.tensor([not any(part.start <= row < part.end for part in parts) for row in range(len(experts))])
-    for parameter in dict.fromkeys(part.op.fields["parameter"] for part in parts):
+    bare = torch.tensor(
+        [not any(segment.start <= row < segment.end for segment in segments) for row in range(len(experts))]
+    )
+    for parameter in dict.fromkeys(segment.op.fields["parameter"] for segment in segments):
         width_in, width_out = case.widths[parameter]
         x, y = case.randn(experts.numel(), width_in), case.randn(experts.numel(), width_out)
-        wanted = y.double() + naive_expert_delta(parts, parameter, x, experts)
+        wanted = y.double() + naive_expert_delta(segments, parameter, x, experts)
         sorted_y = y[routing.order]
         terms.add_(parameter, x[routing.order], sorted_y, routing)
         got = routing.restored(sorted_y).flatten(0, 1)
@@ -79,5 +81,5 @@ def check(case: Case, terms: ExpertTerms, parts: Sequence[Part], experts: torch.
 
 @pytest.fixture(scope="session")
 def moe() -> ModuleType:
-    """This module, for tests."""
+    """Return this module to tests."""
     return sys.modules[__name__]

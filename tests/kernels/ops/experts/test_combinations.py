@@ -10,7 +10,7 @@ def test_rows_of_the_same_adapters_are_one_combination(moe: ModuleType) -> None:
     case.add("a", up_proj=4, down_proj=4)
     case.add("b", down_proj=2)
     shares = [("a", 0.5, 0, 2), ("b", 2.0, 1, 3), ("b", 1.0, 1, 3), ("a", 1.0, 4, 6), ("b", 1.0, 5, 6)]
-    found = all_combinations({"": case.parts(shares)}, 8)[""]
+    found = all_combinations({"": case.segments(shares)}, 8)[""]
     assert [op.fields["parameter"] for op in found.ops] == ["up_proj", "down_proj", "down_proj"]
     assert found.members[0] == ()
     sets = [set(found.members[number]) for number in found.of_row]
@@ -35,7 +35,7 @@ def test_modules_with_the_same_work_share_the_arrays(moe: ModuleType) -> None:
         case.add("a", down_proj=4)
         case.add("b", down_proj=2)
     same = [("a", 1.0, 0, 2), ("b", 1.0, 2, 3)]
-    work = {"1": one.parts(same), "2": other.parts(same), "3": other.parts([("b", 1.0, 2, 3)])}
+    work = {"1": one.segments(same), "2": other.segments(same), "3": other.segments([("b", 1.0, 2, 3)])}
     found = all_combinations(work, 3)
     assert found["1"].of_row is found["2"].of_row
     assert found["1"].weights is found["2"].weights

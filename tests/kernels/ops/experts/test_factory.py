@@ -9,7 +9,7 @@ import torch
 from peftserve.kernels.ops.experts.combinations import all_combinations
 from peftserve.kernels.ops.experts.factory import ExpertTerms, expert_terms
 from peftserve.kernels.ops.experts.triton_backend import Blocks, triton_terms
-from peftserve.kernels.ops.site_plan import Part
+from peftserve.kernels.ops.site_plan import OpSegment
 
 CPU = torch.device("cpu")
 SMALL = Blocks(block_m=16, block_k=32, block_n=64, least_chunk=64)
@@ -22,10 +22,10 @@ SHARES = {
 }
 
 
-def made(kind: str, parts: list[Part], rows: int) -> ExpertTerms:
+def made(kind: str, segments: list[OpSegment], rows: int) -> ExpertTerms:
     if kind == "torch":
-        return expert_terms({"": parts}, rows, CPU)[""]
-    return triton_terms(all_combinations({"": parts}, rows), CPU, SMALL)[""]
+        return expert_terms({"": segments}, rows, CPU)[""]
+    return triton_terms(all_combinations({"": segments}, rows), CPU, SMALL)[""]
 
 
 def a_case(moe: ModuleType, experts: int, **options: Any) -> Any:
@@ -42,44 +42,44 @@ def a_case(moe: ModuleType, experts: int, **options: Any) -> Any:
 def test_any_routing(moe: ModuleType, kind: str, shares: list[tuple[str, float, int, int]]) -> None:
     case = a_case(moe, 5)
     rows = max(end for *_, end in shares) + 3
-    parts = case.parts(shares)
+    segments = case.segments(shares)
     for experts in (
         case.routing_of(rows, 2),
         torch.full((rows, 1), 4),  # all tokens to one expert, and experts without tokens
         torch.tensor([[1, 1, 3]]).expand(rows, -1),  # one expert twice
     ):
-        moe.check(case, made(kind, parts, rows), parts, experts, 2e-6)
+        moe.check(case, made(kind, segments, rows), segments, experts, 2e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_16_bits_on_a_cpu(moe: ModuleType, dtype: torch.dtype) -> None:
     case = a_case(moe, 3, dtype=dtype)
-    parts = case.parts(SHARES["mixtures"])
-    moe.check(case, made("torch", parts, 16), parts, case.routing_of(16, 2), 1e-2)
+    segments = case.segments(SHARES["mixtures"])
+    moe.check(case, made("torch", segments, 16), segments, case.routing_of(16, 2), 1e-2)
 
 
 def test_16_bits_on_tensor_cores_lose_nothing_of_h(moe: ModuleType) -> None:
     """What remains is that of rounding y once, 2 to the power of -12 or so."""
     case = a_case(moe, 3, dtype=torch.float16)
-    parts = case.parts(SHARES["mixtures"])
-    moe.check(case, made("triton", parts, 16), parts, case.routing_of(16, 2), 3e-4)
+    segments = case.segments(SHARES["mixtures"])
+    moe.check(case, made("triton", segments, 16), segments, case.routing_of(16, 2), 3e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_factors_at_odd_places(moe: ModuleType, kind: str) -> None:
     case = a_case(moe, 3, alignment=1)
-    parts = case.parts(SHARES["one each"])
-    moe.check(case, made(kind, parts, 9), parts, case.routing_of(9, 2), 2e-6)
+    segments = case.segments(SHARES["one each"])
+    moe.check(case, made(kind, segments, 9), segments, case.routing_of(9, 2), 2e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_step_gives_the_same_bits(moe: ModuleType, kind: str) -> None:
     case = a_case(moe, 4)
-    parts = case.parts(SHARES["mixtures"])
+    segments = case.segments(SHARES["mixtures"])
     experts, results = case.routing_of(16, 2), []
     x, y = case.randn(32, 60), case.randn(32, 72)
     for _ in range(2):
-        terms, got = made(kind, parts, 16), y.clone()
+        terms, got = made(kind, segments, 16), y.clone()
         terms.add_("up_proj", x, got, terms.route(experts, 4))
         results.append(got)
     assert torch.equal(*results)

@@ -5,15 +5,15 @@ import torch
 
 from peftserve.kernels.ops.experts.combinations import all_combinations
 from peftserve.kernels.ops.experts.torch_backend import TorchExpertTerms
-from peftserve.kernels.ops.site_plan import Part
+from peftserve.kernels.ops.site_plan import OpSegment
 
 
 def test_factors_are_not_copied(moe: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """All that products read of adapters lies in the arena."""
     case = moe.Case(4)
     case.add("a", up_proj=16)
-    parts: list[Part] = case.parts([("a", 1.0, 0, 30)])
-    terms = TorchExpertTerms(all_combinations({"": parts}, 30)[""])
+    segments: list[OpSegment] = case.segments([("a", 1.0, 0, 30)])
+    terms = TorchExpertTerms(all_combinations({"": segments}, 30)[""])
     routing = terms.route(case.routing_of(30, 2), 4)
     storage, product = case.arena.untyped_storage().data_ptr(), torch.mm
     read = []

@@ -1,4 +1,4 @@
-"""What the kernels read of adapters, counted in the interpreter, and what is prepared on the host."""
+"""What the kernels read of adapters, counted in the interpreter, and what the host prepares."""
 
 from types import ModuleType
 from typing import Any
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def factors_read(monkeypatch: pytest.MonkeyPatch, moe: ModuleType) -> list[tuple[torch.Tensor, list[int]]]:
-    """To each memory in the list, the elements of it that kernels ask for are added."""
+    """Add, to each memory in the list, the elements of it that kernels ask for."""
     watched: list[tuple[torch.Tensor, list[int]]] = []
     load = interpreter.InterpreterBuilder.create_masked_load
 
@@ -39,17 +39,19 @@ def test_decode_reads_each_factor_once_for_each_adapter_and_expert(
     ranks = {"a": 8, "b": 16, "c": 40, "d": 1}
     for name, rank in ranks.items():
         case.add(name, up_proj=rank)
-    parts = case.parts([(name, 1.0, i * tokens, (i + 1) * tokens) for i, name in enumerate(ranks)])
+    segments = case.segments([(name, 1.0, i * tokens, (i + 1) * tokens) for i, name in enumerate(ranks)])
     rows = tokens * len(ranks) + 2
     experts = case.routing_of(rows, 2)
-    terms = triton_terms(all_combinations({"": parts}, rows), CPU)[""]
+    terms = triton_terms(all_combinations({"": segments}, rows), CPU)[""]
     routing = terms.route(experts, 4)
     x, y = case.randn(rows * 2, 96), case.randn(rows * 2, 160)
     factors_read.append((case.arena, []))
     terms.add_("up_proj", x, y, routing)
     asked = factors_read[0][1]
     met = {
-        (part.op.fields["a"].shape[1], e) for part in parts for e in experts[part.start : part.end].unique().tolist()
+        (segment.op.fields["a"].shape[1], e)
+        for segment in segments
+        for e in experts[segment.start : segment.end].unique().tolist()
     }
     assert len(asked) == len(set(asked)) == sum(rank * (96 + 160) for rank, _ in met)
 
@@ -58,8 +60,8 @@ def test_what_a_combination_consists_of(moe: ModuleType) -> None:
     case = moe.Case(2)
     case.add("a", up_proj=40)
     case.add("b", up_proj=8, down_proj=3)
-    parts = case.parts([("a", 1.0, 0, 1), ("a", 0.5, 1, 2), ("b", 0.5, 1, 2)])
-    found = units_of(all_combinations({"": parts}, 3)[""], FEW_ROWS)
+    segments = case.segments([("a", 1.0, 0, 1), ("a", 0.5, 1, 2), ("b", 0.5, 1, 2)])
+    found = units_of(all_combinations({"": segments}, 3)[""], FEW_ROWS)
     a, b = (case.ops[name][0].fields for name in "ab")
     offsets = [(one["a"].storage_offset(), one["b"].storage_offset()) for one in (a, b)]
     assert found["up_proj"].spans.tolist() == [[0, 0], [0, 3], [3, 4]]
@@ -86,10 +88,10 @@ def test_features_are_split_until_the_device_is_full(units: int, width: int, par
 def test_large_tiles(moe: ModuleType) -> None:
     case = moe.Case(2)
     case.add("a", up_proj=20)
-    parts = case.parts([("a", 1.0, 0, 50)])
+    segments = case.segments([("a", 1.0, 0, 50)])
     blocks = Blocks(block_m=64, block_k=32, block_n=64, stages=3, least_chunk=32)
-    terms = triton_terms(all_combinations({"": parts}, 50), CPU, blocks)[""]
-    moe.check(case, terms, parts, case.routing_of(50, 2), 2e-6)
+    terms = triton_terms(all_combinations({"": segments}, 50), CPU, blocks)[""]
+    moe.check(case, terms, segments, case.routing_of(50, 2), 2e-6)
 
 
 def test_every_kernel_is_run_once_before_the_first_step() -> None:

@@ -1,4 +1,4 @@
-"""The kernels, in one launch each: at odd shapes, with any number of adapters on a row, the formulas in float64."""
+"""The kernels, in one launch each, against the formulas in float64: odd shapes, any number of adapters on a row."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from peftserve.kernels.bypass.layout import Rows, Segment
-from peftserve.kernels.ops.formulas import FORMULAS, Op, Phase
+from peftserve.kernels.bypass.layout import RowSet, Segment
+from peftserve.kernels.ops.formulas import FORMULAS, Op, Stage
+from peftserve.kernels.ops.planner import CallPlanner
 from peftserve.kernels.ops.side import SideOps
-from peftserve.kernels.ops.site_plan import Part, SitePlan, Stacked
-from peftserve.kernels.ops.stepping import Stepping
+from peftserve.kernels.ops.site_plan import OpSegment, SitePlan, Stacked
 from peftserve.kernels.ops.triton import kernels as triton_kernels
 from peftserve.kernels.ops.triton.launches import KERNELS, Launch
 
@@ -20,7 +20,7 @@ Draw = Callable[..., torch.Tensor]
 
 
 def entries(draw: Draw, count: int, shape: tuple[int, int]) -> dict[str, torch.Tensor]:
-    """Rows of no entry, of some, and one of half of them."""
+    """Draw rows with no entry, with some, and one with half of them."""
     numbers = torch.Generator().manual_seed(count)
     rows = torch.randint(1, shape[0] - 1, (count,), generator=numbers)
     rows[: count // 2] = 7
@@ -69,8 +69,8 @@ class Arena:
         return view.copy_(tensor)
 
 
-def planned(ops: Mapping[int, Op], segments: Sequence[Segment], stepping: Stepping) -> SitePlan:
-    side = SideOps({"site": Rows.TOKENS}, stepping)
+def planned(ops: Mapping[int, Op], segments: Sequence[Segment], planner: CallPlanner) -> SitePlan:
+    side = SideOps({"site": RowSet.TOKENS}, planner)
     for slot, op in ops.items():
         side.attach(slot, {"site": [op]})
     side.begin(segments, [])
@@ -78,8 +78,8 @@ def planned(ops: Mapping[int, Op], segments: Sequence[Segment], stepping: Steppi
 
 
 def run(plan: SitePlan, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """What is rotated, or what comes out."""
-    return plan.before(x) if Phase.INPUT in plan.phases else plan.after(x, y.clone(), torch.zeros_like)
+    """Return the kernel's rotated inputs or outputs."""
+    return plan.before(x) if Stage.INPUT in plan.stages else plan.after(x, y.clone(), torch.zeros_like)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -94,11 +94,11 @@ def test_one_launch_is_what_the_formula_says(
     exact = {slot: Op(kind, {n: _double(v) for n, v in op.fields.items()}) for slot, op in ops.items()}
     # Columns of wider tensors, as those of modules whose outputs lie side by side.
     x, y = (drawn(n)(12, wide + 5).to(device, dtype)[:, :wide] for n, wide in ((1, width), (2, out)))
-    plan = planned(ops, segments, Stepping(kernels=True))
+    plan = planned(ops, segments, CallPlanner(kernels=True))
     got = run(plan, x, y)
-    (terms,) = plan.phases.values()
-    assert [type(step) for step in terms.steps] == [Launch]
-    wanted = run(planned(exact, segments, Stepping(0)), x.double(), y.double())
+    (terms,) = plan.stages.values()
+    assert [type(call) for call in terms.calls] == [Launch]
+    wanted = run(planned(exact, segments, CallPlanner(0)), x.double(), y.double())
     tolerance = 1e-5 if dtype is torch.float32 else 4e-3
     torch.testing.assert_close(got.double(), wanted, rtol=tolerance, atol=tolerance * float(wanted.abs().max()))
     assert torch.equal(run(plan, x, y), got)
@@ -110,7 +110,7 @@ def _double(value: Any) -> Any:
 
 def test_sites_of_a_plan_share_one_list_and_shapes_have_launches_of_their_own(device: str) -> None:
     arena, out = Arena(torch.float32, device), 24
-    side = SideOps({"one": Rows.TOKENS, "two": Rows.TOKENS}, Stepping(kernels=True))
+    side = SideOps({"one": RowSet.TOKENS, "two": RowSet.TOKENS}, CallPlanner(kernels=True))
     for slot in range(3):
         group = 4 if slot < 2 else 6
         draw = drawn(slot)
@@ -118,12 +118,12 @@ def test_sites_of_a_plan_share_one_list_and_shapes_have_launches_of_their_own(de
         scale = arena.put(Op("output_scale", {"d": draw(out)}))
         side.attach(slot, {"one": [pairs["one"], scale], "two": [pairs["two"]]})
     side.begin([Segment(slot, 1.0, slot, slot + 1) for slot in range(3)], [])
-    steps = {name: plan.phases[Phase.OUTPUT].steps for name, plan in side.plans.items()}
-    assert sorted(type(step).__name__ for step in steps["one"]) == ["Launch", "Launch", "Stacked"]
-    assert [type(step) for step in steps["two"]] == [Launch, Launch]
-    lists = {id(step.lists) for found in steps.values() for step in found if isinstance(step, Launch)}
+    calls = {name: plan.stages[Stage.OUTPUT].calls for name, plan in side.plans.items()}
+    assert sorted(type(call).__name__ for call in calls["one"]) == ["Launch", "Launch", "Stacked"]
+    assert [type(call) for call in calls["two"]] == [Launch, Launch]
+    lists = {id(call.lists) for found in calls.values() for call in found if isinstance(call, Launch)}
     assert len(lists) == 1
-    assert any(isinstance(step, Stacked) for step in steps["one"])
+    assert any(isinstance(call, Stacked) for call in calls["one"])
 
 
 def _pairs(draw: Draw, out: int, group: int) -> Op:
@@ -134,8 +134,8 @@ def test_a_long_part_runs_by_itself(device: str) -> None:
     arena = Arena(torch.float32, device)
     ops = {slot: arena.put(_pairs(drawn(slot), 24, 4)) for slot in range(3)}
     segments = [Segment(0, 1.0, 0, 40), Segment(1, 1.0, 40, 41), Segment(2, 1.0, 41, 42)]
-    (terms,) = planned(ops, segments, Stepping(kernels=True)).phases.values()
-    assert [type(step) for step in terms.steps] == [Part, Launch]
+    (terms,) = planned(ops, segments, CallPlanner(kernels=True)).stages.values()
+    assert [type(call) for call in terms.calls] == [OpSegment, Launch]
 
 
 def test_every_kernel_is_tested() -> None:

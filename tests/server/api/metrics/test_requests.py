@@ -5,7 +5,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from peftserve.adapters.names import VersionRef
-from peftserve.adapters.router import Part, Resolved
+from peftserve.adapters.router import Member, Resolved
 from peftserve.server.api.metrics.requests import MAX_ADAPTER_LABELS, OTHER, Metrics
 from peftserve.server.wire.messages import EngineStats
 
@@ -132,7 +132,7 @@ async def test_one_series_names_running_and_waiting_adapters(server, engine, unt
 def test_labels_of_adapters_are_bounded():
     metrics = Metrics()
     for i in range(MAX_ADAPTER_LABELS + 10):
-        resolved = Resolved((Part(VersionRef(f"a{i}", 1, "d"), 1.0),), "", "")
+        resolved = Resolved((Member(VersionRef(f"a{i}", 1, "d"), 1.0),), "", "")
         metrics.begin(resolved)
         for counter in metrics.token_counters(metrics.adapter_labels(resolved)):
             counter.inc(3)

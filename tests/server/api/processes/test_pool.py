@@ -7,7 +7,7 @@ import pytest
 from peftserve.adapters.leases import Leases
 from peftserve.server.api.processes.link import WorkerGone
 from peftserve.server.api.processes.pool import SharedLeases, Workers
-from peftserve.server.wire.control import Accounts, AwaitIdle, Serve
+from peftserve.server.wire.control import AwaitIdle, Serve, WorkerStats
 
 
 class _Link:
@@ -17,8 +17,8 @@ class _Link:
         self.gone = asyncio.Event()
         self.idle = asyncio.Event()
         self.told = []
-        self.accounts = Accounts()
-        self._now = Accounts(dict.fromkeys(leases, 1), [], {"requests": [("requests_total", {}, float(counted))]})
+        self.accounts = WorkerStats()
+        self._now = WorkerStats(dict.fromkeys(leases, 1), [], {"requests": [("requests_total", {}, float(counted))]})
         self._serves = serves
 
     async def call(self, make):
@@ -35,7 +35,7 @@ class _Link:
         if not self.gone.is_set():
             self.accounts = self._now
             return self.accounts
-        return Accounts()
+        return WorkerStats()
 
     def tell_to_stop(self):
         self.gone.set()

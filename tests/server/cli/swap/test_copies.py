@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from peftserve.adapters.checkpoint import read_header
+from peftserve.adapters.safetensors_header import read_header
 from peftserve.server.cli.errors import CommandError
 from peftserve.server.cli.swap.copies import Copies
 

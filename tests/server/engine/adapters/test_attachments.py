@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from peftserve.kernels.bypass.columns.spare import SpareColumns
-from peftserve.kernels.bypass.layout import BlobLayout, Group, GroupLayout, Rows, Segment
+from peftserve.kernels.bypass.layout import BlobLayout, Group, GroupLayout, RowSet, Segment
 from peftserve.kernels.ops.side import SideOps
 from peftserve.server.engine.adapters.attachments import Attachments
 from peftserve.server.engine.adapters.packing import AdapterLayout, OpLayout, Place, SiteGroups
@@ -21,8 +21,8 @@ TURNED = AdapterLayout(
 
 
 class Backend:
-    def __init__(self, takes_rows: bool) -> None:
-        self.takes_rows = takes_rows
+    def __init__(self, fuses_scale_and_bias: bool) -> None:
+        self.fuses_scale_and_bias = fuses_scale_and_bias
         self.layouts: dict[int, BlobLayout] = {}
         self.tokens: list[Segment] = []
 
@@ -42,9 +42,9 @@ class Backend:
     def add_(self, group: int, x: torch.Tensor, outputs: Sequence[torch.Tensor | None]) -> None: ...
 
 
-def make(*, takes_rows: bool = True) -> tuple[Any, Attachments]:
-    backend = Backend(takes_rows)
-    side = SideOps({"q": Rows.TOKENS})
+def make(*, fuses_scale_and_bias: bool = True) -> tuple[Any, Attachments]:
+    backend = Backend(fuses_scale_and_bias)
+    side = SideOps({"q": RowSet.TOKENS})
     attachments = Attachments(torch.randn(256), backend, side, {"q": nn.Linear(4, 4)}, None, SITES)
     attachments.attach(0, attachments.prepare(0, SCALED, {}))
     attachments.attach(1, attachments.prepare(64, TURNED, {}))
@@ -58,22 +58,22 @@ def test_a_step_of_riders_has_no_operators() -> None:
     assert not attachments.side.plans
     attachments.begin([Segment(0, 1.0, 0, 2), Segment(1, 1.0, 2, 3)], [])  # beside it, on rows of its own
     assert backend.layouts[0]
-    assert [part.start for terms in attachments.side.plans["q"].phases.values() for part in terms.parts] == [2]
+    assert [part.start for terms in attachments.side.plans["q"].stages.values() for part in terms.segments] == [2]
 
 
 def test_a_rider_that_is_mixed_with_an_operator_becomes_one() -> None:
     backend, attachments = make()
     attachments.begin([Segment(0, 0.5, 0, 2), Segment(1, 0.5, 0, 2)], [])
     assert backend.layouts[0] == {}
-    (terms,) = attachments.side.plans["q"].phases.values()
-    assert [part.op.kind for part in terms.parts] == ["output_scale", "pair_rotation"]
+    (terms,) = attachments.side.plans["q"].stages.values()
+    assert [part.op.kind for part in terms.segments] == ["output_scale", "pair_rotation"]
     attachments.detach(0)
     attachments.attach(0, attachments.prepare(0, SCALED, {}))
     assert backend.layouts[0]
 
 
 def test_a_backend_without_rows_gets_none() -> None:
-    backend, attachments = make(takes_rows=False)
+    backend, attachments = make(fuses_scale_and_bias=False)
     attachments.begin([Segment(0, 1.0, 0, 2)], [])
     assert backend.layouts[0] == {}
     assert list(attachments.side.plans) == ["q"]
@@ -88,8 +88,11 @@ LONG = Segment(2, 1.0, 0, 10)
 def wide() -> tuple[Any, Attachments, SpareColumns]:
     """Slots: 0 scales, 1 rotates, 2 and 3 are of low rank, 4 scales a norm, which has no product."""
     arena, weights = torch.randn(256), {0: torch.randn(4, 4 + 16)}
-    backend, columns = Backend(takes_rows=True), SpareColumns(arena, SITES.groups, weights, least_rows=4)
-    side, modules = SideOps({"q": Rows.TOKENS, "norm": Rows.TOKENS}), {"q": nn.Linear(4, 4), "norm": nn.LayerNorm(4)}
+    backend, columns = Backend(fuses_scale_and_bias=True), SpareColumns(arena, SITES.groups, weights, least_rows=4)
+    side, modules = (
+        SideOps({"q": RowSet.TOKENS, "norm": RowSet.TOKENS}),
+        {"q": nn.Linear(4, 4), "norm": nn.LayerNorm(4)},
+    )
     attachments = Attachments(arena, backend, side, modules, None, SITES, columns)
     for slot, layout in enumerate((SCALED, TURNED, LOW_RANK, LOW_RANK, A_NORMS)):
         attachments.attach(slot, attachments.prepare(0, layout, {}))

@@ -5,7 +5,7 @@ import torch
 
 from peftserve.adapters.bypass import Bypass
 from peftserve.adapters.primitives import LowRank, SharedLowRank, Spectral
-from peftserve.kernels.bypass.layout import Group, Rows, Segment
+from peftserve.kernels.bypass.layout import Group, RowSet, Segment
 from peftserve.kernels.bypass.reference import naive_delta
 from peftserve.server.engine.adapters.packing import ALIGNMENT, SiteGroups, pack
 
@@ -14,7 +14,7 @@ SITES = SiteGroups(
         Group(in_features=7, out_features=(5, 3, 3)),
         Group(in_features=6, out_features=(9,)),
         Group(in_features=11, out_features=(7,), gather=True),
-        Group(in_features=7, out_features=(11,), rows=Rows.LOGITS),
+        Group(in_features=7, out_features=(11,), rows=RowSet.LOGITS),
     ),
     places={"q": (0, 0), "k": (0, 1), "v": (0, 2), "down": (1, 0), "embed": (2, 0), "head": (3, 0)},
 )

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from peftserve.adapters import primitives as p
 from peftserve.adapters.bypass import Bypass, KVPrefix, SideAttention
-from peftserve.kernels.bypass.layout import Group, Rows, Segment
+from peftserve.kernels.bypass.layout import Group, RowSet, Segment
 from peftserve.kernels.bypass.torch.backend import TorchBypass
 from peftserve.kernels.bypass.triton.backend import TritonBypass
 from peftserve.kernels.ops.side import SideOps
@@ -68,7 +68,7 @@ class Bench:
         limits = {} if kind is TorchBypass else {"max_slots": 4, "max_rows": 16}
         backend = kind(self.arena, SITES.groups, **limits)
         modules = {name: nn.Linear(WIDTH, WIDTH) for name in SITES.places}
-        side = SideOps(dict.fromkeys(SITES.places, Rows.TOKENS))
+        side = SideOps(dict.fromkeys(SITES.places, RowSet.TOKENS))
         self.attachments = Attachments(self.arena, backend, side, modules, None, SITES)
         self.used = 0
 
@@ -102,7 +102,7 @@ def test_an_attach_copies_one_row_whatever_the_adapter_has(bench: Bench, name: s
 def test_a_rider_stops_riding_as_quickly(bench: Bench) -> None:
     attachments = bench.attachments
     attachments.attach(0, attachments.prepare(*bench.copy(BYPASSES["ia3"])))
-    rides = attachments.backend.takes_rows
+    rides = attachments.backend.fuses_scale_and_bias
     segments = [Segment(0, 1.0, 0, 2)]
     assert attachments.run_in_the_backend(segments) is rides
     attachments.attach(1, attachments.prepare(*bench.copy(BYPASSES["replacement"])))
@@ -137,4 +137,4 @@ def test_preparing_changes_nothing_that_a_step_reads(bench: Bench) -> None:
         attachments.prepare(*bench.copy(bypass))
     attachments.begin(segments, [])
     assert attachments.side.plans == plans
-    assert attachments.run_in_the_backend(segments) is attachments.backend.takes_rows
+    assert attachments.run_in_the_backend(segments) is attachments.backend.fuses_scale_and_bias

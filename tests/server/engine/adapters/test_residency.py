@@ -19,7 +19,7 @@ from peftserve.server.engine.adapters.packing import AdapterLayout, Blob, Shared
 from peftserve.server.engine.adapters.ranges import RangeAllocator
 from peftserve.server.engine.adapters.residency import AdapterResidency
 from peftserve.server.engine.scheduling.sequence import Lease
-from peftserve.server.wire.messages import AdapterPart
+from peftserve.server.wire.messages import WeightedAdapter
 
 FLOAT, ALIGNMENT = 4, 4
 SIZES = {"a": 8, "b": 8, "c": 12, "d": 16, "e": 4, "f": 24}
@@ -120,8 +120,8 @@ def finish(load: Load) -> None:
     future.set_result(prepare())
 
 
-def parts(*digests: str) -> list[AdapterPart]:
-    return [AdapterPart(digest, 0.5) for digest in digests]
+def parts(*digests: str) -> list[WeightedAdapter]:
+    return [WeightedAdapter(digest, 0.5) for digest in digests]
 
 
 @pytest.fixture

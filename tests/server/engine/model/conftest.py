@@ -1,7 +1,8 @@
-"""A model that is nothing but one layer of attention, and sequences on pages of one's choice."""
+"""A model that is nothing but one layer of attention, tiny real ones, and sequences on pages of one's choice."""
 
 from collections.abc import Callable
-from types import SimpleNamespace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -124,5 +125,16 @@ def make_sequence() -> Callable[..., Sequence]:
         sequence = Sequence("id", tokens, params, adapters=(), salt="", seed=0, eos_token_ids=frozenset())
         sequence.pages = pages
         return sequence
+
+    return make
+
+
+@pytest.fixture
+def tiny(oracle: ModuleType, tmp_path: Path) -> Callable[..., Path]:
+    """Writes one of the oracle's tiny models, with changes to its configuration."""
+
+    def make(architecture: str = "llama", **overrides: Any) -> Path:
+        folder: Path = oracle.tiny_model(architecture, 0, tmp_path / "model", **overrides)
+        return folder
 
     return make

@@ -13,7 +13,7 @@ from peftserve.server.engine.model.attention import PagedAttention
 from peftserve.server.engine.model.errors import UnservableModel
 from peftserve.server.engine.model.kv_cache import KVCache
 from peftserve.server.engine.model.runner import ModelRunner
-from peftserve.server.engine.scheduling.batch import Batch, Span
+from peftserve.server.engine.scheduling.batch import Batch, Chunk
 from peftserve.server.engine.scheduling.sequence import Sequence
 
 MakeSequence = Callable[..., Sequence]
@@ -49,7 +49,7 @@ def random_batches(chance: random.Random, sequences: list[Sequence]) -> list[Bat
         for sequence in chance.sample(sequences, len(sequences)):
             if sequence.num_remaining and chance.random() < 0.7:
                 count = chance.choice([1, 1, 1, min(sequence.num_remaining, chance.randint(1, 25))])
-                spans.append(Span(sequence, sequence.num_computed, count, samples=False))
+                spans.append(Chunk(sequence, sequence.num_computed, count, samples=False))
                 sequence.num_computed += count
         if spans:
             batches.append(Batch(spans))
@@ -78,7 +78,7 @@ def test_it_is_plain_attention_whatever_the_pages_and_chunks(
         expected = {id(sequence): model.expected(sequence.tokens) for sequence in sequences}
         for batch in random_batches(chance, sequences):
             result = runner.run(batch)
-            for span, offset in zip(batch.spans, result.offsets, strict=False):
+            for span, offset in zip(batch.chunks, result.offsets, strict=False):
                 got = result.logits[offset : offset + span.num_tokens]
                 wanted = expected[id(span.sequence)][span.start : span.end]
                 torch.testing.assert_close(got, wanted.float(), atol=1e-5, rtol=1e-5)
@@ -92,9 +92,9 @@ def test_decodes_of_very_different_lengths_run_together(toy: SimpleNamespace, ma
         pages = list(range(next_page, next_page + -(-length // 2)))
         next_page += len(pages)
         sequences.append(make_sequence([i % toy.VOCAB for i in range(length)], pages))
-    prefills = [Span(s, 0, len(s.tokens) - 1, samples=False) for s in sequences if len(s.tokens) > 1]
+    prefills = [Chunk(s, 0, len(s.tokens) - 1, samples=False) for s in sequences if len(s.tokens) > 1]
     runner.run(Batch(prefills))
-    decodes = [Span(s, len(s.tokens) - 1, 1, samples=True) for s in sequences]
+    decodes = [Chunk(s, len(s.tokens) - 1, 1, samples=True) for s in sequences]
     result = runner.run(Batch(decodes)).logits
     expected = torch.stack([model.expected(s.tokens)[-1] for s in sequences])
     torch.testing.assert_close(result, expected.float(), atol=1e-5, rtol=1e-5)
@@ -105,10 +105,10 @@ def test_what_one_sequence_overflowed_never_reaches_another(toy: SimpleNamespace
     model = toy.Model()
     runner = make_runner(toy, model, 4, poison=0.0)
     model.k[7], model.v[7] = float("inf"), float("nan")
-    runner.run(Batch([Span(make_sequence([7] * 16, [0, 1, 2, 3]), 0, 16, samples=False)]))
+    runner.run(Batch([Chunk(make_sequence([7] * 16, [0, 1, 2, 3]), 0, 16, samples=False)]))
     sequences = [make_sequence([1, 2, 3, 4, 5, 6], [2, 1]), make_sequence([9], [3])]
-    runner.run(Batch([Span(sequences[0], 0, 5, samples=False)]))
-    result = runner.run(Batch([Span(sequences[0], 5, 1, samples=True), Span(sequences[1], 0, 1, samples=True)]))
+    runner.run(Batch([Chunk(sequences[0], 0, 5, samples=False)]))
+    result = runner.run(Batch([Chunk(sequences[0], 5, 1, samples=True), Chunk(sequences[1], 0, 1, samples=True)]))
     expected = torch.stack([model.expected(s.tokens)[-1] for s in sequences])
     torch.testing.assert_close(result.logits, expected.float(), atol=1e-5, rtol=1e-5)
 
@@ -119,7 +119,7 @@ def test_sequences_of_one_step_may_share_a_page_that_is_written_in_it(
     model = toy.Model()
     runner = make_runner(toy, model, 4)
     first, second = make_sequence([1, 2, 3, 4, 5], [9, 8]), make_sequence([1, 2, 3, 4, 6], [9, 7])
-    spans = [Span(second, 4, 1, samples=True), Span(first, 0, 5, samples=True)]
+    spans = [Chunk(second, 4, 1, samples=True), Chunk(first, 0, 5, samples=True)]
     result = runner.run(Batch(spans)).logits
     expected = torch.stack([model.expected(s.tokens)[-1] for s in (second, first)])
     torch.testing.assert_close(result, expected.float(), atol=1e-5, rtol=1e-5)

@@ -17,7 +17,7 @@ from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
 from peftserve.server.engine.model import experts
 from peftserve.server.engine.model.loading import load_model
-from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingParams
+from peftserve.server.wire.messages import AddRequest, SamplingParams, WeightedAdapter
 
 MAX_TOKENS = 8
 UP, DOWN = "experts.gate_up_proj", "experts.down_proj"
@@ -41,7 +41,7 @@ def test_every_adapter_in_one_batch(oracle: ModuleType, tmp_path: Path, architec
     try:
         for name, adapter in adapters.items():
             engine.inspect_adapter(name, adapter)
-        parts = {name: [AdapterPart(name, 1.0)] for name in adapters} | {"": []}
+        parts = {name: [WeightedAdapter(name, 1.0)] for name in adapters} | {"": []}
         outputs = _serve(engine, parts)
         for name in parts:
             hf = oracle.peft_model(model, adapters[name]) if name else oracle.plain_model(model)
@@ -62,7 +62,7 @@ def test_a_mixture_is_the_weighted_sum_of_the_deltas(oracle: ModuleType, tmp_pat
             adapter = oracle.method_adapter(model, tmp_path / name, config)
             engine.inspect_adapter(name, adapter)
             _add_deltas(base, oracle.peft_model(model, adapter), weight)
-        outputs = _serve(engine, {"mix": [AdapterPart(*part) for part in weights.items()]})
+        outputs = _serve(engine, {"mix": [WeightedAdapter(*part) for part in weights.items()]})
         for i, prompt in enumerate(PROMPTS):
             _check(oracle.peft_generate(base, prompt, MAX_TOKENS), outputs[f"mix/{i}"])
     finally:
@@ -86,7 +86,7 @@ def test_the_kernels_give_the_same_tokens(oracle: ModuleType, tmp_path: Path, mo
             config = LoraConfig(task_type="CAUSAL_LM", **CONFIGS[name])
             adapters[name] = oracle.method_adapter(model, tmp_path / name, config)
             engine.inspect_adapter(name, adapters[name])
-        parts = {name: [AdapterPart(name, 1.0)] for name in adapters} | {"": []}
+        parts = {name: [WeightedAdapter(name, 1.0)] for name in adapters} | {"": []}
         outputs = _serve(engine, parts, PROMPTS[:1], max_tokens=5)
         for name in parts:
             hf = oracle.peft_model(model, adapters[name]) if name else oracle.plain_model(model)
@@ -119,7 +119,7 @@ def _add_deltas(base: Any, model: Any, weight: float) -> None:
 
 def _serve(
     engine: Engine,
-    parts: dict[str, list[AdapterPart]],
+    parts: dict[str, list[WeightedAdapter]],
     prompts: list[list[int]] = PROMPTS,
     max_tokens: int = MAX_TOKENS,
 ) -> dict[str, list[tuple[int, float]]]:

@@ -11,7 +11,7 @@ from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine, assembly
 from peftserve.server.engine.adapters.packing import SiteGroups
 from peftserve.server.engine.model.fused import fuse_siblings, separate_modules
-from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingParams
+from peftserve.server.wire.messages import AddRequest, SamplingParams, WeightedAdapter
 
 SITES = SiteGroups((Group(8, (6, 4)), Group(6, (8,))), {"q": (0, 0), "k": (0, 1), "o": (1, 0)})
 
@@ -91,7 +91,7 @@ def test_the_engines_tokens_are_those_of_peft(
             engine.inspect_adapter(name, adapter)
         sampling = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
         for name in wanted:
-            parts = [AdapterPart(name)] if name else []
+            parts = [WeightedAdapter(name)] if name else []
             engine.add_request(AddRequest(request_id=name, prompt_token_ids=prompt, sampling=sampling, adapters=parts))
         found: dict[str, list[int]] = {name: [] for name in wanted}
         while engine.has_work():

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from peftserve.kernels.bypass.layout import Rows
+from peftserve.kernels.bypass.layout import RowSet
 from peftserve.kernels.ops.side import SideOps
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine.model.hooks import BypassHooks
@@ -72,7 +72,7 @@ def test_one_call_serves_all_sites_of_a_group(hooked: Any) -> None:
     groups = loaded.sites.groups.groups
     assert sorted(group for group, *_ in backend.calls) == list(range(len(groups)))
     for group, shape, there in backend.calls:
-        rows = 2 if groups[group].rows is Rows.LOGITS else 5
+        rows = 2 if groups[group].rows is RowSet.LOGITS else 5
         assert shape == ((rows,) if groups[group].gather else (rows, groups[group].in_features))
         assert there == list(range(len(groups[group].out_features)))
 

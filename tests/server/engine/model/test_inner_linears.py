@@ -17,7 +17,7 @@ from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
 from peftserve.server.engine.model.inner_linears import inner_linears, redirect
 from peftserve.server.engine.model.loading import load_model
-from peftserve.server.wire.messages import AdapterPart, AddRequest, SamplingParams
+from peftserve.server.wire.messages import AddRequest, SamplingParams, WeightedAdapter
 
 PROMPTS = [[7, 8, 9, 7, 8, 41], [(5 * i) % 97 + 9 for i in range(40)]]
 NUM_TOKENS = 6
@@ -147,7 +147,7 @@ def run(engine: Engine, names: list[str]) -> dict[str, list[int]]:
     for name in names:
         adapter, _, prompt = name.partition("/")
         sampling = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True)
-        parts = [AdapterPart(adapter)] if adapter else []
+        parts = [WeightedAdapter(adapter)] if adapter else []
         request = AddRequest(request_id=name, prompt_token_ids=PROMPTS[int(prompt)], sampling=sampling, adapters=parts)
         engine.add_request(request)
     while engine.has_work():

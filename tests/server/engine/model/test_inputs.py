@@ -9,7 +9,7 @@ import torch
 from peftserve.kernels.device.step_memory import StepMemory
 from peftserve.server.engine.model.inputs import Feed, InputMemory, StepInputs, ranges
 from peftserve.server.engine.model.rows import RunningRows
-from peftserve.server.engine.scheduling.batch import Batch, Lineup, Span
+from peftserve.server.engine.scheduling.batch import Batch, Chunk, Lineup
 from peftserve.server.engine.scheduling.sequence import Sequence as EngineSequence
 
 CPU = torch.device("cpu")
@@ -21,7 +21,7 @@ class Steps:
         self.inputs = InputMemory(StepMemory(CPU), 16, 8)
         self._rows = RunningRows()
 
-    def run(self, spans: Sequence[Span], feed: Feed | None = None, graph_rows: int | None = None) -> StepInputs:
+    def run(self, spans: Sequence[Chunk], feed: Feed | None = None, graph_rows: int | None = None) -> StepInputs:
         return self.run_batch(Batch(spans), feed, graph_rows)
 
     def run_batch(self, batch: Batch, feed: Feed | None, graph_rows: int | None) -> StepInputs:
@@ -43,7 +43,7 @@ def test_ranges_follow_each_other(starts: list[int], lengths: list[int]) -> None
 def test_a_chunk_a_scored_prompt_and_a_decode(make_sequence: MakeSequence) -> None:
     chunk, scored = make_sequence([1, 2, 3, 4], [0]), make_sequence([5, 6], [1], prompt_logprobs=0)
     inputs = Steps().run(
-        [Span(chunk, 1, 2, False), Span(scored, 0, 2, True), Span(make_sequence([7], [2]), 0, 1, True)]
+        [Chunk(chunk, 1, 2, False), Chunk(scored, 0, 2, True), Chunk(make_sequence([7], [2]), 0, 1, True)]
     )
     assert inputs.ids.tolist() == [2, 3, 5, 6, 7]
     assert inputs.positions.tolist() == [1, 2, 0, 1, 0]
@@ -52,9 +52,9 @@ def test_a_chunk_a_scored_prompt_and_a_decode(make_sequence: MakeSequence) -> No
 
 
 def test_where_all_rows_reach_the_head_none_are_picked(make_sequence: MakeSequence) -> None:
-    assert Steps().run([Span(make_sequence([7], [0]), 0, 1, True)]).logit_rows is None
+    assert Steps().run([Chunk(make_sequence([7], [0]), 0, 1, True)]).logit_rows is None
     scored = make_sequence([5, 6], [1], prompt_logprobs=0)
-    assert Steps().run([Span(scored, 0, 2, True)]).logit_rows is None
+    assert Steps().run([Chunk(scored, 0, 2, True)]).logit_rows is None
 
 
 def test_tokens_that_only_the_device_knows_come_from_the_step_before(make_sequence: MakeSequence) -> None:
@@ -62,7 +62,7 @@ def test_tokens_that_only_the_device_knows_come_from_the_step_before(make_sequen
     for sequence in (waiting, anew):
         sequence.expect()
     feed = Feed(torch.tensor([91, 92, 93]), {waiting: 2, anew: 0})
-    spans = [Span(waiting, 2, 1, True), Span(other, 0, 2, True), Span(anew, 0, 3, True)]
+    spans = [Chunk(waiting, 2, 1, True), Chunk(other, 0, 2, True), Chunk(anew, 0, 3, True)]
     assert Steps().run(spans, feed).ids.tolist() == [93, 20, 21, 30, 31, 91]
 
 
@@ -74,7 +74,7 @@ def test_decodes_after_decodes_take_all_tokens_as_they_are(make_sequence: MakeSe
     feed = Feed(torch.tensor([91, 92, 93]), {sequence: row for row, sequence in enumerate(sequences)})
     steps = Steps()
     for order in ([0, 1, 2], [0, 1, 2], [2, 0, 1], [0, 2], [0]):
-        spans = [Span(sequences[i], 2, 1, True) for i in order]
+        spans = [Chunk(sequences[i], 2, 1, True) for i in order]
         for graph_rows in (None, 4):
             inputs = steps.run(spans, feed, graph_rows)
             assert inputs.ids[: len(order)].tolist() == [91 + i for i in order]
@@ -99,7 +99,7 @@ def test_a_graph_finds_its_inputs_at_one_place(make_sequence: MakeSequence) -> N
     """And nothing of earlier steps in the rows beyond its own."""
     steps = Steps()
     found = [
-        steps.run([Span(make_sequence([7, 8], [i]), 1, 1, True) for i in range(count)], None, 4) for count in (4, 2, 3)
+        steps.run([Chunk(make_sequence([7, 8], [i]), 1, 1, True) for i in range(count)], None, 4) for count in (4, 2, 3)
     ]
     assert found[-1].ids.tolist() == [8, 8, 8, 0]
     assert found[-1].positions.tolist() == [1, 1, 1, 0]

@@ -19,9 +19,7 @@ from peftserve.server.engine.model.errors import UnservableModel
 from peftserve.server.engine.model.fused import fuse_siblings
 from peftserve.server.engine.model.loading import (
     LoadedModel,
-    eos_token_ids,
     load_model,
-    tokenizer_facts,
     vocabulary_size,
 )
 
@@ -30,17 +28,6 @@ Tiny = Callable[..., Path]
 SMALL = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "bos_token_id": 0, "eos_token_id": 1}
 WIDTHS = {"num_attention_heads": 4, "intermediate_size": 48}
 KV = {"num_key_value_heads": 2, "pad_token_id": 2}
-
-
-@pytest.fixture
-def tiny(oracle: ModuleType, tmp_path: Path) -> Tiny:
-    """Writes one of the oracle's tiny models, with changes to its configuration."""
-
-    def make(architecture: str = "llama", **overrides: Any) -> Path:
-        folder: Path = oracle.tiny_model(architecture, 0, tmp_path / "model", **overrides)
-        return folder
-
-    return make
 
 
 def load(folder: Path, **options: Any) -> LoadedModel:
@@ -202,47 +189,6 @@ def test_a_twin_that_computes_something_else_is_told(
     assert not load(tiny()).twin_runs
 
 
-# Device and type
-
-
-def test_cuda_without_a_gpu_is_refused(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UnservableModel, match="--device cuda was asked for, but torch sees no GPU"):
-        load(tiny(), device="cuda")
-    assert loading._device("auto") == torch.device("cpu")
-
-
-def test_auto_is_cuda_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert loading._device("auto") == torch.device("cuda", 0)
-    assert loading._device("cpu") == torch.device("cpu")
-
-
-@pytest.mark.parametrize(
-    ("stored", "asked", "used"),
-    [
-        ("float32", "auto", torch.float32),
-        ("bfloat16", "auto", torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32),
-        ("bfloat16", "bfloat16", torch.bfloat16),
-        ("float16", "auto", torch.float32),
-        ("float16", "float16", torch.float16),
-        ("float32", "bfloat16", torch.bfloat16),
-        ("bfloat16", "float32", torch.float32),
-    ],
-)
-def test_the_type_on_a_cpu(tiny: Tiny, stored: str, asked: str, used: torch.dtype) -> None:
-    folder = tiny()
-    AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, stored)).save_pretrained(folder)
-    loaded = load(folder, dtype=asked)
-    assert loaded.dtype == used
-    assert {parameter.dtype for parameter in loaded.model.parameters()} == {used}
-
-
-def test_float16_stays_on_a_gpu() -> None:
-    config = transformers.LlamaConfig(dtype="float16")
-    assert loading._dtype("auto", config, torch.device("cuda")) == torch.float16
-
-
 def test_the_model_is_frozen_and_in_evaluation(tiny: Tiny) -> None:
     model = load(tiny(attention_dropout=0.5)).model
     assert not model.training
@@ -296,32 +242,3 @@ def test_the_trace_is_what_transformers_gives(tiny: Tiny) -> None:
     torch.testing.assert_close(loaded.trace.logits, expected)
     assert sorted(loaded.attention.layers) == [0, 1]
     assert vocabulary_size(loaded.model) == 300
-
-
-def test_the_tokenizer_is_read_as_transformers_resolves_it(tiny: Tiny) -> None:
-    text, template, special, eos = tokenizer_facts(str(tiny()), False)
-    assert text is not None
-    assert '"</s>"' in text
-    assert template is not None
-    assert special["bos_token"] == "<s>"
-    assert eos == 1
-
-
-def test_a_model_without_a_tokenizer_has_no_facts_of_one(tiny: Tiny) -> None:
-    folder = tiny()
-    for file in folder.glob("*token*"):
-        file.unlink()
-    assert tokenizer_facts(str(folder), False) == (None, None, {}, None)
-
-
-@pytest.mark.parametrize(
-    ("generation", "config", "tokenizer", "expected"),
-    [([4, 5], 6, 7, {4, 5}), (3, 6, 7, {3}), (None, 6, 7, {6}), (None, None, 7, {7}), (None, None, None, set())],
-)
-def test_ends_of_sequence(
-    tiny: Tiny, generation: Any, config: int | None, tokenizer: int | None, expected: set[int]
-) -> None:
-    model = load(tiny()).model
-    model.generation_config.eos_token_id = generation
-    model.config.eos_token_id = config
-    assert eos_token_ids(model, tokenizer) == expected

@@ -12,10 +12,9 @@ from torch import nn
 
 from peftserve.server.engine.model import packed_linear
 from peftserve.server.engine.model.packed_linear import pack_linears
+from peftserve.server.engine.private.torch_private import multiplies_bfloat16
 
-needs_bf16 = pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor has no bfloat16 products"
-)
+needs_bf16 = pytest.mark.skipif(not multiplies_bfloat16(), reason="this processor has no bfloat16 products")
 
 
 needs_x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="measured on x86 only")

@@ -16,15 +16,15 @@ from torch import nn
 
 from peftserve.adapters import primitives as p
 from peftserve.adapters.bypass import Bypass
-from peftserve.kernels.bypass.layout import BlobLayout, Group, GroupLayout, Rows, Segment
+from peftserve.kernels.bypass.layout import BlobLayout, Group, GroupLayout, RowSet, Segment
 from peftserve.kernels.bypass.torch.backend import TorchBypass
 from peftserve.kernels.bypass.torch.calibration import costs_of
 from peftserve.kernels.bypass.torch.costs import Cost, Costs
 from peftserve.kernels.bypass.torch.products import PLAIN, WIDE
 from peftserve.kernels.bypass.torch.slices import LOOP
-from peftserve.kernels.ops.formulas import FORMULAS, Op, Phase
+from peftserve.kernels.ops.formulas import FORMULAS, Op, Stage
+from peftserve.kernels.ops.planner import MOST_ROWS, CallPlanner
 from peftserve.kernels.ops.side import SideOps
-from peftserve.kernels.ops.stepping import MOST_ROWS, Stepping
 from peftserve.server.engine.adapters.attachments import Attachments
 from peftserve.server.engine.adapters.packing import SiteGroups, pack
 from peftserve.server.engine.model.hooks import BypassHooks
@@ -105,18 +105,18 @@ def _draw(seed: int) -> Draw:
 
 
 def every_primitive_of_a_linear() -> set[type]:
-    return {kind for kind in p.Primitive.__subclasses__() if FORMULAS[kind.kind].phase is not Phase.INSIDE}
+    return {kind for kind in p.Primitive.__subclasses__() if FORMULAS[kind.kind].stage is not Stage.INSIDE}
 
 
 class RowsBackend:
     """A backend that takes rows, as its protocol's formula reads."""
 
-    takes_rows, generation = True, 0
+    fuses_scale_and_bias, generation = True, 0
 
     def __init__(self, arena: torch.Tensor, groups: Sequence[Group]) -> None:
         self._arena, self._groups = arena, groups
         self._slots: dict[int, tuple[int, BlobLayout]] = {}
-        self._segments: dict[Rows, Sequence[Segment]] = {}
+        self._segments: dict[RowSet, Sequence[Segment]] = {}
 
     def prepare(self, base: int, layout: BlobLayout) -> tuple[int, BlobLayout]:
         return base, layout
@@ -128,7 +128,7 @@ class RowsBackend:
         del self._slots[slot]
 
     def begin(self, tokens: Sequence[Segment], logits: Sequence[Segment], **_: object) -> bool:
-        self._segments = {Rows.TOKENS: tokens, Rows.LOGITS: logits}
+        self._segments = {RowSet.TOKENS: tokens, RowSet.LOGITS: logits}
         return True
 
     def lead_in(self) -> None: ...
@@ -193,10 +193,10 @@ class Bench:
     def __post_init__(self) -> None:
         self.linear, self.norm = nn.Linear(IN, OUT), nn.LayerNorm(OUT)
         self.module, self.adapters = self.linear.forward, dict[int, Made]()
-        sites = SiteGroups((Group(IN, (OUT,), Rows.LOGITS if self.head else Rows.TOKENS),), {"linear": (0, 0)})
+        sites = SiteGroups((Group(IN, (OUT,), RowSet.LOGITS if self.head else RowSet.TOKENS),), {"linear": (0, 0)})
         self._sites, self._arena, self._used = sites, torch.full((1 << 17,), float("nan")), 0
         modules: dict[str, nn.Module] = {"linear": self.linear, "norm": self.norm}
-        self.side = SideOps({"linear": sites.groups[0].rows}, Stepping(self.stacked_rows))
+        self.side = SideOps({"linear": sites.groups[0].rows}, CallPlanner(self.stacked_rows))
         backend = BACKENDS[self.backend](self._arena, sites.groups)
         head = "linear" if self.head else None
         self.attachments = Attachments(self._arena, backend, self.side, modules, head, sites)
@@ -237,15 +237,15 @@ class Bench:
 
 def alone(module: Callable[..., torch.Tensor], made: Made, x: torch.Tensor, stream: torch.Tensor) -> torch.Tensor:
     """R(base(x + Σ in(x))), then Σ out of that, then Σ add, one primitive after the other."""
-    phases: dict[Phase, list[Callable[[torch.Tensor], torch.Tensor]]] = {phase: [] for phase in Phase}
+    stages: dict[Stage, list[Callable[[torch.Tensor], torch.Tensor]]] = {stage: [] for stage in Stage}
     for primitive in sorted(made, key=lambda one: isinstance(one, p.Rows)):
-        phases[FORMULAS[primitive.kind].phase].append(_formula(module, primitive, x, stream))
-    seen = x + sum(term(x) for term in phases[Phase.INPUT])
+        stages[FORMULAS[primitive.kind].stage].append(_formula(module, primitive, x, stream))
+    seen = x + sum(term(x) for term in stages[Stage.INPUT])
     y = module(seen)
-    for replaced in phases[Phase.REPLACE]:
+    for replaced in stages[Stage.REPLACE]:
         y = replaced(y)
-    y = y + sum(term(y) for term in phases[Phase.OUTPUT])
-    return y + sum(term(y) for term in phases[Phase.ADD])
+    y = y + sum(term(y) for term in stages[Stage.OUTPUT])
+    return y + sum(term(y) for term in stages[Stage.ADD])
 
 
 def _formula(

@@ -13,7 +13,7 @@ from peftserve.kernels.attention.torch import backend as torch_attention
 from peftserve.kernels.bypass.layout import Capacity, Segment, StepKind
 from peftserve.server.engine.model.kv_cache import KVCache
 from peftserve.server.engine.sampling import Append
-from peftserve.server.engine.scheduling.batch import Batch, Span
+from peftserve.server.engine.scheduling.batch import Batch, Chunk
 from peftserve.server.engine.scheduling.sequence import Lease, Sequence
 
 MakeSequence = Callable[..., Sequence]
@@ -43,7 +43,7 @@ def test_logits_are_of_the_rows_that_need_them(harness: Harness, make_sequence: 
     chunk = make_sequence([1] * 8, [0, 1])
     scored = make_sequence([2, 3, 4], [2], prompt_logprobs=0)
     last = make_sequence([5, 6], [3])
-    spans = [Span(chunk, 0, 5, False), Span(scored, 0, 3, True), Span(last, 0, 2, True)]
+    spans = [Chunk(chunk, 0, 5, False), Chunk(scored, 0, 3, True), Chunk(last, 0, 2, True)]
     result = harness.runner.run(Batch(spans))
     assert result.offsets == [0, 0, 3, 4]
     expected = torch.cat([harness.model.expected([2, 3, 4]), harness.model.expected([5, 6])[-1:]])
@@ -54,19 +54,19 @@ def test_output_tokens_of_a_scored_prompt_need_one_row(make_sequence: MakeSequen
     scored = make_sequence([1, 2], [0], prompt_logprobs=0)
     scored.expect()
     scored.append(3)
-    assert Span(scored, 2, 1, True).num_logit_rows == 1
-    assert Span(scored, 0, 3, True).num_logit_rows == 3
+    assert Chunk(scored, 2, 1, True).num_logit_rows == 1
+    assert Chunk(scored, 0, 3, True).num_logit_rows == 3
 
 
 def test_a_step_without_logits_runs(harness: Harness, make_sequence: MakeSequence) -> None:
-    result = harness.runner.run(Batch([Span(make_sequence([1] * 8, [0, 1]), 0, 5, False)]))
+    result = harness.runner.run(Batch([Chunk(make_sequence([1] * 8, [0, 1]), 0, 5, False)]))
     assert result.logits.shape[0] == 0
 
 
 def test_neighbours_with_equal_adapters_are_one_segment(harness: Harness, make_sequence: MakeSequence) -> None:
     parts: list[list[tuple[int, float]]] = [[], [(1, 1.0)], [(1, 1.0)], [(1, 0.5)], [(0, 0.2), (2, 0.8)]]
     sequences = [leased(make_sequence([1] * 4, [i]), *part) for i, part in enumerate(parts)]
-    spans = [Span(s, 0, n, n == 4) for s, n in zip(sequences, (4, 3, 4, 4, 2), strict=True)]
+    spans = [Chunk(s, 0, n, n == 4) for s, n in zip(sequences, (4, 3, 4, 4, 2), strict=True)]
     harness.runner.run(Batch(spans))
     [(tokens, logits)] = harness.backend.begun
     assert tokens == [
@@ -81,7 +81,7 @@ def test_neighbours_with_equal_adapters_are_one_segment(harness: Harness, make_s
 
 def test_a_step_of_the_base_alone_begins_no_bypass(harness: Harness, make_sequence: MakeSequence) -> None:
     harness.hooks.active = True
-    harness.runner.run(Batch([Span(leased(make_sequence([1], [0])), 0, 1, True)]))
+    harness.runner.run(Batch([Chunk(leased(make_sequence([1], [0])), 0, 1, True)]))
     assert not harness.backend.begun
     assert not harness.hooks.active
 
@@ -90,7 +90,7 @@ def test_a_step_that_fails_leaves_nothing_behind(harness: Harness, make_sequence
     forgotten = []
     harness.hooks.end = lambda: forgotten.append(True)
     with pytest.raises(IndexError):
-        harness.runner.run(Batch([Span(make_sequence([10_000], [0]), 0, 1, True)]))
+        harness.runner.run(Batch([Chunk(make_sequence([10_000], [0]), 0, 1, True)]))
     assert forgotten
     assert not harness.model.attention.side
 
@@ -102,8 +102,8 @@ def test_a_long_chunk_after_a_context_runs_in_blocks(
     monkeypatch.setattr(torch_attention, "MASKED_ROWS", block)
     tokens = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8]
     sequence = make_sequence(tokens, [4, 0, 2, 5, 1], prompt_logprobs=0)
-    harness.runner.run(Batch([Span(sequence, 0, 6, False)]))
-    result = harness.runner.run(Batch([Span(sequence, 6, 13, True)]))
+    harness.runner.run(Batch([Chunk(sequence, 0, 6, False)]))
+    result = harness.runner.run(Batch([Chunk(sequence, 6, 13, True)]))
     torch.testing.assert_close(result.logits, harness.model.expected(tokens)[6:].float(), atol=1e-5, rtol=1e-5)
 
 
@@ -132,10 +132,10 @@ def test_a_step_that_graphs_have_no_room_for_is_launched(
     begun.clear()
     tokens = [make_sequence([3, 4, 5], [0]), make_sequence([6, 7, 8], [1])]
     for count, wanted in ((1, [(1, one)]), (2, [(2, two), (2, None)])):
-        spans = [Span(leased(sequence, (i, 1.0)), 0, 3, True) for i, sequence in enumerate(tokens[:count])]
+        spans = [Chunk(leased(sequence, (i, 1.0)), 0, 3, True) for i, sequence in enumerate(tokens[:count])]
         harness.runner.run(Batch(spans))  # their keys
         begun.clear()
-        result = harness.runner.run(Batch([Span(sequence, 2, 1, True) for sequence in tokens[:count]]))
+        result = harness.runner.run(Batch([Chunk(sequence, 2, 1, True) for sequence in tokens[:count]]))
         assert begun == wanted
         expected = torch.stack([harness.model.expected(sequence.tokens)[-1] for sequence in tokens[:count]])
         torch.testing.assert_close(result.logits, expected.float(), atol=1e-5, rtol=1e-5)
@@ -148,7 +148,7 @@ def test_what_else_goes_over_is_there_with_the_step(harness: Harness, make_seque
     def also(append: Append) -> None:
         sent.append(append(np.array([7, 8, 9])))
 
-    spans = [Span(make_sequence([3, 4], [0]), 0, 2, True)]
+    spans = [Chunk(make_sequence([3, 4], [0]), 0, 2, True)]
     result = harness.runner.run(Batch(spans), None, also)
     assert [tensor.tolist() for tensor in sent] == [[7, 8, 9]]
     torch.testing.assert_close(result.logits, harness.model.expected([3, 4])[-1:].float(), atol=1e-5, rtol=1e-5)

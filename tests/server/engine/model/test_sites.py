@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from peftserve.adapters.sites import Site, SiteKind
-from peftserve.kernels.bypass.layout import Group, Rows
+from peftserve.kernels.bypass.layout import Group, RowSet
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine.model.loading import LoadedModel, load_model
 from peftserve.server.engine.model.sites import TracedSites
@@ -74,7 +74,7 @@ def test_modules_that_read_the_same_tensor_are_one_group(load: Load, architectur
         site, spec = loaded.sites.table.sites[name], loaded.sites.groups.groups[group]
         assert (site.in_features, site.out_features) == (spec.in_features, spec.out_features[position])
         assert spec.gather == (site.kind is SiteKind.EMBEDDING)
-        assert (spec.rows is Rows.LOGITS) == (site.kind is SiteKind.HEAD)
+        assert (spec.rows is RowSet.LOGITS) == (site.kind is SiteKind.HEAD)
 
 
 def test_sites_are_in_the_models_own_order(load: Load) -> None:
@@ -142,9 +142,9 @@ def test_what_is_between_the_body_and_the_head_sees_the_rows_whose_logits_are_wa
     sites = _bert(tmp_path)
     transform, head = "cls.predictions.transform", "cls.predictions.decoder"
     wanted = {f"{transform}.dense", f"{transform}.LayerNorm", head}
-    assert {name for name, rows in sites.rows().items() if rows is Rows.LOGITS} == wanted
+    assert {name for name, rows in sites.rows().items() if rows is RowSet.LOGITS} == wanted
     group, _ = sites.groups.places[f"{transform}.dense"]
-    assert sites.groups.groups[group].rows is Rows.LOGITS
+    assert sites.groups.groups[group].rows is RowSet.LOGITS
     assert sites.table.sites[f"{transform}.dense"].kind is SiteKind.LINEAR
     assert not sites.table.irregular
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from peftserve.kernels.bypass.layout import Group, Rows
+from peftserve.kernels.bypass.layout import Group, RowSet
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
 from peftserve.server.engine.adapters.packing import SiteGroups
@@ -17,7 +17,7 @@ from peftserve.server.engine.model.fused import fuse_siblings
 from peftserve.server.engine.model.packed_linear import pack_linears
 from peftserve.server.engine.model.wide import COLUMNS, spare_columns, widen
 
-GROUPS = (Group(8, (6, 4)), Group(6, (8,)), Group(8, (5,), rows=Rows.LOGITS), Group(9, (8,), gather=True))
+GROUPS = (Group(8, (6, 4)), Group(6, (8,)), Group(8, (5,), rows=RowSet.LOGITS), Group(9, (8,), gather=True))
 PLACES = {"q": (0, 0), "k": (0, 1), "o": (1, 0), "head": (2, 0), "embedding": (3, 0)}
 SITES = SiteGroups(GROUPS, PLACES)
 

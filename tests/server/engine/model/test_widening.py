@@ -7,7 +7,7 @@ from torch import nn
 
 from benchmarks.gpu_code import num_launches, write
 from peftserve.server.engine.model.callouts import Call, call_out
-from peftserve.server.engine.model.compiled import CompiledForward, parts_of
+from peftserve.server.engine.model.compiled import CompiledForward, operations_of
 from peftserve.server.engine.model.cutting import Piece
 from peftserve.server.engine.model.inputs import StepInputs
 from peftserve.server.engine.model.tracing import TracedModel, trace_model
@@ -73,7 +73,7 @@ def test_it_costs_no_launch_on_a_gpu_and_no_byte(model: Model) -> None:
     for columns in (0, COLUMNS):
         found = traced(model)
         assert widen_inputs(found, lambda owner, columns=columns: columns and room(owner)) == (2 if columns else 0)
-        pieces[columns] = [write(p) for p in parts_of(found) if isinstance(p, Piece) and not p.only_views]
+        pieces[columns] = [write(p) for p in operations_of(found) if isinstance(p, Piece) and not p.only_views]
     for plain, wide in zip(pieces[0], pieces[COLUMNS], strict=True):
         assert num_launches(plain) == num_launches(wide)
         assert plain.count("tl.store") == wide.count("tl.store")

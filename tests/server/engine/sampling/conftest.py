@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from peftserve.server.engine import staging
-from peftserve.server.engine.sampling import Parameters, Sampler, SampleRow, Sampling
+from peftserve.server.engine.sampling import PendingTokens, Sampler, SampleRow, SamplingMetadata
 
 
 class Event:
@@ -45,10 +45,10 @@ def unseen(pinned: list[Tensor]) -> Callable[[], AbstractContextManager[None]]:
 
 
 @pytest.fixture(scope="session")
-def prepare() -> Callable[[Sampler, Sequence[SampleRow]], Parameters]:
+def prepare() -> Callable[[Sampler, Sequence[SampleRow]], SamplingMetadata]:
     """Takes a seat for each row, and makes the step in which each gets the token behind its output."""
 
-    def prepare_rows(sampler: Sampler, rows: Sequence[SampleRow]) -> Parameters:
+    def prepare_rows(sampler: Sampler, rows: Sequence[SampleRow]) -> SamplingMetadata:
         for seat, row in enumerate(rows):
             sampler.seat(seat, row)
         ends = [row.num_before + len(row.output_token_ids) for row in rows]
@@ -58,6 +58,6 @@ def prepare() -> Callable[[Sampler, Sequence[SampleRow]], Parameters]:
 
 
 @pytest.fixture(scope="session")
-def start(prepare: Callable[..., Parameters]) -> Callable[[Sampler, Tensor, Sequence[SampleRow]], Sampling]:
+def start(prepare: Callable[..., SamplingMetadata]) -> Callable[[Sampler, Tensor, Sequence[SampleRow]], PendingTokens]:
     """Starts to sample rows of logits, each as its row says."""
     return lambda sampler, logits, rows: sampler.start(logits, prepare(sampler, rows))

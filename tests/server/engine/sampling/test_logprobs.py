@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from peftserve.server.engine.sampling import Sampler, SampleRow, Sampling, logprobs, start_prompt_logprobs
+from peftserve.server.engine.sampling import PendingTokens, Sampler, SampleRow, logprobs, start_prompt_logprobs
 from peftserve.server.engine.sampling.logprobs import LOWEST
 from peftserve.server.wire.messages import SamplingParams, TokenLogprobs
 
@@ -43,7 +43,7 @@ def test_many_rows_are_reported_in_chunks(monkeypatch: pytest.MonkeyPatch) -> No
     assert prompt_logprobs(logits[:0], [], 2) == []
 
 
-def test_each_row_gets_as_many_as_it_asks_for(start: Callable[..., Sampling]) -> None:
+def test_each_row_gets_as_many_as_it_asks_for(start: Callable[..., PendingTokens]) -> None:
     logits = torch.randn(4, 30)
     wanted = [None, 0, 3, 50]
     rows = [SampleRow(SamplingParams(temperature=0.0, logprobs=top), [], [], 0) for top in wanted]

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from peftserve.server.engine.sampling import Sampler, SampleRow, Sampling, start_prompt_logprobs
+from peftserve.server.engine.sampling import PendingTokens, Sampler, SampleRow, start_prompt_logprobs
 from peftserve.server.wire.messages import SamplingParams
 
 VOCAB = 900
-Start = Callable[[Sampler, Tensor, list[SampleRow]], Sampling]
+Start = Callable[[Sampler, Tensor, list[SampleRow]], PendingTokens]
 PLAIN = SamplingParams(temperature=0.0)
 STEPS = {
     "greedy": [PLAIN] * 3,

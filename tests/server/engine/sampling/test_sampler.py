@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from peftserve.server.engine.sampling import Sampled, Sampler, SampleRow, Sampling, greedy, parameters
+from peftserve.server.engine.sampling import PendingTokens, Sampled, Sampler, SampleRow, greedy, metadata
 from peftserve.server.wire.messages import SamplingParams, TokenLogprobs
 
 VOCAB = 40
@@ -26,7 +26,7 @@ class SampledToken(NamedTuple):
     logprobs: TokenLogprobs | None
 
 
-Start = Callable[[Sampler, Tensor, list[SampleRow]], Sampling]
+Start = Callable[[Sampler, Tensor, list[SampleRow]], PendingTokens]
 Sample = Callable[[Tensor, list[SampleRow]], list[SampledToken]]
 
 
@@ -169,7 +169,7 @@ def test_extreme_uniforms_stay_in_the_distribution(
     sample: Sample, monkeypatch: pytest.MonkeyPatch, largest: bool
 ) -> None:
     uniform = 1 - 2.0**-53 if largest else 0.0
-    monkeypatch.setattr(parameters, "uniforms", lambda seeds, _: np.full(len(seeds), uniform))
+    monkeypatch.setattr(metadata, "uniforms", lambda seeds, _: np.full(len(seeds), uniform))
     logits = torch.randn(200, 333) * 5
     logits[:, 0] = logits[:, -1] = -math.inf
     assert set(ids(sample(logits, [row(SamplingParams())] * 200))) == {331 if largest else 1}
@@ -255,8 +255,8 @@ def test_a_device_looks_for_the_best_token_of_a_row_once(
     temperatures: list[float],
 ) -> None:
     looked = []
-    best = greedy.best_number_ids
-    monkeypatch.setattr(greedy, "best_number_ids", lambda logits: looked.append(len(logits)) or best(logits))
+    best = greedy.argmax_ids
+    monkeypatch.setattr(greedy, "argmax_ids", lambda logits: looked.append(len(logits)) or best(logits))
     monkeypatch.setattr(greedy, "take_best", lambda _: pytest.fail("a second look"))
     logits = torch.randn(2, VOCAB)
     with unseen():

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from peftserve.server.engine.scheduling.sequence import Sequence as EngineSequence
-from peftserve.server.wire.messages import AdapterPart, SamplingParams
+from peftserve.server.wire.messages import SamplingParams, WeightedAdapter
 
 MakeSequence = Callable[..., EngineSequence]
 
@@ -24,7 +24,7 @@ def make_sequence() -> MakeSequence:
             request_id=f"sequence-{arrival}",
             prompt=list(prompt),
             sampling=SamplingParams(**sampling),  # type: ignore[arg-type]
-            adapters=tuple(AdapterPart(digest) for digest in adapters),
+            adapters=tuple(WeightedAdapter(digest) for digest in adapters),
             salt=salt,
             seed=0,
             eos_token_ids=frozenset(),

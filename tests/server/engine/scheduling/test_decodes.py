@@ -51,11 +51,12 @@ def test_it_is_as_if_each_was_looked_at(decoding: Callable[..., Sequence], data:
 
 def check_step(decodes: Decodes, known: list[Sequence]) -> None:
     batch = decodes.batch()
-    slots = [span.sequence.slots for span in batch.spans]
+    slots = [chunk.sequence.slots for chunk in batch.chunks]
     assert slots == sorted(slots)
     assert set(batch.lineup.sequences) == set(known)
     assert all(
-        (span.start, span.num_tokens, span.samples) == (len(span.sequence.tokens) - 1, 1, True) for span in batch.spans
+        (chunk.start, chunk.num_tokens, chunk.samples) == (len(chunk.sequence.tokens) - 1, 1, True)
+        for chunk in batch.chunks
     )
     filling = {s for s in known if len(s.tokens) % PAGE == 0}
     assert set(decodes.launched()) == filling
@@ -73,4 +74,4 @@ def test_a_batch_stays_as_it_was_scheduled(decoding: Callable[..., Sequence]) ->
     decodes.add(second)
     decodes.launched()
     assert batch.ends.tolist() == [3]
-    assert [span.sequence for span in batch.spans] == [first]
+    assert [chunk.sequence for chunk in batch.chunks] == [first]

@@ -12,15 +12,11 @@ from hypothesis import strategies as st
 
 from peftserve.server.engine.scheduling.batch import Batch
 from peftserve.server.engine.scheduling.page_pool import PagePool
-from peftserve.server.engine.scheduling.scheduler import (
-    PREFETCH,
-    PROMPT_LOGPROBS_CHUNK,
-    STARVATION_STEPS,
-    Scheduler,
-)
+from peftserve.server.engine.scheduling.running import PROMPT_LOGPROBS_CHUNK
+from peftserve.server.engine.scheduling.scheduler import PREFETCH, STARVATION_STEPS, Scheduler
 from peftserve.server.engine.scheduling.sequence import UNKNOWN, Lease
 from peftserve.server.engine.scheduling.sequence import Sequence as EngineSequence
-from peftserve.server.wire.messages import AdapterPart
+from peftserve.server.wire.messages import WeightedAdapter
 
 MakeSequence = Callable[..., EngineSequence]
 MOST_STEPS = 5000
@@ -40,12 +36,12 @@ class FakeResidency:
     resident: dict[str, int] = field(default_factory=dict)
     prepared: dict[str, int] = field(default_factory=dict)
 
-    def prepare(self, parts: Sequence[AdapterPart]) -> bool:
+    def prepare(self, parts: Sequence[WeightedAdapter]) -> bool:
         for part in parts:
             self.prepared[part.digest] = self.prepared.get(part.digest, -1) + 1
         return all(self.prepared[part.digest] >= self.fetch_steps for part in parts)
 
-    def reserve(self, parts: Sequence[AdapterPart]) -> Lease | None:
+    def reserve(self, parts: Sequence[WeightedAdapter]) -> Lease | None:
         digests = [part.digest for part in parts]
         missing = [digest for digest in digests if digest not in self.resident]
         idle = [digest for digest in self.resident if not self.holders[digest] and digest not in digests]
@@ -74,7 +70,7 @@ class FakeResidency:
 class Simulation:
     """Runs the batches of a scheduler on a cache that holds, for each position, the prefix that it belongs to.
 
-    What a span of one token writes, the others of its step may not find there yet.
+    What a chunk of one token writes, the others of its step may not find there yet.
     overlapped: a step's tokens are known only when the next one is on its way.
     """
 
@@ -90,10 +86,10 @@ class Simulation:
         batch = self.scheduler.schedule()
         self.scheduler.check_integrity()
         single = self._write(batch)
-        for span in batch.spans:
-            self._check_context(span.sequence, span.end)
-            assert not single.intersection(self._positions(span.sequence, span.start)), "read while it is written"
-            self.computed += span.num_tokens
+        for chunk in batch.chunks:
+            self._check_context(chunk.sequence, chunk.end)
+            assert not single.intersection(self._positions(chunk.sequence, chunk.start)), "read while it is written"
+            self.computed += chunk.num_tokens
         if self.overlapped:
             self._collect(self.on_its_way)
         self.scheduler.launched(batch)
@@ -104,9 +100,9 @@ class Simulation:
         return batch
 
     def _collect(self, batch: Batch) -> None:
-        for span in batch.spans:
-            if span.samples and not span.sequence.is_over:
-                self._advance(span.sequence)
+        for chunk in batch.chunks:
+            if chunk.samples and not chunk.sequence.is_over:
+                self._advance(chunk.sequence)
 
     def run(self, sequences: Sequence[EngineSequence] = ()) -> None:
         for sequence in sequences:
@@ -121,17 +117,17 @@ class Simulation:
         return [sequence.pages[i // self.page_size] * self.page_size + i % self.page_size for i in range(end)]
 
     def _write(self, batch: Batch) -> set[int]:
-        """The positions of spans of one token."""
+        """The positions of chunks of one token."""
         written, single = set[int](), set[int]()
-        for span in batch.spans:
-            assert span.start == span.sequence.num_computed
-            assert span.num_tokens > 0
-            positions = self._positions(span.sequence, span.end)
-            for i in range(span.start, span.end):
+        for chunk in batch.chunks:
+            assert chunk.start == chunk.sequence.num_computed
+            assert chunk.num_tokens > 0
+            positions = self._positions(chunk.sequence, chunk.end)
+            for i in range(chunk.start, chunk.end):
                 assert positions[i] not in written, "two sequences write one position"
                 written.add(positions[i])
-                self.cache[positions[i]] = depends_on(span.sequence, i)
-            if span.num_tokens == 1:
+                self.cache[positions[i]] = depends_on(chunk.sequence, i)
+            if chunk.num_tokens == 1:
                 single.add(positions[-1])
         return single
 
@@ -262,14 +258,14 @@ def check_step(run: Simulation, budget: int, max_running: int) -> None:
     advancing = {s.request_id for s in run.scheduler.running if s.num_remaining and not s.awaits_its_end}
     preemptions = run.scheduler.num_preemptions
     batch = run.step()
-    costs = [span.sequence.cost for span in batch.spans]
-    taken = sum(span.num_tokens * cost for span, cost in zip(batch.spans, costs, strict=True))
+    costs = [chunk.sequence.cost for chunk in batch.chunks]
+    taken = sum(chunk.num_tokens * cost for chunk, cost in zip(batch.chunks, costs, strict=True))
     assert batch.num_tokens <= budget
     assert taken < budget + max(costs, default=1), "adapters' work has no bound"
-    assert len(batch.spans) <= max_running
+    assert len(batch.chunks) <= max_running
     assert len(run.scheduler.running) <= max_running
     if preemptions == run.scheduler.num_preemptions:
-        assert advancing <= {span.sequence.request_id for span in batch.spans}
+        assert advancing <= {chunk.sequence.request_id for chunk in batch.chunks}
 
 
 def check_prefix_counts(run: Simulation, sequences: list[EngineSequence], prefix_caching: bool) -> None:
@@ -315,10 +311,10 @@ def test_a_page_that_one_token_fills_is_found_from_the_next_step_on(make_sequenc
     run = simulation(budget=3)
     first = make_sequence(prompt=range(4), max_tokens=1)
     run.scheduler.add(first)
-    assert [span.num_tokens for span in run.step().spans] == [3]
+    assert [chunk.num_tokens for chunk in run.step().chunks] == [3]
     beside, later = (make_sequence(prompt=range(5), max_tokens=1) for _ in range(2))
     run.scheduler.add(beside)
-    assert [(span.start, span.num_tokens) for span in run.step().spans] == [(3, 1), (0, 2)]
+    assert [(chunk.start, chunk.num_tokens) for chunk in run.step().chunks] == [(3, 1), (0, 2)]
     run.scheduler.add(later)
     run.run()
     assert (beside.num_cached, later.num_cached) == (0, 4), "also after the one that filled it has ended"
@@ -340,7 +336,7 @@ def test_decodes_run_beside_a_long_prefill(make_sequence: MakeSequence) -> None:
     run.scheduler.add(make_sequence(prompt=[2] * 1000, max_tokens=1))
     for _ in range(49):
         batch = run.step()
-        assert [span.num_tokens for span in batch.spans] == [1, 7]
+        assert [chunk.num_tokens for chunk in batch.chunks] == [1, 7]
     assert short.request_id in run.done
 
 
@@ -348,13 +344,13 @@ def test_a_token_takes_as_much_of_the_budget_as_adapters_work_on_it(make_sequenc
     run = simulation(budget=12)
     for adapters in (["a", "b", "c"], ["a"], []):
         run.scheduler.add(make_sequence(prompt=[1] * 40, adapters=adapters, max_tokens=1))
-    assert [(len(s.sequence.adapters), s.num_tokens) for s in run.step().spans] == [(3, 4)]
+    assert [(len(s.sequence.adapters), s.num_tokens) for s in run.step().chunks] == [(3, 4)]
     run.run()
     decoding = make_sequence(prompt=[1], adapters=["a", "b", "c"], max_tokens=30)
     run.scheduler.add(decoding)
     run.step()
     run.scheduler.add(make_sequence(prompt=[1] * 40, adapters=["a", "b"], salt="new", max_tokens=1))
-    assert {len(s.sequence.adapters): s.num_tokens for s in run.step().spans} == {3: 1, 2: (12 - 3) // 2}
+    assert {len(s.sequence.adapters): s.num_tokens for s in run.step().chunks} == {3: 1, 2: (12 - 3) // 2}
 
 
 def test_a_mixture_of_more_adapters_than_the_budget_has_tokens_for_still_runs(make_sequence: MakeSequence) -> None:
@@ -374,7 +370,7 @@ def test_a_prefill_goes_on_beside_decodes_that_take_the_whole_budget(make_sequen
     run.scheduler.add(others)
     run.step()
     assert len(run.scheduler.running) == 2
-    run.scheduler._max_batch_tokens = 4  # as if many such decoded
+    run.scheduler._running.max_batch_tokens = 4  # as if many such decoded
     before = cut.num_computed
     run.step()
     assert cut.num_computed == before + 1
@@ -390,7 +386,7 @@ def test_decodes_keep_their_rows_while_the_same_go_on(make_sequence: MakeSequenc
     assert first.only_decodes
     assert first.lineup is second.lineup
     assert (second.ends - first.ends).tolist() == [1] * 4
-    assert [span.end for span in first.spans] == first.ends.tolist()
+    assert [chunk.end for chunk in first.chunks] == first.ends.tolist()
     assert first.lineup.seats.tolist() == [s.seat for s in first.lineup.sequences]
     run.scheduler.remove(sequences[2])
     third = run.step()
@@ -406,7 +402,7 @@ def test_no_more_run_than_the_budget_has_tokens_for(make_sequence: MakeSequence)
     while run.scheduler.has_work():
         running = list(run.scheduler.running)
         assert len(running) <= 3
-        assert {span.sequence for span in run.step().spans} >= set(running)
+        assert {chunk.sequence for chunk in run.step().chunks} >= set(running)
 
 
 def test_the_newest_is_preempted_when_pages_run_out(make_sequence: MakeSequence) -> None:
@@ -447,8 +443,8 @@ def test_the_oldest_of_those_preempted_comes_back_first(make_sequence: MakeSeque
 def test_prompt_logprobs_are_computed_in_bounded_chunks(make_sequence: MakeSequence) -> None:
     run = simulation(num_pages=200, budget=4 * PROMPT_LOGPROBS_CHUNK)
     run.scheduler.add(make_sequence(prompt=[1] * 600, max_tokens=1, prompt_logprobs=0))
-    spans = [span for _ in range(3) for span in run.step().spans]
-    assert [span.num_logit_rows for span in spans] == [256, 256, 88]
+    chunks = [chunk for _ in range(3) for chunk in run.step().chunks]
+    assert [chunk.num_logit_rows for chunk in chunks] == [256, 256, 88]
 
 
 @pytest.mark.parametrize("beside", [(), ("x",)])
@@ -473,7 +469,7 @@ def test_others_run_while_adapters_load(make_sequence: MakeSequence) -> None:
     base = make_sequence(max_tokens=12)
     run.scheduler.add(base)
     for _ in range(12):
-        assert [span.sequence for span in run.step().spans] == [base]
+        assert [chunk.sequence for chunk in run.step().chunks] == [base]
     run.run()
 
 

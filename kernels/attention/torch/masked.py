@@ -1,0 +1,166 @@
+"""Masked attention in torch operators, over contiguous keys and values: single rows, and spans of several."""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+
+from ..layout import AttentionLayer
+from .running_keys import RunningKeys
+
+
+@dataclass
+class Decodes:
+    """Rows of one query each.
+
+    rows: (batch,) row numbers in the step, or None for all rows in order. lengths: (batch,) keys that each may see, its
+    own included. running: contiguous copies of their keys; if None, pages: (batch, pages), padded with any page.
+    """
+
+    rows: torch.Tensor | None
+    lengths: torch.Tensor
+    running: RunningKeys | None
+    pages: torch.Tensor | None
+    masks: dict[tuple[int | None, int], torch.Tensor] = field(default_factory=dict)
+
+    def mask(self, window: int | None, num_keys: int, kv_heads: int) -> torch.Tensor:
+        """Return (batch, kv_heads, 1, num_keys) float32, minus infinity for keys that are not seen.
+
+        Made once a step for each window and number of heads.
+        """
+        if (window, kv_heads) not in self.masks:
+            keys = torch.arange(num_keys, device=self.lengths.device)
+            unseen = keys >= self.lengths[:, None]
+            if window is not None:
+                unseen |= keys < self.lengths[:, None] - window
+            mask = torch.zeros(unseen.shape, device=unseen.device).masked_fill_(unseen, float("-inf"))
+            self.masks[window, kv_heads] = mask[:, None, None].repeat(1, kv_heads, 1, 1)
+        return self.masks[window, kv_heads]
+
+
+@dataclass
+class Prefill:
+    """Rows [begin, end) of the step, consecutive tokens of one sequence after `context` earlier ones.
+
+    pages: (1, pages), of which the first hold the context and the rows.
+    """
+
+    begin: int
+    end: int
+    context: int
+    pages: torch.Tensor
+    masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        """Count the keys that the last row sees."""
+        return self.context + self.end - self.begin
+
+    def mask(self, window: int | None, device: torch.device) -> torch.Tensor:
+        """Return which keys each row sees, (rows, total) booleans: causal, within the window."""
+        if window not in self.masks:
+            keys = torch.arange(self.total, device=device)
+            queries = keys[self.context :, None]
+            seen = keys <= queries
+            if window is not None:
+                seen &= keys > queries - window
+            self.masks[window] = seen
+        return self.masks[window]
+
+
+def attend_prefill(
+    span: Prefill,
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    layer: AttentionLayer,
+    sinks: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attend for the rows of one span.
+
+    query: (heads, rows, dim); keys, values: (1, kv heads, keys, dim), padded at the end. Returns (heads, rows, value
+    dim).
+    """
+    total = span.total
+    keys, values = keys[:, :, :total], values[:, :, :total]
+    sees_all = layer.window is None or layer.window >= total
+    if span.context == 0 and layer.softcap is None and sinks is None and sees_all:
+        grouped_heads = keys.shape[1] != query.shape[0]
+        out = F.scaled_dot_product_attention(
+            query[None], keys, values, is_causal=True, scale=layer.scale, enable_gqa=grouped_heads
+        )
+        return out[0]
+    heads, rows, dim = query.shape
+    grouped = query.reshape(1, keys.shape[1], -1, dim)
+    mask = span.mask(layer.window, query.device).repeat(heads // keys.shape[1], 1)[None, None]
+    return _attend(grouped, keys, values, mask, layer, sinks).reshape(heads, rows, values.shape[-1])
+
+
+def attend_decodes(
+    decode: Decodes,
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    layer: AttentionLayer,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """Attend for single rows. The query heads of a group are the rows of one product, so keys are not repeated.
+
+    query: (batch, heads, dim); keys, values: (batch, kv heads, keys, dim). Returns (batch, heads, value dim).
+    """
+    batch, heads, dim = query.shape
+    kv_heads = keys.shape[1]
+    grouped = query.reshape(batch, kv_heads, heads // kv_heads, dim)
+    mask = decode.mask(layer.window, keys.shape[2], kv_heads)
+    if query.dtype == torch.float32 and query.device.type == "cpu":
+        out = _attend_by_products(grouped, keys, values, mask, layer, sinks)
+    else:
+        out = _attend(grouped, keys, values, mask == 0, layer, sinks)
+    return out.reshape(batch, heads, values.shape[-1])
+
+
+def _attend_by_products(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor,
+    layer: AttentionLayer,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """Compute `_attend` as two batched products, which for a few rows are faster than the operator that torch fuses."""
+    query, keys, values, mask = (tensor.flatten(0, 1) for tensor in (query, keys, values, mask))
+    if layer.softcap is None:
+        scores = torch.baddbmm(mask, query, keys.transpose(1, 2), alpha=layer.scale)
+    else:
+        scores = torch.bmm(query, keys.transpose(1, 2)).mul_(layer.scale / layer.softcap).tanh_().mul_(layer.softcap)
+        scores += mask
+    if sinks is None:
+        return torch.bmm(scores.softmax(-1), values)
+    column = sinks.float().view(layer.kv_heads, -1, 1).repeat(len(query) // layer.kv_heads, 1, 1)
+    weights = torch.cat([scores, column], -1).softmax(-1)
+    return torch.bmm(weights[..., :-1], values)
+
+
+def _attend(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor,
+    layer: AttentionLayer,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """Attend over (batch, kv heads, rows, dim) with a mask; in plain operators for a soft cap or sinks.
+
+    The rows of a kv head are those of its query heads, one head after the other.
+    """
+    if layer.softcap is None and sinks is None:
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=layer.scale)
+    scores = torch.matmul(query, keys.transpose(-1, -2)) * layer.scale
+    if layer.softcap is not None:
+        scores = torch.tanh(scores / layer.softcap) * layer.softcap
+    scores = scores.float().masked_fill(~mask, float("-inf"))
+    if sinks is not None:
+        column = sinks.float().view(keys.shape[1], -1, 1).repeat_interleave(query.shape[2] // layer.group, 1)
+        scores = torch.cat([scores, column.expand(len(scores), -1, -1, 1)], -1)
+    weights = scores.softmax(-1).to(values.dtype)
+    return torch.matmul(weights[..., : keys.shape[2]], values)
