@@ -9,7 +9,8 @@ connection that is refused.
 import sys
 
 import httptools
-from ..private.uvicorn_private import HttpToolsProtocol
+
+from ..private.uvicorn_private import UvicornHttp
 from .refusals import INVALID, PIPELINED, Refusal, large_frames, large_head, long_url, many_headers
 from .upgrades import framing, parser_behind
 
@@ -20,7 +21,7 @@ HEADER_FRAME = 4  # the colon, the blank behind it and the end of the line
 LINE_FRAME = 64  # of the first line what is not the URL, and the head's last line
 
 
-class BoundedHttp(HttpToolsProtocol):
+class BoundedHttp(UvicornHttp):
     """requests: whole heads so far. received: bytes of bodies so far. in_head, in_body: where in a request we are.
 
     Without limits until `bound` sets them.

@@ -75,9 +75,9 @@ class HttpProtocol(BoundedHttp):
         if self.transport.is_closing():
             return
         self.flow.resume_reading()
-        if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
-        elif self.refusal is not None:
+        if self.start_next_request():
+            return
+        if self.refusal is not None:
             self._part(self.refusal)
         elif self._has_full_place:
             self._connections.idle(self)

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
+
+from ..private.prometheus_private import bound_label
 
 
 class Tally(Collector):
@@ -50,7 +51,7 @@ class Spread(Collector):
         metric, below = Metric(self._name, self._text, "histogram"), 0
         for bound, count in zip(self._bounds, self._counts, strict=True):
             below += count
-            metric.add_sample(f"{self._name}_bucket", {"le": floatToGoString(bound)}, float(below))  # type: ignore[no-untyped-call]
+            metric.add_sample(f"{self._name}_bucket", {"le": bound_label(bound)}, float(below))
         metric.add_sample(f"{self._name}_count", {}, float(below))
         metric.add_sample(f"{self._name}_sum", {}, self._sum)
         metric.add_sample(f"{self._name}_created", {}, self._created)

@@ -5,8 +5,8 @@ from typing import Any
 
 NAMES: Mapping[str, str] = {
     "transformers.utils.chat_template_utils.render_jinja_template": (
-        "Renders chats in the library's sandbox, with its filters and functions, as every other server of the model does. "
-        "Instead: `apply_chat_template` of a tokenizer, which brings torch into this process."
+        "Renders chats in the library's sandbox, with its filters and functions, as every other server of the model "
+        "does. Instead: `apply_chat_template` of a tokenizer, which brings torch into this process."
     ),
 }
 

@@ -1,20 +1,18 @@
-"""Text to tokens and back, and chats to text through the model's own template.
+"""Text to tokens and back, by the `tokenizer.json` that the engine sends.
 
-Made from the `tokenizer.json` that the engine sends. Knows nothing of requests; everything a client can get wrong
-is an `ApiError`.
+Knows nothing of requests; everything a client can get wrong is an `ApiError`.
 """
 
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
 
-import jinja2
 from tokenizers import Tokenizer as FastTokenizer
 
 from ...wire.messages import ModelInfo
 from ..http.errors import bad_request
+from .chat_template import ChatTemplate
 from .detokenizer import ByteLevelDetokenizer, Detokenizer, TokenBytes, WindowDetokenizer, detokenize
 from .length_bound import characters_per_token
 from .long_texts import LONG_TEXT, LongTexts
@@ -24,11 +22,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 MAX_CHARACTERS = 1 << 21  # of one text, in a second or two and half a gigabyte while they are encoded
 PORTION = 1 << 15  # characters of several texts that are encoded together
-MESSAGE = 64  # characters whose work a message is, beside its content
-TEMPLATE_ARGUMENTS = frozenset(
-    {"conversations", "messages", "tools", "documents", "chat_template", "add_generation_prompt"}
-    | {"continue_final_message", "return_assistant_tokens_mask"}
-)
 
 
 class Tokenizer:
@@ -40,13 +33,17 @@ class Tokenizer:
     def __init__(self, info: ModelInfo) -> None:
         self.vocab_size = info.vocab_size
         self.chat_template = info.chat_template
-        self._render = _template_renderer() if info.chat_template is not None else None
         self.special_tokens: Mapping[str, str] = info.special_tokens
         self._fast = FastTokenizer.from_str(info.tokenizer) if info.tokenizer is not None else None
         self._byte_level = info.tokenizer is not None and _is_byte_level(info.tokenizer)
         self._special_ids = _special_ids(self._fast)
         self._token_bytes = TokenBytes(self._fast, self._byte_level) if self._fast is not None else None
         self._long_texts = LongTexts()
+        self._chat = (
+            ChatTemplate(info.chat_template, info.special_tokens, self._long_texts)
+            if info.chat_template is not None
+            else None
+        )
         self.most_characters = max(MAX_CHARACTERS, 16 * info.max_model_len)
         per_token = (
             characters_per_token(info.tokenizer, _normalizer(self._fast)) if info.tokenizer is not None else None
@@ -100,44 +97,13 @@ class Tokenizer:
         """Tokens as the vocabulary spells them; "" for what is in none."""
         return await self._long_texts.run(len(token_ids), lambda: [self._spell(token_id) for token_id in token_ids])
 
-    async def render_chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        add_generation_prompt: bool,
-        continue_final_message: bool,
-        arguments: Mapping[str, Any],
-    ) -> str:
-        """The prompt's text. Runs in transformers' Jinja sandbox. Raises ApiError where the template refuses."""
-        render = self._require_template(arguments)
-        length = sum(len(message["content"]) + MESSAGE for message in messages)
-        try:
-            rendered = await self._long_texts.run(
-                length,
-                lambda: render(
-                    [[dict(message) for message in messages]],
-                    chat_template=self.chat_template,
-                    add_generation_prompt=add_generation_prompt,
-                    continue_final_message=continue_final_message,
-                    **{**self.special_tokens, **arguments},
-                ),
-            )
-        except jinja2.TemplateError as error:
-            raise bad_request(f"The model's chat template refuses these messages: {error}", "messages") from None
-        except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError):
-            raise bad_request("The model's chat template cannot render these messages.", "messages") from None
-        text: str = rendered[0][0]
-        return text
-
-    def _require_template(self, arguments: Mapping[str, Any]) -> Callable[..., Any]:
-        if self._render is None:
+    def require_chat_template(self) -> ChatTemplate:
+        """Return what renders chats as the model's prompts. Raises ApiError 400 for a model that has no template."""
+        if self._chat is None:
             raise bad_request(
                 "This model has no chat template; use /v1/completions with a prompt.", code="no_chat_template"
             )
-        taken = TEMPLATE_ARGUMENTS.intersection(arguments)
-        if taken:
-            raise bad_request(f"chat_template_kwargs may not set {sorted(taken)[0]!r}.", "chat_template_kwargs")
-        return self._render
+        return self._chat
 
     def _check(self, text: str) -> None:
         if self._fast is None:
