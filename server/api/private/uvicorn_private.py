@@ -17,7 +17,7 @@ _FLOW = "uvicorn.protocols.http.flow_control.FlowControl"
 _CALLBACKS = ("data_received", "on_message_begin", "on_headers_complete", "on_body", "on_message_complete")
 _CONNECTION = ("connection_made", "connection_lost", "on_response_complete")
 _STATE = ("self.parser", "self.headers", "self.url", "self.scope", "self.pipeline", "self.cycle", "self.flow")
-_PLACE = ("self.server_state", "self.transport", "self.client", "self.loop")
+_PLACE = ("self.server_state", "self.transport", "self.client", "self.loop", "self.tasks")
 _RESPONSE = ("self.response_complete", "self.response_started", "self.keep_alive")
 _END = ("self.disconnected", "self.message_event")
 _READING = ("pause_reading", "resume_reading", "self.read_paused")
@@ -39,8 +39,8 @@ NAMES: Mapping[str, str] = {
     f"'on_response=self.on_response_complete' in inspect.getsource({_PROTOCOL})": (
         "What is called at the end of an answer is looked up in the connection, so that ours is called."
     ),
-    f"{_PROTOCOL}._start_asgi_task": (
-        "Begins the next request of a connection, at the end of an answer: that is uvicorn's own without its timer for "
+    f"{_CYCLE}.run_asgi": (
+        "Begins the next request of a connection at the end of an answer, as uvicorn does but without its timer for "
         "idle connections, since ours looks at all of them at once. Instead: its timer, and no limits on idle ones."
     ),
     f"all(name in inspect.getsource({_PROTOCOL}) for name in {_STATE})": (
@@ -70,11 +70,14 @@ NAMES: Mapping[str, str] = {
 
 
 class UvicornHttp(HttpToolsProtocol):
-    """uvicorn's protocol, with a public method for what only a private one does."""
+    """uvicorn's protocol, with a method for what it does only together with its timer for idle connections."""
 
     def start_next_request(self) -> bool:
         """Begin the oldest request that waits on this connection; return False if none does."""
         if not self.pipeline:
             return False
-        self._start_asgi_task(*self.pipeline.pop())
+        cycle, app = self.pipeline.pop()
+        task = self.loop.create_task(cycle.run_asgi(app))
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
         return True
