@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 
 from ..config import ServerConfig
 from .admission import Admission
-from .engine.interface import Engine
+from .engine.interface import RemoteEngine
 from .http.auth import BearerAuth
 from .http.bodies import BodyLimit
 from .http.clock import Timeouts
@@ -24,14 +24,14 @@ from .routes.direct import DirectRoutes
 from .services import Adapters, Services, base_id
 
 EVERYWHERE = (generation, models, tokens, health)
-FIRST_ONLY = (adapters, vllm_adapters, metrics)
+PRIMARY_ONLY = (adapters, vllm_adapters, metrics)
 ALWAYS = frozenset({b"/health", b"/health/live", b"/health/ready", b"/metrics"})  # also beyond limits of connections
 
 
 def create_app(services: Services) -> ASGIApp:
     """Of the process that has the adapters. services: what the routes share."""
     services.engine.add_stats_listener(services.metrics.observe_stats)
-    return _guarded(services, _framework(services, [*EVERYWHERE, *FIRST_ONLY]))
+    return _guarded(services, _framework(services, [*EVERYWHERE, *PRIMARY_ONLY]))
 
 
 def create_worker_app(services: Services, forward: ASGIApp) -> ASGIApp:
@@ -42,7 +42,7 @@ def create_worker_app(services: Services, forward: ASGIApp) -> ASGIApp:
 
 
 def make_services(
-    engine: Engine,
+    engine: RemoteEngine,
     config: ServerConfig,
     opened: Adapters,
     counts: MutableSequence[int],

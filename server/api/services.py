@@ -20,10 +20,10 @@ from peftserve.adapters.store import AdapterStore
 from ..config import ServerConfig
 from ..wire.messages import EngineStats, ModelInfo
 from .admission import Admission
-from .engine.interface import Engine, EngineDead
+from .engine.interface import EngineDead, RemoteEngine
 from .http.errors import unavailable
 from .metrics.requests import Metrics
-from .processes.pool import SharedLeases, Workers
+from .processes.pool import SharedLeases, WorkerPool
 from .request_lease import RequestLease
 from .text.tokenizer import Tokenizer
 
@@ -43,20 +43,20 @@ class OwnedAdapters(Adapters):
 
     store: AdapterStore
     library: AdapterLibrary
-    workers: Workers
+    workers: WorkerPool
 
     async def requests_running(self) -> Counter[str]:
         """Digest to requests that hold it, in all processes."""
         total = Counter(self.leases.counts())
-        for accounts in await self.workers.accounts():
-            total.update(accounts.leases)
+        for stats in await self.workers.stats():
+            total.update(stats.leases)
         return total
 
 
 @dataclass
 class Services:
     config: ServerConfig
-    engine: Engine
+    engine: RemoteEngine
     adapters: Adapters
     admission: Admission
     metrics: Metrics
@@ -96,7 +96,7 @@ class Services:
 
 @asynccontextmanager
 async def open_adapters(
-    state_dir: Path, engine: Engine, base_id: str, workers: Workers
+    state_dir: Path, engine: RemoteEngine, base_id: str, workers: WorkerPool
 ) -> AsyncIterator[OwnedAdapters]:
     """The adapters of a state folder, brought into order first, and closed again at the end.
 

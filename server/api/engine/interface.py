@@ -25,7 +25,7 @@ class Sink(Protocol):
         """In place of all that would have come."""
 
 
-class Engine(Protocol):
+class RemoteEngine(Protocol):
     """One model that answers sequences; of adapters it knows digests only."""
 
     @property

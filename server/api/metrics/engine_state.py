@@ -10,13 +10,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from ...wire.messages import EngineStats, ModelInfo
-from ..engine.interface import Engine
+from ..engine.interface import RemoteEngine
 
 
 class EngineCollector(Collector):
     """model_name: the base's id, vLLM's label. names: (digest, name) of the adapters that requests in flight use."""
 
-    def __init__(self, engine: Engine, model_name: str, names: Collection[tuple[str, str]]) -> None:
+    def __init__(self, engine: RemoteEngine, model_name: str, names: Collection[tuple[str, str]]) -> None:
         self._engine = engine
         self._model_name = model_name
         self._names = names

@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 from ..private.prometheus_private import bound_label
 
 
-class Tally(Collector):
+class LockFreeCounter(Collector):
     def __init__(self, name: str, text: str, registry: CollectorRegistry) -> None:
         self._name, self._text = name, text
         self._total = 0
@@ -32,7 +32,7 @@ class Tally(Collector):
         return [metric]
 
 
-class Spread(Collector):
+class LockFreeHistogram(Collector):
     """buckets: upper bounds, ascending; one without a bound is added."""
 
     def __init__(self, name: str, text: str, registry: CollectorRegistry, buckets: Sequence[float]) -> None:

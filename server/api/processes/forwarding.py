@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from ..http.errors import unavailable
 
-FIRST = "first"  # the socket's name in the server's private folder
+PRIMARY = "first"  # the socket's name in the server's private folder
 KEPT_OPEN = 20  # connections, for the next requests
 _OF_ONE_CONNECTION = {b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"expect", b"te"}
 
@@ -22,7 +22,7 @@ class Forwarder:
     def __init__(self, folder: Path) -> None:
         # As many as there are requests: those of one client that is slow must not keep the others waiting for a turn.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=KEPT_OPEN)
-        transport = httpx.AsyncHTTPTransport(uds=str(folder / FIRST), limits=limits)
+        transport = httpx.AsyncHTTPTransport(uds=str(folder / PRIMARY), limits=limits)
         self._http = httpx.AsyncClient(transport=transport, timeout=None, trust_env=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,7 +47,7 @@ class Forwarder:
         headers = [pair for pair in request.headers.raw if pair[0] not in _OF_ONE_CONNECTION]
         has_body = "content-length" in request.headers or "transfer-encoding" in request.headers
         target = request.scope["raw_path"] + (b"?" + query if (query := request.scope["query_string"]) else b"")
-        url = httpx.URL(scheme="http", host=FIRST, raw_path=target)
+        url = httpx.URL(scheme="http", host=PRIMARY, raw_path=target)
         return self._http.build_request(
             request.method, url, headers=headers, content=request.stream() if has_body else None
         )

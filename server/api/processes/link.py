@@ -8,7 +8,7 @@ import msgspec
 
 from ...wire.control import Begin, Call, Done, GiveStats, Order, Stop, WorkerStats
 from ...wire.transport import Channel
-from .child import WorkerProcess
+from .process import WorkerProcess
 
 
 class WorkerGone(Exception):
@@ -16,10 +16,10 @@ class WorkerGone(Exception):
 
 
 class WorkerLink:
-    """Made by `begin`. accounts: as last heard. gone: set when the connection has ended."""
+    """Made by `begin`. stats: as last heard. gone: set when the connection has ended."""
 
     def __init__(self, process: WorkerProcess) -> None:
-        self.accounts = WorkerStats()
+        self.stats = WorkerStats()
         self.gone = asyncio.Event()
         self._process = process
         self._channel: Channel[Order, Done] = Channel(msgspec.msgpack.Decoder(Done), self._hear, self._lose)
@@ -46,14 +46,14 @@ class WorkerLink:
         finally:
             del self._calls[call.call_id]
 
-    async def look(self) -> WorkerStats:
-        """The accounts as they are now, which hold nothing where the process has ended."""
+    async def fetch_stats(self) -> WorkerStats:
+        """The stats as they are now, which hold nothing where the process has ended."""
         try:
             done = await self.call(GiveStats)
         except WorkerGone:
             return WorkerStats()
-        self.accounts = done.stats or WorkerStats()
-        return self.accounts
+        self.stats = done.stats or WorkerStats()
+        return self.stats
 
     def tell_to_stop(self) -> None:
         self._channel.send(Stop())

@@ -13,12 +13,12 @@ from collections.abc import Awaitable, Callable
 from peftserve.adapters.leases import Leases
 
 from ...wire.control import AwaitIdle, Call, Drain, Sample, Serve, WorkerStats
-from ..metrics.totals import added_up
+from ..metrics.totals import summed
 from .link import WorkerGone, WorkerLink
 
 logger = logging.getLogger(__name__)
 
-ACCOUNT_SECONDS = 1.0  # from one look at a process's accounts to the next, and the longest wait for them
+STATS_SECONDS = 1.0  # from one look at a process's stats to the next, and the longest wait for them
 SHORT_LIFE = 5.0  # seconds; of processes that end sooner, each is replaced later than the one before
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 10.0
@@ -26,7 +26,7 @@ LONGEST_PAUSE = 10.0
 StartWorker = Callable[[int], Awaitable[WorkerLink]]
 
 
-class Workers:
+class WorkerPool:
     """count: how many. start: starts the one with a number, from 1 on. Raises OSError, EngineDead.
 
     ended: called with the number of one that has ended, before another takes its place.
@@ -56,19 +56,19 @@ class Workers:
             for keeper in filter(asyncio.Task.done, self._keepers):
                 keeper.result()
 
-    async def accounts(self) -> list[WorkerStats]:
+    async def stats(self) -> list[WorkerStats]:
         """Of all that run; as last heard, of one that takes long."""
         links = list(self._links.values())
-        await asyncio.gather(*map(_look_soon, links))
-        return [link.accounts for link in links]
+        await asyncio.gather(*map(_fetch_soon, links))
+        return [link.stats for link in links]
 
     async def idle(self, digest: str) -> None:
         """Wait until none of them holds an adapter, which the registry has forgotten."""
         await self._tell_all(lambda call_id: AwaitIdle(call_id, digest))
 
     async def holds(self, digest: str) -> bool:
-        looks = await asyncio.gather(*(link.look() for link in self._links.values()))
-        return any(digest in accounts.leases for accounts in looks)
+        looks = await asyncio.gather(*(link.fetch_stats() for link in self._links.values()))
+        return any(digest in stats.leases for stats in looks)
 
     async def drain(self) -> None:
         """Let none take new requests; returns when nothing runs."""
@@ -97,7 +97,7 @@ class Workers:
             await self._attend(number, link)
             await link.end(0)
             del self._links[number]
-            self.past = added_up([self.past, link.accounts.tallies])
+            self.past = summed([self.past, link.stats.samples])
             self._ended(number)
             if self._stopping:
                 return
@@ -108,13 +108,13 @@ class Workers:
                 await asyncio.sleep(min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE))
 
     async def _attend(self, number: int, link: WorkerLink) -> None:
-        """Until the process ends: let it serve when it may, and note its accounts, which are lost with it."""
+        """Until the process ends: let it serve when it may, and note its stats, which are lost with it."""
         serving = asyncio.create_task(self._let_serve(number, link))
         try:
             while not link.gone.is_set():
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(link.gone.wait(), ACCOUNT_SECONDS)
-                await _look_soon(link)
+                    await asyncio.wait_for(link.gone.wait(), STATS_SECONDS)
+                await _fetch_soon(link)
         finally:
             serving.cancel()
 
@@ -136,7 +136,7 @@ class Workers:
 class SharedLeases:
     """Who holds adapters, in this process and in the others. own: the leases of this one."""
 
-    def __init__(self, own: Leases, workers: Workers) -> None:
+    def __init__(self, own: Leases, workers: WorkerPool) -> None:
         self._own = own
         self._workers = workers
 
@@ -152,6 +152,6 @@ async def _done_or_gone(link: WorkerLink, make: Callable[[int], Call]) -> None:
         await link.call(make)
 
 
-async def _look_soon(link: WorkerLink) -> None:
+async def _fetch_soon(link: WorkerLink) -> None:
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(link.look(), ACCOUNT_SECONDS)
+        await asyncio.wait_for(link.fetch_stats(), STATS_SECONDS)

@@ -11,9 +11,9 @@ import pytest
 from peftserve.server.api.app import create_app, create_worker_app, make_connections, make_services
 from peftserve.server.api.http.parser import MAX_HEADERS
 from peftserve.server.api.http.server import HttpServer, listen
-from peftserve.server.api.processes.fleet import _listen_in
 from peftserve.server.api.processes.forwarding import Forwarder
-from peftserve.server.api.processes.pool import Workers
+from peftserve.server.api.processes.pool import WorkerPool
+from peftserve.server.api.processes.resources import listen_in
 from peftserve.server.api.services import open_adapters, open_replica
 from peftserve.server.config import EngineConfig, ServerConfig
 
@@ -45,10 +45,12 @@ async def other(engine, tmp_path):
     counts = [0, 0]
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/tmp")))
-        owned = await stack.enter_async_context(open_adapters(config.state_dir, engine, "base", Workers(0, None, None)))
+        owned = await stack.enter_async_context(
+            open_adapters(config.state_dir, engine, "base", WorkerPool(0, None, None))
+        )
         first = await stack.enter_async_context(contextlib.AsyncExitStack())
         services = make_services(engine, config, owned, counts)
-        await first.enter_async_context(_serving(create_app(services), _listen_in(folder), make_connections(services)))
+        await first.enter_async_context(_serving(create_app(services), listen_in(folder), make_connections(services)))
         replica = stack.enter_context(open_replica(config.state_dir, "base"))
         forwarder = Forwarder(folder)
         stack.push_async_callback(forwarder.close)

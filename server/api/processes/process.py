@@ -4,11 +4,12 @@ Knows processes and descriptors; does not know what is said.
 """
 
 import asyncio
-import contextlib
 import socket
 import sys
 
-WORKER_MODULE = "peftserve.server.api.secondary"
+from ..engine.process import end_process
+
+WORKER_MODULE = "peftserve.server.api.worker"
 
 
 class WorkerProcess:
@@ -41,10 +42,5 @@ class WorkerProcess:
         return cls(ours, process)
 
     async def stop(self, patience: float) -> None:
-        """Waits for the process to end by itself for at most `patience` seconds, then ends it. Idempotent."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._process.wait(), patience)
-            return
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
-        await self._process.wait()
+        """Wait at most `patience` seconds for the process to end by itself, then kill it."""
+        await end_process(self._process, patience)

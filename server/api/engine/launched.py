@@ -6,15 +6,15 @@ import socket
 from ...config import EngineConfig
 from ...wire.launch import engine_command
 from ...wire.messages import ModelInfo, Shutdown
-from .child import CommandMaker, EngineProcess
 from .client import SHUTTING_DOWN, EngineClient
 from .interface import EngineDead
+from .process import CommandMaker, EngineProcess
 
 SHUTDOWN_PATIENCE = 10.0  # seconds that an engine may take to leave its step loop
 EXIT_PATIENCE = 1.0  # seconds from the end of its connection to that of the process
 
 
-class OwnEngine(EngineClient):
+class LaunchedEngine(EngineClient):
     """`start` first."""
 
     def __init__(self, config: EngineConfig, make_command: CommandMaker = engine_command) -> None:

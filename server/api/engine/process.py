@@ -56,15 +56,23 @@ class EngineProcess:
         return await self._process.wait()
 
     async def stop(self, patience: float) -> int:
-        """Waits for the process to end by itself for at most `patience` seconds, then ends it. Idempotent."""
-        with contextlib.suppress(TimeoutError):
-            return await asyncio.wait_for(self._process.wait(), patience)
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
-        return await self._process.wait()
+        """End the process as `end_process` does, and return its exit code."""
+        return await end_process(self._process, patience)
 
     def close(self) -> None:
         """Releases the door and the life line; the process has ended."""
         if self._process.stdin is not None:
             self._process.stdin.close()
         self._door.close()
+
+
+async def end_process(process: asyncio.subprocess.Process, patience: float) -> int:
+    """Wait at most `patience` seconds for a child process to end by itself, then kill it.
+
+    Returns its exit code; one that has ended already is fine.
+    """
+    with contextlib.suppress(TimeoutError):
+        return await asyncio.wait_for(process.wait(), patience)
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    return await process.wait()

@@ -17,26 +17,26 @@ from msgspec.structs import replace
 from ...config import ServerConfig
 from ...wire.control import Begin
 from ...wire.launch import encode_config
-from ..engine.owned import OwnEngine
+from ..engine.launched import LaunchedEngine
 from ..http.connection_counts import ConnectionCounts
 from ..http.server import BACKLOG, check_free, listen
-from .child import WorkerProcess
-from .forwarding import FIRST
+from .forwarding import PRIMARY
 from .link import WorkerLink
-from .pool import Workers
+from .pool import WorkerPool
+from .process import WorkerProcess
 from .shared_counts import shared_counts, view, view_of_connections
 
 LONGEST_SOCKET_PATH = 100  # the kernel takes 107 bytes
 
 
 @dataclass(frozen=True)
-class Fleet:
+class ServerResources:
     """listeners: of the first process, the public one before all others. counts: sequences in flight by process.
 
     connections: open ones, the same way. started: in seconds since 1970.
     """
 
-    workers: Workers
+    workers: WorkerPool
     listeners: list[socket.socket]
     counts: MutableSequence[int]
     connections: ConnectionCounts
@@ -44,7 +44,7 @@ class Fleet:
 
 
 @contextmanager
-def open_fleet(config: ServerConfig, engine: OwnEngine) -> Iterator[Fleet]:
+def open_resources(config: ServerConfig, engine: LaunchedEngine) -> Iterator[ServerResources]:
     """The port is taken, and no process is started before `workers.launch`. Raises OSError."""
     several = config.api_workers > 1
     with ExitStack() as stack:
@@ -53,7 +53,7 @@ def open_fleet(config: ServerConfig, engine: OwnEngine) -> Iterator[Fleet]:
         public = stack.enter_context(listen(config.host, config.port, shared=several))
         counts = stack.enter_context(shared_counts(config.api_workers))
         folder = stack.enter_context(_private_folder()) if several else Path()
-        private = [stack.enter_context(_listen_in(folder))] if several else []
+        private = [stack.enter_context(listen_in(folder))] if several else []
         started = int(time.time())
         begin = Begin(
             number=0,
@@ -63,14 +63,14 @@ def open_fleet(config: ServerConfig, engine: OwnEngine) -> Iterator[Fleet]:
             started=started,
         )
         starter = _Starter(engine, counts, begin)
-        workers = Workers(config.api_workers - 1, starter.start, starter.forget)
-        yield Fleet(workers, [public, *private], starter.counts, starter.connections, started)
+        workers = WorkerPool(config.api_workers - 1, starter.start, starter.forget)
+        yield ServerResources(workers, [public, *private], starter.counts, starter.connections, started)
 
 
 class _Starter:
     """file: descriptor of that of the counts."""
 
-    def __init__(self, engine: OwnEngine, file: int, begin: Begin) -> None:
+    def __init__(self, engine: LaunchedEngine, file: int, begin: Begin) -> None:
         self.counts = view(file)
         self.connections = view_of_connections(file)
         self._engine = engine
@@ -92,7 +92,7 @@ class _Starter:
 def _private_folder() -> Iterator[Path]:
     """A new folder that only this user can enter, with a path short enough for a Unix socket."""
     folder = Path(tempfile.mkdtemp(prefix="peftserve-"))
-    if len(str(folder / FIRST)) > LONGEST_SOCKET_PATH:
+    if len(str(folder / PRIMARY)) > LONGEST_SOCKET_PATH:
         folder.rmdir()
         folder = Path(tempfile.mkdtemp(prefix="peftserve-", dir="/tmp"))
     try:
@@ -101,8 +101,8 @@ def _private_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _listen_in(folder: Path) -> socket.socket:
+def listen_in(folder: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(folder / FIRST))
+    listener.bind(str(folder / PRIMARY))
     listener.listen(BACKLOG)
     return listener

@@ -1,6 +1,6 @@
 """An API process beside the first: it answers what asks the model itself, and hands on all else.
 
-    python -m peftserve.server.api.secondary CONTROL ENGINE COUNTS
+    python -m peftserve.server.api.worker CONTROL ENGINE COUNTS
 
 Three descriptors: the connections to the first process and to the engine, and the file of shared counts. It reads the
 registry that the first one writes. It ends when it is told to, or when the first ends.
@@ -27,7 +27,7 @@ from ..wire.transport import Channel
 from .app import create_worker_app, make_connections, make_services
 from .engine.client import EngineClient
 from .http.server import HttpServer, listen
-from .metrics.totals import tallies_of
+from .metrics.totals import samples_of
 from .processes.forwarding import Forwarder
 from .processes.shared_counts import view, view_of_connections
 from .services import Services, base_id, open_replica
@@ -89,11 +89,11 @@ class ApiWorker:
     async def _answer(self, call: Call) -> None:
         services = await self._services
         try:
-            accounts = await self._do(services, call)
+            stats = await self._do(services, call)
         except Exception as error:
             self._stop(error)
         else:
-            self._channel.send(Done(call.call_id, accounts))
+            self._channel.send(Done(call.call_id, stats))
 
     async def _do(self, services: Services, call: Call) -> WorkerStats | None:
         match call:
@@ -108,7 +108,7 @@ class ApiWorker:
                 return WorkerStats(
                     services.adapters.leases.counts(),
                     services.metrics.names_in_use(),
-                    tallies_of(services.metrics.registry),
+                    samples_of(services.metrics.registry),
                 )
         return None
 
