@@ -6,7 +6,6 @@ that are answered whatever happens.
 
 import asyncio
 import logging
-import resource
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -151,25 +150,3 @@ class OpenConnections:
             return False
         self._waiting.popitem(last=False)[0].give_way()
         return True
-
-
-OTHERS = 256  # for all else that a process opens
-OF_EACH = 2  # a request that is passed on takes a second connection
-
-logger = logging.getLogger(__name__)
-
-
-def room_for(connections: int) -> int:
-    """Make room for as many, as far as the system lets us. Returns how many there is room for; 0: no limit."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = OTHERS + OF_EACH * connections
-    if soft == resource.RLIM_INFINITY or (connections and soft >= wanted):
-        return connections
-    if not connections:
-        wanted = max(soft, hard)
-    soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    room = max(1, (soft - OTHERS) // OF_EACH)
-    if room < connections:
-        logger.warning("The system's limit on open files (%d) allows for %d connections only", soft, room)
-    return min(room, connections) if connections else 0

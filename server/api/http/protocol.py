@@ -6,10 +6,7 @@ it passes on has come through a public one.
 """
 
 import asyncio
-import fcntl
 import socket
-import struct
-import termios
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -17,6 +14,7 @@ from .clock import ConnectionClock, Doing, Overdue
 from .connections import OpenConnections, Place
 from .parser import BoundedHttp
 from .refusals import CROWDED, CROWDED_ADDRESS, SLOW_BODY, SLOW_HEAD, Refusal
+from .transport import JoinedWrites
 
 MOST_DROPPED = 256 << 10  # bytes that a refused client may still send, before it is closed in its midst
 CONNECTION = "peftserve.connection"  # in the ASGI scope: the `HttpProtocol`
@@ -33,7 +31,7 @@ class HttpProtocol(BoundedHttp):
     _dropped = 0  # bytes since then
     _place: Place | None = None  # None on the private socket
     _has_full_place = False
-    _joined: "JoinedWrites"  # set by connection_made()
+    _joined: JoinedWrites  # set by connection_made()
 
     def __init__(self, connections: OpenConnections, **uvicorns: Any) -> None:
         super().__init__(**uvicorns)
@@ -197,55 +195,3 @@ class HttpProtocol(BoundedHttp):
             self.transport.abort()
         else:
             self.transport.close()
-
-
-class JoinedWrites:
-    """Holds back what is written until the end of this turn. All else is the transport's own.
-
-    written: bytes that the transport has been given.
-    """
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self.written = 0
-        self.is_closing = transport.is_closing  # asked for at each answer
-        self._transport = transport
-        self._loop = loop
-        self._held: list[bytes] = []
-
-    @property
-    def unsent(self) -> int:
-        """Bytes that the system has not taken yet from the transport."""
-        return self._transport.get_write_buffer_size()
-
-    @property
-    def unacknowledged(self) -> int:
-        """Bytes that the system has taken and the other side has not, as far as the system tells.
-
-        The transport alone shows no progress while megabytes of the system's own drain.
-        """
-        connection = self._transport.get_extra_info("socket")
-        try:
-            answer = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, b"\0" * 4)
-        except OSError:
-            return 0
-        return int(struct.unpack("i", answer)[0])
-
-    def write(self, data: bytes) -> None:
-        if not self._held:
-            self._loop.call_soon(self.flush)
-        self._held.append(data)
-
-    def close(self) -> None:
-        """What was written before is sent before."""
-        self.flush()
-        self._transport.close()
-
-    def flush(self) -> None:
-        if self._held:
-            held, self._held = self._held, []
-            joined = b"".join(held)
-            self.written += len(joined)
-            self._transport.write(joined)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import functools
+import logging
+import resource
 import socket
 from collections.abc import Iterator
 
@@ -14,6 +16,10 @@ from .protocol import HttpProtocol
 
 BACKLOG = 2048
 CLOSING_SECONDS = 5  # for answers on their way out after the engine has stopped
+OTHER_FILES = 256  # descriptors, for all else that a process opens
+FILES_PER_CONNECTION = 2  # a request that is passed on takes a second connection
+
+logger = logging.getLogger(__name__)
 
 
 class HttpServer(uvicorn.Server):
@@ -73,3 +79,22 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
 def check_free(host: str, port: int) -> None:
     """Raises OSError where anyone listens, also those who would share."""
     listen(host, port).close()
+
+
+def raise_file_limit(connections: int) -> int:
+    """Let this process open as many connections as wanted, as far as the system does; 0 is no limit.
+
+    Returns how many there is room for; 0 if as many as the system gives were wanted.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OTHER_FILES + FILES_PER_CONNECTION * connections
+    if soft == resource.RLIM_INFINITY or (connections and soft >= wanted):
+        return connections
+    if not connections:
+        wanted = max(soft, hard)
+    soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    room = max(1, (soft - OTHER_FILES) // FILES_PER_CONNECTION)
+    if room < connections:
+        logger.warning("The system's limit on open files (%d) allows for %d connections only", soft, room)
+    return min(room, connections) if connections else 0
