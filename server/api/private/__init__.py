@@ -1,4 +1,5 @@
-"""What the API uses of other libraries that those may change without saying so, one module a library.
+"""Undocumented parts of other libraries that the API uses, one module a library.
 
-Each module lists the names in `NAMES`, with what they are for and what replaces them.
+A library may change them without saying so. Each module lists them in `NAMES`, with what they are for and what replaces
+them; it must not know anything of ours.
 """
