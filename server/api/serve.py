@@ -1,8 +1,8 @@
-"""The server's life: engine, adapters and HTTP brought up together, and down in order.
+"""The primary process: it brings up the engine, the adapters, HTTP and the workers, and ends them in order.
 
 The port answers at once: alive, not ready, until the model and the command line's adapters are loaded. On SIGTERM or
 SIGINT the server is not ready any more, what runs may finish within the grace time, and the rest is ended; a second
-signal ends the grace time. This is the first API process; where there are others, it starts and ends them.
+signal ends the grace time.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ def run(config: ServerConfig) -> int:
 
 
 async def serve(config: ServerConfig) -> int:
-    """Raises EngineDead, AdapterError or OSError where the start fails."""
+    """Serve until a signal comes. Raises EngineDead, AdapterError or OSError if the start fails."""
     engine = LaunchedEngine(replace(config.engine, store=config.engine.store or config.state_dir / "adapters"))
     with open_resources(config, engine) as resources:
         async with open_adapters(config.state_dir, engine, base_id(config), resources.workers) as adapters:
@@ -97,7 +97,7 @@ async def _start(services: Services, engine: LaunchedEngine, resources: ServerRe
 
 
 def _bind(services: Services, info: ModelInfo) -> None:
-    """Adapters answer on the base that they were made for. Raises StateUnusable, OSError."""
+    """Bind the state folder to the base, or check that it is the one. Raises StateUnusable, OSError."""
     bind(
         services.config.state_dir,
         BaseIdentity(services.base_id, info.fingerprint),
@@ -118,6 +118,7 @@ async def _preload(services: Services, name: str, folder: Path) -> None:
 
 
 async def _drain(services: Services, stopping: "_Signals") -> None:
+    """Take no new requests, and wait for those that run: to the end of the grace time or the second signal."""
     services.admission.drain()
     logger.info("Shutting down; %d sequences are running", services.admission.in_flight_everywhere)
     waiting = [
@@ -139,7 +140,7 @@ async def _hurried(stopping: "_Signals") -> None:
 
 
 class _Signals:
-    """first: the server is asked to stop. second: at once."""
+    """The signals so far. first: set when the server is asked to stop. second: set when it is to stop at once."""
 
     def __init__(self) -> None:
         self.first = asyncio.Event()

@@ -1,8 +1,8 @@
 """The server's connections: bounded in what they may send, timed, counted, and with joined writes.
 
-Who waits for the client to leave is told by a call: a task that waits for ASGI's message of it costs more than what it
-waits beside. A connection on the private socket is another API process of ours, and is neither bounded nor timed: what
-it passes on has come through a public one.
+That a client has left is told by a call to what `watch` was given: a task that waits for ASGI's message of it costs
+more than the work beside which it waits. A connection on the private socket is one of our workers, and is neither
+bounded nor timed: what it forwards has come through a public connection.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ SPARE = {Place.SPARE: CROWDED, Place.SPARE_OF_ADDRESS: CROWDED_ADDRESS}
 
 
 class HttpProtocol(BoundedHttp):
-    """One connection. It answers one request at a time. connections: all of them, where it takes its place."""
+    """One connection, which answers one request at a time. connections: where it takes its place among all others."""
 
     address = ""  # of the client, where it is counted
     _leave: Callable[[], None] | None = None
@@ -39,6 +39,7 @@ class HttpProtocol(BoundedHttp):
         self._clock = ConnectionClock(connections.timeouts)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Join this connection's writes, and take a place among the others unless it is private."""
         self._joined = JoinedWrites(transport, self.loop)
         super().connection_made(cast(asyncio.Transport, self._joined))
         if transport.get_extra_info("socket").family == socket.AF_UNIX:
@@ -51,6 +52,7 @@ class HttpProtocol(BoundedHttp):
             self.refuse(CROWDED)
 
     def on_headers_complete(self) -> None:
+        """Begin a request, if the connection's place allows for it."""
         cast(dict[str, object], self.scope)[CONNECTION] = self
         if self._has_full_place:
             super().on_headers_complete()
@@ -61,14 +63,14 @@ class HttpProtocol(BoundedHttp):
             self._answer_beyond_limit(self._place)
 
     def _answer_beyond_limit(self, place: Place) -> None:
-        """What is open to all, once."""
+        """Answer one request of what is open to all, and close."""
         if not self._connections.is_open_to_all(self.url):
             self._fail(SPARE[place])
         super().on_headers_complete()
         self.cycle.keep_alive = False
 
     def on_response_complete(self) -> None:
-        """uvicorn's, without its timer."""
+        """Do what uvicorn does, without its timer for idle connections."""
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
@@ -81,6 +83,7 @@ class HttpProtocol(BoundedHttp):
             self._connections.idle(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Give the place back, and call what `watch` was given."""
         super().connection_lost(exc)
         self._lost = True
         if self._place is not None:
@@ -96,10 +99,11 @@ class HttpProtocol(BoundedHttp):
             leave()
 
     def unwatch(self) -> None:
+        """Call no longer what `watch` was given."""
         self._leave = None
 
     def look(self, now: float) -> None:
-        """End what takes too long. now: the event loop's time."""
+        """End the connection if it takes too long. now: the event loop's time, in seconds."""
         unsent = self._joined.unsent
         waiting = unsent + self._joined.unacknowledged if unsent else 0
         taken = self._joined.written - waiting
@@ -110,7 +114,7 @@ class HttpProtocol(BoundedHttp):
             self._end(overdue)
 
     def give_way(self) -> None:
-        """To another connection, which is wanted more than one that asks for nothing."""
+        """Close, for another connection that has a request."""
         if self.refusal is not None:
             self._close()
         elif self._place in SPARE:
@@ -137,7 +141,7 @@ class HttpProtocol(BoundedHttp):
         return self.cycle is not None and not self.cycle.response_complete
 
     def _give_up(self, refusal: Refusal) -> None:
-        """The request that is being read and answered."""
+        """End the request that is being read and answered at once."""
         cycle = self.cycle
         if cycle.response_started:
             self.transport.close()
@@ -147,8 +151,10 @@ class HttpProtocol(BoundedHttp):
         cycle.message_event.set()
 
     def _part(self, refusal: Refusal) -> None:
-        """Say why, and close when the client has had the time to read it: what it sends to a closed connection makes
-        its system forget what it has not read."""
+        """Say why, and close when the client has had time to read it.
+
+        What it sends to a closed connection would make its system discard what it has not read.
+        """
         if answer := refusal.answer():
             self.transport.write(answer)
         if answer and self._place in (Place.FULL, *SPARE):
@@ -161,6 +167,7 @@ class HttpProtocol(BoundedHttp):
             self.transport.close()
 
     def drop(self, number: int) -> None:
+        """Count what a refused client still sends, and close after too much of it."""
         self._dropped += number
         if self._dropped > MOST_DROPPED:
             self._close()
@@ -184,13 +191,13 @@ class HttpProtocol(BoundedHttp):
         elif overdue is Overdue.WRITE:
             self._connections.count(overdue.value)
             self.transport.abort()
-        else:  # nobody waits for an answer
+        else:  # no client waits for an answer
             if overdue is not Overdue.PARTING:
                 self._connections.count(overdue.value)
             self._close()
 
     def _close(self) -> None:
-        """At once, also where a client does not take what it was sent."""
+        """Close at once, even if the client does not take what it was sent."""
         if self._joined.unsent:
             self.transport.abort()
         else:

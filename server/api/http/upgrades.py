@@ -1,7 +1,9 @@
-"""Requests that ask for another protocol, as Java's and curl's HTTP/2 clients do: answered in this one, bodies and all.
+"""Requests that ask for another protocol, as HTTP/2 clients of Java and curl do, answered in HTTP/1.1 with bodies.
 
-The parser takes what follows such a head for the other protocol. So that a body is not taken for another request, a new
-parser is given a head that says the same of the body, of which nobody is told. Knows the parser only.
+The parser takes what follows such a head for the other protocol. A new parser is therefore given a head that describes
+the same body, and reports nothing of that head, so that the body is not taken for another request.
+
+Knows the parser only.
 """
 
 from collections.abc import Iterable
@@ -13,13 +15,13 @@ _FRAMING = (b"content-length", b"transfer-encoding")
 
 
 def framing(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Of a request's headers those that say that it has a body, and how long it is; empty where it has none."""
+    """Return the headers that say that a request has a body, and how long, as they are sent; empty without a body."""
     found = [(name, value) for name, value in headers if name in _FRAMING and value.strip() != b"0"]
     return b"".join(b"%b: %b\r\n" % pair for pair in found)
 
 
 def parser_behind(head: bytes, told: Any) -> httptools.HttpRequestParser:
-    """A parser that stands behind a head with these headers. told: the protocol that hears of all that follows."""
+    """Return a parser that has read a head with these headers. told: the protocol that is called for what follows."""
     parser = httptools.HttpRequestParser(_Behind(told))
     parser.set_dangerous_leniencies(lenient_data_after_close=True)
     parser.feed_data(b"POST / HTTP/1.1\r\n" + head + b"\r\n")
@@ -27,7 +29,7 @@ def parser_behind(head: bytes, told: Any) -> httptools.HttpRequestParser:
 
 
 class _Behind:
-    """Takes one head and says nothing of it."""
+    """The callbacks of a protocol, but for those of the first head."""
 
     def __init__(self, told: Any) -> None:
         self._told = told

@@ -1,6 +1,7 @@
-"""A counter and a histogram for what happens at every token: the library's own take locks and look for their bucket.
+"""A counter and a histogram without locks, for what happens at every token.
 
-For one event loop, which counts and is scraped. A scrape shows what the library's would.
+prometheus-client's own take a lock and search their buckets one by one. These are for one event loop, which both counts
+and is scraped; a scrape shows what it would show of the library's.
 """
 
 import math
@@ -16,6 +17,8 @@ from ..private.prometheus_private import bound_label
 
 
 class LockFreeCounter(Collector):
+    """A counter without labels."""
+
     def __init__(self, name: str, text: str, registry: CollectorRegistry) -> None:
         self._name, self._text = name, text
         self._total = 0
@@ -23,6 +26,7 @@ class LockFreeCounter(Collector):
         registry.register(self)
 
     def inc(self, number: int) -> None:
+        """Add `number` to the total."""
         self._total += number
 
     def collect(self) -> Iterable[Metric]:
@@ -33,7 +37,7 @@ class LockFreeCounter(Collector):
 
 
 class LockFreeHistogram(Collector):
-    """buckets: upper bounds, ascending; one without a bound is added."""
+    """A histogram without labels. buckets: upper bounds, ascending; one without a bound is added."""
 
     def __init__(self, name: str, text: str, registry: CollectorRegistry, buckets: Sequence[float]) -> None:
         self._name, self._text = name, text
@@ -44,6 +48,7 @@ class LockFreeHistogram(Collector):
         registry.register(self)
 
     def observe(self, value: float) -> None:
+        """Count a value in its bucket, and add it to the sum."""
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
 

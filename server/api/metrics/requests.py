@@ -1,7 +1,7 @@
-"""What this process counts and times itself: requests, tokens, latencies. Its own registry, nothing global.
+"""Counters and histograms of one API process: requests, tokens, latencies. Has its own registry, and nothing global.
 
-The engine's own state is `engine_metrics.py`. Adapters are labels of counters only, never of histograms, and the number
-of label values is bounded, so that ten thousand adapters do not make a million series.
+The engine's state is in `engine_state.py`. Adapters are labels of counters only, never of histograms, and the number of
+label values is bounded, so that ten thousand adapters do not make a million series.
 """
 
 import time
@@ -26,6 +26,8 @@ _PER_TOKEN = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5,
 
 
 class Metrics:
+    """The metrics of one process, and the names of the adapters that its requests use."""
+
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = self._counter("requests", "Generation requests that ended", "outcome")
@@ -43,19 +45,21 @@ class Metrics:
         self._names: Count[tuple[str, str]] = Count()
 
     def observe_stats(self, stats: EngineStats) -> None:
+        """Observe the loads of adapters that the engine reports."""
         for seconds in stats.adapter_load_seconds:
             self.adapter_load.observe(seconds)
 
     def count_refused(self, reason: str) -> None:
-        """Of a connection or a request that no route has ended. reason: one of a few."""
+        """Count a connection or a request that was refused before a route saw it. reason: one of a few."""
         self._refused.labels(reason).inc()
 
     def begin(self, resolved: Resolved) -> None:
+        """Note the adapters of a request, until `end`."""
         for member in resolved.members:
             self._names[member.ref.digest, member.ref.name] += 1
 
     def end(self, resolved: Resolved, outcome: Outcome, seconds: float) -> None:
-        """Looks at this request's adapters only, however many are in flight."""
+        """Count a request that has ended, `seconds` after its admission. The cost is by its own adapters only."""
         for member in resolved.members:
             pair = member.ref.digest, member.ref.name
             self._names[pair] -= 1
@@ -67,15 +71,15 @@ class Metrics:
             self._adapter_requests.labels(label).inc()
 
     def adapter_labels(self, resolved: Resolved) -> list[str]:
-        """The label values that stand for a request's adapters; `other` once there are too many."""
+        """Return the label values that stand for a request's adapters; `other` once there are too many."""
         return sorted({self._label(member.ref.name) for member in resolved.members})
 
     def token_counters(self, labels: list[str]) -> list[LockFreeCounter | Counter]:
-        """What counts the tokens of a request: looked up once, counted up at each step."""
+        """Return the counters of a request's tokens, to be looked up once and incremented at each step."""
         return [self.generated_tokens, *(self._adapter_tokens.labels(label) for label in labels)]
 
     def names_in_use(self) -> list[tuple[str, str]]:
-        """(digest, name) of the adapters that requests in flight use."""
+        """Return (digest, name) of the adapters that requests in flight use."""
         return list(self._names)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
@@ -95,7 +99,7 @@ class Metrics:
 
 
 class RequestTimer:
-    """One request, from its admission to its end."""
+    """A timer of one request, from its admission to its end."""
 
     def __init__(self, metrics: Metrics, resolved: Resolved) -> None:
         self._metrics = metrics
@@ -104,11 +108,12 @@ class RequestTimer:
         metrics.begin(resolved)
 
     def end(self, outcome: Outcome) -> None:
+        """Count the request and observe its time. To be called once."""
         self._metrics.end(self._resolved, outcome, time.perf_counter() - self._started)
 
 
 class SequenceTimer:
-    """The latencies of one sequence, from its admission."""
+    """A timer of one sequence's tokens, from its admission. labels: what `Metrics.adapter_labels` returned."""
 
     def __init__(self, metrics: Metrics, labels: list[str]) -> None:
         self._metrics = metrics
@@ -117,6 +122,7 @@ class SequenceTimer:
         self._seen = False
 
     def observe(self, output: SequenceOutput) -> None:
+        """Count an output's tokens, and observe the time since the one before."""
         if output.queue_seconds is not None:
             self._metrics.queued.observe(output.queue_seconds)
         if not output.token_ids:

@@ -1,4 +1,4 @@
-"""What several processes have counted, as one server's metrics: counters and histograms add up."""
+"""The sum of the metrics of several processes, which are one server's: counters and histograms add up."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -14,6 +14,7 @@ CREATED = "_created"  # the end of the names of samples that are times: the earl
 
 
 def samples_of(registry: CollectorRegistry) -> dict[str, list[Sample]]:
+    """Return the samples of a registry by family."""
     return {
         family.name: [(sample.name, sample.labels, sample.value) for sample in family.samples]
         for family in registry.collect()
@@ -21,7 +22,7 @@ def samples_of(registry: CollectorRegistry) -> dict[str, list[Sample]]:
 
 
 def summed(parts: Iterable[Samples]) -> dict[str, list[Sample]]:
-    """The sum of all parts, sample by sample."""
+    """Return the sum of all parts, sample by sample."""
     families: dict[str, dict[_Key, float]] = {}
     for part in parts:
         for name, samples in part.items():
@@ -33,7 +34,7 @@ def summed(parts: Iterable[Samples]) -> dict[str, list[Sample]]:
 
 
 def with_samples(registry: CollectorRegistry, others: Sequence[Samples]) -> Iterable[Metric]:
-    """A registry's families, of which the other processes have counted `others`."""
+    """Yield a registry's families, with the samples of other processes added."""
     total = summed([samples_of(registry), *others])
     for family in registry.collect():
         whole = Metric(family.name, family.documentation, family.type)

@@ -1,4 +1,4 @@
-"""What prometheus-client does not document: how it writes the bound of a bucket."""
+"""How prometheus-client writes the bound of a bucket, which it does not document."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""What transformers does not document: how a chat template is rendered, apart from a tokenizer."""
+"""The rendering of chat templates apart from a tokenizer, which transformers does not document."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""An API process as the first one sees it: what it is told, what it answers, and its end."""
+"""The primary process's link to one worker: calls and their answers, its statistics, and its end."""
 
 import asyncio
 import itertools
@@ -12,11 +12,11 @@ from .process import WorkerProcess
 
 
 class WorkerGone(Exception):
-    """The process has ended before it answered."""
+    """A worker has ended before it answered."""
 
 
 class WorkerLink:
-    """Made by `begin`. stats: as last heard. gone: set when the connection has ended."""
+    """A link to a running worker. Made by `begin`. stats: as last heard. gone: set when the connection has ended."""
 
     def __init__(self, process: WorkerProcess) -> None:
         self.stats = WorkerStats()
@@ -28,13 +28,14 @@ class WorkerLink:
 
     @classmethod
     async def begin(cls, process: WorkerProcess, begin: Begin) -> "WorkerLink":
+        """Link to a worker that has just been started, and send it its first message."""
         link = cls(process)
         await link._channel.open(process.control)
         link._channel.send(begin)
         return link
 
     async def call(self, make: Callable[[int], Call]) -> Done:
-        """make: the call with an id. Raises WorkerGone."""
+        """Make a call and return its answer. make: returns the call with an id. Raises WorkerGone."""
         if self.gone.is_set():
             raise WorkerGone
         call = make(next(self._call_ids))
@@ -47,7 +48,7 @@ class WorkerLink:
             del self._calls[call.call_id]
 
     async def fetch_stats(self) -> WorkerStats:
-        """The stats as they are now, which hold nothing where the process has ended."""
+        """Ask for the statistics as they are now and return them; empty ones if the worker has ended."""
         try:
             done = await self.call(GiveStats)
         except WorkerGone:
@@ -56,10 +57,11 @@ class WorkerLink:
         return self.stats
 
     def tell_to_stop(self) -> None:
+        """Tell the worker to end its requests with an error, and itself."""
         self._channel.send(Stop())
 
     async def end(self, patience: float) -> None:
-        """Returns when the process has ended, within `patience` seconds or a little more."""
+        """Wait at most `patience` seconds for the process to end, then kill it; and close the link."""
         await self._process.stop(patience)
         self._channel.close()
 

@@ -1,6 +1,6 @@
-"""An API process beside the first, as a child: started with the sockets that it needs, ended at the latest with us.
+"""A worker as a child process: started with the sockets that it needs, ended at the latest with the primary.
 
-Knows processes and descriptors; does not know what is said.
+Knows processes and descriptors; does not know the messages.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ WORKER_MODULE = "peftserve.server.api.worker"
 
 
 class WorkerProcess:
-    """Started by `start`; `control` is our end of the connection to it, and when it closes the process ends."""
+    """A running worker. Made by `start`. control: our end of the connection to it; when it closes, the process ends."""
 
     def __init__(self, control: socket.socket, process: asyncio.subprocess.Process) -> None:
         self.control = control
@@ -21,15 +21,15 @@ class WorkerProcess:
 
     @classmethod
     async def start(cls, engine: socket.socket, counts: int) -> "WorkerProcess":
-        """engine: a connection to the engine, which the process takes over. counts: descriptor of the shared counts.
+        """Start a worker. engine: a connection to the engine, which the process takes over.
 
-        Raises OSError where the process cannot be started.
+        counts: descriptor of the shared counts. Raises OSError if the process cannot be started.
         """
         ours, theirs = socket.socketpair()
         descriptors = (theirs.fileno(), engine.fileno(), counts)
         with engine, theirs:
             try:
-                # A session of its own: Ctrl-C on the terminal is for the first process, which drains all of them.
+                # A session of its own: Ctrl-C on the terminal is for the primary process, which drains all of them.
                 process = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-m", WORKER_MODULE, *map(str, descriptors)),
                     stdin=asyncio.subprocess.DEVNULL,

@@ -1,6 +1,7 @@
-"""What the API processes of one server share: the port, their counts, the engine, and the first one's private socket.
+"""The resources that the API processes of one server share, as the primary process opens them.
 
-This is the first one's side. Where it is the only one there is nothing to share, and nothing private.
+They are the port, the counts, the engine, and the private socket on which the primary answers its workers. A primary
+without workers has no private socket.
 """
 
 import shutil
@@ -31,9 +32,10 @@ LONGEST_SOCKET_PATH = 100  # the kernel takes 107 bytes
 
 @dataclass(frozen=True)
 class ServerResources:
-    """listeners: of the first process, the public one before all others. counts: sequences in flight by process.
+    """What the primary process serves with.
 
-    connections: open ones, the same way. started: in seconds since 1970.
+    workers: the other processes. listeners: the primary's sockets, the public one first. counts: sequences in flight by
+    process. connections: open connections by process. started: when the server was, in seconds since 1970.
     """
 
     workers: WorkerPool
@@ -45,7 +47,7 @@ class ServerResources:
 
 @contextmanager
 def open_resources(config: ServerConfig, engine: LaunchedEngine) -> Iterator[ServerResources]:
-    """The port is taken, and no process is started before `workers.launch`. Raises OSError."""
+    """Take the port and make what is shared. `workers.launch` starts the processes. Raises OSError."""
     several = config.api_workers > 1
     with ExitStack() as stack:
         if several:
@@ -68,7 +70,7 @@ def open_resources(config: ServerConfig, engine: LaunchedEngine) -> Iterator[Ser
 
 
 class _Starter:
-    """file: descriptor of that of the counts."""
+    """Starts workers, and resets their counts when they have ended. file: descriptor of the file of counts."""
 
     def __init__(self, engine: LaunchedEngine, file: int, begin: Begin) -> None:
         self.counts = view(file)
@@ -78,19 +80,19 @@ class _Starter:
         self._begin = begin
 
     async def start(self, number: int) -> WorkerLink:
-        """Raises EngineDead, OSError."""
+        """Start worker `number` with a connection to the engine. Raises EngineDead, OSError."""
         process = await WorkerProcess.start(self._engine.connect(), self._file)
         return await WorkerLink.begin(process, replace(self._begin, number=number))
 
     def forget(self, number: int) -> None:
-        """What a process that has ended had in flight and open has ended with it."""
+        """Set the counts of a worker that has ended to 0: its sequences and connections have ended with it."""
         self.counts[number] = 0
         self.connections.forget(number)
 
 
 @contextmanager
 def _private_folder() -> Iterator[Path]:
-    """A new folder that only this user can enter, with a path short enough for a Unix socket."""
+    """Make a folder that only this user can enter, with a path short enough for a Unix socket."""
     folder = Path(tempfile.mkdtemp(prefix="peftserve-"))
     if len(str(folder / PRIMARY)) > LONGEST_SOCKET_PATH:
         folder.rmdir()
@@ -102,6 +104,7 @@ def _private_folder() -> Iterator[Path]:
 
 
 def listen_in(folder: Path) -> socket.socket:
+    """Return the primary's listening socket in the private folder. Raises OSError."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(folder / PRIMARY))
     listener.listen(BACKLOG)

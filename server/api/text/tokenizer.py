@@ -25,9 +25,9 @@ PORTION = 1 << 15  # characters of several texts that are encoded together
 
 
 class Tokenizer:
-    """A model without a tokenizer takes token ids only and answers with ids and no text.
+    """The tokenizer of one model. A model without one takes token ids only, and answers with ids and no text.
 
-    most_characters: of a text that this server encodes. most_in_context: of one that may fit the model's context.
+    most_characters: the longest text that is encoded. most_in_context: the longest that may fit the model's context.
     """
 
     def __init__(self, info: ModelInfo) -> None:
@@ -53,14 +53,15 @@ class Tokenizer:
 
     @property
     def has_text(self) -> bool:
+        """Return whether the model has a tokenizer."""
         return self._fast is not None
 
     async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Raises ApiError without a tokenizer, and for a text that is too long for any model."""
+        """Return a text's tokens. Raises ApiError 400 without a tokenizer and for a text that is too long; 429."""
         return (await self.encode_all([text], add_special_tokens))[0]
 
     async def encode_all(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
-        """The same of many, which together may be long. Nothing is encoded where one of them cannot be."""
+        """Do what `encode` does for many texts, which together may be long. All are checked before one is encoded."""
         for text in texts:
             self._check(text)
         if texts and sum(map(len, texts)) < LONG_TEXT:
@@ -72,14 +73,15 @@ class Tokenizer:
         return encoded
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Return the text of tokens; "" without a tokenizer."""
         return detokenize(self.detokenizer(skip_special_tokens), token_ids)
 
     async def decode_long(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """The same of as many tokens as a client likes."""
+        """Do what `decode` does, for any number of tokens. Raises ApiError 429."""
         return await self._long_texts.run(len(token_ids), lambda: self.decode(token_ids, skip_special_tokens))
 
     def detokenizer(self, skip_special_tokens: bool = True) -> Detokenizer:
-        """A new one for one sequence."""
+        """Return a new detokenizer, for one sequence."""
         hidden = self._special_ids if skip_special_tokens else frozenset()
         fast, table = self._fast, self._token_bytes
         if fast is None or table is None:
@@ -90,11 +92,11 @@ class Tokenizer:
         return WindowDetokenizer(lambda ids: fast.decode(ids, skip_special_tokens=False), hidden)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """Of one token by itself; b"" without a tokenizer."""
+        """Return the bytes of one token by itself; b"" without a tokenizer."""
         return self._token_bytes(token_id) if self._token_bytes is not None else b""
 
     async def token_strings(self, token_ids: Sequence[int]) -> list[str]:
-        """Tokens as the vocabulary spells them; "" for what is in none."""
+        """Return tokens as the vocabulary spells them; "" for ids that are not in it. Raises ApiError 429."""
         return await self._long_texts.run(len(token_ids), lambda: [self._spell(token_id) for token_id in token_ids])
 
     def require_chat_template(self) -> ChatTemplate:
@@ -116,7 +118,7 @@ class Tokenizer:
             )
 
     def _encode(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
-        """The library's call for many texts is the one that leaves the interpreter to others meanwhile."""
+        """Return the tokens of each text, by the library's call for many, which releases the interpreter's lock."""
         assert self._fast is not None
         try:
             encodings = self._fast.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
@@ -129,7 +131,7 @@ class Tokenizer:
 
 
 def _portions(texts: Sequence[str]) -> Iterator[list[str]]:
-    """The texts in order, many short ones at a time: others come in between."""
+    """Yield the texts in order, many short ones at a time, so that other work comes between portions."""
     portion: list[str] = []
     length = 0
     for text in texts:
@@ -154,7 +156,7 @@ def _special_ids(fast: FastTokenizer | None) -> frozenset[int]:
 
 
 def _is_byte_level(tokenizer: str) -> bool:
-    """Whether the decoder is GPT-2's byte alphabet and nothing else."""
+    """Return whether the decoder is GPT-2's byte alphabet and nothing else."""
     decoder = json.loads(tokenizer).get("decoder") or {}
     steps = decoder.get("decoders", []) if decoder.get("type") == "Sequence" else [decoder]
     return [step.get("type") for step in steps] == ["ByteLevel"]
