@@ -12,7 +12,7 @@ import httptools
 
 from ..private.uvicorn_private import UvicornHttp
 from .refusals import INVALID, PIPELINED, Refusal, large_frames, large_head, long_url, many_headers
-from .upgrades import framing, parser_behind
+from .upgrades import framing, parser_after_head
 
 MAX_HEADERS = 100  # of one request
 MAX_PIPELINED = 64  # requests that wait on one connection for the answer to another
@@ -78,7 +78,7 @@ class BoundedHttp(UvicornHttp):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._take_behind(data[upgrade.args[0] :])
+            self._take_after_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError:
             self.refuse(self._fault or INVALID)
         else:
@@ -87,13 +87,13 @@ class BoundedHttp(UvicornHttp):
             elif self._fed < 0:
                 self._fed = 0  # chunks that take less than their share earn nothing for later ones
 
-    def _take_behind(self, data: bytes) -> None:
+    def _take_after_upgrade(self, data: bytes) -> None:
         """Parse what follows a request for another protocol, which a server need not grant.
 
         Called by itself as often as one piece has such requests, which MAX_PIPELINED bounds.
         """
         if self.in_body:
-            self.parser = parser_behind(framing(self.scope["headers"]), self)
+            self.parser = parser_after_head(framing(self.scope["headers"]), self)
         self._fed -= len(data)
         self._take(data)
 

@@ -20,37 +20,37 @@ def framing(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     return b"".join(b"%b: %b\r\n" % pair for pair in found)
 
 
-def parser_behind(head: bytes, told: Any) -> httptools.HttpRequestParser:
-    """Return a parser that has read a head with these headers. told: the protocol that is called for what follows."""
-    parser = httptools.HttpRequestParser(_Behind(told))
+def parser_after_head(head: bytes, protocol: Any) -> httptools.HttpRequestParser:
+    """Return a parser that has read a head with these headers. protocol: what is called for all that follows."""
+    parser = httptools.HttpRequestParser(_AfterHead(protocol))
     parser.set_dangerous_leniencies(lenient_data_after_close=True)
     parser.feed_data(b"POST / HTTP/1.1\r\n" + head + b"\r\n")
     return parser
 
 
-class _Behind:
+class _AfterHead:
     """The callbacks of a protocol, but for those of the first head."""
 
-    def __init__(self, told: Any) -> None:
-        self._told = told
-        self._behind = False
-        self.on_body = told.on_body
-        self.on_chunk_header = told.on_chunk_header
-        self.on_message_complete = told.on_message_complete
+    def __init__(self, protocol: Any) -> None:
+        self._protocol = protocol
+        self._head_read = False
+        self.on_body = protocol.on_body
+        self.on_chunk_header = protocol.on_chunk_header
+        self.on_message_complete = protocol.on_message_complete
 
     def on_message_begin(self) -> None:
-        if self._behind:
-            self._told.on_message_begin()
+        if self._head_read:
+            self._protocol.on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        if self._behind:
-            self._told.on_url(url)
+        if self._head_read:
+            self._protocol.on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._behind:
-            self._told.on_header(name, value)
+        if self._head_read:
+            self._protocol.on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        if self._behind:
-            self._told.on_headers_complete()
-        self._behind = True
+        if self._head_read:
+            self._protocol.on_headers_complete()
+        self._head_read = True

@@ -11,7 +11,7 @@ from typing import Any
 
 from .detokenizer import byte_alphabet
 
-Part = Mapping[str, Any]
+Spec = Mapping[str, Any]
 
 COMPOSED = 4  # characters at most of which Unicode's composition makes one: the longest canonical decomposition
 
@@ -23,7 +23,7 @@ def characters_per_token(tokenizer: str, normalize: Callable[[str], str]) -> int
     normalized text too.
     """
     spec = json.loads(tokenizer)
-    added: list[Part] = spec.get("added_tokens") or []
+    added: list[Spec] = spec.get("added_tokens") or []
     shrinks = _shrink(spec.get("normalizer"))
     if shrinks is None or any(token.get("lstrip") or token.get("rstrip") for token in added):
         return None
@@ -34,12 +34,12 @@ def characters_per_token(tokenizer: str, normalize: Callable[[str], str]) -> int
     return shrinks * max(map(len, tokens), default=1)
 
 
-def _vocabulary(model: Part) -> list[str]:
+def _vocabulary(model: Spec) -> list[str]:
     vocab = model.get("vocab") or []
     return list(vocab) if isinstance(vocab, Mapping) else [entry[0] for entry in vocab]
 
 
-def _shrink(normalizer: Part | None) -> int | None:
+def _shrink(normalizer: Spec | None) -> int | None:
     """Return how many characters a normalizer may make one of; None if any number."""
     if normalizer is None:
         return 1
@@ -47,7 +47,7 @@ def _shrink(normalizer: Part | None) -> int | None:
     return None if how is None else how(normalizer)
 
 
-def _shrink_all(sequence: Part) -> int | None:
+def _shrink_all(sequence: Spec) -> int | None:
     """Do what `_shrink` does for normalizers one after the other."""
     product = 1
     for step in sequence["normalizers"]:
@@ -57,13 +57,13 @@ def _shrink_all(sequence: Part) -> int | None:
     return product
 
 
-def _shrink_replaced(replace: Part) -> int | None:
+def _shrink_replaced(replace: Spec) -> int | None:
     """Do what `_shrink` does for a replaced string; what a regular expression matches has no bound."""
     pattern, content = replace["pattern"].get("String"), replace["content"]
     return None if not pattern or not content else -(-len(pattern) // len(content))
 
 
-_SHRINKS: Mapping[str, Callable[[Part], int | None]] = {
+_SHRINKS: Mapping[str, Callable[[Spec], int | None]] = {
     "Sequence": _shrink_all,
     "Replace": _shrink_replaced,
     **dict.fromkeys(("NFC", "NFKC"), lambda step: COMPOSED),
@@ -71,7 +71,7 @@ _SHRINKS: Mapping[str, Callable[[Part], int | None]] = {
 }
 
 
-def _keeps_all(splitter: Part | None) -> bool:
+def _keeps_all(splitter: Spec | None) -> bool:
     """Return whether what splits a text into words keeps all of it."""
     if splitter is None:
         return True
@@ -83,7 +83,7 @@ def _keeps_all(splitter: Part | None) -> bool:
     return kind in ("ByteLevel", "Metaspace", "Digits", "UnicodeScripts", "FixedLength")
 
 
-def _spells_all(spec: Part) -> bool:
+def _spells_all(spec: Spec) -> bool:
     """Return whether the model finds tokens for each character, and not one token for many unknown ones."""
     model, vocabulary = spec["model"], set(_vocabulary(spec["model"]))
     if model.get("byte_fallback") and all(f"<0x{byte:02X}>" in vocabulary for byte in range(256)):
@@ -95,7 +95,7 @@ def _spells_all(spec: Part) -> bool:
     return _spells_bytes(spec) and byte_alphabet().keys() <= vocabulary
 
 
-def _spells_bytes(spec: Part) -> bool:
+def _spells_bytes(spec: Spec) -> bool:
     """Return whether the model sees bytes in GPT-2's alphabet instead of text."""
     parts = [spec.get("normalizer") or {}, spec.get("pre_tokenizer") or {}]
     steps = [step for part in parts for step in part.get("normalizers") or part.get("pretokenizers") or [part]]
