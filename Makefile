@@ -6,7 +6,7 @@ ARGS ?=
 # An index of CPU builds of torch, for machines without a GPU; empty: the usual one, whose builds for Linux have CUDA.
 TORCH_INDEX ?=
 
-.PHONY: serve test check links readme pins clean
+.PHONY: serve test check links docs pins clean
 
 $(VENV)/.torch: constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -36,8 +36,8 @@ check: $(VENV)/.dev links  ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p peftserve
 
-readme: $(VENV)/.dev  ## the README's table of settings and its tree
-	$(BIN)/python docs/readme.py
+docs: $(VENV)/.dev  ## the generated parts of the documentation: settings, routes, imports
+	$(BIN)/python -m docs.generate
 
 pins: $(VENV)/.dev  ## constraints.txt anew, with the newest versions that fit together; see CONTRIBUTING.md
 	$(BIN)/python docs/pins.py

@@ -1,10 +1,10 @@
-"""Runs parts of `gpu_parts.py`, one after the other, each command in a process of its own with a time limit.
+"""The runner of `gpu_parts.py`: each command in a process of its own with a time limit, one part after the other.
 
     python -m benchmarks.gpu [--out DIR] [--seconds N] [--device cpu] [--vllm-kit DIR] [PART...]
 
-Started by gpu.sh, which sees to packages. Whatever becomes of a command, the others run; all that one prints is in
-DIR/gpu.log too, as it comes, and a line of DIR/results.jsonl says how it ended. The last lines name what failed, was
-stopped, found no time any more, or could not run here, and the exit status is 1 if there is any such.
+gpu.sh, which provides packages, starts it. Whatever becomes of a command, the others run. All output goes to
+DIR/gpu.log too, as it comes, and a line of DIR/results.jsonl says how each command ended. The last lines name what
+failed, was stopped, found no time, or could not run here; the exit status is 1 if there is any such.
 """
 
 import argparse
@@ -32,7 +32,7 @@ EAGER = "runs without CUDA graphs"  # what the engine says when it gave up its g
 
 
 class Log:
-    """What is printed, and kept. Several threads write whole lines."""
+    """A log that is printed and kept. Several threads write whole lines."""
 
     def __init__(self, path: Path) -> None:
         self._file: TextIO = path.open("a", encoding="utf-8")
@@ -48,10 +48,10 @@ class Log:
 
 
 class Running:
-    """A command that has been started, and is read until it ends."""
+    """A started command, whose output is read until it ends."""
 
     def __init__(self, command: Command, limit: float, log: Log, mark: str) -> None:
-        """mark: before each of its lines."""
+        """Start the command. limit: seconds until it is stopped. mark: a text before each of its lines."""
         self.command = command
         self.limit = limit
         self.without_graphs = False
@@ -74,7 +74,7 @@ class Running:
                 self._log.line(f"{self._mark}{text}")
 
     def wait(self) -> str:
-        """How it ended: empty if well. Stops it at its limit."""
+        """Wait until the command ends, or stop it at its limit; return how it ended, empty if well."""
         try:
             code = self._process.wait(max(0.0, self._begin + self.limit - time.monotonic()))
         except subprocess.TimeoutExpired:
@@ -88,7 +88,7 @@ class Running:
         return f"failed with {code}" if code else "ran without CUDA graphs" if self.without_graphs else ""
 
     def kill(self) -> None:
-        """It, and all that it started."""
+        """Stop the command and all that it started."""
         self._signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(GRACE)
@@ -104,7 +104,7 @@ class Running:
 
 
 class Lease:
-    """The time that there is, and what came of it. problems: a line for each thing that did not go well."""
+    """The time on a lent machine, and what came of it. problems: a line for each thing that went wrong."""
 
     def __init__(self, setting: Setting, budget: float, log: Log) -> None:
         self.problems: list[str] = []
@@ -153,7 +153,7 @@ class Lease:
         self._log.line(f"== {self.problems[-1]}")
 
     def close(self, asked: int) -> int:
-        """Stops what still runs, and says in the last lines what was not as it should be. The exit status."""
+        """Stop what still runs and print the problems; return the exit status."""
         for running in self._running:
             running.kill()
             self.problems.append(f"interrupted: {shown(running.command)}")
@@ -164,7 +164,7 @@ class Lease:
 
 
 def missing(part: Part) -> str:
-    """What the part needs and this machine lacks; empty if nothing."""
+    """Return what the part needs and this machine lacks; empty if nothing."""
     lacking = [package for package in part.packages if importlib.util.find_spec(package) is None]
     if part.folder is not None:
         lacking += [str(part.folder / file) for file in part.files if not (part.folder / file).exists()]

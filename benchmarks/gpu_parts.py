@@ -1,7 +1,7 @@
-"""What a lent GPU is for, in parts that do not need each other: the commands of each, and how long each may take.
+"""The parts of a run on a lent GPU, independent of each other: the commands of each, with their time limits.
 
-Knows commands and no results. The commands of a stage run at the same time and the stages of a part one after the
-other: only what is not measured runs beside anything else.
+Knows commands and no results. The commands of a stage run at the same time, the stages of a part one after the other:
+only what is not measured runs beside anything else.
 """
 
 import sys
@@ -19,7 +19,7 @@ KIT = ("README.txt", "kit.tar.xz", "probe.py", "unpack.sh", "vllm_e2e.py")
 
 @dataclass(frozen=True)
 class Command:
-    """seconds: after which it is stopped."""
+    """A command line. seconds: after which it is stopped."""
 
     words: tuple[str, ...]
     seconds: float
@@ -30,7 +30,7 @@ Stage = Sequence[Command]
 
 @dataclass(frozen=True)
 class Part:
-    """packages: modules that it imports and a machine may lack. folder: that must be there, with these files in it."""
+    """A part of a run. packages: modules that it imports and a machine may lack. folder, files: that it needs."""
 
     about: str
     stages: Sequence[Stage]
@@ -42,7 +42,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Setting:
-    """device: cpu is a rehearsal at small sizes. out: folder for what is written. jobs: processes that compile."""
+    """The setting of a run.
+
+    device: "cpu" is a rehearsal at small sizes. out: for results. jobs: compiling processes.
+    """
 
     device: str
     out: Path
@@ -61,7 +64,8 @@ class Setting:
         return Command((PYTHON, "-m", f"benchmarks.{name}", *words), seconds)
 
     def tests(self, seconds: float, *words: str) -> Command:
-        return Command((*PYTEST, "--device", self.device, *words), seconds)
+        """PEFT's answers are computed on the CPU: by one thread each, or those of several tests wait for each other."""
+        return Command(("env", "OMP_NUM_THREADS=1", *PYTEST, "--device", self.device, *words), seconds)
 
     def kernels(self, seconds: float, *words: str) -> Command:
         own = ("--device", self.device, "--out", str(self.out), "--no-plot")
@@ -69,7 +73,7 @@ class Setting:
 
     @property
     def small(self) -> tuple[str, ...]:
-        """Sizes for a rehearsal of the engine's steps."""
+        """Return the sizes for a rehearsal of the engine's steps."""
         return ("--device", "cpu", "--dtype", "float32", "--shape", "tiny", "--layers", "2", "--rounds", "1")
 
 
@@ -91,7 +95,7 @@ def correctness(setting: Setting) -> Part:
 
 
 def suite(setting: Setting) -> Part:
-    """What `correctness` leaves out: not among the parts that run unasked, for its length."""
+    """Run what `correctness` leaves out. It takes so long that it only runs when asked for."""
     folders = ("tests/kernels", "tests/adapters", "tests/server/engine", "tests/end_to_end/test_engine_oracle.py")
     return Part(
         "the whole test suite, as far as it has to do with the device",
@@ -102,14 +106,14 @@ def suite(setting: Setting) -> Part:
 def decode(setting: Setting) -> Part:
     if setting.rehearses:
         sizes = (*setting.small, "--sequences", "1", "4", "--context", "32", "--adapters", "4")
-        return Part(DECODE, [[setting.script(40, "decode_step", *sizes, "--out", setting.results)]])
+        return Part(DECODE, [[setting.script(40, "engine.decode_step", *sizes, "--out", setting.results)]])
     compiled = ("--layers", "1", "--rounds", "0", "--adapters", "1")
     return Part(
         DECODE,
         [
-            [setting.script(60, "decode_step", *compiled)],
-            [setting.script(90, "decode_step", "--layers", "8", "--out", setting.results)],
-            [setting.script(140, "decode_step", "--layers", "32", "--out", setting.results)],
+            [setting.script(60, "engine.decode_step", *compiled)],
+            [setting.script(90, "engine.decode_step", "--layers", "8", "--out", setting.results)],
+            [setting.script(140, "engine.decode_step", "--layers", "32", "--out", setting.results)],
         ],
     )
 
@@ -128,7 +132,7 @@ def kernels(setting: Setting) -> Part:
         [
             [setting.kernels(130, *shape, "--table", "--phase", "decode", "--minutes", "2")],
             [setting.kernels(60, *shape, "--table", "--phase", "prefill", "--minutes", "0.8")],
-            *([setting.script(25, "overlap", *_overlap(setting, *step))] for step in steps),
+            *([setting.script(25, "kernels.overlap", *_overlap(setting, *step))] for step in steps),
         ],
     )
 
@@ -145,7 +149,7 @@ def attention(setting: Setting) -> Part:
 def prefill(setting: Setting) -> Part:
     small = (*setting.small, "--prompts", "8x32", "--budget", "64")
     words = small if setting.rehearses else ("--layers", "8")
-    command = setting.script(90, "prefill_step", *words, "--out", setting.results)
+    command = setting.script(90, "engine.prefill_step", *words, "--out", setting.results)
     return Part("prompts through the engine, without and with adapters", [[command]])
 
 
@@ -153,7 +157,7 @@ def serve(setting: Setting) -> Part:
     words = ("--device", "cpu", "--rehearsal") if setting.rehearses else ("--device", "cuda")
     return Part(
         "traces through HTTP: a full batch in a closed loop, and S-LoRA's arrivals",
-        [[setting.script(110, "serve", *words, "--out", setting.results)]],
+        [[setting.script(110, "serving.serve", *words, "--out", setting.results)]],
         packages=SERVER,
         hint="carry their wheels in ./wheels",
     )
@@ -170,24 +174,24 @@ def methods(setting: Setting) -> Part:
 
 
 def sweep(setting: Setting) -> Part:
-    """On a CPU there is nothing to choose."""
+    """Choose the kernels' designs; nothing on a CPU."""
     words = ("--tune", "--jobs", str(setting.jobs), "--minutes", "1")
     commands = [] if setting.rehearses else [[setting.kernels(140, *words, "--quick", "--phase", "decode")]]
     return Part("the sweep of designs: a table of the fastest for this GPU", commands)
 
 
 def peers(setting: Setting) -> Part:
-    """vLLM's own limits are within the first command's."""
+    """Run vLLM's kit and our engine at the same points. The first command's time covers vLLM's own limits."""
     beside = ("--results", setting.results)
     ours = setting.small if setting.rehearses else ("--layers", "8")
     decoding = ("--sequences", "1", "4", "--context", "32", "--adapters", "4") if setting.rehearses else ()
     shown = ("--layers", "2", "--tokens", "32") if setting.rehearses else ()
     prompts = ("--prompts", "8x32") if setting.rehearses else ("--prompts", "16x512")
     stages = [
-        [setting.script(215, "beside_vllm", "run", "--kit", str(setting.kit), *beside)],
-        [setting.script(90, "decode_step", *ours, *decoding, "--out", setting.results)],
-        [setting.script(60, "prefill_step", *ours, *prompts, "--out", setting.results)],
-        [setting.script(20, "beside_vllm", "table", *beside, *shown)],
+        [setting.script(215, "engine.beside_vllm", "run", "--kit", str(setting.kit), *beside)],
+        [setting.script(90, "engine.decode_step", *ours, *decoding, "--out", setting.results)],
+        [setting.script(60, "engine.prefill_step", *ours, *prompts, "--out", setting.results)],
+        [setting.script(20, "engine.beside_vllm", "table", *beside, *shown)],
     ]
     return Part(
         "vLLM end to end, and then our engine, on the same points",
@@ -202,7 +206,9 @@ def peft(setting: Setting) -> Part:
     small = ("--rounds", "1", "--requests", "2", "--prompt-tokens", "8", "--output-tokens", "4")
     words = ("--device", setting.device, *(small if setting.rehearses else ("--rounds", "2")))
     written = ("--out", str(setting.out / "engine_vs_peft_gpu.json"))
-    return Part("the engine beside transformers and PEFT", [[setting.script(80, "engine_vs_peft", *words, *written)]])
+    return Part(
+        "the engine beside transformers and PEFT", [[setting.script(80, "engine.engine_vs_peft", *words, *written)]]
+    )
 
 
 PARTS: Mapping[str, Callable[[Setting], Part]] = {

@@ -1,4 +1,4 @@
-"""What a benchmark ran on, as its JSON says it. Imports nothing heavy."""
+"""The machine that a benchmark ran on, for its JSON. Imports torch only to name a device."""
 
 import os
 import platform
@@ -6,14 +6,23 @@ import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-FLAGS = re.compile(r"avx.*|fma|f16c|amx.*|asimd.*|sve.*|bf16|i8mm")  # of a processor, that products depend on
-PACKAGES = ("torch", "transformers", "peft", "peftserve", "vllm")
+FLAGS = re.compile(r"avx.*|fma|f16c|amx.*|asimd.*|sve.*|bf16|i8mm")  # of a processor, which products depend on
+PACKAGES = ("torch", "triton", "transformers", "peft", "peftserve", "vllm")
 
 
 def machine() -> dict[str, str | int]:
+    """Return the processor, its flags and cores, and the versions of Python and of installed packages."""
     setup: dict[str, str | int] = {"cpu": cpu_name(), "cores": os.cpu_count() or 0, "python": platform.python_version()}
     setup["cpu_flags"] = " ".join(sorted(filter(FLAGS.fullmatch, _of_cpu("flags", "Features").split())))
     return setup | {name: found for name in PACKAGES if (found := _version(name))}
+
+
+def machine_of(device: str) -> dict[str, str | int]:
+    """Return the machine, the name of the device that ran the work ("cpu" or "cuda"), and torch's CPU threads."""
+    import torch
+
+    name = torch.cuda.get_device_name() if device == "cuda" else cpu_name()
+    return {"device": name, "threads": torch.get_num_threads(), **machine()}
 
 
 def cpu_name() -> str:
@@ -21,7 +30,7 @@ def cpu_name() -> str:
 
 
 def _of_cpu(*names: str) -> str:
-    """What the system says of its first processor under one of these names; empty if nothing."""
+    """Return the first processor's field of one of these names in /proc/cpuinfo; empty if there is none."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Figures as lines of JSON, each written as soon as it is known: what is stopped has lost only what was to come."""
+"""Records of figures as lines of JSON, each written when it is known: what is stopped loses only what was to come."""
 
 import json
 from collections.abc import Iterator
@@ -9,7 +9,10 @@ Record = dict[str, Any]
 
 
 def append(path: Path | None, /, **fields: Any) -> None:
-    """One line, in one write, so that several processes may share the file. None: it is only printed."""
+    """Append one line, in one write, so that several processes may share the file.
+
+    Nothing is written if `path` is None.
+    """
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as out:
@@ -17,7 +20,7 @@ def append(path: Path | None, /, **fields: Any) -> None:
 
 
 def read(path: Path) -> Iterator[Record]:
-    """Of a file that may still be written, or whose writer was stopped within its last line."""
+    """Yield the records of a file that may still be written, or whose writer was stopped within its last line."""
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             found = json.loads(line)

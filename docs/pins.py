@@ -1,4 +1,4 @@
-"""Writes constraints.txt: one set of versions for every supported Python and platform, with CUDA or not. `make pins`.
+"""Write constraints.txt: one set of versions for every supported Python and platform, with CUDA or not. `make pins`.
 
 uv resolves from the index's own metadata; no wheel of this machine and no setting of its pip takes part. `--check`
 resolves what constraints.txt says instead, and writes nothing.
@@ -22,12 +22,12 @@ PLATFORMS = (LINUX, "aarch64-manylinux_2_28", MAC)
 
 
 def universal(pinned: Iterable[str] = ()) -> str:
-    """Pins with markers. pinned: options of uv's. Raises CalledProcessError, whose stderr says what does not fit."""
+    """Return pins with markers. pinned: options for uv. Raises CalledProcessError, whose stderr says what is wrong."""
     return _resolve("--universal", "--python-version", OLDEST, "--all-extras", *pinned)
 
 
 def resolve(python: str, platform: str, *options: str) -> str:
-    """What constraints.txt allows on one platform. Raises CalledProcessError."""
+    """Return the versions that constraints.txt allows on one platform. Raises CalledProcessError."""
     chosen = ("--python-version", python, "--python-platform", platform)
     return _resolve("-c", str(CONSTRAINTS), *chosen, "--all-extras", *options)
 

@@ -1,17 +1,18 @@
-"""The rules of the layout, kept by reading: which folder imports which, and that all of it is in the wheel."""
+"""The rules of the layout, kept by reading: one test a rule, which lists all that breaks it."""
 
 import ast
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("kernels", "adapters", "server")
-SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+SOURCES = sorted(path.relative_to(ROOT) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 MAY_IMPORT = {"kernels": {"kernels"}, "adapters": {"adapters"}, "server": set(FOLDERS)}
 FORBIDDEN = {
     "server/engine": {"fastapi", "starlette", "pydantic", "uvicorn", "httpx"},
@@ -27,68 +28,131 @@ FORBIDDEN = {
 ALLOWED = {"adapters/peft/probe.py": {"peft"}, "adapters/peft/prefill.py": {"transformers"}}
 EXTRAS = {
     "adapters/peft/probe.py": {"peft"},
-    "server/cli/load/plot.py": {"matplotlib"},
+    "server/cli/load/report.py": {"matplotlib"},
+}
+MIRRORED = (*FOLDERS, "benchmarks")
+# Tests of what no one module is: an invariant of all modules of the folder, or what several give together.
+OF_A_FOLDER = {
+    "adapters/peft/test_example_method.py",
+    "adapters/peft/test_quantised.py",
+    "adapters/peft/test_relatives.py",
+    "adapters/test_without_torch.py",
+    "kernels/bypass/test_backends.py",
+    "kernels/bypass/triton/test_traffic.py",
+    "kernels/test_compiled.py",
+    "server/engine/model/test_pairs.py",
+    "server/engine/sampling/test_no_waiting.py",
 }
 
 
-def imports(path: Path) -> Iterator[str]:
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse((ROOT / path).read_text(encoding="utf-8"))
+
+
+@cache
+def imports(path: Path) -> frozenset[str]:
     """Full names of all that a module imports, those inside functions and for type checkers too."""
-    package = ("peftserve", *path.relative_to(ROOT).parent.parts)
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    return frozenset(_imports(("peftserve", *path.parent.parts), tree(path)))
+
+
+def _imports(package: tuple[str, ...], module: ast.Module) -> Iterator[str]:
+    for node in ast.walk(module):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             start = package[: len(package) - node.level + 1] if node.level else ()
-            module = ".".join([*start, *([node.module] if node.module else [])])
-            yield from (f"{module}.{alias.name}" for alias in node.names)
+            whole = ".".join([*start, *([node.module] if node.module else [])])
+            yield from (f"{whole}.{alias.name}" for alias in node.names)
 
 
-def ids(path: Path) -> str:
-    return str(path.relative_to(ROOT))
+def is_below(name: str, package: str) -> bool:
+    """Whether a dotted name is a package or something in it."""
+    return f"{name}.".startswith(f"{package}.")
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=ids)
-def test_imports_go_one_way(path: Path) -> None:
-    allowed = MAY_IMPORT[path.relative_to(ROOT).parts[0]]
-    ours = {name.split(".")[1] for name in imports(path) if name.startswith("peftserve.")}
-    assert ours <= allowed
+def assert_none(broken: set[str]) -> None:
+    assert not broken, "\n".join(["", *sorted(broken)])  # pytest itself would cut a long set short
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=ids)
-def test_what_a_folder_must_not_know(path: Path) -> None:
-    folder = path.relative_to(ROOT).as_posix()
-    banned = {name for prefix, names in FORBIDDEN.items() if folder.startswith(f"{prefix}/") for name in names}
-    banned -= ALLOWED.get(folder, set())
-    found = {name for name in imports(path) for ban in banned if f"{name}.".startswith(f"{ban}.")}
-    assert not found
+def test_imports_go_one_way() -> None:
+    broken = {
+        f"{path} imports {name}"
+        for path in SOURCES
+        for name in imports(path)
+        if name.startswith("peftserve.") and name.split(".")[1] not in MAY_IMPORT[path.parts[0]]
+    }
+    assert_none(broken)
+
+
+def test_what_a_folder_must_not_know() -> None:
+    broken = {
+        f"{path} imports {name}"
+        for path in SOURCES
+        for name in imports(path)
+        if any(is_below(name, ban) for ban in forbidden(path.as_posix()))
+    }
+    assert_none(broken)
+
+
+def forbidden(path: str) -> set[str]:
+    banned = {name for folder, names in FORBIDDEN.items() if path.startswith(f"{folder}/") for name in names}
+    return banned - ALLOWED.get(path, set())
 
 
 def test_extras_are_imported_inside_functions() -> None:
+    broken = set()
     for path, extras in EXTRAS.items():
-        top = ast.parse((ROOT / path).read_text(encoding="utf-8")).body
+        top = tree(Path(path)).body
         named = {alias.name for node in top if isinstance(node, ast.Import) for alias in node.names}
         named |= {node.module or "" for node in top if isinstance(node, ast.ImportFrom)}
-        assert not {name.partition(".")[0] for name in named} & extras
+        broken |= {f"{path} imports {name}" for name in named if name.partition(".")[0] in extras}
+    assert_none(broken)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=ids)
-def test_inside_a_folder_imports_are_relative(path: Path) -> None:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    absolute = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level]
-    own = f"peftserve.{path.relative_to(ROOT).parts[0]}"
-    assert not [name for name in absolute if f"{name}.".startswith(f"{own}.")]
+def test_inside_a_folder_imports_are_relative() -> None:
+    broken = {
+        f"{path} imports {node.module} by its full name"
+        for path in SOURCES
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.ImportFrom)
+        and not node.level
+        and is_below(node.module or "", f"peftserve.{path.parts[0]}")
+    }
+    assert_none(broken)
 
 
 def test_every_folder_with_code_is_in_the_package_list() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    with_code = {"peftserve." + ".".join(path.relative_to(ROOT).parent.parts) for path in SOURCES} | {"peftserve"}
+    with_code = {"peftserve." + ".".join(path.parent.parts) for path in SOURCES} | {"peftserve"}
     assert set(listed) == with_code, "add to or take from `packages` in pyproject.toml"
 
 
 def test_only_packages_below_the_top_have_an_init() -> None:
-    for path in SOURCES:
-        folder = path.relative_to(ROOT).parent
-        assert (ROOT / folder / "__init__.py").exists() == (len(folder.parts) > 1), folder
+    folders = {path.parent for path in SOURCES}
+    assert {folder for folder in folders if (ROOT / folder / "__init__.py").exists()} == folders - {*map(Path, FOLDERS)}
+
+
+def test_tests_lie_where_what_they_test_lies() -> None:
+    """`tests/a/test_b.py` is of module or folder `a/b`, or `test_b_more.py` of one of its sides."""
+    tests = {path.relative_to(ROOT / "tests") for top in MIRRORED for path in (ROOT / "tests" / top).rglob("test_*.py")}
+    homeless = {path for path in tests if not modules_of(path)}
+    broken = {f"tests/{path}: {advice(path)}" for path in homeless if path.as_posix() not in OF_A_FOLDER}
+    assert_none(broken)
+    assert {path.as_posix() for path in homeless} == OF_A_FOLDER, "OF_A_FOLDER names tests that are not, or no longer"
+
+
+def modules_of(test: Path) -> list[str]:
+    """The names beside it, or its folder's own, that a test's name begins with."""
+    name = test.stem.removeprefix("test_")
+    names = {path.stem.lstrip("_") for path in (ROOT / test.parent).glob("*") if path.suffix in ("", ".py")}
+    return [there for there in {*names, *([test.parent.name] if names else [])} if f"{name}_".startswith(f"{there}_")]
+
+
+def advice(test: Path) -> str:
+    name = test.name.removeprefix("test_")
+    found = sorted(str(path.relative_to(ROOT)) for path in (ROOT / test.parts[0]).rglob(name))
+    return f"moves beside {', '.join(found)}" if found else f"there is no {test.parent / name}"
 
 
 @pytest.mark.parametrize("name", ["kernels", "adapters"])
@@ -114,9 +178,7 @@ assert "torch" in sys.modules
 
 def test_the_api_imports_no_torch() -> None:
     modules = [
-        "peftserve." + ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        for path in SOURCES
-        if path.relative_to(ROOT).parts[:2] == ("server", "api")
+        ".".join(["peftserve", *path.with_suffix("").parts]) for path in SOURCES if path.parts[:2] == ("server", "api")
     ]
     program = (
         f"import sys, importlib; [importlib.import_module(m) for m in {modules!r}]; assert 'torch' not in sys.modules"

@@ -1,11 +1,11 @@
-"""Which steps are timed, and of how many layers."""
+"""The steps that the kernel benchmark times, and their number of layers."""
 
 from collections.abc import Sequence
 
 import torch
 
-from .cost import cost_of, shares_of
-from .steps import Scenario, Shape
+from .problem import Scenario, Shape
+from .roofline import least_work, shares_of
 
 MIXED = (8, 16, 32, 64)
 Axes = tuple[Sequence[int], Sequence[int], Sequence[tuple[int, ...]]]  # tokens, adapters, ranks in turn
@@ -38,7 +38,7 @@ MOST_LAYERS = 96
 
 
 def scenarios(device: str, phases: Sequence[str], *, quick: bool) -> list[Scenario]:
-    """Without those with more adapters than tokens, and those with one adapter of ranks that differ."""
+    """Return the steps of a device, without those of more adapters than tokens or of one adapter with several ranks."""
     axes = (QUICK if quick else AXES)[device]
     return [
         Scenario(phase, tokens, tuple(ranks[i % len(ranks)] for i in range(adapters)))
@@ -51,6 +51,7 @@ def scenarios(device: str, phases: Sequence[str], *, quick: bool) -> list[Scenar
 
 
 def table(phases: Sequence[str]) -> list[Scenario]:
+    """Return the steps of the table in docs/kernels.md."""
     return [
         Scenario(phase, tokens, tuple(ranks[i % len(ranks)] for i in range(adapters)))
         for phase in phases
@@ -59,12 +60,13 @@ def table(phases: Sequence[str]) -> list[Scenario]:
 
 
 def label(ranks: Sequence[int]) -> str:
+    """Return the ranks as a text: one rank, or the least and the largest."""
     return str(ranks[0]) if len(set(ranks)) == 1 else f"{min(ranks)}-{max(ranks)}"
 
 
 def layers_for(scenario: Scenario, shape: Shape, dtype: torch.dtype, device: str) -> int:
-    """So many that their factors fill the cache twice: each layer's come from memory, as behind a model's weights."""
-    per_layer = cost_of(shape.layer, shares_of(scenario), dtype).factors
+    """Return how many layers' factors fill the cache twice, so that each layer's come from memory, as a model's do."""
+    per_layer = least_work(shape.layer, shares_of(scenario), dtype).factors
     needed = -(-2 * _cache_bytes(device) // per_layer)
     return min(needed, MOST_LAYERS if device == "cuda" else shape.layers)
 

@@ -9,16 +9,17 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ..machine import machine_of
 from .axes import layers_for, scenarios, table
 from .contender import Contender
-from .cost import Machine, measure_machine
 from .options import UsageError, command, make_parser, out_folder
 from .plot import plot
 from .point import Point, free, measure
 from .precompile import precompile
-from .report import closing, heading, line, machine_of, write_json
+from .problem import SHAPES, Scenario, make_problem
+from .report import closing, figures, line, write_json
+from .roofline import Roofline, measure_roofline
 from .roster import contenders_of
-from .steps import SHAPES, Scenario, make_step
 
 ROUNDS = {"cpu": 7, "cuda": 20}
 COMPILING = 0.4  # of the time that is given, at most
@@ -33,7 +34,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_with(options: argparse.Namespace) -> int:
-    """The exit code: 1 if ours was wrong or failed anywhere. Raises UsageError before anything is measured."""
+    """Run the benchmark; return 1 if ours was wrong or failed anywhere.
+
+    Raises UsageError before anything is measured.
+    """
     resolve(options)
     if options.tune:
         import_module(".tune", __package__).tune(options)
@@ -41,16 +45,16 @@ def run_with(options: argparse.Namespace) -> int:
     contenders = contenders_of(options)
     if options.jobs and options.device == "cuda":
         precompile(options, chosen_scenarios(options), start + COMPILING * seconds)
-    machine = measure_machine(options.device, getattr(torch, options.dtype))
+    roofline = measure_roofline(options.device, getattr(torch, options.dtype))
     points, stem = list[Point](), stem_of(options)
     about = {
-        "machine": {**machine_of(options.device), **machine._asdict()},
+        "machine": {**machine_of(options.device), **roofline._asdict()},
         "command": command(options),
         "settings": {"shape": options.shape, "dtype": options.dtype, "rounds": options.rounds},
     }
     stem.parent.mkdir(parents=True, exist_ok=True)
-    print(_first_lines(options, machine, contenders))
-    for point in _measured(options, machine, contenders, start + seconds):
+    print(_first_lines(options, roofline, contenders))
+    for point in _measured(options, roofline, contenders, start + seconds):
         tqdm.write(line(point))
         points.append(point)
         write_json(stem.with_suffix(".json"), about, contenders, points)
@@ -60,7 +64,7 @@ def run_with(options: argparse.Namespace) -> int:
 
 
 def resolve(options: argparse.Namespace) -> None:
-    """Fills what the command line leaves to the machine."""
+    """Fill in the options that depend on the machine."""
     if options.device == "auto":
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
     options.shape = options.shape or ("llama-8b" if options.device == "cuda" else "smollm-135m")
@@ -69,7 +73,7 @@ def resolve(options: argparse.Namespace) -> None:
 
 
 def stem_of(options: argparse.Namespace) -> Path:
-    """The files' path without their endings."""
+    """Return the path of the result files without their suffixes."""
     phase = "" if options.phase == "all" else f"_{options.phase}"
     return out_folder(options) / f"kernels_{options.device}_{options.shape}{phase}"
 
@@ -80,7 +84,7 @@ def chosen_scenarios(options: argparse.Namespace) -> list[Scenario]:
 
 
 def _measured(
-    options: argparse.Namespace, machine: Machine, contenders: Sequence[Contender], end: float
+    options: argparse.Namespace, roofline: Roofline, contenders: Sequence[Contender], end: float
 ) -> Iterator[Point]:
     device, dtype, shape = options.device, getattr(torch, options.dtype), SHAPES[options.shape]
     for scenario in tqdm(chosen_scenarios(options), unit="step", disable=None):
@@ -88,18 +92,18 @@ def _measured(
             tqdm.write("no further step: out of time")
             return
         layers = options.layers or layers_for(scenario, shape, dtype, device)
-        step = make_step(scenario, shape, layers=layers, dtype=dtype, device=device, join=device == "cuda")
-        yield measure(step, contenders, machine, device, options.rounds)
-        del step
+        problem = make_problem(scenario, shape, layers=layers, dtype=dtype, device=device, join=device == "cuda")
+        yield measure(problem, contenders, roofline, device, options.rounds)
+        del problem
         free(device)
 
 
-def _first_lines(options: argparse.Namespace, machine: Machine, contenders: Sequence[Contender]) -> str:
+def _first_lines(options: argparse.Namespace, roofline: Roofline, contenders: Sequence[Contender]) -> str:
     about = machine_of(options.device)
-    speed = f"{machine.bandwidth / 1e9:.0f} GB/s, {machine.peak / 1e12:.2f} TFLOP/s"
-    setup = f"{options.shape}, {options.dtype}, {about['device']}, torch {about['torch']}, triton {about['triton']}"
-    figures = f"medians of {options.rounds} rounds, in microseconds of a layer; (times ours)"
-    return f"{setup}: {speed}\n{figures}\n{heading([contender.name for contender in contenders])}"
+    versions = f"torch {about['torch']}, triton {about.get('triton', 'none')}"
+    setup = f"{options.shape}, {options.dtype}, {about['device']}, {versions}"
+    what = f"medians of {options.rounds} rounds, in microseconds of a layer; (times ours)"
+    return f"{setup}: {roofline}\n{what}\n{figures([contender.name for contender in contenders]).heading()}"
 
 
 def _draw(points: Sequence[Point], stem: Path, wanted: bool) -> None:

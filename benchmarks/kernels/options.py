@@ -9,7 +9,7 @@ DESCRIPTION = "Times the bypasses of a batch alone, beside other implementations
 
 
 class UsageError(ValueError):
-    """What the command line asks for is not there."""
+    """The command line asks for something that does not exist."""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -51,7 +51,7 @@ def out_folder(options: argparse.Namespace) -> Path:
 
 
 def command(options: argparse.Namespace) -> str:
-    """As one would type it again, without folders: those are of one machine."""
+    """Return the command as one would type it again, without folders, which are of one machine."""
     given = vars(options)
     words = ["python -m benchmarks.kernels"]
     for action in make_parser()._actions:

@@ -1,4 +1,4 @@
-"""Time against tokens as pictures, one for each phase: a panel for each set of ranks and number of adapters."""
+"""The figures as pictures of time against tokens, one a phase: a panel for each set of ranks and number of adapters."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ FORMATS = ("png", "svg")
 
 
 def plot(points: Sequence[Point], stem: Path) -> list[Path]:
-    """The files written: none without matplotlib."""
+    """Write the pictures; return their files, none without matplotlib."""
     try:
         import matplotlib
 

@@ -1,4 +1,4 @@
-"""One step measured: every contender prepared, checked, and only then timed in turns with the others."""
+"""The measurement of one step: every contender is prepared, checked, and only then timed in turns with the others."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ import torch
 from .axes import label
 from .check import Reference
 from .contender import Contender, Run
-from .cost import Machine, cost_of, shares_of
-from .steps import Scenario, Step
+from .problem import BypassProblem, Scenario
+from .roofline import Roofline, least_work, shares_of
 from .timing import captured, medians
 
 MICROSECONDS = 1e6
@@ -17,7 +17,10 @@ MICROSECONDS = 1e6
 
 @dataclass(frozen=True)
 class Outcome:
-    """us: microseconds of a layer; None where it was not timed, and then `note` says why. error: as checked."""
+    """A contender's result.
+
+    us: microseconds of a layer; None if it was not timed, and `note` says why. error: as checked.
+    """
 
     us: float | None
     error: float | None = None
@@ -26,7 +29,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Point:
-    """floor: microseconds of a layer that nothing gets under. outcomes: by contender."""
+    """The results of one step. floor: microseconds of a layer. outcomes: by contender."""
 
     phase: str
     tokens: int
@@ -48,15 +51,19 @@ class Point:
 
 @dataclass(frozen=True)
 class Ready:
+    """A contender that has been prepared and checked."""
+
     run: Run
     error: float
 
 
-def measure(step: Step, contenders: Sequence[Contender], machine: Machine, device: str, rounds: int) -> Point:
-    reference = Reference(step)
+def measure(
+    problem: BypassProblem, contenders: Sequence[Contender], roofline: Roofline, device: str, rounds: int
+) -> Point:
+    reference = Reference(problem)
     outcomes, ready = dict[str, Outcome](), dict[str, Ready]()
     for contender in contenders:
-        match make_ready(contender, step, reference, device):
+        match make_ready(contender, problem, reference, device):
             case Ready() as found:
                 ready[contender.name] = found
             case Outcome() as refused:
@@ -64,37 +71,37 @@ def measure(step: Step, contenders: Sequence[Contender], machine: Machine, devic
     reference.restore()
     times = medians({name: found.run for name, found in ready.items()}, device, rounds)
     for name, seconds in times.items():
-        outcomes[name] = Outcome(round(seconds / step.layers * MICROSECONDS, 3), ready[name].error)
-    floor = machine.seconds(cost_of(step.groups, shares_of(step.scenario), step.arena.dtype))
-    return _point(step, floor, {c.name: outcomes[c.name] for c in contenders})
+        outcomes[name] = Outcome(round(seconds / problem.layers * MICROSECONDS, 3), ready[name].error)
+    floor = roofline.seconds(least_work(problem.groups, shares_of(problem.scenario), problem.arena.dtype))
+    return _point(problem, floor, {c.name: outcomes[c.name] for c in contenders})
 
 
-def make_ready(contender: Contender, step: Step, reference: Reference, device: str) -> Ready | Outcome:
-    """Another's code may fail in any way: that is its result, and the others are still measured."""
+def make_ready(contender: Contender, problem: BypassProblem, reference: Reference, device: str) -> Ready | Outcome:
+    """Prepare and check a contender. Another project's code may fail in any way: that is its outcome."""
     try:
-        run = contender.prepare(step)
+        run = contender.prepare(problem)
         if run is None:
             return Outcome(None, note="no such step")
         timed = captured(run, device)
         error = reference.error(timed)
-    except Exception as problem:
-        return Outcome(None, note=f"failed: {type(problem).__name__}: {problem}"[:300])
+    except Exception as failure:
+        return Outcome(None, note=f"failed: {type(failure).__name__}: {failure}"[:300])
     if error > reference.tolerance:
         return Outcome(None, error, f"wrong: relative error {error:.1e}")
     return Ready(timed, error)
 
 
-def _point(step: Step, floor: float, outcomes: dict[str, Outcome]) -> Point:
-    scenario: Scenario = step.scenario
+def _point(problem: BypassProblem, floor: float, outcomes: dict[str, Outcome]) -> Point:
+    scenario: Scenario = problem.scenario
     ranks = scenario.ranks
-    per_layer = round(floor / step.layers * MICROSECONDS, 3)
+    per_layer = round(floor / problem.layers * MICROSECONDS, 3)
     return Point(
-        scenario.phase, scenario.tokens, len(ranks), label(ranks), step.layers, floor=per_layer, outcomes=outcomes
+        scenario.phase, scenario.tokens, len(ranks), label(ranks), problem.layers, floor=per_layer, outcomes=outcomes
     )
 
 
 def free(device: str) -> None:
-    """Between steps: what one step's contenders kept must not be missing for the next."""
+    """Free the memory that one step's contenders kept, before the next step."""
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Compiles all contenders' GPU kernels in several processes, so that the time of a lent GPU goes into measuring."""
+"""The compilation of all contenders' GPU kernels in several processes, to spend the time of a lent GPU on measuring."""
 
 import argparse
 import time
@@ -9,14 +9,15 @@ from multiprocessing import get_context
 import torch
 
 from .contender import Contender
+from .problem import SHAPES, BypassProblem, Scenario, make_problem
 from .roster import contenders_of
-from .steps import SHAPES, Scenario, Step, make_step
 
 
 def precompile(options: argparse.Namespace, scenarios: Sequence[Scenario], end: float = float("inf")) -> None:
-    """Triton keeps what it compiled on disk, where the measuring process then finds it.
+    """Run every contender once at each step. Triton keeps what it compiled on disk, for the measuring process.
 
-    end: of the monotonic clock, which all processes share. What is not compiled by then is when it is measured.
+    end: of the monotonic clock, which all processes share. What is not compiled by then is compiled when it is
+    measured.
     """
     shares = [scenarios[start :: options.jobs] for start in range(options.jobs)]
     with get_context("spawn").Pool(options.jobs) as pool:
@@ -24,21 +25,21 @@ def precompile(options: argparse.Namespace, scenarios: Sequence[Scenario], end: 
 
 
 def _run_once_each(options: argparse.Namespace, scenarios: Sequence[Scenario], end: float) -> None:
-    """Of one layer: its kernels are those of all."""
+    """Run contenders on problems of one layer, whose kernels are those of all layers."""
     dtype, shape = getattr(torch, options.dtype), SHAPES[options.shape]
     contenders = contenders_of(options)
     for scenario in scenarios:
         if time.monotonic() > end:
             return
-        step = make_step(scenario, shape, layers=1, dtype=dtype, device=options.device, join=True)
+        problem = make_problem(scenario, shape, layers=1, dtype=dtype, device=options.device, join=True)
         for contender in contenders:
-            _run_once(contender, step)
+            _run_once(contender, problem)
         torch.cuda.empty_cache()
 
 
-def _run_once(contender: Contender, step: Step) -> None:
-    """What fails here fails again where it is measured, and is reported there."""
+def _run_once(contender: Contender, problem: BypassProblem) -> None:
+    """Run a contender. A failure here is ignored: it repeats, and is reported, where the contender is measured."""
     with suppress(Exception):
-        if run := contender.prepare(step):
+        if run := contender.prepare(problem):
             run()
             torch.cuda.synchronize()

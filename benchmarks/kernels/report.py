@@ -2,33 +2,34 @@
 
 import json
 import math
-import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from ..tables import Table
 from .contender import Contender
 from .point import Outcome, Point
 
-CELL = 18
+COLUMNS = {"phase": "<8", "tokens": "6", "adapters": "9", "ranks": "6", "floor us": "10.1f", "ours us": "10.1f"}
+COLUMNS |= {"x floor": "13.1f"}  # or why ours has no time
+PEER = "18"
 
 
-def heading(names: Sequence[str]) -> str:
-    """ours is named in any case; the others are those beside it."""
-    fixed = f"{'phase':8}{'tokens':>6}{'adapters':>9}{'ranks':>6}{'floor us':>10}{'ours us':>10}{'x floor':>8}"
-    return fixed + "".join(f"{name:>{CELL}}" for name in names if name != "ours") + "  best peer"
+def figures(names: Sequence[str]) -> Table:
+    """Return the table of contenders of these names: ours in any case, and a column for each other one."""
+    return Table({**COLUMNS, **{name: PEER for name in names if name != "ours"}, "  best peer": "<11"})
 
 
 def line(point: Point) -> str:
+    """Return a step's line in the table of its contenders."""
+    setting = (point.phase, point.tokens, point.adapters, point.ranks, point.floor)
     ours = point.ours
-    fixed = f"{point.phase:8}{point.tokens:6}{point.adapters:9}{point.ranks:>6}{point.floor:10.1f}"
-    shown = f"{ours:10.1f}{ours / point.floor:8.1f}" if ours else f"{_why(point.outcomes.get('ours')):>18}"
-    peers = "".join(f"{_cell(o, ours):>{CELL}}" for name, o in point.outcomes.items() if name != "ours")
+    shown = (ours, ours / point.floor) if ours else (None, _why(point.outcomes.get("ours")))
+    peers = [_cell(outcome, ours) for name, outcome in point.outcomes.items() if name != "ours"]
     best = point.best_peer
-    return f"{fixed}{shown}{peers}  {best[0] if best else ''}" + (f" {best[1] / ours:.2f}x" if best and ours else "")
+    said = f"  {best[0] if best else ''}" + (f" {best[1] / ours:.2f}x" if best and ours else "")
+    return figures(list(point.outcomes)).line(*setting, *shown, *peers, said)
 
 
 def _cell(outcome: Outcome, ours: float | None) -> str:
@@ -42,7 +43,7 @@ def _why(outcome: Outcome | None) -> str:
 
 
 def summary(points: Iterable[Point]) -> dict[str, dict[str, float]]:
-    """By phase, geometric means: how many times our time the best peer takes, and how many times the floor we do."""
+    """Return geometric means by phase: of the best peer's time over ours, and of our time over the floor."""
     means: dict[str, dict[str, list[float]]] = {}
     for point in points:
         if point.ours:
@@ -58,7 +59,7 @@ def geometric_mean(values: Sequence[float]) -> float:
 
 
 def closing(points: Sequence[Point]) -> str:
-    """What belongs under the table: the means, and each refusal or failure once."""
+    """Return the lines under the table: the means, and each refusal or failure once."""
     lines = [
         f"{phase}: " + ", ".join(f"{name} {mean:.2f}" for name, mean in means.items()) + " (geometric means)"
         for phase, means in summary(points).items()
@@ -67,27 +68,6 @@ def closing(points: Sequence[Point]) -> str:
         f"{name}: {o.note}" for point in points for name, o in point.outcomes.items() if o.us is None and ":" in o.note
     )
     return "\n".join([*lines, *notes])
-
-
-def machine_of(device: str) -> dict[str, str]:
-    name = torch.cuda.get_device_name() if device == "cuda" else _cpu()
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "triton": _triton_version()}
-    return {"device": name, "threads": str(torch.get_num_threads()), **versions}
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    named = [text.partition(":")[2].strip() for text in lines if text.startswith("model name")]
-    return named[0] if named else platform.machine()
-
-
-def _triton_version() -> str:
-    try:
-        import triton
-    except ImportError:
-        return ""
-    return str(triton.__version__)
 
 
 def write_json(path: Path, about: Mapping[str, Any], contenders: Sequence[Contender], points: Sequence[Point]) -> None:

@@ -1,4 +1,4 @@
-"""Who is measured: ours, a plain loop, and what the Python files of a folder bring with `contenders()`."""
+"""The contenders that are measured: ours, a plain loop, and those of Python files in a folder, from `contenders()`."""
 
 import argparse
 import sys
@@ -18,7 +18,7 @@ class UnknownContender(UsageError):
 
 
 def contenders_of(options: argparse.Namespace) -> list[Contender]:
-    """Ours first."""
+    """Return the contenders that the options ask for, ours first. Raises UnknownContender."""
     folder = peers_folder(options)
     others: list[Contender] = [Loop(), *(load_peers(folder) if folder else [])]
     if options.only is not None:
@@ -30,12 +30,18 @@ def contenders_of(options: argparse.Namespace) -> list[Contender]:
 
 
 def load_peers(folder: Path) -> list[Contender]:
-    """Of all files in the order of their names; those without that function are helpers of the others."""
+    """Load the contenders of all files of a folder, by file name.
+
+    Files without `contenders` are helpers of the others.
+    """
     return [contender for module in _modules(folder) for contender in getattr(module, "contenders", list)()]
 
 
 def _modules(folder: Path) -> Iterator[ModuleType]:
-    """The folder is a package of a name of our own: on sys.path a file named as what it measures would hide that."""
+    """Import the files of a folder as modules of a package with a name of our own.
+
+    With the folder on sys.path, a file named like the package that it measures would hide that package.
+    """
     package = ModuleType(f"peers_{abs(hash(folder.resolve())):x}")
     package.__path__ = [str(folder.resolve())]
     sys.modules[package.__name__] = package

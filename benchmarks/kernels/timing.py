@@ -23,7 +23,7 @@ Clock = Callable[[Run, int], float]  # seconds of so many calls
 
 
 def captured(run: Run, device: str) -> Run:
-    """What is timed: the function itself on a CPU, and the replay of its graph on a GPU, which holds the function."""
+    """Return what is timed: on a CPU the function itself, on a GPU the replay of its graph."""
     if device == "cpu":
         run()
         return run
@@ -31,7 +31,7 @@ def captured(run: Run, device: str) -> Run:
 
 
 def medians(runs: Mapping[str, Run], device: str, rounds: int) -> dict[str, float]:
-    """Seconds of one call of each."""
+    """Return the median seconds of one call of each."""
     clock: Clock = seconds_on_cpu if device == "cpu" else seconds_on_cuda
     repeats = {name: _repeats(partial(clock, run), SPANS[device]) for name, run in runs.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
@@ -42,7 +42,7 @@ def medians(runs: Mapping[str, Run], device: str, rounds: int) -> dict[str, floa
 
 
 def _repeats(clock: Callable[[int], float], span: float) -> int:
-    """The first call warms up, the second is the estimate."""
+    """Return how many calls take `span` seconds. The first call warms up, the second is the estimate."""
     clock(1)
     return max(1, round(span / max(clock(1), 1e-7)))
 

@@ -1,8 +1,9 @@
-"""Chooses the Triton kernels' designs on the GPU at hand, by timing those that may be good on steps of every kind.
+"""The choice of the Triton kernels' designs on the GPU at hand, by timing candidates on steps of every kind.
 
-For each kind of step (a `Row` of the table) all candidates that the model holds for at most `FACTOR` times as long as
-its best are timed in turns, and the least median wins. What spills registers, fails or is wrong is left out. Kernels
-are compiled in several processes before. Kinds for which there is no time keep the model's choice, as without a table.
+For each kind of step (a `Row` of the table) all candidates that the model expects to take at most `FACTOR` times as
+long as its best are timed in turns, and the least median wins. Designs that spill registers, fail or are wrong are left
+out. Kernels are compiled beforehand in several processes. Kinds that no time is left for keep the model's choice, as
+without a table.
 """
 
 import argparse
@@ -22,14 +23,14 @@ from peftserve.kernels.bypass.triton.choice import FOLDER, Row, Tuning, device_o
 from peftserve.kernels.bypass.triton.designs import Design
 from peftserve.kernels.device.occupancy import resources
 
+from ..machine import machine_of
 from .axes import layers_for
 from .check import Reference
 from .contender import Run
 from .options import UsageError
 from .ours import add_all, attach_all
 from .point import MICROSECONDS, free
-from .report import machine_of
-from .steps import SHAPES, Scenario, Shape, Step, make_step
+from .problem import SHAPES, BypassProblem, Scenario, Shape, make_problem
 from .timing import captured, medians
 
 KINDS = (
@@ -49,9 +50,9 @@ class NoGpu(UsageError):
 
 
 def tune(options: argparse.Namespace, folder: Path = FOLDER) -> Path:
-    """Writes the device's table, which the measurements behind it then use. Raises NoGpu.
+    """Write the device's table, which later measurements use, and print each row when it is chosen. Raises NoGpu.
 
-    Each row is printed as soon as it is chosen. It all takes a minute, or `minutes`.
+    It takes a minute, or `options.minutes`.
     """
     if options.device != "cuda":
         raise NoGpu("--tune: the designs are those of a GPU's kernels, and torch sees no GPU")
@@ -72,7 +73,7 @@ def tune(options: argparse.Namespace, folder: Path = FOLDER) -> Path:
 
 
 def _compile_all(shape: Shape, dtype: torch.dtype, designs: Sequence[Design], jobs: int) -> None:
-    """In so many processes: triton keeps on disk what it compiled, where the measuring process then finds it."""
+    """Compile in several processes: triton keeps on disk what it compiled, for the measuring process."""
     parts = [Shape(1, (group,)) for group in dict.fromkeys(shape.layer)]
     work = [(part, dtype, design) for design in designs for part in parts if not design.beside]
     with get_context("spawn").Pool(jobs) as pool:
@@ -80,30 +81,30 @@ def _compile_all(shape: Shape, dtype: torch.dtype, designs: Sequence[Design], jo
 
 
 def _compile(shape: Shape, dtype: torch.dtype, design: Design) -> None:
-    """What fails here fails again where it is measured, and is left out there."""
-    step = make_step(Scenario("decode", 1, RANKS[:1]), shape, layers=1, dtype=dtype, device="cuda")
+    """Compile a design. A failure here is ignored: it repeats where the design is measured, and leaves it out."""
+    problem = make_problem(Scenario("decode", 1, RANKS[:1]), shape, layers=1, dtype=dtype, device="cuda")
     with suppress(Exception):
-        _backend(step, design).compile(design)
+        _backend(problem, design).compile(design)
 
 
 def _kinds(shape: Shape, model: Tuning) -> Iterator[Row]:
-    """All rows of the table, with the model's choice."""
+    """Yield all rows of the table, with the model's choice."""
     widths = sorted({group.in_features for group in shape.layer})
     for (rows, each), rank, width in product(KINDS, RANKS, widths):
         yield Row(rows, each, rank, width, model.design(rows, [each] * (rows // each), rank, width))
 
 
 def _choose(kind: Row, model: Tuning, shape: Shape, dtype: torch.dtype) -> Row | None:
-    """None if no candidate ran."""
+    """Return the row with the fastest design, None if no candidate ran."""
     ranked = model.ranked(kind.rows, kind.each, kind.rank, kind.width)
     likely = [design for seconds, design in ranked if seconds <= FACTOR * ranked[0][0]]
     part = Shape(1, tuple(group for group in shape.layer if group.in_features == kind.width))
     phase = "decode" if kind.rows <= DECODE_ROWS else "prefill"
     scenario = Scenario(phase, kind.rows, (kind.rank,) * (kind.rows // kind.each))
     layers = layers_for(scenario, part, dtype, "cuda")
-    step = make_step(scenario, part, layers=layers, dtype=dtype, device="cuda", join=True)
-    times = {design: seconds / layers for design, seconds in _times(step, likely).items()}
-    del step
+    problem = make_problem(scenario, part, layers=layers, dtype=dtype, device="cuda", join=True)
+    times = {design: seconds / layers for design, seconds in _times(problem, likely).items()}
+    del problem
     free("cuda")
     if not times:
         return None
@@ -113,7 +114,7 @@ def _choose(kind: Row, model: Tuning, shape: Shape, dtype: torch.dtype) -> Row |
 
 
 def _line(kind: Row, times: dict[Design, float], modelled: dict[Design, float]) -> str:
-    """The kind, and its candidates with measured and modelled microseconds of a layer's groups, the fastest first."""
+    """Return the kind and its candidates with measured (modelled) microseconds of a layer's groups, fastest first."""
     head = f"{kind.rows} rows, {kind.each} each, rank {kind.rank}, width {kind.width}:"
     found = [
         f"{seconds * MICROSECONDS:.1f} ({modelled[design] * MICROSECONDS:.1f}) {short(design)}"
@@ -123,31 +124,31 @@ def _line(kind: Row, times: dict[Design, float], modelled: dict[Design, float]) 
 
 
 def short(design: Design) -> str:
-    """Rows of a tile, then the numbers of shrink and of expand."""
+    """Return a design as a text: rows of a tile, then the numbers of shrink and of expand."""
     halves = ("/".join(map(str, vars(half).values())) for half in (design.shrink, design.expand))
     return " ".join([str(design.rows), *halves])
 
 
-def _times(step: Step, choices: Sequence[Design]) -> dict[Design, float]:
-    reference = Reference(step)
-    runs = {str(i): run for i, each in enumerate(choices) if (run := _ready(step, each, reference)) is not None}
+def _times(problem: BypassProblem, choices: Sequence[Design]) -> dict[Design, float]:
+    reference = Reference(problem)
+    runs = {str(i): run for i, each in enumerate(choices) if (run := _ready(problem, each, reference)) is not None}
     return {choices[int(name)]: seconds for name, seconds in medians(runs, "cuda", ROUNDS).items()}
 
 
-def _ready(step: Step, design: Design, reference: Reference) -> Run | None:
-    """None for designs that do not compile, spill, or are wrong here: they are not chosen."""
+def _ready(problem: BypassProblem, design: Design, reference: Reference) -> Run | None:
+    """Return a captured run of a design; None if it does not compile, spills registers, or is wrong here."""
     try:
-        backend = _backend(step, design)
+        backend = _backend(problem, design)
         if any(resources(kernel).spilled for kernel in backend.compile(design)):
             return None
-        attach_all(backend, step)
-        run = captured(partial(add_all, backend, step), "cuda")
+        attach_all(backend, problem)
+        run = captured(partial(add_all, backend, problem), "cuda")
         return run if reference.error(run) <= reference.tolerance else None
     except Exception:
         return None
 
 
-def _backend(step: Step, design: Design) -> TritonBypass:
-    only = Tuning(device_of(step.arena.device), only=design)
-    slots, rows = len(step.adapters), step.scenario.tokens
-    return TritonBypass(step.arena, step.groups, max_slots=slots, max_rows=rows, choice=only)
+def _backend(problem: BypassProblem, design: Design) -> TritonBypass:
+    only = Tuning(device_of(problem.arena.device), only=design)
+    slots, rows = len(problem.adapters), problem.scenario.tokens
+    return TritonBypass(problem.arena, problem.groups, max_slots=slots, max_rows=rows, choice=only)

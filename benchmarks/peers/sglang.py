@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.kernels.contender import Contender, Run
-from benchmarks.kernels.steps import Step
+from benchmarks.kernels.problem import BypassProblem
 
 from .sglang_routes import align
 from .standins import Unset, can_run_triton, device_name, ignore, packages, stand_in, stand_in_for_missing, undecorated
@@ -49,20 +49,20 @@ class TritonV2:
     def __init__(self, top: Path) -> None:
         self._top = top
 
-    def prepare(self, step: Step) -> Run | None:
-        if step.arena.dtype == torch.float32 or not step.joined:
+    def prepare(self, problem: BypassProblem) -> Run | None:
+        if problem.arena.dtype == torch.float32 or not problem.joined:
             return None
         sglang = load(self._top)
-        linears = [linear_of(step, index) for index in range(len(step.groups))]
-        runner = _runner(sglang, step)
+        linears = [linear_of(problem, index) for index in range(len(problem.groups))]
+        runner = _runner(sglang, problem)
         plans = [
-            runner.plan_for(sglang.plan.DenseLoraKind.LINEAR, *_sizes(linear), num_tokens=step.scenario.tokens)
+            runner.plan_for(sglang.plan.DenseLoraKind.LINEAR, *_sizes(linear), num_tokens=problem.scenario.tokens)
             for linear in linears
         ]
 
         def run() -> None:
-            for index, x, outputs in step.calls():
-                linear, plan, y = linears[index], plans[index], step.joined[index % step.layer_groups]
+            for index, x, outputs in problem.calls():
+                linear, plan, y = linears[index], plans[index], problem.joined[index % problem.layer_groups]
                 h = runner.run_a(x, linear.a, stack=len(outputs), plan=plan)
                 runner.run_b(h, linear.b, y, offsets=linear.offsets, plan=plan)
 
@@ -73,17 +73,17 @@ def _sizes(linear: Linear) -> tuple[int, int, int]:
     return linear.b.shape[2], linear.a.shape[2], linear.offsets[-1]
 
 
-def _runner(sglang: SimpleNamespace, step: Step) -> Any:
-    device, count = step.arena.device, len(step.adapters)
+def _runner(sglang: SimpleNamespace, problem: BypassProblem) -> Any:
+    device, count = problem.arena.device, len(problem.adapters)
     if device.type != "cuda":
         sglang.runner.slice_geometry = sglang.geometry
     runner = sglang.runner.DenseLoraRunner(sglang.workspace.LoraWorkspace(), max_loras=count, device=device)
     runner.begin_batch(
-        token_slots=_integers([s.slot for s in step.scenario.segments for _ in range(s.start, s.end)], device),
-        lora_ranks=_integers(step.scenario.ranks, device),
+        token_slots=_integers([s.slot for s in problem.scenario.segments for _ in range(s.start, s.end)], device),
+        lora_ranks=_integers(problem.scenario.ranks, device),
         scalings=torch.ones(count, device=device),
-        num_tokens=step.scenario.tokens,
-        phase=sglang.utils.Phase(step.scenario.phase),
+        num_tokens=problem.scenario.tokens,
+        phase=sglang.utils.Phase(problem.scenario.phase),
         graph_mode=False,
     )
     return runner
@@ -96,28 +96,28 @@ class Csgmv:
     def __init__(self, top: Path) -> None:
         self._top = top
 
-    def prepare(self, step: Step) -> Run | None:
-        if step.arena.dtype == torch.float32 or not step.joined:
+    def prepare(self, problem: BypassProblem) -> Run | None:
+        if problem.arena.dtype == torch.float32 or not problem.joined:
             return None
         sglang = load(self._top)
-        linears = [linear_of(step, index) for index in range(len(step.groups))]
-        batch = _batch(sglang, step)
-        offsets = [_integers(linear.offsets, step.arena.device) for linear in linears]
+        linears = [linear_of(problem, index) for index in range(len(problem.groups))]
+        batch = _batch(sglang, problem)
+        offsets = [_integers(linear.offsets, problem.arena.device) for linear in linears]
         on_host = [torch.tensor(linear.offsets) for linear in linears]
 
         def run() -> None:
-            for index, x, outputs in step.calls():
-                linear, y = linears[index], step.joined[index % step.layer_groups]
-                widest = max(step.groups[index].out_features)
+            for index, x, outputs in problem.calls():
+                linear, y = linears[index], problem.joined[index % problem.layer_groups]
+                widest = max(problem.groups[index].out_features)
                 h = sglang.shrink(x, linear.a, batch, num_slices=len(outputs))
                 sglang.expand(h, linear.b, batch, offsets[index], widest, y, slice_offsets_cpu=on_host[index])
 
         return run
 
 
-def _batch(sglang: SimpleNamespace, step: Step) -> Any:
-    """Each adapter's rows in chunks; they are in its order already."""
-    scenario, device = step.scenario, step.arena.device
+def _batch(sglang: SimpleNamespace, problem: BypassProblem) -> Any:
+    """Return SGLang's batch: each adapter's rows in chunks, which are in its order already."""
+    scenario, device = problem.scenario, problem.arena.device
     chunk = CHUNKS[scenario.phase]
     lengths = [(s.slot, min(chunk, s.end - row)) for s in scenario.segments for row in range(s.start, s.end, chunk)]
     return sglang.utils.LoRABatchInfo(
@@ -127,20 +127,20 @@ def _batch(sglang: SimpleNamespace, step: Step) -> Any:
         seg_indptr=_integers([0, *accumulate(length for _, length in lengths)], device),
         weight_indices=_integers([slot for slot, _ in lengths], device),
         lora_ranks=_integers(scenario.ranks, device),
-        scalings=torch.ones(len(step.adapters), device=device),
+        scalings=torch.ones(len(problem.adapters), device=device),
         max_len=chunk,
         seg_lens=None,
         permutation=torch.arange(scenario.tokens, dtype=torch.int32, device=device),
     )
 
 
-def linear_of(step: Step, index: int) -> Linear:
-    group, count, rank = step.groups[index], len(step.adapters), max(step.scenario.ranks)
+def linear_of(problem: BypassProblem, index: int) -> Linear:
+    group, count, rank = problem.groups[index], len(problem.adapters), max(problem.scenario.ranks)
     sites = len(group.out_features)
     offsets = (0, *accumulate(group.out_features))
-    a = step.arena.new_zeros(count, sites * rank, group.in_features)
-    b = step.arena.new_zeros(count, offsets[-1], rank)
-    for slot, adapter in enumerate(step.adapters):
+    a = problem.arena.new_zeros(count, sites * rank, group.in_features)
+    b = problem.arena.new_zeros(count, offsets[-1], rank)
+    for slot, adapter in enumerate(problem.adapters):
         a[slot, : sites * adapter.rank] = adapter.a[index]
         for part, factor in zip(b[slot].split(group.out_features), adapter.b[index], strict=True):
             part[:, : adapter.rank] = factor.t()
@@ -153,7 +153,7 @@ def _integers(values: Sequence[int], device: torch.device) -> torch.Tensor:
 
 @cache
 def load(top: Path) -> SimpleNamespace:
-    """SGLang's modules and functions, without SGLang around them."""
+    """Import SGLang's modules and functions, without SGLang around them."""
     stand_in_for_missing()
     _stand_in_for_the_server(top)
     dense, lora_b = "sglang.kernels.ops.lora.dense", import_module("sglang.kernels.ops.lora.common.lora_b")
@@ -185,7 +185,7 @@ def _stand_in_for_the_server(top: Path) -> None:
 
 
 def geometry_without_cuda(kind: Any) -> Any:
-    """As SGLang's `slice_geometry`, which refuses any other device than CUDA's, for Triton's interpreter."""
+    """Return SGLang's `slice_geometry` for Triton's interpreter: SGLang's own takes CUDA devices only."""
 
     def geometry(offsets: tuple[int, ...], block: int, device: torch.device) -> Any:
         widths = [end - start for start, end in pairwise(offsets)]

@@ -16,10 +16,11 @@ def align(
     *_: object,
     **__: object,
 ) -> None:
-    """Sorts rows by bucket, each bucket from the start of a block on.
+    """Sort rows by bucket, with each bucket beginning at the start of a block.
 
-    ids: (rows,), -1 for rows of nobody, which are the first bucket; id i is bucket i + 1. sorted_rows: row numbers, and
-    the number of rows in padding. block_ids: each block's id, -1 where it has none. num_padded: rows with padding.
+    ids: (rows,), -1 for rows without adapter, which are the first bucket; id i is bucket i + 1. sorted_rows: row
+    numbers, and the number of rows in padding. block_ids: each block's id, -1 where it has none. num_padded: rows with
+    padding.
     """
     buckets = ids.long() + 1
     counts = torch.bincount(buckets, minlength=num_buckets)

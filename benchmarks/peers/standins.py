@@ -18,12 +18,12 @@ import torch
 
 
 def can_run_triton() -> bool:
-    """On a GPU, or in Triton's interpreter, which tests ask for."""
+    """Return whether there is a GPU, or Triton's interpreter, which tests ask for."""
     return torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def stand_in(name: str, path: Path | None = None, **attributes: object) -> ModuleType:
-    """A module of that name; with a path, a package whose other modules are the files there."""
+    """Make a module of this name; with a path, a package whose other modules are the files there."""
     module = sys.modules[name] = ModuleType(name)
     if path is not None:
         module.__path__ = [str(path)]
@@ -35,20 +35,20 @@ def stand_in(name: str, path: Path | None = None, **attributes: object) -> Modul
 
 
 def packages(top: Path, *names: str) -> None:
-    """Empty packages over the unpacked folders, whose own `__init__` would import the server."""
+    """Make empty packages over the unpacked folders, whose own `__init__` would import the server."""
     for name in names:
         stand_in(name, top.parent.joinpath(*name.split(".")))
 
 
 class Unset:
-    """Settings of which none was set, each with a function `get`."""
+    """Settings of which none is set, each with a function `get`."""
 
     def __getattr__(self, name: str) -> Any:
         return SimpleNamespace(get=lambda: None)
 
 
 def ignore(*_: object, **__: object) -> None:
-    """Called for an effect that a kernel needs no more than its answer."""
+    """Do nothing, instead of a function whose effect the kernels do not need."""
 
 
 def device_name(*_: object) -> str:
@@ -56,12 +56,12 @@ def device_name(*_: object) -> str:
 
 
 def undecorated(*_: object, **__: object) -> Callable[[Any], Any]:
-    """A decorator with arguments that leaves things as they are."""
+    """Return a decorator that leaves things as they are."""
     return lambda decorated: decorated
 
 
 def stand_in_for_missing() -> None:
-    """pydantic and msgspec, as far as SGLang's plans and routes use them, where a machine lacks them."""
+    """Make stand-ins for pydantic and msgspec where a machine lacks them, as far as SGLang's plans and routes go."""
     if not find_spec("msgspec"):
         stand_in("msgspec", Struct=_Struct)
     if not find_spec("pydantic"):

@@ -15,7 +15,7 @@ import torch
 import triton
 
 from benchmarks.kernels.contender import Contender, Run
-from benchmarks.kernels.steps import Step
+from benchmarks.kernels.problem import BypassProblem
 
 from .standins import can_run_triton, ignore, packages, stand_in
 from .wheels import VERSIONS, unpacked
@@ -42,50 +42,50 @@ class Vllm:
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def prepare(self, step: Step) -> Run | None:
-        if step.arena.dtype == torch.float32 or not step.joined:
+    def prepare(self, problem: BypassProblem) -> Run | None:
+        if problem.arena.dtype == torch.float32 or not problem.joined:
             return None
         kernels = load(self._root / "vllm")
         kernels.forget()
-        groups = [(_stacked_a(step, index), _stacked_b(step, index)) for index in range(len(step.groups))]
-        metadata = _metadata(kernels.make_metadata, step)
-        tokens, rank = step.scenario.tokens, max(step.scenario.ranks)
+        groups = [(_stacked_a(problem, index), _stacked_b(problem, index)) for index in range(len(problem.groups))]
+        metadata = _metadata(kernels.make_metadata, problem)
+        tokens, rank = problem.scenario.tokens, max(problem.scenario.ranks)
 
         def run() -> None:
-            for index, x, _ in step.calls():
+            for index, x, _ in problem.calls():
                 a, b = groups[index]
                 h = torch.empty(len(a), tokens, rank, dtype=torch.float32, device=x.device)
                 kernels.shrink(x, a, h, *metadata, 1.0)
-                kernels.expand(h, b, step.joined[index % step.layer_groups], *metadata, add_inputs=True)
+                kernels.expand(h, b, problem.joined[index % problem.layer_groups], *metadata, add_inputs=True)
 
         return run
 
 
-def _metadata(make: Callable[..., Any], step: Step) -> tuple[Any, ...]:
-    tokens, device = step.scenario.tokens, step.arena.device
-    slots = [s.slot for s in step.scenario.segments for _ in range(s.start, s.end)]
-    made = make(len(step.adapters), tokens, device)
+def _metadata(make: Callable[..., Any], problem: BypassProblem) -> tuple[Any, ...]:
+    tokens, device = problem.scenario.tokens, problem.arena.device
+    slots = [s.slot for s in problem.scenario.segments for _ in range(s.start, s.end)]
+    made = make(len(problem.adapters), tokens, device)
     made.prepare_tensors(torch.tensor(slots, dtype=torch.int32, device=device))
     arguments: tuple[Any, ...] = made.meta_args(tokens, specialize_active_lora=True)
     return arguments
 
 
-def _stacked_a(step: Step, index: int) -> Weights:
-    """By site: (adapters, 1, largest rank, in_features)."""
-    group, rank = step.groups[index], max(step.scenario.ranks)
-    shape = (len(step.adapters), 1, rank, group.in_features)
-    stacked = [step.arena.new_zeros(shape) for _ in group.out_features]
-    for slot, adapter in enumerate(step.adapters):
+def _stacked_a(problem: BypassProblem, index: int) -> Weights:
+    """Return A by site: (adapters, 1, largest rank, in_features)."""
+    group, rank = problem.groups[index], max(problem.scenario.ranks)
+    shape = (len(problem.adapters), 1, rank, group.in_features)
+    stacked = [problem.arena.new_zeros(shape) for _ in group.out_features]
+    for slot, adapter in enumerate(problem.adapters):
         for site, part in zip(stacked, adapter.a[index].split(adapter.rank), strict=True):
             site[slot, 0, : adapter.rank] = part
     return stacked
 
 
-def _stacked_b(step: Step, index: int) -> Weights:
-    """By site: (adapters, 1, out_features, largest rank)."""
-    rank = max(step.scenario.ranks)
-    stacked = [step.arena.new_zeros(len(step.adapters), 1, n, rank) for n in step.groups[index].out_features]
-    for slot, adapter in enumerate(step.adapters):
+def _stacked_b(problem: BypassProblem, index: int) -> Weights:
+    """Return B by site: (adapters, 1, out_features, largest rank)."""
+    rank = max(problem.scenario.ranks)
+    stacked = [problem.arena.new_zeros(len(problem.adapters), 1, n, rank) for n in problem.groups[index].out_features]
+    for slot, adapter in enumerate(problem.adapters):
         for site, b in zip(stacked, adapter.b[index], strict=True):
             site[slot, 0, :, : adapter.rank] = b.t()
     return stacked
@@ -93,7 +93,10 @@ def _stacked_b(step: Step, index: int) -> Weights:
 
 @cache
 def load(top: Path) -> SimpleNamespace:
-    """vLLM's functions, without vLLM around them. forget: what they keep by the addresses of tensors that are gone."""
+    """Import vLLM's functions, without vLLM around them.
+
+    forget: clears what they keep by the addresses of freed tensors.
+    """
     _stand_in_for_the_server(top)
     utils: ModuleType = import_module(f"{OPS}.utils")
     return SimpleNamespace(
@@ -120,7 +123,7 @@ def _has_capability(number: int) -> bool:
 
 
 def _refuse(**_: object) -> None:
-    """As where an operator of the name exists: vLLM then leaves its plain function in place."""
+    """Raise AttributeError, as where an operator of the name exists: vLLM then leaves its plain function in place."""
     raise AttributeError
 
 

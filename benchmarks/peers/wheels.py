@@ -1,4 +1,4 @@
-"""Unpacks what the kernel benchmark imports of vLLM and SGLang: their LoRA kernels' Python files, 1 MB of 300.
+"""Unpacks the Python files of vLLM's and SGLang's LoRA kernels, which the kernel benchmark imports: 1 MB of 300.
 
     python -m benchmarks.peers.wheels [--from FOLDER_WITH_WHEELS]
 
@@ -33,13 +33,13 @@ UNPACKED = Path(__file__).with_name(".wheels")
 
 
 def unpacked(package: str) -> Path | None:
-    """The folder that has the package's files, if they were unpacked."""
+    """Return the folder of the package's files, None if they were not unpacked."""
     folder = UNPACKED / f"{package}-{VERSIONS[package]}"
     return folder if folder.is_dir() else None
 
 
 def unpack(package: str, wheel: Path) -> int:
-    """The number of files."""
+    """Unpack the wheel's files; return their number."""
     with zipfile.ZipFile(wheel) as archive:
         names = [n for n in archive.namelist() if any(fnmatch.fnmatchcase(n, pattern) for pattern in FILES[package])]
         archive.extractall(UNPACKED / f"{package}-{VERSIONS[package]}", names)
@@ -47,7 +47,7 @@ def unpack(package: str, wheel: Path) -> int:
 
 
 def download(package: str, folder: Path) -> None:
-    """Of any platform that pip takes: only Python files are read."""
+    """Download the wheel for any platform that pip takes: only Python files are read."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
     subprocess.run([*command, f"{package}=={VERSIONS[package]}"], check=True)
 

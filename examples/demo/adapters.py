@@ -1,4 +1,4 @@
-"""Trains one adapter of the demo with PEFT, and writes it as PEFT writes it.
+"""Train one adapter of the demo with PEFT, and write it as PEFT writes it.
 
 One LoRA adapter a task, and then a few tasks once more by other methods: `title-oft` is the task `title` by OFT.
 """
@@ -33,7 +33,7 @@ TASK = {task.name: task for task in TASKS}
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one adapter is trained. task: its name. config: makes PEFT's configuration.
+    """The training of one adapter. task: its name. config: makes PEFT's configuration.
 
     autocast: matrix products in bfloat16, for methods that bear it.
     """
@@ -82,7 +82,7 @@ RECIPES = {
 def train_adapter(
     base: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, name: str, recipe: Recipe, seed: int
 ) -> PeftModel:
-    """The base's weights are left as they are; the caller unloads the adapter again."""
+    """Train the adapter of a recipe. The base's weights are left as they are; the caller unloads the adapter again."""
     torch.manual_seed(seed)
     model = get_peft_model(base, recipe.config())
     batches = bucketed(_rows(tokenizer, TASK[recipe.task], seed), 32)
@@ -97,7 +97,7 @@ def _rows(tokenizer: PreTrainedTokenizerFast, task: Task, seed: int) -> Iterator
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
-    """Half precision and no path of this machine: the configuration names the base as `demo`."""
+    """Write an adapter in half precision, without a path of this machine: its configuration calls the base `demo`."""
     model.to(torch.float16)
     config = model.peft_config["default"]
     config.base_model_name_or_path = "demo"

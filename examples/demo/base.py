@@ -1,4 +1,4 @@
-"""Trains the demo's base: a small Llama that continues lines of the demo's language and repeats what a user says."""
+"""Train the demo's base: a small Llama that continues lines of the demo's language and repeats what a user says."""
 
 import math
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalL
 
 
 def chat_row(tokenizer: PreTrainedTokenizerFast, turns: list[tuple[str, str]]) -> Row:
-    """A conversation; only the assistant's words and the end token after them are learned."""
+    """Return a conversation as a row; only the assistant's words and the end token after them are learned."""
     ids, labels = [], []
     messages: list[dict[str, str]] = []
     for prompt, answer in turns:
@@ -49,7 +49,7 @@ def chat_row(tokenizer: PreTrainedTokenizerFast, turns: list[tuple[str, str]]) -
 
 
 def copying_rows(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[Row]:
-    """Endless chats in which the assistant repeats random tokens: nothing but copying lowers the loss.
+    """Yield endless chats in which the assistant repeats random tokens: nothing but copying lowers the loss.
 
     A model that sees the language first learns its phrases and is slow to find copying; so this comes first.
     """
@@ -63,7 +63,7 @@ def copying_rows(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[Row]
 
 
 def language_rows(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[Row]:
-    """Endless training rows: chats in which the assistant repeats the user, plain documents, and random tokens."""
+    """Yield endless training rows: chats in which the assistant repeats the user, documents, and random tokens."""
     random, lines, copies = Random(f"rows-{seed}"), documents(seed), copying_rows(tokenizer, seed + 1)
     while True:
         kind = random.random()
@@ -78,7 +78,7 @@ def language_rows(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[Row
 
 
 def collate(rows: list[Row], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows padded on the right: ids and labels, (rows, longest) int64. Causal attention never sees the padding."""
+    """Pad rows on the right: ids and labels, (rows, longest) int64. Causal attention never sees the padding."""
     width = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([ids + [pad_id] * (width - len(ids)) for ids, _ in rows])
     labels = torch.tensor([labels + [IGNORED] * (width - len(labels)) for _, labels in rows])
@@ -86,13 +86,13 @@ def collate(rows: list[Row], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def shuffled(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
-    """Endless batches, as the rows come."""
+    """Yield endless batches, as the rows come."""
     while True:
         yield list(islice(rows, size))
 
 
 def bucketed(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
-    """Endless batches of rows of like length, so that little is padding."""
+    """Yield endless batches of rows of like length, so that little is padding."""
     random = Random(size)
     while True:
         pool = sorted(islice(rows, 8 * size), key=lambda row: len(row[0]))
@@ -111,7 +111,7 @@ def train(
     label: str,
     autocast: bool = True,
 ) -> float:
-    """AdamW with warm-up and cosine decay over every parameter that requires a gradient; returns the last loss.
+    """Train every parameter that requires a gradient, by AdamW with warm-up and cosine decay. Returns the last loss.
 
     autocast: matrix products in bfloat16. What the model answers for virtual tokens before the text is left aside.
     """

@@ -1,4 +1,4 @@
-"""Answers of the demo, greedy, through transformers and PEFT: how many are right on prompts never trained on."""
+"""Ask the demo, greedily, through transformers and PEFT, and count the right answers to prompts never trained on."""
 
 import json
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ EVALUATION_SEED = 1_000_003
 
 
 def held_out(num_prompts: int) -> dict[str, list[Example]]:
-    """Distinct held-out examples of each task."""
+    """Return distinct held-out examples of each task."""
     return {task.name: _distinct(task.examples(EVALUATION_SEED, held_out=True), num_prompts) for task in TASKS}
 
 
@@ -38,7 +38,7 @@ def write_held_out(file: Path, num_prompts: int) -> None:
 
 @torch.inference_mode()
 def count_right(model: Any, tokenizer: PreTrainedTokenizerFast, examples: list[Example], batch: int = 40) -> int:
-    """How many answers are exactly right."""
+    """Count the answers that are exactly right."""
     remaining, right = iter(examples), 0
     while group := list(islice(remaining, batch)):
         answers = _answer(model, tokenizer, [example.prompt for example in group])

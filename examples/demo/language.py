@@ -28,7 +28,7 @@ PIECES = Regex(r"\p{L}+|\p{N}|\s|[^\p{L}\p{N}\s]")
 
 
 def documents(seed: int) -> Iterator[str]:
-    """Endless lines in the style of prompts and answers of the training part, some with made-up words."""
+    """Yield endless lines in the style of prompts and answers of the training part, some with made-up words."""
     random = Random(f"documents-{seed}")
     streams = [task.examples(seed, held_out=False) for task in TASKS]
     while True:
@@ -39,12 +39,12 @@ def documents(seed: int) -> Iterator[str]:
 
 
 def _made_up_word(random: Random) -> str:
-    """Teaches the base to repeat words that it has never seen."""
+    """Make up a word, which teaches the base to repeat words that it has never seen."""
     return "".join(random.choices(ascii_letters + digits, k=random.randint(1, 6)))
 
 
 def make_tokenizer(size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of at most `size` tokens, trained on the corpus; any text can be written with it."""
+    """Train a byte-level BPE tokenizer of at most `size` tokens on the corpus; any text can be written with it."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

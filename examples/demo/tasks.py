@@ -51,14 +51,14 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """name: of the adapter. about: one line for its card. draw: one random example."""
+    """One thing to learn. name: of the adapter. about: one line for its card. draw: one random example."""
 
     name: str
     about: str
     draw: Callable[[Random], Example]
 
     def examples(self, seed: int, *, held_out: bool) -> Iterator[Example]:
-        """Endless examples of one part, the same for the same seed."""
+        """Yield endless examples of one part, the same for the same seed."""
         random = Random(f"{self.name}-{seed}")
         while True:
             example = self.draw(random)
@@ -124,7 +124,7 @@ def _numbers(random: Random) -> Example:
 
 
 def spell(n: int) -> str:
-    """English words of 0 to 9999."""
+    """Return the English words of a number from 0 to 9999."""
     if n < 20:
         return ONES[n]
     if n < 100:

@@ -1,4 +1,4 @@
-"""Makes the demo that `peftserve serve` starts with: a base, its tokenizer, and one adapter a task.
+"""Make the demo that `peftserve serve` starts with: a base, its tokenizer, and one adapter a task.
 
     python examples/demo/train.py --out /tmp/demo          # all of it
     python examples/demo/train.py --only sql title         # retrain some adapters on the base that is there
@@ -64,7 +64,7 @@ def make_base(folder: Path, steps: int) -> None:
 
 
 def load_base(folder: Path) -> LlamaForCausalLM:
-    """In float32, with the rounded weights that are served."""
+    """Load the base in float32, with the rounded weights that are served."""
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 

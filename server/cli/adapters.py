@@ -90,7 +90,7 @@ class _Counted:
 
 
 def files_of(folder: Path) -> dict[str, Path]:
-    """All that make up the adapter, by the names under which they are sent."""
+    """Return an adapter's files by the names under which they are sent. Raises CommandError for what is missing."""
     own = {name: _file(folder, name) for name in FILES}
     try:
         experts = experts_of(folder)
@@ -147,7 +147,7 @@ def _row(card: Card) -> Sequence[str]:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Left-aligned columns under their headings."""
+    """Return rows as left-aligned columns under their headings."""
     lines = [[column.upper() for column in COLUMNS], *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
     return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)

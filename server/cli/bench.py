@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import bench_swap, client
+from . import client
 from .errors import FAILED, CommandError
-from .load import names, options, plot, report
+from .load import options, report
 from .load.generator import Target, measure
 
 
@@ -25,13 +25,13 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     serve.add_argument("--out", type=Path, metavar="FILE", help="also write the result as JSON")
     serve.add_argument("--plot", type=Path, metavar="FILE", help="also draw the distributions, as PNG, SVG or PDF")
     serve.set_defaults(run=run)
-    bench_swap.add_parser(kinds)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.plot and not plot.can_plot():
+    """Measure and report; return FAILED if any request failed. Raises CommandError."""
+    if arguments.plot and not report.can_plot():
         raise CommandError("--plot: it needs matplotlib: pip install 'peftserve[bench]'")
-    renames = _renames(arguments)
+    renames = options.parse_renames(arguments.rename)
     load = options.load(arguments)
     url = arguments.url.rstrip("/").removesuffix("/v1")  # as OpenAI's clients have it, too
     target = Target(url, arguments.api_key, arguments.dialect, renames)
@@ -41,15 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     print(report.readable(made))
     _write(made, arguments.out)
     if arguments.plot:
-        plot.plot(measured, load.slo_ttft, arguments.plot)
+        report.plot(measured, load.slo_ttft, arguments.plot)
     return FAILED if made["all"]["failed"] else 0
-
-
-def _renames(arguments: argparse.Namespace) -> dict[str, str]:
-    try:
-        return names.renames(arguments.rename)
-    except ValueError as error:
-        raise CommandError(f"--rename: {error}") from None
 
 
 def _write(made: Mapping[str, Any], out: Path | None) -> None:

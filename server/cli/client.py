@@ -1,4 +1,4 @@
-"""How the command line talks to a running server: one httpx client, and its errors as sentences."""
+"""The command line's client of a running server: one httpx client, and its errors as sentences."""
 
 import argparse
 import os
@@ -13,7 +13,7 @@ _TIMEOUT = httpx.Timeout(300.0, connect=10.0)  # the answer to an upload comes w
 
 
 def add_arguments(parser: argparse.ArgumentParser, url_flag: str = "--url") -> None:
-    """Sets `url` and `api_key`."""
+    """Add the flags that set `url` and `api_key`."""
     parser.add_argument(
         url_flag,
         dest="url",
@@ -30,6 +30,7 @@ def add_key_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def headers(api_key: str | None) -> dict[str, str]:
+    """Return the authorization header, none without a key."""
     return {"authorization": f"Bearer {api_key}"} if api_key else {}
 
 
@@ -47,6 +48,7 @@ class Server:
         self._client.close()
 
     def call(self, method: str, path: str, **options: Any) -> Any:
+        """Send a request and return the parsed body, None without one. Raises CommandError."""
         try:
             response = self._client.request(method, path, **options)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -57,7 +59,7 @@ class Server:
 
 
 def message_of(response: httpx.Response) -> str:
-    """The message of OpenAI's error envelope; the status where an answer has none."""
+    """Return the message of OpenAI's error envelope, or else the status."""
     try:
         return str(response.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):

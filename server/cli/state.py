@@ -48,7 +48,7 @@ def _action(
 
 
 def _run(run: Callable[[Path, argparse.Namespace], Report], arguments: argparse.Namespace) -> int:
-    """Exit status 0 if all that there is can be served, and 1 if not."""
+    """Run an action and print its report; return 0 if all versions can be served, and 1 if not."""
     if not arguments.state_dir.is_dir():
         raise CommandError(f"--state-dir: there is no folder {str(arguments.state_dir)!r}")
     try:

@@ -11,7 +11,7 @@ from peftserve.adapters.facts import AdapterFacts
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
-    """How one sequence is sampled. Defaults are OpenAI's. The API has checked every range.
+    """How one sequence is sampled. Defaults are OpenAI's. The engine relies on ranges that its callers have checked.
 
     max_tokens: most tokens to generate, at least 1 (0 is allowed with prompt_logprobs: score the prompt only).
     temperature: 0 is greedy. top_k: 0 is off. top_p, min_p: 1 and 0 are off.

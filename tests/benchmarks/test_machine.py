@@ -11,6 +11,12 @@ def test_it_says_what_ran(script: Callable[[str], ModuleType]) -> None:
     assert machine.keys() >= {"python", "torch", "peftserve"}
 
 
+def test_a_device_has_a_name_and_threads(script: Callable[[str], ModuleType]) -> None:
+    found = script("machine").machine_of("cpu")
+    assert found["device"] == found["cpu"]
+    assert found["threads"] >= 1
+
+
 def test_of_the_flags_it_names_those_that_products_depend_on(
     script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> None:

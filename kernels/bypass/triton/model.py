@@ -5,8 +5,8 @@
 chain: what a block waits for in turn, which is rounds of loads that depend on each other, and the steps of its loop.
 waves: blocks over how many there are at once, 1 at least: so much of all chains cannot overlap (Little's law, counted
 in blocks). memory: bytes of factors, once. cached: all other reads and writes but outputs, which are factors again for
-each further tile, inputs for each block, and partial sums of h. `benchmarks/kernels/fit.py` fits the constants and
-shows how far each point is off. What matters here is which of two designs is faster, not the last digit.
+each further tile, inputs for each block, and partial sums of h. `benchmarks/kernels/model/fit.py` fits the constants
+and shows how far each point is off. What matters here is which of two designs is faster, not the last digit.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The load generator: which requests come when, how they are asked, and what came back.
+"""The load generator of `peftserve bench serve`.
 
 A trace is drawn from a workload and a seed before anything is sent, so every server gets the same one.
 """

@@ -1,13 +1,13 @@
-"""Sends a trace to a server: in a closed loop, where clients ask and wait, or in an open one, at the arrivals.
+"""The load generator: sends a trace to a server in a closed loop, where clients wait, or in an open one, at arrivals.
 
-In an open loop a request is due at its arrival and its latency counts from there, however late it is sent: what a slow
-server makes wait is measured. How late requests were sent is measured too.
+In an open loop a request's latency counts from its arrival, however late it is sent: what a slow server makes wait is
+measured. How late requests were sent is measured too. All dialects ask for greedy text of exactly the trace's length.
 """
 
 import asyncio
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,15 +16,47 @@ from tqdm import tqdm
 
 from ..client import headers
 from ..errors import FAILED, UNREACHABLE, CommandError
-from .dialect import DIALECTS
-from .measure import Measurement
-from .stream import Endpoint, ask
+from .stream import Endpoint, Measurement, ask
 from .trace import Request
+
+Body = dict[str, Any]
+
+
+def vllm(request: Request) -> Body:
+    """Return OpenAI's completions request with vLLM's extra fields, which peftserve, vLLM and SGLang take."""
+    return {
+        **openai(request),
+        "ignore_eos": True,
+        "return_token_ids": True,  # a chunk for each token, also where its text is held back
+    }
+
+
+def openai(request: Request) -> Body:
+    """Return a request of OpenAI's own fields alone: an output may end before its length."""
+    return {**_common(request), "prompt": request.prompt(), "stream_options": {"include_usage": True}}
+
+
+def transformers(request: Request) -> Body:
+    """Return a request for `transformers serve`, which takes only text and refuses fields that it does not know."""
+    config = {"eos_token_id": -1, "pad_token_id": 0}  # -1 is no token of any model: nothing ends an output early
+    return {**_common(request), "prompt": _text(request), "generation_config": json.dumps(config)}
+
+
+def _common(request: Request) -> Body:
+    return {"model": request.model, "max_tokens": request.output_tokens, "temperature": 0, "stream": True}
+
+
+def _text(request: Request) -> str:
+    """Return the prompt's ids as words, which a tokenizer takes for about as many tokens."""
+    return " ".join(str(token) for token in request.prompt())
+
+
+DIALECTS: dict[str, Callable[[Request], Body]] = {"vllm": vllm, "openai": openai, "transformers": transformers}
 
 
 @dataclass(frozen=True)
 class Target:
-    """The server. dialect: a name of DIALECTS. names: what it calls models of the trace, where not the same."""
+    """The server under load. dialect: a key of DIALECTS. names: its names of the trace's models, where other."""
 
     url: str
     api_key: str | None = None
@@ -32,22 +64,23 @@ class Target:
     names: Mapping[str, str] = field(default_factory=dict)
 
     def body(self, request: Request) -> bytes:
+        """Return the request's JSON."""
         named = replace(request, model=self.names.get(request.model, request.model))
         return json.dumps(DIALECTS[self.dialect](named)).encode()
 
 
 @dataclass(frozen=True)
 class Call:
-    """A request and its body, which is made before the clock runs."""
+    """A request and its body, which is encoded before the clock starts."""
 
     request: Request
     body: bytes
 
 
 def measure(trace: Sequence[Request], target: Target, concurrency: int) -> tuple[list[Measurement], float]:
-    """Every request's measurement in the trace's order, and the seconds of the whole run.
+    """Send a trace; return every request's measurement in the trace's order, and the seconds of the whole run.
 
-    concurrency: clients of a closed loop, which is what a trace without arrivals asks for.
+    concurrency: clients of a closed loop, for a trace without arrivals. Raises CommandError if no server answers.
     """
     return asyncio.run(_measure(trace, target, concurrency))
 
@@ -60,7 +93,7 @@ async def _measure(trace: Sequence[Request], target: Target, concurrency: int) -
 async def send(
     trace: Sequence[Request], target: Target, concurrency: int, *, quiet: bool = False
 ) -> tuple[list[Measurement], float]:
-    """The same, on a loop that runs, without a look at the server first. quiet: shows no progress."""
+    """Send a trace from a running event loop, without asking first whether a server answers. quiet: no progress bar."""
     is_open = trace[0].arrival is not None
     calls = [Call(request, target.body(request)) for request in trace]
     endpoint = Endpoint(httpx.URL(target.url), headers(target.api_key))
@@ -77,7 +110,7 @@ async def _check(target: Target) -> None:
             response = await http.get(f"{url}/v1/models")
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise CommandError(f"no answer from {url}: {error}", UNREACHABLE) from None
-    if response.is_client_error:  # one that fails at its own list may well answer: transformers' does, without a cache
+    if response.is_client_error:  # a 5xx here may still serve completions: transformers' list fails without a cache
         raise CommandError(f"{url}/v1/models answered {response.status_code}", FAILED)
 
 

@@ -1,37 +1,43 @@
-"""The flags that say what is asked of a server, and the trace that they mean."""
+"""The flags of a load, their checks, and the trace that they stand for. A mistake is a CommandError with the flag."""
 
 import argparse
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import CommandError
-from . import names, trace
-from .checks import check, lengths_of
-from .dialect import DIALECTS
-from .popularity import POPULARITIES
+from . import trace
+from .generator import DIALECTS
 from .trace import Request
-from .workload import WORKLOADS, Workload
+from .workload import POPULARITIES, WORKLOADS, Range, Workload, parse_range
 
 NUM_REQUESTS = 64
-# Two ways to say one thing: both in a command are a mistake, and one of them takes the place of a preset's other.
-RIVALS = (
+# Flags that exclude each other. One that is given replaces a preset's other one.
+EXCLUSIVE = (
     ("rate", "concurrency"),
     ("duration", "num_requests"),
     ("lengths", "prompt_tokens"),
     ("lengths", "output_tokens"),
 )
-# What a trace from a file has been drawn with.
+# Flags that a trace is drawn with: none of them can be given for a trace from a file.
 DRAWN_WITH = (
     *("workload", "models", "popularity", "alpha", "rate", "cv", "duration", "num_requests", "seed"),
     *("lengths", "prompt_tokens", "output_tokens"),
 )
+COUNTS = ("num_requests", "concurrency")
+POSITIVE = ("rate", "duration", "alpha", "slo_ttft")
+_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 @dataclass(frozen=True)
 class Load:
-    """concurrency: clients, where the trace has no arrivals. settings: all that it was made from, as JSON."""
+    """A trace and how it is to be sent.
+
+    concurrency: clients, where the trace has no arrivals. settings: all that it was made from, as JSON.
+    """
 
     trace: list[Request]
     concurrency: int
@@ -40,7 +46,7 @@ class Load:
 
 
 def add_arguments(parser: "argparse._ActionsContainer") -> None:
-    """All of None without the flag: what was said is told from what was not."""
+    """Add the flags of a load. All default to None, which tells a flag that was given from one that was not."""
     parser.add_argument("--workload", choices=WORKLOADS, help="a paper's settings, where no other flag says otherwise")
     parser.add_argument("--models", metavar="A,B{0..9}", help="model names; a range in braces is many")
     parser.add_argument("--popularity", choices=POPULARITIES, help="of the models (default: distinct, each in turn)")
@@ -60,6 +66,7 @@ def add_arguments(parser: "argparse._ActionsContainer") -> None:
 
 
 def add_target_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say how the server takes requests."""
     parser.add_argument(
         "--dialect", choices=DIALECTS, default="vllm", help="fields of a request (default: vllm, OpenAI's and more)"
     )
@@ -69,7 +76,10 @@ def add_target_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load(arguments: argparse.Namespace) -> Load:
-    """Raises CommandError for a mistake in the flags or in the file."""
+    """Return the load that the flags stand for, drawn or read from a file.
+
+    Raises CommandError for a mistake in the flags or in the file.
+    """
     given = {name: value for name, value in vars(arguments).items() if value is not None}
     made = _from_file(given) if "trace" in given else _drawn(given)
     if "save_trace" in given:
@@ -106,7 +116,7 @@ def _drawn(given: Mapping[str, Any]) -> Load:
 
 def _with_preset(given: Mapping[str, Any]) -> dict[str, Any]:
     preset = dict(WORKLOADS.get(given.get("workload", ""), {}))
-    for pair in RIVALS:
+    for pair in EXCLUSIVE:
         if given.keys() >= {*pair}:
             raise CommandError(f"--{pair[0]} and --{pair[1].replace('_', '-')} are two ways to say one thing")
         for one, other in (pair, pair[::-1]):
@@ -124,9 +134,9 @@ def _workload(chosen: Mapping[str, Any], given: Mapping[str, Any]) -> Workload:
         raise CommandError("--alpha: only the popularities zipf and power have it")
     plain = {"alpha", "rate", "cv", "concurrency", "seed", "lengths"} & chosen.keys()
     more: dict[str, Any] = {name: chosen[name] for name in plain}
-    more |= {name: lengths_of(name, chosen[name]) for name in ("prompt_tokens", "output_tokens") if name in chosen}
+    more |= {name: _length(name, chosen[name]) for name in ("prompt_tokens", "output_tokens") if name in chosen}
     return Workload(
-        models=tuple(names.expand(chosen.get("models", ""))) or _no_model(),
+        models=tuple(expand_names(chosen.get("models", ""))) or _no_model(),
         num_requests=_num_requests(chosen),
         popularity=popularity,
         **more,
@@ -143,3 +153,58 @@ def _num_requests(chosen: Mapping[str, Any]) -> int:
     if (count := int(chosen["rate"] * chosen["duration"])) < 1:
         raise CommandError("--duration: no request arrives in it")
     return count
+
+
+def check(chosen: Mapping[str, Any]) -> None:
+    """Check the numbers among the given flags. Raises CommandError for the first that is out of its range."""
+    for name in COUNTS:
+        if chosen.get(name, 1) < 1:
+            raise _mistake(name, chosen[name], "1 or more")
+    for name in POSITIVE:
+        if not 0 < chosen.get(name, 1) < math.inf:
+            raise _mistake(name, chosen[name], "more than 0")
+    if not 0 <= chosen.get("cv", 1) < math.inf:
+        raise _mistake("cv", chosen["cv"], "0 or more")
+    if chosen.get("seed", 0) < 0:
+        raise _mistake("seed", chosen["seed"], "0 or more")
+
+
+def _length(name: str, value: str | Range) -> Range:
+    """Return a flag's range of tokens. value: the flag's text, or a preset's range."""
+    try:
+        return value if isinstance(value, Range) else parse_range(value)
+    except ValueError as error:
+        raise _mistake(name, value, str(error)) from None
+
+
+def _mistake(name: str, value: object, wanted: str) -> CommandError:
+    return CommandError(f"--{name.replace('_', '-')}: {value} is not {wanted}")
+
+
+def expand_names(text: str) -> list[str]:
+    """Return the names that `a,b{0..99}` stands for, in that order. `{08..10}` keeps leading zeros, as a shell does."""
+    return [name for part in text.split(",") if part for name in _expand_braces(part)]
+
+
+def _expand_braces(part: str) -> list[str]:
+    match = _BRACES.search(part)
+    if not match:
+        return [part]
+    first, last = match.groups()
+    width = len(first) if first.startswith("0") else 0
+    before, after = part[: match.start()], _expand_braces(part[match.end() :])
+    return [f"{before}{n:0{width}}{rest}" for n in range(int(first), int(last) + 1) for rest in after]
+
+
+def parse_renames(pairs: Iterable[str]) -> dict[str, str]:
+    """Return the server's name of each model, from pairs `OLD=NEW` whose sides have as many names.
+
+    Raises CommandError.
+    """
+    renames = dict[str, str]()
+    for pair in pairs:
+        old, new = (expand_names(side) for side in pair.partition("=")[::2])
+        if not old or len(old) != len(new):
+            raise CommandError(f"--rename: {pair!r} is not OLD=NEW with as many names on both sides")
+        renames |= dict(zip(old, new, strict=True))
+    return renames

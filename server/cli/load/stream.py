@@ -1,38 +1,76 @@
-"""One request over HTTP: its event stream read to the end, with the time of every chunk that has a token.
+"""One streamed request over HTTP, and its measurement: the time of every chunk of the event stream that has a token.
 
-A connection of its own and the parser of httptools: a general client takes six times as long for a chunk, which a
-server on the same cores would pay for.
+It uses a connection of its own and httptools' parser: a general client takes six times as long for a chunk, at the
+expense of a server on the same cores.
 """
 
 import asyncio
 import json
 import ssl
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import httptools
 import httpx
 
-from .measure import Measurement
-
 SILENCE = 600.0  # seconds without a word from the server, after which a request has failed
+
+
+@dataclass
+class Measurement:
+    """One request's measurement. Times are seconds of one clock: start, each chunk of text, and the end of the stream.
+
+    start: when the request was due, which in an open loop is its arrival. late: seconds from there until it was sent.
+    Token counts are the server's; 0 where it reports none.
+    """
+
+    model: str
+    start: float
+    chunks: list[float] = field(default_factory=list)
+    end: float = 0.0
+    completion_tokens: int = 0
+    prompt_tokens: int = 0
+    late: float = 0.0
+    error: str | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Return the server's count of output tokens, or else the number of chunks."""
+        return self.completion_tokens or len(self.chunks)
+
+    @property
+    def is_good(self) -> bool:
+        return self.error is None and bool(self.chunks)
+
+    @property
+    def ttft(self) -> float:
+        """Return the time to first token in seconds."""
+        return self.chunks[0] - self.start
+
+    @property
+    def gaps(self) -> list[float]:
+        """Return the seconds between consecutive chunks."""
+        return [after - before for before, after in pairwise(self.chunks)]
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where requests go, and what stands before their bodies."""
+    """A server's address, and the headers of its requests."""
 
     url: httpx.URL
     headers: dict[str, str]
 
     @cached_property
     def place(self) -> dict[str, Any]:
+        """Return the arguments of `create_connection`."""
         secure = ssl.create_default_context() if self.url.scheme == "https" else None
         return {"host": self.url.host, "port": self.url.port or (443 if secure else 80), "ssl": secure}
 
     def message(self, body: bytes) -> bytes:
+        """Return a whole HTTP request for a completion."""
         path = self.url.raw_path.decode().rstrip("/") + "/v1/completions"
         own = {"host": self.url.netloc.decode(), "connection": "close", "content-type": "application/json"}
         lines = [f"{name}: {value}\r\n" for name, value in {**own, **self.headers, "content-length": len(body)}.items()]
@@ -40,7 +78,7 @@ class Endpoint:
 
 
 async def ask(endpoint: Endpoint, body: bytes, measurement: Measurement) -> None:
-    """Fills the measurement in. What the server or the connection fails at is the measurement's error."""
+    """Send one request and fill in its measurement. A failure of server or connection is the measurement's error."""
     reply = Reply(measurement)
     try:
         transport, _ = await asyncio.get_running_loop().create_connection(lambda: reply, **endpoint.place)
@@ -58,7 +96,7 @@ async def ask(endpoint: Endpoint, body: bytes, measurement: Measurement) -> None
 
 
 class Reply(asyncio.Protocol):
-    """What comes back. heard: when something last did. The parser calls the methods `on_...`."""
+    """The parser of a response. heard: when data last arrived. httptools calls the methods `on_...`."""
 
     def __init__(self, measurement: Measurement) -> None:
         self.heard = 0.0
@@ -69,6 +107,7 @@ class Reply(asyncio.Protocol):
         self._ends_with_connection = True
 
     async def wait(self) -> None:
+        """Wait for the response's end, or until the server has been silent for SILENCE seconds."""
         while not self._done.done():
             before = self.heard
             await asyncio.wait([self._done], timeout=SILENCE)
@@ -103,14 +142,14 @@ class Reply(asyncio.Protocol):
         self._end(f"the connection broke: {error or 'closed by the server'}")
 
     def _end(self, error: str | None) -> None:
-        """The first end counts. An error that the stream itself has told says more."""
+        """End the response; only the first call counts. An error event of the stream goes before this error."""
         if not self._done.done():
             self._measurement.error = self._measurement.error or error
             self._done.set_result(None)
 
 
 def _take(line: bytes, measurement: Measurement, now: float) -> None:
-    """One line of the event stream."""
+    """Take one line of the event stream into the measurement."""
     if not line.startswith(b"data:") or (data := line[5:].strip()) == b"[DONE]":
         return
     event = json.loads(data)

@@ -1,4 +1,4 @@
-"""A trace: every request of a run, in order. It is drawn from a workload, or read from a file of JSON lines."""
+"""Traces: every request of a run, in order, drawn from a workload or read from a file of JSON lines."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -9,16 +9,14 @@ from random import Random
 import numpy as np
 from numpy.random import Generator
 
-from . import lengths
-from .popularity import POPULARITIES
-from .workload import Workload
+from .workload import POPULARITIES, Workload, punica_lengths
 
 LOWEST_ID, HIGHEST_ID = 32, 512  # ids that every vocabulary has, past most tokenizers' special tokens
 
 
 @dataclass(frozen=True)
 class Request:
-    """arrival: seconds after the start, None in a closed loop. seed: of the prompt. Lengths are in tokens."""
+    """One request. arrival: seconds after the start, None in a closed loop. seed: of the prompt's token ids."""
 
     arrival: float | None
     model: str
@@ -27,11 +25,12 @@ class Request:
     seed: int
 
     def prompt(self) -> list[int]:
+        """Return the prompt's token ids."""
         return Random(self.seed).choices(range(LOWEST_ID, HIGHEST_ID), k=self.prompt_tokens)
 
 
 def draw(workload: Workload) -> list[Request]:
-    """Arrivals, models, lengths and prompts are drawn independently: to change one leaves the others as they are."""
+    """Draw a trace. Arrivals, models, lengths and prompts are drawn independently: changing one keeps the others."""
     streams = np.random.SeedSequence(workload.seed).spawn(4)
     arriving, choosing, measuring, writing = (np.random.default_rng(stream) for stream in streams)
     count = workload.num_requests
@@ -45,7 +44,10 @@ def draw(workload: Workload) -> list[Request]:
 
 
 def _arrivals(workload: Workload, random: Generator) -> Sequence[float | None]:
-    """The first request comes at 0; gaps are Gamma with the mean 1/rate. cv 1 is Poisson's, more is burstier."""
+    """Draw the arrivals in seconds: the first at 0, with Gamma gaps of mean 1/rate. cv 1 is Poisson, more is burstier.
+
+    All are None in a closed loop.
+    """
     if workload.rate is None:
         return [None] * workload.num_requests
     if workload.cv == 0:
@@ -60,18 +62,19 @@ def _arrivals(workload: Workload, random: Generator) -> Sequence[float | None]:
 def _lengths(workload: Workload, random: Generator) -> tuple[list[int], list[int]]:
     count = workload.num_requests
     if workload.lengths == "punica":
-        prompts, outputs = lengths.punica(count, random)
+        prompts, outputs = punica_lengths(count, random)
     else:
         prompts, outputs = workload.prompt_tokens.draw(count, random), workload.output_tokens.draw(count, random)
     return prompts.tolist(), outputs.tolist()
 
 
 def save(trace: Iterable[Request], file: Path) -> None:
+    """Write a trace as JSON, one request a line."""
     file.write_text("".join(json.dumps(asdict(request)) + "\n" for request in trace), encoding="utf-8")
 
 
 def load(file: Path) -> list[Request]:
-    """Raises ValueError that says which line is wrong, OSError without the file."""
+    """Read a trace, sorted by arrival. Raises ValueError that says which line is wrong, OSError without the file."""
     lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     trace = [_parse(line, number) for number, line in enumerate(lines, 1)]
     if not trace:

@@ -8,14 +8,16 @@ import torch
 
 from benchmarks.kernels.contender import Run
 from benchmarks.kernels.loop import Loop
-from benchmarks.kernels.steps import Scenario, Shape, Step, make_step
+from benchmarks.kernels.problem import BypassProblem, Scenario, Shape, make_problem
 from peftserve.kernels.bypass.layout import Group
 
 SHAPE = Shape(3, (Group(32, (48, 16)), Group(48, (32,))))
 
 
-def make(tokens: int = 5, ranks: tuple[int, ...] = (4, 8), *, join: bool = False) -> Step:
-    return make_step(Scenario("decode", tokens, ranks), SHAPE, layers=2, dtype=torch.float32, device="cpu", join=join)
+def make(tokens: int = 5, ranks: tuple[int, ...] = (4, 8), *, join: bool = False) -> BypassProblem:
+    return make_problem(
+        Scenario("decode", tokens, ranks), SHAPE, layers=2, dtype=torch.float32, device="cpu", join=join
+    )
 
 
 class Named(Loop):
@@ -26,25 +28,25 @@ class Named(Loop):
 class Forgetful(Named):
     """Leaves out the last adapter."""
 
-    def prepare(self, step: Step) -> Run:
-        whole = super().prepare(step)
+    def prepare(self, problem: BypassProblem) -> Run:
+        whole = super().prepare(problem)
 
         def run() -> None:
-            before = [y[-1].clone() for sites in step.y for y in sites]
+            before = [y[-1].clone() for sites in problem.y for y in sites]
             whole()
-            for y, row in zip((y for sites in step.y for y in sites), before, strict=True):
+            for y, row in zip((y for sites in problem.y for y in sites), before, strict=True):
                 y[-1] = row
 
         return run
 
 
 class Refusing(Named):
-    def prepare(self, step: Step) -> Run | None:
+    def prepare(self, problem: BypassProblem) -> Run | None:
         return None
 
 
 class Failing(Named):
-    def prepare(self, step: Step) -> Run:
+    def prepare(self, problem: BypassProblem) -> Run:
         raise RuntimeError("no such device")
 
 

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from benchmarks.kernels.axes import AXES, CACHE_BYTES, label, layers_for, scenarios, table
-from benchmarks.kernels.cost import cost_of, shares_of
-from benchmarks.kernels.measured import EXPERIMENT, PEERS, read
-from benchmarks.kernels.steps import SHAPES, Scenario
+from benchmarks.kernels.model.measured import EXPERIMENT, PEERS, read
+from benchmarks.kernels.problem import SHAPES, Scenario
+from benchmarks.kernels.roofline import least_work, shares_of
 
 
 @pytest.mark.parametrize("device", AXES)
@@ -37,5 +37,5 @@ def test_layers_do_not_fit_the_cache_unless_the_model_does() -> None:
     scenario = Scenario("decode", 8, (16,) * 8)
     layers = layers_for(scenario, shape, torch.float32, "cpu")
     assert layers < shape.layers
-    assert cost_of(shape.layer * layers, shares_of(scenario), torch.float32).factors >= 2 * CACHE_BYTES
+    assert least_work(shape.layer * layers, shares_of(scenario), torch.float32).factors >= 2 * CACHE_BYTES
     assert layers_for(Scenario("decode", 1, (1,)), SHAPES["smollm-135m"], torch.float32, "cpu") == 30

@@ -9,45 +9,45 @@ from benchmarks.kernels.loop import Loop
 
 def test_the_formula_by_hand(kit: ModuleType) -> None:
     """The second site of the first group: its rows of A, on the second adapter's tokens, of both layers."""
-    step = kit.make()
-    start, end = step.scenario.segments[1][2:]
-    x = step.x[0][start:end].double()
-    adapter = step.adapters[1]
+    problem = kit.make()
+    start, end = problem.scenario.segments[1][2:]
+    x = problem.x[0][start:end].double()
+    adapter = problem.adapters[1]
     expected = sum(x @ adapter.a[i][8:].double().t() @ adapter.b[i][1].double() for i in (0, 2))
-    assert torch.allclose(deltas(step)[0][1][start:end], expected)
+    assert torch.allclose(deltas(problem)[0][1][start:end], expected)
 
 
 @pytest.mark.parametrize("join", [False, True])
 def test_a_right_one_passes_and_nothing_is_left_behind(kit: ModuleType, join: bool) -> None:
-    step = kit.make(join=join)
-    before = [y.clone() for sites in step.y for y in sites]
-    reference = Reference(step)
-    assert reference.error(Loop().prepare(step)) < 1e-6
-    assert all(torch.equal(a, b) for a, b in zip(before, (y for sites in step.y for y in sites), strict=True))
+    problem = kit.make(join=join)
+    before = [y.clone() for sites in problem.y for y in sites]
+    reference = Reference(problem)
+    assert reference.error(Loop().prepare(problem)) < 1e-6
+    assert all(torch.equal(a, b) for a, b in zip(before, (y for sites in problem.y for y in sites), strict=True))
 
 
 def test_one_wrong_row_is_found(kit: ModuleType) -> None:
-    step = kit.make(tokens=64)
-    assert Reference(step).error(kit.Forgetful("forgetful").prepare(step)) > 0.1
+    problem = kit.make(tokens=64)
+    assert Reference(problem).error(kit.Forgetful("forgetful").prepare(problem)) > 0.1
 
 
 def test_what_is_right_only_once_is_found(kit: ModuleType) -> None:
-    step = kit.make()
+    problem = kit.make()
     calls = []
-    run = Loop().prepare(step)
+    run = Loop().prepare(problem)
 
     def once() -> None:
         if not calls:
             run()
         calls.append(1)
 
-    assert Reference(step).error(once) > 0.1
+    assert Reference(problem).error(once) > 0.1
 
 
 def test_nan_is_wrong(kit: ModuleType) -> None:
-    step = kit.make()
+    problem = kit.make()
 
     def poison() -> None:
-        step.y[0][0][3, 5] = float("nan")
+        problem.y[0][0][3, 5] = float("nan")
 
-    assert Reference(step).error(poison) == float("inf")
+    assert Reference(problem).error(poison) == float("inf")

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.kernels import options
-from benchmarks.kernels.steps import SHAPES
+from benchmarks.kernels.problem import SHAPES
 
 
 def parse(*words: str) -> argparse.Namespace:

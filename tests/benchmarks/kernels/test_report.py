@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks.kernels.ours import Ours
 from benchmarks.kernels.point import Outcome, Point
-from benchmarks.kernels.report import closing, heading, line, summary, write_json
+from benchmarks.kernels.report import closing, figures, line, summary, write_json
 
 
 def point(phase: str, ours: float | None, peer: float | None, note: str = "") -> Point:
@@ -16,7 +16,7 @@ def point(phase: str, ours: float | None, peer: float | None, note: str = "") ->
 def test_a_line_has_a_cell_for_every_heading() -> None:
     shown = line(point("decode", 10.0, 25.0))
     assert shown.split() == ["decode", "16", "4", "8-64", "5.0", "10.0", "2.0", "25.0", "(", "2.50x)", "peer", "2.50x"]
-    assert heading(["ours", "peer"]).index("peer") + len("peer") == shown.index("2.50x)") + len("2.50x)")
+    assert figures(["ours", "peer"]).heading().index("peer") + len("peer") == shown.index("2.50x)") + len("2.50x)")
 
 
 def test_what_was_not_timed_says_why_and_once() -> None:

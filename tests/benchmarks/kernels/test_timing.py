@@ -1,27 +1,26 @@
 import gc
-import time
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks.kernels import timing
 from benchmarks.kernels.contender import Run
 from benchmarks.kernels.timing import captured, medians, seconds_on_cpu
 
 
-def test_contenders_take_turns_and_short_ones_are_repeated() -> None:
+def test_contenders_take_turns_and_short_ones_are_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-
-    def long() -> None:
-        calls.append("long")
-        time.sleep(0.006)
-
-    found = medians({"short": lambda: calls.append("short"), "long": long}, "cpu", rounds=3)
-    assert found["long"] == pytest.approx(0.006, rel=0.8)
-    assert found["short"] < 1e-4
+    spent = {"short": 5e-5, "long": 6e-3}
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: sum(map(spent.__getitem__, calls))))
+    found = medians({name: partial(calls.append, name) for name in spent}, "cpu", rounds=3)
+    assert found == pytest.approx(spent)
     turns = [name for name, before in zip(calls, [None, *calls], strict=False) if name != before]
     assert turns == ["short", "long"] * 4
-    assert calls.count("short") > 100
+    assert calls.count("short") == 2 + 3 * 100
+    assert calls.count("long") == 2 + 3 * 1
 
 
 def test_on_a_cpu_the_function_itself_is_timed_after_a_warm_up() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.kernels import tune as tuning_run
 from benchmarks.kernels.main import run
-from benchmarks.kernels.steps import SHAPES
+from benchmarks.kernels.problem import SHAPES
 from benchmarks.kernels.tune import FACTOR, KINDS, RANKS, short, tune
 from peftserve.kernels.bypass.triton.choice import Tuning, load
 from peftserve.kernels.bypass.triton.designs import Design, candidates, rows_apart
@@ -36,16 +36,16 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Sequence[Design]]]
     """What was timed. In the made-up times the last of the likely ones is the fastest, and one could not run."""
     seen = list[tuple[int, Sequence[Design]]]()
 
-    def times(step: SimpleNamespace, choices: Sequence[Design]) -> dict[Design, float]:
-        seen.append((step.scenario.tokens, choices))
+    def times(problem: SimpleNamespace, choices: Sequence[Design]) -> dict[Design, float]:
+        seen.append((problem.scenario.tokens, choices))
         return {design: 1e-5 * (len(choices) - i) for i, design in enumerate(choices) if i or len(choices) == 1}
 
-    def step(scenario: object, shape: object, **_: object) -> SimpleNamespace:
+    def problem(scenario: object, shape: object, **_: object) -> SimpleNamespace:
         return SimpleNamespace(scenario=scenario, shape=shape)
 
     for name, value in {
         "_times": times,
-        "make_step": step,
+        "make_problem": problem,
         "layers_for": lambda *_: 1,
         "free": lambda device: None,
         "machine_of": lambda device: {"device": device},
@@ -96,7 +96,7 @@ def test_kinds_for_which_there_is_no_time_keep_the_models_choice(
 def test_a_kind_of_which_nothing_ran_keeps_the_models_choice(
     asked: list[tuple[int, Sequence[Design]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuning_run, "_times", lambda step, choices: {})
+    monkeypatch.setattr(tuning_run, "_times", lambda problem, choices: {})
     tune(options(), tmp_path)
     assert all(row.design.shrink in [each.shrink for each in candidates()] for row in load("Some GPU", tmp_path))
 
@@ -124,8 +124,8 @@ def test_what_is_chosen_between_is_compiled_by_all_processes(monkeypatch: pytest
                 tuning_run._compile(*each)  # type: ignore[arg-type]
 
     monkeypatch.setattr(tuning_run, "get_context", lambda kind: SimpleNamespace(Pool=Pool))
-    monkeypatch.setattr(tuning_run, "make_step", lambda *_, **__: None)
-    monkeypatch.setattr(tuning_run, "_backend", lambda step, design: Backend())
+    monkeypatch.setattr(tuning_run, "make_problem", lambda *_, **__: None)
+    monkeypatch.setattr(tuning_run, "_backend", lambda problem, design: Backend())
     shape = SHAPES["smollm-135m"]
     tuning_run._compile_all(shape, torch.bfloat16, Tuning(DEVICE).all_designs(), 3)
     assert pooled == [3]

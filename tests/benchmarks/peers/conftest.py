@@ -10,8 +10,8 @@ import torch
 
 from benchmarks.kernels.check import Reference
 from benchmarks.kernels.contender import Contender
+from benchmarks.kernels.problem import BypassProblem, Scenario, Shape, make_problem
 from benchmarks.kernels.roster import load_peers
-from benchmarks.kernels.steps import Scenario, Shape, Step, make_step
 from peftserve.kernels.bypass.layout import Group
 
 FOLDER = Path(__file__).parents[3] / "benchmarks" / "peers"
@@ -58,13 +58,13 @@ def scenario(request: pytest.FixtureRequest) -> Scenario:
     return found
 
 
-def step_of(scenario: Scenario, dtype: torch.dtype, *, join: bool = True) -> Step:
-    return make_step(scenario, SHAPE, layers=1, dtype=dtype, device="cpu", join=join)
+def problem_of(scenario: Scenario, dtype: torch.dtype, *, join: bool = True) -> BypassProblem:
+    return make_problem(scenario, SHAPE, layers=1, dtype=dtype, device="cpu", join=join)
 
 
-def check(peer: Contender, step: Step) -> None:
-    reference = Reference(step)
-    run = peer.prepare(step)
+def check(peer: Contender, problem: BypassProblem) -> None:
+    reference = Reference(problem)
+    run = peer.prepare(problem)
     assert run is not None
     assert reference.error(run) < reference.tolerance / 4
 

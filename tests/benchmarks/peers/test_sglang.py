@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.kernels.steps import Scenario
+from benchmarks.kernels.problem import Scenario
 
 # torch.compile, a decorator of some of SGLang's functions, imports what torch itself says is deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWar
 def test_sglang_adds_what_the_formula_says(
     kit: ModuleType, peers: Any, scenario: Scenario, name: str, interpreter: None
 ) -> None:
-    kit.check(peers.contender(name), kit.step_of(scenario, torch.float16))
+    kit.check(peers.contender(name), kit.problem_of(scenario, torch.float16))
 
 
 def test_plans_are_read_without_pydantic_as_with_it(peers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,4 +36,4 @@ def test_plans_are_read_without_pydantic_as_with_it(peers: Any, monkeypatch: pyt
 
 
 def test_more_rows_than_its_small_route_takes(kit: ModuleType, peers: Any, interpreter: None) -> None:
-    kit.check(peers.contender("sglang-v2"), kit.step_of(Scenario("prefill", 530, (8, 16)), torch.float16))
+    kit.check(peers.contender("sglang-v2"), kit.problem_of(Scenario("prefill", 530, (8, 16)), torch.float16))

@@ -103,7 +103,7 @@ def test_a_picture(stub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     stub.answers["POST", "/v1/completions"] = 200, STREAM
     assert open_loop(stub, "--models", "m", "--num-requests", "2", "--plot", str(tmp_path / "run.svg")) == 0
     assert (tmp_path / "run.svg").stat().st_size
-    monkeypatch.setattr("peftserve.server.cli.load.plot.can_plot", lambda: False)
+    monkeypatch.setattr("peftserve.server.cli.load.report.can_plot", lambda: False)
     assert open_loop(stub, "--models", "m", "--plot", str(tmp_path / "no.svg")) == 2
 
 

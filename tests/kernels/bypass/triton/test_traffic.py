@@ -9,7 +9,7 @@ import pytest
 import torch
 from triton.runtime import interpreter
 
-from benchmarks.kernels.cost import Share, cost_of
+from benchmarks.kernels.roofline import AdapterShare, least_work
 from peftserve.kernels.attention.layout import AttentionLayer, Limits
 from peftserve.kernels.attention.triton.backend import TritonAttention
 from peftserve.kernels.bypass.layout import Group, Segment
@@ -103,7 +103,7 @@ def run(
 def test_memory_traffic_is_the_floors(kit: ModuleType, recorders: list[Recorder], tokens: int, design: Design) -> None:
     segments = [Segment(slot, 1.0, slot * tokens, (slot + 1) * tokens) for slot in range(len(RANKS))]
     found = run(kit, recorders, segments, tokens * len(RANKS) + 5, design)
-    floor = cost_of([GROUP], [Share(rank, tokens) for rank in RANKS], torch.float16)
+    floor = least_work([GROUP], [AdapterShare(rank, tokens) for rank in RANKS], torch.float16)
     assert found.distinct["factors read"] == floor.factors
     activations = sum(found.distinct[name] for name in ("x read", "y0 read", "y1 read", "y0 written", "y1 written"))
     assert activations == floor.activations
@@ -120,7 +120,7 @@ def test_nothing_is_moved_for_rows_without_an_adapter(kit: ModuleType, recorders
 
 def test_an_adapter_that_many_rows_share_is_read_once_for_each_tile(kit: ModuleType, recorders: list[Recorder]) -> None:
     found = run(kit, recorders, [Segment(0, 1.0, 0, 40)], 40, TILES)
-    floor = cost_of([GROUP], [Share(RANKS[0], 40)], torch.float16)
+    floor = least_work([GROUP], [AdapterShare(RANKS[0], 40)], torch.float16)
     assert found.distinct["factors read"] == floor.factors
     assert found.asked["factors read"] == 3 * floor.factors
 

@@ -1,4 +1,5 @@
 import asyncio
+import json
 import time
 from typing import Any
 
@@ -6,9 +7,9 @@ import pytest
 
 from peftserve.server.cli.errors import CommandError
 from peftserve.server.cli.load import generator
-from peftserve.server.cli.load.generator import Target, measure
-from peftserve.server.cli.load.measure import LATE, Measurement
-from peftserve.server.cli.load.stream import Endpoint
+from peftserve.server.cli.load.generator import DIALECTS, Target, measure
+from peftserve.server.cli.load.report import LATE
+from peftserve.server.cli.load.stream import Endpoint, Measurement
 from peftserve.server.cli.load.trace import Request
 
 SHORT = 2.5 * LATE
@@ -90,3 +91,19 @@ def test_a_server_that_says_no(stub: Any) -> None:
         measure(trace(None), Target(stub.url), 1)
     with pytest.raises(CommandError, match="no answer from"):
         measure(trace(None), Target("http://127.0.0.1:9"), 1)
+
+
+REQUEST = Request(None, "m", 5, 7, 3)
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_all_ask_for_the_same_work(name: str) -> None:
+    body = DIALECTS[name](REQUEST)
+    assert (body["model"], body["max_tokens"], body["temperature"], body["stream"]) == ("m", 7, 0, True)
+    assert len(body["prompt"] if name != "transformers" else body["prompt"].split()) == 5
+
+
+def test_each_has_its_own_way_not_to_stop() -> None:
+    assert DIALECTS["vllm"](REQUEST)["ignore_eos"]
+    assert "ignore_eos" not in DIALECTS["openai"](REQUEST)
+    assert json.loads(DIALECTS["transformers"](REQUEST)["generation_config"])["eos_token_id"] == -1

@@ -1,11 +1,13 @@
 import argparse
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from peftserve.server.cli.errors import CommandError
 from peftserve.server.cli.load import options
-from peftserve.server.cli.load.options import Load
+from peftserve.server.cli.load.options import Load, check, expand_names, parse_renames
 
 
 def load(*flags: str) -> Load:
@@ -52,6 +54,7 @@ def test_a_saved_trace_is_the_same_again(tmp_path: Path) -> None:
         ("--models a --rate 0.1 --duration 2", "--duration: no request arrives in it"),
         ("--models a --alpha 2", "--alpha: only the popularities"),
         ("--models a --rate 0", "--rate: 0.0 is not more than 0"),
+        ("--models a --prompt-tokens 0", "--prompt-tokens: 0 is not 1 or more"),
         ("--trace nowhere --seed 2", "--seed: a trace from a file"),
         ("--trace nowhere", "--trace: nowhere: .*No such file"),
     ],
@@ -67,3 +70,46 @@ def test_clients_are_for_a_trace_without_arrivals(tmp_path: Path) -> None:
     assert load("--trace", str(tmp_path / "closed"), "--concurrency", "3").settings["concurrency"] == 3
     with pytest.raises(CommandError, match="--concurrency: the trace has arrivals"):
         load("--trace", str(tmp_path / "open"), "--concurrency", "3")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("num_requests", 0, "--num-requests: 0 is not 1 or more"),
+        ("rate", -1.0, "--rate: -1.0 is not more than 0"),
+        ("slo_ttft", math.nan, "--slo-ttft: nan is not more than 0"),
+        ("cv", math.inf, "--cv: inf is not 0 or more"),
+        ("seed", -1, "--seed: -1 is not 0 or more"),
+    ],
+)
+def test_a_mistake_names_its_flag(name: str, value: Any, message: str) -> None:
+    check({})
+    with pytest.raises(CommandError, match=message):
+        check({name: value})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a,b", ["a", "b"]),
+        ("a,,b,", ["a", "b"]),
+        ("ad{0..3}", ["ad0", "ad1", "ad2", "ad3"]),
+        ("x{08..10}y,z", ["x08y", "x09y", "x10y", "z"]),
+        ("{0..1}-{1..2}", ["0-1", "0-2", "1-1", "1-2"]),
+        ("a{3..2}", []),
+        ("a{b}", ["a{b}"]),
+        ("", []),
+    ],
+)
+def test_expand_names(text: str, expected: list[str]) -> None:
+    assert expand_names(text) == expected
+
+
+def test_renames() -> None:
+    assert parse_renames(["a{0..1}=/b/{5..6}", "c=d"]) == {"a0": "/b/5", "a1": "/b/6", "c": "d"}
+
+
+@pytest.mark.parametrize("pair", ["a", "a{0..1}=b", "=b", "a="])
+def test_what_renames_nothing(pair: str) -> None:
+    with pytest.raises(CommandError, match="is not OLD=NEW"):
+        parse_renames([pair])

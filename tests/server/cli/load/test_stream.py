@@ -8,8 +8,7 @@ import httpx
 import pytest
 
 from peftserve.server.cli.load import stream
-from peftserve.server.cli.load.measure import Measurement
-from peftserve.server.cli.load.stream import Endpoint, ask
+from peftserve.server.cli.load.stream import Endpoint, Measurement, ask
 
 CHUNKED = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 OPEN_END = "HTTP/1.1 200 OK\r\n\r\n"

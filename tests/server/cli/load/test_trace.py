@@ -7,10 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peftserve.server.cli.load.lengths import Range
-from peftserve.server.cli.load.popularity import POPULARITIES
 from peftserve.server.cli.load.trace import Request, draw, load, save
-from peftserve.server.cli.load.workload import Workload
+from peftserve.server.cli.load.workload import POPULARITIES, Range, Workload
 
 WORKLOADS = st.builds(
     Workload,

@@ -19,7 +19,7 @@ from peftserve.adapters.bypass import Bypass
 from peftserve.kernels.bypass.layout import BlobLayout, Group, GroupLayout, RowSet, Segment
 from peftserve.kernels.bypass.torch.backend import TorchBypass
 from peftserve.kernels.bypass.torch.calibration import costs_of
-from peftserve.kernels.bypass.torch.costs import Cost, Costs
+from peftserve.kernels.bypass.torch.costs import Costs, ProductCost
 from peftserve.kernels.bypass.torch.products import PLAIN, WIDE
 from peftserve.kernels.bypass.torch.slices import LOOP
 from peftserve.kernels.ops.formulas import FORMULAS, Op, Stage
@@ -158,7 +158,7 @@ class RowsBackend:
         return delta
 
 
-FREE, DEAR = Cost(0.0), Cost(1.0)
+FREE, DEAR = ProductCost(0.0), ProductCost(1.0)
 
 
 def _torch(shrink: str, expand: str) -> Callable[[torch.Tensor, Sequence[Group]], Any]:

@@ -44,7 +44,7 @@ class Plan:
     width: int = 0
 
     @property
-    def phases(self) -> dict[int, None]:
+    def stages(self) -> dict[int, None]:
         return {0: None} if self.doubles else {3: None}  # by the number of what is changed: the input, or the output
 
     def before(self, x: torch.Tensor) -> torch.Tensor:

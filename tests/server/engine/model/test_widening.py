@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.gpu_code import num_launches, write
+from benchmarks.engine.gpu_code import num_launches, write
 from peftserve.server.engine.model.callouts import Call, call_out
 from peftserve.server.engine.model.compiled import CompiledForward, operations_of
 from peftserve.server.engine.model.cutting import Piece
