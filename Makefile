@@ -6,7 +6,7 @@ ARGS ?=
 # An index of CPU builds of torch, for machines without a GPU; empty: the usual one, whose builds for Linux have CUDA.
 TORCH_INDEX ?=
 
-.PHONY: serve test check links docs pins clean
+.PHONY: serve test test-fast check links docs pins clean
 
 $(VENV)/.torch: constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -24,8 +24,14 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 serve: $(VENV)/.serve  ## serve the demo on http://127.0.0.1:8000
 	$(BIN)/peftserve serve $(ARGS)
 
-test: $(VENV)/.dev  ## the whole test suite, one thread of torch for each of two workers
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+# One thread of torch for each of two workers. tests/conftest.py orders the files.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test: $(VENV)/.dev  ## the whole test suite
+	$(PYTEST) $(ARGS)
+
+test-fast: $(VENV)/.dev  ## what a change needs: no real server, nothing that is marked slow
+	$(PYTEST) -m "not slow" --ignore tests/end_to_end $(ARGS)
 
 links:  ## the git-ignored links through which mypy and pyright see the package
 	mkdir -p .links/peftserve

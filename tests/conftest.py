@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -58,13 +59,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cpu_only(why): what it tests is for a CPU; left out with --device cuda")
-    config.addinivalue_line("markers", "slow: takes more than 5 s")
+    config.addinivalue_line("markers", "slow: all its cases take more than 5 s; left out of `make test-fast`")
 
 
 @pytest.hookimpl(trylast=True)  # behind what folders say of their tests
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--device") != "cuda":
-        return
+    _begin_with_long_files(items)
+    if config.getoption("--device") == "cuda":
+        _leave_out_what_a_gpu_cannot(items)
+
+
+def _begin_with_long_files(items: list[pytest.Item]) -> None:
+    """Sort files by how many slow tests they have, so that no worker waits for the other's last, long file."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
+
+
+def _leave_out_what_a_gpu_cannot(items: list[pytest.Item]) -> None:
     import torch  # not for those who need none of it
 
     gpu = torch.cuda.is_available()
@@ -84,13 +95,13 @@ def device(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def oracle() -> ModuleType:
-    """The package in tests/oracle, only when asked for."""
+    """Import the package in tests/oracle, which takes seconds, for those tests that ask for it."""
     return _load("oracle", Path(__file__).with_name("oracle") / "__init__.py")
 
 
 @pytest.fixture
 def simulated_cuda(device: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """CUDA graphs on the CPU: a `SimulatedCuda`, in the place of torch.cuda's until the test ends."""
+    """Put a `SimulatedCuda`, CUDA graphs on the CPU, in the place of torch.cuda's until the test ends."""
     if device == "cuda":
         pytest.skip("not with --device cuda: it simulates one")
     cuda = _load("simulated_cuda", Path(__file__).with_name("simulated_cuda.py")).SimulatedCuda()
@@ -100,9 +111,10 @@ def simulated_cuda(device: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture(scope="session")
 def quick_interpreter() -> Iterator[None]:
-    """Triton's interpreter gets the language ready again for each function that a kernel calls: a third of its time.
+    """Skip a step of Triton's interpreter that takes a third of its time.
 
-    Our own all speak the one that their kernel's launch has made ready.
+    It patches the language anew for each function that a kernel calls. Ours need no more than what the launch of their
+    kernel has patched.
     """
     from triton.runtime.interpreter import InterpretedFunction  # not for those who need none of it
 
@@ -119,7 +131,7 @@ def quick_interpreter() -> Iterator[None]:
 
 
 def _load(name: str, path: Path) -> ModuleType:
-    """From its path, since tests are not on sys.path."""
+    """Import a module or a package from its path, since tests are not on sys.path."""
     folders = [str(path.parent)] if path.name == "__init__.py" else None
     spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=folders)
     assert spec

@@ -51,7 +51,7 @@ class Work(NamedTuple):
 
 
 class Pool:
-    """graphs: that hold it; None before the first."""
+    """The memory of graphs. graphs: how many hold it; None before the first."""
 
     def __init__(self) -> None:
         self.graphs: int | None = None
@@ -67,7 +67,7 @@ class Pool:
 
 
 class Graph:
-    """In the place of `torch.cuda.CUDAGraph`."""
+    """Stands for `torch.cuda.CUDAGraph`."""
 
     def __init__(self, cuda: "SimulatedCuda") -> None:
         self._cuda = cuda
@@ -90,7 +90,7 @@ class Graph:
         self._work.append(Work(run, args, kwargs, outputs))
 
     def end(self) -> None:
-        """A capture runs nothing: what is there of its outputs is any number."""
+        """Fill the outputs with NaN: a capture runs nothing, and leaves any numbers there."""
         for storage in self._born:
             if (there := _upgrade(storage)) is not None:
                 there.fill_(_NAN_BYTE)
@@ -99,7 +99,7 @@ class Graph:
         return self._pool
 
     def addresses(self) -> set[int]:
-        """Of all memory that it finds when it is replayed and did not allocate, as long as that is there."""
+        """Return the addresses of memory that a replay reads or writes, but for its own and what is freed."""
         there = (_upgrade(storage) for storage in self._known - self._born)
         return {storage.data_ptr() for storage in there if storage is not None}
 
@@ -136,7 +136,7 @@ class Graph:
 
 
 class SimulatedCuda:
-    """captures, replays: how many there have been."""
+    """Stands for torch.cuda. captures, replays: how many there have been."""
 
     def __init__(self) -> None:
         self.captures = self.replays = 0
@@ -164,7 +164,7 @@ class SimulatedCuda:
             monkeypatch.setattr(torch.cuda, name, value)
 
     def launch(self, kernel: Callable[..., None], args: Any, kwargs: Any) -> None:
-        """As triton launches a kernel, which is no operator of torch's."""
+        """Run or record the launch of a Triton kernel, which is no operator of torch's."""
         graph, self._capturing = self._capturing, None
         try:
             kernel(*args, **kwargs)
@@ -174,7 +174,7 @@ class SimulatedCuda:
             self._capturing = graph
 
     def addresses(self) -> set[int]:
-        """Of all memory outside of the graphs that any of them reads or writes."""
+        """Return the addresses of all memory outside of the graphs that any of them reads or writes."""
         return {address for graph in self._graphs for address in graph.addresses()}
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""`--device`: without it tests are as on a machine without a GPU; with it, what cannot run says why."""
+"""The suite's options: with `--device cuda` what cannot run says why, and slow tests begin or are left out."""
 
 import os
 import subprocess
@@ -23,9 +23,17 @@ def test_simulated(simulated_cuda):
     pass
 """
 
+SLOW = """
+import pytest
+
+@pytest.mark.slow
+def test_slow():
+    print("slow runs")
+"""
+
 
 def run(tmp_path: Path, *words: str, devices: str) -> str:
-    """What pytest says of the three tests, with this conftest. devices: the GPUs that it may see."""
+    """Run the three tests with this conftest and return what pytest prints. devices: the GPUs that it may see."""
     (tmp_path / "conftest.py").write_text((ROOT / "tests/conftest.py").read_text())
     (tmp_path / "simulated_cuda.py").symlink_to(ROOT / "tests/simulated_cuda.py")
     (tmp_path / "test_it.py").write_text(PROGRAM)
@@ -57,3 +65,13 @@ def test_tests_for_a_gpu_are_compiled(tmp_path: Path) -> None:
     assert "device cuda None 0\n" in said
     assert "1 passed, 2 skipped" in said
     assert "not with --device cuda: it simulates one" in said
+
+
+def test_files_with_slow_tests_begin_and_slow_tests_can_be_left_out(tmp_path: Path) -> None:
+    said = []
+    for name, words in (("all", ()), ("fast", ("-m", "not slow"))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "test_last.py").write_text(SLOW)
+        said.append(run(tmp_path / name, *words, devices=""))
+    assert -1 < said[0].find("slow runs") < said[0].find("device cpu")
+    assert "3 passed, 1 deselected" in said[1]

@@ -52,7 +52,7 @@ def tree(path: Path) -> ast.Module:
 
 @cache
 def imports(path: Path) -> frozenset[str]:
-    """Full names of all that a module imports, those inside functions and for type checkers too."""
+    """Return the full names of all that a module imports, also inside functions and for type checkers."""
     return frozenset(_imports(("peftserve", *path.parent.parts), tree(path)))
 
 
@@ -67,7 +67,7 @@ def _imports(package: tuple[str, ...], module: ast.Module) -> Iterator[str]:
 
 
 def is_below(name: str, package: str) -> bool:
-    """Whether a dotted name is a package or something in it."""
+    """Tell whether a dotted name is a package or something in it."""
     return f"{name}.".startswith(f"{package}.")
 
 
@@ -143,7 +143,7 @@ def test_tests_lie_where_what_they_test_lies() -> None:
 
 
 def modules_of(test: Path) -> list[str]:
-    """The names beside it, or its folder's own, that a test's name begins with."""
+    """Return the names of modules beside a test, or of its folder, that the test's name begins with."""
     name = test.stem.removeprefix("test_")
     names = {path.stem.lstrip("_") for path in (ROOT / test.parent).glob("*") if path.suffix in ("", ".py")}
     return [there for there in {*names, *([test.parent.name] if names else [])} if f"{name}_".startswith(f"{there}_")]

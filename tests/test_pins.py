@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def pins() -> ModuleType:
-    """docs/pins.py. Skips where no index answers."""
+    """Import docs/pins.py, or skip where no index answers."""
     spec = importlib.util.spec_from_file_location("pins", ROOT / "docs" / "pins.py")
     assert spec is not None
     assert spec.loader is not None
@@ -28,6 +28,7 @@ def pins() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_every_python_and_platform(pins: ModuleType) -> None:
     """And every package is pinned, so that what was tested is what is installed, today and in a year."""
     pinned = {line.split("==")[0] for line in pins.CONSTRAINTS.read_text().splitlines() if "==" in line}
@@ -42,6 +43,7 @@ def test_every_python_and_platform(pins: ModuleType) -> None:
         assert ("triton" in resolved) == ("nvidia-cublas" in resolved) == (platform != pins.MAC)
 
 
+@pytest.mark.slow
 def test_a_build_of_torch_without_cuda(pins: ModuleType, tmp_path: Path) -> None:
     """As an index of CPU builds has it: the same version, and nothing of NVIDIA's behind it."""
     version = "2.13.0+cpu"

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import MutableSequence, Sequence
+from functools import cache
 from importlib.metadata import version
 from types import ModuleType
 
@@ -22,6 +23,7 @@ from .http.server import raise_file_limit
 from .metrics.requests import Metrics
 from .routes import adapters, generation, health, metrics, models, tokens, vllm_adapters
 from .routes.direct import DirectRoutes
+from .routes.documentation import openapi
 from .services import Adapters, Services, base_id
 
 EVERYWHERE = (generation, models, tokens, health)
@@ -30,14 +32,14 @@ ALWAYS = frozenset({b"/health", b"/health/live", b"/health/ready", b"/metrics"})
 
 
 def create_app(services: Services) -> ASGIApp:
-    """Of the process that has the adapters. services: what the routes share."""
+    """Return the application of the primary process, which has the adapters. services: what the routes share."""
     services.engine.add_stats_listener(services.metrics.observe_stats)
     return _guarded(services, _framework(services, [*EVERYWHERE, *PRIMARY_ONLY]))
 
 
 def create_worker_app(services: Services, forward: ASGIApp) -> ASGIApp:
-    """Of another process. forward: answers all that is not of the model itself."""
-    framework = _framework(services, EVERYWHERE, openapi_url=None)
+    """Return the application of a process beside it. forward: answers all that is not of the model itself."""
+    framework = _framework(services, EVERYWHERE, openapi_url=None)  # the primary process describes all routes
     framework.mount("/", forward)
     return _guarded(services, framework)
 
@@ -50,14 +52,17 @@ def make_services(
     number: int = 0,
     started: int | None = None,
 ) -> Services:
-    """counts: sequences in flight by process, this one's at the place `number`. started: when the server was."""
+    """Make what the routes share.
+
+    counts: sequences in flight by process, this one's at the place `number`. started: when the server was.
+    """
     admission = Admission(config.engine.max_running + config.max_queue, counts, number)
     started = int(time.time()) if started is None else started
     return Services(config, engine, opened, admission, Metrics(), base_id(config), started)
 
 
 def make_connections(services: Services, counts: ConnectionCounts | None = None) -> OpenConnections:
-    """counts: open connections by process; None where there is no other."""
+    """Make the connections within their limits. counts: open ones by process; None where there is no other."""
     config = services.config
     limits = ConnectionLimits(
         config.limit_header_bytes,
@@ -69,7 +74,9 @@ def make_connections(services: Services, counts: ConnectionCounts | None = None)
 
 
 def _guarded(services: Services, framework: ASGIApp) -> ASGIApp:
-    """Keys and sizes are looked at before the request goes its direct way, or the framework's."""
+    """Wrap the framework, so that keys and sizes are looked at before a request goes its direct way, or the
+    framework's.
+    """
     config = services.config
     app: ASGIApp = DirectRoutes(framework, services=services, posts=generation.DIRECT)
     memory = BodyMemory(
@@ -85,12 +92,15 @@ def _framework(services: Services, routes: Sequence[ModuleType], openapi_url: st
         title="peftserve",
         version=version("peftserve"),
         openapi_url=openapi_url,
-        docs_url=None,
-        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+        generate_unique_id_function=lambda route: route.name,
         redirect_slashes=False,
     )
     app.state.services = services
     install_error_handlers(app)
     for module in routes:
         app.include_router(module.router)
+    routers = [module.router for module in routes]
+    described = cache(lambda: openapi(app, routers, keys=bool(services.config.api_keys)))
+    app.openapi = described  # type: ignore[method-assign]  # FastAPI's own way to extend a description
     return app

@@ -1,4 +1,4 @@
-"""What the routes work with, made once by `create_app` and found through the request's app."""
+"""The services that the routes share, made once by `create_app` and found through the request's app."""
 
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -39,14 +39,14 @@ class Adapters:
 
 @dataclass(frozen=True)
 class OwnedAdapters(Adapters):
-    """The same in the process that has the folder, and alone changes what is in it. workers: the other processes."""
+    """The adapters in the primary process, which alone changes the folder. workers: the other processes."""
 
     store: AdapterStore
     library: AdapterLibrary
     workers: WorkerPool
 
     async def requests_running(self) -> Counter[str]:
-        """Digest to requests that hold it, in all processes."""
+        """Return digest to requests that hold it, in all processes."""
         total = Counter(self.leases.counts())
         for stats in await self.workers.stats():
             total.update(stats.leases)
@@ -55,6 +55,8 @@ class OwnedAdapters(Adapters):
 
 @dataclass
 class Services:
+    """All that the routes of one process share. started: Unix time of the server's start, in seconds."""
+
     config: ServerConfig
     engine: RemoteEngine
     adapters: Adapters
@@ -67,12 +69,12 @@ class Services:
 
     @property
     def owned(self) -> OwnedAdapters:
-        """For the routes that only the process with the state folder answers."""
+        """The adapters, for routes that only the primary process answers."""
         assert isinstance(self.adapters, OwnedAdapters)
         return self.adapters
 
     def model(self) -> ModelInfo:
-        """Raises EngineDead, ApiError 503 while the model loads."""
+        """Return the facts of the model. Raises EngineDead, ApiError 503 while the model loads."""
         if self.engine.info is None and self.engine.alive:
             raise unavailable("The model is being loaded; try again soon.", "loading")
         if self.engine.info is None or not self.engine.alive:
@@ -80,14 +82,14 @@ class Services:
         return self.engine.info
 
     def tokenizer(self) -> Tokenizer:
-        """Raises what `model` raises."""
+        """Return the tokenizer, made at first use. Raises what `model` raises."""
         info = self.model()
         if self._tokenizer is None:
             self._tokenizer = Tokenizer(info)
         return self._tokenizer
 
     def hold(self, resolved: Resolved, sequences: int) -> RequestLease:
-        """Room for a request's sequences and its adapters, for as long as it runs. Raises ApiError 429 or 503.
+        """Reserve room for a request's sequences and its adapters, for as long as it runs. Raises ApiError 429 or 503.
 
         To be called in the same turn of the event loop as the look-up of `resolved`.
         """
@@ -98,7 +100,7 @@ class Services:
 async def open_adapters(
     state_dir: Path, engine: RemoteEngine, base_id: str, workers: WorkerPool
 ) -> AsyncIterator[OwnedAdapters]:
-    """The adapters of a state folder, brought into order first, and closed again at the end.
+    """Open the adapters of a state folder, brought into order first, and close them at the end.
 
     Raises AdapterConflict if another server has it, StateUnusable, OSError.
     """
@@ -127,13 +129,13 @@ def _doubt(library: AdapterLibrary, stats: EngineStats) -> None:
 
 @contextmanager
 def open_replica(state_dir: Path, base_id: str) -> Iterator[Adapters]:
-    """The same for another process, which sees each change as soon as the one with the folder has made it."""
+    """Open the adapters in a process beside the primary one; it sees each change as soon as that one has made it."""
     with closing(AdapterRegistry(state_dir / REGISTRY)) as registry:
         yield Adapters(registry, Leases(), Router(registry, base_id))
 
 
 def base_id(config: ServerConfig) -> str:
-    """The base's name to clients: the operator's, else the model folder's or the hub's."""
+    """Return the base's name to clients: the operator's, else the model folder's or the hub's."""
     if config.served_model_name is not None:
         return config.served_model_name
     model = Path(config.engine.model)
@@ -141,7 +143,7 @@ def base_id(config: ServerConfig) -> str:
 
 
 async def get_services(request: Request) -> Services:
-    """Async although it waits for nothing: the framework would run it on a thread."""
+    """Return the services of the request's app. Async, as the framework would run it on a thread otherwise."""
     services: Services = request.app.state.services
     return services
 

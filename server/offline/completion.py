@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from peftserve.adapters.errors import error_of
 
-from ..api.openai.sequence import Delta, SequenceDecoder
+from ..api.openai.text_deltas import Delta, SequenceDecoder
 from ..wire.messages import AddRequest, FinishReason, SequenceOutput, TokenLogprobs
 
 

@@ -14,8 +14,8 @@ from peftserve.adapters.router import Resolved
 from peftserve.adapters.store import AdapterStore
 
 from ..api.http.errors import ApiError
-from ..api.openai.sequence import SequenceDecoder
 from ..api.openai.stop_strings import StopStrings
+from ..api.openai.text_deltas import SequenceDecoder
 from ..api.text.tokenizer import Tokenizer
 from ..config import EngineConfig
 from ..engine.engine import Engine

@@ -19,7 +19,7 @@ class World:
     reference: Any
 
     def connect(self, server: Any) -> Any:
-        """A context with an `oracle.Client`."""
+        """Return a context manager that gives an `oracle.Client`."""
         return self.oracle.Client.connect(server.url)
 
 
@@ -33,13 +33,16 @@ def world(oracle: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> World
 
 @pytest.fixture
 def serve(world: World, device: str, tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    """Starts servers, one after the other, on one state folder, with the flags given; stops them in the end."""
+    """Start servers, one after the other, on one state folder, with the flags given; stop them in the end.
+
+    A server serves the world's model, unless it is given another folder.
+    """
     servers: list[Any] = []
 
-    def start_one(*flags: str) -> Any:
+    def start_one(*flags: str, model: Path = world.model) -> Any:
         log = tmp_path / f"server-{len(servers)}.log"
         start = world.oracle.RunningServer.start
-        servers.append(start(world.model, tmp_path / "state", log, "--device", device, *flags))
+        servers.append(start(model, tmp_path / "state", log, "--device", device, *flags))
         return servers[-1]
 
     yield start_one

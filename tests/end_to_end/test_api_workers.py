@@ -15,11 +15,13 @@ import pytest
 
 from peftserve.server.demo import DEMO_ADAPTERS, DEMO_MODEL
 
+pytestmark = pytest.mark.slow
+
 AT_ONCE = 12  # connections, which all come to one process once in 2048 times
 SHORT = {"prompt": [20, 30, 40], "max_tokens": 4, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
 LONG = {**SHORT, "max_tokens": 160}
 SOON = 15.0
-"""Seconds for what takes less than 2 on a machine that does nothing else."""
+"""Seconds within which an error must come. On an idle machine it takes less than 2."""
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ def server(oracle: ModuleType, device: str, tmp_path_factory: pytest.TempPathFac
 
 @asynccontextmanager
 async def connected(oracle: ModuleType, server: Any) -> AsyncIterator[Any]:
-    """An `oracle.Client` that makes a connection for each request, which the kernel deals out to the processes."""
+    """Give an `oracle.Client` that makes a connection for each request, which the kernel deals out to the processes."""
     once = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     async with httpx.AsyncClient(base_url=server.url, limits=once, timeout=60) as http:
         official = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0, http_client=http)
@@ -47,7 +49,7 @@ async def client(oracle: ModuleType, server: Any) -> AsyncIterator[Any]:
 
 
 async def complete_all(client: Any, **body: Any) -> tuple[list[int], str]:
-    """The tokens of an answer on each of many connections, and what answered, which must be the same on all of them."""
+    """Ask on many connections and return the tokens and the adapter that answered, the same on all of them."""
     asking = (client.complete_by_openai({**SHORT, **body}, stream=i % 2 == 0) for i in range(AT_ONCE))
     answers = await asyncio.gather(*asking)
     assert len({(tuple(answer.token_ids), answer.adapter) for answer in answers}) == 1
@@ -59,7 +61,7 @@ async def post_all(client: Any, body: dict[str, Any]) -> list[httpx.Response]:
 
 
 async def begin(client: Any, model: str) -> asyncio.Task[Any]:
-    """A stream that has given its first chunk."""
+    """Return a stream that has given its first chunk."""
     begun = asyncio.Event()
     stream = asyncio.create_task(client.stream({**LONG, "model": model}, begun))
     waiting = asyncio.create_task(begun.wait())
@@ -69,7 +71,7 @@ async def begin(client: Any, model: str) -> asyncio.Task[Any]:
 
 
 def worker_pid(server: Any) -> int:
-    """0 while there is none."""
+    """Return the process id of the second API process, or 0 while there is none."""
     tasks = Path(f"/proc/{server.process.pid}/task").iterdir()
     children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
     return next((c for c in children if b"api.worker" in Path(f"/proc/{c}/cmdline").read_bytes()), 0)

@@ -6,9 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 CLIENTS = 8
 OPERATORS = 8
-ROUNDS = 13  # of each operator: 104 deletions and switches of the default, and twice as many uploads
+ROUNDS = 7  # of each operator: 56 deletions and switches of the default, and twice as many uploads
 NUM_TOKENS = 12
 OPTIONS = {"max_tokens": NUM_TOKENS, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
 
@@ -22,7 +26,7 @@ class Churn:
         self.over = False
 
     def ask_peft(self) -> None:
-        """Before the traffic, for PEFT is slow and would hold up the event loop."""
+        """Compute PEFT's answers before the traffic, since PEFT is slow and would hold up the event loop."""
         for prompt in self.prompts:
             for mixture in ((), *(((adapter, 1.0),) for adapter in self.world.adapters)):
                 self.world.reference.sure(prompt, NUM_TOKENS, mixture)
@@ -42,7 +46,7 @@ class Churn:
         return next((((adapter, 1.0),) for adapter in self.stable if adapter.name == name), ())
 
     async def run_operator(self, seed: int) -> None:
-        """Upload, use, replace and delete while in use, switch; time and again under one name."""
+        """Upload, replace and delete adapters in use under one name, and switch the default, ROUNDS times."""
         chance, name = random.Random(seed), f"passing-{seed}"
         for i in range(ROUNDS):
             suffix = b" " * (seed * ROUNDS + i) if i % 2 else b""  # every other one shares its files with another name
@@ -52,7 +56,7 @@ class Churn:
             assert switched.status_code == 200, switched.text
 
     async def live_and_die(self, name: str, adapters: list[Path], prompt: list[int], suffix: bytes) -> None:
-        """Two versions, each answering the request that it was asked with to the end."""
+        """Upload two versions of a name, ask each, and delete the name while both answer."""
         old, new = [((adapter, 1.0),) for adapter in adapters]
         body = {"model": name, "prompt": prompt, **OPTIONS}
         await self.upload(name, adapters[0], suffix)
@@ -72,7 +76,7 @@ class Churn:
         assert response.status_code == 201, response.text
 
     async def begin(self, body: dict[str, Any]) -> asyncio.Task[Any]:
-        """A stream that has given its first chunk."""
+        """Return a stream that has given its first chunk."""
         begun = asyncio.Event()
         stream = asyncio.create_task(self.client.stream(body, begun))
         waiting = asyncio.create_task(begun.wait())

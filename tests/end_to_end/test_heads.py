@@ -122,7 +122,7 @@ def _save(config: Any, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def kin(oracle: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], World]:
-    """By architecture, each made once."""
+    """Make the world of an architecture, each once."""
 
     @cache
     def make(name: str) -> World:
@@ -251,7 +251,7 @@ def _padded(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _serve(world: World, device: str, mixture: Sequence[WeightedAdapter] = (), **settings: Any) -> list[str]:
-    """All requests at once; returns what went wrong. mixture: that answers where no adapter is named."""
+    """Answer all requests at once and return what went wrong. mixture: answers requests that name no adapter."""
     engine = Engine(EngineConfig(model=str(world.model), device=device, dtype="float32", max_loras=64, **settings))
     try:
         for name, adapter in world.adapters.items():

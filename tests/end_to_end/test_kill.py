@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
+
+pytestmark = pytest.mark.slow
 
 STREAMS = 64
 UPLOADERS = 4
 SOON = 15.0
-"""Seconds for what takes less than 2 on a machine that does nothing else."""
+"""Seconds within which an error must come. On an idle machine it takes less than 2."""
 
 
 async def test_kills_lose_nothing_acknowledged_and_are_errors_at_once(world: Any, serve: Callable[..., Any]) -> None:
@@ -36,7 +39,7 @@ async def test_kills_lose_nothing_acknowledged_and_are_errors_at_once(world: Any
 async def _upload_until_killed(
     world: Any, server: Any, tried: dict[str, Path], generation: int
 ) -> tuple[set[str], str]:
-    """Four uploaders, the first of which makes each of its adapters the default, until some are acknowledged.
+    """Run four uploaders, the first of which makes each of its adapters the default, and kill the server under them.
 
     Returns the acknowledged names, and the newest acknowledged default. Notes each name and its adapter in `tried`.
     """
@@ -67,7 +70,7 @@ async def _upload_until_killed(
 
 
 async def _check_adapters(world: Any, server: Any, adapters: dict[str, Path]) -> None:
-    """Each name answers with the tokens of its adapter."""
+    """Ask each name for the tokens of its adapter."""
     options = {"prompt": [20, 30, 40], "max_tokens": 4, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
     async with world.connect(server) as client:
         answers = await asyncio.gather(*(client.complete({"model": name, **options}) for name in adapters))
@@ -78,7 +81,7 @@ async def _check_adapters(world: Any, server: Any, adapters: dict[str, Path]) ->
 
 
 async def _kill_the_engine(world: Any, server: Any) -> None:
-    """An error at once to every open request, streamed or not, to new ones, and to the liveness probe."""
+    """Kill the engine. Open requests, streamed or not, new ones and the liveness probe get an error at once."""
     body = {"model": "default", "prompt": [20, 30, 40], "max_tokens": 240, "ignore_eos": True}
     streamed = [i % 2 == 0 for i in range(STREAMS)]
     async with world.connect(server) as client:
@@ -98,7 +101,7 @@ async def _kill_the_engine(world: Any, server: Any) -> None:
 
 
 def _error_message(text: str) -> str:
-    """Of an answer, or of the one event in a stream that is an error."""
+    """Return the error of an answer, or of the one event in a stream that is an error."""
     lines = [line.removeprefix("data: ") for line in text.splitlines()]
     (error,) = [json.loads(line)["error"] for line in lines if line.startswith('{"error"')]
     return str(error["message"])

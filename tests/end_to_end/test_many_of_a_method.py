@@ -15,6 +15,8 @@ from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
 from peftserve.server.wire.messages import AddRequest, SamplingParams, WeightedAdapter
 
+pytestmark = pytest.mark.slow
+
 MAX_TOKENS = 3
 METHODS = {  # which primitives each comes to
     "oft": "input_rotation",
@@ -37,7 +39,7 @@ OWNERS = [0, 1, 2, 0]  # the adapter of each prompt: one has two
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often steps of several adapters ran, by kind."""
+    """Count how often operators for several adapters ran, by kind."""
     counts: Counter[str] = Counter()
     for step in (Batch, Launch):
         add = step.add_
@@ -99,7 +101,10 @@ def check(
     modules: list[str] | None = None,
     tokens: int = MAX_TOKENS,
 ) -> None:
-    """modules: that the adapters are of; all that the catalogue has, if none are given."""
+    """Serve three adapters of a method in one batch and compare with PEFT.
+
+    modules: what the adapters target; without them what the catalogue says.
+    """
     entry = oracle.CATALOG[method]
     config = entry.make(oracle.kind_of("llama"))
     config.target_modules = modules or config.target_modules

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,8 +22,10 @@ from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
 from peftserve.server.wire.messages import AddRequest, SamplingParams, WeightedAdapter
 
+pytestmark = pytest.mark.slow
+
 ARCHITECTURES = ["llama_biased", "gemma2", "phi3", "gpt2", "mixtral"]
-MAX_TOKENS = 6
+MAX_TOKENS = 4
 SETTINGS: dict[str, dict[str, Any]] = {
     "whole prompts": {"max_batch_tokens": 1024, "prefix_caching": False, "max_loras": 128},
     "chunks and shared prefixes": {"max_batch_tokens": 24, "page_size": 4, "max_loras": 128},
@@ -36,6 +39,7 @@ class World:
     """A model; every adapter that PEFT can make for it, and PEFT's answers: (name, prompt, answer)."""
 
     oracle: ModuleType
+    architecture: str
     model: Path
     adapters: dict[str, Path] = field(default_factory=dict)
     requests: list[tuple[str, list[int], Any]] = field(default_factory=list)
@@ -47,7 +51,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def worlds(oracle: ModuleType, device: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], World]:
-    """By architecture, each made once."""
+    """Make the world of an architecture, each once."""
     return cache(lambda architecture: _make_world(oracle, architecture, tmp_path_factory.mktemp(architecture), device))
 
 
@@ -57,8 +61,8 @@ def world(request: pytest.FixtureRequest, worlds: Callable[[str], World]) -> Wor
 
 
 def _make_world(oracle: ModuleType, architecture: str, folder: Path, device: str) -> World:
-    """device: the engine's."""
-    world = World(oracle, oracle.tiny_model(architecture, 3, folder / "model"))
+    """Make every adapter of the catalogue and PEFT's answers. device: the engine's."""
+    world = World(oracle, architecture, oracle.tiny_model(architecture, 3, folder / "model"))
     prompts = _prompts() if architecture == ARCHITECTURES[0] else _prompts()[:2]  # PEFT takes most of the time
     plain = oracle.plain_model(world.model)
     kind = oracle.kind_of(plain.config.model_type)
@@ -83,7 +87,7 @@ def _engine(world: World, device: str, **settings: Any) -> Engine:
 
 
 def _prompts() -> list[list[int]]:
-    """Of different lengths, with a common beginning; the invocation tokens of aLoRA in the middle of some."""
+    """Return prompts of different lengths, two with a common beginning and the invocation tokens of aLoRA behind it."""
     chance = random.Random(1)
     common = [chance.randrange(9, 300) for _ in range(13)]
     return [[*common, 7, 8, 40, 41], [chance.randrange(9, 300) for _ in range(30)], [*common, 7, 8, 11, 7, 8, 12]]
@@ -156,7 +160,7 @@ def test_every_method_by_itself_in_compiled_decodes(world: World, device: str) -
 
 
 def _tokens(engine: Engine, digests: dict[str, str], requests: list[tuple[str, list[int]]]) -> list[list[int]]:
-    """Of all requests, which run at once. Tasks of adapters that have several do not matter here."""
+    """Run all requests at once and return the tokens of each. Adapters with several tasks run their first."""
     for i, (name, prompt) in enumerate(requests):
         engine.add_request(_message(i, prompt, [WeightedAdapter(digests[name])] if name else []))
     tokens: list[list[int]] = [[] for _ in requests]
@@ -201,7 +205,7 @@ def test_mixtures_of_methods_are_weighted_sums_of_their_deltas(
         engine.close()
 
 
-WEIGHTS = (0.5, -0.4)
+WEIGHTS = {"llama_biased": (0.5, -0.4), "mixtral": (-0.4, 0.5)}  # of a method and of the next one
 # These are no deltas of modules, so that no weight scales them.
 WITHOUT_WEIGHT = {"prompt-tuning", "p-tuning", "prefix-tuning", "prefix-projection", "cpt", "multitask-prompt"}
 WITHOUT_WEIGHT |= {"cartridge", "adaption-prompt"}
@@ -216,19 +220,17 @@ def test_every_method_at_weights_is_that_much_of_its_delta(world: World, device:
     try:
         refused, messages = set(), list[AddRequest]()
         wanted: list[tuple[str, list[int], Any]] = []
-        for name, adapter in world.adapters.items():
-            facts = engine.inspect_adapter(name, adapter)
+        prompt = _prompts()[0]
+        for name, weight in zip(world.adapters, cycle(WEIGHTS[world.architecture])):
+            facts = engine.inspect_adapter(name, world.adapters[name])
             try:
-                check_mixture([Ingredient(name, 0.5, facts)])
+                check_mixture([Ingredient(name, weight, facts)])
             except InvalidAdapter:
                 refused.add(name)
                 continue
-            for weight, prompt in zip(WEIGHTS, _prompts(), strict=False):
-                answer = world.oracle.peft_generate(_weighted(world, name, weight), prompt, 3)
-                wanted.append((f"{weight} of {name}", prompt, answer))
-                messages.append(
-                    _message(len(messages), prompt, [WeightedAdapter(name, weight, world.task(name) or 0)], 3)
-                )
+            answer = world.oracle.peft_generate(_weighted(world, name, weight), prompt, 3)
+            wanted.append((f"{weight} of {name}", prompt, answer))
+            messages.append(_message(len(messages), prompt, [WeightedAdapter(name, weight, world.task(name) or 0)], 3))
         assert refused == WITHOUT_WEIGHT & world.adapters.keys()
         outputs: list[list[Any]] = [[] for _ in wanted]
         for message in messages:
@@ -255,7 +257,7 @@ def _message(i: int, prompt: list[int], parts: list[WeightedAdapter], max_tokens
 
 
 def _serve(engine: Engine, world: World, digests: dict[str, str]) -> list[str]:
-    """All requests at once; returns what went wrong."""
+    """Run all requests at once and return what went wrong."""
     outputs: dict[str, list[Any]] = {}
     order = random.Random(2).sample(range(len(world.requests)), len(world.requests))
     for i in order:
@@ -285,56 +287,56 @@ def _difference(request: tuple[str, list[int], Any], outputs: list[Any]) -> str:
     return ""
 
 
-@pytest.mark.parametrize("world", ARCHITECTURES[:1], indirect=True)
-async def test_every_method_on_a_server(world: World, tmp_path: Path) -> None:
-    """Uploaded over HTTP, asked all at once, streamed and not; then deleted, and all memory is back."""
+@pytest.fixture(scope="module")
+def server(worlds: Callable[[str], World], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A server of the first architecture's model. Each test deletes what it uploads."""
+    world, folder = worlds(ARCHITECTURES[0]), tmp_path_factory.mktemp("server")
     start = world.oracle.RunningServer.start
-    server = start(world.model, tmp_path / "state", tmp_path / "log", "--max-loras", "16", "--page-size", "4")
-    try:
-        for name, adapter in world.adapters.items():
-            response = server.upload(name, adapter)
-            assert response.status_code == 201, f"{name}: {response.text}"
-        async with world.oracle.Client.connect(server.url) as client:
-            asking = (_ask(world, client, i, request) for i, request in enumerate(world.requests))
-            answers = await asyncio.gather(*asking)
-        for (name, prompt, wanted), answer in zip(world.requests, answers, strict=True):
-            sure = next((i for i, m in enumerate(wanted.margins) if m < 1e-4), MAX_TOKENS)
-            assert answer.token_ids[:sure] == wanted.token_ids[:sure], (name, prompt)
-        _delete_all(world, server)
-        for name, adapter in world.adapters.items():  # once more, each by itself
-            assert server.upload(name, adapter).status_code == 201
-            body = {"model": name, "prompt": [20, 7, 8, 30], "max_tokens": 2, "task_id": world.task(name)}
-            assert server.client.post("/v1/completions", json=body).status_code == 200
-        _delete_all(world, server)
-    finally:
-        server.stop()
+    server = start(world.model, folder / "state", folder / "log", "--max-loras", "16", "--page-size", "4")
+    yield server
+    server.stop()
 
 
 @pytest.mark.parametrize("world", ARCHITECTURES[:1], indirect=True)
-def test_broken_uploads_of_every_method(world: World, tmp_path: Path) -> None:
+def test_broken_uploads_of_every_method(world: World, server: Any) -> None:
     """A 400 that says why, in OpenAI's envelope, nothing left on the disk, and the server goes on."""
-    server = world.oracle.RunningServer.start(world.model, tmp_path / "state", tmp_path / "log")
-    try:
-        served = []
-        for i, (name, adapter) in enumerate(world.adapters.items()):
-            for what, files in _broken(world.oracle.adapter_files(adapter), whatever_the_method=i % 10 == 0):
-                response = server.client.post("/v1/adapters", data={"name": name}, files=files)
-                if response.status_code != 400 or not response.json()["error"]["message"]:
-                    served.append((name, what, response.status_code, response.text))
-        assert not served
-        assert server.client.get("/v1/adapters").json()["data"] == []
-        for folder in ("adapters", "staging"):
-            assert list((server.state / folder).iterdir()) == []
-        assert server.metric("peftserve_adapter_bytes") == 0
-        assert server.upload("whole", world.adapters["lora"]).status_code == 201
-    finally:
-        server.stop()
+    served = []
+    for i, (name, adapter) in enumerate(world.adapters.items()):
+        for what, files in _broken(world.oracle.adapter_files(adapter), whatever_the_method=i % 10 == 0):
+            response = server.client.post("/v1/adapters", data={"name": name}, files=files)
+            if response.status_code != 400 or not response.json()["error"]["message"]:
+                served.append((name, what, response.status_code, response.text))
+    assert not served
+    assert server.client.get("/v1/adapters").json()["data"] == []
+    for folder in ("adapters", "staging"):
+        assert list((server.state / folder).iterdir()) == []
+    assert server.metric("peftserve_adapter_bytes") == 0
+
+
+@pytest.mark.parametrize("world", ARCHITECTURES[:1], indirect=True)
+async def test_every_method_on_a_server(world: World, server: Any) -> None:
+    """Uploaded over HTTP, asked all at once, streamed and not; then deleted, and all memory is back."""
+    for name, adapter in world.adapters.items():
+        response = server.upload(name, adapter)
+        assert response.status_code == 201, f"{name}: {response.text}"
+    async with world.oracle.Client.connect(server.url) as client:
+        asking = (_ask(world, client, i, request) for i, request in enumerate(world.requests))
+        answers = await asyncio.gather(*asking)
+    for (name, prompt, wanted), answer in zip(world.requests, answers, strict=True):
+        sure = next((i for i, m in enumerate(wanted.margins) if m < 1e-4), MAX_TOKENS)
+        assert answer.token_ids[:sure] == wanted.token_ids[:sure], (name, prompt)
+    _delete_all(world, server)
+    for name, adapter in world.adapters.items():  # once more, each by itself
+        assert server.upload(name, adapter).status_code == 201
+        body = {"model": name, "prompt": [20, 7, 8, 30], "max_tokens": 2, "task_id": world.task(name)}
+        assert server.client.post("/v1/completions", json=body).status_code == 200
+    _delete_all(world, server)
 
 
 def _broken(files: list[Any], *, whatever_the_method: bool) -> Iterator[tuple[str, list[Any]]]:
-    """Uploads of the adapter's own two files with something wrong, and its experts' as they are.
+    """Yield uploads in which one of the adapter's own two files is broken, and files of its experts are whole.
 
-    whatever_the_method: those too that are refused before anybody asks which method it is.
+    whatever_the_method: also those that are refused before the method is read.
     """
     contents = dict(part for _, part in files)
     config, weights = (contents.pop(name) for name in ("adapter_config.json", "adapter_model.safetensors"))
@@ -365,7 +367,7 @@ def _broken(files: list[Any], *, whatever_the_method: bool) -> Iterator[tuple[st
 
 
 def _delete_all(world: World, server: Any) -> None:
-    """And with them all memory that they took, in the engine and on the disk."""
+    """Delete all adapters, and wait until all memory that they took is free, in the engine and on the disk."""
     for name in world.adapters:
         assert server.client.delete(f"/v1/adapters/{name}").status_code == 200
     server.wait_for_metric("peftserve_adapter_bytes", 0)

@@ -34,7 +34,7 @@ def upload(engine: Engine, digest: str, adapter: Path) -> None:
 
 
 def answers(engine: Engine, digests: list[str]) -> dict[str, list[int]]:
-    """The greedy tokens of each adapter, all in one batch; "" is the base."""
+    """Return the greedy tokens of each adapter, all in one batch. "" is the base."""
     sampling = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, ignore_eos=True)
     for digest in ["", *digests]:
         parts = [WeightedAdapter(digest)] if digest else []

@@ -25,14 +25,16 @@ from peftserve.server.engine.adapters import service
 from peftserve.server.engine.model import graphs
 from peftserve.server.wire.messages import AddRequest, SamplingParams, WeightedAdapter
 
+pytestmark = pytest.mark.slow
+
 MAX_RUNNING, MAX_LORAS, MAX_LEN = 18, 36, 512
-LOADS = 10_000
+LOADS = 2_500
 MULTIPROCESSORS = 132
 LLAMA_8B = {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128}
 
 
 class Kernel:
-    """Takes a kernel's place, and is recorded like one. clears: the argument that it fills with zeros, if any."""
+    """Stands for a kernel and is recorded like one. clears: the argument that it fills with zeros, if any."""
 
     def __init__(self, cuda: Any, clears: int | None = None) -> None:
         self._cuda = cuda
@@ -68,7 +70,10 @@ def run_on_kernels(monkeypatch: pytest.MonkeyPatch, cuda: Any) -> None:
 
 
 def tensors_of(thing: Any, name: str, seen: dict[int, Any]) -> Iterator[tuple[str, torch.Tensor]]:
-    """All that our objects hold, by the way that leads to them. seen: by id, what was looked at, which stays alive."""
+    """Yield all tensors that our objects hold, with the path of attributes to each.
+
+    seen: objects that were visited, by id, kept alive so that no id is used twice.
+    """
     if isinstance(thing, torch.Tensor):
         yield name, thing
     elif id(thing) not in seen:
@@ -100,7 +105,7 @@ class Load:
         self._names = 0
 
     def run(self, requests: Sequence[tuple[int, Sequence[str]]], max_tokens: int = 2) -> None:
-        """requests: length of the prompt, and the adapters of the mixture."""
+        """Run requests at once. requests: the length of each prompt, and the adapters of its mixture."""
         for length, adapters in requests:
             self._names += 1
             sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
@@ -134,7 +139,7 @@ def test_nothing_is_captured_after_the_start(
     engine = Engine(config)
 
     def read_by_graphs() -> dict[str, int]:
-        """The engine's tensors that graphs know, with their addresses."""
+        """Return the addresses of the engine's tensors that graphs read or write."""
         known = simulated_cuda.addresses()
         found = tensors_of(engine, "engine", {})
         return {name: t.data_ptr() for name, t in found if t.untyped_storage().data_ptr() in known}

@@ -9,6 +9,8 @@ from types import ModuleType
 import pytest
 from safetensors.torch import load_file, save_file
 
+pytestmark = pytest.mark.slow
+
 PATIENCE = 60.0
 PROMPT = [5, 17, 42, 99, 7, 250, 31, 8]
 
@@ -26,7 +28,7 @@ def adapter(oracle: ModuleType, base: Path, tmp_path: Path) -> Path:
 
 
 def refused(folder: Path, state: Path) -> str:
-    """The log of a start that fails."""
+    """Start a server that must fail, and return the reason in its log."""
     command = [sys.executable, "-m", "peftserve.server.cli.main", "serve", str(folder), "--port", "0"]
     ended = subprocess.run([*command, "--state-dir", str(state)], capture_output=True, text=True, timeout=PATIENCE)
     log = ended.stdout + ended.stderr

@@ -18,8 +18,9 @@ from peftserve.server.engine import Engine, assembly
 from peftserve.server.engine.adapters import service
 from peftserve.server.engine.model import graphs
 from peftserve.server.wire.messages import AddRequest, SamplingParams, WeightedAdapter
+from tests.kernels.bypass.triton.by_rows import ByRows
 
-pytestmark = pytest.mark.usefixtures("quick_interpreter")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_interpreter")]
 
 MAX_TOKENS = 2
 NAMES = ("lora", "lora-dora", "lora-lora-bias", "ia3", "beft", "shira")
@@ -28,12 +29,16 @@ PROMPT = [7, 81, 40, 41, 9, 210]
 
 
 @pytest.fixture
-def launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The group of each launch, as they come."""
+def launches(monkeypatch: pytest.MonkeyPatch, device: str) -> list[int]:
+    """Record the group of each launch of the bypass.
+
+    On the interpreter there are two designs to choose from: an engine launches each once before its first step.
+    """
     groups: list[int] = []
+    choice = None if device == "cuda" else ByRows()
 
     def make(arena: torch.Tensor, sites: Any, **limits: Any) -> TritonBypass:
-        backend = TritonBypass(arena, sites, **limits)
+        backend = TritonBypass(arena, sites, choice=choice, **limits)
         shrink, expand = backend._shrink, backend._expand
 
         def counted(launch: Any, group: int, *args: Any, **options: Any) -> None:
@@ -49,7 +54,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 class Recordings:
-    """What the engine's graphs did. captures: None where a GPU's own are not counted."""
+    """How often the engine's graphs were captured and replayed: 0 on a GPU, where nobody counts."""
 
     def __init__(self, cuda: Any) -> None:
         self._cuda = cuda
@@ -65,7 +70,7 @@ class Recordings:
 
 @pytest.fixture
 def graphs_of(monkeypatch: pytest.MonkeyPatch, device: str, request: pytest.FixtureRequest) -> Recordings:
-    """Paged attention in Triton, and graphs: a GPU's own, or as strict ones on the CPU."""
+    """Give engines paged attention in Triton, and graphs: a GPU's own, or simulated ones on the CPU."""
     backend = partial(TritonAttention, num_programs=None if device == "cuda" else 1)
     monkeypatch.setattr(assembly, "make_attention_backend", lambda *args: backend(*args[:-2], memory=args[-2]))
     monkeypatch.setattr(graphs, "SIZES", (4, 16))
@@ -130,7 +135,7 @@ def test_graphs_serve_any_mix(
     oracle: ModuleType, graphs_of: Recordings, launches: list[int], device: str, tmp_path: Path
 ) -> None:
     """One recording for steps of any adapters and of none, while adapters come, go and take each other's slots."""
-    model = oracle.tiny_model("llama", 3, tmp_path / "model")
+    model = oracle.tiny_model("llama", 3, tmp_path / "model", num_hidden_layers=1)
     kind = oracle.kind_of("llama")
     made = {n: oracle.method_adapter(model, tmp_path / n, oracle.CATALOG[n].make(kind)) for n in ("lora", "ia3")}
     folders = {"a": made["lora"], "b": made["ia3"], "c": made["lora"]}

@@ -27,6 +27,7 @@ def compiled(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFacto
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", SHARED)
 def test_what_is_shipped_spills_nothing_and_fits(compiled: list[dict[str, Any]], target: str) -> None:
     found = [entry for entry in compiled if entry["target"] == target]

@@ -27,12 +27,12 @@ _USUAL = {
 
 
 def modules_of(model_type: str) -> dict[str, Any]:
-    """What the modules of a type of model are called, by what they are for."""
+    """Return the names of the modules of a type of model, by what they are for."""
     return {**_USUAL, **_MODULES.get(model_type, {})}
 
 
 def varied_adapters(model_folder: Path, folder: Path, seed: int = 0) -> list[Path]:
-    """Eight adapters in sub-folders of `folder`, no two alike in targets, ranks, scaling or type of file."""
+    """Write eight adapters in sub-folders of `folder`, no two alike in targets, ranks, scaling or type of file."""
     return [
         random_adapter(model_folder, folder / name, seed + i, **options)
         for i, (name, options) in enumerate(_variety(model_folder).items())

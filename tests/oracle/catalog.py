@@ -35,10 +35,13 @@ class Kind:
 
 @dataclass(frozen=True)
 class Entry:
-    """make: a kind of model to a configuration, or None. task: the request's `task_id`.
+    """How to make an adapter of one method.
 
-    decomposes: PEFT takes the factors out of the base's weights when it loads the checkpoint, where these are: another
-    device gives others, by more than rounding where singular values are close.
+    make: a function from a kind of model to a configuration, or to None where PEFT does not support the pair.
+    randomize: draws the values of trainable parameters.
+    task: the `task_id` of requests for it, or None.
+    decomposes: whether PEFT factorises the base's weights when it loads the checkpoint. It does so on the device that
+        they are on, and another device gives other factors, by more than rounding where singular values are close.
     """
 
     make: Callable[[Kind], PeftConfig | None]
@@ -48,7 +51,7 @@ class Entry:
 
 
 def is_fault(error: Exception) -> bool:
-    """Whether what PEFT raised is more than its word that a method is not for modules of this kind."""
+    """Tell a fault from PEFT's refusal of a method for modules of this kind."""
     return not (isinstance(error, TypeError | ValueError | NotImplementedError) and "support" in str(error))
 
 
@@ -58,17 +61,17 @@ def kind_of(model_type: str) -> Kind:
 
 
 def quiet(name: str, parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Small steps, for methods that rotate or multiply what they change."""
+    """Add noise of 0.1, for methods that rotate or multiply weights."""
     return parameter + 0.1 * torch.randn(parameter.shape, generator=generator)
 
 
 def loud(name: str, parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Large steps, for methods that are shy with the usual ones."""
+    """Add noise of 1, for methods on which the usual noise has little effect."""
     return parameter + torch.randn(parameter.shape, generator=generator)
 
 
 def _on(config: type[Any], **options: Any) -> Callable[[Kind], PeftConfig]:
-    """A configuration on all linears of the kind."""
+    """Return a factory of a configuration that targets all linears of a kind of model."""
 
     def make(kind: Kind) -> PeftConfig:
         known = config.__dataclass_fields__
@@ -92,7 +95,7 @@ def _lora(**options: Any) -> Callable[[Kind], PeftConfig]:
 
 
 def _saving(kind: Kind) -> PeftConfig:
-    """LoRA beside whole modules: the head and the last norm."""
+    """Configure LoRA with two modules saved whole: the head and the last norm."""
     norm = "ln_f" if kind.model_type == "gpt2" else "model.norm"
     return _lora(modules_to_save=["lm_head", norm])(kind)
 
@@ -123,7 +126,10 @@ def _embedding(kind: Kind, **options: Any) -> PeftConfig:
 
 
 def _arrow(**options: Any) -> Callable[[Kind], PeftConfig]:
-    """Of modules by the last part of their names: PEFT's router knows no more, and takes in all that have the same."""
+    """Return a factory of Arrow's router over experts that are LoRA.
+
+    It targets modules by the last part of their names, since PEFT's router knows no more of a name.
+    """
 
     def make(kind: Kind) -> PeftConfig:
         names = [name for name in kind.linears if "." not in name]

@@ -21,7 +21,7 @@ _KNOWN_TO_OPENAI = ("model", "prompt", "max_tokens", "temperature")
 
 @dataclass(frozen=True)
 class Answer:
-    """adapter: the header that says what answered."""
+    """A whole completion. adapter: the header `x-peftserve-adapter`."""
 
     token_ids: list[int]
     text: str
@@ -30,7 +30,10 @@ class Answer:
 
 
 class Client:
-    """Bodies ask for `return_token_ids`. Anything but a whole answer without an error is an AssertionError."""
+    """Both clients, connected to one server.
+
+    Bodies must ask for `return_token_ids`. Methods raise AssertionError for anything but a whole answer.
+    """
 
     def __init__(self, http: "httpx.AsyncClient", official: "openai.AsyncOpenAI") -> None:
         self.http = http
@@ -53,7 +56,7 @@ class Client:
         return _answer(response.json()["choices"], response.headers)
 
     async def stream(self, body: dict[str, Any], begun: asyncio.Event | None = None) -> Answer:
-        """begun: set when the first chunk has come."""
+        """Read a streamed completion to its end. begun: set when the first chunk has come."""
         chunks = []
         async with self.http.stream("POST", "/v1/completions", json={**body, "stream": True}) as response:
             assert response.status_code == 200, await response.aread()

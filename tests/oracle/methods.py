@@ -32,19 +32,19 @@ Randomize = Callable[[str, torch.Tensor, torch.Generator], torch.Tensor]
 
 
 def plain_model(folder: Path) -> PreTrainedModel:
-    """A model of one's own to change."""
+    """Return a copy of the base in a folder, in float32 on the CPU, for the caller to change."""
     return copy.deepcopy(_read_model(folder))
 
 
 @lru_cache(maxsize=8)
 def _read_model(folder: Path) -> PreTrainedModel:
-    """With transformers' own formulas: in its version 5.17 the fused attention leaves out Gemma 2's soft cap."""
+    """Load a model with eager attention: in transformers 5.17 the fused one leaves out Gemma 2's soft cap."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     return model.eval().requires_grad_(False)
 
 
 def shaken(name: str, parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Its value with noise: as large as its own spread, or 0.2 where it has none."""
+    """Add noise to a parameter: as large as its standard deviation, or 0.2 where that is 0."""
     noise = torch.randn(parameter.shape, generator=generator)
     spread = parameter.float().std().item() if parameter.numel() > 1 else 0.0
     return parameter + noise * (spread if spread > 1e-3 else 0.2)
@@ -53,7 +53,7 @@ def shaken(name: str, parameter: torch.Tensor, generator: torch.Generator) -> to
 def method_adapter(
     model_folder: Path, folder: Path, config: PeftConfig, seed: int = 0, randomize: Randomize = shaken, **save: Any
 ) -> Path:
-    """A checkpoint of `config`, each trainable parameter drawn by `randomize`, saved by PEFT."""
+    """Write a checkpoint of `config` with PEFT, each trainable parameter drawn by `randomize`. Returns its folder."""
     if getattr(config, "arrow_config", None):
         return _arrow_adapter(model_folder, folder, config, seed)
     with warnings.catch_warnings():
@@ -70,7 +70,7 @@ def method_adapter(
 
 
 def _arrow_adapter(model_folder: Path, folder: Path, config: Any, seed: int) -> Path:
-    """Four experts, two general ones if the configuration wants any, and the router that PEFT makes over them."""
+    """Write four experts, two general ones if the configuration wants any, and the router that PEFT makes of them."""
     options = {"r": config.r, "target_modules": config.target_modules, "fan_in_fan_out": config.fan_in_fan_out}
     names = ["task_0", "task_1", "task_2", "task_3", *(["gks_0", "gks_1"] if config.arrow_config.use_gks else [])]
     for i, name in enumerate(names):
@@ -88,13 +88,13 @@ def _arrow_adapter(model_folder: Path, folder: Path, config: Any, seed: int) -> 
 
 
 def _arrow_model(model_folder: Path, adapter: Path, config: ArrowConfig) -> Any:
-    """PEFT cannot load the router that it saves, but makes the same one of the same experts."""
+    """Make Arrow's router anew: PEFT cannot load the one that it saves, but makes the same one of the same experts."""
     tasks, general = ([str(path) for path in sorted(adapter.glob(names))] for names in ("task_*", "gks_*"))
     return create_arrow_model(plain_model(model_folder), tasks, config, general)
 
 
 def peft_model(model_folder: Path, adapter: Path, device: str = "cpu") -> Any:
-    """On the CPU. device: where the base is while PEFT loads the adapter."""
+    """Load an adapter with PEFT, in eval mode on the CPU. device: where the base is while PEFT loads the adapter."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if arrow := json.loads((adapter / "adapter_config.json").read_text()).get("arrow_config"):
@@ -105,7 +105,10 @@ def peft_model(model_folder: Path, adapter: Path, device: str = "cpu") -> Any:
 
 @torch.inference_mode()
 def peft_logits(model_folder: Path, adapter: Path, ids: list[int], **inputs: Any) -> torch.Tensor:
-    """(tokens, vocabulary), without rows of virtual tokens. inputs: what the method wants beside (`task_ids`)."""
+    """Return PEFT's logits of a prompt, of shape (tokens, vocabulary), without rows of virtual tokens.
+
+    inputs: what else the method takes, such as `task_ids`.
+    """
     model = peft_model(model_folder, adapter)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -115,7 +118,7 @@ def peft_logits(model_folder: Path, adapter: Path, ids: list[int], **inputs: Any
 
 @torch.inference_mode()
 def peft_generate(model: Any, prompt: list[int], max_tokens: int, task: int | None = None) -> Greedy:
-    """What `generate` of a PeftModel answers, greedily; an end of sequence does not end it."""
+    """Run a model's own `generate`, greedily, for exactly `max_tokens` tokens: an end of sequence does not end it."""
     model.generation_config.eos_token_id = None
     ids = torch.tensor([prompt])
     inputs = {} if task is None else {"task_ids": torch.tensor([task])}
@@ -139,9 +142,10 @@ def peft_generate(model: Any, prompt: list[int], max_tokens: int, task: int | No
 def peft_mixture(
     model_folder: Path, parts: Sequence[tuple[Path, float]], tasks: Mapping[Path, int] = MappingProxyType({})
 ) -> PreTrainedModel:
-    """The base, whose every module adds the weighted sum of what PEFT's modules differ from it by, on its own input.
+    """Return a base whose modules add the weighted sum of the adapters' deltas to their outputs.
 
-    tasks: of the adapters that have several.
+    A delta is the difference between the outputs of PEFT's module and of the base's, for the same input.
+    tasks: the task of each adapter that has several.
     """
     model, plain = plain_model(model_folder), plain_model(model_folder)
     for adapter, weight in parts:
@@ -154,7 +158,7 @@ def peft_mixture(
 
 
 def _differs(own: nn.Module, other: nn.Module) -> bool:
-    """Whether PEFT wraps the module, or has changed its parameters."""
+    """Tell whether PEFT wraps a module or has changed its parameters."""
     if type(own) is not type(other):
         return True
     return any(not torch.equal(value, other.get_parameter(name)) for name, value in own.named_parameters())
@@ -170,7 +174,7 @@ def _add_difference(
 
 
 def peft_scaled(model_folder: Path, adapter: Path, weight: float) -> Any:
-    """PEFT's model of one LoRA, with every scaling of it multiplied."""
+    """Load a LoRA with PEFT and multiply all its scalings by a weight."""
     model = peft_model(model_folder, adapter)
     for module in model.modules():
         if isinstance(module, LoraLayer):
@@ -180,7 +184,7 @@ def peft_scaled(model_folder: Path, adapter: Path, weight: float) -> Any:
 
 @torch.inference_mode()
 def naive_logits(model: PreTrainedModel, bypass: Bypass, ids: list[int]) -> torch.Tensor:
-    """(tokens, vocabulary) of a copy of `model` with the bypass."""
+    """Return the logits, of shape (tokens, vocabulary), of a copy of a model with a bypass attached by hooks."""
     served = copy.deepcopy(model)
     for name, primitives in bypass.sites.items():
         _attach(served, name, primitives)
@@ -201,7 +205,7 @@ def naive_logits(model: PreTrainedModel, bypass: Bypass, ids: list[int]) -> torc
 
 
 def _attend_beside(model: PreTrainedModel, layer: int, side: SideAttention) -> None:
-    """Adds the side attention to what a layer's output projection reads. q, with its positions, is the layer's own."""
+    """Add side attention to the input of a layer's output projection. q, with its positions, is the layer's own."""
     (attention,) = (m for m in model.modules() if getattr(m, "layer_idx", None) == layer and hasattr(m, "o_proj"))
     terms: list[torch.Tensor] = []
 

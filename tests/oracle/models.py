@@ -26,7 +26,7 @@ _CHAT_TEMPLATE = (
 
 
 def _decoder(config: type[PretrainedConfig], **own: Any) -> Callable[..., PretrainedConfig]:
-    """A factory of a small configuration with the names that most decoders share, and with their own."""
+    """Return a factory of small configurations, with the fields that most decoders share and `own` ones."""
     shared = {
         "vocab_size": VOCAB_SIZE,
         "hidden_size": 64,
@@ -156,7 +156,7 @@ def _drawn(model: PreTrainedModel, name: str, parameter: torch.Tensor, generator
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE of exactly VOCAB_SIZE tokens, so that any text is encoded and any token has a text."""
+    """Build byte-level BPE of exactly VOCAB_SIZE tokens, so that any text is encoded and any token has a text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens, merges = [*_SPECIAL, *alphabet], []
     for piece in _PIECES.split():

@@ -29,7 +29,10 @@ _CODES = torch.float8_e4m3fn
 
 
 def quantised_model(plain: Path, folder: Path, form: str) -> tuple[Path, Path]:
-    """The folders of the quantised model and of the plain one with the same numbers. plain: a model in float32."""
+    """Write a quantised model and a plain one with the same numbers, and return their folders.
+
+    plain: the folder of the float32 model to quantise.
+    """
     quantised, meant = folder / "quantised", folder / "meant"
     weights = load_file(plain / "model.safetensors")
     codes, numbers = dict(weights), dict(weights)
@@ -73,7 +76,7 @@ class RoundingLinear(CodesLinear):
 
 
 class CodesTensor(torch.Tensor):
-    """Looks like the numbers that it means, with their type and shape, and can be multiplied by and nothing else."""
+    """A tensor with the type and shape of the numbers that its codes stand for. All one can do is to multiply by it."""
 
     codes: torch.Tensor
     scale: torch.Tensor

@@ -32,7 +32,7 @@ class Greedy:
 
 
 class PeftOracle:
-    """Answers are kept, and so is the loaded model of each mixture."""
+    """PEFT's answers for one base. Keeps each answer, and the loaded model of each mixture."""
 
     def __init__(self, model_folder: Path) -> None:
         self._folder = model_folder
@@ -40,20 +40,20 @@ class PeftOracle:
         self._answers: dict[tuple[Mixture, tuple[int, ...], int], Greedy] = {}
 
     def greedy(self, prompt: Sequence[int], max_tokens: int, mixture: Mixture = ()) -> Greedy:
-        """`max_tokens` tokens, whatever they are: an end of sequence does not end it."""
+        """Generate exactly `max_tokens` tokens: an end of sequence does not end it."""
         key = (mixture, tuple(prompt), max_tokens)
         if key not in self._answers:
             self._answers[key] = _continue(self._model(mixture), list(prompt), max_tokens)
         return self._answers[key]
 
     def sure(self, prompt: Sequence[int], max_tokens: int, mixture: Mixture = ()) -> list[int]:
-        """The greedy tokens before the first one that was nearly another."""
+        """Return the greedy tokens up to the first one whose margin is below CLEAR, which is left out."""
         answer = self.greedy(prompt, max_tokens, mixture)
         close = next((i for i, margin in enumerate(answer.margins) if margin < CLEAR), max_tokens)
         return answer.token_ids[:close]
 
     def prompt_logprobs(self, prompt: Sequence[int], mixture: Mixture = ()) -> list[float]:
-        """The log-probability of each token of the prompt but the first."""
+        """Return the log-probability of each token of the prompt but the first."""
         with torch.inference_mode():
             logits = self._model(mixture)(torch.tensor([list(prompt)])).logits[0, :-1]
         return logits.log_softmax(-1).gather(1, torch.tensor(prompt[1:])[:, None])[:, 0].tolist()
@@ -76,9 +76,9 @@ class PeftOracle:
         return self._mixed(base, mixture)
 
     def _mixed(self, base: Any, mixture: Mixture) -> Any:
-        """The base plus the weighted sum of PEFT's own deltas, summed in float64.
+        """Add the weighted sum of PEFT's own deltas, summed in float64, to the base's weights.
 
-        A tied head gets its own copy of the weight first: LoRA on the embedding leaves the head alone, and the
+        A tied head first gets its own copy of the weight: LoRA on the embedding leaves the head alone, and the
         other way round.
         """
         base.lm_head.weight = torch.nn.Parameter(base.lm_head.weight.detach().clone())

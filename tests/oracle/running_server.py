@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     import httpx
 
 PATIENCE = 60.0
-"""Seconds after which what takes a moment on a machine that does nothing else has failed."""
+"""Seconds after which a wait has failed. On an idle machine each takes a few."""
+PAUSE = 0.1
+"""Seconds between two polls: each is a request, which takes time from the server that is waited for."""
 
 
 @dataclass
@@ -36,7 +38,7 @@ class RunningServer:
 
     @classmethod
     def start(cls, model: Path, state: Path, log: Path, *flags: str) -> "RunningServer":
-        """Returns when it is ready."""
+        """Start a server on a free port and return when it is ready."""
         port = free_port()
         command = [sys.executable, "-m", "peftserve.server.cli.main", "serve", str(model), "--port", str(port)]
         command += ["--state-dir", str(state), "--dtype", "float32", "--num-threads", "1"]
@@ -57,7 +59,7 @@ class RunningServer:
         while not condition():
             in_time = time.monotonic() < deadline
             assert in_time, f"waited {PATIENCE:.0f} s in vain for the server to {what}:\n{self.log.read_text()}"
-            time.sleep(0.02)
+            time.sleep(PAUSE)
 
     def _is_ready(self) -> bool:
         import httpx
@@ -72,7 +74,7 @@ class RunningServer:
         return self.client.post("/v1/adapters", data={"name": name}, files=adapter_files(adapter))
 
     def metric(self, name: str) -> float:
-        """Sum over the metric's series."""
+        """Return a metric's value, summed over its series."""
         lines = re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", self.client.get("/metrics").text, re.MULTILINE)
         assert lines, f"there is no metric {name}"
         return sum(map(float, lines))
@@ -81,7 +83,7 @@ class RunningServer:
         self.wait_until(lambda: self.metric(name) == value, f"bring {name} to {value}")
 
     def engine_pid(self) -> int:
-        """Of the server's child that runs the engine's module."""
+        """Return the process id of the server's child that runs the engine."""
         tasks = Path(f"/proc/{self.process.pid}/task").iterdir()
         children = [child for task in tasks for child in (task / "children").read_text().split()]
         return next(int(c) for c in children if b"server.engine" in Path(f"/proc/{c}/cmdline").read_bytes())
@@ -90,14 +92,14 @@ class RunningServer:
         os.kill(self.engine_pid(), signal.SIGKILL)
 
     def kill(self) -> None:
-        """kill -9 of both processes at once."""
+        """Kill both processes at once, with SIGKILL."""
         engine = self.engine_pid()
         self.process.kill()
         os.kill(engine, signal.SIGKILL)
         self.process.wait()
 
     def stop(self) -> int:
-        """SIGTERM, as an operator does; returns the exit status."""
+        """End the server with SIGTERM, as an operator does, and return its exit status."""
         self.client.close()
         if self.process.poll() is None:
             self.process.terminate()
@@ -108,7 +110,10 @@ class RunningServer:
 
 
 def adapter_files(adapter: Path, suffix: bytes = b"") -> list[tuple[str, tuple[str, bytes]]]:
-    """A checkpoint as parts of an upload. suffix: white space after the configuration, for a new digest."""
+    """Return a checkpoint's files as parts of a multipart upload.
+
+    suffix: white space to append to the configuration, for another digest.
+    """
     paths = [*adapter.rglob("adapter_config.json"), *adapter.rglob("adapter_model.safetensors")]
     contents = {str(path.relative_to(adapter)): path.read_bytes() for path in paths}
     contents["adapter_config.json"] += suffix

@@ -13,10 +13,10 @@ _MOST_TOKENS = 24
 
 @dataclass(frozen=True)
 class Request:
-    """One request and what must come out of it.
+    """One request and its right answer.
 
-    arrival: the step before which it is added. token_ids, logprobs: PEFT's, up to and with an end of sequence that
-    counts.
+    arrival: the number of the step before which it is added.
+    token_ids, logprobs: PEFT's, up to and including an end of sequence unless `ignore_eos`.
     """
 
     request_id: str
@@ -34,9 +34,9 @@ class Request:
 
 
 def random_workload(
-    oracle: PeftOracle, adapters: Sequence[Path], seed: int = 0, size: int = 64, longest: int = 120, last: int = 40
+    oracle: PeftOracle, adapters: Sequence[Path], seed: int = 0, size: int = 48, longest: int = 120, last: int = 30
 ) -> list[Request]:
-    """`size` requests of 1 to `longest` tokens for 1 to 24 more, sorted by arrival before one of `last` steps.
+    """Draw `size` requests of 1 to `longest` tokens for 1 to 24 more, sorted by arrival in the first `last` steps.
 
     Half of the prompts start with one of three common prefixes, most of them with one and the same adapter, so that
     pages can be shared, and the rest with any, whose pages must not be.
@@ -59,17 +59,17 @@ def random_workload(
 def _request(
     oracle: PeftOracle, chance: random.Random, request_id: str, prompt: list[int], mixture: Mixture, last: int
 ) -> Request:
-    while not (sure := oracle.sure(prompt, _MOST_TOKENS, mixture)):
+    asked = chance.randint(1, _MOST_TOKENS)  # before PEFT answers, which takes as long as there are tokens
+    while not (sure := oracle.sure(prompt, asked, mixture)):
         prompt = prompt[:-1] + _tokens(chance, 1)
-    max_tokens = min(chance.randint(1, _MOST_TOKENS), len(sure))
     ignore_eos = chance.random() < 0.5
-    token_ids = _until_eos(sure[:max_tokens], ignore_eos)
-    logprobs = oracle.greedy(prompt, _MOST_TOKENS, mixture).logprobs[: len(token_ids)]
-    return Request(request_id, prompt, mixture, chance.randrange(last), max_tokens, ignore_eos, token_ids, logprobs)
+    token_ids = _until_eos(sure, ignore_eos)
+    logprobs = oracle.greedy(prompt, asked, mixture).logprobs[: len(token_ids)]
+    return Request(request_id, prompt, mixture, chance.randrange(last), len(sure), ignore_eos, token_ids, logprobs)
 
 
 def _mixtures(chance: random.Random, adapters: Sequence[Path]) -> list[Mixture]:
-    """Each adapter, the base, and four mixtures of two or three."""
+    """Return each adapter alone, the base, and four mixtures of two or three adapters."""
     alone: list[Mixture] = [((adapter, 1.0),) for adapter in adapters]
     together: list[Mixture] = [
         tuple((adapter, round(chance.uniform(-0.2, 0.8), 2)) for adapter in chance.sample(list(adapters), count))

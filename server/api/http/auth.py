@@ -21,7 +21,7 @@ class BearerAuth:
         self._keys = [key.encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and _is_guarded(scope["path"]):
+        if scope["type"] == "http" and is_guarded(scope["path"]):
             key = _bearer(Headers(scope=scope).get("authorization", ""))
             if not self._knows(key):
                 await _refusal()(scope, receive, send)
@@ -35,7 +35,7 @@ class BearerAuth:
         return any(matches)
 
 
-def _is_guarded(path: str) -> bool:
+def is_guarded(path: str) -> bool:
     return path == "/v1" or path.startswith("/v1/") or path.rstrip("/") in GUARDED
 
 

@@ -23,7 +23,10 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class BodyLimit:
-    """limit: bytes of any body. upload_limit: of an uploaded adapter's files. memory: for all of them together."""
+    """A middleware that limits bodies.
+
+    limit: bytes of any body. upload_limit: of an uploaded adapter's files. memory: for all of them together.
+    """
 
     def __init__(self, app: ASGIApp, *, limit: int, upload_limit: int, memory: BodyMemory) -> None:
         self._app = app
@@ -48,7 +51,10 @@ class BodyLimit:
 
 
 def json_body(model: type[M]) -> Callable[[Request], Awaitable[M]]:
-    """A dependency that reads JSON, whatever the content type says. Raises pydantic's ValidationError, ApiError 413."""
+    """Return a dependency that reads JSON, whatever the content type says.
+
+    It raises pydantic's ValidationError, ApiError 413.
+    """
 
     async def read(request: Request) -> M:
         return await read_json(request, model)
@@ -57,7 +63,10 @@ def json_body(model: type[M]) -> Callable[[Request], Awaitable[M]]:
 
 
 async def read_json(request: Request, model: type[M]) -> M:
-    """Raises what `json_body` does, and ApiError 400 for so many values that their parsing would stall others."""
+    """Return the body as the model.
+
+    Raises pydantic's ValidationError, ApiError 413, and 400 for so many values that their parsing would stall others.
+    """
     body = await _read(request)
     if len(body) > SMALL_BODY:
         await _check_values(body)
@@ -92,7 +101,7 @@ def _is_upload(scope: Scope) -> bool:
 
 
 def _declared_length(scope: Scope) -> int | None:
-    """Content-Length, beyond which the server reads nothing. None where there is none: the body comes in chunks."""
+    """Return Content-Length, beyond which the server reads nothing; None of a body that comes in chunks."""
     for name, value in scope["headers"]:
         if name == b"content-length":
             return int(value) if value.isdigit() and len(value) < 20 else None
@@ -100,7 +109,7 @@ def _declared_length(scope: Scope) -> int | None:
 
 
 def _counting(receive: Receive, limit: int, share: Share) -> Receive:
-    """Raises ApiError 413 and 503 from where the body is read."""
+    """Return `receive` with a count, which raises ApiError 413 and 503 from where the body is read."""
     received = 0
 
     async def counted() -> Message:

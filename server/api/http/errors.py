@@ -1,4 +1,4 @@
-"""Every error that a client sees: OpenAI's envelope, and nothing of the server's insides.
+"""Every error that a client sees, in OpenAI's envelope and without the server's insides.
 
 ApiError            what a route raises; carries the whole answer
 AdapterError        of adapters/errors.py, translated by class
@@ -7,11 +7,12 @@ anything else       500, with the trace in the log only
 """
 
 import logging
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from msgspec import Meta
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -42,18 +43,25 @@ _ADAPTER_ANSWERS: dict[type[AdapterError], tuple[int, str]] = {
 
 
 class ErrorBody(msgspec.Struct):
+    """An error: what was wrong, where, and what would be right."""
+
     message: str
     type: str
-    param: str | None = None
-    code: str | None = None
+    param: Annotated[str | None, Meta(description="The field at fault, if one is.")] = None
+    code: Annotated[str | None, Meta(description="What programs tell errors apart by, where they may want to.")] = None
 
 
 class ErrorEnvelope(msgspec.Struct):
+    """OpenAI's envelope of errors."""
+
     error: ErrorBody
 
 
 class ApiError(HTTPException):
-    """message: what was wrong, where, and what would be right. param: the field at fault."""
+    """An error that carries its whole answer.
+
+    message: what was wrong, where, and what would be right. param: the field at fault.
+    """
 
     def __init__(
         self,
@@ -81,7 +89,7 @@ def unavailable(message: str, code: str, retry_after: int = RETRY_SECONDS) -> Ap
 
 
 def translate(error: Exception) -> ApiError:
-    """What the client is told of `error`."""
+    """Return the error that the client is told of."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, AdapterError):
@@ -99,7 +107,7 @@ def translate(error: Exception) -> ApiError:
 
 
 def from_validation(error: RequestValidationError | ValidationError) -> ApiError:
-    """The first few faults of a request, each with the place and what would be right. Never what was sent."""
+    """Describe the first few faults of a request, each with the place and what would be right. Never what was sent."""
     faults: list[Any] = list(error.errors())
     shown = "; ".join(_describe(fault) for fault in faults[:3])
     more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""

@@ -50,7 +50,7 @@ class Named(NamedTuple):
 
 
 def find_named(body: Mapping[str, Any]) -> Named | None:
-    """The adapter that a body names beside `model`. Raises ApiError 400 for a field that says anything else."""
+    """Return the adapter that a body names beside `model`. Raises ApiError 400 for a field that says anything else."""
     if not _AT_LEAST.search(" ".join(body)):
         return None  # as most bodies, in a microsecond
     found: Named | None = None
@@ -64,7 +64,7 @@ def find_named(body: Mapping[str, Any]) -> Named | None:
 
 
 def which_model(model: str | None, several: bool, named: Named | None, neutral: Container[str | None]) -> str | None:
-    """What `model` and another field say together. Raises ApiError 400 where they differ.
+    """Return the one name that `model` and another field give. Raises ApiError 400 where they differ.
 
     several: whether `adapters` is there. neutral: what `model` may be beside another field.
     """
@@ -82,24 +82,24 @@ def _conflict(named: Named, other: str) -> ApiError:
 
 
 def _fields(body: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Those that speak of adapters and say something, with the place where they stand."""
+    """Yield the fields that speak of adapters and are not neutral: the place where each stands, and its value."""
     for field, value in body.items():
-        if field not in UNREAD and _SPEAKS_OF_ADAPTERS.search(field) and not _says_nothing(value):
+        if field not in UNREAD and _SPEAKS_OF_ADAPTERS.search(field) and not _is_neutral(value):
             yield field, value
     for place in INSIDE:
         inner = body.get(place)
         if isinstance(inner, Mapping):
-            ours = {field: inner[field] for field in OURS if not _says_nothing(inner.get(field))}
+            ours = {field: inner[field] for field in OURS if not _is_neutral(inner.get(field))}
             yield from ((f"{place}.{field}", value) for field, value in (*ours.items(), *_fields(inner)))
 
 
-def _says_nothing(value: Any) -> bool:
+def _is_neutral(value: Any) -> bool:
     values = value if isinstance(value, list) else [value]
     return all(one is None or one is False or one in ("", {}) for one in values)
 
 
 def _name(field: str, value: Any) -> str | None:
-    """The one name in a field's value; None in a weight that changes nothing. Raises ApiError 400."""
+    """Return the one name in a field's value; None of a weight that changes nothing. Raises ApiError 400."""
     last = field.rpartition(".")[2]
     if last == "lora_request" and isinstance(value, Mapping):
         value = value.get("lora_name")

@@ -1,4 +1,4 @@
-"""What the answers of completions and chats have in common: identity, usage, and the split between stream and whole."""
+"""The common part of the answers of completions and chats: identity, usage, and the split between stream and whole."""
 
 import secrets
 import time
@@ -12,29 +12,32 @@ from ..services import Services
 from .event_stream import CLIENT_GONE, ClientGone, EventStream, until_disconnect
 from .generation import Generation, Plan
 from .responses import CachedTokens, Usage
-from .sequence import Delta
+from .text_deltas import Delta
 
 Whole = Callable[[Generation], Awaitable[msgspec.Struct]]
 Stream = Callable[[Generation], AsyncGenerator[bytes]]
 
 
 def new_id(prefix: str) -> tuple[str, int]:
-    """(id, created) of an answer."""
+    """Return (id, created) of an answer."""
     return f"{prefix}-{secrets.token_hex(16)}", int(time.time())
 
 
 async def answer(services: Services, request: Request, plan: Plan, whole: Whole, stream: Stream) -> Response:
-    """Run a plan of this turn of the event loop, sent the way the client asked for. Raises ApiError, EngineDead."""
+    """Run a plan made in this turn of the event loop, and answer as the client asked: whole or as a stream.
+
+    Raises ApiError, EngineDead.
+    """
     generation = Generation(services, plan)
     headers = {"x-peftserve-adapter": plan.resolved.label}
-    held = services.hold(plan.resolved, plan.num_sequences)
+    lease = services.hold(plan.resolved, plan.num_sequences)
     if plan.body.stream:
-        return EventStream(stream(generation), held, headers)
-    with held:
+        return EventStream(stream(generation), lease, headers)
+    with lease:
         try:
             content = msgspec.json.encode(await until_disconnect(request.scope[CONNECTION], whole(generation)))
         except ClientGone:
-            held.close()
+            lease.close()
             return Response(status_code=CLIENT_GONE)
     return json_response(content, headers=headers)
 
@@ -47,7 +50,7 @@ def json_response(
 
 
 class UsageCounter:
-    """Adds up a request's tokens. A prompt counts once, however many answers were sampled for it."""
+    """Add up a request's tokens. A prompt counts once, however many answers were sampled for it."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan

@@ -11,11 +11,11 @@ from ..http.bodies import read_json
 from ..services import Services
 from ..text.tokenizer import Tokenizer
 from .answers import UsageCounter, answer, new_id, usage_of
+from .chat_request import ChatRequest, Message
 from .event_stream import TextFrames, frame
-from .generation import Generation, Plan, Said
+from .generation import Generation, Plan, SequenceDelta
 from .logprobs import chat_logprobs, prompt_logprobs
-from .messages import ChatRequest, Message
-from .planning import adapter_parts, check_ids, check_min_tokens, encode_prompts, fit_length, salt_of, who_answers
+from .planning import check_ids, check_min_tokens, encode_prompts, fit_length, salt_of, weighted_adapters, who_answers
 from .responses import (
     ChatChoice,
     ChatChunk,
@@ -26,19 +26,19 @@ from .responses import (
     ChatMessage,
     Usage,
 )
-from .sequence import Delta
+from .text_deltas import Delta
 
 
 async def create_chat_completion(request: Request, services: Services) -> Response:
     body = await read_json(request, ChatRequest)
     tokenizer = services.tokenizer()
     plan = await _plan(services, tokenizer, request, body)
-    form = _Form(body, tokenizer)
-    return await answer(services, request, plan, form.whole, form.stream)
+    builder = ChatBuilder(body, tokenizer)
+    return await answer(services, request, plan, builder.whole, builder.stream)
 
 
 async def render(tokenizer: Tokenizer, messages: list[Message], body: Any) -> str:
-    """The prompt's text. body: any request with the chat template's arguments. Raises ApiError."""
+    """Return the prompt's text. body: any request with the chat template's arguments. Raises ApiError."""
     return await tokenizer.require_chat_template().render(
         [_as_template_sees_it(message) for message in messages],
         add_generation_prompt=body.add_generation_prompt,
@@ -48,7 +48,10 @@ async def render(tokenizer: Tokenizer, messages: list[Message], body: Any) -> st
 
 
 def _as_template_sees_it(message: Message) -> dict[str, Any]:
-    """`developer` is what OpenAI calls the system's role since its o1; templates know the older name."""
+    """Return a message's fields.
+
+    OpenAI calls the system's role `developer` since its o1; templates know the older name.
+    """
     fields = message.model_dump(exclude_none=True)
     return {**fields, "role": "system"} if message.role == "developer" else fields
 
@@ -66,12 +69,12 @@ async def _plan(services: Services, tokenizer: Tokenizer, request: Request, body
         prompt_logprobs=body.prompt_logprobs,
     )
     check_min_tokens(body, [sampling])
-    adapters = adapter_parts(resolved, body.task_id)
+    adapters = weighted_adapters(resolved, body.task_id)
     return Plan(body, resolved, adapters, [prompt], [sampling], body.choices, salt_of(request, body))
 
 
-class _Form:
-    """One request's answer, whole or as a stream."""
+class ChatBuilder:
+    """Build the answer to one request, whole or as a stream."""
 
     def __init__(self, body: ChatRequest, tokenizer: Tokenizer) -> None:
         self._body = body
@@ -106,27 +109,27 @@ class _Form:
             ChatChunkChoice(i, ChatDelta(role="assistant", content="")) for i in range(generation.plan.num_sequences)
         )
         opening = b"".join(frame(chunk(role)) for role in roles)  # goes before the first words, and no earlier
-        async with aclosing(generation.deltas()) as deltas:
-            async for said in deltas:
-                if said:
-                    yield opening + b"".join(self._frames(said, counter, text_frames, chunk))
+        async with aclosing(generation.deltas()) as steps:
+            async for deltas in steps:
+                if deltas:
+                    yield opening + b"".join(self._frames(deltas, counter, text_frames, chunk))
                     opening = b""
         if self._body.include_usage:
             yield frame(self._chunk(generation, [], counter.usage()))
 
     def _frames(
         self,
-        said: list[Said],
+        deltas: list[SequenceDelta],
         counter: UsageCounter,
         text_frames: TextFrames,
         chunk: Callable[[ChatChunkChoice], ChatChunk],
     ) -> Iterator[bytes]:
-        for index, delta in said:
+        for index, delta in deltas:
             counter.add(index, delta)
             if self._text_only and delta.finish_reason is None:
                 if delta.text:
                     yield text_frames(index, delta.text)
-            elif self._says_something(delta):
+            elif self._has_content(delta):
                 yield frame(chunk(self._chunk_choice(index, delta)))
 
     def _chunk(
@@ -142,8 +145,8 @@ class _Form:
         return choice
 
     def _chunk_choice(self, index: int, delta: Delta) -> ChatChunkChoice:
-        said = ChatDelta(content=delta.text) if delta.text else ChatDelta()
-        choice = ChatChunkChoice(index, said, self._logprobs(delta), delta.finish_reason, delta.stop_reason)
+        message = ChatDelta(content=delta.text) if delta.text else ChatDelta()
+        choice = ChatChunkChoice(index, message, self._logprobs(delta), delta.finish_reason, delta.stop_reason)
         choice.token_ids = delta.token_ids if self._body.return_token_ids else UNSET
         return choice
 
@@ -152,7 +155,7 @@ class _Form:
             return None
         return chat_logprobs(delta.shown, self._tokenizer.token_bytes, self._body.top_logprobs or 0)
 
-    def _says_something(self, delta: Delta) -> bool:
-        """Steps whose text is held back for now are not worth a chunk."""
+    def _has_content(self, delta: Delta) -> bool:
+        """Return whether a delta is worth a chunk: one whose text is held back for now is not."""
         scored = delta.shown and self._body.logprobs
         return bool(delta.text or scored or delta.finish_reason or self._body.return_token_ids)

@@ -11,13 +11,13 @@ from ..http.bodies import read_json
 from ..services import Services
 from ..text.tokenizer import Tokenizer
 from .answers import UsageCounter, answer, new_id, usage_of
+from .completion_request import COMPLETION_MAX_TOKENS, CompletionRequest
 from .event_stream import TextFrames, frame
-from .generation import Generation, Plan, Prompt, Said, Turns
+from .generation import Generation, Plan, SequenceDelta, TokenizedPrompt, Turns
 from .logprobs import completion_logprobs, prompt_logprobs
-from .planning import adapter_parts, check_ids, check_min_tokens, encode_prompts, fit_length, salt_of, who_answers
-from .requests import COMPLETION_MAX_TOKENS, CompletionRequest
+from .planning import check_ids, check_min_tokens, encode_prompts, fit_length, salt_of, weighted_adapters, who_answers
 from .responses import Completion, CompletionChoice, Usage
-from .sequence import Delta, ShownToken
+from .text_deltas import Delta, ShownToken
 
 CHOICE = 10  # microseconds to make one, beside one for each token that it shows
 
@@ -26,8 +26,8 @@ async def create_completion(request: Request, services: Services) -> Response:
     body = await read_json(request, CompletionRequest)
     tokenizer = services.tokenizer()
     plan = await _plan(services, tokenizer, request, body)
-    form = _Form(body, tokenizer)
-    return await answer(services, request, plan, form.whole, form.stream)
+    builder = CompletionBuilder(body, tokenizer)
+    return await answer(services, request, plan, builder.whole, builder.stream)
 
 
 async def _plan(services: Services, tokenizer: Tokenizer, request: Request, body: CompletionRequest) -> Plan:
@@ -46,7 +46,7 @@ async def _plan(services: Services, tokenizer: Tokenizer, request: Request, body
         for prompt in prompts
     ]
     check_min_tokens(body, sampling)
-    adapters = adapter_parts(resolved, body.task_id)
+    adapters = weighted_adapters(resolved, body.task_id)
     return Plan(body, resolved, adapters, prompts, sampling, body.samples, salt_of(request, body))
 
 
@@ -54,8 +54,8 @@ def _most(*numbers: int | None) -> int | None:
     return max((number for number in numbers if number is not None), default=None)
 
 
-class _Form:
-    """One request's answer, whole or as a stream."""
+class CompletionBuilder:
+    """Build the answer to one request, whole or as a stream."""
 
     def __init__(self, body: CompletionRequest, tokenizer: Tokenizer) -> None:
         self._body = body
@@ -78,19 +78,24 @@ class _Form:
         counter = UsageCounter(generation.plan)
         begun: set[int] = set()
         text_frames = TextFrames(lambda index, text: self._chunk(generation, index, Delta(text), first=False))
-        async with aclosing(generation.deltas()) as deltas:
-            async for said in deltas:
-                yield b"".join(self._frames(generation, said, begun, counter, text_frames))
+        async with aclosing(generation.deltas()) as steps:
+            async for deltas in steps:
+                yield b"".join(self._frames(generation, deltas, begun, counter, text_frames))
         if self._body.include_usage:
             yield frame(self._completion(generation, [], counter.usage()))
 
     def _frames(
-        self, generation: Generation, said: list[Said], begun: set[int], counter: UsageCounter, text_frames: TextFrames
+        self,
+        generation: Generation,
+        deltas: list[SequenceDelta],
+        begun: set[int],
+        counter: UsageCounter,
+        text_frames: TextFrames,
     ) -> Iterator[bytes]:
-        for index, delta in said:
+        for index, delta in deltas:
             counter.add(index, delta)
             first = index not in begun
-            if not first and not self._says_something(delta):
+            if not first and not self._has_content(delta):
                 continue
             begun.add(index)
             if self._text_only and delta.finish_reason is None:
@@ -103,8 +108,8 @@ class _Form:
         usage = None if self._body.include_usage else UNSET
         return self._completion(generation, [self._choice(index, prompt, delta, first)], usage)
 
-    def _best(self, plan: Plan, wholes: list[Delta]) -> list[tuple[Prompt, Delta]]:
-        """The n answers of each prompt; of best_of, those that the model finds most likely as a whole."""
+    def _best(self, plan: Plan, wholes: list[Delta]) -> list[tuple[TokenizedPrompt, Delta]]:
+        """Return the n answers of each prompt; of best_of, those that the model finds most likely as a whole."""
         chosen = []
         for number, prompt in enumerate(plan.prompts):
             samples = wholes[number * plan.samples : (number + 1) * plan.samples]
@@ -120,7 +125,7 @@ class _Form:
             id=self._id, created=self._created, model=generation.resolved.model, choices=choices, usage=usage
         )
 
-    def _choice(self, index: int, prompt: Prompt, delta: Delta, first: bool) -> CompletionChoice:
+    def _choice(self, index: int, prompt: TokenizedPrompt, delta: Delta, first: bool) -> CompletionChoice:
         body, token_bytes = self._body, self._tokenizer.token_bytes
         shown = delta if self._echo is None else self._echo.apply(prompt, delta, first)
         choice = CompletionChoice(index, shown.text, None, delta.finish_reason, delta.stop_reason)
@@ -133,33 +138,33 @@ class _Form:
             choice.prompt_token_ids = prompt.token_ids if first else UNSET
         return choice
 
-    def _says_something(self, delta: Delta) -> bool:
-        """Steps whose text is held back for now are not worth a chunk."""
+    def _has_content(self, delta: Delta) -> bool:
+        """Return whether a delta is worth a chunk: one whose text is held back for now is not."""
         scored = delta.shown and self._body.logprobs is not None
         return bool(delta.text or scored or delta.finish_reason or self._body.return_token_ids)
 
 
 class Echo:
-    """Makes the answer's deltas into those of prompt and answer together."""
+    """Make an answer's deltas into those of prompt and answer together."""
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool) -> None:
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
 
-    def apply(self, prompt: Prompt, delta: Delta, first: bool) -> Delta:
-        """first: the delta is the one that the prompt comes with."""
+    def apply(self, prompt: TokenizedPrompt, delta: Delta, first: bool) -> Delta:
+        """Return the delta with the prompt in it, or moved behind it. first: the prompt comes with this delta."""
         text = self._text(prompt)
         moved = [replace(token, offset=token.offset + len(text)) for token in delta.shown]
         if not first:
             return replace(delta, shown=moved)
         return replace(delta, text=text + delta.text, shown=[*self._tokens(prompt, delta), *moved])
 
-    def _text(self, prompt: Prompt) -> str:
+    def _text(self, prompt: TokenizedPrompt) -> str:
         if prompt.text is not None:
             return prompt.text
         return self._tokenizer.decode(prompt.token_ids, self._skip_special_tokens)
 
-    def _tokens(self, prompt: Prompt, delta: Delta) -> list[ShownToken]:
+    def _tokens(self, prompt: TokenizedPrompt, delta: Delta) -> list[ShownToken]:
         entries = delta.prompt_logprobs or [None] * len(prompt.token_ids)
         detokenizer = self._tokenizer.detokenizer(self._skip_special_tokens)
         tokens, offset = [], 0

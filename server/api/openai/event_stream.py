@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class Connection(Protocol):
-    """Of the client; in the ASGI scope as `CONNECTION`."""
+    """The client's connection, in the ASGI scope as `CONNECTION`."""
 
     def watch(self, leave: Callable[[], None]) -> None:
         """Call `leave` when the client leaves, at once if it has left, until `unwatch`."""
@@ -40,18 +40,18 @@ class ClientGone(Exception):
 
 
 class EventStream(Response):
-    """events: the stream's bytes, one or more whole events each time.
+    """A response of server-sent events. events: the stream's bytes, one or more whole events each time.
 
-    held: given back when the stream ends, however it ends.
+    lease: given back when the stream ends, however it ends.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes], held: RequestLease, headers: Mapping[str, str]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes], lease: RequestLease, headers: Mapping[str, str]) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
         del self.headers["content-length"]
         self._events = events
-        self._held = held
+        self._lease = lease
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -59,14 +59,14 @@ class EventStream(Response):
         except ClientGone:
             pass
         finally:
-            self._held.close()
+            self._lease.close()
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The head goes with the first event: what fails before it is no stream but an answer of its own."""
+        """Send the events, the head with the first one: what fails before it is no stream but an answer of its own."""
         begun = False
         try:
-            # Released here, so that what is held learns how the stream ended.
-            with self._held:
+            # Released here, so that the lease learns how the stream ended.
+            with self._lease:
                 async with aclosing(self._events):
                     async for events in self._events:
                         if events:
@@ -89,7 +89,7 @@ class EventStream(Response):
 
 
 async def until_disconnect(connection: Connection, work: Awaitable[T]) -> T:
-    """The result of `work`, unless the client leaves first: then `work` is cancelled. Raises ClientGone."""
+    """Return the result of `work`; cancel it if the client leaves first. Raises ClientGone then."""
     task, gone = _current_task(), False
 
     def leave() -> None:
@@ -138,14 +138,17 @@ def frame(event: msgspec.Struct) -> bytes:
 
 
 class TextFrames:
-    """example: makes the event with which sequence `index` says `text`; called once for each sequence."""
+    """Encode events that differ in their text only.
+
+    example: makes the event with which sequence `index` says `text`; called once for each sequence.
+    """
 
     def __init__(self, example: Callable[[int, str], msgspec.Struct]) -> None:
         self._example = example
         self._templates: dict[int, tuple[bytes, bytes]] = {}  # what stands before and behind the text
 
     def __call__(self, index: int, text: str) -> bytes:
-        """The same bytes as `frame(example(index, text))`."""
+        """Return the bytes of `frame(example(index, text))`, without encoding all of it again."""
         template = self._templates.get(index)
         if template is None:
             before, behind = frame(self._example(index, _MARK)).split(encode(_MARK))

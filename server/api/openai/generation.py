@@ -22,8 +22,8 @@ from ..http.errors import bad_request
 from ..metrics.requests import SequenceTimer
 from ..services import Services
 from .requests import GenerationRequest
-from .sequence import Delta, SequenceDecoder
 from .stop_strings import NO_STOPS, StopStrings, StopTable
+from .text_deltas import Delta, SequenceDecoder
 
 _ids = itertools.count(1)  # of this process's requests; the engine serves several processes
 
@@ -33,8 +33,8 @@ SEED_MASK = (1 << 63) - 1
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """text: as the client gave it, or None where it gave token ids."""
+class TokenizedPrompt:
+    """A prompt as the engine takes it. text: as the client gave it, or None where it gave token ids."""
 
     token_ids: list[int]
     text: str | None = None
@@ -42,15 +42,15 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Plan:
-    """What one request asks of the engine: `samples` sequences for each prompt, each prompt with its own parameters.
+    """The plan of one request: `samples` sequences for each prompt, each prompt with its own parameters.
 
-    resolved: who answers, as looked up in this turn of the event loop. adapters: the same for the engine.
+    resolved: the adapters that answer, as looked up in this turn of the event loop. adapters: the same for the engine.
     """
 
     body: GenerationRequest
     resolved: Resolved
     adapters: list[WeightedAdapter]
-    prompts: list[Prompt]
+    prompts: list[TokenizedPrompt]
     sampling: list[SamplingParams]
     samples: int
     salt: str = ""
@@ -64,11 +64,14 @@ class Plan:
         return sum(len(prompt.token_ids) for prompt in self.prompts)
 
 
-Said = tuple[int, Delta]  # a sequence, and what a step showed of it
+SequenceDelta = tuple[int, Delta]  # a sequence, and what a step showed of it
 
 
 class Generation:
-    """RequestLease by `Services.hold` while it runs. Sequence i answers prompt i // samples."""
+    """The sequences of one plan, for which `Services.hold` has given a lease.
+
+    Sequence i answers prompt i // samples.
+    """
 
     def __init__(self, services: Services, plan: Plan) -> None:
         self.plan = plan
@@ -78,14 +81,17 @@ class Generation:
         self._id = f"{os.getpid()}-{next(_ids)}"
         self._stops = StopTable(plan.body.stop) if plan.body.stop else NO_STOPS
 
-    async def deltas(self) -> AsyncGenerator[list[Said]]:
-        """What the sequences say, each time all that has come. To be closed. Raises EngineDead, ApiError."""
-        mailbox: Mailbox[Said | Exception] = Mailbox()
+    async def deltas(self) -> AsyncGenerator[list[SequenceDelta]]:
+        """Yield the deltas of all sequences, each time all that have come.
+
+        To be closed. Raises EngineDead, ApiError.
+        """
+        mailbox: Mailbox[SequenceDelta | Exception] = Mailbox()
         with self._running() as requests:
             await self._begin(requests, mailbox.put, mailbox.put)
             running = self.plan.num_sequences
             while running:
-                items: list[Said] = []
+                items: list[SequenceDelta] = []
                 for entry in await mailbox.take():
                     if isinstance(entry, Exception):
                         yield items
@@ -95,16 +101,16 @@ class Generation:
                 yield items
 
     async def collect(self) -> list[Delta]:
-        """Every sequence, whole: the caller sleeps until the last has ended. Raises EngineDead, ApiError."""
-        gathered = _Gathered(self.plan.num_sequences)
+        """Return every sequence as one delta, when the last has ended. Raises EngineDead, ApiError."""
+        collector = _Collector(self.plan.num_sequences)
         with self._running() as requests:
-            await self._begin(requests, gathered.put, gathered.fail)
-            await gathered.ended
-        return gathered.wholes
+            await self._begin(requests, collector.put, collector.fail)
+            await collector.ended
+        return collector.wholes
 
     @contextmanager
     def _running(self) -> Iterator[list[AddRequest]]:
-        """All sequences run inside; those that have not ended when it is left are aborted."""
+        """A context in which all sequences run; those that have not ended when it is left are aborted."""
         requests = [self._request(index) for index in range(self.plan.num_sequences)]
         try:
             yield requests
@@ -113,14 +119,14 @@ class Generation:
                 self._services.engine.abort(request.request_id)
 
     async def _begin(
-        self, requests: list[AddRequest], say: Callable[[Said], None], fail: Callable[[Exception], None]
+        self, requests: list[AddRequest], emit: Callable[[SequenceDelta], None], fail: Callable[[Exception], None]
     ) -> None:
-        """A thousand sequences begin in several turns of the event loop."""
+        """Submit the sequences; a thousand of them in several turns of the event loop."""
         engine, turns = self._services.engine, Turns()
         self._services.metrics.prompt_tokens.inc(self.plan.num_prompt_tokens)
         for index, request in enumerate(requests):
             timer = SequenceTimer(self._services.metrics, self._labels)
-            engine.submit(request, _Sequence(engine, request.request_id, index, timer, self._decoder(), say, fail))
+            engine.submit(request, _SequenceSink(engine, request.request_id, index, timer, self._decoder(), emit, fail))
             await turns.spend(SUBMISSION + len(request.prompt_token_ids) // TOKENS_SENT)
 
     def _request(self, index: int) -> AddRequest:
@@ -146,8 +152,8 @@ class Generation:
         )
 
 
-class _Sequence:
-    """Where the engine's outputs of one sequence become what a client sees, as they come."""
+class _SequenceSink:
+    """Turn the engine's outputs of one sequence into deltas, as they come."""
 
     def __init__(
         self,
@@ -156,7 +162,7 @@ class _Sequence:
         index: int,
         timer: SequenceTimer,
         decoder: SequenceDecoder,
-        say: Callable[[Said], None],
+        emit: Callable[[SequenceDelta], None],
         fail: Callable[[Exception], None],
     ) -> None:
         self._engine = engine
@@ -164,7 +170,7 @@ class _Sequence:
         self._index = index
         self._timer = timer
         self._decoder = decoder
-        self._say = say
+        self._emit = emit
         self._fail = fail
 
     def push(self, output: SequenceOutput) -> None:
@@ -186,19 +192,19 @@ class _Sequence:
         delta = self._decoder.push(output)
         if delta.finish_reason is not None and output.finish_reason is None:
             self._engine.abort(self._request_id)  # a stop string, of which the engine does not know
-        self._say((self._index, delta))
+        self._emit((self._index, delta))
 
 
-class _Gathered:
-    """The sum of what each sequence says. ended: when all have, or with the first error."""
+class _Collector:
+    """The sum of each sequence's deltas. ended: done when all have ended, or with the first error."""
 
     def __init__(self, count: int) -> None:
         self.wholes = [Delta() for _ in range(count)]
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._running = count
 
-    def put(self, said: Said) -> None:
-        index, delta = said
+    def put(self, numbered: SequenceDelta) -> None:
+        index, delta = numbered
         self.wholes[index].extend(delta)
         self._running -= delta.finish_reason is not None
         if not self._running and not self.ended.done():
@@ -213,7 +219,10 @@ T = TypeVar("T")
 
 
 class Mailbox(Generic[T]):
-    """For one reader and one event loop. A queue would wake its reader for every item."""
+    """A queue for one reader, who takes all at once, and one event loop.
+
+    asyncio's would wake its reader for every item.
+    """
 
     def __init__(self) -> None:
         self._items: list[T] = []
@@ -225,7 +234,7 @@ class Mailbox(Generic[T]):
             self._reader.set_result(None)
 
     async def take(self) -> list[T]:
-        """All that has come, at least one item."""
+        """Return all that has come, at least one item."""
         while not self._items:
             self._reader = asyncio.get_running_loop().create_future()
             await self._reader
@@ -237,13 +246,13 @@ TURN = 4000  # microseconds, as estimated by who spends them
 
 
 class Turns:
-    """For one piece of work after another; others have their turn in between."""
+    """A budget of time on the event loop, for one piece of work after another; others run in between."""
 
     def __init__(self) -> None:
         self._left = TURN
 
     async def spend(self, microseconds: int) -> None:
-        """Returns at once while there is time left, else when all that waited has run."""
+        """Return at once while there is time left, else when all that waited has run."""
         self._left -= microseconds
         if self._left < 0:
             self._left = TURN

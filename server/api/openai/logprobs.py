@@ -11,7 +11,7 @@ from .responses import (
     PromptLogprobs,
     TopLogprob,
 )
-from .sequence import ShownToken
+from .text_deltas import ShownToken
 
 TokenBytes = Callable[[int], bytes]
 
@@ -30,12 +30,14 @@ def chat_logprobs(tokens: Sequence[ShownToken], token_bytes: TokenBytes, num_top
 
 
 def prompt_logprobs(entries: Sequence[TokenLogprobs | None], token_bytes: TokenBytes) -> PromptLogprobs:
-    """vLLM's form: for each prompt token but the first, token id (as text) to logprob, the chosen one among them."""
+    """Return vLLM's form: for each prompt token but the first, token id (as text) to logprob, the chosen one among
+    them.
+    """
     return [None if entry is None else _prompt_entry(entry, token_bytes) for entry in entries]
 
 
 def completion_token(content: bytes) -> str:
-    """A token as OpenAI's completions write it: text, or `bytes:\\xe4` where it is only a part of a character."""
+    """Return a token as OpenAI's completions write it: text, or `bytes:\\xe4` where it is part of a character."""
     try:
         return content.decode()
     except UnicodeDecodeError:

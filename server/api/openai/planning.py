@@ -13,23 +13,29 @@ from ..http.errors import bad_request
 from ..services import Services
 from ..text.tokenizer import Tokenizer
 from .adapter_fields import which_model
-from .generation import Prompt
+from .generation import TokenizedPrompt
 from .requests import GenerationRequest, ModelRequest
 
 
 async def encode_prompts(
     info: ModelInfo, tokenizer: Tokenizer, prompts: Sequence[str | list[int]], add_special_tokens: bool
-) -> list[Prompt]:
-    """Texts to tokens. A prompt that cannot fit the context is refused before any is encoded. Raises ApiError."""
+) -> list[TokenizedPrompt]:
+    """Return the prompts with their tokens.
+
+    A prompt that cannot fit the context is refused before any is encoded. Raises ApiError.
+    """
     for prompt in prompts:
         _check_length(info, tokenizer, prompt)
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
     encoded = iter(await tokenizer.encode_all(texts, add_special_tokens))
-    return [Prompt(next(encoded), prompt) if isinstance(prompt, str) else Prompt(prompt) for prompt in prompts]
+    return [
+        TokenizedPrompt(next(encoded), prompt) if isinstance(prompt, str) else TokenizedPrompt(prompt)
+        for prompt in prompts
+    ]
 
 
-def check_ids(info: ModelInfo, body: GenerationRequest, prompts: Sequence[Prompt], resolved: Resolved) -> None:
-    """Raises ApiError for token ids that neither the model nor the adapter has, and for empty prompts."""
+def check_ids(info: ModelInfo, body: GenerationRequest, prompts: Sequence[TokenizedPrompt], resolved: Resolved) -> None:
+    """Check the ids. Raises ApiError for those that neither the model nor the adapter has, and for empty prompts."""
     vocabulary = max(info.vocab_size, resolved.vocabulary)
     for prompt in prompts:
         if not prompt.token_ids:
@@ -39,28 +45,36 @@ def check_ids(info: ModelInfo, body: GenerationRequest, prompts: Sequence[Prompt
     _check_vocabulary(vocabulary, tuple(body.logit_bias or ()), "logit_bias")
 
 
-def who_answers(services: Services, body: GenerationRequest, prompts: Sequence[Prompt]) -> Resolved:
-    """To be called behind the last await before `answer`: see `Services.hold`. Raises AdapterError."""
+def who_answers(services: Services, body: GenerationRequest, prompts: Sequence[TokenizedPrompt]) -> Resolved:
+    """Look up the adapters that answer. To be called behind the last await before `answer`: see `Services.hold`.
+
+    Raises AdapterError.
+    """
     mixture = None if body.adapters is None else [(part.name, part.weight) for part in body.adapters]
     model = asked_model(services, body, several=mixture is not None)
     return services.adapters.router.resolve(model, mixture, prompts[0].token_ids, body.user)
 
 
 def asked_model(services: Services, body: ModelRequest, several: bool = False) -> str | None:
-    """What the request asks for, as `model` or by another server's field. Raises ApiError where they differ."""
+    """Return the model that is asked for, as `model` or by another server's field.
+
+    Raises ApiError where they differ.
+    """
     return which_model(body.model, several, body.named, (None, DEFAULT, services.base_id))
 
 
-def adapter_parts(resolved: Resolved, task_id: int | None) -> list[WeightedAdapter]:
-    """Raises InvalidAdapter for a task that is missing or that there is not."""
+def weighted_adapters(resolved: Resolved, task_id: int | None) -> list[WeightedAdapter]:
+    """Return the adapters as the engine takes them. Raises InvalidAdapter for a task that is missing or unknown."""
     tasks = resolved.tasks(task_id)
     return [WeightedAdapter(digest, weight, tasks.get(digest, 0)) for digest, weight in resolved.weights().items()]
 
 
 def fit_length(
-    info: ModelInfo, prompt: Prompt, wanted: int | None, default: int | None, virtual_tokens: int = 0
+    info: ModelInfo, prompt: TokenizedPrompt, wanted: int | None, default: int | None, virtual_tokens: int = 0
 ) -> int:
-    """Tokens to generate: what was asked for, else what fits, at most the default. Raises ApiError where none fits.
+    """Return how many tokens to generate: what was asked for, else what fits, at most the default.
+
+    Raises ApiError where none fits.
 
     virtual_tokens: positions that the adapter takes.
     """
@@ -87,7 +101,7 @@ def check_min_tokens(body: GenerationRequest, sampling: Sequence[SamplingParams]
 
 
 def salt_of(request: Request, body: GenerationRequest) -> str:
-    """What keeps the prefix caches of different keys apart, and of requests that ask for it."""
+    """Return the salt that keeps the prefix caches of different keys apart, and of requests that ask for it."""
     return f"{request.scope.get(TENANT, '')}{body.cache_salt or ''}"
 
 

@@ -1,4 +1,4 @@
-"""The bodies of completions, and what they share with chats: OpenAI's fields and vLLM's beyond them, with limits.
+"""The fields that the bodies of completions and chats share: OpenAI's and vLLM's beyond them, with limits.
 
 Unknown fields are ignored, as OpenAI's own clients expect of compatible servers; known ones that would change the
 answer and are not served are refused by name, never ignored: the answer would not be what was asked for. Leaving such a
@@ -9,25 +9,24 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from ...wire.messages import SamplingParams
 from .adapter_fields import Named, find_named
 
 MAX_CHOICES = 128
-MAX_PROMPTS = 1024
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 1024
 MAX_LOGPROBS = 20
 MAX_BIASES = 1024
 MAX_MIXTURE = 16
 INT64 = 1 << 63
-COMPLETION_MAX_TOKENS = 16
 _NAMED = "\0named"  # no field of a client's
 
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
-Stops = Annotated[list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]], Field(max_length=MAX_STOPS)]
-Prompt = str | list[int]
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
+Stops = Annotated[list[Stop], Field(max_length=MAX_STOPS)]
 
 
 class Body(BaseModel):
@@ -35,10 +34,15 @@ class Body(BaseModel):
 
 
 class ModelRequest(Body):
-    """named: the adapter that another server's field names, if any; found before the fields are looked at."""
+    """A body that names a model. named: the adapter that another server's field names, found before all fields."""
 
-    model: str | None = Field(default=None, max_length=512)
-    named: Named | None = Field(default=None, validation_alias=_NAMED)
+    model: str | None = Field(
+        default=None,
+        max_length=512,
+        description="The base's id, an adapter's name for its newest version, `name@2` for a version, or `default`. "
+        "Left out: `default`.",
+    )
+    named: SkipJsonSchema[Named | None] = Field(default=None, validation_alias=_NAMED)
 
     @model_validator(mode="before")
     @classmethod
@@ -50,53 +54,90 @@ class ModelRequest(Body):
 
     @classmethod
     def _refuse_what_is_not_served(cls, data: dict[str, Any]) -> None:
-        """Raises ValueError."""
+        """Check for fields that are known and not served. Raises ValueError."""
 
 
 class StreamOptions(Body):
-    include_usage: bool = False
+    """Options of a stream."""
+
+    include_usage: bool = Field(default=False, description="Send the usage in a last event, whose choices are empty.")
 
 
-class MixturePart(Body):
+class MixtureMember(Body):
     """One adapter of a mixture with its weight."""
 
-    name: str = Field(min_length=1, max_length=256)
-    weight: float = 1.0
+    name: str = Field(min_length=1, max_length=256, description="An adapter's name, or `name@version`.")
+    weight: float = Field(default=1.0, description="By which the adapter's bypass is multiplied.")
 
 
 class GenerationRequest(ModelRequest):
-    """What completions and chats share."""
+    """The fields that completions and chats share."""
 
-    adapters: list[MixturePart] | None = Field(default=None, min_length=1, max_length=MAX_MIXTURE)
-    task_id: int | None = Field(default=None, ge=0, lt=1 << 31)
-    temperature: float | None = Field(default=None, ge=0, le=100)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=-1, lt=INT64)
-    min_p: float | None = Field(default=None, ge=0, le=1)
-    repetition_penalty: float | None = Field(default=None, gt=0, le=100)
-    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
-    logit_bias: dict[TokenId, Bias] | None = None
-    seed: int | None = Field(default=None, ge=-INT64, lt=INT64)
-    stop: Stops = Field(default_factory=list)  # a default list would be copied deeply each time
-    stop_token_ids: list[TokenId] | None = Field(default=None, max_length=64)
-    min_tokens: int | None = Field(default=None, ge=0, lt=1 << 31)
-    ignore_eos: bool = False
-    n: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
-    prompt_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    user: str | None = Field(default=None, max_length=1024)
-    cache_salt: str | None = Field(default=None, max_length=256)
-    include_stop_str_in_output: bool = False
-    skip_special_tokens: bool = True
-    return_token_ids: bool = False
+    adapters: list[MixtureMember] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_MIXTURE,
+        description="A mixture: the weighted sum of these adapters' bypasses. `model` is then left out or `default`.",
+    )
+    task_id: int | None = Field(
+        default=None, ge=0, lt=1 << 31, description="The task, for adapters of a method that has several."
+    )
+    temperature: float | None = Field(default=None, ge=0, le=100, description="0 is greedy. Default: 1.")
+    top_p: float | None = Field(
+        default=None, gt=0, le=1, description="Sample from the likeliest tokens that together have this probability."
+    )
+    top_k: int | None = Field(
+        default=None, ge=-1, lt=INT64, description="Sample from so many of the likeliest tokens; 0 and -1: from all."
+    )
+    min_p: float | None = Field(
+        default=None, ge=0, le=1, description="Least probability of a token, as a part of the likeliest token's."
+    )
+    repetition_penalty: float | None = Field(
+        default=None,
+        gt=0,
+        le=100,
+        description="Divides the scores of tokens of prompt and answer; over 1: against repetition.",
+    )
+    presence_penalty: float | None = Field(
+        default=None, ge=-2, le=2, description="Taken off the score of each token that the answer has."
+    )
+    frequency_penalty: float | None = Field(
+        default=None, ge=-2, le=2, description="Taken off a token's score as often as the answer has it."
+    )
+    logit_bias: dict[TokenId, Bias] | None = Field(
+        default=None, description="Token id to what is added to its logit, of at most 1024 tokens."
+    )
+    seed: int | None = Field(
+        default=None, ge=-INT64, lt=INT64, description="The same request with the same seed is answered alike."
+    )
+    # A default list would be copied deeply each time.
+    stop: Stops = Field(default_factory=list, description="Texts that end the answer, which does not show them.")
+    stop_token_ids: list[TokenId] | None = Field(
+        default=None, max_length=64, description="Tokens that end the answer beside the model's own."
+    )
+    min_tokens: int | None = Field(
+        default=None, ge=0, lt=1 << 31, description="Fewest tokens before the answer may end by itself."
+    )
+    ignore_eos: bool = Field(default=False, description="Go on behind the end-of-sequence token.")
+    n: int | None = Field(default=None, ge=1, le=MAX_CHOICES, description="Answers to each prompt. Default: 1.")
+    prompt_logprobs: int | None = Field(
+        default=None, ge=0, le=MAX_LOGPROBS, description="Likeliest tokens to report for each place of the prompt."
+    )
+    stream: bool | None = Field(default=None, description="Send the answer as server-sent events while it is made.")
+    stream_options: StreamOptions | None = Field(default=None, description="Only with `stream`.")
+    user: str | None = Field(default=None, max_length=1024, description="An id of the end user.")
+    cache_salt: str | None = Field(
+        default=None, max_length=256, description="Share cached prefixes only with requests of the same salt."
+    )
+    include_stop_str_in_output: bool = Field(default=False, description="Show what ended the answer in its text.")
+    skip_special_tokens: bool = Field(default=True, description="Leave special tokens out of the text.")
+    return_token_ids: bool = Field(default=False, description="Give the token ids beside the text.")
 
     @classmethod
     def _refuse_what_is_not_served(cls, data: dict[str, Any]) -> None:
         refuse_unsupported(data)
 
-    @field_validator("stop", mode="before")
+    @field_validator("stop", mode="before", json_schema_input_type=Stop | Stops | None)
     @classmethod
     def _one_or_many(cls, stop: Any) -> Any:
         if stop is None:
@@ -106,7 +147,7 @@ class GenerationRequest(ModelRequest):
     @field_validator("logit_bias", mode="before")
     @classmethod
     def _limit_biases(cls, biases: Any) -> Any:
-        """Before the entries are looked at: a million faulty ones would make a million errors."""
+        """Check the number before the entries are looked at: a million faulty ones would make a million errors."""
         if isinstance(biases, dict) and len(biases) > MAX_BIASES:
             raise ValueError(f"at most {MAX_BIASES} entries")
         return biases
@@ -128,7 +169,7 @@ class GenerationRequest(ModelRequest):
         return self.stream_options is not None and self.stream_options.include_usage
 
     def sampling(self, *, max_tokens: int, logprobs: int | None, prompt_logprobs: int | None) -> SamplingParams:
-        """For one sequence, before its seed is set. Fields that the client left out are the engine's defaults."""
+        """Return one sequence's parameters, before its seed is set; fields left out are the engine's defaults."""
         given = {name: value for name in _SAMPLED if (value := getattr(self, name)) is not None}
         given["top_k"] = max(given.get("top_k", 0), 0)
         return SamplingParams(
@@ -144,55 +185,6 @@ _SAMPLED = (
     *("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
     *("logit_bias", "seed", "stop_token_ids", "min_tokens"),
 )
-
-
-class CompletionRequest(GenerationRequest):
-    prompt: list[Prompt] = Field(min_length=1, max_length=MAX_PROMPTS)
-    max_tokens: int | None = Field(default=None, ge=0, lt=1 << 31)
-    best_of: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
-    logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
-    echo: bool = False
-    add_special_tokens: bool = True
-
-    @field_validator("prompt", mode="plain")
-    @classmethod
-    def _prompts(cls, prompt: Any) -> list[Prompt]:
-        return _list_prompts(prompt)
-
-    @model_validator(mode="after")
-    def _completion_fields_agree(self) -> "CompletionRequest":
-        if self.best_of is not None and self.best_of < self.choices:
-            raise ValueError("best_of must be at least n")
-        if self.best_of is not None and self.best_of > self.choices and self.stream:
-            raise ValueError("best_of cannot be streamed; leave it out or equal to n")
-        if self.max_tokens == 0 and not self.echo:
-            raise ValueError("max_tokens must be at least 1, or echo be true")
-        return self
-
-    @property
-    def samples(self) -> int:
-        """Sequences to run for each prompt."""
-        return self.best_of or self.choices
-
-
-def _list_prompts(prompt: Any) -> list[Prompt]:
-    """str | list[str] | list[int] | list[list[int]] as a list of prompts."""
-    if isinstance(prompt, str):
-        return [prompt]
-    if not isinstance(prompt, list) or not prompt:
-        raise ValueError("must be a text, a list of texts, a list of token ids or a list of such lists, and not empty")
-    if len(prompt) > MAX_PROMPTS and not _are_token_ids(prompt):
-        raise ValueError(f"at most {MAX_PROMPTS} prompts in one request")
-    if _are_token_ids(prompt):
-        return [prompt]
-    if all(isinstance(p, str) for p in prompt) or all(isinstance(p, list) and p and _are_token_ids(p) for p in prompt):
-        return prompt
-    raise ValueError("a list must hold texts only, token ids only, or lists of token ids only, none of them empty")
-
-
-def _are_token_ids(values: list[Any]) -> bool:
-    return set(map(type, values)) <= {int}
-
 
 _NOTHING: tuple[Any, ...] = (None, False, "", [], {})
 
@@ -223,10 +215,11 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "documents": _NOTHING,
     "chat_template": (None,),
 }
+"""Fields that are not served to the values that change nothing."""
 
 
 def refuse_unsupported(body: Mapping[str, Any]) -> None:
-    """Raises ValueError naming the first field that is not served."""
+    """Check that no field asks for what is not served. Raises ValueError that names the first one."""
     for name, neutral in NEUTRAL_VALUES.items():
         if name in body and body[name] not in neutral:
             raise ValueError(f"{name} is not supported by this server; leave it out")

@@ -1,20 +1,39 @@
 """OpenAI's answers as structs, encoded by msgspec. Fields of vLLM's beyond them are left out unless asked for."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 
 from ...wire.messages import FinishReason
 
 PromptLogprobs = list[dict[str, "PromptLogprob"] | None]
 
+Index = Annotated[int, Meta(description="Number of the choice, from 0.")]
+Created = Annotated[int, Meta(description="Unix time in seconds.")]
+Answered = Annotated[str, Meta(description="What answered: the base's id, or `name@version` of an adapter.")]
+Ended = Annotated[FinishReason | None, Meta(description="Why the answer ended; null while it goes on.")]
+Stopped = Annotated[
+    str | int | None, Meta(description="The stop string or token id that ended the answer, if one did.")
+]
+TokenIds = Annotated[list[int] | UnsetType, Meta(description="The answer's tokens, with `return_token_ids`.")]
+PromptTokenIds = Annotated[list[int] | UnsetType, Meta(description="The prompt's tokens, with `return_token_ids`.")]
+PromptScores = Annotated[
+    PromptLogprobs | UnsetType,
+    Meta(description="With `prompt_logprobs`, for each token of the prompt: token id to logprob. Null for the first."),
+]
+Bytes = Annotated[list[int] | None, Meta(description="The token's bytes in UTF-8.")]
+
 
 class CachedTokens(msgspec.Struct):
-    cached_tokens: int
+    """Details of a prompt's tokens."""
+
+    cached_tokens: Annotated[int, Meta(description="Tokens that the prefix cache had.")]
 
 
 class Usage(msgspec.Struct):
+    """A request's tokens. A prompt counts once, however many answers it has."""
+
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
@@ -22,163 +41,126 @@ class Usage(msgspec.Struct):
 
 
 class PromptLogprob(msgspec.Struct):
+    """One token at one place of a prompt."""
+
     logprob: float
-    rank: int
+    rank: Annotated[int, Meta(description="Place among all tokens, 1 for the likeliest.")]
     decoded_token: str
 
 
 class CompletionLogprobs(msgspec.Struct):
-    """text_offset: where each token begins in the choice's text, in characters."""
+    """One entry a token of the choice in each list."""
 
-    text_offset: list[int]
+    text_offset: Annotated[list[int], Meta(description="Where each token begins in the text, in characters.")]
     token_logprobs: list[float | None]
     tokens: list[str]
     top_logprobs: list[dict[str, float] | None]
 
 
 class TopLogprob(msgspec.Struct):
+    """One of the likeliest tokens at a place."""
+
     token: str
     logprob: float
-    bytes: list[int] | None
+    bytes: Bytes
 
 
 class ChatTokenLogprob(msgspec.Struct):
+    """A token of the answer, and the likeliest ones at its place."""
+
     token: str
     logprob: float
-    bytes: list[int] | None
+    bytes: Bytes
     top_logprobs: list[TopLogprob]
 
 
 class ChatLogprobs(msgspec.Struct):
+    """The answer's tokens with their logprobs."""
+
     content: list[ChatTokenLogprob]
     refusal: None = None
 
 
 class CompletionChoice(msgspec.Struct):
-    index: int
+    """One answer, or in a stream the next piece of one."""
+
+    index: Index
     text: str
     logprobs: CompletionLogprobs | None = None
-    finish_reason: FinishReason | None = None
-    stop_reason: str | int | None = None
-    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
-    token_ids: list[int] | UnsetType = UNSET
-    prompt_token_ids: list[int] | UnsetType = UNSET
+    finish_reason: Ended = None
+    stop_reason: Stopped = None
+    prompt_logprobs: PromptScores = UNSET
+    token_ids: TokenIds = UNSET
+    prompt_token_ids: PromptTokenIds = UNSET
 
 
 class Completion(msgspec.Struct, kw_only=True):
-    """Of a whole answer and of a chunk of a stream alike; the last chunk of a stream has usage and no choices."""
+    """A whole answer, or an event of a stream; with `include_usage` a stream's last event has no choices."""
 
     id: str
     object: Literal["text_completion"] = "text_completion"
-    created: int
-    model: str
+    created: Created
+    model: Answered
     choices: list[CompletionChoice]
-    usage: Usage | UnsetType | None = UNSET
+    usage: Annotated[Usage | UnsetType | None, Meta(description="In streams only with `include_usage`.")] = UNSET
 
 
 class ChatMessage(msgspec.Struct):
+    """The assistant's message."""
+
     content: str
     role: Literal["assistant"] = "assistant"
     refusal: None = None
 
 
 class ChatDelta(msgspec.Struct, omit_defaults=True):
+    """The next piece of the assistant's message."""
+
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct):
-    index: int
+    """One answer."""
+
+    index: Index
     message: ChatMessage
     logprobs: ChatLogprobs | None = None
-    finish_reason: FinishReason | None = None
-    stop_reason: str | int | None = None
-    token_ids: list[int] | UnsetType = UNSET
+    finish_reason: Ended = None
+    stop_reason: Stopped = None
+    token_ids: TokenIds = UNSET
 
 
 class ChatCompletion(msgspec.Struct, kw_only=True):
+    """A whole answer."""
+
     id: str
     object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
+    created: Created
+    model: Answered
     choices: list[ChatChoice]
     usage: Usage
-    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
-    prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: PromptScores = UNSET
+    prompt_token_ids: PromptTokenIds = UNSET
 
 
 class ChatChunkChoice(msgspec.Struct):
-    index: int
+    """The next piece of one answer."""
+
+    index: Index
     delta: ChatDelta
     logprobs: ChatLogprobs | None = None
-    finish_reason: FinishReason | None = None
-    stop_reason: str | int | None = None
-    token_ids: list[int] | UnsetType = UNSET
+    finish_reason: Ended = None
+    stop_reason: Stopped = None
+    token_ids: TokenIds = UNSET
 
 
 class ChatChunk(msgspec.Struct, kw_only=True):
+    """An event of a stream; with `include_usage` the last one has no choices."""
+
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    created: int
-    model: str
+    created: Created
+    model: Answered
     choices: list[ChatChunkChoice]
-    usage: Usage | UnsetType | None = UNSET
-
-
-class Model(msgspec.Struct, kw_only=True):
-    """parent: the base of an adapter. root: an adapter's digest, or the base itself."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str = "peftserve"
-    root: str
-    parent: str | None = None
-    max_model_len: int
-
-
-class ModelList(msgspec.Struct, kw_only=True):
-    object: Literal["list"] = "list"
-    data: list[Model]
-
-
-class Card(msgspec.Struct, kw_only=True):
-    """One adapter. size: bytes in the device's memory. state: the fastest place that holds it. created: Unix time.
-
-    primitives: primitive to number of places. modules: how many it changes. tensors: of the files, all of them served.
-    virtual_tokens, num_tasks: where they are not zero. error: why it cannot be served from the disk, if it cannot.
-    """
-
-    id: str
-    object: Literal["adapter"] = "adapter"
-    name: str
-    version: int
-    digest: str
-    method: str
-    rank: int
-    size: int
-    primitives: dict[str, int]
-    modules: int
-    tensors: int
-    virtual_tokens: int | UnsetType = UNSET
-    num_tasks: int | UnsetType = UNSET
-    state: Literal["disk", "host", "device"]
-    requests_running: int
-    created: int
-    error: str | UnsetType = UNSET
-
-
-class CardList(msgspec.Struct, kw_only=True):
-    object: Literal["list"] = "list"
-    data: list[Card]
-    has_more: bool = False
-
-
-class Deleted(msgspec.Struct, kw_only=True):
-    id: str
-    object: Literal["adapter"] = "adapter"
-    deleted: bool = True
-
-
-class DefaultAdapter(msgspec.Struct):
-    adapter: str | None
+    usage: Annotated[Usage | UnsetType | None, Meta(description="Only with `include_usage`.")] = UNSET

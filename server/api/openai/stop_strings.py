@@ -12,7 +12,10 @@ from collections.abc import Sequence
 
 
 class StopTable:
-    """What the sequences of one request share. It grows as they walk, and no walk changes what another finds."""
+    """The table of stop strings that the sequences of one request share.
+
+    It grows as they walk, and no walk changes what another finds.
+    """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self.any = bool(stops)
@@ -20,12 +23,14 @@ class StopTable:
         self._begin = re.compile("[" + "".join(map(re.escape, self.root.children)) + "]") if stops else None
 
     def first_place(self, text: str, start: int) -> int:
-        """Where from `start` on a stop string may begin; the text's length where none does."""
+        """Return where from `start` on a stop string may begin; the text's length where none does."""
         found = self._begin.search(text, start) if self._begin is not None else None
         return len(text) if found is None else found.start()
 
     def step(self, node: "_Node", character: str) -> "_Node":
-        """The node of the longest prefix of any stop string with which the text ends that led to `node`, and this."""
+        """Return the node of the longest prefix of a stop string that ends the text: the one that led to `node`, and
+        `character`.
+        """
         while character not in node.children:
             if node is self.root:
                 return node
@@ -33,7 +38,10 @@ class StopTable:
         return node.children[character] or self._grow(node, character)
 
     def _grow(self, node: "_Node", character: str) -> "_Node":
-        """Its parent and that one's `shorter` nodes are there, so that this calls itself once a stop string at most."""
+        """Add the node behind `node`.
+
+        All nodes on the way to it exist, so it calls itself once a stop string at most.
+        """
         depth = node.depth
         grown = _Node(depth + 1, tuple(s for s in node.stops if len(s) > depth and s[depth] == character))
         grown.shorter = self.root if node is self.root else self.step(node.shorter, character)
@@ -63,7 +71,7 @@ NO_STOPS = StopTable(())
 
 
 class StopStrings:
-    """Holds back text that may still become a stop string. After a match, nothing more is taken.
+    """Hold back text that may still become a stop string. After a match, nothing more is taken.
 
     stops: the table that a request's sequences share, or the strings of one that is alone. include: keep the stop
     string itself in the text.
@@ -78,11 +86,11 @@ class StopStrings:
 
     @property
     def any(self) -> bool:
-        """Whether there is anything to look for."""
+        """Whether there are stop strings to look for."""
         return self._table.any
 
     def push(self, text: str) -> str:
-        """The text that is safe to show now."""
+        """Add text, and return what is safe to show now."""
         if not self._table.any:
             return text
         end = self._walk(text)
@@ -94,12 +102,12 @@ class StopStrings:
         return shown[:keep]
 
     def flush(self) -> str:
-        """What is still held back, when no more text will come."""
+        """Return what is still held back, when no more text will come."""
         held, self._held = self._held, ""
         return held
 
     def _walk(self, text: str) -> int:
-        """How many characters were walked over: all of them, or those up to the end of a match."""
+        """Return how many characters were walked over: all of them, or those up to the end of a match."""
         table, node, place = self._table, self._node, 0
         while place < len(text):
             if node is table.root and (place := table.first_place(text, place)) == len(text):

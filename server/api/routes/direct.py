@@ -19,7 +19,7 @@ Handler = Callable[[Request, Services], Awaitable[Response]]
 
 
 class DirectRoutes:
-    """posts: path to what answers a POST to it."""
+    """A middleware that answers POSTs to some paths itself. posts: path to its handler."""
 
     def __init__(self, app: ASGIApp, *, services: Services, posts: Mapping[str, Handler]) -> None:
         self._app = app

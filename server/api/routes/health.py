@@ -1,4 +1,4 @@
-"""Whether the server lives and takes requests. Open to everyone, without a key."""
+"""Probes: whether the server lives and takes requests. Open to everyone, without a key."""
 
 import msgspec
 from fastapi import APIRouter, Response
@@ -6,26 +6,31 @@ from fastapi import APIRouter, Response
 from ..http.errors import ENGINE_DEAD_MESSAGE, unavailable
 from ..openai.answers import json_response
 from ..services import ServicesOf
+from .documentation import Operation
 
-router = APIRouter()
+router = APIRouter(tags=["Operations"])
 
 
 class Health(msgspec.Struct):
+    """The answer where all is well; what is not is a 503."""
+
     status: str = "ok"
 
 
-@router.get("/health")
+@router.get("/health", operation_id="health")
 @router.get("/health/live")
+@Operation("Ask whether the server lives", Health())
 async def live(services: ServicesOf) -> Response:
-    """200 while the engine's process runs, whether or not it has loaded its model; 503 asks for a restart."""
+    """Answer 200 while the engine's process runs, whether or not it has loaded its model; 503 asks for a restart."""
     if not services.engine.alive and not services.admission.draining:
         raise unavailable(ENGINE_DEAD_MESSAGE, "engine_dead")
     return json_response(Health())
 
 
 @router.get("/health/ready")
+@Operation("Ask whether requests are welcome", Health())
 async def ready(services: ServicesOf) -> Response:
-    """200 while new requests are welcome: the model is loaded and the server is not shutting down."""
+    """Answer 200 while new requests are welcome: the model is loaded and the server is not shutting down."""
     services.admission.check_open()
     services.model()
     if not services.preloaded:

@@ -10,12 +10,15 @@ from prometheus_client.registry import Collector
 from ..metrics.engine_state import EngineCollector
 from ..metrics.totals import Samples, with_samples
 from ..services import Services, ServicesOf
+from .documentation import Operation
 
-router = APIRouter()
+router = APIRouter(tags=["Operations"])
 
 
 @router.get("/metrics")
+@Operation("Scrape the metrics", "# HELP peftserve_requests_running Sequences in the engine's steps.\n")
 async def metrics(services: ServicesOf) -> Response:
+    """Return what all API processes have counted, and the engine's state, in Prometheus' text format."""
     workers = services.owned.workers
     stats = await workers.stats()
     samples = [*(one.samples for one in stats), workers.past]
@@ -25,7 +28,10 @@ async def metrics(services: ServicesOf) -> Response:
 
 
 class _Everything(Collector):
-    """samples: what other processes have counted. names: of adapters in use, in all processes."""
+    """All metrics of the server, for one scrape.
+
+    samples: what other processes have counted. names: of adapters in use, in all processes.
+    """
 
     def __init__(self, services: Services, samples: Sequence[Samples], names: set[tuple[str, str]]) -> None:
         self._services = services

@@ -1,23 +1,50 @@
 """GET /v1/models: the base, and each adapter with the base as its parent, its own prefix off the context length."""
 
 import asyncio
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Response
+import msgspec
+from fastapi import APIRouter, Path, Response
+from msgspec import Meta
 
 from peftserve.adapters.names import DEFAULT
 from peftserve.adapters.registry_reader import AdapterRecord
 
 from ..openai.answers import json_response
-from ..openai.responses import Model, ModelList
 from ..services import Services, ServicesOf
+from .documentation import Operation
 
-router = APIRouter()
+router = APIRouter(tags=["Models"])
 
 PAGE = 1000
 
 
+class Model(msgspec.Struct, kw_only=True):
+    """A model or adapter that the `model` field of a request may name."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: Annotated[int, Meta(description="Unix time in seconds.")]
+    owned_by: str = "peftserve"
+    root: Annotated[str, Meta(description="An adapter's digest, or the base's id.")]
+    parent: Annotated[str | None, Meta(description="The base of an adapter.")] = None
+    max_model_len: Annotated[int, Meta(description="Most tokens of prompt and answer together.")]
+
+
+class ModelList(msgspec.Struct, kw_only=True):
+    """The base, and the newest version of each adapter by name."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+EXAMPLE = Model(id="sql", created=1_767_225_600, root="9f86d081884c7d65", parent="demo", max_model_len=2048)
+
+
 @router.get("/v1/models")
+@Operation("List models", ModelList(data=[EXAMPLE]))
 async def list_models(services: ServicesOf) -> Response:
+    """List the base, and the newest version of each adapter by name."""
     models = [_base(services)]
     after = ""
     while records := await asyncio.to_thread(services.adapters.registry.page, after=after, limit=PAGE):
@@ -27,7 +54,12 @@ async def list_models(services: ServicesOf) -> Response:
 
 
 @router.get("/v1/models/{model_id:path}")
-async def get_model(services: ServicesOf, model_id: str) -> Response:
+@Operation("Show a model", EXAMPLE, errors=(404,))
+async def get_model(
+    services: ServicesOf,
+    model_id: Annotated[str, Path(description="As in the `model` field of a request.", examples=["sql"])],
+) -> Response:
+    """Return what a request that names this model would be answered by."""
     if model_id == services.base_id:
         return json_response(_base(services))
     resolved = services.adapters.router.resolve(model_id)

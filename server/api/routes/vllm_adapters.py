@@ -14,26 +14,37 @@ from ..http.errors import ApiError, bad_request
 from ..openai.requests import Body
 from ..services import ServicesOf
 from ..uploads.sources import allowed_folder, fetch
+from .documentation import Operation
 
-router = APIRouter()
+router = APIRouter(tags=["vLLM"])
 
 
 class LoadLora(Body):
-    """load_inplace: make a new version of a name that exists."""
+    """An adapter of any PEFT method, from a folder of the server."""
 
     lora_name: str = Field(default="", max_length=256)
-    lora_path: str = Field(default="", max_length=4096)
-    load_inplace: bool = False
+    lora_path: str = Field(default="", max_length=4096, description="A folder of the server, below an allowed one.")
+    load_inplace: bool = Field(default=False, description="Make a new version of a name that exists.")
 
 
 class UnloadLora(Body):
+    """An adapter to delete with its versions, or one version of it as `name@2`."""
+
     lora_name: str = Field(default="", max_length=256)
 
 
 @router.post("/v1/load_lora_adapter")
+@Operation(
+    "Load an adapter",
+    "Success: LoRA adapter 'sql' added successfully.",
+    body=LoadLora,
+    examples={"Folder": {"lora_name": "sql", "lora_path": "/srv/adapters/sql"}},
+    errors=(404, 409),
+)
 async def load_lora_adapter(
     services: ServicesOf, body: Annotated[LoadLora, Depends(json_body(LoadLora))]
 ) -> PlainTextResponse:
+    """Add an adapter from a folder of the server, if its operator allows that."""
     services.model()
     services.admission.check_open()
     if not body.lora_name or not body.lora_path:
@@ -54,9 +65,17 @@ async def load_lora_adapter(
 
 
 @router.post("/v1/unload_lora_adapter")
+@Operation(
+    "Unload an adapter",
+    "Success: LoRA adapter 'sql' removed successfully.",
+    body=UnloadLora,
+    examples={"Adapter": {"lora_name": "sql"}},
+    errors=(404,),
+)
 async def unload_lora_adapter(
     services: ServicesOf, body: Annotated[UnloadLora, Depends(json_body(UnloadLora))]
 ) -> PlainTextResponse:
+    """Delete an adapter. Requests that run finish on what they have."""
     if not body.lora_name:
         raise bad_request("'lora_name' needs to be provided to unload a LoRA adapter.", "lora_name")
     reference = parse_reference(body.lora_name)

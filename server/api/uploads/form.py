@@ -103,7 +103,7 @@ class _Form:
         self._ended = True
 
     def close(self) -> None:
-        """Lets go of a file that was cut off."""
+        """Abandon a file that was cut off."""
         if self._file is not None:
             self._file.abandon()
 
@@ -131,7 +131,7 @@ def _parser(content_type: str, form: _Form) -> MultipartParser:
 
 
 async def _to_the_end(work: Callable[..., object], *arguments: object) -> None:
-    """In a thread. A cancelled upload waits for it: the file must not be closed under the thread that writes it."""
+    """Run work in a thread, and wait for it even when the upload is cancelled: the thread still writes the file."""
     thread = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
     try:
         await asyncio.shield(thread)
@@ -141,7 +141,7 @@ async def _to_the_end(work: Callable[..., object], *arguments: object) -> None:
 
 
 async def _blocks(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The same bytes in pieces of BLOCK and more, so that few of them change threads."""
+    """Join the stream's pieces to BLOCK bytes and more, so that few of them change threads."""
     gathered = bytearray()
     async for piece in stream:
         gathered += piece

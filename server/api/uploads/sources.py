@@ -21,7 +21,10 @@ async def fetch(services: Services, kind: str, uri: str, staged: StagedUpload) -
 
 
 def allowed_folder(roots: Sequence[Path], uri: str) -> Path:
-    """The folder, links resolved. Says the same of a folder that is not there as of one outside of `roots`."""
+    """Return the folder, links resolved.
+
+    The error is the same for a folder that is missing and for one outside of `roots`.
+    """
     if not roots:
         raise ApiError(
             400,

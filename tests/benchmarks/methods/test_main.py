@@ -72,6 +72,7 @@ def test_lora_is_first_and_every_configuration_is_one_of_peft(script: Script) ->
     assert len(set(kinds.values())) >= 20
 
 
+@pytest.mark.slow
 def test_methods_are_measured_beside_lora(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In processes of their own, with the engine."""
     out = tmp_path / "results.jsonl"

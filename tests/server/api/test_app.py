@@ -139,7 +139,6 @@ REFUSALS = [
     ("DELETE", "/v1/adapters/nobody@0", 404),
     ("GET", "/v1/adapters?limit=0", 400),
     ("GET", "/v1/adapters?limit=x", 400),
-    ("GET", "/docs", 404),
 ]
 
 

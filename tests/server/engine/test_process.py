@@ -250,6 +250,7 @@ async def collect(client: EngineClient, message: AddRequest) -> list[int]:
     return await Reader(client, message).ended
 
 
+@pytest.mark.slow
 async def test_a_whole_life_of_the_process(
     tiny_llama: Path, adapters: dict[str, Path], peft: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -279,6 +280,7 @@ async def test_a_whole_life_of_the_process(
         assert await process.wait() == 0
 
 
+@pytest.mark.slow
 async def test_it_logs_what_it_is_told_to_and_ends_with_its_parent(
     tiny_llama: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -300,6 +302,7 @@ async def test_it_logs_what_it_is_told_to_and_ends_with_its_parent(
             process.close()
 
 
+@pytest.mark.slow
 async def test_a_folder_that_is_no_model_is_told_to_the_operator(tmp_path: Path) -> None:
     async with asyncio.timeout(PATIENCE), client_of(tmp_path) as client:
         with pytest.raises(EngineDead, match=str(tmp_path)):

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from peftserve.adapters.errors import AdapterDamaged
-from peftserve.server.api.openai.sequence import SequenceDecoder
 from peftserve.server.api.openai.stop_strings import StopStrings
+from peftserve.server.api.openai.text_deltas import SequenceDecoder
 from peftserve.server.api.text.detokenizer import WindowDetokenizer
 from peftserve.server.offline.completion import RunningSequence
 from peftserve.server.wire.messages import AddRequest, Logprob, SamplingParams, SequenceOutput, TokenLogprobs

@@ -40,6 +40,7 @@ class Device:
         return self._cost(self.rows[-1]) if len(self.rows) > before else 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("costs", "least"),
     [

@@ -36,6 +36,7 @@ def make(kit: ModuleType, layer: AttentionLayer = LAYER, **options: Any) -> tupl
     return case, backend
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layer",
     [

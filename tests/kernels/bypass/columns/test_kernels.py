@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[4]
 SHARED = {"sm_80": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
 
 
+@pytest.mark.slow
 def test_what_is_shipped_spills_nothing(pytestconfig: pytest.Config, tmp_path: Path) -> None:
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     cache = getattr(pytestconfig, "cache", None)  # not where pytest is told to keep nothing

@@ -99,6 +99,7 @@ class Launches:
         return [name for name, *_ in self.asked]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("design", DESIGNS.values(), ids=DESIGNS.keys())
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 def test_every_design(kit: ModuleType, dtype: torch.dtype, design: Design) -> None:
@@ -206,6 +207,7 @@ def kit_step(case: Any, backend: TritonBypass, segments: Sequence[Segment], capa
         backend.add_(index, case.input(index, 2), [case.output(index, i, 2) for i in range(len(group.out_features))])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", StepKind)
 def test_what_was_captured_serves_any_step_of_its_capacity(
     kit: ModuleType, simulated_cuda: Any, kind: StepKind
@@ -276,6 +278,7 @@ def test_the_kind_of_a_step_is_how_its_rows_share_adapters(kit: ModuleType) -> N
     assert backend.kind_of([Segment(i, 1.0, 4 * i, 4 * i + 4) for i in range(16)]) is TILES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lack", ["units", "entries", "h"])
 def test_a_step_that_is_too_much_for_graphs_runs_in_memory_of_its_own(
     kit: ModuleType, monkeypatch: pytest.MonkeyPatch, lack: str

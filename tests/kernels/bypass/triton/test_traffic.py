@@ -99,6 +99,7 @@ def run(
     return recorders[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tokens", "design"), [(1, SINGLE), (4, TILES)], ids=["a token each", "four tokens each"])
 def test_memory_traffic_is_the_floors(kit: ModuleType, recorders: list[Recorder], tokens: int, design: Design) -> None:
     segments = [Segment(slot, 1.0, slot * tokens, (slot + 1) * tokens) for slot in range(len(RANKS))]

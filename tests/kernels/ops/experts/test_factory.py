@@ -37,6 +37,7 @@ def a_case(moe: ModuleType, experts: int, **options: Any) -> Any:
     return case
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shares", SHARES.values(), ids=SHARES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_routing(moe: ModuleType, kind: str, shares: list[tuple[str, float, int, int]]) -> None:

@@ -59,14 +59,14 @@ async def test_a_task_that_is_cancelled_itself_is_cancelled():
     assert task.cancelled()
 
 
-class _Said(msgspec.Struct):
+class _Event(msgspec.Struct):
     index: int
     text: str
     model: str = 'the "text" itself'
 
 
 def test_a_frame_is_one_event():
-    assert frame(_Said(0, "a\nb")) == b'data: {"index":0,"text":"a\\nb","model":"the \\"text\\" itself"}\n\n'
+    assert frame(_Event(0, "a\nb")) == b'data: {"index":0,"text":"a\\nb","model":"the \\"text\\" itself"}\n\n'
 
 
 def test_frames_from_a_template_are_those_of_the_struct_whatever_the_text():
@@ -74,10 +74,10 @@ def test_frames_from_a_template_are_those_of_the_struct_whatever_the_text():
 
     def example(index, text):
         made.append(index)
-        return _Said(index, text)
+        return _Event(index, text)
 
     frames = TextFrames(example)
     for text in ("", "a", '"\\/', "\n\r\t\0\x7f", "é😀\u2028", "</script>", '","text":"'):
         for index in range(3):
-            assert frames(index, text) == frame(_Said(index, text))
+            assert frames(index, text) == frame(_Event(index, text))
     assert made == [0, 1, 2]

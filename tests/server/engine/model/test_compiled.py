@@ -1,8 +1,7 @@
 """The compiled forward pass gives the model's logits for any number of rows, by the same compiled code."""
 
 import logging
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from peftserve.server.config import EngineConfig
-from peftserve.server.engine import Engine
 from peftserve.server.engine.model import compiled as compiled_module
 from peftserve.server.engine.model.callouts import Call, call_out
 from peftserve.server.engine.model.compiled import CompiledForward
@@ -82,6 +79,7 @@ def compiled(model: Model, runs: list[str]) -> Any:
         return CompiledForward(model, model, CPU)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", SIZES)
 @torch.inference_mode()
 def test_the_same_code_runs_any_number_of_rows(
@@ -93,6 +91,7 @@ def test_the_same_code_runs_any_number_of_rows(
     assert len(set(runs)) == 4, "the ends of the first two layers are one piece"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "wanted"), [(5, [4]), (1, [0]), (200, [3, 7, 199]), (4, [0, 1, 2, 3])])
 @torch.inference_mode()
 def test_only_the_rows_that_are_wanted(model: Model, compiled: CompiledForward, rows: int, wanted: list[int]) -> None:
@@ -100,6 +99,7 @@ def test_only_the_rows_that_are_wanted(model: Model, compiled: CompiledForward, 
     assert torch.allclose(compiled(step), model(step), atol=1e-5)
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_calls_find_what_the_step_was_given(model: Model, compiled: CompiledForward) -> None:
     """Each layer's, though all layers are copies of one trace."""
@@ -108,10 +108,12 @@ def test_calls_find_what_the_step_was_given(model: Model, compiled: CompiledForw
         assert torch.allclose(compiled(inputs(7)), model(inputs(7)), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_equal_pieces_are_compiled_once(compiled: CompiledForward) -> None:
     assert (compiled.num_pieces, compiled.num_compiled, compiled.left) == (4, 4, [])
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_a_layer_that_looks_at_values_is_left_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
     model = Model(False, True, False)
@@ -123,6 +125,7 @@ def test_a_layer_that_looks_at_values_is_left_as_it_is(caplog: pytest.LogCapture
         assert torch.allclose(compiled(inputs(rows)), model(inputs(rows)), atol=1e-5)
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_a_piece_that_the_compiler_refuses_runs_operator_by_operator(
     model: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -155,15 +158,3 @@ def test_a_graph_for_some_numbers_of_rows_only_is_none(model: Model) -> None:
 def test_a_model_that_looks_at_values_outside_of_its_layers_cannot_be_compiled(model: Model) -> None:
     with pytest.raises(Exception, match="_local_scalar_dense"):
         CompiledForward(model, lambda step: step.ids.float() if step.ids.max() > 3 else step.ids * 2.0, CPU)
-
-
-@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
-def test_a_models_layers_are_few_pieces(oracle: ModuleType, tmp_path: Path, architecture: str) -> None:
-    """With all that is left to this process between them."""
-    folder = oracle.tiny_model(architecture, 0, tmp_path, num_hidden_layers=2)
-    engine = Engine(EngineConfig(model=str(folder), device="cpu", dtype="float32", kv_cache_tokens=64, compile=True))
-    found = engine._runner._compiled
-    engine.close()
-    assert found is not None
-    assert found.left == []
-    assert found.num_compiled == found.num_pieces <= 6

@@ -30,6 +30,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 PROMPTS = [[random.Random(i).randrange(9, 300) for _ in range(length)] for i, length in enumerate((5, 30))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss"])
 def test_every_adapter_in_one_batch(oracle: ModuleType, tmp_path: Path, architecture: str) -> None:
     model = oracle.tiny_model(architecture, 3, tmp_path / "model")
@@ -69,6 +70,7 @@ def test_a_mixture_is_the_weighted_sum_of_the_deltas(oracle: ModuleType, tmp_pat
         engine.close()
 
 
+@pytest.mark.slow
 def test_the_kernels_give_the_same_tokens(oracle: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interpreted, where there is no GPU."""
     model = oracle.tiny_model("gpt_oss", 3, tmp_path / "model")

@@ -265,6 +265,7 @@ LINEAR, HEAD = (False, MAKERS), (True, {**MAKERS, **WIDE_MAKERS})
 FORMS = [("as measured", 0), ("as measured", MOST_ROWS), ("with rows", MOST_ROWS)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("head", "makers"), [LINEAR, HEAD], ids=["linear", "head"])
 @pytest.mark.parametrize(("backend", "stacked_rows"), FORMS)
 def test_all_pairs_on_neighbouring_rows(head: bool, makers: Any, backend: str, stacked_rows: int) -> None:
@@ -286,6 +287,7 @@ def test_a_low_rank_bypass_beside_all_others_on_the_head_however_it_is_served(ba
         bench.check(_in_turns(0, other, 1.0, 0.5), other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("head", "makers"), [LINEAR, HEAD], ids=["linear", "head"])
 @pytest.mark.parametrize(("backend", "stacked_rows"), FORMS[1:])
 def test_all_pairs_as_mixtures(head: bool, makers: Any, backend: str, stacked_rows: int) -> None:

@@ -56,6 +56,7 @@ def traced(model: Model) -> TracedModel:
     return trace_model(model, lambda ids, positions, rows: model(StepInputs(ids, positions, rows)), CPU)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 2, 17, 96])
 @torch.inference_mode()
 def test_inputs_have_columns_behind_them(model: Model, rows: int) -> None:

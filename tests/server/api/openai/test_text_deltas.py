@@ -1,7 +1,7 @@
 import pytest
 
-from peftserve.server.api.openai.sequence import Delta, SequenceDecoder
 from peftserve.server.api.openai.stop_strings import StopStrings
+from peftserve.server.api.openai.text_deltas import Delta, SequenceDecoder
 from peftserve.server.api.text.detokenizer import WindowDetokenizer
 from peftserve.server.wire.messages import Logprob, SequenceOutput, TokenLogprobs
 

@@ -13,7 +13,7 @@ from .stop_strings import StopStrings
 
 
 class ShownToken(msgspec.Struct, frozen=True):
-    """offset: where the token's text begins in the generated text, in characters."""
+    """A token whose text has begun to show. offset: where its text begins in the generated text, in characters."""
 
     token_id: int
     offset: int
@@ -21,7 +21,7 @@ class ShownToken(msgspec.Struct, frozen=True):
 
 
 class Delta(msgspec.Struct):
-    """What one step showed of a sequence. Text is never taken back.
+    """The text and tokens that one step adds to what a client sees of a sequence. Text is never taken back.
 
     token_ids: as the engine made them, whether or not their text is shown yet.
     shown: the tokens whose text has begun to show, where the engine reports logprobs; they cover all of the text.
@@ -53,7 +53,9 @@ class Delta(msgspec.Struct):
 
 
 class SequenceDecoder:
-    """show_stop_token: whether the token that ended the sequence is part of the text.
+    """Turn one sequence's outputs into deltas.
+
+    show_stop_token: whether the token that ended the sequence is part of the text.
 
     min_tokens: stop strings that begin before so many tokens do not count.
     """
@@ -71,7 +73,10 @@ class SequenceDecoder:
         self._waiting: deque[ShownToken] = deque()  # tokens whose text is still held back
 
     def push(self, output: SequenceOutput) -> Delta:
-        """After a delta with a finish reason, nothing more may be pushed; the engine may not know of the end yet."""
+        """Return the delta of an output.
+
+        Nothing may follow a delta with a finish reason, which the engine may not know.
+        """
         if output.finish_reason is None and output.logprobs is None and not self._stops.any and not self._waiting:
             return self._push_text(output)
         delta = Delta(prompt_logprobs=output.prompt_logprobs, cached_tokens=output.cached_tokens)
@@ -91,7 +96,7 @@ class SequenceDecoder:
         return delta
 
     def _push_text(self, output: SequenceOutput) -> Delta:
-        """The same where there is nothing to look for but text."""
+        """Return the delta of an output of which only the text matters."""
         text = "".join(map(self._detokenizer.push, output.token_ids))
         self._num_tokens += len(output.token_ids)
         self._decoded += len(text)
@@ -119,7 +124,7 @@ class SequenceDecoder:
             delta.finish_reason, delta.stop_reason = output.finish_reason, output.stop_token_id
 
     def _release(self, delta: Delta) -> None:
-        """The tokens whose text has begun to show; at the end all, but for those behind a stop string's cut."""
+        """Move the tokens whose text shows to `delta.shown`; at the end all but those behind a stop string."""
         everything = delta.finish_reason is not None and self._stops.matched is None
         while self._waiting and (everything or self._waiting[0].offset < self._emitted):
             delta.shown.append(self._waiting.popleft())

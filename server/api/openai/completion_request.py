@@ -1,0 +1,78 @@
+"""The body of a completion: its prompts, as texts or tokens, and the fields that chats do not have."""
+
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator, model_validator
+
+from .requests import MAX_CHOICES, MAX_LOGPROBS, GenerationRequest, TokenId
+
+MAX_PROMPTS = 1024
+COMPLETION_MAX_TOKENS = 16
+
+PromptInput = str | list[int]
+_TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+_Several = Field(min_length=1, max_length=MAX_PROMPTS)
+_AsSent = str | _TokenIds | Annotated[list[str], _Several] | Annotated[list[_TokenIds], _Several]
+
+
+class CompletionRequest(GenerationRequest):
+    """A text to go on with. Fields of OpenAI's that are not served are refused by name; unknown ones are ignored."""
+
+    prompt: list[PromptInput] = Field(
+        min_length=1, max_length=MAX_PROMPTS, description="A text, a list of texts, token ids, or a list of such lists."
+    )
+    max_tokens: int | None = Field(
+        default=None,
+        ge=0,
+        lt=1 << 31,
+        description=f"Most tokens of the answer; 0 only with `echo`. Default: {COMPLETION_MAX_TOKENS}.",
+    )
+    best_of: int | None = Field(
+        default=None, ge=1, le=MAX_CHOICES, description="Sample so many answers, and give the `n` likeliest."
+    )
+    logprobs: int | None = Field(
+        default=None, ge=0, le=MAX_LOGPROBS, description="Likeliest tokens to report for each place of the answer."
+    )
+    echo: bool = Field(default=False, description="Show the prompt before the answer.")
+    add_special_tokens: bool = Field(
+        default=True, description="Begin a text with the special tokens that the tokenizer adds."
+    )
+
+    @field_validator("prompt", mode="plain", json_schema_input_type=_AsSent)
+    @classmethod
+    def _prompts(cls, prompt: Any) -> list[PromptInput]:
+        return _list_prompts(prompt)
+
+    @model_validator(mode="after")
+    def _completion_fields_agree(self) -> "CompletionRequest":
+        if self.best_of is not None and self.best_of < self.choices:
+            raise ValueError("best_of must be at least n")
+        if self.best_of is not None and self.best_of > self.choices and self.stream:
+            raise ValueError("best_of cannot be streamed; leave it out or equal to n")
+        if self.max_tokens == 0 and not self.echo:
+            raise ValueError("max_tokens must be at least 1, or echo be true")
+        return self
+
+    @property
+    def samples(self) -> int:
+        """Sequences to run for each prompt."""
+        return self.best_of or self.choices
+
+
+def _list_prompts(prompt: Any) -> list[PromptInput]:
+    """Return str | list[str] | list[int] | list[list[int]] as a list of prompts. Raises ValueError."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if not isinstance(prompt, list) or not prompt:
+        raise ValueError("must be a text, a list of texts, a list of token ids or a list of such lists, and not empty")
+    if len(prompt) > MAX_PROMPTS and not _are_token_ids(prompt):
+        raise ValueError(f"at most {MAX_PROMPTS} prompts in one request")
+    if _are_token_ids(prompt):
+        return [prompt]
+    if all(isinstance(p, str) for p in prompt) or all(isinstance(p, list) and p and _are_token_ids(p) for p in prompt):
+        return prompt
+    raise ValueError("a list must hold texts only, token ids only, or lists of token ids only, none of them empty")
+
+
+def _are_token_ids(values: list[Any]) -> bool:
+    return set(map(type, values)) <= {int}
