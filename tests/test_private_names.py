@@ -8,8 +8,6 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("kernels", "adapters", "server")
 SOURCES = {path: path.read_text(encoding="utf-8") for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
 OURS = {name for source in SOURCES.values() for name in own_names(source)}
-STILL_OUTSIDE = {("server", "protocol.py")}
-"""Modules whose private names have no room yet, by folder and file. It only shrinks: one that has moved must go."""
 
 
 def test_private_names_of_other_libraries_are_used_in_private_rooms_alone() -> None:
@@ -18,15 +16,8 @@ def test_private_names_of_other_libraries_are_used_in_private_rooms_alone() -> N
         for path, source in SOURCES.items()
         if "private" not in path.relative_to(ROOT).parts and (uses := private_uses(source, OURS))
     }
-    outside = {(path.parts[0], path.name) for path in found}
-    listed = [
-        f"{path}:{use.line}: {use.name}"
-        for path, uses in sorted(found.items())
-        if (path.parts[0], path.name) not in STILL_OUTSIDE
-        for use in uses
-    ]
+    listed = [f"{path}:{use.line}: {use.name}" for path, uses in sorted(found.items()) for use in uses]
     assert not listed, "move to a folder named `private`, with why and what replaces it:" + "\n".join(["", *listed])
-    assert not STILL_OUTSIDE - outside, "these use none any more: take them from STILL_OUTSIDE"
 
 
 @pytest.mark.parametrize(

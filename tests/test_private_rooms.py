@@ -16,11 +16,19 @@ from .private_rooms import missing, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 TRANSFORMERS = "server/engine/private/transformers_private.py"
+TEMPLATES = "server/api/private/transformers_private.py"
+UVICORN = "server/api/private/uvicorn_private.py"
+PROMETHEUS = "server/api/private/prometheus_private.py"
+OLDEST_TRANSFORMERS = ["transformers==5.17.0", "huggingface-hub>=1.5,<2"]  # which refuses newer hubs
 SUPPORTED = [  # room, what to install, and whether it is the newest, which has the optional names as well
-    pytest.param(
-        TRANSFORMERS, ["transformers==5.17.0", "huggingface-hub>=1.5,<2"], False, id="oldest-transformers"
-    ),  # which refuses newer hubs
+    pytest.param(TRANSFORMERS, OLDEST_TRANSFORMERS, False, id="oldest-transformers"),
     pytest.param(TRANSFORMERS, ["transformers>=5.17,<6"], True, id="newest-transformers"),
+    pytest.param(TEMPLATES, OLDEST_TRANSFORMERS, False, id="oldest-templates"),
+    pytest.param(TEMPLATES, ["transformers>=5.17,<6"], True, id="newest-templates"),
+    pytest.param(UVICORN, ["uvicorn==0.35.0"], False, id="oldest-uvicorn"),
+    pytest.param(UVICORN, ["uvicorn>=0.35,<0.55"], True, id="newest-uvicorn"),
+    pytest.param(PROMETHEUS, ["prometheus-client==0.22.0"], False, id="oldest-prometheus"),
+    pytest.param(PROMETHEUS, ["prometheus-client>=0.22,<0.27"], True, id="newest-prometheus"),
 ]
 
 

@@ -97,12 +97,12 @@ def _info() -> ModelInfo:
 
 def serve(port: int, state: Path, step_ms: float, api_workers: int = 1) -> int:
     from peftserve.server.api import serve as api
-    from peftserve.server.api.engine.owned import OwnEngine
+    from peftserve.server.api.engine.launched import LaunchedEngine
 
     def command(door: int, config: EngineConfig) -> list[str]:
         return [sys.executable, __file__, "engine", str(door), encode_config(config)]
 
-    api.OwnEngine = functools.partial(OwnEngine, make_command=command)  # type: ignore[misc, assignment]
+    api.LaunchedEngine = functools.partial(LaunchedEngine, make_command=command)  # type: ignore[misc, assignment]
     config = ServerConfig(
         EngineConfig(model=str(step_ms), log_level="warning"),
         state,

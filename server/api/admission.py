@@ -1,4 +1,4 @@
-"""How many sequences may be in flight, and whether new ones are taken at all."""
+"""The limit on sequences in flight, and whether the server takes new ones at all."""
 
 import asyncio
 from collections.abc import MutableSequence
@@ -7,10 +7,11 @@ from .http.errors import RETRY_SECONDS, ApiError, bad_request, unavailable
 
 
 class Admission:
-    """capacity: most sequences in flight, running and waiting together, in all processes of the server.
+    """The admission of sequences in one process, by a capacity that all processes share.
 
-    counts: sequences in flight by process; all of them see it, and each writes its own, at the place `own`. Two
-    processes that look at the same moment may overshoot the capacity by what one of them admits then.
+    capacity: most sequences in flight, running and waiting together, in all processes of the server. counts: sequences
+    in flight by process; all processes read it, and each writes its own at the place `own`. Two processes that look at
+    the same moment may overshoot the capacity by what one of them admits then.
     """
 
     def __init__(self, capacity: int, counts: MutableSequence[int], own: int = 0) -> None:
@@ -23,21 +24,22 @@ class Admission:
 
     @property
     def in_flight(self) -> int:
-        """Of this process."""
+        """Return the number of sequences of this process."""
         return self._counts[self._own]
 
     @property
     def in_flight_everywhere(self) -> int:
+        """Return the number of sequences of all processes."""
         return sum(self._counts)
 
     def enter(self, count: int) -> None:
-        """Takes room for the `count` sequences of one request. Raises ApiError 400, 429 or 503."""
+        """Take room for the `count` sequences of one request. Raises ApiError 400, 429 or 503."""
         self._check(count)
         self._counts[self._own] += count
         self._idle.clear()
 
     def leave(self, count: int) -> None:
-        """Gives it back."""
+        """Give back the room of `count` sequences."""
         self._counts[self._own] -= count
         if self._counts[self._own] == 0:
             self._idle.set()
@@ -51,6 +53,7 @@ class Admission:
         await self._idle.wait()
 
     def check_open(self) -> None:
+        """Raise ApiError 503 after `drain`."""
         if self.draining:
             raise unavailable("The server is shutting down and takes no new requests.", "shutting_down")
 

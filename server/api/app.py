@@ -11,14 +11,15 @@ from starlette.types import ASGIApp
 
 from ..config import ServerConfig
 from .admission import Admission
-from .engine.interface import Engine
+from .engine.interface import RemoteEngine
 from .http.auth import BearerAuth
 from .http.bodies import BodyLimit
 from .http.clock import Timeouts
 from .http.connection_counts import ConnectionCounts
-from .http.connections import ConnectionLimits, OpenConnections, room_for
+from .http.connections import ConnectionLimits, OpenConnections
 from .http.errors import install_error_handlers
 from .http.memory import BodyMemory
+from .http.server import raise_file_limit
 from .metrics.requests import Metrics
 from .routes import adapters, generation, health, metrics, models, tokens, vllm_adapters
 from .routes.direct import DirectRoutes
@@ -44,7 +45,7 @@ def create_worker_app(services: Services, forward: ASGIApp) -> ASGIApp:
 
 
 def make_services(
-    engine: Engine,
+    engine: RemoteEngine,
     config: ServerConfig,
     opened: Adapters,
     counts: MutableSequence[int],
@@ -65,7 +66,7 @@ def make_connections(services: Services, counts: ConnectionCounts | None = None)
     config = services.config
     limits = ConnectionLimits(
         config.limit_header_bytes,
-        room_for(config.limit_connections),
+        raise_file_limit(config.limit_connections),
         config.limit_connections_per_address,
         Timeouts(config.timeout_headers, config.timeout_body, config.timeout_idle, config.timeout_write),
     )

@@ -1,4 +1,4 @@
-"""What one request holds for as long as it runs: room for its sequences, its adapters, and an account of its end."""
+"""The lease of one request: room for its sequences, its adapters, and a timer, held for as long as it runs."""
 
 from types import TracebackType
 
@@ -10,15 +10,16 @@ from .metrics.requests import Metrics, Outcome, RequestTimer
 
 
 class RequestLease:
-    """Taken when it is made, in the same turn of the event loop as the look-up of `resolved`; given back once.
+    """A lease that is taken when it is made, in the same turn of the event loop as the look-up of `resolved`.
 
-    As a context, it learns from what leaves it how the request has ended; otherwise `close` is to be called.
+    As a context manager it is given back at the end, with an outcome by the exception that leaves it; otherwise call
+    `close`. To give it back again does nothing.
     """
 
     def __init__(
         self, admission: Admission, leases: Leases, metrics: Metrics, resolved: Resolved, sequences: int
     ) -> None:
-        """Raises ApiError 400, 429 or 503, and nothing is held then."""
+        """Take room for so many `sequences`. Raises ApiError 400, 429 or 503, and nothing is held then."""
         admission.enter(sequences)
         leases.acquire(resolved)
         self._admission = admission
@@ -40,7 +41,7 @@ class RequestLease:
             self._give_back("failed" if issubclass(kind, Exception) else "aborted")
 
     def close(self) -> None:
-        """A request that is still there has not come to its end."""
+        """Give the lease back as aborted, unless it has been given back."""
         self._give_back("aborted")
 
     def _give_back(self, outcome: Outcome) -> None:

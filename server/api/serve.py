@@ -1,8 +1,8 @@
-"""The server's life: engine, adapters and HTTP brought up together, and down in order.
+"""The primary process: it brings up the engine, the adapters, HTTP and the workers, and ends them in order.
 
 The port answers at once: alive, not ready, until the model and the command line's adapters are loaded. On SIGTERM or
 SIGINT the server is not ready any more, what runs may finish within the grace time, and the rest is ended; a second
-signal ends the grace time. This is the first API process; where there are others, it starts and ends them.
+signal ends the grace time.
 """
 
 import asyncio
@@ -23,9 +23,9 @@ from ..logs import set_up_logging
 from ..wire.messages import ModelInfo
 from .app import create_app, make_connections, make_services
 from .engine.interface import EngineDead
-from .engine.owned import OwnEngine
+from .engine.launched import LaunchedEngine
 from .http.server import CLOSING_SECONDS, HttpServer
-from .processes.fleet import Fleet, open_fleet
+from .processes.resources import ServerResources, open_resources
 from .services import Services, base_id, open_adapters
 
 logger = logging.getLogger(__name__)
@@ -46,28 +46,28 @@ def run(config: ServerConfig) -> int:
 
 
 async def serve(config: ServerConfig) -> int:
-    """Raises EngineDead, AdapterError or OSError where the start fails."""
-    engine = OwnEngine(replace(config.engine, store=config.engine.store or config.state_dir / "adapters"))
-    with open_fleet(config, engine) as fleet:
-        async with open_adapters(config.state_dir, engine, base_id(config), fleet.workers) as adapters:
-            services = make_services(engine, config, adapters, fleet.counts, started=fleet.started)
+    """Serve until a signal comes. Raises EngineDead, AdapterError or OSError if the start fails."""
+    engine = LaunchedEngine(replace(config.engine, store=config.engine.store or config.state_dir / "adapters"))
+    with open_resources(config, engine) as resources:
+        async with open_adapters(config.state_dir, engine, base_id(config), resources.workers) as adapters:
+            services = make_services(engine, config, adapters, resources.counts, started=resources.started)
             services.preloaded = False
-            server = HttpServer(create_app(services), make_connections(services, fleet.connections))
+            server = HttpServer(create_app(services), make_connections(services, resources.connections))
             with _signals() as stopping:
                 try:
                     await engine.launch()
-                    fleet.workers.launch()
-                    await _serve_until(stopping, server, fleet, services, engine)
+                    resources.workers.launch()
+                    await _serve_until(stopping, server, resources, services, engine)
                 finally:
                     await engine.shutdown()
     return 0
 
 
 async def _serve_until(
-    stopping: "_Signals", server: HttpServer, fleet: Fleet, services: Services, engine: OwnEngine
+    stopping: "_Signals", server: HttpServer, resources: ServerResources, services: Services, engine: LaunchedEngine
 ) -> None:
-    http = asyncio.create_task(server.serve(fleet.listeners), name="http")
-    start = asyncio.create_task(_start(services, engine, fleet), name="start")
+    http = asyncio.create_task(server.serve(resources.listeners), name="http")
+    start = asyncio.create_task(_start(services, engine, resources), name="start")
     asked = asyncio.create_task(stopping.first.wait(), name="signal")
     try:
         await asyncio.wait({http, start, asked}, return_when=asyncio.FIRST_COMPLETED)
@@ -80,24 +80,24 @@ async def _serve_until(
             task.cancel()
         await asyncio.gather(start, asked, return_exceptions=True)
         # Ends what is still running with an error, and then the connections.
-        await asyncio.gather(fleet.workers.stop(CLOSING_SECONDS + 1), engine.shutdown())
+        await asyncio.gather(resources.workers.stop(CLOSING_SECONDS + 1), engine.shutdown())
         await server.close(http)
 
 
-async def _start(services: Services, engine: OwnEngine, fleet: Fleet) -> None:
+async def _start(services: Services, engine: LaunchedEngine, resources: ServerResources) -> None:
     """Bring the server to readiness. Raises EngineDead, AdapterError, OSError."""
     await asyncio.to_thread(_bind, services, await engine.start())
     await asyncio.to_thread(services.tokenizer)
     for name, folder in services.config.preload:
         await _preload(services, name, folder)
-    await fleet.workers.serve()
+    await resources.workers.serve()
     services.preloaded = True
-    host, port = fleet.listeners[0].getsockname()[:2]
+    host, port = resources.listeners[0].getsockname()[:2]
     logger.info("Serving %s on http://%s:%d", services.base_id, f"[{host}]" if ":" in host else host, port)
 
 
 def _bind(services: Services, info: ModelInfo) -> None:
-    """Adapters answer on the base that they were made for. Raises StateUnusable, OSError."""
+    """Bind the state folder to the base, or check that it is the one. Raises StateUnusable, OSError."""
     bind(
         services.config.state_dir,
         BaseIdentity(services.base_id, info.fingerprint),
@@ -118,6 +118,7 @@ async def _preload(services: Services, name: str, folder: Path) -> None:
 
 
 async def _drain(services: Services, stopping: "_Signals") -> None:
+    """Take no new requests, and wait for those that run: to the end of the grace time or the second signal."""
     services.admission.drain()
     logger.info("Shutting down; %d sequences are running", services.admission.in_flight_everywhere)
     waiting = [
@@ -139,7 +140,7 @@ async def _hurried(stopping: "_Signals") -> None:
 
 
 class _Signals:
-    """first: the server is asked to stop. second: at once."""
+    """The signals so far. first: set when the server is asked to stop. second: set when it is to stop at once."""
 
     def __init__(self) -> None:
         self.first = asyncio.Event()

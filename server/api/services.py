@@ -20,10 +20,10 @@ from peftserve.adapters.store import AdapterStore
 from ..config import ServerConfig
 from ..wire.messages import EngineStats, ModelInfo
 from .admission import Admission
-from .engine.interface import Engine, EngineDead
+from .engine.interface import EngineDead, RemoteEngine
 from .http.errors import unavailable
 from .metrics.requests import Metrics
-from .processes.pool import SharedLeases, Workers
+from .processes.pool import SharedLeases, WorkerPool
 from .request_lease import RequestLease
 from .text.tokenizer import Tokenizer
 
@@ -43,13 +43,13 @@ class OwnedAdapters(Adapters):
 
     store: AdapterStore
     library: AdapterLibrary
-    workers: Workers
+    workers: WorkerPool
 
     async def requests_running(self) -> Counter[str]:
         """Return digest to requests that hold it, in all processes."""
         total = Counter(self.leases.counts())
-        for accounts in await self.workers.accounts():
-            total.update(accounts.leases)
+        for stats in await self.workers.stats():
+            total.update(stats.leases)
         return total
 
 
@@ -58,7 +58,7 @@ class Services:
     """All that the routes of one process share. started: Unix time of the server's start, in seconds."""
 
     config: ServerConfig
-    engine: Engine
+    engine: RemoteEngine
     adapters: Adapters
     admission: Admission
     metrics: Metrics
@@ -98,7 +98,7 @@ class Services:
 
 @asynccontextmanager
 async def open_adapters(
-    state_dir: Path, engine: Engine, base_id: str, workers: Workers
+    state_dir: Path, engine: RemoteEngine, base_id: str, workers: WorkerPool
 ) -> AsyncIterator[OwnedAdapters]:
     """Open the adapters of a state folder, brought into order first, and close them at the end.
 

@@ -184,7 +184,7 @@ class LLM:
 
     def _render(self, messages: Any, arguments: Mapping[str, Any]) -> str:
         return self._wait_for(
-            self._tokenizer.render_chat(
+            self._tokenizer.require_chat_template().render(
                 messages, add_generation_prompt=True, continue_final_message=False, arguments=arguments
             )
         )

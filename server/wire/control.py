@@ -65,12 +65,12 @@ class WorkerStats(msgspec.Struct, frozen=True):
     """The statistics of one worker.
 
     leases: digest to the number of requests that hold it. names: (digest, name) of adapters that these requests use.
-    tallies: family of metrics to its samples: totals since the start of the process.
+    samples: family of metrics to its samples: totals since the start of the process.
     """
 
     leases: dict[str, int] = {}
     names: list[tuple[str, str]] = []
-    tallies: dict[str, list[Sample]] = {}
+    samples: dict[str, list[Sample]] = {}
 
 
 class Done(msgspec.Struct, frozen=True):

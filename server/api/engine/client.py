@@ -1,4 +1,4 @@
-"""The engine as the HTTP side sees it: sequences in, outputs back, calls with replies, one clear error when it dies.
+"""A client of the engine: it submits sequences, delivers their outputs, makes calls, and reports the engine's death.
 
 Knows the messages; does not know who started the engine, HTTP, names of adapters, or text.
 """
@@ -36,7 +36,7 @@ SHUTTING_DOWN = "the server is shutting down"
 
 
 class EngineClient:
-    """A connection to an engine. `attach` first; every method belongs to the event loop that called it."""
+    """A client on one connection to an engine. Call `attach` first, and all methods on the same event loop."""
 
     def __init__(self) -> None:
         self.info: ModelInfo | None = None  # set by the engine's first event
@@ -44,7 +44,7 @@ class EngineClient:
         self._channel: Channel[Command, Event] | None = None  # set by attach()
         self._loaded: asyncio.Future[ModelInfo] | None = None  # set by attach()
         self._dead: EngineDead | None = None  # set when the engine ends, for good
-        self._inquest: asyncio.Task[None] | None = None  # set when the connection ends
+        self._end_task: asyncio.Task[None] | None = None  # set when the connection ends
         self._sinks: dict[str, Sink] = {}
         self._calls: dict[int, asyncio.Future[Reply]] = {}
         self._call_ids = itertools.count(1)
@@ -52,13 +52,16 @@ class EngineClient:
 
     @property
     def alive(self) -> bool:
+        """Return whether the connection stands, whether or not the model is loaded."""
         return self._channel is not None and self._dead is None
 
     @property
     def num_sequences(self) -> int:
+        """Return the number of sequences that have not ended."""
         return len(self._sinks)
 
     def add_stats_listener(self, listener: StatsListener) -> None:
+        """Call `listener` with every `EngineStats` from now on."""
         self._listeners.append(listener)
 
     async def attach(self, connection: socket.socket) -> None:
@@ -82,26 +85,30 @@ class EngineClient:
             self._channel.close()
 
     def submit(self, request: AddRequest, sink: Sink) -> None:
+        """Begin a sequence, whose outputs go to `sink`. Raises EngineDead."""
         self._send(request)
         self._sinks[request.request_id] = sink
 
     def abort(self, request_id: str) -> None:
+        """End a sequence, of which its sink hears nothing more. An unknown id is ignored: it may have ended."""
         if self._sinks.pop(request_id, None) is not None and self.alive:
             self._send(AbortRequest(request_id))
 
     async def inspect_adapter(self, digest: str, path: Path) -> AdapterFacts:
+        """Return the facts of an adapter's files in the folder `path`. Raises AdapterError, EngineDead."""
         reply = await self._call(InspectAdapter(next(self._call_ids), digest, str(path)))
         if reply.facts is None:
             raise _adapter_error(reply)
         return reply.facts
 
     async def release_adapter(self, digest: str) -> None:
+        """Return when the adapter has left the device and the host. Raises AdapterError, EngineDead."""
         reply = await self._call(ReleaseAdapter(next(self._call_ids), digest))
         if reply.error is not None:
             raise _adapter_error(reply)
 
-    async def _why(self) -> str:
-        """Why the connection has ended."""
+    async def _cause_of_end(self) -> str:
+        """Return why the connection has ended."""
         return "the engine has closed its connection"
 
     def _send(self, command: Command) -> None:
@@ -122,7 +129,7 @@ class EngineClient:
         try:
             self._dispatch(event)
         except Exception as error:
-            # Nobody would hear of later outputs: an error for all is better than silence.
+            # Later outputs would be lost: an error for all sequences is better than a client that waits for ever.
             logger.exception("An engine's message could not be handled")
             self._die(f"an engine's message could not be handled: {error!r}")
 
@@ -160,10 +167,10 @@ class EngineClient:
         if fault is not None:
             self._die(f"the engine does not speak this server's language: {fault}")
         elif self._dead is None:
-            self._inquest = asyncio.create_task(self._find_out(), name="engine-end")
+            self._end_task = asyncio.create_task(self._report_end(), name="engine-end")
 
-    async def _find_out(self) -> None:
-        self._die(await self._why())
+    async def _report_end(self) -> None:
+        self._die(await self._cause_of_end())
 
     def _die(self, message: str) -> None:
         if self._dead is not None:

@@ -1,4 +1,4 @@
-"""What the HTTP side needs of an engine. `EngineClient` is the real one; tests bring their own."""
+"""The interface of an engine as the API uses it. `EngineClient` implements it; tests bring their own."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,41 +16,41 @@ class EngineDead(Exception):
 
 
 class Sink(Protocol):
-    """Where the outputs of one sequence go, each at once when it comes."""
+    """The receiver of one sequence's outputs, each as soon as it arrives."""
 
     def push(self, output: SequenceOutput) -> None:
-        """The last has a finish reason or an error. Raises nothing."""
+        """Take an output; the last one has a finish reason or an error. Must not raise."""
 
     def fail(self, death: EngineDead) -> None:
-        """In place of all that would have come."""
+        """End the sequence with the engine's death, in place of its remaining outputs. Must not raise."""
 
 
-class Engine(Protocol):
-    """One model that answers sequences; of adapters it knows digests only."""
+class RemoteEngine(Protocol):
+    """One model in another process that answers sequences; it knows adapters by their digests only."""
 
     @property
     def info(self) -> ModelInfo | None:
-        """None while the model loads."""
+        """Return the facts of the model, or None while it loads."""
 
     @property
     def alive(self) -> bool:
-        """The process runs, whether or not it has loaded its model."""
+        """Return whether the process runs, whether or not it has loaded its model."""
 
     @property
     def stats(self) -> EngineStats:
-        """The newest that the engine has sent."""
+        """Return the newest statistics that the engine has sent."""
 
     def add_stats_listener(self, listener: StatsListener) -> None:
-        """Calls `listener` with every `EngineStats` from now on."""
+        """Call `listener` with every `EngineStats` from now on."""
 
     def submit(self, request: AddRequest, sink: Sink) -> None:
-        """Begin a sequence. Raises EngineDead."""
+        """Begin a sequence, whose outputs go to `sink`. Raises EngineDead."""
 
     def abort(self, request_id: str) -> None:
-        """Forget a sequence: its sink hears nothing more. An unknown id is fine: it may have ended."""
+        """End a sequence, of which its sink hears nothing more. An unknown id is ignored: it may have ended."""
 
     async def inspect_adapter(self, digest: str, path: Path) -> AdapterFacts:
-        """Raises one of adapters/errors.py, or EngineDead."""
+        """Return the facts of an adapter's files in the folder `path`. Raises AdapterError, EngineDead."""
 
     async def release_adapter(self, digest: str) -> None:
-        """Returns when the adapter has left the device and the host. Raises EngineDead."""
+        """Return when the adapter has left the device and the host. Raises AdapterError, EngineDead."""

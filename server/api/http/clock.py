@@ -1,14 +1,15 @@
-"""How long one connection may take for what it is doing. Knows seconds and bytes; knows no sockets and no HTTP.
+"""The time that one connection may take for what it is doing. Knows seconds and bytes; knows no sockets and no HTTP.
 
-Who looks says what it sees, now and then; the time counts from the first look that saw the same. So nothing is noted
-while requests run, and a connection is overdue at the earliest when its time is over and at the latest two looks later.
+A caller looks now and then and says what it sees; the time counts from the first look that saw the same. So nothing is
+noted while requests run, and a connection is overdue at the earliest when its time is over and at the latest two looks
+later.
 """
 
 import math
 from dataclasses import dataclass
 from enum import Enum
 
-MIN_RATE = 1024  # bytes a second, on the mean of a span
+MIN_RATE = 1024  # bytes a second, on average over a span
 PARTING_SECONDS = 1.0  # for a client that is refused to see why, before what it still sends resets the connection
 SPAN = 4  # times the patience: for so long a body, or an answer, may come more slowly than MIN_RATE
 LONGEST_PAUSE = 1.0  # seconds between two looks
@@ -17,7 +18,7 @@ LOOKS = 4  # in the shortest timeout
 
 @dataclass(frozen=True)
 class Timeouts:
-    """In seconds; 0 is none.
+    """The timeouts of a connection, in seconds; 0 is none.
 
     headers: until a request's head is whole, from its first byte, or from the opening of a connection. body: between
     the bytes of a body. idle: between an answer and the next request. write: for a client that takes nothing of what
@@ -31,24 +32,26 @@ class Timeouts:
 
     @property
     def pause(self) -> float:
-        """Seconds from one look to the next."""
+        """Return the seconds from one look to the next."""
         return min(
             [LONGEST_PAUSE, *(limit / LOOKS for limit in (self.headers, self.body, self.idle, self.write) if limit)]
         )
 
 
 class Doing(Enum):
-    """What a connection waits for."""
+    """What a connection waits for from its client."""
 
     HEAD = "head"  # a request's line and headers, of which something may be there
     BODY = "body"
-    REST = "rest"  # of a body, when its request has been answered
-    NEXT = "next"  # request, of which nothing is there
-    PARTING = "parting"  # refused, it only has to read why
-    NOTHING = "nothing"  # that the client would owe us
+    REST = "rest"  # the remaining body of a request that has been answered
+    NEXT = "next"  # the next request, of which nothing has come
+    PARTING = "parting"  # nothing but that a refused client reads why
+    NOTHING = "nothing"  # the server is at work
 
 
 class Overdue(Enum):
+    """The timeout that is over, by the reason under which it is counted."""
+
     HEAD = "timeout_headers"
     BODY = "timeout_body"
     NEXT = "timeout_idle"
@@ -57,7 +60,7 @@ class Overdue(Enum):
 
 
 class Progress:
-    """Whether what is counted goes on: in each `patience` seconds a little, and at MIN_RATE on the mean of a span."""
+    """A watch on a count that must grow in each `patience` seconds, and by MIN_RATE on average over a span."""
 
     __slots__ = ("_count", "_moved", "_patience", "_span_began", "_span_count")
 
@@ -66,10 +69,12 @@ class Progress:
         self.restart(0, 0.0)
 
     def restart(self, count: int, now: float) -> None:
+        """Begin anew at a count of bytes and a time in seconds."""
         self._count = self._span_count = count
         self._moved = self._span_began = now
 
     def stalls(self, count: int, now: float) -> bool:
+        """Return whether the count, now at `count` bytes, has stood still for too long or grows too slowly."""
         if count != self._count:
             self._count, self._moved = count, now
         elif now - self._moved > self._patience:
@@ -77,7 +82,7 @@ class Progress:
         return self._is_slow(count, now)
 
     def _is_slow(self, count: int, now: float) -> bool:
-        """At the end of a span, which begins the next one: what came quickly at first is no credit for later."""
+        """Return whether a span that ends now was too slow, and begin the next, to which its speed is no credit."""
         seconds = now - self._span_began
         if seconds < SPAN * self._patience:
             return False
@@ -87,7 +92,7 @@ class Progress:
 
 
 class ConnectionClock:
-    """Of one connection."""
+    """The clock of one connection."""
 
     __slots__ = ("_body", "_key", "_since", "_timeouts", "_write")
 
@@ -101,7 +106,10 @@ class ConnectionClock:
     def look(
         self, now: float, doing: Doing, requests: int, *, received: int, taken: int, unsent: int
     ) -> Overdue | None:
-        """requests: whole heads so far. In bytes, received: of bodies; taken: by the client; unsent: by nobody."""
+        """Return the timeout that is over, if any. now: seconds. requests: number of whole heads so far.
+
+        received: bytes of bodies so far. taken: bytes that the client has taken. unsent: bytes that wait to be sent.
+        """
         if unsent == 0:
             self._write.restart(taken, now)
         elif self._write.stalls(taken, now):

@@ -1,6 +1,6 @@
-"""Open connections, in all and by address, of each process in a table that all of them see and it alone writes.
+"""Counts of open connections, in all and by address. Each process writes its own, and reads those of all.
 
-Every address has a slot of the table. Two addresses may meet in a slot, and then count as one.
+Every address has a slot in a table of counts. Two addresses may share a slot, and then count as one.
 """
 
 import hashlib
@@ -13,9 +13,10 @@ KEY_BYTES = 8
 
 
 class ConnectionCounts:
-    """Open connections. totals: by process. addresses: each process's table, one behind the other. own: this one.
+    """The counts as one process sees them.
 
-    key: what nobody else knows, so that nobody can choose whom to meet in a slot.
+    totals: open connections by process. addresses: each process's table, one behind the other. own: this process's
+    number. key: a secret of the server, so that no client can choose with whom it shares a slot.
     """
 
     def __init__(self, totals: MutableSequence[int], addresses: MutableSequence[int], key: bytes, own: int = 0) -> None:
@@ -26,22 +27,24 @@ class ConnectionCounts:
 
     @property
     def total(self) -> int:
-        """Of all processes."""
+        """Return the number of open connections of all processes."""
         return sum(self._totals)
 
     def add(self, number: int) -> None:
+        """Add `number`, which may be negative, to this process's total."""
         self._totals[self._own] += number
 
     def of(self, address: str) -> int:
-        """From one address, of all processes."""
+        """Return the number of open connections from one address, to all processes."""
         slot = self._slot(address)
         return sum(self._addresses[process * SLOTS + slot] for process in range(len(self._totals)))
 
     def add_from(self, address: str, number: int) -> None:
+        """Add `number`, which may be negative, to this process's count of an address."""
         self._addresses[self._own * SLOTS + self._slot(address)] += number
 
     def forget(self, process: int) -> None:
-        """One that has ended."""
+        """Set the counts of a process that has ended to 0."""
         self._totals[process] = 0
         for slot in range(process * SLOTS, (process + 1) * SLOTS):
             if self._addresses[slot]:
@@ -53,12 +56,12 @@ class ConnectionCounts:
 
 
 def counts_of_one() -> ConnectionCounts:
-    """Where there is no other process."""
+    """Return counts of a server that is one process."""
     return ConnectionCounts([0], [0] * SLOTS, os.urandom(KEY_BYTES))
 
 
 def _network(address: str) -> bytes:
-    """Of IPv6 the network: whoever has one address of it has all of them."""
+    """Return what stands for an address: of IPv6 the network of 64 bits, as its owner has all addresses of it."""
     try:
         ip = ipaddress.ip_address(address)
     except ValueError:

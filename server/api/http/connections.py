@@ -1,12 +1,11 @@
-"""All connections of one API process: how many there may be, who gives way where there are too many, and who is late.
+"""All connections of one API process: their number, which gives way if there are too many, and which takes too long.
 
-Knows connections by their interface, and what the other processes have by the counts; knows no HTTP but the few paths
-that are answered whatever happens.
+Knows connections by their interface, and the other processes by their counts; knows no HTTP but the few paths that are
+answered beyond all limits.
 """
 
 import asyncio
 import logging
-import resource
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,7 +22,10 @@ MAX_SPARE = 64  # connections beyond the limit, of which each may ask for what i
 
 @dataclass(frozen=True)
 class ConnectionLimits:
-    """header_bytes: of a request's line and headers. connections, per_address: at once, in all processes; 0 is none."""
+    """The limits of connections, of which 0 is none.
+
+    header_bytes: of a request's line and headers. connections, per_address: at once, in all processes.
+    """
 
     header_bytes: int = 32 << 10
     connections: int = 4096
@@ -32,7 +34,7 @@ class ConnectionLimits:
 
 
 class Place(Enum):
-    """What a new connection gets."""
+    """The place that a new connection gets."""
 
     FULL = "full"
     SPARE = "spare"  # one beyond the limit, for a request of what is open to all
@@ -41,15 +43,15 @@ class Place(Enum):
 
 
 class Connection(Protocol):
-    """address: of the client."""
+    """A connection as `OpenConnections` sees it. address: of the client."""
 
     address: str
 
     def look(self, now: float) -> None:
-        """End it if it takes too long for what it does."""
+        """End the connection if it takes too long. now: the event loop's time, in seconds."""
 
     def give_way(self) -> None:
-        """Close it, for another."""
+        """Close the connection, for another."""
 
 
 def _count_nothing(reason: str) -> None:
@@ -57,9 +59,10 @@ def _count_nothing(reason: str) -> None:
 
 
 class OpenConnections:
-    """counts: those of all processes. always: paths that are answered even beyond the limits.
+    """The open connections of one process.
 
-    count: called with the reason why a connection or a request was turned away.
+    counts: the counts of all processes; None for a server that is one process. always: paths that are answered even
+    beyond the limits. count: called with the reason for which a connection or a request was turned away.
     """
 
     def __init__(
@@ -74,14 +77,14 @@ class OpenConnections:
         self._counts = counts or counts_of_one()
         self._always = always
         self._all: dict[Connection, Place] = {}
-        self._waiting: OrderedDict[Connection, None] = OrderedDict()  # no request is there; the longest idle one first
+        self._waiting: OrderedDict[Connection, None] = OrderedDict()  # those without a request, the longest idle first
         self._spare: OrderedDict[Connection, None] = OrderedDict()
         self.count = count
         self.head_limit = self._limits.header_bytes
         self.timeouts = self._limits.timeouts
 
     def enter(self, connection: Connection) -> Place:
-        """A place until `leave`. One that waits for a request longer than all others may have to give way for it."""
+        """Give a connection a place until `leave`. The one that has been idle longest may have to give way for it."""
         place = self._place_for(connection)
         if place is not Place.NONE:
             self._all[connection] = place
@@ -92,6 +95,7 @@ class OpenConnections:
         return place
 
     def leave(self, connection: Connection) -> None:
+        """Take back a connection's place, if it has one."""
         if self._all.pop(connection, None) is None:
             return
         self._waiting.pop(connection, None)
@@ -101,24 +105,25 @@ class OpenConnections:
             self._counts.add_from(connection.address, -1)
 
     def busy(self, connection: Connection) -> None:
-        """It has a request."""
+        """Note that a connection has a request."""
         self._waiting.pop(connection, None)
 
     def idle(self, connection: Connection) -> None:
-        """It has been answered, and had a full place."""
+        """Note that a connection with a full place has been answered."""
         self._waiting[connection] = None
 
     def part(self, connection: Connection) -> None:
-        """It has been told to go, and is the first to give way to another."""
+        """Note that a connection has been refused, and is the first to give way to another."""
         self._spare.pop(connection, None)
         self._waiting[connection] = None
         self._waiting.move_to_end(connection, last=False)
 
     def is_open_to_all(self, url: bytes) -> bool:
+        """Return whether a request's URL is answered even beyond the limits."""
         return url.partition(b"?")[0] in self._always
 
     async def watch(self) -> None:
-        """Look at all of them now and then, for ever."""
+        """Look at all connections now and then, for ever."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(self.timeouts.pause)
@@ -146,30 +151,8 @@ class OpenConnections:
         return self._limits.connections == 0 or self._counts.total < self._limits.connections
 
     def _make_room(self) -> bool:
-        """Whether one could give way that waits for a request."""
+        """Let the longest idle connection give way; return False if none is idle."""
         if not self._waiting:
             return False
         self._waiting.popitem(last=False)[0].give_way()
         return True
-
-
-OTHERS = 256  # for all else that a process opens
-OF_EACH = 2  # a request that is passed on takes a second connection
-
-logger = logging.getLogger(__name__)
-
-
-def room_for(connections: int) -> int:
-    """Make room for as many, as far as the system lets us. Returns how many there is room for; 0: no limit."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = OTHERS + OF_EACH * connections
-    if soft == resource.RLIM_INFINITY or (connections and soft >= wanted):
-        return connections
-    if not connections:
-        wanted = max(soft, hard)
-    soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    room = max(1, (soft - OTHERS) // OF_EACH)
-    if room < connections:
-        logger.warning("The system's limit on open files (%d) allows for %d connections only", soft, room)
-    return min(room, connections) if connections else 0

@@ -1,4 +1,4 @@
-"""How much a JSON text holds, counted at the speed of bytes before anything is made of it. Knows bytes only.
+"""The number of values in a JSON text, counted at the speed of bytes before it is parsed. Knows bytes only.
 
 A parser makes an object of each value and lets nothing else run until it is done: sixteen megabytes of text are a few
 milliseconds of its time, as many of `[],[],[]` are seconds. A count takes the text a slice at a time.
@@ -11,7 +11,7 @@ SLICE = 1 << 18  # bytes, counted in one or two milliseconds
 
 
 class Values(NamedTuple):
-    """values: at most so many, containers among them. strings: keys too."""
+    """Upper bounds. values: of all kinds, containers among them. containers: arrays and objects. strings: keys too."""
 
     values: int
     containers: int
@@ -19,7 +19,7 @@ class Values(NamedTuple):
 
 
 def count_values(data: bytes, slice_bytes: int = SLICE) -> Iterator[Values]:
-    """What was seen up to the end of each slice; never less than a parser would make of it."""
+    """Yield what was seen up to the end of each slice of bytes; never less than a parser would make of it."""
     values, containers, quotes, start = 1, 0, 0, 0
     while start < len(data):
         end = _behind_escapes(data, start + slice_bytes)
@@ -35,7 +35,7 @@ def count_values(data: bytes, slice_bytes: int = SLICE) -> Iterator[Values]:
 
 
 def _behind_escapes(data: bytes, end: int) -> int:
-    """The first place from `end` on that does not part a backslash from what it escapes."""
+    """Return the first place from `end` on that does not part a backslash from what it escapes."""
     while end < len(data) and data[end - 1] == 0x5C:
         end += 1
     return end

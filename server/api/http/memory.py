@@ -1,4 +1,4 @@
-"""What all bodies together may take in memory while they are received, in one process.
+"""The memory that all bodies together may take while they are received, in one process.
 
 Knows bytes; knows neither ASGI nor what is in a body.
 """
@@ -12,7 +12,7 @@ FREE = 64 << 10  # bytes of each body that are not counted: what a connection ma
 
 
 class BodyMemory:
-    """capacity: in bytes, beside what is free. refused: called when a body gets no more."""
+    """The memory for bodies. capacity: in bytes, beside what is free. refused: called when a body gets no more."""
 
     def __init__(self, capacity: int, refused: Callable[[], None] = lambda: None) -> None:
         self.taken = 0
@@ -20,11 +20,11 @@ class BodyMemory:
         self._refused = refused
 
     def share(self, most: int) -> "Share":
-        """For one body, of which no more than `most` bytes are kept."""
+        """Return a share for one body, of which no more than `most` bytes are in memory at once."""
         return Share(self, most)
 
     def take(self, number: int) -> None:
-        """Raises ApiError 503."""
+        """Take `number` bytes. Raises ApiError 503 if there are not as many left."""
         if self.taken + number > self._capacity:
             self._refused()
             raise _full()
@@ -32,7 +32,7 @@ class BodyMemory:
 
 
 class Share:
-    """As a context, it is given back at the end; `close` does it earlier."""
+    """One body's share of the memory. As a context manager it is given back at the end; `close` does it earlier."""
 
     def __init__(self, memory: BodyMemory, most: int) -> None:
         self._memory = memory
@@ -41,7 +41,7 @@ class Share:
         self._taken = 0
 
     def add(self, number: int) -> None:
-        """So many bytes more have come. Raises ApiError 503 where there is no room for them."""
+        """Note that `number` more bytes have come. Raises ApiError 503 if there is no room for them."""
         self._received += number
         wanted = min(self._received, self._most) - FREE
         if wanted > self._taken:
@@ -49,6 +49,7 @@ class Share:
             self._taken = wanted
 
     def close(self) -> None:
+        """Give the share back; what still comes of the body is not counted."""
         self._memory.taken -= self._taken
         self._taken = 0
         self._most = 0

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP/1.1 parser, with an end to what a client can make it keep or read.
+"""uvicorn's HTTP/1.1 parser, with limits on what a client can make it keep or read.
 
 Bytes are counted as the parser gets them, and no more often: what one head, or what stands between the bytes of one
 body, may take is fed in pieces that are not larger than that. Only where heads follow each other in one piece, or a
@@ -9,10 +9,10 @@ connection that is refused.
 import sys
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from ..private.uvicorn_private import UvicornHttp
 from .refusals import INVALID, PIPELINED, Refusal, large_frames, large_head, long_url, many_headers
-from .upgrades import framing, parser_behind
+from .upgrades import framing, parser_after_head
 
 MAX_HEADERS = 100  # of one request
 MAX_PIPELINED = 64  # requests that wait on one connection for the answer to another
@@ -21,10 +21,10 @@ HEADER_FRAME = 4  # the colon, the blank behind it and the end of the line
 LINE_FRAME = 64  # of the first line what is not the URL, and the head's last line
 
 
-class BoundedHttp(HttpToolsProtocol):
-    """requests: whole heads so far. received: bytes of bodies so far. in_head, in_body: where in a request we are.
+class BoundedHttp(UvicornHttp):
+    """A connection whose requests are bounded in size and number; without limits until `bound` sets them.
 
-    Without limits until `bound` sets them.
+    requests: whole heads so far. received: bytes of bodies so far. in_head, in_body: where in a request the parser is.
     """
 
     head_limit = sys.maxsize
@@ -34,28 +34,29 @@ class BoundedHttp(HttpToolsProtocol):
     received = 0
     in_head = False
     in_body = False
-    _fault: Refusal | None = None  # of what is being parsed
+    _fault: Refusal | None = None  # found in what is being parsed
     _fed = 0  # bytes of this head, or of this body without the body itself; those of the piece where it began left out
     _follows = False  # whether another request's bytes are in the piece in which this one's head began
 
     def bound(self, head_limit: int) -> None:
-        """head_limit: bytes of a request's URL and headers together, and of all that a body's chunks have beside it."""
+        """Set the limits. head_limit: bytes of a URL and headers together, and of what chunks have beside the body."""
         self.head_limit, self.max_headers = head_limit, MAX_HEADERS
 
     def refuse(self, refusal: Refusal) -> None:
-        """Sets `refusal`, after which nothing more is parsed."""
+        """Set `refusal`, after which nothing more is parsed."""
         raise NotImplementedError
 
     def drop(self, number: int) -> None:
-        """So many bytes have come since `refuse`."""
+        """Note that `number` bytes have come since `refuse`."""
         raise NotImplementedError
 
     @property
     def has_begun(self) -> bool:
-        """Whether something is there of a request that is not whole."""
+        """Return whether a part of a request has come and the rest has not."""
         return self.in_head or self.in_body or self._fed > 0
 
     def data_received(self, data: bytes) -> None:
+        """Parse what has come, unless the client has been refused."""
         if self.refusal is not None:
             self.drop(len(data))
         elif self.in_body or len(data) <= self.head_limit:
@@ -64,7 +65,7 @@ class BoundedHttp(HttpToolsProtocol):
             self._take_in_pieces(data)
 
     def _take_in_pieces(self, data: bytes) -> None:
-        """No more at once of a head than it may have, so that no more is kept of it than twice that."""
+        """Parse no more at once of a head than its limit, so that no more is kept of it than twice that."""
         while data and self.refusal is None:
             piece = data if self.in_body else data[: self.head_limit]
             self._take(piece)
@@ -77,7 +78,7 @@ class BoundedHttp(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._take_behind(data[upgrade.args[0] :])
+            self._take_after_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError:
             self.refuse(self._fault or INVALID)
         else:
@@ -86,13 +87,13 @@ class BoundedHttp(HttpToolsProtocol):
             elif self._fed < 0:
                 self._fed = 0  # chunks that take less than their share earn nothing for later ones
 
-    def _take_behind(self, data: bytes) -> None:
-        """What comes behind a request for another protocol, which nobody has to grant.
+    def _take_after_upgrade(self, data: bytes) -> None:
+        """Parse what follows a request for another protocol, which a server need not grant.
 
         Called by itself as often as one piece has such requests, which MAX_PIPELINED bounds.
         """
         if self.in_body:
-            self.parser = parser_behind(framing(self.scope["headers"]), self)
+            self.parser = parser_after_head(framing(self.scope["headers"]), self)
         self._fed -= len(data)
         self._take(data)
 
@@ -101,6 +102,7 @@ class BoundedHttp(HttpToolsProtocol):
         self.in_head = True
 
     def on_headers_complete(self) -> None:
+        """Check a whole head; fail if it, or the number of requests that wait, is over the limits."""
         if self._follows or self._fed > self.head_limit or len(self.headers) > self.max_headers:
             self._check_headers(len(self.url))
         if len(self.pipeline) >= MAX_PIPELINED:
@@ -112,6 +114,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._fed = 0
 
     def on_chunk_header(self) -> None:
+        """Allow for the frame of a chunk, which is not the client's to choose."""
         self._fed -= CHUNK_FRAME
 
     def on_body(self, body: bytes) -> None:
@@ -130,7 +133,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._fed = 0
 
     def _check_headers(self, url_size: int) -> None:
-        """All of a head, or all trailers."""
+        """Fail if a whole head, or all trailers, are over the limits."""
         if url_size > self.head_limit:
             self._fail(long_url(self.head_limit))
         if url_size + sum(len(name) + len(value) + HEADER_FRAME for name, value in self.headers) > self.head_limit:
@@ -139,13 +142,13 @@ class BoundedHttp(HttpToolsProtocol):
             self._fail(many_headers(self.max_headers))
 
     def _surplus(self) -> Refusal:
-        """What is too large, of what has no end yet."""
+        """Return the refusal for a part of a request that is too large before its end has come."""
         if self.in_body:
             return (large_head if self.headers else large_frames)(self.head_limit)
         is_url = self.in_head and len(self.url) > self.head_limit
         return (long_url if is_url else large_head)(self.head_limit)
 
     def _fail(self, fault: Refusal) -> None:
-        """Ends the parsing: raised through the parser, which makes an error of its own of it."""
+        """End the parsing, by an exception that the parser turns into an error of its own."""
         self._fault = fault
         raise ValueError(fault.reason)

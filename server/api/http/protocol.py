@@ -1,15 +1,12 @@
 """The server's connections: bounded in what they may send, timed, counted, and with joined writes.
 
-Who waits for the client to leave is told by a call: a task that waits for ASGI's message of it costs more than what it
-waits beside. A connection on the private socket is another API process of ours, and is neither bounded nor timed: what
-it passes on has come through a public one.
+That a client has left is told by a call to what `watch` was given: a task that waits for ASGI's message of it costs
+more than the work beside which it waits. A connection on the private socket is one of our workers, and is neither
+bounded nor timed: what it forwards has come through a public connection.
 """
 
 import asyncio
-import fcntl
 import socket
-import struct
-import termios
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -17,6 +14,7 @@ from .clock import ConnectionClock, Doing, Overdue
 from .connections import OpenConnections, Place
 from .parser import BoundedHttp
 from .refusals import CROWDED, CROWDED_ADDRESS, SLOW_BODY, SLOW_HEAD, Refusal
+from .transport import JoinedWrites
 
 MOST_DROPPED = 256 << 10  # bytes that a refused client may still send, before it is closed in its midst
 CONNECTION = "peftserve.connection"  # in the ASGI scope: the `HttpProtocol`
@@ -24,7 +22,7 @@ SPARE = {Place.SPARE: CROWDED, Place.SPARE_OF_ADDRESS: CROWDED_ADDRESS}
 
 
 class HttpProtocol(BoundedHttp):
-    """One connection. It answers one request at a time. connections: all of them, where it takes its place."""
+    """One connection, which answers one request at a time. connections: where it takes its place among all others."""
 
     address = ""  # of the client, where it is counted
     _leave: Callable[[], None] | None = None
@@ -33,7 +31,7 @@ class HttpProtocol(BoundedHttp):
     _dropped = 0  # bytes since then
     _place: Place | None = None  # None on the private socket
     _has_full_place = False
-    _joined: "JoinedWrites"  # set by connection_made()
+    _joined: JoinedWrites  # set by connection_made()
 
     def __init__(self, connections: OpenConnections, **uvicorns: Any) -> None:
         super().__init__(**uvicorns)
@@ -41,6 +39,7 @@ class HttpProtocol(BoundedHttp):
         self._clock = ConnectionClock(connections.timeouts)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Join this connection's writes, and take a place among the others unless it is private."""
         self._joined = JoinedWrites(transport, self.loop)
         super().connection_made(cast(asyncio.Transport, self._joined))
         if transport.get_extra_info("socket").family == socket.AF_UNIX:
@@ -53,6 +52,7 @@ class HttpProtocol(BoundedHttp):
             self.refuse(CROWDED)
 
     def on_headers_complete(self) -> None:
+        """Begin a request, if the connection's place allows for it."""
         cast(dict[str, object], self.scope)[CONNECTION] = self
         if self._has_full_place:
             super().on_headers_complete()
@@ -63,26 +63,27 @@ class HttpProtocol(BoundedHttp):
             self._answer_beyond_limit(self._place)
 
     def _answer_beyond_limit(self, place: Place) -> None:
-        """What is open to all, once."""
+        """Answer one request of what is open to all, and close."""
         if not self._connections.is_open_to_all(self.url):
             self._fail(SPARE[place])
         super().on_headers_complete()
         self.cycle.keep_alive = False
 
     def on_response_complete(self) -> None:
-        """uvicorn's, without its timer."""
+        """Do what uvicorn does, without its timer for idle connections."""
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
         self.flow.resume_reading()
-        if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
-        elif self.refusal is not None:
+        if self.start_next_request():
+            return
+        if self.refusal is not None:
             self._part(self.refusal)
         elif self._has_full_place:
             self._connections.idle(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Give the place back, and call what `watch` was given."""
         super().connection_lost(exc)
         self._lost = True
         if self._place is not None:
@@ -98,10 +99,11 @@ class HttpProtocol(BoundedHttp):
             leave()
 
     def unwatch(self) -> None:
+        """Call no longer what `watch` was given."""
         self._leave = None
 
     def look(self, now: float) -> None:
-        """End what takes too long. now: the event loop's time."""
+        """End the connection if it takes too long. now: the event loop's time, in seconds."""
         unsent = self._joined.unsent
         waiting = unsent + self._joined.unacknowledged if unsent else 0
         taken = self._joined.written - waiting
@@ -112,7 +114,7 @@ class HttpProtocol(BoundedHttp):
             self._end(overdue)
 
     def give_way(self) -> None:
-        """To another connection, which is wanted more than one that asks for nothing."""
+        """Close, for another connection that has a request."""
         if self.refusal is not None:
             self._close()
         elif self._place in SPARE:
@@ -139,7 +141,7 @@ class HttpProtocol(BoundedHttp):
         return self.cycle is not None and not self.cycle.response_complete
 
     def _give_up(self, refusal: Refusal) -> None:
-        """The request that is being read and answered."""
+        """End the request that is being read and answered at once."""
         cycle = self.cycle
         if cycle.response_started:
             self.transport.close()
@@ -149,8 +151,10 @@ class HttpProtocol(BoundedHttp):
         cycle.message_event.set()
 
     def _part(self, refusal: Refusal) -> None:
-        """Say why, and close when the client has had the time to read it: what it sends to a closed connection makes
-        its system forget what it has not read."""
+        """Say why, and close when the client has had time to read it.
+
+        What it sends to a closed connection would make its system discard what it has not read.
+        """
         if answer := refusal.answer():
             self.transport.write(answer)
         if answer and self._place in (Place.FULL, *SPARE):
@@ -163,6 +167,7 @@ class HttpProtocol(BoundedHttp):
             self.transport.close()
 
     def drop(self, number: int) -> None:
+        """Count what a refused client still sends, and close after too much of it."""
         self._dropped += number
         if self._dropped > MOST_DROPPED:
             self._close()
@@ -186,66 +191,14 @@ class HttpProtocol(BoundedHttp):
         elif overdue is Overdue.WRITE:
             self._connections.count(overdue.value)
             self.transport.abort()
-        else:  # nobody waits for an answer
+        else:  # no client waits for an answer
             if overdue is not Overdue.PARTING:
                 self._connections.count(overdue.value)
             self._close()
 
     def _close(self) -> None:
-        """At once, also where a client does not take what it was sent."""
+        """Close at once, even if the client does not take what it was sent."""
         if self._joined.unsent:
             self.transport.abort()
         else:
             self.transport.close()
-
-
-class JoinedWrites:
-    """Holds back what is written until the end of this turn. All else is the transport's own.
-
-    written: bytes that the transport has been given.
-    """
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self.written = 0
-        self.is_closing = transport.is_closing  # asked for at each answer
-        self._transport = transport
-        self._loop = loop
-        self._held: list[bytes] = []
-
-    @property
-    def unsent(self) -> int:
-        """Bytes that the system has not taken yet from the transport."""
-        return self._transport.get_write_buffer_size()
-
-    @property
-    def unacknowledged(self) -> int:
-        """Bytes that the system has taken and the other side has not, as far as the system tells.
-
-        The transport alone shows no progress while megabytes of the system's own drain.
-        """
-        connection = self._transport.get_extra_info("socket")
-        try:
-            answer = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, b"\0" * 4)
-        except OSError:
-            return 0
-        return int(struct.unpack("i", answer)[0])
-
-    def write(self, data: bytes) -> None:
-        if not self._held:
-            self._loop.call_soon(self.flush)
-        self._held.append(data)
-
-    def close(self) -> None:
-        """What was written before is sent before."""
-        self.flush()
-        self._transport.close()
-
-    def flush(self) -> None:
-        if self._held:
-            held, self._held = self._held, []
-            joined = b"".join(held)
-            self.written += len(joined)
-            self._transport.write(joined)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)

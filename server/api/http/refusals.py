@@ -1,21 +1,20 @@
-"""What a client is told when its connection is turned away before any route sees it, in OpenAI's envelope."""
+"""The answers to clients that are turned away before any route sees them, in OpenAI's envelope."""
 
 from dataclasses import dataclass
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE
-
+from ..private.uvicorn_private import STATUS_LINE
 from .errors import RETRY_SECONDS, ApiError, error_response, unavailable
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """reason: what it is counted as. error: what the client is told, if anything."""
+    """One way to turn a client away. reason: as which it is counted. error: what the client is told, if anything."""
 
     reason: str
     error: ApiError | None = None
 
     def answer(self) -> bytes:
-        """The whole answer as it is sent, or nothing."""
+        """Return the whole answer as it is sent; empty without an error."""
         if self.error is None:
             return b""
         response = error_response(self.error)
@@ -51,19 +50,23 @@ SLOW_BODY = Refusal(
 
 
 def long_url(limit: int) -> Refusal:
+    """Refuse a URL of more than `limit` bytes."""
     return Refusal("url", ApiError(414, f"The request's URL is over the limit of {limit} bytes.", code="url_too_long"))
 
 
 def large_head(limit: int) -> Refusal:
+    """Refuse a request's line and headers of more than `limit` bytes."""
     message = f"The request's line and headers are over the limit of {limit} bytes."
     return Refusal("headers", ApiError(431, message, code="headers_too_large"))
 
 
 def many_headers(limit: int) -> Refusal:
+    """Refuse more than `limit` headers."""
     message = f"The request has more than {limit} headers."
     return Refusal("headers", ApiError(431, message, code="too_many_headers"))
 
 
 def large_frames(limit: int) -> Refusal:
+    """Refuse chunks with more than `limit` bytes beside the body."""
     message = f"What the body's chunks carry beside the body is over the limit of {limit} bytes."
     return Refusal("chunks", ApiError(400, message, code="chunks_too_large"))

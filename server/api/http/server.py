@@ -1,8 +1,10 @@
-"""uvicorn, as an API process runs it: the listening socket made beforehand, signals and the way out ours."""
+"""uvicorn as an API process runs it, and what the system grants it: listening sockets and open files."""
 
 import asyncio
 import contextlib
 import functools
+import logging
+import resource
 import socket
 from collections.abc import Iterator
 
@@ -14,12 +16,16 @@ from .protocol import HttpProtocol
 
 BACKLOG = 2048
 CLOSING_SECONDS = 5  # for answers on their way out after the engine has stopped
+OTHER_FILES = 256  # descriptors, for all else that a process opens
+FILES_PER_CONNECTION = 2  # a request that is passed on takes a second connection
+
+logger = logging.getLogger(__name__)
 
 
 class HttpServer(uvicorn.Server):
-    """Leaves signals to us: uvicorn's own way out closes the port before the grace time.
+    """uvicorn's server without its handling of signals, which closes the port before the grace time.
 
-    connections: their limits and timeouts, and where they are counted; None for the usual ones.
+    connections: the open connections with their limits; None for the defaults.
     """
 
     def __init__(self, app: ASGIApp, connections: OpenConnections | None = None) -> None:
@@ -38,6 +44,7 @@ class HttpServer(uvicorn.Server):
         )
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve on these sockets until `close`, and look at the connections meanwhile."""
         watching = asyncio.create_task(self._connections.watch(), name="connections")
         try:
             await super().serve(sockets)
@@ -47,10 +54,14 @@ class HttpServer(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
+        """Leave signals as they are."""
         yield
 
     async def close(self, serving: "asyncio.Task[None]") -> None:
-        """serving: the task that runs `serve`. What runs has been ended with an error; its answers may still leave."""
+        """End the server. serving: the task that runs `serve`.
+
+        Requests have been ended with an error by now; their answers have CLOSING_SECONDS to leave.
+        """
         self.should_exit = True
         await asyncio.wait({serving}, timeout=CLOSING_SECONDS)
         self.force_exit = True
@@ -58,7 +69,7 @@ class HttpServer(uvicorn.Server):
 
 
 def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
-    """Bound now, so that a port in use is said before a model is loaded. Raises OSError.
+    """Return a listening socket. Raises OSError, which tells of a port in use before a model is loaded.
 
     shared: other processes of this server listen on the port too, each with a socket of its own, between which the
     kernel divides the connections.
@@ -71,5 +82,24 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
 
 
 def check_free(host: str, port: int) -> None:
-    """Raises OSError where anyone listens, also those who would share."""
+    """Raise OSError if any process listens on the port, even one that would share it."""
     listen(host, port).close()
+
+
+def raise_file_limit(connections: int) -> int:
+    """Let this process open as many connections as wanted, as far as the system does; 0 is no limit.
+
+    Returns how many there is room for; 0 if as many as the system gives were wanted.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OTHER_FILES + FILES_PER_CONNECTION * connections
+    if soft == resource.RLIM_INFINITY or (connections and soft >= wanted):
+        return connections
+    if not connections:
+        wanted = max(soft, hard)
+    soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    room = max(1, (soft - OTHER_FILES) // FILES_PER_CONNECTION)
+    if room < connections:
+        logger.warning("The system's limit on open files (%d) allows for %d connections only", soft, room)
+    return min(room, connections) if connections else 0

@@ -10,13 +10,16 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from ...wire.messages import EngineStats, ModelInfo
-from ..engine.interface import Engine
+from ..engine.interface import RemoteEngine
 
 
 class EngineCollector(Collector):
-    """model_name: the base's id, vLLM's label. names: (digest, name) of the adapters that requests in flight use."""
+    """A collector that reads the engine's state at each scrape.
 
-    def __init__(self, engine: Engine, model_name: str, names: Collection[tuple[str, str]]) -> None:
+    model_name: the base's id, vLLM's label. names: (digest, name) of the adapters that requests in flight use.
+    """
+
+    def __init__(self, engine: RemoteEngine, model_name: str, names: Collection[tuple[str, str]]) -> None:
         self._engine = engine
         self._model_name = model_name
         self._names = names
@@ -43,7 +46,7 @@ class EngineCollector(Collector):
             yield gauge
 
     def _lora_info(self, stats: EngineStats, info: ModelInfo) -> Metric:
-        """Exactly one series: readers take the newest, by its value, and lists of names are its labels."""
+        """Return exactly one series, as its readers want it: its value is the time, its labels are lists of names."""
         gauge = GaugeMetricFamily(
             "vllm:lora_requests_info",
             "Adapters of running and of waiting sequences; the value is the time",
@@ -74,7 +77,7 @@ def _cache_config(info: ModelInfo, model_name: str) -> Metric:
 
 
 def _graphs(info: ModelInfo) -> Iterable[Metric]:
-    """Not where there is no GPU, so that 0 always says that something is wrong, or asked for."""
+    """Yield nothing without a GPU, so that 0 always says that graphs failed or were turned off."""
     if info.cuda_graphs is not None:
         text = "CUDA graphs of decode steps, recorded at start; 0 if the model runs without, which is slower"
         yield GaugeMetricFamily("peftserve_cuda_graphs", text, info.cuda_graphs)

@@ -1,6 +1,7 @@
-"""A counter and a histogram for what happens at every token: the library's own take locks and look for their bucket.
+"""A counter and a histogram without locks, for what happens at every token.
 
-For one event loop, which counts and is scraped. A scrape shows what the library's would.
+prometheus-client's own take a lock and search their buckets one by one. These are for one event loop, which both counts
+and is scraped; a scrape shows what it would show of the library's.
 """
 
 import math
@@ -11,10 +12,13 @@ from collections.abc import Iterable, Sequence
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
+
+from ..private.prometheus_private import bound_label
 
 
-class Tally(Collector):
+class LockFreeCounter(Collector):
+    """A counter without labels."""
+
     def __init__(self, name: str, text: str, registry: CollectorRegistry) -> None:
         self._name, self._text = name, text
         self._total = 0
@@ -22,6 +26,7 @@ class Tally(Collector):
         registry.register(self)
 
     def inc(self, number: int) -> None:
+        """Add `number` to the total."""
         self._total += number
 
     def collect(self) -> Iterable[Metric]:
@@ -31,8 +36,8 @@ class Tally(Collector):
         return [metric]
 
 
-class Spread(Collector):
-    """buckets: upper bounds, ascending; one without a bound is added."""
+class LockFreeHistogram(Collector):
+    """A histogram without labels. buckets: upper bounds, ascending; one without a bound is added."""
 
     def __init__(self, name: str, text: str, registry: CollectorRegistry, buckets: Sequence[float]) -> None:
         self._name, self._text = name, text
@@ -43,6 +48,7 @@ class Spread(Collector):
         registry.register(self)
 
     def observe(self, value: float) -> None:
+        """Count a value in its bucket, and add it to the sum."""
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
 
@@ -50,7 +56,7 @@ class Spread(Collector):
         metric, below = Metric(self._name, self._text, "histogram"), 0
         for bound, count in zip(self._bounds, self._counts, strict=True):
             below += count
-            metric.add_sample(f"{self._name}_bucket", {"le": floatToGoString(bound)}, float(below))  # type: ignore[no-untyped-call]
+            metric.add_sample(f"{self._name}_bucket", {"le": bound_label(bound)}, float(below))
         metric.add_sample(f"{self._name}_count", {}, float(below))
         metric.add_sample(f"{self._name}_sum", {}, self._sum)
         metric.add_sample(f"{self._name}_created", {}, self._created)

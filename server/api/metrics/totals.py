@@ -1,4 +1,4 @@
-"""What several processes have counted, as one server's metrics: counters and histograms add up."""
+"""The sum of the metrics of several processes, which are one server's: counters and histograms add up."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -7,21 +7,22 @@ from prometheus_client.core import Metric
 
 from ...wire.control import Sample
 
-Tallies = Mapping[str, Sequence[Sample]]  # family to samples
+Samples = Mapping[str, Sequence[Sample]]  # family to samples
 _Key = tuple[str, tuple[tuple[str, str], ...]]
 
 CREATED = "_created"  # the end of the names of samples that are times: the earliest stands for all
 
 
-def tallies_of(registry: CollectorRegistry) -> dict[str, list[Sample]]:
+def samples_of(registry: CollectorRegistry) -> dict[str, list[Sample]]:
+    """Return the samples of a registry by family."""
     return {
         family.name: [(sample.name, sample.labels, sample.value) for sample in family.samples]
         for family in registry.collect()
     }
 
 
-def added_up(parts: Iterable[Tallies]) -> dict[str, list[Sample]]:
-    """The sum of all parts, sample by sample."""
+def summed(parts: Iterable[Samples]) -> dict[str, list[Sample]]:
+    """Return the sum of all parts, sample by sample."""
     families: dict[str, dict[_Key, float]] = {}
     for part in parts:
         for name, samples in part.items():
@@ -32,9 +33,9 @@ def added_up(parts: Iterable[Tallies]) -> dict[str, list[Sample]]:
     }
 
 
-def with_tallies(registry: CollectorRegistry, others: Sequence[Tallies]) -> Iterable[Metric]:
-    """A registry's families, of which the other processes have counted `others`."""
-    total = added_up([tallies_of(registry), *others])
+def with_samples(registry: CollectorRegistry, others: Sequence[Samples]) -> Iterable[Metric]:
+    """Yield a registry's families, with the samples of other processes added."""
+    total = summed([samples_of(registry), *others])
     for family in registry.collect():
         whole = Metric(family.name, family.documentation, family.type)
         for name, labels, value in total[family.name]:

@@ -39,7 +39,7 @@ async def create_chat_completion(request: Request, services: Services) -> Respon
 
 async def render(tokenizer: Tokenizer, messages: list[Message], body: Any) -> str:
     """Return the prompt's text. body: any request with the chat template's arguments. Raises ApiError."""
-    return await tokenizer.render_chat(
+    return await tokenizer.require_chat_template().render(
         [_as_template_sees_it(message) for message in messages],
         add_generation_prompt=body.add_generation_prompt,
         continue_final_message=body.continue_final_message,

@@ -17,7 +17,7 @@ from peftserve.adapters.errors import error_of
 from peftserve.adapters.router import Resolved
 
 from ...wire.messages import AddRequest, SamplingParams, SequenceOutput, WeightedAdapter
-from ..engine.interface import Engine, EngineDead
+from ..engine.interface import EngineDead, RemoteEngine
 from ..http.errors import bad_request
 from ..metrics.requests import SequenceTimer
 from ..services import Services
@@ -157,7 +157,7 @@ class _SequenceSink:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: RemoteEngine,
         request_id: str,
         index: int,
         timer: SequenceTimer,

@@ -1,6 +1,6 @@
-"""Requests that the first API process answers, whichever one they came to: what changes adapters, and what sums up all.
+"""Forwarding of requests from a worker to the primary process, which alone changes adapters and sums up metrics.
 
-Bodies and answers pass in pieces. Knows ASGI and the socket on which the first answers; does not know the routes.
+Bodies and answers are streamed. Knows ASGI and the primary's private socket; does not know the routes.
 """
 
 from pathlib import Path
@@ -11,22 +11,22 @@ from starlette.types import Receive, Scope, Send
 
 from ..http.errors import unavailable
 
-FIRST = "first"  # the socket's name in the server's private folder
+PRIMARY = "primary"  # the socket's name in the server's private folder
 KEPT_OPEN = 20  # connections, for the next requests
 _OF_ONE_CONNECTION = {b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"expect", b"te"}
 
 
 class Forwarder:
-    """folder: that of the socket."""
+    """An ASGI application that passes every request on. folder: the private folder, which has the primary's socket."""
 
     def __init__(self, folder: Path) -> None:
-        # As many as there are requests: those of one client that is slow must not keep the others waiting for a turn.
+        # No limit: the requests of a slow client must not keep those of others waiting for a connection.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=KEPT_OPEN)
-        transport = httpx.AsyncHTTPTransport(uds=str(folder / FIRST), limits=limits)
+        transport = httpx.AsyncHTTPTransport(uds=str(folder / PRIMARY), limits=limits)
         self._http = httpx.AsyncClient(transport=transport, timeout=None, trust_env=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Raises ApiError 503 where the first does not answer."""
+        """Pass a request on and its answer back. Raises ApiError 503 if the primary does not answer."""
         try:
             answer = await self._http.send(self._request(Request(scope, receive)), stream=True)
         except httpx.TransportError:
@@ -41,13 +41,14 @@ class Forwarder:
             await answer.aclose()
 
     async def close(self) -> None:
+        """Close the connections to the primary."""
         await self._http.aclose()
 
     def _request(self, request: Request) -> httpx.Request:
         headers = [pair for pair in request.headers.raw if pair[0] not in _OF_ONE_CONNECTION]
         has_body = "content-length" in request.headers or "transfer-encoding" in request.headers
         target = request.scope["raw_path"] + (b"?" + query if (query := request.scope["query_string"]) else b"")
-        url = httpx.URL(scheme="http", host=FIRST, raw_path=target)
+        url = httpx.URL(scheme="http", host=PRIMARY, raw_path=target)
         return self._http.build_request(
             request.method, url, headers=headers, content=request.stream() if has_body else None
         )

@@ -1,4 +1,4 @@
-"""An API process as the first one sees it: what it is told, what it answers, and its end."""
+"""The primary process's link to one worker: calls and their answers, its statistics, and its end."""
 
 import asyncio
 import itertools
@@ -8,18 +8,18 @@ import msgspec
 
 from ...wire.control import Begin, Call, Done, GiveStats, Order, Stop, WorkerStats
 from ...wire.transport import Channel
-from .child import WorkerProcess
+from .process import WorkerProcess
 
 
 class WorkerGone(Exception):
-    """The process has ended before it answered."""
+    """A worker has ended before it answered."""
 
 
 class WorkerLink:
-    """Made by `begin`. accounts: as last heard. gone: set when the connection has ended."""
+    """A link to a running worker. Made by `begin`. stats: as last heard. gone: set when the connection has ended."""
 
     def __init__(self, process: WorkerProcess) -> None:
-        self.accounts = WorkerStats()
+        self.stats = WorkerStats()
         self.gone = asyncio.Event()
         self._process = process
         self._channel: Channel[Order, Done] = Channel(msgspec.msgpack.Decoder(Done), self._hear, self._lose)
@@ -28,13 +28,14 @@ class WorkerLink:
 
     @classmethod
     async def begin(cls, process: WorkerProcess, begin: Begin) -> "WorkerLink":
+        """Link to a worker that has just been started, and send it its first message."""
         link = cls(process)
         await link._channel.open(process.control)
         link._channel.send(begin)
         return link
 
     async def call(self, make: Callable[[int], Call]) -> Done:
-        """make: the call with an id. Raises WorkerGone."""
+        """Make a call and return its answer. make: returns the call with an id. Raises WorkerGone."""
         if self.gone.is_set():
             raise WorkerGone
         call = make(next(self._call_ids))
@@ -46,20 +47,21 @@ class WorkerLink:
         finally:
             del self._calls[call.call_id]
 
-    async def look(self) -> WorkerStats:
-        """The accounts as they are now, which hold nothing where the process has ended."""
+    async def fetch_stats(self) -> WorkerStats:
+        """Ask for the statistics as they are now and return them; empty ones if the worker has ended."""
         try:
             done = await self.call(GiveStats)
         except WorkerGone:
             return WorkerStats()
-        self.accounts = done.stats or WorkerStats()
-        return self.accounts
+        self.stats = done.stats or WorkerStats()
+        return self.stats
 
     def tell_to_stop(self) -> None:
+        """Tell the worker to end its requests with an error, and itself."""
         self._channel.send(Stop())
 
     async def end(self, patience: float) -> None:
-        """Returns when the process has ended, within `patience` seconds or a little more."""
+        """Wait at most `patience` seconds for the process to end, then kill it; and close the link."""
         await self._process.stop(patience)
         self._channel.close()
 

@@ -1,6 +1,6 @@
-"""The API processes beside the first: started, told what to do, asked what they hold, replaced when they end.
+"""The pool of workers: started, told what to do, asked for their statistics, replaced when they end.
 
-There may be none, and then there is nothing to wait for. Knows the control messages; knows no HTTP.
+A pool may be empty, and then nothing is waited for. Knows the control messages; knows no HTTP.
 """
 
 import asyncio
@@ -13,12 +13,12 @@ from collections.abc import Awaitable, Callable
 from peftserve.adapters.leases import Leases
 
 from ...wire.control import AwaitIdle, Call, Drain, Sample, Serve, WorkerStats
-from ..metrics.totals import added_up
+from ..metrics.totals import summed
 from .link import WorkerGone, WorkerLink
 
 logger = logging.getLogger(__name__)
 
-ACCOUNT_SECONDS = 1.0  # from one look at a process's accounts to the next, and the longest wait for them
+STATS_SECONDS = 1.0  # between two questions for a worker's statistics, and the longest wait for an answer
 SHORT_LIFE = 5.0  # seconds; of processes that end sooner, each is replaced later than the one before
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 10.0
@@ -26,14 +26,15 @@ LONGEST_PAUSE = 10.0
 StartWorker = Callable[[int], Awaitable[WorkerLink]]
 
 
-class Workers:
-    """count: how many. start: starts the one with a number, from 1 on. Raises OSError, EngineDead.
+class WorkerPool:
+    """All workers of a server.
 
-    ended: called with the number of one that has ended, before another takes its place.
+    count: how many. start: starts the worker of a number, from 1 on; raises OSError, EngineDead. ended: called with the
+    number of a worker that has ended, before another takes its place.
     """
 
     def __init__(self, count: int, start: StartWorker, ended: Callable[[int], None]) -> None:
-        self.past: dict[str, list[Sample]] = {}  # what those have counted that have ended
+        self.past: dict[str, list[Sample]] = {}  # samples of workers that have ended, summed
         self._start = start
         self._ended = ended
         self._links: dict[int, WorkerLink] = {}
@@ -43,11 +44,11 @@ class Workers:
         self._stopping = False
 
     def launch(self) -> None:
-        """Begin to start all, and to replace those that end."""
+        """Begin to start all workers, and to replace those that end."""
         self._keepers = [asyncio.create_task(self._keep(number)) for number in self._serving]
 
     async def serve(self) -> None:
-        """Let all listen; returns when they do. Raises OSError or EngineDead where one cannot be started."""
+        """Let all listen, and return when they do. Raises OSError or EngineDead if one cannot be started."""
         self._may_serve.set()
         serving = asyncio.create_task(self._all_serve())
         await asyncio.wait([serving, *self._keepers], return_when=asyncio.FIRST_COMPLETED)
@@ -56,27 +57,28 @@ class Workers:
             for keeper in filter(asyncio.Task.done, self._keepers):
                 keeper.result()
 
-    async def accounts(self) -> list[WorkerStats]:
-        """Of all that run; as last heard, of one that takes long."""
+    async def stats(self) -> list[WorkerStats]:
+        """Return the statistics of all that run; those last heard of a worker that takes long to answer."""
         links = list(self._links.values())
-        await asyncio.gather(*map(_look_soon, links))
-        return [link.accounts for link in links]
+        await asyncio.gather(*map(_fetch_soon, links))
+        return [link.stats for link in links]
 
     async def idle(self, digest: str) -> None:
-        """Wait until none of them holds an adapter, which the registry has forgotten."""
+        """Wait until no worker holds an adapter that the registry has forgotten."""
         await self._tell_all(lambda call_id: AwaitIdle(call_id, digest))
 
     async def holds(self, digest: str) -> bool:
-        looks = await asyncio.gather(*(link.look() for link in self._links.values()))
-        return any(digest in accounts.leases for accounts in looks)
+        """Return whether a request of any worker holds the adapter."""
+        looks = await asyncio.gather(*(link.fetch_stats() for link in self._links.values()))
+        return any(digest in stats.leases for stats in looks)
 
     async def drain(self) -> None:
-        """Let none take new requests; returns when nothing runs."""
+        """Let no worker take new requests, and return when nothing runs."""
         self._stopping = True
         await self._tell_all(Drain)
 
     async def stop(self, patience: float) -> None:
-        """End what runs with an error, and the processes, after `patience` seconds by force."""
+        """End what runs with an error, and then the processes, by force after `patience` seconds."""
         self._stopping = True
         links = list(self._links.values())
         for link in links:
@@ -87,9 +89,9 @@ class Workers:
         await asyncio.gather(*self._keepers, return_exceptions=True)
 
     async def _keep(self, number: int) -> None:
-        """One process after the other, for as long as the server lives.
+        """Run worker `number`, one process after the other, for as long as the server lives.
 
-        Raises OSError where the first ends before it serves, and what `start` raises.
+        Raises OSError if the first process ends before it serves, and what `start` raises.
         """
         for attempt in itertools.count():
             begun = time.monotonic()
@@ -97,7 +99,7 @@ class Workers:
             await self._attend(number, link)
             await link.end(0)
             del self._links[number]
-            self.past = added_up([self.past, link.accounts.tallies])
+            self.past = summed([self.past, link.stats.samples])
             self._ended(number)
             if self._stopping:
                 return
@@ -108,13 +110,13 @@ class Workers:
                 await asyncio.sleep(min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE))
 
     async def _attend(self, number: int, link: WorkerLink) -> None:
-        """Until the process ends: let it serve when it may, and note its accounts, which are lost with it."""
+        """Until the process ends, let it serve when it may, and keep its statistics, which are lost with it."""
         serving = asyncio.create_task(self._let_serve(number, link))
         try:
             while not link.gone.is_set():
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(link.gone.wait(), ACCOUNT_SECONDS)
-                await _look_soon(link)
+                    await asyncio.wait_for(link.gone.wait(), STATS_SECONDS)
+                await _fetch_soon(link)
         finally:
             serving.cancel()
 
@@ -129,21 +131,23 @@ class Workers:
             self._serving[number].set()
 
     async def _tell_all(self, make: Callable[[int], Call]) -> None:
-        """Returns when all have done it; one that ends has nothing more to do."""
+        """Make a call to all, and return when each has answered or ended."""
         await asyncio.gather(*(_done_or_gone(link, make) for link in self._links.values()))
 
 
 class SharedLeases:
-    """Who holds adapters, in this process and in the others. own: the leases of this one."""
+    """The leases of adapters in all processes. own: those of this process."""
 
-    def __init__(self, own: Leases, workers: Workers) -> None:
+    def __init__(self, own: Leases, workers: WorkerPool) -> None:
         self._own = own
         self._workers = workers
 
     async def idle(self, digest: str) -> None:
+        """Wait until no request of any process holds the adapter."""
         await asyncio.gather(self._own.idle(digest), self._workers.idle(digest))
 
     async def is_held(self, digest: str) -> bool:
+        """Return whether a request of any process holds the adapter."""
         return bool(self._own.count(digest)) or await self._workers.holds(digest)
 
 
@@ -152,6 +156,6 @@ async def _done_or_gone(link: WorkerLink, make: Callable[[int], Call]) -> None:
         await link.call(make)
 
 
-async def _look_soon(link: WorkerLink) -> None:
+async def _fetch_soon(link: WorkerLink) -> None:
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(link.look(), ACCOUNT_SECONDS)
+        await asyncio.wait_for(link.fetch_stats(), STATS_SECONDS)

@@ -1,6 +1,6 @@
-"""A file in memory of numbers that several processes see: each has a few of its own, which it alone writes.
+"""Counts in a memory-mapped file that all API processes read. Each process alone writes its own.
 
-Of each process: its sequences in flight, its open connections, and these by address.
+They are, for each process: its sequences in flight, its open connections, and its open connections by address.
 """
 
 import mmap
@@ -12,30 +12,30 @@ from typing import cast
 
 from ..http.connection_counts import KEY_BYTES, SLOTS, ConnectionCounts
 
-_SIZE = KEY_BYTES  # of one number
-_OF_EACH = 2 + SLOTS  # numbers of one process, where holes are none was written; behind those of all is the key
+_SIZE = KEY_BYTES  # bytes of one count
+_PER_PROCESS = 2 + SLOTS  # counts; the file is sparse. Behind those of all processes is the key
 
 
 @contextmanager
 def shared_counts(processes: int) -> Iterator[int]:
-    """The descriptor of a file of zeros, to be looked at with the views. It has no name."""
+    """Make a file without a name for the counts of so many processes, all 0; yield its descriptor, for the views."""
     with tempfile.TemporaryFile() as file:
-        file.seek(_SIZE * _OF_EACH * processes)
+        file.seek(_SIZE * _PER_PROCESS * processes)
         file.write(os.urandom(_SIZE))
         file.flush()
         yield file.fileno()
 
 
 def view(descriptor: int) -> MutableSequence[int]:
-    """The sequences in flight, by process, as long as the view lives."""
+    """Return the sequences in flight by process, as a view of the file."""
     numbers = _numbers(descriptor)
-    return cast(MutableSequence[int], numbers[: len(numbers) // _OF_EACH])
+    return cast(MutableSequence[int], numbers[: len(numbers) // _PER_PROCESS])
 
 
 def view_of_connections(descriptor: int, own: int = 0) -> ConnectionCounts:
-    """The open connections, as process `own` sees them."""
+    """Return the open connections as a view of the file that writes those of process `own`."""
     numbers = _numbers(descriptor)
-    processes = len(numbers) // _OF_EACH
+    processes = len(numbers) // _PER_PROCESS
     totals, addresses = numbers[processes : 2 * processes], numbers[2 * processes : -1]
     key = numbers[-1:].tobytes()
     return ConnectionCounts(cast(MutableSequence[int], totals), cast(MutableSequence[int], addresses), key, own)

@@ -1,4 +1,4 @@
-"""Tokens to text, one at a time: what has been shown never changes, and no half of a character is shown.
+"""Tokens to text, one at a time. Text that was shown never changes, and no half of a character is shown.
 
 Two ways. A byte-level tokenizer maps each token to bytes, so an incremental UTF-8 decoder is exact. For any other, the
 tokenizer decodes a short window: what the last shown tokens look like alone, and with the new ones behind them.
@@ -18,15 +18,19 @@ Decode = Callable[[list[int]], str]
 
 
 class Detokenizer(Protocol):
+    """The text of one sequence, as its tokens come."""
+
     def push(self, token_id: int) -> str:
-        """The text that this token completes."""
+        """Take a token, and return the text that it completes."""
 
     def flush(self) -> str:
-        """What is left when no more tokens come: a broken character as U+FFFD."""
+        """Return the text that is left when no more tokens come; a broken character is U+FFFD."""
 
 
 class ByteLevelDetokenizer:
-    """token_bytes: the bytes of a token, or b"" for one that is not shown.
+    """A detokenizer that decodes bytes as UTF-8.
+
+    token_bytes: returns the bytes of a token, or b"" for one that is not shown.
 
     texts: text of the tokens that are whole characters, shared by all detokenizers of the same `token_bytes`, which
     fill it: between whole characters, such a token is its text and nothing is left to decode.
@@ -57,7 +61,10 @@ class ByteLevelDetokenizer:
 
 
 class WindowDetokenizer:
-    """decode: tokens to text, all at once. hidden: ids of tokens that are not shown."""
+    """A detokenizer that decodes a window of the newest tokens.
+
+    decode: returns the text of all tokens that it is given. hidden: ids of tokens that are not shown.
+    """
 
     def __init__(self, decode: Decode, hidden: Set[int]) -> None:
         self._decode = decode
@@ -87,7 +94,7 @@ class WindowDetokenizer:
 
 
 def byte_alphabet() -> dict[str, int]:
-    """The printable characters by which byte-level tokenizers (GPT-2's scheme) spell bytes in their vocabulary."""
+    """Return the printable characters that stand for bytes in byte-level vocabularies (GPT-2's), with the bytes."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     alphabet = {chr(byte): byte for byte in printable}
@@ -96,7 +103,7 @@ def byte_alphabet() -> dict[str, int]:
 
 
 class TokenBytes:
-    """The bytes that a token stands for, whatever scheme the vocabulary uses. One table, filled as tokens are seen."""
+    """A table of the bytes that tokens stand for, in either scheme of vocabularies, filled as tokens are seen."""
 
     def __init__(self, tokenizer: Tokenizer, byte_level: bool) -> None:
         self._tokenizer = tokenizer
@@ -122,12 +129,12 @@ class TokenBytes:
 
 
 def _sentencepiece(token: str) -> bytes:
-    """Metaspace for blanks, `<0xE4>` for single bytes."""
+    """Return the bytes of a token in SentencePiece's scheme: U+2581 for blanks, `<0xE4>` for single bytes."""
     if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
         return bytes([int(token[3:5], 16)])
     return token.replace("\u2581", " ").encode()
 
 
 def detokenize(detokenizer: Detokenizer, token_ids: Iterable[int]) -> str:
-    """All at once."""
+    """Return the text of all tokens at once."""
     return "".join([*map(detokenizer.push, token_ids), detokenizer.flush()])

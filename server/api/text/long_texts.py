@@ -1,7 +1,7 @@
-"""Threads for work on long texts that lets go of the interpreter or takes it a little at a time.
+"""Threads for work on long texts, for work that releases the interpreter's lock or takes it for short times.
 
-Knows how long the texts are, and nothing else of the work. One thread is for those of middle length and one for longer
-ones, so that a long text waits for long ones only, and all of them together leave the other cores to the engine.
+Knows the lengths of the texts, and nothing else of the work. One thread is for texts of middle length and one for
+longer ones, so that a text waits for others of its kind only, and together they leave the other cores to the engine.
 """
 
 import asyncio
@@ -19,20 +19,25 @@ T = TypeVar("T")
 
 
 class LongTexts:
-    """For one event loop. Its threads start with the first long text, and end with it."""
+    """The two threads, for one event loop. Each starts with its first text."""
 
     def __init__(self) -> None:
         self._long = _Lane("long-texts")
         self._longest = _Lane("longest-texts")
 
     async def run(self, length: int, work: Callable[[], T]) -> T:
-        """What `work` returns, done at once where `length` characters are few. Raises ApiError 429 or what it does."""
+        """Return what `work` returns, without a thread where its `length` in characters is small.
+
+        Raises ApiError 429 if too much work waits, and what `work` raises.
+        """
         if length < LONG_TEXT:
             return work()
         return await (self._long if length < LONGEST_TEXT else self._longest).run(length, work)
 
 
 class _Lane:
+    """One thread, and the number of characters that wait for it or are worked on."""
+
     def __init__(self, name: str) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._waiting = 0  # characters

@@ -1,20 +1,18 @@
-"""Text to tokens and back, and chats to text through the model's own template.
+"""Text to tokens and back, by the `tokenizer.json` that the engine sends.
 
-Made from the `tokenizer.json` that the engine sends. Knows nothing of requests; everything a client can get wrong
-is an `ApiError`.
+Knows nothing of requests; everything a client can get wrong is an `ApiError`.
 """
 
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
 
-import jinja2
 from tokenizers import Tokenizer as FastTokenizer
 
 from ...wire.messages import ModelInfo
 from ..http.errors import bad_request
+from .chat_template import ChatTemplate
 from .detokenizer import ByteLevelDetokenizer, Detokenizer, TokenBytes, WindowDetokenizer, detokenize
 from .length_bound import characters_per_token
 from .long_texts import LONG_TEXT, LongTexts
@@ -24,29 +22,28 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 MAX_CHARACTERS = 1 << 21  # of one text, in a second or two and half a gigabyte while they are encoded
 PORTION = 1 << 15  # characters of several texts that are encoded together
-MESSAGE = 64  # characters whose work a message is, beside its content
-TEMPLATE_ARGUMENTS = frozenset(
-    {"conversations", "messages", "tools", "documents", "chat_template", "add_generation_prompt"}
-    | {"continue_final_message", "return_assistant_tokens_mask"}
-)
 
 
 class Tokenizer:
-    """A model without a tokenizer takes token ids only and answers with ids and no text.
+    """The tokenizer of one model. A model without one takes token ids only, and answers with ids and no text.
 
-    most_characters: of a text that this server encodes. most_in_context: of one that may fit the model's context.
+    most_characters: the longest text that is encoded. most_in_context: the longest that may fit the model's context.
     """
 
     def __init__(self, info: ModelInfo) -> None:
         self.vocab_size = info.vocab_size
         self.chat_template = info.chat_template
-        self._render = _template_renderer() if info.chat_template is not None else None
         self.special_tokens: Mapping[str, str] = info.special_tokens
         self._fast = FastTokenizer.from_str(info.tokenizer) if info.tokenizer is not None else None
         self._byte_level = info.tokenizer is not None and _is_byte_level(info.tokenizer)
         self._special_ids = _special_ids(self._fast)
         self._token_bytes = TokenBytes(self._fast, self._byte_level) if self._fast is not None else None
         self._long_texts = LongTexts()
+        self._chat = (
+            ChatTemplate(info.chat_template, info.special_tokens, self._long_texts)
+            if info.chat_template is not None
+            else None
+        )
         self.most_characters = max(MAX_CHARACTERS, 16 * info.max_model_len)
         per_token = (
             characters_per_token(info.tokenizer, _normalizer(self._fast)) if info.tokenizer is not None else None
@@ -56,14 +53,15 @@ class Tokenizer:
 
     @property
     def has_text(self) -> bool:
+        """Return whether the model has a tokenizer."""
         return self._fast is not None
 
     async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Raises ApiError without a tokenizer, and for a text that is too long for any model."""
+        """Return a text's tokens. Raises ApiError 400 without a tokenizer and for a text that is too long; 429."""
         return (await self.encode_all([text], add_special_tokens))[0]
 
     async def encode_all(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
-        """The same of many, which together may be long. Nothing is encoded where one of them cannot be."""
+        """Do what `encode` does for many texts, which together may be long. All are checked before one is encoded."""
         for text in texts:
             self._check(text)
         if texts and sum(map(len, texts)) < LONG_TEXT:
@@ -75,14 +73,15 @@ class Tokenizer:
         return encoded
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Return the text of tokens; "" without a tokenizer."""
         return detokenize(self.detokenizer(skip_special_tokens), token_ids)
 
     async def decode_long(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """The same of as many tokens as a client likes."""
+        """Do what `decode` does, for any number of tokens. Raises ApiError 429."""
         return await self._long_texts.run(len(token_ids), lambda: self.decode(token_ids, skip_special_tokens))
 
     def detokenizer(self, skip_special_tokens: bool = True) -> Detokenizer:
-        """A new one for one sequence."""
+        """Return a new detokenizer, for one sequence."""
         hidden = self._special_ids if skip_special_tokens else frozenset()
         fast, table = self._fast, self._token_bytes
         if fast is None or table is None:
@@ -93,51 +92,20 @@ class Tokenizer:
         return WindowDetokenizer(lambda ids: fast.decode(ids, skip_special_tokens=False), hidden)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """Of one token by itself; b"" without a tokenizer."""
+        """Return the bytes of one token by itself; b"" without a tokenizer."""
         return self._token_bytes(token_id) if self._token_bytes is not None else b""
 
     async def token_strings(self, token_ids: Sequence[int]) -> list[str]:
-        """Tokens as the vocabulary spells them; "" for what is in none."""
+        """Return tokens as the vocabulary spells them; "" for ids that are not in it. Raises ApiError 429."""
         return await self._long_texts.run(len(token_ids), lambda: [self._spell(token_id) for token_id in token_ids])
 
-    async def render_chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        add_generation_prompt: bool,
-        continue_final_message: bool,
-        arguments: Mapping[str, Any],
-    ) -> str:
-        """The prompt's text. Runs in transformers' Jinja sandbox. Raises ApiError where the template refuses."""
-        render = self._require_template(arguments)
-        length = sum(len(message["content"]) + MESSAGE for message in messages)
-        try:
-            rendered = await self._long_texts.run(
-                length,
-                lambda: render(
-                    [[dict(message) for message in messages]],
-                    chat_template=self.chat_template,
-                    add_generation_prompt=add_generation_prompt,
-                    continue_final_message=continue_final_message,
-                    **{**self.special_tokens, **arguments},
-                ),
-            )
-        except jinja2.TemplateError as error:
-            raise bad_request(f"The model's chat template refuses these messages: {error}", "messages") from None
-        except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError):
-            raise bad_request("The model's chat template cannot render these messages.", "messages") from None
-        text: str = rendered[0][0]
-        return text
-
-    def _require_template(self, arguments: Mapping[str, Any]) -> Callable[..., Any]:
-        if self._render is None:
+    def require_chat_template(self) -> ChatTemplate:
+        """Return what renders chats as the model's prompts. Raises ApiError 400 for a model that has no template."""
+        if self._chat is None:
             raise bad_request(
                 "This model has no chat template; use /v1/completions with a prompt.", code="no_chat_template"
             )
-        taken = TEMPLATE_ARGUMENTS.intersection(arguments)
-        if taken:
-            raise bad_request(f"chat_template_kwargs may not set {sorted(taken)[0]!r}.", "chat_template_kwargs")
-        return self._render
+        return self._chat
 
     def _check(self, text: str) -> None:
         if self._fast is None:
@@ -150,7 +118,7 @@ class Tokenizer:
             )
 
     def _encode(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
-        """The library's call for many texts is the one that leaves the interpreter to others meanwhile."""
+        """Return the tokens of each text, by the library's call for many, which releases the interpreter's lock."""
         assert self._fast is not None
         try:
             encodings = self._fast.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
@@ -163,7 +131,7 @@ class Tokenizer:
 
 
 def _portions(texts: Sequence[str]) -> Iterator[list[str]]:
-    """The texts in order, many short ones at a time: others come in between."""
+    """Yield the texts in order, many short ones at a time, so that other work comes between portions."""
     portion: list[str] = []
     length = 0
     for text in texts:
@@ -181,16 +149,6 @@ def _normalizer(fast: FastTokenizer | None) -> Callable[[str], str]:
     return str if normalizer is None else normalizer.normalize_str
 
 
-def _template_renderer() -> Callable[..., Any]:
-    """transformers' own, imported here: it takes a second, which the start spends while the model loads.
-
-    It leaves torch alone. Its result is (texts, indices).
-    """
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    return render_jinja_template
-
-
 def _special_ids(fast: FastTokenizer | None) -> frozenset[int]:
     if fast is None:
         return frozenset()
@@ -198,7 +156,7 @@ def _special_ids(fast: FastTokenizer | None) -> frozenset[int]:
 
 
 def _is_byte_level(tokenizer: str) -> bool:
-    """Whether the decoder is GPT-2's byte alphabet and nothing else."""
+    """Return whether the decoder is GPT-2's byte alphabet and nothing else."""
     decoder = json.loads(tokenizer).get("decoder") or {}
     steps = decoder.get("decoders", []) if decoder.get("type") == "Sequence" else [decoder]
     return [step.get("type") for step in steps] == ["ByteLevel"]

@@ -18,7 +18,7 @@ from peftserve.adapters.facts import AdapterFacts
 from peftserve.server.api.app import create_app, make_connections, make_services
 from peftserve.server.api.engine.interface import EngineDead
 from peftserve.server.api.http.server import HttpServer
-from peftserve.server.api.processes.pool import Workers
+from peftserve.server.api.processes.pool import WorkerPool
 from peftserve.server.api.services import open_adapters
 from peftserve.server.config import EngineConfig, ServerConfig
 from peftserve.server.wire.messages import (
@@ -202,7 +202,7 @@ def make_server(engine, tmp_path):
             served_model_name="base",
             **{"max_queue": 12, **fields},
         )
-        async with open_adapters(config.state_dir, engine, "base", Workers(0, None, None)) as adapters:
+        async with open_adapters(config.state_dir, engine, "base", WorkerPool(0, None, None)) as adapters:
             services = make_services(engine, config, adapters, [0])
             app, connections = create_app(services), make_connections(services)
             async with _uvicorn(app, connections) as url, _Clients(url) as clients:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from peftserve.server.api import serve
-from peftserve.server.api.engine.owned import OwnEngine
+from peftserve.server.api.engine.launched import LaunchedEngine
 from peftserve.server.config import EngineConfig, ServerConfig
 from peftserve.server.wire.launch import encode_config
 
@@ -28,7 +28,7 @@ def main() -> int:
         preload=tuple((name, Path(folder)) for name, folder in options["preload"]),
         grace_period=options["grace"],
     )
-    serve.OwnEngine = functools.partial(OwnEngine, make_command=engine_command)
+    serve.LaunchedEngine = functools.partial(LaunchedEngine, make_command=engine_command)
     return serve.run(config)
 
 

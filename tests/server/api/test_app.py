@@ -229,8 +229,8 @@ def test_the_http_side_leaves_torch_alone():
     program = """
 import sys
 import peftserve.server.api.serve
-from peftserve.server.api.text.tokenizer import _template_renderer
-_template_renderer()
+from peftserve.server.api.private.transformers_private import template_renderer
+template_renderer()
 sys.exit("torch" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

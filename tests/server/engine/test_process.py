@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from peftserve.adapters.errors import InvalidAdapter
-from peftserve.server.api.engine.child import EngineProcess
 from peftserve.server.api.engine.client import EngineClient
 from peftserve.server.api.engine.interface import EngineDead
-from peftserve.server.api.engine.owned import OwnEngine
+from peftserve.server.api.engine.launched import LaunchedEngine
+from peftserve.server.api.engine.process import EngineProcess
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine.process import EngineLoop
 from peftserve.server.wire.messages import (
@@ -217,9 +217,9 @@ def test_books_that_disagree_are_logged_and_the_loop_goes_on(
 
 
 @contextlib.asynccontextmanager
-async def client_of(model: Path, **options: Any) -> AsyncIterator[OwnEngine]:
+async def client_of(model: Path, **options: Any) -> AsyncIterator[LaunchedEngine]:
     config = EngineConfig(model=str(model), device="cpu", num_threads=1, kv_cache_tokens=1024, **options)
-    client = OwnEngine(config)
+    client = LaunchedEngine(config)
     try:
         yield client
     finally:

@@ -10,7 +10,7 @@ import pytest
 from peftserve.adapters.errors import InvalidAdapter
 from peftserve.server.api.engine.client import EngineClient
 from peftserve.server.api.engine.interface import EngineDead
-from peftserve.server.api.engine.owned import OwnEngine
+from peftserve.server.api.engine.launched import LaunchedEngine
 from peftserve.server.config import EngineConfig
 from peftserve.server.wire.launch import encode_config
 from peftserve.server.wire.messages import AddRequest, EngineStats, SamplingParams
@@ -24,7 +24,7 @@ def _command(door, config):
 
 @contextlib.asynccontextmanager
 async def _client(model="fake"):
-    client = OwnEngine(EngineConfig(model=model), _command)
+    client = LaunchedEngine(EngineConfig(model=model), _command)
     try:
         await client.start()
         yield client
@@ -178,7 +178,7 @@ async def test_a_listener_that_fails_is_an_error_and_no_silence():
 
 
 async def test_shutdown_ends_open_streams_and_the_process_and_can_be_repeated():
-    client = OwnEngine(EngineConfig(model="slow"), _command)
+    client = LaunchedEngine(EngineConfig(model="slow"), _command)
     await client.start()
     stream = asyncio.create_task(_tokens(client, _request(max_tokens=10_000)))
     await _until(lambda: client.num_sequences == 1)
@@ -192,7 +192,7 @@ async def test_shutdown_ends_open_streams_and_the_process_and_can_be_repeated():
 
 
 async def test_shutdown_does_not_wait_for_an_engine_that_still_loads():
-    client = OwnEngine(EngineConfig(model="loads"), _command)
+    client = LaunchedEngine(EngineConfig(model="loads"), _command)
     await client.launch()
     async with asyncio.timeout(5):
         await client.shutdown()

@@ -1,5 +1,4 @@
 import asyncio
-import resource
 
 import pytest
 
@@ -7,12 +6,9 @@ from peftserve.server.api.http.clock import Timeouts
 from peftserve.server.api.http.connection_counts import counts_of_one
 from peftserve.server.api.http.connections import (
     MAX_SPARE,
-    OF_EACH,
-    OTHERS,
     ConnectionLimits,
     OpenConnections,
     Place,
-    room_for,
 )
 from peftserve.server.api.processes.shared_counts import shared_counts, view_of_connections
 
@@ -133,38 +129,3 @@ async def test_all_are_looked_at_also_beside_one_that_fails(until):
     with pytest.raises(asyncio.CancelledError):
         await watching
     assert gone.looks == 0
-
-
-NO_LIMIT = resource.RLIM_INFINITY
-
-
-@pytest.fixture
-def limits(monkeypatch):
-    """The process's limits on open files, which the test may set: [soft, hard]."""
-    limits = [1024, 4096]
-    monkeypatch.setattr(resource, "getrlimit", lambda kind: tuple(limits))
-    monkeypatch.setattr(resource, "setrlimit", lambda kind, new: limits.__setitem__(slice(None), new))
-    return limits
-
-
-def test_the_soft_limit_is_raised_as_far_as_is_needed(limits):
-    assert room_for(100) == 100
-    assert limits == [1024, 4096]
-    assert room_for(1000) == 1000
-    assert limits == [OTHERS + OF_EACH * 1000, 4096]
-
-
-def test_where_the_system_does_not_let_us_there_are_fewer(limits, caplog):
-    assert room_for(4096) == (4096 - OTHERS) // OF_EACH
-    assert limits == [4096, 4096]
-    assert "open files (4096)" in caplog.text
-
-
-def test_as_many_as_the_system_lets_us(limits):
-    assert room_for(0) == 0
-    assert limits == [4096, 4096]
-    limits[:] = [1024, NO_LIMIT]
-    assert room_for(5000) == 5000
-    assert limits == [OTHERS + OF_EACH * 5000, NO_LIMIT]
-    limits[:] = [NO_LIMIT, NO_LIMIT]
-    assert room_for(1 << 30) == 1 << 30

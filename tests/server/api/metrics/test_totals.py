@@ -1,6 +1,6 @@
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from peftserve.server.api.metrics.totals import added_up, tallies_of, with_tallies
+from peftserve.server.api.metrics.totals import samples_of, summed, with_samples
 
 
 def _process(outcomes, latencies):
@@ -22,7 +22,7 @@ def test_processes_add_up_to_what_one_would_have_counted():
     one = _process(["ok", "ok", "failed", "gone"], [0.5, 1.5, 5.0])
     parts = [_process(["ok"], [0.5]), _process(["ok", "failed"], [5.0]), _process(["gone"], [1.5])]
     first, *others = parts
-    total = list(with_tallies(first, [tallies_of(other) for other in others]))
+    total = list(with_samples(first, [samples_of(other) for other in others]))
     assert [(family.name, family.type) for family in total] == [("requests", "counter"), ("seconds", "histogram")]
     got, wanted = _values(total), _values(one.collect())
     assert got.keys() == wanted.keys()
@@ -34,4 +34,4 @@ def test_processes_add_up_to_what_one_would_have_counted():
 
 def test_nothing_adds_nothing():
     registry = _process(["ok"], [1.0])
-    assert added_up([{}, tallies_of(registry), {}]) == tallies_of(registry)
+    assert summed([{}, samples_of(registry), {}]) == samples_of(registry)

@@ -1,4 +1,4 @@
-"""Two API processes in one event loop: the first behind its private socket, the other behind a port."""
+"""Two API processes in one event loop: the primary behind its private socket, a worker behind a port."""
 
 import asyncio
 import contextlib
@@ -11,9 +11,9 @@ import pytest
 from peftserve.server.api.app import create_app, create_worker_app, make_connections, make_services
 from peftserve.server.api.http.parser import MAX_HEADERS
 from peftserve.server.api.http.server import HttpServer, listen
-from peftserve.server.api.processes.fleet import _listen_in
 from peftserve.server.api.processes.forwarding import Forwarder
-from peftserve.server.api.processes.pool import Workers
+from peftserve.server.api.processes.pool import WorkerPool
+from peftserve.server.api.processes.resources import listen_in
 from peftserve.server.api.services import open_adapters, open_replica
 from peftserve.server.config import EngineConfig, ServerConfig
 
@@ -30,8 +30,8 @@ async def _serving(app, listener, connections=None):
 
 
 @pytest.fixture
-async def other(engine, tmp_path):
-    """A client of the other; `end_first` ends the first one."""
+async def worker(engine, tmp_path):
+    """A client of the worker; `end_primary` ends the primary."""
     config = ServerConfig(
         engine=EngineConfig(model="unused", max_running=4),
         state_dir=tmp_path / "state",
@@ -45,10 +45,12 @@ async def other(engine, tmp_path):
     counts = [0, 0]
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/tmp")))
-        owned = await stack.enter_async_context(open_adapters(config.state_dir, engine, "base", Workers(0, None, None)))
-        first = await stack.enter_async_context(contextlib.AsyncExitStack())
+        owned = await stack.enter_async_context(
+            open_adapters(config.state_dir, engine, "base", WorkerPool(0, None, None))
+        )
+        primary = await stack.enter_async_context(contextlib.AsyncExitStack())
         services = make_services(engine, config, owned, counts)
-        await first.enter_async_context(_serving(create_app(services), _listen_in(folder), make_connections(services)))
+        await primary.enter_async_context(_serving(create_app(services), listen_in(folder), make_connections(services)))
         replica = stack.enter_context(open_replica(config.state_dir, "base"))
         forwarder = Forwarder(folder)
         stack.push_async_callback(forwarder.close)
@@ -61,57 +63,57 @@ async def other(engine, tmp_path):
         http = await stack.enter_async_context(
             httpx.AsyncClient(base_url=url, headers=headers, verify=False, limits=httpx.Limits(max_connections=None))
         )
-        http.end_first = first.aclose
+        http.end_primary = primary.aclose
         yield http
 
 
-async def test_what_the_first_changes_for_a_client_of_the_other_is_there_at_once(other, adapter_bytes):
+async def test_what_the_primary_changes_for_a_client_of_a_worker_is_there_at_once(worker, adapter_bytes):
     files = [("files", file) for file in adapter_bytes(rank=4096).items()]  # in several pieces
-    added = await other.post("/v1/adapters", data={"name": "sql"}, files=files)
+    added = await worker.post("/v1/adapters", data={"name": "sql"}, files=files)
     assert (added.status_code, added.json()["version"]) == (201, 1)
-    answer = await other.post("/v1/completions", json={"model": "sql", "prompt": [5], "max_tokens": 2})
+    answer = await worker.post("/v1/completions", json={"model": "sql", "prompt": [5], "max_tokens": 2})
     assert answer.headers["x-peftserve-adapter"] == "sql@1"
-    assert [model["id"] for model in (await other.get("/v1/models")).json()["data"]] == ["base", "sql"]
-    assert [card["name"] for card in (await other.get("/v1/adapters?limit=1")).json()["data"]] == ["sql"]
-    assert (await other.put("/v1/default-adapter", json={"adapter": "sql"})).json() == {"adapter": "sql"}
-    answer = await other.post("/v1/completions", json={"prompt": [5], "max_tokens": 2, "stream": True})
+    assert [model["id"] for model in (await worker.get("/v1/models")).json()["data"]] == ["base", "sql"]
+    assert [card["name"] for card in (await worker.get("/v1/adapters?limit=1")).json()["data"]] == ["sql"]
+    assert (await worker.put("/v1/default-adapter", json={"adapter": "sql"})).json() == {"adapter": "sql"}
+    answer = await worker.post("/v1/completions", json={"prompt": [5], "max_tokens": 2, "stream": True})
     assert answer.headers["x-peftserve-adapter"] == "sql@1"
-    assert (await other.delete("/v1/adapters/sql")).json()["deleted"]
-    assert (await other.post("/v1/completions", json={"model": "sql", "prompt": [5]})).status_code == 404
+    assert (await worker.delete("/v1/adapters/sql")).json()["deleted"]
+    assert (await worker.post("/v1/completions", json={"model": "sql", "prompt": [5]})).status_code == 404
 
 
-async def test_refusals_are_the_firsts(other, adapter_bytes, check_envelope):
+async def test_refusals_are_the_primarys(worker, adapter_bytes, check_envelope):
     big = [("files", file) for file in adapter_bytes(rank=1 << 17).items()]
-    check_envelope(await other.post("/v1/adapters", data={"name": "sql"}, files=big), 413)
-    check_envelope(await other.post("/v1/adapters", data={"name": "base"}, files=big[:1]), 409)
-    check_envelope(await other.get("/v1/adapters/no%2Fbody"), 404)
-    check_envelope(await other.get("/v1/chat/completions"), 405)
-    check_envelope(await other.post("/v1/adapters", headers={"Authorization": ""}), 401)
+    check_envelope(await worker.post("/v1/adapters", data={"name": "sql"}, files=big), 413)
+    check_envelope(await worker.post("/v1/adapters", data={"name": "base"}, files=big[:1]), 409)
+    check_envelope(await worker.get("/v1/adapters/no%2Fbody"), 404)
+    check_envelope(await worker.get("/v1/chat/completions"), 405)
+    check_envelope(await worker.post("/v1/adapters", headers={"Authorization": ""}), 401)
 
 
-async def test_what_passes_the_public_port_passes_the_private_socket_and_no_more(other, adapter_bytes, check_envelope):
+async def test_what_passes_the_public_port_passes_the_private_socket_and_no_more(worker, adapter_bytes, check_envelope):
     few = {f"x{i}": "v" for i in range(MAX_HEADERS - 8)} | {"large": "v" * 3000}
-    assert (await other.get("/v1/adapters", headers=few)).status_code == 200
+    assert (await worker.get("/v1/adapters", headers=few)).status_code == 200
     for headers in ({"large": "v" * 4096}, {f"x{i}": "v" for i in range(MAX_HEADERS)}):
-        check_envelope(await other.get("/v1/adapters", headers=headers), 431)
-    check_envelope(await other.get("/v1/adapters?" + "a" * 4096), 414, "url_too_long")
+        check_envelope(await worker.get("/v1/adapters", headers=headers), 431)
+    check_envelope(await worker.get("/v1/adapters?" + "a" * 4096), 414, "url_too_long")
     await asyncio.sleep(0.5)  # the private connection is kept for longer than a public one would be
-    assert (await other.get("/v1/adapters")).status_code == 200
-    assert b" 408 " in await _half_an_upload(other)
-    assert (await other.post("/v1/adapters", data={"name": "a"}, files=_files(adapter_bytes))).status_code == 201
+    assert (await worker.get("/v1/adapters")).status_code == 200
+    assert b" 408 " in await _half_an_upload(worker)
+    assert (await worker.post("/v1/adapters", data={"name": "a"}, files=_files(adapter_bytes))).status_code == 201
 
 
-async def test_many_slow_requests_keep_no_other_waiting(other):
-    slow = [asyncio.create_task(_half_an_upload(other)) for _ in range(120)]
+async def test_many_slow_requests_keep_no_other_waiting(worker):
+    slow = [asyncio.create_task(_half_an_upload(worker)) for _ in range(120)]
     await asyncio.sleep(0.3)
-    assert (await other.get("/v1/adapters")).status_code == 200
+    assert (await worker.get("/v1/adapters")).status_code == 200
     assert not any(task.done() for task in slow)
     assert all(b" 408 " in answer for answer in await asyncio.gather(*slow))
 
 
-async def _half_an_upload(other):
+async def _half_an_upload(worker):
     """What a client hears that sends no more."""
-    reader, writer = await asyncio.open_connection(other.base_url.host, other.base_url.port)
+    reader, writer = await asyncio.open_connection(worker.base_url.host, worker.base_url.port)
     head = b"POST /v1/adapters HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer key\r\nContent-Length: 9000\r\n"
     writer.write(head + b"Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n")
     try:
@@ -125,7 +127,7 @@ def _files(adapter_bytes):
     return [("files", file) for file in adapter_bytes().items()]
 
 
-async def test_without_the_first_the_model_still_answers(other, check_envelope):
-    await other.end_first()
-    check_envelope(await other.get("/v1/adapters"), 503, "unavailable")
-    assert (await other.post("/v1/completions", json={"prompt": [5], "max_tokens": 2})).status_code == 200
+async def test_without_the_primary_the_model_still_answers(worker, check_envelope):
+    await worker.end_primary()
+    check_envelope(await worker.get("/v1/adapters"), 503, "unavailable")
+    assert (await worker.post("/v1/completions", json={"prompt": [5], "max_tokens": 2})).status_code == 200

@@ -6,7 +6,7 @@ import pytest
 
 from peftserve.adapters.leases import Leases
 from peftserve.server.api.processes.link import WorkerGone
-from peftserve.server.api.processes.pool import SharedLeases, Workers
+from peftserve.server.api.processes.pool import SharedLeases, WorkerPool
 from peftserve.server.wire.control import AwaitIdle, Serve, WorkerStats
 
 
@@ -17,7 +17,7 @@ class _Link:
         self.gone = asyncio.Event()
         self.idle = asyncio.Event()
         self.told = []
-        self.accounts = WorkerStats()
+        self.stats = WorkerStats()
         self._now = WorkerStats(dict.fromkeys(leases, 1), [], {"requests": [("requests_total", {}, float(counted))]})
         self._serves = serves
 
@@ -31,10 +31,10 @@ class _Link:
         if self.gone.is_set():
             raise WorkerGone
 
-    async def look(self):
+    async def fetch_stats(self):
         if not self.gone.is_set():
-            self.accounts = self._now
-            return self.accounts
+            self.stats = self._now
+            return self.stats
         return WorkerStats()
 
     def tell_to_stop(self):
@@ -46,7 +46,7 @@ class _Link:
 
 @pytest.fixture
 async def run():
-    """Makes `Workers` out of links, in the order in which they are to be started; all serve when it returns."""
+    """Makes `WorkerPool` out of links, in the order in which they are to be started; all serve when it returns."""
     running = []
 
     async def run(count, links, ended=lambda number: None):
@@ -55,7 +55,7 @@ async def run():
         async def start(number):
             return next(left)
 
-        running.append(Workers(count, start, ended))
+        running.append(WorkerPool(count, start, ended))
         running[-1].launch()
         await asyncio.wait_for(running[-1].serve(), 5)
         return running[-1]
@@ -69,7 +69,7 @@ async def test_of_none_nothing_is_waited_for(run):
     workers = await run(0, [])
     await workers.idle("d")
     await workers.drain()
-    assert (await workers.accounts(), await workers.holds("d"), workers.past) == ([], False, {})
+    assert (await workers.stats(), await workers.holds("d"), workers.past) == ([], False, {})
 
 
 async def test_an_adapter_is_idle_when_every_process_says_so_or_has_gone(run):
@@ -95,11 +95,11 @@ async def test_an_adapter_is_held_when_any_process_holds_it(run):
 async def test_one_that_ends_is_replaced_and_what_it_counted_stays(run, until):
     links, ended = [_Link(counted=5), _Link(counted=2)], []
     workers = await run(1, links, ended.append)
-    assert [one.tallies for one in await workers.accounts()] == [{"requests": [("requests_total", {}, 5.0)]}]
+    assert [one.samples for one in await workers.stats()] == [{"requests": [("requests_total", {}, 5.0)]}]
     links[0].gone.set()
     await until(lambda: links[1].told)
     assert ended == [1]
-    assert [one.tallies for one in await workers.accounts()] == [{"requests": [("requests_total", {}, 2.0)]}]
+    assert [one.samples for one in await workers.stats()] == [{"requests": [("requests_total", {}, 2.0)]}]
     assert workers.past == {"requests": [("requests_total", {}, 5.0)]}
 
 

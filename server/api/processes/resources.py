@@ -1,6 +1,7 @@
-"""What the API processes of one server share: the port, their counts, the engine, and the first one's private socket.
+"""The resources that the API processes of one server share, as the primary process opens them.
 
-This is the first one's side. Where it is the only one there is nothing to share, and nothing private.
+They are the port, the counts, the engine, and the private socket on which the primary answers its workers. A primary
+without workers has no private socket.
 """
 
 import shutil
@@ -17,26 +18,27 @@ from msgspec.structs import replace
 from ...config import ServerConfig
 from ...wire.control import Begin
 from ...wire.launch import encode_config
-from ..engine.owned import OwnEngine
+from ..engine.launched import LaunchedEngine
 from ..http.connection_counts import ConnectionCounts
 from ..http.server import BACKLOG, check_free, listen
-from .child import WorkerProcess
-from .forwarding import FIRST
+from .forwarding import PRIMARY
 from .link import WorkerLink
-from .pool import Workers
+from .pool import WorkerPool
+from .process import WorkerProcess
 from .shared_counts import shared_counts, view, view_of_connections
 
 LONGEST_SOCKET_PATH = 100  # the kernel takes 107 bytes
 
 
 @dataclass(frozen=True)
-class Fleet:
-    """listeners: of the first process, the public one before all others. counts: sequences in flight by process.
+class ServerResources:
+    """What the primary process serves with.
 
-    connections: open ones, the same way. started: in seconds since 1970.
+    workers: the other processes. listeners: the primary's sockets, the public one first. counts: sequences in flight by
+    process. connections: open connections by process. started: when the server was, in seconds since 1970.
     """
 
-    workers: Workers
+    workers: WorkerPool
     listeners: list[socket.socket]
     counts: MutableSequence[int]
     connections: ConnectionCounts
@@ -44,8 +46,8 @@ class Fleet:
 
 
 @contextmanager
-def open_fleet(config: ServerConfig, engine: OwnEngine) -> Iterator[Fleet]:
-    """The port is taken, and no process is started before `workers.launch`. Raises OSError."""
+def open_resources(config: ServerConfig, engine: LaunchedEngine) -> Iterator[ServerResources]:
+    """Take the port and make what is shared. `workers.launch` starts the processes. Raises OSError."""
     several = config.api_workers > 1
     with ExitStack() as stack:
         if several:
@@ -53,7 +55,7 @@ def open_fleet(config: ServerConfig, engine: OwnEngine) -> Iterator[Fleet]:
         public = stack.enter_context(listen(config.host, config.port, shared=several))
         counts = stack.enter_context(shared_counts(config.api_workers))
         folder = stack.enter_context(_private_folder()) if several else Path()
-        private = [stack.enter_context(_listen_in(folder))] if several else []
+        private = [stack.enter_context(listen_in(folder))] if several else []
         started = int(time.time())
         begin = Begin(
             number=0,
@@ -63,14 +65,14 @@ def open_fleet(config: ServerConfig, engine: OwnEngine) -> Iterator[Fleet]:
             started=started,
         )
         starter = _Starter(engine, counts, begin)
-        workers = Workers(config.api_workers - 1, starter.start, starter.forget)
-        yield Fleet(workers, [public, *private], starter.counts, starter.connections, started)
+        workers = WorkerPool(config.api_workers - 1, starter.start, starter.forget)
+        yield ServerResources(workers, [public, *private], starter.counts, starter.connections, started)
 
 
 class _Starter:
-    """file: descriptor of that of the counts."""
+    """Starts workers, and resets their counts when they have ended. file: descriptor of the file of counts."""
 
-    def __init__(self, engine: OwnEngine, file: int, begin: Begin) -> None:
+    def __init__(self, engine: LaunchedEngine, file: int, begin: Begin) -> None:
         self.counts = view(file)
         self.connections = view_of_connections(file)
         self._engine = engine
@@ -78,21 +80,21 @@ class _Starter:
         self._begin = begin
 
     async def start(self, number: int) -> WorkerLink:
-        """Raises EngineDead, OSError."""
+        """Start worker `number` with a connection to the engine. Raises EngineDead, OSError."""
         process = await WorkerProcess.start(self._engine.connect(), self._file)
         return await WorkerLink.begin(process, replace(self._begin, number=number))
 
     def forget(self, number: int) -> None:
-        """What a process that has ended had in flight and open has ended with it."""
+        """Set the counts of a worker that has ended to 0: its sequences and connections have ended with it."""
         self.counts[number] = 0
         self.connections.forget(number)
 
 
 @contextmanager
 def _private_folder() -> Iterator[Path]:
-    """A new folder that only this user can enter, with a path short enough for a Unix socket."""
+    """Make a folder that only this user can enter, with a path short enough for a Unix socket."""
     folder = Path(tempfile.mkdtemp(prefix="peftserve-"))
-    if len(str(folder / FIRST)) > LONGEST_SOCKET_PATH:
+    if len(str(folder / PRIMARY)) > LONGEST_SOCKET_PATH:
         folder.rmdir()
         folder = Path(tempfile.mkdtemp(prefix="peftserve-", dir="/tmp"))
     try:
@@ -101,8 +103,9 @@ def _private_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _listen_in(folder: Path) -> socket.socket:
+def listen_in(folder: Path) -> socket.socket:
+    """Return the primary's listening socket in the private folder. Raises OSError."""
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(folder / FIRST))
+    listener.bind(str(folder / PRIMARY))
     listener.listen(BACKLOG)
     return listener

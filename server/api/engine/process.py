@@ -1,6 +1,7 @@
-"""The engine as a child process: the door to it, its standard input as the life line, its end.
+"""The engine as a child process: how it is started, connected to and ended.
 
-Knows processes and sockets; does not know what the messages mean.
+The engine takes new connections through one socket, the door, and ends when its standard input closes, so that it never
+outlives its parent. Knows processes and sockets; does not know what the messages mean.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ CommandMaker = Callable[[int, EngineConfig], list[str]]
 
 
 class EngineProcess:
-    """Started by `start`; `connect` makes connections to it; `wait` returns its exit code."""
+    """A running engine process. Made by `start`."""
 
     def __init__(self, door: socket.socket, process: asyncio.subprocess.Process) -> None:
         self._door = door
@@ -24,7 +25,7 @@ class EngineProcess:
 
     @classmethod
     async def start(cls, config: EngineConfig, make_command: CommandMaker = engine_command) -> "EngineProcess":
-        """Raises OSError where the process cannot be started."""
+        """Start the process, without waiting for its model. Raises OSError if it cannot be started."""
         ours, theirs = socket.socketpair()
         with theirs:
             try:
@@ -42,7 +43,7 @@ class EngineProcess:
         return cls(ours, process)
 
     def connect(self) -> socket.socket:
-        """A new connection, which the engine takes when it comes to it. Raises OSError where the engine has ended."""
+        """Return a new connection, which the engine accepts between steps. Raises OSError if the engine has ended."""
         ours, theirs = socket.socketpair()
         with theirs:
             try:
@@ -53,18 +54,27 @@ class EngineProcess:
         return ours
 
     async def wait(self) -> int:
+        """Wait for the process to end, and return its exit code."""
         return await self._process.wait()
 
     async def stop(self, patience: float) -> int:
-        """Waits for the process to end by itself for at most `patience` seconds, then ends it. Idempotent."""
-        with contextlib.suppress(TimeoutError):
-            return await asyncio.wait_for(self._process.wait(), patience)
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
-        return await self._process.wait()
+        """End the process as `end_process` does, and return its exit code."""
+        return await end_process(self._process, patience)
 
     def close(self) -> None:
-        """Releases the door and the life line; the process has ended."""
+        """Close the door and the standard input of a process that has ended."""
         if self._process.stdin is not None:
             self._process.stdin.close()
         self._door.close()
+
+
+async def end_process(process: asyncio.subprocess.Process, patience: float) -> int:
+    """Wait at most `patience` seconds for a child process to end by itself, then kill it.
+
+    Returns its exit code; one that has ended already is fine.
+    """
+    with contextlib.suppress(TimeoutError):
+        return await asyncio.wait_for(process.wait(), patience)
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    return await process.wait()

@@ -1,9 +1,9 @@
-"""An API process beside the first: it answers what asks the model itself, and hands on all else.
+"""A worker: an API process that answers requests to the model itself, and forwards all others to the primary process.
 
-    python -m peftserve.server.api.secondary CONTROL ENGINE COUNTS
+    python -m peftserve.server.api.worker CONTROL ENGINE COUNTS
 
-Three descriptors: the connections to the first process and to the engine, and the file of shared counts. It reads the
-registry that the first one writes. It ends when it is told to, or when the first ends.
+takes three descriptors: the connections to the primary and to the engine, and the file of shared counts. A worker reads
+the registry that the primary writes. It ends when it is told to, or when the primary ends.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from ..wire.transport import Channel
 from .app import create_worker_app, make_connections, make_services
 from .engine.client import EngineClient
 from .http.server import HttpServer, listen
-from .metrics.totals import tallies_of
+from .metrics.totals import samples_of
 from .processes.forwarding import Forwarder
 from .processes.shared_counts import view, view_of_connections
 from .services import Services, base_id, open_replica
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 class ApiWorker:
-    """engine: the connection to it. counts: descriptor of the file of counts."""
+    """The worker of this process. engine: the connection to it. counts: descriptor of the file of counts."""
 
     def __init__(self, engine: socket.socket, counts: int) -> None:
         self._connection = engine
@@ -52,7 +52,7 @@ class ApiWorker:
         self._http: asyncio.Task[None] | None = None  # set by _serve()
 
     async def run(self, control: socket.socket) -> None:
-        """Until the first process says Stop. Raises what keeps this one from serving."""
+        """Follow the primary's orders on the connection `control` until `Stop`. Raises what keeps this from serving."""
         await self._channel.open(control)
         begin = await self._begin
         config = self._config = decode_config(begin.config, ServerConfig)
@@ -89,11 +89,11 @@ class ApiWorker:
     async def _answer(self, call: Call) -> None:
         services = await self._services
         try:
-            accounts = await self._do(services, call)
+            stats = await self._do(services, call)
         except Exception as error:
             self._stop(error)
         else:
-            self._channel.send(Done(call.call_id, accounts))
+            self._channel.send(Done(call.call_id, stats))
 
     async def _do(self, services: Services, call: Call) -> WorkerStats | None:
         match call:
@@ -108,12 +108,12 @@ class ApiWorker:
                 return WorkerStats(
                     services.adapters.leases.counts(),
                     services.metrics.names_in_use(),
-                    tallies_of(services.metrics.registry),
+                    samples_of(services.metrics.registry),
                 )
         return None
 
     async def _serve(self, services: Services) -> None:
-        """Returns when this process listens. Raises EngineDead, OSError."""
+        """Wait for the model, and return when this process listens. Raises EngineDead, OSError."""
         assert self._server is not None
         await self._engine.loaded()
         await asyncio.to_thread(services.tokenizer)
@@ -132,7 +132,7 @@ class ApiWorker:
             self._stopped.set_exception(error)
 
     def _orphaned(self, fault: msgspec.MsgspecError | None) -> None:
-        """The first process has ended without a word: so does this one, and leaves nothing of it behind."""
+        """End this process, as the primary has ended without `Stop`, and remove the private folder that it left."""
         if self._stopped.done():
             return
         if self._begin.done():
@@ -145,8 +145,11 @@ async def _run(control: int, engine: int, counts: int) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit status 0 after `Stop`, 1 if this process cannot serve or the first has ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # both are for the first process, which drains all
+    """Run the worker. Returns the exit status: 0 after `Stop`, 1 if it cannot serve.
+
+    If the primary dies, the process exits with 1 at once.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # both are for the primary, which drains all
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         uvloop.run(_run(*map(int, arguments)))
