@@ -109,8 +109,10 @@ def test_the_configuration_alone_may_say_no(
 
 def test_attention_that_computes_something_else_is_refused(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it would where a model hands over what our attention overlooks."""
-    plain = attention_module.prefill
-    monkeypatch.setattr(attention_module, "prefill", lambda *a: plain(*a[:4], replace(a[4], scale=a[4].scale * 1.1)))
+    plain = attention_module.attend_prefill
+    monkeypatch.setattr(
+        attention_module, "attend_prefill", lambda *a: plain(*a[:4], replace(a[4], scale=a[4].scale * 1.1))
+    )
     with pytest.raises(UnservableModel, match="attention behind transformers' interface are off by"):
         load(tiny())
 
@@ -132,8 +134,10 @@ def test_the_rounding_of_bfloat16_is_no_reason_to_refuse(
     NOISY[kind].initializer_range = 0.1
     AutoModelForCausalLM.from_config(NOISY[kind], dtype=torch.bfloat16).save_pretrained(tmp_path)
     load(tmp_path, dtype="bfloat16")
-    plain = attention_module.prefill
-    monkeypatch.setattr(attention_module, "prefill", lambda *a: plain(*a[:4], replace(a[4], scale=a[4].scale * 2)))
+    plain = attention_module.attend_prefill
+    monkeypatch.setattr(
+        attention_module, "attend_prefill", lambda *a: plain(*a[:4], replace(a[4], scale=a[4].scale * 2))
+    )
     with pytest.raises(UnservableModel, match="are off by"):
         load(tmp_path, dtype="bfloat16")
 

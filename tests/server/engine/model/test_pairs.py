@@ -73,7 +73,7 @@ MAKERS: Mapping[str, Callable[[Draw], Made]] = {
     "circulant": lambda draw: (p.Circulant(draw(OUT // 8, IN // 8, 8), 0.5),),
     "replacement": lambda draw: (p.Replacement(draw(OUT, IN)),),
     "replacement of the bias": lambda draw: (p.Replacement(None, draw(OUT)),),
-    "rows": lambda draw: (p.Rows(torch.tensor([0, 3, 31], dtype=torch.int32), draw(3, IN)),),
+    "rows": lambda draw: (p.TokenRows(torch.tensor([0, 3, 31], dtype=torch.int32), draw(3, IN)),),
     # What methods put together at one module.
     "dora": lambda draw: (p.OutputScale(draw(OUT)), p.LowRank(draw(3, IN), draw(OUT, 3)), p.Bias(draw(OUT))),
     "boft": lambda draw: (p.InputRotation(draw(IN // 4, 4, 4)), p.OutputScale(draw(OUT)), p.Bias(draw(OUT))),
@@ -83,7 +83,7 @@ MAKERS: Mapping[str, Callable[[Draw], Made]] = {
         p.LowRank(draw(3, IN), draw(OUT, 3)),
     ),
     "replacement and rows": lambda draw: (
-        p.Rows(torch.tensor([2, 30], dtype=torch.int32), draw(2, IN)),
+        p.TokenRows(torch.tensor([2, 30], dtype=torch.int32), draw(2, IN)),
         p.Replacement(draw(OUT, IN)),
     ),
 }
@@ -92,7 +92,7 @@ WIDE_MAKERS: Mapping[str, Callable[[Draw], Made]] = {
     "another larger vocabulary": lambda draw: (p.Replacement(draw(WIDER - 4, IN), draw(WIDER - 4)),),
     "larger vocabulary and bias": lambda draw: (p.Replacement(draw(WIDER, IN), draw(WIDER)), p.Bias(draw(WIDER))),
     "larger vocabulary and rows": lambda draw: (
-        p.Rows(torch.tensor([2, WIDER - 1], dtype=torch.int32), draw(2, IN)),
+        p.TokenRows(torch.tensor([2, WIDER - 1], dtype=torch.int32), draw(2, IN)),
         p.Replacement(draw(WIDER, IN), draw(WIDER)),
     ),
 }
@@ -238,7 +238,7 @@ class Bench:
 def alone(module: Callable[..., torch.Tensor], made: Made, x: torch.Tensor, stream: torch.Tensor) -> torch.Tensor:
     """R(base(x + Σ in(x))), then Σ out of that, then Σ add, one primitive after the other."""
     stages: dict[Stage, list[Callable[[torch.Tensor], torch.Tensor]]] = {stage: [] for stage in Stage}
-    for primitive in sorted(made, key=lambda one: isinstance(one, p.Rows)):
+    for primitive in sorted(made, key=lambda one: isinstance(one, p.TokenRows)):
         stages[FORMULAS[primitive.kind].stage].append(_formula(module, primitive, x, stream))
     seen = x + sum(term(x) for term in stages[Stage.INPUT])
     y = module(seen)
