@@ -146,7 +146,7 @@ def test_nothing_is_captured_after_the_start(
 
     captures, places = simulated_cuda.captures, read_by_graphs()
     assert captures == 1 + sum(1 + len(kinds_for(rows)) for rows in (1, 2, 4, 8, 16, MAX_RUNNING))
-    for buffer in ("table", "_arena", "records", "h", "_there"):
+    for buffer in ("table", "_arena", "records", "h", "_on_device"):
         assert any(name.endswith(buffer) for name in places), buffer
     load = Load(engine)
     names = [folder.name for folder in oracle.varied_adapters(model, tmp_path / "adapters", seed=50)]
