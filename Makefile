@@ -30,8 +30,8 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-lo
 test: $(VENV)/.dev  ## the whole test suite
 	$(PYTEST) $(ARGS)
 
-test-fast: $(VENV)/.dev  ## what a change needs: no real server, nothing that is marked slow
-	$(PYTEST) -m "not slow" --ignore tests/end_to_end $(ARGS)
+test-fast: $(VENV)/.dev  ## what a change needs: no real server, no benchmarks, nothing that is marked slow
+	$(PYTEST) -m "not slow" --ignore tests/end_to_end --ignore tests/benchmarks $(ARGS)
 
 links:  ## the git-ignored links through which mypy and pyright see the package
 	mkdir -p .links/peftserve

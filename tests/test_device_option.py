@@ -45,12 +45,14 @@ def run(tmp_path: Path, *words: str, devices: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_by_default_no_test_sees_a_gpu(tmp_path: Path) -> None:
     said = run(tmp_path, devices="0")
     assert "device cpu 1 \n" in said
     assert "3 passed" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [("--device", "cuda"), ("--device=cuda",)])
 def test_without_a_gpu_everything_for_one_is_left_out_and_says_why(tmp_path: Path, words: tuple[str, ...]) -> None:
     said = run(tmp_path, *words, devices="")
@@ -67,6 +69,7 @@ def test_tests_for_a_gpu_are_compiled(tmp_path: Path) -> None:
     assert "not with --device cuda: it simulates one" in said
 
 
+@pytest.mark.slow
 def test_files_with_slow_tests_begin_and_slow_tests_can_be_left_out(tmp_path: Path) -> None:
     said = []
     for name, words in (("all", ()), ("fast", ("-m", "not slow"))):

@@ -164,6 +164,7 @@ def test_a_published_package_of_the_same_name_wins(name: str, tmp_path: Path) ->
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
+@pytest.mark.slow
 def test_the_package_is_imported_without_torch_until_an_engine_is_asked_for() -> None:
     program = """
 import sys, peftserve

@@ -67,6 +67,7 @@ for file in (DEMO_HELD_OUT, *(folder / "adapter_config.json" for folder in DEMO_
 """
 
 
+@pytest.mark.slow
 def test_where_it_is_unpacked_it_is_the_package_and_brings_the_demo(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
     wheel.extractall(tmp_path)
     environ = {**os.environ, "PYTHONPATH": str(tmp_path)}

@@ -37,6 +37,7 @@ def same(deltas_of_peft: Deltas, deltas_of_bypass: Deltas) -> Callable[[Any, Pat
     return check
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma3", "phi3", "gpt2", "opt"])
 def test_as_peft_computes_it(
     architecture: str,

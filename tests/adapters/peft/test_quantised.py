@@ -50,6 +50,7 @@ def worlds(llama: Any, oracle: ModuleType, tmp_path_factory: pytest.TempPathFact
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "name"),
     [

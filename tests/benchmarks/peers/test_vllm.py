@@ -8,6 +8,7 @@ import torch
 from benchmarks.kernels.problem import Scenario
 
 
+@pytest.mark.slow
 def test_vllm_adds_what_the_formula_says(
     kit: ModuleType, peers: Any, scenario: Scenario, interpreter: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ def run(tiered: Any, folder: Path) -> Callable[..., int]:
     return lambda *more: main(["--base-url", tiered.url, "--adapter", str(folder), *sizes, *more])
 
 
+@pytest.mark.slow
 def test_a_run_on_a_server_that_runs(
     run: Callable[..., int], tiered: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -98,6 +98,7 @@ def folder(tmp_path, adapter_bytes):
     return str(folder)
 
 
+@pytest.mark.slow
 def test_adapters_of_the_command_line_are_there_and_survive_restarts_once(start, folder):
     for _ in range(2):
         server = start(preload=[("sql", folder)])
@@ -174,6 +175,7 @@ def _runs(pid):
     return False
 
 
+@pytest.mark.slow
 def test_sigterm_drains_every_process(start):
     server = start("slow", api_workers=2)
     server.wait_for()

@@ -68,7 +68,8 @@ class ScriptedSocket:
             return [Shutdown()]
         condition, commands = self.script[0]
         if not condition(self):
-            time.sleep(0.0 if timeout == 0 else 0.001)  # a loop that would wait lets the loader's thread work
+            # A loop that would wait, or has gone round for long, lets the loader's thread work.
+            time.sleep(0.0 if timeout == 0 and self.polls < 1000 else 0.001)
             return []
         del self.script[0]
         return commands

@@ -144,6 +144,7 @@ TOO_LARGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1 << 20, 700, 1])
 @pytest.mark.parametrize("kind", TOO_LARGE)
 async def test_too_much_is_refused_however_it_comes(bounded, make_raw, check_envelope, kind, size):
@@ -364,6 +365,7 @@ async def test_the_rest_of_a_body_that_nobody_reads_has_its_time(make_server, ma
         trickling.cancel()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reads", [False, True])
 async def test_who_does_not_read_loses_its_place(make_server, engine, model_info, tokenizer, until, reads):
     engine.info = model_info(tokenizer=tokenizer.to_str(), max_model_len=1 << 20)

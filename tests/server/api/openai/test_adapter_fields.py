@@ -38,6 +38,7 @@ def _who(response):
     return response.headers["x-peftserve-adapter"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beside", [{}, {"model": None}, {"model": "base"}, {"model": "default"}, {"model": "sql"}])
 @pytest.mark.parametrize(
     "fields",
@@ -64,12 +65,14 @@ async def test_it_names_whatever_model_names(ask, name):
     assert _who(await ask("completions", adapter_id=name)) == _who(await ask("completions", model=name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beside", [{}, {"model": "base"}])
 @pytest.mark.parametrize("fields", [{"adapter_id": "nobody"}, {"lora_path": "/a/path"}, {"extra_body": {"lora": "x"}}])
 async def test_an_unknown_name_is_a_404_like_any(ask, route, fields, beside, check_envelope):
     check_envelope(await ask(route, **fields, **beside), 404, "model_not_found")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -54,6 +54,7 @@ async def test_a_task_travels_with_the_adapter(ask, add, engine):
     assert _parts(engine) == [(lora, 1.0, 0)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
