@@ -91,7 +91,7 @@ class WorkerPool:
     async def _keep(self, number: int) -> None:
         """Run worker `number`, one process after the other, for as long as the server lives.
 
-        Raises OSError if the first process ends before it serves, and what `start` raises.
+        Raises OSError if a process ends before it serves, and what `start` raises.
         """
         for attempt in itertools.count():
             begun = time.monotonic()

@@ -99,7 +99,7 @@ def test_an_attach_copies_one_row_whatever_the_adapter_has(bench: Bench, name: s
     assert len(detaching.ran) <= 2
 
 
-def test_a_rider_stops_riding_as_quickly(bench: Bench) -> None:
+def test_a_fused_scale_is_split_off_as_quickly(bench: Bench) -> None:
     attachments = bench.attachments
     attachments.attach(0, attachments.prepare(*bench.copy(BYPASSES["ia3"])))
     rides = attachments.backend.fuses_scale_and_bias
