@@ -20,24 +20,31 @@ Vectors = NDArray[np.float32]
 
 
 def nearest_states(texts_by_candidate: Sequence[Sequence[str]], layer: int | None) -> Callable[[Query], list[float]]:
-    """Return a function that scores a request for each candidate. It raises VectorsNeeded."""
-    return NearestStates(texts_by_candidate, layer).scores
+    """Return a function that scores a request for each candidate. It raises VectorsNeeded.
+
+    Examples are run as the prompt is, in the chat's template or without: what templates add would else tell most.
+    """
+    forms = {is_chat: NearestStates(texts_by_candidate, layer, is_chat) for is_chat in (False, True)}
+    return lambda query: forms[query.is_chat].scores(query)
 
 
 class NearestStates:
     """The examples' vectors, as far as they are known. For one thread at a time."""
 
-    def __init__(self, texts_by_candidate: Sequence[Sequence[str]], layer: int | None) -> None:
+    def __init__(self, texts_by_candidate: Sequence[Sequence[str]], layer: int | None, is_chat: bool = False) -> None:
         self._texts = texts_by_candidate
         self._layer = layer
+        self._is_chat = is_chat
         self._known: dict[str, Vectors] = {}  # until all are
         self._examples: _Examples | None = None  # from then on
 
     def scores(self, query: Query) -> list[float]:
         """Return each candidate's cosine of the prompt to the nearest of its texts. Raises VectorsNeeded."""
+        if not query.text().strip():
+            return [0.0] * len(self._texts)
         if self._examples is None:
             self._learn(query)
-        prompt = query.vectors.get(VectorKey(self._layer, None))
+        prompt = query.vectors.get(self._key(None))
         if self._examples is None or prompt is None:
             raise VectorsNeeded(self._missing(prompt is None))
         return self._examples.scores(np.asarray(prompt, np.float32))
@@ -46,7 +53,7 @@ class NearestStates:
         """Keep the texts' vectors that the query brings."""
         for of_one in self._texts:
             for text in of_one:
-                vector = query.vectors.get(VectorKey(self._layer, text))
+                vector = query.vectors.get(self._key(text))
                 if vector is not None:
                     self._known[text] = np.asarray(vector, np.float32)
         if not self._unknown():
@@ -58,7 +65,10 @@ class NearestStates:
 
     def _missing(self, also_prompt: bool) -> list[VectorKey]:
         texts = [] if self._examples is not None else self._unknown()[:AT_ONCE]
-        return [VectorKey(self._layer, text) for text in [*([None] if also_prompt else []), *texts]]
+        return [self._key(text) for text in [*([None] if also_prompt else []), *texts]]
+
+    def _key(self, text: str | None) -> VectorKey:
+        return VectorKey(self._layer, text, self._is_chat)
 
 
 class _Examples:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from peftserve.adapters.routing.hidden_states import AT_ONCE, NearestStates
+from peftserve.adapters.routing.hidden_states import AT_ONCE, NearestStates, nearest_states
 from peftserve.adapters.routing.query import Query, VectorKey, VectorsNeeded
 
 CANDIDATES = [["select", "count"], ["object"], [f"text {i}" for i in range(AT_ONCE + 10)]]
@@ -24,7 +24,7 @@ class Base:
     def scores(self, encoder: NearestStates) -> list[float]:
         while True:
             try:
-                return encoder.scores(Query(vectors=self.vectors))
+                return encoder.scores(Query(lambda: self.prompt, vectors=self.vectors))
             except VectorsNeeded as needed:
                 self.asked.append(list(needed.keys))
                 for key in needed.keys:
@@ -47,10 +47,10 @@ def test_examples_are_asked_for_once_and_a_few_at_a_time() -> None:
 def test_what_an_aborted_request_has_brought_is_kept() -> None:
     encoder, base = NearestStates(CANDIDATES, LAYER), Base("count")
     with pytest.raises(VectorsNeeded) as needed:
-        encoder.scores(Query())
+        encoder.scores(Query(lambda: "count"))
     brought = {key: base.states(key.text or "").tolist() for key in needed.value.keys}
     with pytest.raises(VectorsNeeded) as further:
-        encoder.scores(Query(vectors=brought))
+        encoder.scores(Query(lambda: "count", vectors=brought))
     assert not set(further.value.keys) & set(brought)
 
 
@@ -76,4 +76,21 @@ def test_a_single_candidate_is_compared_as_it_is() -> None:
 def test_states_of_no_length_score_nothing() -> None:
     encoder = NearestStates([["a"], ["b"]], None)
     vectors = {VectorKey(None, text): [0.0, 0.0] for text in ("a", "b", None)}
-    assert encoder.scores(Query(vectors=vectors)) == [0.0, 0.0]
+    assert encoder.scores(Query(lambda: "x", vectors=vectors)) == [0.0, 0.0]
+
+
+def test_an_empty_prompt_is_like_no_example_and_needs_no_base() -> None:
+    assert NearestStates([["a"], ["b"]], None).scores(Query(lambda: " \n")) == [0.0, 0.0]
+
+
+def test_examples_are_run_as_the_prompt_is() -> None:
+    scores = nearest_states([["a"], ["b"]], None)
+    text = {VectorKey(None, text): [1.0, float(text == "a")] for text in ("a", "b", None)}
+    chat = {VectorKey(None, text, True): [1.0, float(text == "b")] for text in ("a", "b", None)}
+    for vectors, is_chat in ((text, False), (chat, True)):
+        with pytest.raises(VectorsNeeded) as needed:
+            scores(Query(lambda: "x", is_chat=is_chat))
+        assert {*needed.value.keys} == {*vectors}
+        assert scores(Query(lambda: "x", is_chat=is_chat, vectors=vectors))[0] == pytest.approx(
+            -1 if is_chat is False else 1
+        )

@@ -106,12 +106,14 @@ def test_a_candidate_that_is_gone_is_an_error_and_others_are_not_asked() -> None
 def test_the_base_is_asked_for_states_of_its_layer() -> None:
     policy = match_policy(body(encoder="base", layer=1, fallback="chat"), None)
     with pytest.raises(VectorsNeeded) as needed:
-        policy(Query(), found, None)
+        policy(Query(lambda: "x"), found, None)
     keys = needed.value.keys
     assert {key.layer for key in keys} == {1}
     assert keys[0].text is None
     texts = [key.text for key in keys[1:]]
     axes = dict(zip(texts, ([1.0, 0, 0], [1, 0.1, 0], [0.9, 0, 0.1], [0, 1, 0], [0, 0, 1]), strict=True))
     vectors = {VectorKey(1, text): axes[text] for text in texts}
-    assert policy(Query(vectors={**vectors, VectorKey(1, None): [0, 2.0, 0]}), found, None).chosen == "json@2"
-    assert policy(Query(vectors={VectorKey(1, None): [0, 0, 5.0]}), found, None).chosen == "dates"
+    assert (
+        policy(Query(lambda: "x", vectors={**vectors, VectorKey(1, None): [0, 2.0, 0]}), found, None).chosen == "json@2"
+    )
+    assert policy(Query(lambda: "x", vectors={VectorKey(1, None): [0, 0, 5.0]}), found, None).chosen == "dates"
