@@ -48,11 +48,11 @@ def match_policy(body: Match, _: object) -> Callable[[Query, Follow, object], Ch
 
 def pick(targets: Sequence[str], scores: Sequence[float], threshold: float, top_k: int) -> list[Picked]:
     """Return the best candidates, of different targets, that reach the threshold, best first; at most `top_k`."""
+    reaching = [number for number, score in enumerate(scores) if score >= threshold]
     best: dict[str, int] = {}
-    for number in sorted(range(len(scores)), key=lambda number: -scores[number]):
-        if scores[number] >= threshold and len(best) < top_k:
-            best.setdefault(targets[number], number)
-    chosen = list(best.values())
+    for number in sorted(reaching, key=scores.__getitem__, reverse=True):
+        best.setdefault(targets[number], number)
+    chosen = list(best.values())[:top_k]
     return [Picked(*pair) for pair in zip(chosen, softmax([scores[number] for number in chosen]), strict=True)]
 
 

@@ -52,8 +52,9 @@ class TfidfIndex:
         """Return each candidate's cosine of the prompt to the nearest of its texts, from 0 to 1."""
         if not len(self._first_text):
             return []
-        query = self._query(terms_of(prompt))
-        cosines = np.add.reduceat(query[self._columns] * self._weights, self._first_entry)
+        products = self._query(terms_of(prompt)).take(self._columns, mode="clip")  # unchecked: none is out of range
+        products *= self._weights
+        cosines = np.add.reduceat(products, self._first_entry)
         nearest: list[float] = np.minimum(np.maximum.reduceat(cosines, self._first_text), 1.0).tolist()
         return nearest
 
