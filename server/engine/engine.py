@@ -51,6 +51,7 @@ class Engine:
         self._config = config
         loaded = load_model(config)
         self._model = loaded.model
+        self._hidden = loaded.hidden
         products = lay_out_products(loaded, config.wide_columns)
         most_rows = max(config.max_batch_tokens, len(loaded.trace.token_ids))  # which the check at start runs
         memory = StepMemory(loaded.device, spare=config.max_running * SPARE_FIELDS)
@@ -110,6 +111,8 @@ class Engine:
             pid=os.getpid(),
             fingerprint=fingerprint(config.model),
             cuda_graphs=None if is_host(model.device) else self._runner.num_graphs,
+            hidden_size=self._hidden.width,
+            num_layers=self._hidden.num_layers,
         )
 
     # Requests
@@ -117,9 +120,12 @@ class Engine:
     def add_request(self, request: AddRequest) -> None:
         """Queue a request.
 
-        Raises ValueError if it could never be served: no prompt, too long, unknown tokens, too many adapters.
+        Raises ValueError if it could never be served: no prompt, too long, unknown tokens, too many adapters, pooled
+        hidden states that the model does not have.
         """
         check_prompt(request, self.info.vocab_size, self._max_model_len)
+        if request.pooling is not None:
+            self._hidden.check(request.pooling.layer)
         if request.request_id in self._sequences:
             raise ValueError(f"request id {request.request_id!r} is in use")
         sequence = make_sequence(
