@@ -156,10 +156,9 @@ def _start_scoring(chunk: Chunk, logits: StepLogits, row: int) -> _Scoring | Non
 
 def _start_pooled(batch: Batch) -> _Pooled | None:
     """Enqueue the copy to the host of the vectors that the step has completed; None where it has none."""
-    found = [(c.sequence, c.sequence.pooled) for c in batch.prefills if ends_pooling(c) and c.sequence.pooled is not None]
-    if not found:
-        return None
-    return _Pooled([sequence for sequence, _ in found], staging.Returning([pooled for _, pooled in found]))
+    sequences = [chunk.sequence for chunk in batch.prefills if ends_pooling(chunk)]
+    vectors = [sequence.pooled for sequence in sequences if sequence.pooled is not None]
+    return _Pooled(sequences, staging.Returning(vectors)) if sequences else None
 
 
 def _record(sequences: Iterable[EngineSequence], sampled: Sampled, finished: Finished) -> None:

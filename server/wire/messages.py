@@ -56,13 +56,14 @@ class WeightedAdapter(msgspec.Struct, frozen=True):
         return f"{self.digest}:{self.task}" if self.task else self.digest
 
 
+AdapterLevel = Literal["device", "host"]
 PoolingKind = Literal["mean", "last"]
 
 
 class Pooling(msgspec.Struct, frozen=True):
     """One vector for a prompt, of the hidden states of its tokens.
 
-    kind: their mean, or that of the last token. layer: number of the decoder layer whose output they are, of which -1 is
+    kind: their mean, or that of the last token. layer: number of the decoder layer whose output they are, with -1 for
     the last; None for what the head reads, behind the last norm.
     """
 
@@ -112,11 +113,30 @@ class ReleaseAdapter(msgspec.Struct, frozen=True, tag=True):
     digest: str
 
 
+class LoadAdapter(msgspec.Struct, frozen=True, tag=True):
+    """Bring an adapter to the device, ahead of use. The reply says where it is then; others may need its room later."""
+
+    call_id: int
+    digest: str
+
+
+class PinAdapters(msgspec.Struct, frozen=True, tag=True):
+    """Load these adapters and never evict them, and no others from now on. New ones are taken in their order.
+
+    A released one is no longer pinned. The reply comes when it is known that they fit the bound, or says which bound
+    they are over; those that are within it are pinned either way.
+    """
+
+    call_id: int
+    digests: list[str]
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag=True):
     """Leave the step loop and exit. Sent when the API has drained."""
 
 
-Command = AddRequest | AbortRequest | InspectAdapter | ReleaseAdapter | Shutdown
+Call = InspectAdapter | ReleaseAdapter | LoadAdapter | PinAdapters
+Command = AddRequest | AbortRequest | Call | Shutdown
 
 # Events: engine to API
 
@@ -208,6 +228,7 @@ class Reply(msgspec.Struct, frozen=True, tag=True):
     """The answer to the call of the same `call_id`.
 
     facts: of an inspected adapter. error_kind: name of a class of adapters/errors.py; with `error`, None on success.
+    level: of a loaded adapter; `host` where no slot became free in time.
     """
 
     call_id: int
@@ -215,6 +236,7 @@ class Reply(msgspec.Struct, frozen=True, tag=True):
     error_kind: str | None = None
     error: str | None = None
     error_param: str | None = None
+    level: AdapterLevel | None = None
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -223,6 +245,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     Counters are totals since the start. adapter_load_seconds: durations of loads since the last message.
     adapter_integrity_failures: files of adapters that were not what was stored, uploaded or compiled.
     damaged_adapters: digests of adapters whose uploaded files were found damaged since the last message.
+    pinned_adapters: digests of those that never leave the device, once they are there.
     running_adapters, waiting_adapters: digest to number of sequences.
     host_unchanged: host_adapters are those of the message before, and left out of this one.
     """
@@ -242,6 +265,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     damaged_adapters: list[str] = []
     device_adapters: list[str] = []
     host_adapters: list[str] = []
+    pinned_adapters: list[str] = []
     host_unchanged: bool = False
     device_adapter_bytes: int = 0
     host_adapter_bytes: int = 0

@@ -197,7 +197,7 @@ def _copied(model: PreTrainedModel, trace: Trace) -> tuple[PreTrainedModel, bool
 
 
 def _attach(model: PreTrainedModel, trace: Trace) -> tuple[PagedAttention, TracedSites, HiddenStates]:
-    """Find the sites, the hidden states, and the shapes of keys and values; compare our attention with transformers'."""
+    """Find sites, hidden states and the shapes of keys and values, and compare our attention with transformers' own."""
     attention = PagedAttention()
     model.set_attn_implementation(attention.name)
     with SiteTracer(model, len(trace.token_ids)) as tracer:

@@ -27,9 +27,9 @@ class Sequence:
     pages, page_keys: pages held, in order, and the prefix-cache keys of the full ones; set by the scheduler.
     num_published: first pages that others can find; counted by the scheduler.
     prompt_logprobs: of the prompt's tokens so far, if the request wants them; the first token has none.
-    pooling: the vector of the prompt that the request wants, if any. pooled: what the tokens run so far come to, (width,)
-        float32 on the device; set by each step's launch. pooled_bytes: the whole; set when the step has run that has
-        the prompt's last token.
+    pooling: the vector of the prompt that the request wants, if any. pooled: what the tokens run so far come to,
+        (width,) float32 on the device; set when a step is launched. pooled_bytes: the whole, on the host; set when the
+        step has run that has the prompt's last token.
     num_cached: prompt tokens found in the prefix cache at the first admission.
     arrived: when it was made, of time.monotonic(). queue_seconds: from then to its first step; set by the scheduler.
     num_virtual: tokens before the prompt whose keys and values the adapter brings. active_from: the first of `tokens`

@@ -132,6 +132,7 @@ def test_virtual_tokens_are_not_pooled(
         assert_pooled(answers[name], peft.hidden_states(PROMPT, ((folder, 1.0),))[-1].mean(0), name)
 
 
+@pytest.mark.slow
 def test_only_steps_that_pool_leave_the_compiled_model(make_bench: MakeBench, peft: Any) -> None:
     bench = make_bench(compile=True, max_batch_tokens=16)
     runner = bench.engine._runner
