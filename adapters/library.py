@@ -83,12 +83,16 @@ class AdapterLibrary:
         Raises AdapterError, and then nothing is registered.
         """
         with staged:
-            check_name(name, self._reserved)
+            self.check_name(name)
             digest = staged.digest
             await asyncio.to_thread(_check_files, staged.path, staged.experts)
             facts = await self._inspect(digest, staged.path)
             # From here on a client that leaves must neither stop the work nor delete the files under it.
             return await asyncio.shield(self._spawn(self._register(staged.hand_over(), name, facts, only_if_new)))
+
+    def check_name(self, name: str) -> None:
+        """Raise InvalidAdapter or AdapterConflict for a name that no adapter may have."""
+        check_name(name, self._reserved)
 
     async def delete(self, name: str, version: int | None = None) -> list[VersionRef]:
         """Remove a name, or one version of it; return what was removed, once no new request can get it.

@@ -22,6 +22,7 @@ from ..wire.messages import EngineStats, ModelInfo
 from .admission import Admission
 from .engine.interface import EngineDead, RemoteEngine
 from .http.errors import unavailable
+from .jobs.jobs import Jobs
 from .metrics.requests import Metrics
 from .processes.pool import SharedLeases, WorkerPool
 from .request_lease import RequestLease
@@ -39,11 +40,15 @@ class Adapters:
 
 @dataclass(frozen=True)
 class OwnedAdapters(Adapters):
-    """The adapters in the primary process, which alone changes the folder. workers: the other processes."""
+    """The adapters in the primary process, which alone changes the folder. workers: the other processes.
+
+    jobs: what goes on in the background.
+    """
 
     store: AdapterStore
     library: AdapterLibrary
     workers: WorkerPool
+    jobs: Jobs
 
     async def requests_running(self) -> Counter[str]:
         """Return digest to requests that hold it, in all processes."""
@@ -116,9 +121,11 @@ async def open_adapters(
             lost=recovery.lost,
         )
         engine.add_stats_listener(lambda stats: _doubt(library, stats))
+        jobs = Jobs()
         try:
-            yield OwnedAdapters(registry, leases, Router(registry, base_id), store, library, workers)
+            yield OwnedAdapters(registry, leases, Router(registry, base_id), store, library, workers, jobs)
         finally:
+            await jobs.close()
             await library.close()
 
 

@@ -119,7 +119,9 @@ def tensors_of() -> Callable[[Path], dict[str, torch.Tensor]]:
 
 
 @pytest.fixture(scope="session")
-def make_adapters(oracle: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, list[Path]]]:
+def make_adapters(
+    oracle: ModuleType, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., tuple[Path, list[Path]]]:
     """Has PEFT write a tiny base of an architecture, and adapters on it: one for each set of options of `LoraConfig`."""
 
     def make(architecture: str, *options: dict[str, Any]) -> tuple[Path, list[Path]]:

@@ -2,7 +2,6 @@
 
 import json
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +47,12 @@ def test_factors_are_those_of_peft(
         ours = {key: tensor for key, tensor in ours.items() if "lora_" in key}
         assert ours.keys() == theirs.keys(), kind
         for key, tensor in theirs.items():
-            torch.testing.assert_close(ours[key], tensor, rtol=2e-5, atol=2e-6, msg=lambda text, k=kind, n=key: f"{k} {n}: {text}")
+            torch.testing.assert_close(
+                ours[key], tensor, rtol=2e-5, atol=2e-6, msg=lambda text, k=kind, n=key: f"{k} {n}: {text}"
+            )
 
 
-def test_peft_loads_a_merge_and_computes_the_weighted_sum(
-    make_adapters: Any, merge: Any
-) -> None:
+def test_peft_loads_a_merge_and_computes_the_weighted_sum(make_adapters: Any, merge: Any) -> None:
     """`cat` is the exact sum, in every spelling: rsLoRA, patterns, biases of B, chosen layers, left-out modules. `linear`
     keeps the ranks of modules where these differ.
     """
