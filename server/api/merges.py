@@ -5,7 +5,7 @@ The adapters that go in are held from the look-up to the job's end, so that a de
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -23,7 +23,7 @@ from peftserve.adapters.merging.messages import MODULE, MergeDone, MergeFailed, 
 from peftserve.adapters.merging.plan import MergePlan, MergeSource, plan_merge
 from peftserve.adapters.names import parse_reference
 from peftserve.adapters.registry_reader import AdapterRecord
-from peftserve.adapters.router import Member, Resolved
+from peftserve.adapters.resolved import Member, Resolved
 
 from .http.errors import ApiError
 from .jobs.child import run_child
@@ -56,7 +56,7 @@ async def start_merge(services: Services, name: str, weighted: Weighted, options
         sources = [_source(services, member) for member in members]
         plan = await asyncio.to_thread(plan_merge, sources, options)
         _check_size(services, plan)
-        merge = _Merge(services, name, MergeOrder(sources, options, ""), answer)
+        merge = _Merge(services, name, MergeOrder(sources, options, ""), _origin(members, options), answer)
         return services.owned.jobs.submit(KIND, merge.run, lambda: leases.release(held))
     except BaseException:
         leases.release(held)
@@ -66,21 +66,24 @@ async def start_merge(services: Services, name: str, weighted: Weighted, options
 class _Merge:
     """The work of one job."""
 
-    def __init__(self, services: Services, name: str, order: MergeOrder, answer: Answer) -> None:
+    def __init__(
+        self, services: Services, name: str, order: MergeOrder, origin: Mapping[str, Any], answer: Answer
+    ) -> None:
         self._services = services
         self._name = name
         self._order = order
+        self._origin = origin
         self._answer = answer
 
     async def run(self, ticket: Ticket) -> Any:
-        """Merge in another process, and make what it has written a version. Raises AdapterError, EngineDead, OSError."""
+        """Merge in another process, and register what it writes. Raises AdapterError, EngineDead, OSError."""
         owned = self._services.owned
         staged = await asyncio.to_thread(owned.store.stage, self._services.config.upload_limit)
         with staged:
             await self._merge(ticket, str(staged.path))
             await asyncio.to_thread(staged.adopt)
             ticket.commit()
-            record = await owned.library.add(staged, self._name)
+            record = await owned.library.add(staged, self._name, origin=self._origin)
         return await self._answer(record)
 
     async def _merge(self, ticket: Ticket, folder: str) -> None:
@@ -100,6 +103,12 @@ class _Merge:
             raise ApiError(500, "The merge was ended from outside, perhaps for want of memory.", code="internal_error")
         if isinstance(end := ends[0], MergeFailed):
             raise error_of(end.kind, end.message, end.param)
+
+
+def _origin(members: Sequence[Member], options: Options) -> dict[str, Any]:
+    """Return where the result comes from, as its card shows it."""
+    sources = [{"name": str(ref), "digest": ref.digest, "weight": weight} for ref, weight in members]
+    return {"kind": KIND, "sources": sources, **msgspec.to_builtins(options)}
 
 
 def _check_name(services: Services, name: str) -> None:

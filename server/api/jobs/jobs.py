@@ -100,7 +100,7 @@ class Jobs:
         return [entry.job for entry in reversed(self._entries.values())]
 
     async def wait(self, job_id: str, seconds: float) -> Job:
-        """Wait for a job's end for so many seconds at most. Raises ApiError: 404, or the error that it has ended with."""
+        """Wait for a job's end for so many seconds at most. Raises ApiError: 404, or what the job has failed with."""
         entry = self._entry(job_id)
         await asyncio.wait({entry.task}, timeout=seconds)
         if entry.fault is not None:
@@ -108,7 +108,7 @@ class Jobs:
         return entry.job
 
     async def cancel(self, job_id: str) -> Job:
-        """End a job, and return it when it has ended; one that is as good as done ends by itself. Raises ApiError 404."""
+        """End a job, and return it when it has ended; one that is nearly done ends by itself. Raises ApiError 404."""
         entry = self._entry(job_id)
         if not entry.ticket.committing:
             entry.task.cancel()
