@@ -76,8 +76,9 @@ async def merge_adapters(
     body: Annotated[MergeAdapters, Depends(json_body(MergeAdapters))],
     wait: Annotated[float, Query(ge=0, le=MAX_WAIT, description="Seconds to wait for the job's end.")] = 0,
 ) -> Response:
-    """Merge adapters into a new one, as a job. With `wait`, the answer is the new adapter's card, or the job's error, if
-    that was enough; the job goes on if it was not.
+    """Merge adapters into a new one, as a job.
+
+    With `wait`, the answer is the new adapter's card, or the job's error, if that was enough; else the job goes on.
     """
     services.admission.check_open()
 
