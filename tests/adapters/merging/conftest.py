@@ -20,7 +20,6 @@ from peftserve.adapters.merging.plan import MergeSource, plan_merge
 from peftserve.adapters.merging.run import run_merge, seeded
 
 Weighted = Sequence[tuple[Path, float]]
-DEVIATING = torch.bernoulli
 
 
 @pytest.fixture
@@ -122,7 +121,7 @@ def tensors_of() -> Callable[[Path], dict[str, torch.Tensor]]:
 def make_adapters(
     oracle: ModuleType, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., tuple[Path, list[Path]]]:
-    """Has PEFT write a tiny base of an architecture, and adapters on it: one for each set of options of `LoraConfig`."""
+    """Has PEFT write a tiny base of an architecture, and an adapter on it for each set of options of `LoraConfig`."""
 
     def make(architecture: str, *options: dict[str, Any]) -> tuple[Path, list[Path]]:
         folder = tmp_path_factory.mktemp(architecture)

@@ -27,7 +27,7 @@ TARGETS: dict[str, tuple[Any, Any]] = {
 def test_factors_are_those_of_peft(
     architecture: str, make_adapters: Any, merge: Any, peft_merger: Any, tensors_of: Any
 ) -> None:
-    """Every kind, with a negative weight, different targets and scalings; of different ranks where the kind joins them."""
+    """Every kind, with a negative weight, different targets and scalings; different ranks where the kind joins them."""
     first, second = TARGETS[architecture]
     last = "c_attn" if architecture == "gpt2" else "qkv_proj" if architecture == "phi3" else "q_proj"
     base, (a, b, c) = make_adapters(
@@ -53,8 +53,8 @@ def test_factors_are_those_of_peft(
 
 
 def test_peft_loads_a_merge_and_computes_the_weighted_sum(make_adapters: Any, merge: Any) -> None:
-    """`cat` is the exact sum, in every spelling: rsLoRA, patterns, biases of B, chosen layers, left-out modules. `linear`
-    keeps the ranks of modules where these differ.
+    """`cat` is the exact sum, in every spelling: rsLoRA, patterns, biases of B, chosen layers, left-out modules.
+    `linear` keeps the ranks of modules where these differ.
     """
     base, adapters = make_adapters(
         "llama_biased",

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+from peftserve.adapters.merging.plan import Module
 from peftserve.server.api import merges
 
 GATED = """
@@ -160,20 +161,13 @@ async def test_what_the_process_or_the_engine_refuses_is_the_jobs_error(server, 
     assert (job["status"], job["error"]) == ("failed", error)
 
     (folder / "adapter_model.safetensors").write_bytes(b"")  # after the plan, for the process alone
-    monkeypatch.setattr(merges, "plan_merge", lambda *_: merges.MergePlan([], "", None, 2, "F32", [_Rank()], {}, {}))
+    module = Module("q_proj", {}, 2, 4, 4, False)
+    monkeypatch.setattr(merges, "plan_merge", lambda *_: merges.MergePlan([], "", None, 2, "F32", [module], {}, {}))
     error = check_envelope(await _merge(server, wait=60, adapters=adapters), 400, "invalid_adapter")
     assert error["message"].startswith("a@1: adapter_model.safetensors has 0 bytes")
     monkeypatch.setattr(merges, "MODULE", "no_such_module")
     check_envelope(await _merge(server, wait=60, adapters=adapters), 500, "internal_error")
     assert _staged(server) == []
-
-
-class _Rank:
-    rank = 2
-    parts = {}
-    has_bias = False
-    keys = ("a", "b", "c")
-    in_features = out_features = 4
 
 
 async def test_jobs_end_with_the_server(make_server, gate, until):
