@@ -146,6 +146,8 @@ def _module(name: str, sources: Sequence[Source], kind: str, rank: int) -> Modul
         for part in parts.values()
     ):
         raise InvalidAdapter(f"the adapters are of different bases: {name} has other sizes in each", param="adapters")
+    if KINDS[kind].ranks is Ranks.EXACT:
+        rank = min(rank, sum(part.rank for part in parts.values()))
     if KINDS[kind].ranks is Ranks.EQUAL:
         if len({part.rank for part in parts.values()}) > 1:
             shown = listed([f"{sources[i].label} has {part.rank}" for i, part in parts.items()])

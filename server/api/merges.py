@@ -4,7 +4,6 @@ The adapters that go in are held from the look-up to the job's end, so that a de
 """
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -29,8 +28,6 @@ from .http.errors import ApiError
 from .jobs.child import run_child
 from .jobs.jobs import Job, Ticket
 from .services import Services
-
-logger = logging.getLogger(__name__)
 
 KIND = "merge"
 Weighted = Sequence[tuple[str, float]]
@@ -98,9 +95,13 @@ class _Merge:
 
         order = msgspec.structs.replace(self._order, folder=folder)
         status = await run_child(MODULE, msgspec.json.encode(order), hear)
+        if not ends and status < 0:
+            message = (
+                "The process of the merge was killed, perhaps for want of memory; merge fewer or smaller adapters."
+            )
+            raise ApiError(500, message, code="internal_error")
         if not ends:
-            logger.error("The process of merge %s has ended with status %d", self._name, status)
-            raise ApiError(500, "The merge was ended from outside, perhaps for want of memory.", code="internal_error")
+            raise RuntimeError(f"the process of a merge has ended with status {status}; its own output has the cause")
         if isinstance(end := ends[0], MergeFailed):
             raise error_of(end.kind, end.message, end.param)
 

@@ -80,6 +80,7 @@ async def merge_adapters(
 
     With `wait`, the answer is the new adapter's card, or the job's error, if that was enough; else the job goes on.
     """
+    services.model()
     services.admission.check_open()
 
     async def answer(record: AdapterRecord) -> Card:
