@@ -133,7 +133,8 @@ def _of_deltas(merge: Merge) -> Method:
 
     def method(parts: Sequence[Factors], rank: int, how: How) -> Merged:
         merged = merge([part.delta for part in parts], torch.tensor([part.weight for part in parts]), how)
-        return Merged(*factorise(merged, rank), _bias(parts, merge, how))
+        bias = _bias(parts, merge, how)
+        return Merged(*factorise(merged, rank, how.generator), bias)
 
     return method
 
