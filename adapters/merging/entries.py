@@ -78,7 +78,8 @@ def della_chances(tensor: Tensor, density: float) -> Tensor:
     """Return the chance of each entry to be kept by `della`. tensor: a vector, or rows of a matrix."""
     spread = min(DELLA_SPREAD, density, 2 * (1 - density))
     width = tensor.shape[-1]
-    from_smallest = tensor.abs().argsort(dim=-1, stable=True).argsort(dim=-1, stable=True)
+    place = torch.arange(width, dtype=tensor.dtype).expand_as(tensor)
+    from_smallest = torch.empty_like(tensor).scatter_(-1, tensor.abs().argsort(dim=-1, stable=True), place)
     return density - spread / 2 + spread * from_smallest / max(width - 1, 1)
 
 
@@ -90,7 +91,7 @@ def _trim(tensor: Tensor, density: float) -> Tensor:
     if density >= 1:
         return tensor
     flat = torch.zeros_like(tensor).reshape(-1)
-    kept = torch.topk(tensor.abs().reshape(-1), int(density * tensor.numel())).indices
+    kept = torch.topk(tensor.abs().reshape(-1), int(density * tensor.numel()), sorted=False).indices
     flat[kept] = 1
     return tensor * flat.reshape(tensor.shape)
 
