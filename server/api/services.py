@@ -28,6 +28,7 @@ from .admission import Admission
 from .engine.in_flight import InFlight
 from .engine.interface import EngineDead, RemoteEngine
 from .http.errors import unavailable
+from .jobs.jobs import Jobs
 from .metrics.requests import Metrics
 from .processes.pool import SharedLeases, WorkerPool
 from .request_lease import RequestLease
@@ -46,12 +47,16 @@ class Adapters:
 
 @dataclass(frozen=True)
 class OwnedAdapters(Adapters):
-    """The adapters in the primary process, which alone changes the folder. workers: the other processes."""
+    """The adapters in the primary process, which alone changes the folder. workers: the other processes.
+
+    jobs: what goes on in the background.
+    """
 
     routes: RouteStore
     store: AdapterStore
     library: AdapterLibrary
     workers: WorkerPool
+    jobs: Jobs
 
     async def requests_running(self) -> Counter[str]:
         """Return digest to requests that hold it, in all processes."""
@@ -126,9 +131,12 @@ async def open_adapters(
             lost=recovery.lost,
         )
         engine.add_stats_listener(lambda stats: _doubt(library, stats))
+        jobs = Jobs()
         try:
-            yield OwnedAdapters(registry, leases, Router(registry, base_id, routes), routes, store, library, workers)
+            router = Router(registry, base_id, routes)
+            yield OwnedAdapters(registry, leases, router, routes, store, library, workers, jobs)
         finally:
+            await jobs.close()
             await library.close()
 
 
