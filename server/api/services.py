@@ -17,6 +17,7 @@ from peftserve.adapters.registry_file import NAME as REGISTRY
 from peftserve.adapters.resolved import Resolved
 from peftserve.adapters.router import Router
 from peftserve.adapters.routing.policies import targets_of
+from peftserve.adapters.routing.query import Vector
 from peftserve.adapters.routing.stored import FOLDER as ROUTES
 from peftserve.adapters.routing.stored import RouteReader, RouteStore
 from peftserve.adapters.store import AdapterStore
@@ -24,6 +25,7 @@ from peftserve.adapters.store import AdapterStore
 from ..config import ServerConfig
 from ..wire.messages import EngineStats, ModelInfo
 from .admission import Admission
+from .engine.in_flight import InFlight
 from .engine.interface import EngineDead, RemoteEngine
 from .http.errors import unavailable
 from .jobs.jobs import Jobs
@@ -76,6 +78,7 @@ class Services:
     base_id: str
     started: int
     preloaded: bool = True  # False until serve() has loaded the adapters of the command line
+    examples: InFlight[Vector] = field(default_factory=InFlight, repr=False)  # of routes, that the base runs
     _tokenizer: Tokenizer | None = field(default=None, repr=False)  # set when the model's first use asks for it
 
     @property
