@@ -7,7 +7,7 @@ recently used first out. All of this runs on the step loop's thread; only the lo
 """
 
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -23,6 +23,8 @@ from .loader import AdapterLoader, Load
 from .packing import AdapterLayout, Blob
 from .preparation import PreparedAdapter, Slots
 from .ranges import RangeAllocator
+
+MOST_DURATIONS = 1024  # of loads, where nobody takes them
 
 
 @dataclass(slots=True)
@@ -51,7 +53,7 @@ class AdapterResidency:
         self.host = host
         self.num_loads = 0
         self.num_evictions = 0
-        self.load_seconds: list[float] = []
+        self.load_seconds: deque[float] = deque(maxlen=MOST_DURATIONS)  # whoever accounts for them takes them out
         self._loader = loader
         self._slots = slots
         self._places = ArenaPlaces(ranges)
