@@ -1,7 +1,7 @@
 """The primitives that are added beside a module, as the matrices and rows that they are.
 
-A delta is (rows, in_features) in float32, to be added to the first rows of the weight of a linear, y = W x + b; an
-embedding's weight is seen transposed, as a linear of one-hot rows. Knows no weights.
+A delta is (out_features, in_features) in float32, to be added to the weight of a linear, y = W x + b; an embedding's
+weight is seen transposed, as a linear of one-hot rows. Knows no modules.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ _ROWS_AT_ONCE = 1024
 
 
 def add_low_rank(weight: torch.Tensor, primitive: LowRank, scale: float) -> None:
-    weight[: len(primitive.b)].addmm_(primitive.b.float(), primitive.a.float(), alpha=scale)
+    weight[: len(primitive.b), : primitive.a.shape[1]].addmm_(primitive.b.float(), primitive.a.float(), alpha=scale)
 
 
 def add_dense(weight: torch.Tensor, primitive: Dense, scale: float) -> None:

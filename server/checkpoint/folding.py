@@ -110,8 +110,8 @@ def _staged(site: Site, own: Affine, shares: Sequence[Share]) -> Affine:
     base_size = _vocabulary(site, own.weight)
     own = _with_inputs(own, shares)
     own = _with_replacements(site, own, shares)
-    own = _with_outputs(own, [(share, _size(share, base_size)) for share in shares])
-    return _with_terms(site, own, shares)
+    sized = [(share, _size(share, base_size)) for share in shares]
+    return _with_terms(site, _with_outputs(own, sized), sized)
 
 
 def _of(share: Share, kinds: Collection[str]) -> list[Primitive]:
@@ -205,16 +205,16 @@ def _with_outputs(own: Affine, shares: Sequence[tuple[Share, int]]) -> Affine:
     return Affine(rows, bias)
 
 
-def _with_terms(site: Site, own: Affine, shares: Sequence[Share]) -> Affine:
+def _with_terms(site: Site, own: Affine, shares: Sequence[tuple[Share, int]]) -> Affine:
     """y += Σ add(x). An embedding multiplies its rows by its scale, and what is added to its output is not."""
     bias = own.bias
-    for share in shares:
-        scale = share.weight / site.embed_scale
+    for share, size in shares:
+        scale, known = share.weight / site.embed_scale, _known(site, own, size).weight
         for primitive in _of(share, ADDED_KINDS):
-            add_delta(own.weight, primitive, scale)
+            add_delta(known, primitive, scale)
         for primitive in share.primitives:
             if isinstance(primitive, Bias) and site.kind is SiteKind.EMBEDDING:
-                own.weight.add_(primitive.d.float()[:, None], alpha=scale)
+                known.add_(primitive.d.float()[:, None], alpha=scale)
             elif isinstance(primitive, Bias):
                 bias = own.weight.new_zeros(len(own.weight)) if bias is None else bias
                 bias[: len(primitive.d)].add_(primitive.d.float(), alpha=share.weight)

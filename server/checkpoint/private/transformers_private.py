@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers import PreTrainedModel, logging
 from transformers.core_model_loading import (
     WeightConverter,
     WeightRenaming,
@@ -20,8 +19,7 @@ from transformers.core_model_loading import (
     rename_source_key,
     revert_weight_conversion,
 )
-from transformers.modeling_utils import LoadStateDictConfig
-from transformers.utils import logging
+from transformers.modeling_utils import LoadStateDictConfig, get_model_conversion_mapping
 
 __all__ = [
     "Loaded",
@@ -42,7 +40,7 @@ _LLAMA = (
 )
 
 NAMES: Mapping[str, str] = {
-    "transformers.conversion_mapping.get_model_conversion_mapping": (
+    "transformers.modeling_utils.get_model_conversion_mapping": (
         "How the tensors of a checkpoint become those of the model. " + _TENSORWISE
     ),
     "transformers.core_model_loading.convert_and_load_state_dict_in_model": (
