@@ -19,7 +19,7 @@ from transformers.core_model_loading import (
     rename_source_key,
     revert_weight_conversion,
 )
-from transformers.modeling_utils import LoadStateDictConfig, get_model_conversion_mapping
+from transformers.modeling_utils import LoadStateDictConfig, get_model_conversion_mapping  # type: ignore[attr-defined]
 
 __all__ = [
     "Loaded",
