@@ -134,9 +134,7 @@ def _opened(folder: FilePath, record: AdapterRecord, name: str) -> BinaryIO:
     names = stored_names(folder)
     if names and name not in names:
         listed = ", ".join(names[:_LISTED])
-        raise ApiError(
-            404, f"{record.ref} has no such file; it has {listed}", param="file", code="file_not_found"
-        )
+        raise ApiError(404, f"{record.ref} has no such file; it has {listed}", param="file", code="file_not_found")
     try:
         fd = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC) if names else None
     except OSError:

@@ -147,7 +147,10 @@ def _contents(operation: Operation) -> Json:
     if isinstance(operation.answer, str):
         return {TEXT: {"schema": {"type": "string"}, "example": operation.answer}}
     if isinstance(operation.answer, Binary):
-        return {BYTES: {"schema": {"type": "string", "format": "binary"}}, JSON: {"schema": {"type": "object"}}}
+        return {
+            BYTES: {"schema": {"type": "string", "format": "binary"}, "example": "the bytes of the file"},
+            JSON: {"schema": {"type": "object"}, "example": {"peft_type": "LORA", "r": 8}},
+        }
     contents = {JSON: _content(operation.answer)}
     if operation.events is not None:
         contents[EVENTS] = _stream(operation.events)
