@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,8 @@ from .http.errors import unavailable
 from .metrics.requests import Metrics
 from .processes.pool import SharedLeases, WorkerPool
 from .request_lease import RequestLease
+from .sources.fetchers import Sources
+from .sources.place import SourceSettings
 from .text.tokenizer import Tokenizer
 
 
@@ -72,6 +75,11 @@ class Services:
         """The adapters, for routes that only the primary process answers."""
         assert isinstance(self.adapters, OwnedAdapters)
         return self.adapters
+
+    @cached_property
+    def sources(self) -> Sources:
+        """The places from which requests may have adapters fetched."""
+        return Sources(source_settings(self.config))
 
     def model(self) -> ModelInfo:
         """Return the facts of the model. Raises EngineDead, ApiError 503 while the model loads."""
@@ -132,6 +140,18 @@ def open_replica(state_dir: Path, base_id: str) -> Iterator[Adapters]:
     """Open the adapters in a process beside the primary one; it sees each change as soon as that one has made it."""
     with closing(AdapterRegistry(state_dir / REGISTRY)) as registry:
         yield Adapters(registry, Leases(), Router(registry, base_id))
+
+
+def source_settings(config: ServerConfig) -> SourceSettings:
+    """Return what requests may name as sources."""
+    return SourceSettings(
+        config.allow_adapter_sources,
+        config.allow_adapter_paths,
+        config.allow_source_hosts,
+        config.allow_private_sources,
+        config.hub_token_file,
+        config.timeout_source,
+    )
 
 
 def base_id(config: ServerConfig) -> str:

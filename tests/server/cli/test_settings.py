@@ -11,6 +11,7 @@ from peftserve.server.demo import DEMO_ADAPTERS, DEMO_MODEL
 
 # Fields that no flag sets by itself: made of others, or of files that a flag names.
 MADE = {"store", "served_model_name", "preload", "allow_adapter_paths", "allow_adapter_sources", "api_keys"}
+MADE |= {"allow_source_hosts", "adapter_sources"}
 
 
 def setting(name: str) -> Setting:
