@@ -7,7 +7,7 @@ All calls come from the one event loop. A lease taken in the same turn of the lo
 import asyncio
 from collections import Counter
 
-from .router import Resolved
+from .resolved import Resolved
 
 
 class Leases:

@@ -10,17 +10,19 @@ So a kill leaves at most files without a row, which the registry has marked as d
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
-from .errors import InvalidAdapter, prefix_errors
+from .errors import AdapterConflict, InvalidAdapter, prefix_errors
 from .facts import AdapterFacts
 from .files import WEIGHTS, experts_of
 from .names import VersionRef, check_name
 from .peft.config import read_config
+from .recovery import FILES_GONE
 from .registry import AdapterRegistry
 from .registry_reader import AdapterRecord
 from .safetensors_header import read_header
@@ -32,6 +34,16 @@ logger = logging.getLogger(__name__)
 Inspect = Callable[[str, Path], Awaitable[AdapterFacts]]
 Release = Callable[[str], Awaitable[None]]
 _T = TypeVar("_T")
+
+
+class _Addition(NamedTuple):
+    """A version about to be registered. See `AdapterLibrary.add`."""
+
+    name: str
+    facts: AdapterFacts
+    origin: Mapping[str, Any]
+    owner: str
+    only_if_new: bool
 
 
 class Holders(Protocol):
@@ -71,32 +83,53 @@ class AdapterLibrary:
         self._inspect = inspect
         self._release = release
         self._reserved = reserved
-        self.damaged: dict[str, str] = {ref.digest: "its files are gone from the server's disk" for ref in lost}
+        self.damaged: dict[str, str] = {ref.digest: FILES_GONE for ref in lost}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    async def add(self, staged: StagedUpload, name: str, *, only_if_new: bool = False) -> AdapterRecord:
+    async def add(
+        self,
+        staged: StagedUpload,
+        name: str,
+        *,
+        origin: Mapping[str, Any] | None = None,
+        owner: str = "",
+        only_if_new: bool = False,
+    ) -> AdapterRecord:
         """Check a complete upload and register it as the newest version of `name`. The upload is used up in any case.
 
+        origin: where it came from, for its card. owner: the tenant that adds it.
         only_if_new: if the newest version has the same content, return that one and make no other; for adapters that
             are named on the command line at every start.
         Raises AdapterError, and then nothing is registered.
         """
         with staged:
             check_name(name, self._reserved)
+            if self._registry.is_route(name):
+                raise AdapterConflict(f"there is a route {name!r}; choose another name", param="name")
             digest = staged.digest
             await asyncio.to_thread(_check_files, staged.path, staged.experts)
             facts = await self._inspect(digest, staged.path)
             # From here on a client that leaves must neither stop the work nor delete the files under it.
-            return await asyncio.shield(self._spawn(self._register(staged.hand_over(), name, facts, only_if_new)))
+            addition = _Addition(name, facts, origin or {}, owner, only_if_new)
+            return await asyncio.shield(self._spawn(self._register(staged.hand_over(), addition)))
 
-    async def delete(self, name: str, version: int | None = None) -> list[VersionRef]:
+    async def roll_back(self, name: str, to: int | None = None) -> AdapterRecord:
+        """Make an older version's content the newest again, as a version of its own; return it.
+
+        to: the version; None for the one before the newest. Raises AdapterNotFound.
+        """
+        return await asyncio.shield(self._spawn(self._roll_back(name, to)))
+
+    async def delete(self, name: str, version: int | None = None, *, force: bool = True) -> list[VersionRef]:
         """Remove a name, or one version of it; return what was removed, once no new request can get it.
 
         Running requests keep it; files and memory are given back in the background when the last of them ends. A
-        default that loses its last version becomes the bare base. Raises AdapterNotFound.
+        default that loses its last version becomes the bare base.
+
+        force: also if a route names it. Raises AdapterNotFound, AdapterConflict.
         """
-        return await asyncio.shield(self._spawn(self._delete(name, version)))
+        return await asyncio.shield(self._spawn(self._delete(name, version, force)))
 
     async def set_default(self, name: str | None) -> None:
         """Set the server's default; requests admitted before keep what they have. Raises AdapterNotFound."""
@@ -118,33 +151,42 @@ class AdapterLibrary:
             task.cancel()
         await self.settled()
 
-    async def _delete(self, name: str, version: int | None) -> list[VersionRef]:
+    async def _roll_back(self, name: str, to: int | None) -> AdapterRecord:
+        record = self._registry.get(name, to) if to is not None else self._registry.before_newest(name)
+        async with self._exclusive(record.digest):  # no deletion of it ends meanwhile
+            self._registry.get(name, record.version)
+            origin = {"kind": "rollback", "version": record.version}
+            return await asyncio.to_thread(
+                self._registry.add, name, record.digest, record.facts, origin=origin, owner=record.owner
+            )
+
+    async def _delete(self, name: str, version: int | None, force: bool) -> list[VersionRef]:
         had_default = self._registry.get_default() is not None
-        removed = await asyncio.to_thread(self._registry.delete, name, version)
+        removed = await asyncio.to_thread(partial(self._registry.delete, name, version, force=force))
         if had_default and self._registry.get_default() is None:
             logger.warning("The default adapter, %s, was deleted: the bare base answers for it now", name)
         for digest in {ref.digest for ref in removed}:
             self._spawn(self._collect(digest))
         return removed
 
-    async def _register(self, staged: StagedUpload, name: str, facts: AdapterFacts, only_if_new: bool) -> AdapterRecord:
+    async def _register(self, staged: StagedUpload, addition: "_Addition") -> AdapterRecord:
         async with self._exclusive(staged.digest):
             try:
-                return await asyncio.to_thread(self._commit, staged, name, facts, only_if_new)
+                return await asyncio.to_thread(self._commit, staged, addition)
             finally:
                 # Files without a row, if that is what is left, must not wait for the next start.
                 if not self._registry.in_use(staged.digest):
                     self._spawn(self._collect(staged.digest))
 
-    def _commit(self, staged: StagedUpload, name: str, facts: AdapterFacts, only_if_new: bool) -> AdapterRecord:
+    def _commit(self, staged: StagedUpload, addition: "_Addition") -> AdapterRecord:
         with staged:
             self._registry.mark_disposable(staged.digest)
             digest = self._store.commit(staged)
-            self.damaged.pop(digest, None)
-        newest = self._registry.find(name) if only_if_new else None
+            self._set_damaged(digest, None)
+        newest = self._registry.find(addition.name) if addition.only_if_new else None
         if newest is not None and newest.digest == digest:
             return newest
-        return self._registry.add(name, digest, facts)
+        return self._registry.add(addition.name, digest, addition.facts, origin=addition.origin, owner=addition.owner)
 
     async def _collect(self, digest: str) -> None:
         """Remove an adapter from memory and disk if nothing refers to it any more."""
@@ -162,7 +204,7 @@ class AdapterLibrary:
     def _remove_files(self, digest: str) -> None:
         self._store.remove(digest)
         self._registry.unmark_disposable(digest)
-        self.damaged.pop(digest, None)
+        self._set_damaged(digest, None)
 
     async def _examine(self, digest: str) -> None:
         async with self._exclusive(digest):
@@ -183,9 +225,18 @@ class AdapterLibrary:
             what = "its files on the server's disk are damaged"
             logger.error("The files of %s are damaged and lie in %s now: upload the same files again", refs, place)
         else:
-            what = "its files are gone from the server's disk"
+            what = FILES_GONE
             logger.error("The files of %s are gone: upload the same files again", refs)
-        self.damaged[digest] = what
+        self._set_damaged(digest, what)
+
+    def _set_damaged(self, digest: str, reason: str | None) -> None:
+        if self.damaged.get(digest) == reason:
+            return
+        self._registry.set_damaged(digest, reason)
+        if reason is None:
+            del self.damaged[digest]
+        else:
+            self.damaged[digest] = reason
 
     @asynccontextmanager
     async def _exclusive(self, digest: str) -> AsyncIterator[None]:

@@ -60,12 +60,12 @@ def check(root: Path, watch: Watch = iter) -> Report:
         return report
     with registry_file.translate_errors(), closing(registry_file.existing(path)) as db:
         rows = [parse_row(row) for row in all_rows(db)]
-        disposable = registry_file.disposable_in(db)
+        kept = registry_file.disposable_in(db) | registry_file.restorable_in(db)
     records = [row for row in rows if row is not None]
     if len(records) < len(rows):
         report.found.append(f"Rows of the registry of adapters that make no sense: {len(rows) - len(records)}.")
     _sort(root, records, report, watch)
-    known = disposable.union(record.digest for record in records)
+    known = kept.union(record.digest for record in records)
     unknown = (name for name in sorted(stored - known) if _is_unknown(root, name))
     report.found += [f"No version has the files in {ADAPTERS}/{name}." for name in unknown]
     report.found += _disagreements(root, records)
@@ -113,6 +113,8 @@ def _copy(root: Path, new: Path, watch: Watch) -> Report:
             shutil.copyfile(file, new / file.relative_to(root))
     registry_file.copy_to(root / registry_file.NAME, new / registry_file.NAME)
     with closing(AdapterRegistry(new / registry_file.NAME, records)) as registry:
+        with registry.transaction() as db:
+            db.execute("DELETE FROM deleted")  # their files are not copied
         for digest in watch(sorted({record.digest for record in _all(registry)})):
             _copy_folder(root / ADAPTERS / digest, new / ADAPTERS / digest)
         _sort(new, _all(registry), report, iter, now=root)
@@ -169,7 +171,8 @@ def _is_unknown(root: Path, name: str) -> bool:
 def _is_known(root: Path, digest: str) -> bool:
     query = "SELECT EXISTS (SELECT 1 FROM versions WHERE digest = ?)"
     with registry_file.translate_errors(), closing(registry_file.existing(root / registry_file.NAME)) as db:
-        return bool(db.execute(query, (digest,)).fetchone()[0]) or digest in registry_file.disposable_in(db)
+        kept = registry_file.disposable_in(db) | registry_file.restorable_in(db)
+        return bool(db.execute(query, (digest,)).fetchone()[0]) or digest in kept
 
 
 def _exists(root: Path, ref: VersionRef) -> bool:

@@ -8,13 +8,11 @@ A record is written after its row, and deleted before it. So a record without a 
 deleted or refused: the registry has lost it. Each carries the SHA-256 of its content.
 """
 
-import hashlib
 import logging
 import os
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 from urllib.parse import quote, unquote
 
 import msgspec
@@ -22,6 +20,7 @@ import msgspec
 from .facts import AdapterFacts
 from .names import Reference, VersionRef, is_digest, parse_reference
 from .registry_reader import AdapterRecord
+from .signed_files import read_signed, write_signed
 from .staging import fsync_folder
 
 logger = logging.getLogger(__name__)
@@ -29,7 +28,6 @@ logger = logging.getLogger(__name__)
 FOLDER = "versions"
 DEFAULT_FILE = "default.json"
 _HERE, _GONE = ".json", ".gone"
-_T = TypeVar("_T")
 
 
 class _Version(msgspec.Struct):
@@ -38,16 +36,13 @@ class _Version(msgspec.Struct):
     digest: str
     created: float
     facts: AdapterFacts
+    origin: dict[str, Any] = {}
+    owner: str = ""
 
 
 class _Default(msgspec.Struct):
     name: str | None
     version: int | None
-
-
-class _Signed(msgspec.Struct):
-    sha256: str
-    record: msgspec.Raw
 
 
 class Listing(msgspec.Struct):
@@ -90,7 +85,7 @@ class VersionRecords:
     def default_set(self, default: Reference | None) -> None:
         """Write the server's default; None is the bare base."""
         try:
-            self._write_file(self.folder / DEFAULT_FILE, _Default(*(default or (None, None))))
+            write_signed(self.folder / DEFAULT_FILE, _Default(*(default or (None, None))))
             fsync_folder(self.folder)
         except OSError as error:
             _not_kept("the default", error)
@@ -102,8 +97,8 @@ class VersionRecords:
         written = list(records)
         for record in written:
             ref = Reference(record.name, record.version)
-            content = _Version(record.name, record.version, record.digest, record.created, record.facts)
-            self._write_file(self.path(ref), content, durable=len(written) == 1)
+            content = _Version(*record.ref, record.created, record.facts, dict(record.origin), record.owner)
+            write_signed(self.path(ref), content, durable=len(written) == 1)
             self._forget_gone(ref)
         if len(written) > 1:
             os.sync()  # one wait for all: opening an older release's folder may write ten thousand
@@ -128,14 +123,15 @@ class VersionRecords:
 
     def read(self, reference: Reference) -> AdapterRecord | None:
         """Read one version's record; None where it is missing, damaged or another version's."""
-        found = _read_file(self.path(reference), _Version)
+        found = read_signed(self.path(reference), _Version)
         if found is None or (found.name, found.version) != reference or not is_digest(found.digest):
             return None
-        return AdapterRecord(VersionRef(*reference, found.digest), found.created, found.facts)
+        ref = VersionRef(found.name, found.version, found.digest)
+        return AdapterRecord(ref, found.created, found.facts, found.origin, found.owner)
 
     def read_default(self) -> Reference | None:
         """Read the server's default; None where none is set, or the file cannot be read."""
-        found = _read_file(self.folder / DEFAULT_FILE, _Default)
+        found = read_signed(self.folder / DEFAULT_FILE, _Default)
         return None if found is None or found.name is None else Reference(found.name, found.version)
 
     def path(self, reference: Reference) -> Path:
@@ -155,32 +151,6 @@ class VersionRecords:
         """Delete the marks of deleted versions that this newer version makes needless."""
         for version in (newest.version, (newest.version or 1) - 1):
             self._path(Reference(newest.name, version), _GONE).unlink(missing_ok=True)
-
-    def _write_file(self, path: Path, content: msgspec.Struct, *, durable: bool = True) -> None:
-        """Write a file, whole or not at all."""
-        record = msgspec.json.encode(content)
-        text = msgspec.json.encode(_Signed(hashlib.sha256(record).hexdigest(), msgspec.Raw(record)))
-        new = self.folder / f".{secrets.token_hex(8)}"
-        try:
-            with new.open("xb") as file:
-                file.write(text)
-                file.flush()
-                if durable:
-                    os.fsync(file.fileno())
-            os.replace(new, path)
-        except OSError:
-            new.unlink(missing_ok=True)
-            raise
-
-
-def _read_file(path: Path, kind: type[_T]) -> _T | None:
-    try:
-        signed = msgspec.json.decode(path.read_bytes(), type=_Signed)
-        if hashlib.sha256(signed.record).hexdigest() == signed.sha256:
-            return msgspec.json.decode(signed.record, type=kind)
-    except (OSError, msgspec.MsgspecError, UnicodeError):
-        pass
-    return None
 
 
 def _not_kept(what: str, error: OSError) -> None:

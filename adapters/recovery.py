@@ -19,11 +19,15 @@ from .records import FOLDER, VersionRecords
 from .registry import AdapterRegistry
 from .registry_reader import AdapterRecord
 from .registry_repair import parse_row, remove_malformed, replace, restore
+from .routing.policies import targets_of
+from .routing.stored import FOLDER as ROUTES
+from .routing.stored import settle_routes
 from .store import AdapterStore
 
 logger = logging.getLogger(__name__)
 
 MOST_NAMED = 5
+FILES_GONE = "its files are gone from the server's disk"
 
 
 @dataclass
@@ -58,10 +62,14 @@ def open_registry(
         for row in remove_malformed(registry):
             place = store.quarantine_text("row.json", _as_text(row))
             recovery.report(f"A row of the registry of adapters made no sense; it lies in {place} now.")
+        lost_routes = settle_routes(registry, targets_of, root / ROUTES, is_new=is_new)
+        if lost_routes:
+            recovery.report(f"The registry had lost {len(lost_routes)} routes, such as {lost_routes[0]}: back again.")
         _bring_back(registry, records, store, recovery, rows, records.read_default() if is_new else None)
         _settle(registry, records, store, recovery, thorough)
         _place_unknown(registry, store, recovery)
         recovery.lost = [ref for ref in registry.refs() if not store.has(ref.digest)]
+        registry.replace_damaged({ref.digest: FILES_GONE for ref in recovery.lost})
         for ref in recovery.lost:
             logger.error("The files of %s are gone: upload the same files again, or remove it", ref)
         yield registry, recovery
@@ -151,7 +159,7 @@ def _place_unknown(registry: AdapterRegistry, store: AdapterStore, recovery: Rec
     for digest in disposable:
         store.remove(digest)
         registry.unmark_disposable(digest)
-    for path in store.unknown_folders({ref.digest for ref in registry.refs()}):
+    for path in store.unknown_folders({ref.digest for ref in registry.refs()} | registry.restorable()):
         recovery.report(f"No version has the files in adapters/{path.name}; they lie in {store.quarantine(path)} now.")
 
 

@@ -10,13 +10,22 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from .errors import AdapterNotFound, StoreFull
+from .errors import AdapterConflict, AdapterNotFound, StoreFull
 from .facts import AdapterFacts
 from .names import Reference, VersionRef, parse_reference
-from .registry_file import COLUMNS, connect, migrate, translate_errors
-from .registry_reader import AdapterRecord, RegistryReader, find_row, not_found, read_default, record_of
+from .registry_file import COLUMNS, PLACES, connect, migrate, translate_errors
+from .registry_reader import (
+    IN_USE,
+    AdapterRecord,
+    RegistryReader,
+    exists,
+    is_route,
+    not_found,
+    read_default,
+    row_of,
+)
 
 
 class Journal(Protocol):
@@ -58,40 +67,45 @@ class AdapterRegistry(RegistryReader):
             super().close()
             self._writer.close()
 
-    def add(self, name: str, digest: str, facts: AdapterFacts) -> AdapterRecord:
-        """Make `digest` the newest version of `name`. Versions count up from 1 and are never used twice."""
-        created = time.time()
+    def add(
+        self,
+        name: str,
+        digest: str,
+        facts: AdapterFacts,
+        *,
+        origin: Mapping[str, Any] | None = None,
+        owner: str = "",
+    ) -> AdapterRecord:
+        """Make `digest` the newest version of `name`. Versions count up from 1 and are never used twice.
+
+        Raises AdapterConflict if a route has the name.
+        """
         with self._writing:
-            record = self._insert(name, digest, created, facts)
+            with self._transaction() as db:
+                check_no_route(db, name)
+                ref = VersionRef(name, next_version(db, name), digest)
+                record = AdapterRecord(ref, time.time(), facts, origin or {}, owner)
+                db.execute(f"INSERT INTO versions ({COLUMNS}) VALUES ({PLACES})", row_of(record))
+                db.execute("DELETE FROM disposable WHERE digest = ?", (digest,))
             if self._journal is not None:
                 self._journal.added(record)
         return record
 
-    def _insert(self, name: str, digest: str, created: float, facts: AdapterFacts) -> AdapterRecord:
-        with self._transaction() as db:
-            (version,) = db.execute(
-                "INSERT INTO names VALUES (?, 1) "
-                "ON CONFLICT (name) DO UPDATE SET last_version = last_version + 1 RETURNING last_version",
-                (name,),
-            ).fetchone()
-            row = (name, version, digest, created, facts.to_json())
-            db.execute(f"INSERT INTO versions ({COLUMNS}) VALUES (?, ?, ?, ?, ?)", row)
-            db.execute("DELETE FROM disposable WHERE digest = ?", (digest,))
-        return record_of(row)
-
-    def delete(self, name: str, version: int | None = None) -> list[VersionRef]:
-        """Remove all versions of a name, or one; return them. Raises AdapterNotFound.
+    def delete(self, name: str, version: int | None = None, *, force: bool = True) -> list[VersionRef]:
+        """Remove all versions of a name, or one; return them.
 
         In the same transaction, a default that is left without a version is taken away, and digests that are left
         without one are marked as disposable.
+
+        force: also what a route names. Raises AdapterNotFound; AdapterConflict, without `force`, naming the routes.
         """
         with self._writing:
-            removed, default_gone = self._remove(Reference(name, version))
+            removed, default_gone = self._remove(Reference(name, version), force)
             if default_gone and self._journal is not None:
                 self._journal.default_set(None)
         return removed
 
-    def _remove(self, reference: Reference) -> tuple[list[VersionRef], bool]:
+    def _remove(self, reference: Reference, force: bool) -> tuple[list[VersionRef], bool]:
         """Delete the rows. Returns what was removed, and whether the default went with it."""
         with self._transaction() as db:
             removed = [
@@ -103,23 +117,22 @@ class AdapterRegistry(RegistryReader):
             ]
             if not removed:
                 raise not_found(reference)
+            if not force:
+                check_unnamed(db, reference)
             if self._journal is not None:
                 last = db.execute("SELECT name, last_version FROM names WHERE name = ?", (reference.name,)).fetchall()
                 self._journal.removing(removed, dict(last))
             db.execute("DELETE FROM versions WHERE name = ?1 AND version = ifnull(?2, version)", reference)
             db.executemany(
-                "INSERT OR IGNORE INTO disposable SELECT ?1 WHERE NOT EXISTS "
-                "(SELECT 1 FROM versions WHERE digest = ?1)",
-                [(ref.digest,) for ref in removed],
+                f"INSERT OR IGNORE INTO disposable SELECT ?1 WHERE NOT ({IN_USE})", [(ref.digest,) for ref in removed]
             )
-            default = read_default(db)
-            default_gone = default is not None and find_row(db, default) is None
-            if default_gone:
-                put_default(db, None)
+            default_gone = drop_lost_default(db)
         return removed, default_gone
 
     def set_default(self, default: str | None) -> None:
-        """Set the server's default: `name` follows its newest version, `name@2` does not, None is the bare base.
+        """Set the server's default: `name` follows its newest version or is a route, `name@2` does not follow.
+
+        None is the bare base.
 
         Raises AdapterNotFound.
         """
@@ -129,6 +142,19 @@ class AdapterRegistry(RegistryReader):
                 put_default(db, reference)
             if self._journal is not None:
                 self._journal.default_set(reference)
+
+    def set_damaged(self, digest: str, reason: str | None) -> None:
+        """Note why an adapter's files cannot be used; None: they can."""
+        with self.transaction() as db:
+            db.execute("DELETE FROM damaged WHERE digest = ?", (digest,))
+            if reason is not None:
+                db.execute("INSERT INTO damaged VALUES (?, ?)", (digest, reason))
+
+    def replace_damaged(self, reasons: Mapping[str, str]) -> None:
+        """Note which adapters' files cannot be used, and why: these and no others."""
+        with self.transaction() as db:
+            db.execute("DELETE FROM damaged")
+            db.executemany("INSERT INTO damaged VALUES (?, ?)", reasons.items())
 
     # Marks of files that may be deleted
 
@@ -165,11 +191,60 @@ class AdapterRegistry(RegistryReader):
 
 
 def _existing(db: sqlite3.Connection, default: str) -> Reference:
-    """Parse the name of an existing adapter or version. Raises AdapterNotFound."""
+    """Parse the name of an existing adapter, version or route. Raises AdapterNotFound."""
     reference = parse_reference(default)
-    if reference is None or find_row(db, reference) is None:
-        raise AdapterNotFound(f"there is no adapter {default[:140]!r}", param="adapter")
+    if reference is None or not exists(db, reference):
+        raise AdapterNotFound(f"there is no adapter or route {default[:140]!r}", param="adapter")
     return reference
+
+
+def check_no_route(db: sqlite3.Connection, name: str) -> None:
+    """Raise AdapterConflict if a route has this name."""
+    if is_route(db, name):
+        raise AdapterConflict(f"there is a route {name!r}; choose another name", param="name")
+
+
+def next_version(db: sqlite3.Connection, name: str) -> int:
+    """Count up the versions of a name, of an adapter or a route, inside a transaction."""
+    (version,) = db.execute(
+        "INSERT INTO names VALUES (?, 1) "
+        "ON CONFLICT (name) DO UPDATE SET last_version = last_version + 1 RETURNING last_version",
+        (name,),
+    ).fetchone()
+    return int(version)
+
+
+def check_unnamed(db: sqlite3.Connection, reference: Reference) -> None:
+    """Raise AdapterConflict if a route names an adapter, a version or a route that is to go.
+
+    A name without a version is named as long as it has one: a route to it keeps its last.
+    """
+    name, version = reference
+    query = "SELECT DISTINCT route FROM route_targets WHERE name = ?1"
+    if version is not None:
+        query += (
+            " AND (version = ?2 OR version IS NULL AND NOT EXISTS "
+            "(SELECT 1 FROM versions WHERE name = ?1 AND version <> ?2))"
+        )
+    parameters = (name,) if version is None else (name, version)
+    routes = [route for (route,) in db.execute(f"{query} ORDER BY route LIMIT 6", parameters)]
+    if routes:
+        shown = ", ".join(routes[:5]) + (" and others" if len(routes) > 5 else "")
+        what = name if version is None else f"{name}@{version}"
+        raise AdapterConflict(
+            f"{what!r} is named by the route{'s' if len(routes) > 1 else ''} {shown}; change what names it first, or "
+            "add ?force=true",
+            param="name",
+        )
+
+
+def drop_lost_default(db: sqlite3.Connection) -> bool:
+    """Take away a default that names nothing any more, inside a transaction. Returns whether it did."""
+    default = read_default(db)
+    lost = default is not None and not exists(db, default)
+    if lost:
+        put_default(db, None)
+    return lost
 
 
 def put_default(db: sqlite3.Connection, reference: Reference | None) -> None:

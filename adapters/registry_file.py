@@ -14,7 +14,9 @@ from .errors import StateUnusable
 from .names import is_digest
 
 NAME = "registry.sqlite"
-COLUMNS = "name, version, digest, created, facts"
+COLUMNS = "name, version, digest, created, facts, origin, owner"
+"""Of a version. Those of older schemas lack the last ones, which have defaults."""
+PLACES = "?, ?, ?, ?, ?, ?, ?"
 _COMPANIONS = ("-wal", "-shm", "-journal")
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
@@ -29,7 +31,26 @@ CREATE TABLE default_adapter (id INTEGER PRIMARY KEY CHECK (id = 1), name TEXT N
 """
 # Digests of uploads and deletions that have not ended: their files may be deleted where no version has them.
 _SECOND = "CREATE TABLE disposable (digest TEXT PRIMARY KEY) WITHOUT ROWID"
-_STEPS: Sequence[str] = (_FIRST, _SECOND)  # step i brings a file from schema i to schema i + 1
+# `documents` are named JSON texts: routes, and settings of adapters. `route_targets` says who names whom.
+# `deleted` has versions that can be restored; `damaged` digests whose files cannot be read.
+_THIRD = """
+ALTER TABLE versions ADD COLUMN origin TEXT NOT NULL DEFAULT '{}';
+ALTER TABLE versions ADD COLUMN owner TEXT NOT NULL DEFAULT '';
+CREATE TABLE documents (
+    kind TEXT NOT NULL, name TEXT NOT NULL, version INTEGER NOT NULL, created REAL NOT NULL, body TEXT NOT NULL,
+    PRIMARY KEY (kind, name)
+) WITHOUT ROWID;
+CREATE TABLE route_targets (name TEXT NOT NULL, version INTEGER, route TEXT NOT NULL);
+CREATE INDEX route_targets_by_name ON route_targets (name);
+CREATE INDEX route_targets_by_route ON route_targets (route);
+CREATE TABLE deleted (
+    name TEXT NOT NULL, version INTEGER NOT NULL, digest TEXT NOT NULL, created REAL NOT NULL, facts TEXT NOT NULL,
+    origin TEXT NOT NULL, owner TEXT NOT NULL, until REAL NOT NULL, PRIMARY KEY (name, version)
+) WITHOUT ROWID;
+CREATE INDEX deleted_by_digest ON deleted (digest);
+CREATE TABLE damaged (digest TEXT PRIMARY KEY, reason TEXT NOT NULL) WITHOUT ROWID
+"""
+_STEPS: Sequence[str] = (_FIRST, _SECOND, _THIRD)  # step i brings a file from schema i to schema i + 1
 SCHEMA_VERSION = len(_STEPS)
 
 
@@ -75,7 +96,16 @@ def disposable_in(db: sqlite3.Connection) -> set[str]:
     if _schema_of(db) < 2:
         return set()
     query = "SELECT digest FROM disposable WHERE digest NOT IN (SELECT digest FROM versions)"
+    if _schema_of(db) >= 3:
+        query += " AND digest NOT IN (SELECT digest FROM deleted)"
     return {digest for (digest,) in db.execute(query) if is_digest(digest)}
+
+
+def restorable_in(db: sqlite3.Connection) -> set[str]:
+    """Return the digests of versions that were deleted and can be restored; none in a file of an older schema."""
+    if _schema_of(db) < 3:
+        return set()
+    return {digest for (digest,) in db.execute("SELECT digest FROM deleted") if is_digest(digest)}
 
 
 def files_of(path: Path) -> list[Path]:
@@ -110,11 +140,16 @@ def salvage(path: Path) -> list[tuple[Any, ...]]:
     rows: list[tuple[Any, ...]] = []
     try:
         with closing(existing(path)) as db:
-            for row in db.execute(f"SELECT {COLUMNS} FROM versions"):
-                rows.append(row)
+            for row in db.execute("SELECT * FROM versions"):
+                rows.append(with_defaults(row))
     except (sqlite3.Error, OSError, UnicodeError, OverflowError):
         pass
     return rows
+
+
+def with_defaults(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return a version's row of any schema with all of `COLUMNS`."""
+    return row + ("{}", "")[len(row) - 7 :] if len(row) < 7 else row
 
 
 def copy_to(path: Path, target: Path) -> None:
@@ -150,7 +185,8 @@ def _fault_inside(db: sqlite3.Connection) -> str | None:
 
 
 def _tables(version: int) -> Sequence[str]:
-    return ("names", "versions", "default_adapter", "disposable")[: (0, 3, 4)[version]]
+    tables = ("names", "versions", "default_adapter", "disposable", "documents", "route_targets", "deleted", "damaged")
+    return tables[: (0, 3, 4, 8)[version]]
 
 
 def _lenient(content: bytes) -> str:

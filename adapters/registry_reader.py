@@ -6,30 +6,38 @@ adapters and no requests.
 
 import sqlite3
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
 
 from .errors import AdapterNotFound
 from .facts import AdapterFacts
 from .names import Reference, VersionRef
-from .registry_file import COLUMNS, disposable_in
+from .registry_file import COLUMNS, disposable_in, restorable_in
 
-_FIND_DEFAULT = """
-SELECT v.name, v.version, v.digest, v.created, v.facts FROM default_adapter d
-JOIN versions v ON v.name = d.name AND v.version = ifnull(d.version, v.version)
-ORDER BY v.version DESC LIMIT 1
-"""
-Row = tuple[str, int, str, float, str]
+Row = tuple[str, int, str, float, str, str, str]
 """The columns `COLUMNS` of one version."""
+IN_USE = "EXISTS (SELECT 1 FROM versions WHERE digest = ?1) OR EXISTS (SELECT 1 FROM deleted WHERE digest = ?1)"
+"""A condition on a digest: whether a version has it, or one that can be restored."""
+_NO_ORIGIN: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
 class AdapterRecord:
-    """One version of an adapter. created: seconds since 1970."""
+    """One version of an adapter.
+
+    created: seconds since 1970. origin: where it came from, as its card shows it; empty for an upload.
+    owner: the tenant that added it.
+    """
 
     ref: VersionRef
     created: float
     facts: AdapterFacts
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    owner: str = ""
 
     @property
     def name(self) -> str:
@@ -52,7 +60,7 @@ class RegistryReader:
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._reader = db
-        self._reading = threading.Lock()
+        self._reading = threading.RLock()
 
     def close(self) -> None:
         with self._reading:
@@ -74,8 +82,8 @@ class RegistryReader:
     def page(self, *, after: str = "", limit: int = 1000) -> list[AdapterRecord]:
         """Return the newest version of each name, by name, beginning behind the name `after`."""
         return self._rows(
-            "SELECT v.name, max(v.version), v.digest, v.created, v.facts FROM versions v "
-            "WHERE v.name > ? GROUP BY v.name ORDER BY v.name LIMIT ?",
+            "SELECT name, max(version), digest, created, facts, origin, owner FROM versions "
+            "WHERE name > ? GROUP BY name ORDER BY name LIMIT ?",
             (after, limit),
         )
 
@@ -88,8 +96,33 @@ class RegistryReader:
         return int(self._value("SELECT count(DISTINCT name) FROM versions", ()))
 
     def in_use(self, digest: str) -> bool:
-        """Return whether any version has this digest."""
-        return bool(self._value("SELECT EXISTS (SELECT 1 FROM versions WHERE digest = ?)", (digest,)))
+        """Return whether any version has this digest, or one that can be restored."""
+        return bool(self._value(f"SELECT {IN_USE}", (digest,)))
+
+    def before_newest(self, name: str) -> AdapterRecord:
+        """Return the version before the newest of a name. Raises AdapterNotFound."""
+        query = f"SELECT {COLUMNS} FROM versions WHERE name = ? ORDER BY version DESC LIMIT 2"
+        found = self._rows(query, (name,))
+        if not found:
+            raise not_found(Reference(name))
+        if len(found) < 2:
+            raise AdapterNotFound(f"{found[0].ref} is the only version of {name!r}", param="name")
+        return found[1]
+
+    def is_route(self, name: str) -> bool:
+        """Return whether a name is a route's."""
+        with self._reading:
+            return is_route(self._reader, name)
+
+    def names_of(self, digest: str) -> list[str]:
+        """Return the names of which some version has this digest."""
+        with self._reading:
+            rows = self._reader.execute("SELECT DISTINCT name FROM versions WHERE digest = ? ORDER BY name", (digest,))
+            return [name for (name,) in rows]
+
+    def is_damaged(self, digest: str) -> bool:
+        """Return whether the adapter's files are missing or not what was stored."""
+        return bool(self._value("SELECT EXISTS (SELECT 1 FROM damaged WHERE digest = ?)", (digest,)))
 
     def refs(self) -> Iterator[VersionRef]:
         """Iterate over every version of every adapter, read in pages."""
@@ -106,16 +139,33 @@ class RegistryReader:
         with self._reading:
             return read_default(self._reader)
 
-    def find_default(self) -> AdapterRecord | None:
-        """Return the version that answers for the default now, in one look-up, so that no change comes in between."""
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Let all look-ups of this thread inside the block see one state of the file: no change comes in between."""
         with self._reading:
-            row = self._reader.execute(_FIND_DEFAULT).fetchone()
-        return None if row is None else record_of(row)
+            if self._reader.in_transaction:  # inside another
+                yield
+                return
+            self._reader.execute("BEGIN")
+            try:
+                yield
+            finally:
+                self._reader.execute("COMMIT")
 
     def disposable(self) -> set[str]:
         """Return the digests of uploads and deletions that have not ended, and that no version has."""
         with self._reading:
             return disposable_in(self._reader)
+
+    def restorable(self) -> set[str]:
+        """Return the digests of versions that were deleted and can be restored."""
+        with self._reading:
+            return restorable_in(self._reader)
+
+    def read(self, query: str, parameters: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+        """Return the rows of a query, for the tables that other modules own."""
+        with self._reading:
+            return self._reader.execute(query, parameters).fetchall()
 
     def check_integrity(self) -> None:
         """Raise RuntimeError if the file is damaged or its tables contradict each other."""
@@ -124,12 +174,19 @@ class RegistryReader:
             problems += [
                 f"{name}@{version} is newer than the last version given"
                 for name, version in self._reader.execute(
-                    "SELECT name, version FROM versions LEFT JOIN names USING (name) "
+                    "SELECT name, version FROM (SELECT name, version FROM versions UNION ALL "
+                    "SELECT name, version FROM documents WHERE kind = 'route') LEFT JOIN names USING (name) "
                     "WHERE last_version IS NULL OR version > last_version"
                 )
             ]
+            problems += [
+                f"{name} is both an adapter and a route"
+                for (name,) in self._reader.execute(
+                    "SELECT DISTINCT name FROM versions JOIN documents USING (name) WHERE kind = 'route'"
+                )
+            ]
             default = read_default(self._reader)
-            if default is not None and find_row(self._reader, default) is None:
+            if default is not None and not exists(self._reader, default):
                 problems.append(f"the default {default.name} does not exist")
         if problems:
             raise RuntimeError(f"the adapter registry is damaged: {'; '.join(problems[:5])}")
@@ -154,6 +211,17 @@ def find_row(db: sqlite3.Connection, reference: Reference) -> Row | None:
     return row
 
 
+def exists(db: sqlite3.Connection, reference: Reference) -> bool:
+    """Return whether there is such a version, or a route of this name."""
+    return find_row(db, reference) is not None or (reference.version is None and is_route(db, reference.name))
+
+
+def is_route(db: sqlite3.Connection, name: str) -> bool:
+    """Return whether a name is a route's."""
+    query = "SELECT EXISTS (SELECT 1 FROM documents WHERE kind = 'route' AND name = ?)"
+    return bool(db.execute(query, (name,)).fetchone()[0])
+
+
 def read_default(db: sqlite3.Connection) -> Reference | None:
     """Return the server's default as it was set; None is the bare base."""
     row = db.execute("SELECT name, version FROM default_adapter").fetchone()
@@ -161,9 +229,16 @@ def read_default(db: sqlite3.Connection) -> Reference | None:
 
 
 def record_of(row: Row) -> AdapterRecord:
-    """Return a row of the file as a record. Raises ValueError if its facts cannot be read."""
-    name, version, digest, created, facts = row
-    return AdapterRecord(VersionRef(name, version, digest), created, AdapterFacts.from_json(facts))
+    """Return a row of the file as a record. Raises ValueError if its facts or its origin cannot be read."""
+    name, version, digest, created, facts, origin, owner = row
+    came = _NO_ORIGIN if origin == "{}" else msgspec.json.decode(origin, type=dict[str, Any])
+    return AdapterRecord(VersionRef(name, version, digest), created, AdapterFacts.from_json(facts), came, owner)
+
+
+def row_of(record: AdapterRecord) -> Row:
+    """Return a record as a row of the file."""
+    origin = msgspec.json.encode(record.origin).decode()
+    return (*record.ref, record.created, record.facts.to_json(), origin, record.owner)
 
 
 def not_found(reference: Reference) -> AdapterNotFound:

@@ -9,11 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .errors import AdapterError
-from .facts import AdapterFacts
-from .names import Reference, VersionRef, check_name, is_digest
-from .registry import AdapterRegistry, put_default
-from .registry_file import COLUMNS
-from .registry_reader import AdapterRecord, find_row, read_default
+from .names import Reference, check_name, is_digest
+from .registry import AdapterRegistry, drop_lost_default, put_default
+from .registry_file import COLUMNS, PLACES, with_defaults
+from .registry_reader import AdapterRecord, exists, read_default, record_of, row_of
 
 # The last version of a name is never lowered.
 _RAISE_LAST = "ON CONFLICT (name) DO UPDATE SET last_version = max(last_version, excluded.last_version)"
@@ -33,9 +32,7 @@ def remove_malformed(registry: AdapterRegistry) -> list[tuple[Any, ...]]:
         db.execute(
             "DELETE FROM default_adapter WHERE typeof(name) <> 'text' OR typeof(version) NOT IN ('integer', 'null')"
         )
-        default = read_default(db)
-        if default is not None and find_row(db, default) is None:
-            put_default(db, None)
+        drop_lost_default(db)
     return malformed
 
 
@@ -54,28 +51,28 @@ def restore(
 
     last: name to a version that it once had, whether or not it still exists.
     """
-    rows = [(*record.ref, record.created, record.facts.to_json()) for record in records]
+    rows = [row_of(record) for record in records]
     once = [*last.items(), *((name, version) for name, version, *_ in rows)]
     with registry.transaction() as db:
         db.executemany(f"INSERT INTO names VALUES (?, ?) {_RAISE_LAST}", once)
-        db.executemany(f"INSERT OR IGNORE INTO versions ({COLUMNS}) VALUES (?, ?, ?, ?, ?)", rows)
+        db.executemany(f"INSERT OR IGNORE INTO versions ({COLUMNS}) VALUES ({PLACES})", rows)
         db.execute("DELETE FROM disposable WHERE digest IN (SELECT digest FROM versions)")
-        if default is not None and read_default(db) is None and find_row(db, default) is not None:
+        if default is not None and read_default(db) is None and exists(db, default):
             put_default(db, default)
 
 
 def replace(registry: AdapterRegistry, records: Iterable[AdapterRecord]) -> None:
     """Overwrite rows of existing versions."""
-    rows = [(*record.ref, record.created, record.facts.to_json()) for record in records]
+    rows = [row_of(record) for record in records]
     with registry.transaction() as db:
-        db.executemany(f"REPLACE INTO versions ({COLUMNS}) VALUES (?, ?, ?, ?, ?)", rows)
+        db.executemany(f"REPLACE INTO versions ({COLUMNS}) VALUES ({PLACES})", rows)
 
 
 def all_rows(db: sqlite3.Connection) -> list[tuple[Any, ...]]:
     """Return `COLUMNS` of all versions. Text comes as bytes: damaged text need not be UTF-8."""
     before, db.text_factory = db.text_factory, bytes
     try:
-        return db.execute(f"SELECT {COLUMNS} FROM versions").fetchall()
+        return [with_defaults(row) for row in db.execute("SELECT * FROM versions")]
     finally:
         db.text_factory = before
 
@@ -83,10 +80,18 @@ def all_rows(db: sqlite3.Connection) -> list[tuple[Any, ...]]:
 def parse_row(row: Sequence[Any]) -> AdapterRecord | None:
     """Parse a row as a damaged file may give it; None unless all of it is valid. Text may be bytes."""
     try:
-        name, version, digest, created, facts = (v.decode() if isinstance(v, bytes) else v for v in row)
+        name, version, digest, created, *rest = (v.decode() if isinstance(v, bytes) else v for v in row)
         check_name(name)
         if type(version) is int and version > 0 and is_digest(digest) and math.isfinite(float(created)):
-            return AdapterRecord(VersionRef(name, version, digest), float(created), AdapterFacts.from_json(facts))
+            facts, origin, owner = (_text(value) for value in rest)
+            return record_of((name, version, digest, float(created), facts, origin, owner))
     except (AdapterError, TypeError, ValueError, OverflowError):
         pass
     return None
+
+
+def _text(value: Any) -> str:
+    """Return a text as it is. Raises TypeError for anything else."""
+    if not isinstance(value, str):
+        raise TypeError
+    return value

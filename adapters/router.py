@@ -5,76 +5,22 @@ their rows in the registry; knows no files, no HTTP and no model.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
 
 from .errors import AdapterNotFound, InvalidAdapter
 from .facts import AdapterFacts
 from .mixing import Ingredient, check_mixture
-from .names import DEFAULT, VersionRef, parse_reference
+from .names import DEFAULT, Reference, parse_reference
 from .registry_reader import AdapterRecord
-
-MAX_MEMBERS = 8
-MAX_WEIGHT = 1e4
-
-_ROUTES: Mapping[str, "Policy"] = {}
-
-
-class Member(NamedTuple):
-    """One adapter version of a mixture, with its weight."""
-
-    ref: VersionRef
-    weight: float
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """The answer for one request.
-
-    members: their weighted sum answers; empty for the bare base.
-    label: for the header `x-peftserve-adapter`: the base's id, `sql@3`, or `a@1*0.7+b@2*0.3`.
-    model: for the response's `model` field: the name that was asked for; for the default and for a mixture, the label.
-    facts: of each member, by digest.
-    """
-
-    members: tuple[Member, ...]
-    label: str
-    model: str
-    facts: Mapping[str, AdapterFacts] = field(default_factory=dict, compare=False, repr=False)
-
-    @property
-    def vocabulary(self) -> int:
-        """Return the size of its adapters' vocabulary where that is larger than the base's; else 0."""
-        return max((facts.vocabulary for facts in self.facts.values()), default=0)
-
-    @property
-    def virtual_tokens(self) -> int:
-        """Return the number of positions that the adapter takes before the prompt."""
-        return sum(facts.virtual_tokens for facts in self.facts.values())
-
-    def weights(self) -> dict[str, float]:
-        """Return digest to weight. Weights of two names with one digest are added up."""
-        total: dict[str, float] = {}
-        for ref, weight in self.members:
-            total[ref.digest] = total.get(ref.digest, 0.0) + weight
-        return total
-
-    def tasks(self, task_id: int | None) -> dict[str, int]:
-        """Return digest to task, for the adapters with tasks. An adapter with a single task needs no `task_id`.
-
-        Raises InvalidAdapter where an adapter has no such task, or none has any.
-        """
-        counts = {ref: self.facts[ref.digest].num_tasks for ref, _ in self.members if self.facts[ref.digest].num_tasks}
-        if task_id is not None and not counts:
-            raise InvalidAdapter(f"{self.label} has no tasks: leave task_id out", param="task_id")
-        chosen = {ref: 0 if task_id is None and count == 1 else task_id for ref, count in counts.items()}
-        for ref, task in chosen.items():
-            if task is None or not 0 <= task < counts[ref]:
-                raise InvalidAdapter(
-                    f"{ref} has {counts[ref]} tasks: give one of 0 to {counts[ref] - 1}", param="task_id"
-                )
-        return {ref.digest: task for ref, task in chosen.items() if task is not None}
+from .resolved import Member, Resolved
+from .routing.bodies import MAX_MEMBERS, MAX_WEIGHT
+from .routing.compiled import CompiledRoutes
+from .routing.found import Found, Hop
+from .routing.query import Query
+from .routing.stored import Route
+from .routing.tables import MAX_DEPTH
 
 
 class Names(Protocol):
@@ -82,56 +28,94 @@ class Names(Protocol):
 
     def find(self, name: str, version: int | None = None) -> AdapterRecord | None: ...
 
-    def find_default(self) -> AdapterRecord | None: ...
+    def get_default(self) -> Reference | None: ...
+
+    def is_damaged(self, digest: str) -> bool: ...
+
+    def snapshot(self) -> AbstractContextManager[None]: ...
 
 
-class Policy(Protocol):
-    """The policy of one route."""
+class Routes(Protocol):
+    """The look-up of routes: `RouteReader`."""
 
-    def choose(self, prompt_token_ids: Sequence[int] | None, user: str | None) -> Sequence[tuple[str, float]]:
-        """Choose adapters for a request: pairs of `name` or `name@version` and a weight; none is the bare base."""
+    def find(self, name: str) -> Route | None: ...
 
 
 class Router:
-    """The router of a server. base_id: the name that always means the bare base. routes: name to policy."""
+    """The router of a server. base_id: the name that always means the bare base. routes: None where there are none."""
 
-    def __init__(self, names: Names, base_id: str, routes: Mapping[str, Policy] = _ROUTES) -> None:
+    def __init__(self, names: Names, base_id: str, routes: Routes | None = None) -> None:
         self._names = names
         self._base_id = base_id
         self._routes = routes
+        self._compiled = CompiledRoutes()
 
     def resolve(
-        self,
-        model: str | None,
-        adapters: Sequence[tuple[str, float]] | None = None,
-        prompt_token_ids: Sequence[int] | None = None,
-        user: str | None = None,
+        self, model: str | None, adapters: Sequence[tuple[str, float]] | None = None, query: Query | None = None
     ) -> Resolved:
         """Choose the adapters of a request. To hold the answer, acquire its lease before the next await.
 
         model: the request's field. adapters: a mixture on the base; beside it, `model` may only be missing, the base's
             id or `default`.
-        Raises AdapterNotFound, InvalidAdapter.
+        query: what routes may ask of the request.
+        Raises AdapterNotFound, InvalidAdapter; NotReady if a route needs something first.
         """
         if adapters is not None:
             return self._mixture(model, adapters)
-        if model is None or model == DEFAULT:
-            return self._default()
         if model == self._base_id:
             return self._base()
-        if policy := self._routes.get(model):
-            return self._mixed(policy.choose(prompt_token_ids, user), model)
-        return self._single(model)
+        record = None if model is None or model == DEFAULT else self._find(model)
+        if record is not None and model is not None:
+            return _alone(record, model)
+        with self._names.snapshot():
+            return self._indirect(model, query or Query())
+
+    def shadow(self, target: str, query: Query) -> Resolved:
+        """Choose the adapters of the copy of a request that a split's shadow gets. Raises what `resolve` raises."""
+        with self._names.snapshot():
+            return self._answer(self._follow(target, query, ()))
+
+    def _indirect(self, model: str | None, query: Query) -> Resolved:
+        """Resolve the default, or a route: all look-ups see one state of the registry."""
+        if model is None or model == DEFAULT:
+            default = self._names.get_default()
+            if default is None:
+                return self._base()
+            model = default.name if default.version is None else f"{default.name}@{default.version}"
+        return self._answer(self._follow(model, query, ()))
+
+    def _follow(self, target: str, query: Query, way: tuple[str, ...]) -> Found:
+        """Return what a target stands for. way: the routes that led to it."""
+        if target == self._base_id:
+            return Found()
+        if (record := self._find(target)) is not None:
+            return Found(((record, 1.0),))
+        route = None if self._routes is None else self._routes.find(target)
+        if route is None:
+            raise _unknown(target, way)
+        if len(way) >= MAX_DEPTH:
+            raise AdapterNotFound(f"{target!r} is reached by more than {MAX_DEPTH} routes", param="model")
+        policy = self._compiled.policy(route)
+        further = (*way, target)
+        choice = policy(query, lambda name: self._follow(name, query, further), self._is_healthy)
+        hop = Hop(route.name, route.version, choice.chosen, choice.arm, choice.score, choice.scores)
+        return Found(choice.found.parts, (hop, *choice.found.hops), choice.shadow or choice.found.shadow)
+
+    def _is_healthy(self, found: Found) -> bool:
+        return not any(self._names.is_damaged(record.digest) for record, _ in found.parts)
+
+    def _answer(self, found: Found) -> Resolved:
+        """Return what was found, by way of routes or as the default, as an answer."""
+        if not found.parts:
+            return Resolved((), self._base_id, self._base_id, hops=found.hops, shadow=found.shadow)
+        records = [record for record, _ in found.parts]
+        members = tuple(Member(record.ref, weight) for record, weight in found.parts)
+        is_plain = len(members) == 1 and members[0].weight == 1
+        label = str(members[0].ref) if is_plain else _sum_label(members)
+        return _checked(Resolved(members, label, label, _facts(records), found.hops, found.shadow))
 
     def _base(self) -> Resolved:
         return Resolved((), self._base_id, self._base_id)
-
-    def _default(self) -> Resolved:
-        record = self._names.find_default()
-        return self._base() if record is None else _alone(record, str(record.ref))
-
-    def _single(self, model: str) -> Resolved:
-        return _alone(self._find(model, "model"), model)
 
     def _mixture(self, model: str | None, adapters: Sequence[tuple[str, float]]) -> Resolved:
         if model not in (None, DEFAULT, self._base_id):
@@ -139,35 +123,57 @@ class Router:
                 f"give an adapter as model or a mixture as adapters; beside a mixture, model is {self._base_id!r}",
                 param="model",
             )
+        return self.mix(adapters)
+
+    def mix(self, adapters: Sequence[tuple[str, float]]) -> Resolved:
+        """Return the weighted sum of adapters. Raises AdapterNotFound, InvalidAdapter."""
         if not 1 <= len(adapters) <= MAX_MEMBERS:
             raise InvalidAdapter(
                 f"a mixture has 1 to {MAX_MEMBERS} adapters, this one {len(adapters)}", param="adapters"
             )
-        return self._mixed(adapters, None)
-
-    def _mixed(self, chosen: Sequence[tuple[str, float]], model: str | None) -> Resolved:
-        if not chosen:
-            return self._base()
-        records = [self._find(name, "adapters") for name, _ in chosen]
-        members = tuple(Member(record.ref, _checked(*pair)) for record, pair in zip(records, chosen, strict=True))
-        if len({(member.ref.name, member.ref.version) for member in members}) < len(members):
+        records = [self._member(name) for name, _ in adapters]
+        weights = [_finite(name, weight) for name, weight in adapters]
+        members = tuple(Member(record.ref, weight) for record, weight in zip(records, weights, strict=True))
+        if len({member.ref[:2] for member in members}) < len(members):
             raise InvalidAdapter("an adapter may be in a mixture only once", param="adapters")
-        label = "+".join(f"{member.ref}*{member.weight:g}" for member in members)
-        facts = {record.digest: record.facts for record in records}
-        resolved = Resolved(members, label, label if model is None else model, facts)
-        check_mixture(_ingredients(resolved))
-        return resolved
+        label = _sum_label(members)
+        return _checked(Resolved(members, label, label, _facts(records)))
 
-    def _find(self, text: str, param: str) -> AdapterRecord:
-        reference = parse_reference(text)
-        record = None if reference is None else self._names.find(*reference)
+    def _member(self, name: str) -> AdapterRecord:
+        record = self._find(name)
         if record is None:
-            raise AdapterNotFound(f"there is no model or adapter {text[:140]!r}", param=param)
+            raise AdapterNotFound(f"there is no model or adapter {name[:140]!r}", param="adapters")
         return record
+
+    def _find(self, text: str) -> AdapterRecord | None:
+        reference = parse_reference(text)
+        return None if reference is None else self._names.find(*reference)
+
+
+def _unknown(target: str, way: tuple[str, ...]) -> AdapterNotFound:
+    text = f"there is no model or adapter {target[:140]!r}"
+    if way:
+        text += f", which the route {way[-1]!r} leads to"
+    return AdapterNotFound(text, param="model")
 
 
 def _alone(record: AdapterRecord, model: str) -> Resolved:
-    return Resolved((Member(record.ref, 1.0),), str(record.ref), model, {record.digest: record.facts})
+    return Resolved((Member(record.ref, 1.0),), str(record.ref), model, _facts([record]))
+
+
+def _facts(records: Sequence[AdapterRecord]) -> dict[str, AdapterFacts]:
+    return {record.digest: record.facts for record in records}
+
+
+def _sum_label(members: Sequence[Member]) -> str:
+    return "+".join(f"{member.ref}*{member.weight:g}" for member in members)
+
+
+def _checked(resolved: Resolved) -> Resolved:
+    """Return an answer. Raises InvalidAdapter if its members do not mix, or cannot have their weight."""
+    if len(resolved.members) > 1 or resolved.members[0].weight != 1:
+        check_mixture(_ingredients(resolved))
+    return resolved
 
 
 def _ingredients(resolved: Resolved) -> list[Ingredient]:
@@ -176,7 +182,7 @@ def _ingredients(resolved: Resolved) -> list[Ingredient]:
     return [Ingredient(names[digest], weight, resolved.facts[digest]) for digest, weight in resolved.weights().items()]
 
 
-def _checked(name: str, weight: float) -> float:
+def _finite(name: str, weight: float) -> float:
     """Return a weight as a number. Raises InvalidAdapter."""
     if not math.isfinite(weight) or abs(weight) > MAX_WEIGHT:
         raise InvalidAdapter(

@@ -3,7 +3,7 @@
 from types import TracebackType
 
 from peftserve.adapters.leases import Leases
-from peftserve.adapters.router import Resolved
+from peftserve.adapters.resolved import Resolved
 
 from .admission import Admission
 from .metrics.requests import Metrics, Outcome, RequestTimer

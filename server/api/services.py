@@ -15,7 +15,11 @@ from peftserve.adapters.library import AdapterLibrary
 from peftserve.adapters.recovery import open_registry
 from peftserve.adapters.registry import AdapterRegistry
 from peftserve.adapters.registry_file import NAME as REGISTRY
-from peftserve.adapters.router import Resolved, Router
+from peftserve.adapters.resolved import Resolved
+from peftserve.adapters.router import Router
+from peftserve.adapters.routing.policies import targets_of
+from peftserve.adapters.routing.stored import FOLDER as ROUTES
+from peftserve.adapters.routing.stored import RouteReader, RouteStore
 from peftserve.adapters.store import AdapterStore
 
 from ..config import ServerConfig
@@ -38,12 +42,14 @@ class Adapters:
     registry: AdapterRegistry
     leases: Leases
     router: Router
+    routes: RouteReader
 
 
 @dataclass(frozen=True)
 class OwnedAdapters(Adapters):
     """The adapters in the primary process, which alone changes the folder. workers: the other processes."""
 
+    routes: RouteStore
     store: AdapterStore
     library: AdapterLibrary
     workers: WorkerPool
@@ -114,6 +120,7 @@ async def open_adapters(
     """
     with closing(AdapterStore(state_dir)) as store, open_registry(state_dir, store) as (registry, recovery):
         leases = Leases()
+        routes = RouteStore(registry, base_id, targets_of, state_dir / ROUTES)
         library = AdapterLibrary(
             store,
             registry,
@@ -125,7 +132,7 @@ async def open_adapters(
         )
         engine.add_stats_listener(lambda stats: _doubt(library, stats))
         try:
-            yield OwnedAdapters(registry, leases, Router(registry, base_id), store, library, workers)
+            yield OwnedAdapters(registry, leases, Router(registry, base_id, routes), routes, store, library, workers)
         finally:
             await library.close()
 
@@ -139,7 +146,8 @@ def _doubt(library: AdapterLibrary, stats: EngineStats) -> None:
 def open_replica(state_dir: Path, base_id: str) -> Iterator[Adapters]:
     """Open the adapters in a process beside the primary one; it sees each change as soon as that one has made it."""
     with closing(AdapterRegistry(state_dir / REGISTRY)) as registry:
-        yield Adapters(registry, Leases(), Router(registry, base_id))
+        routes = RouteReader(registry)
+        yield Adapters(registry, Leases(), Router(registry, base_id, routes), routes)
 
 
 def source_settings(config: ServerConfig) -> SourceSettings:

@@ -3,13 +3,15 @@
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from peftserve.adapters.errors import AdapterNotFound
 from peftserve.adapters.facts import AdapterFacts
-from peftserve.adapters.names import VersionRef, check_name
+from peftserve.adapters.names import Reference, VersionRef, check_name
 from peftserve.adapters.registry_reader import AdapterRecord
-from peftserve.adapters.router import Resolved, Router
+from peftserve.adapters.resolved import Resolved
+from peftserve.adapters.router import Router
 from peftserve.adapters.staging import StagedUpload
 from peftserve.adapters.store import AdapterStore
 
@@ -67,9 +69,17 @@ class NamedAdapters:
         versions = self._versions.get(name, [])
         return next((record for record in reversed(versions) if version in (None, record.version)), None)
 
-    def find_default(self) -> AdapterRecord | None:
+    def get_default(self) -> Reference | None:
         """Return None: without a server, there is no default but the base."""
         return None
+
+    def is_damaged(self, digest: str) -> bool:
+        """Return False: damaged files are an error at once, where they are read."""
+        return False
+
+    def snapshot(self) -> AbstractContextManager[None]:
+        """Return a context that does nothing: nobody changes names meanwhile."""
+        return nullcontext()
 
     def _inspect(self, staged: StagedUpload) -> AdapterFacts:
         """Compile the adapter, unless one of the same content is there. Raises AdapterError."""

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Self, TypeVar
 
 from peftserve.adapters.registry_reader import AdapterRecord
-from peftserve.adapters.router import Resolved
+from peftserve.adapters.resolved import Resolved
 from peftserve.adapters.store import AdapterStore
 
 from ..api.http.errors import ApiError

@@ -4,7 +4,7 @@ import pytest
 
 from peftserve.adapters.leases import Leases
 from peftserve.adapters.names import VersionRef
-from peftserve.adapters.router import Member, Resolved
+from peftserve.adapters.resolved import Member, Resolved
 
 A, B = (VersionRef(name, 1, name * 64) for name in "ab")
 MIXTURE = Resolved((Member(A, 0.5), Member(B, 0.5)), "a+b", "a+b")

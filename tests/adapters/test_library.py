@@ -151,7 +151,7 @@ async def test_a_router_is_stored_with_its_experts(
 async def test_a_full_disk_leaves_nothing(
     library: AdapterLibrary, registry: AdapterRegistry, upload: Upload, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise StoreFull("no room")
 
     monkeypatch.setattr(registry, "add", full)

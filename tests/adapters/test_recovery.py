@@ -241,7 +241,10 @@ def test_a_folder_of_an_older_release(root: Path, records: list[AdapterRecord]) 
     """It has no records, and its registry no table of disposable files."""
     shutil.rmtree(root / "versions")
     with closing(sqlite3.connect(root / NAME)) as db, db:
-        db.execute("DROP TABLE disposable")
+        for table in ("disposable", "documents", "route_targets", "deleted", "damaged"):
+            db.execute(f"DROP TABLE {table}")
+        for column in ("origin", "owner"):
+            db.execute(f"ALTER TABLE versions DROP COLUMN {column}")
         db.execute("PRAGMA user_version = 1")
     with opened(root) as state:
         assert state.all() == records

@@ -35,9 +35,15 @@ def test_versions_count_up_and_a_reopened_registry_knows_them(tmp_path: Path) ->
     assert again.get("a") == record
     assert record.facts == FACTS
     assert before <= record.created <= time.time()
-    assert again.find("a") == again.find_default() == record
+    assert again.find("a") == record
+    assert again.get_default() == Reference("a")
     assert _ref(again.find("a", 1)) == VersionRef("a", 1, DIGESTS[0])
     again.close()
+
+
+def _default(registry: AdapterRegistry) -> VersionRef | None:
+    reference = registry.get_default()
+    return None if reference is None else _ref(registry.find(*reference))
 
 
 def _ref(record: AdapterRecord | None) -> VersionRef | None:
@@ -68,7 +74,7 @@ def test_a_version_is_never_two_things(registry: AdapterRegistry) -> None:
 
 def test_what_is_not_there(registry: AdapterRegistry) -> None:
     assert registry.find("a") is None
-    assert registry.find_default() is None
+    assert registry.get_default() is None
     with pytest.raises(AdapterNotFound, match="there is no adapter 'a@3'"):
         registry.get("a", 3)
     with pytest.raises(AdapterNotFound, match="there is no adapter 'a'"):
@@ -84,7 +90,7 @@ def test_a_deleted_default_leaves_none(registry: AdapterRegistry, version: int |
         registry.add("a", digest, FACTS)
     registry.set_default("a@2")
     registry.delete("a", 3)
-    assert _ref(registry.find_default()) == VersionRef("a", 2, DIGESTS[1])
+    assert _default(registry) == VersionRef("a", 2, DIGESTS[1])
     registry.delete("a", version)
     assert registry.get_default() is None
     registry.check_integrity()
@@ -95,7 +101,7 @@ def test_a_default_by_name_lasts_as_long_as_a_version_does(registry: AdapterRegi
         registry.add("a", digest, FACTS)
     registry.set_default("a")
     registry.delete("a", 2)
-    assert _ref(registry.find_default()) == VersionRef("a", 1, DIGESTS[0])
+    assert _default(registry) == VersionRef("a", 1, DIGESTS[0])
     registry.delete("a", 1)
     assert registry.get_default() is None
 
@@ -175,14 +181,13 @@ def test_ten_thousand_adapters(tmp_path: Path) -> None:
         facts = '{"method":"LORA","rank":8,"num_bytes":1,"primitives":{},"sites":1,"consumed":2}'
         db.executemany("INSERT INTO names VALUES (?, 1)", [(f"n{i}",) for i in range(10_000)])
         rows = [(f"n{i}", 1, f"{i:064x}", 0.0, facts) for i in range(10_000)]
-        db.executemany("INSERT INTO versions VALUES (?, ?, ?, ?, ?)", rows)
+        db.executemany("INSERT INTO versions (name, version, digest, created, facts) VALUES (?, ?, ?, ?, ?)", rows)
     registry.set_default("n77")
     registry.close()
     registry = AdapterRegistry(path)
     for query, parameters in (
         ("SELECT * FROM versions WHERE name = ? AND version = ifnull(?, version)", ("n1", None)),
-        (registry_reader._FIND_DEFAULT, ()),
-        ("SELECT 1 FROM versions WHERE digest = ?", ("a",)),
+        (f"SELECT {registry_reader.IN_USE}", ("a",)),
     ):
         plan = registry._reader.execute(f"EXPLAIN QUERY PLAN {query}", parameters).fetchall()
         assert not any("SCAN v" in step[3] for step in plan), plan
@@ -261,7 +266,7 @@ class RegistryMachine(RuleBasedStateMachine):
         newest = {name: max(have) for name, have in self.versions.items() if have}
         assert {record.name: record.version for record in self.registry.page()} == newest
         assert self.registry.get_default() == self.default
-        ref = _ref(self.registry.find_default())
+        ref = _default(self.registry)
         wanted = self.default and (self.default.name, self.default.version or newest[self.default.name])
         assert (ref and ref[:2]) == wanted
         used = {digest for have in self.versions.values() for digest in have.values()}

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -9,7 +10,10 @@ from peftserve.adapters.errors import AdapterNotFound, InvalidAdapter
 from peftserve.adapters.facts import AdapterFacts
 from peftserve.adapters.names import VersionRef
 from peftserve.adapters.registry import AdapterRegistry
-from peftserve.adapters.router import Member, Resolved, Router
+from peftserve.adapters.resolved import Member, Resolved
+from peftserve.adapters.router import Router
+from peftserve.adapters.routing.policies import targets_of
+from peftserve.adapters.routing.stored import RouteStore
 
 A1, A2, B1 = VersionRef("a", 1, "1" * 64), VersionRef("a", 2, "2" * 64), VersionRef("b", 1, "1" * 64)
 BASE = Resolved((), "org/demo", "org/demo")
@@ -92,14 +96,17 @@ def test_parts_of_a_mixture_must_be_adapters(router: Router, name: str) -> None:
     assert error.value.param == "adapters"
 
 
-def test_a_route_asks_its_policy(registry: AdapterRegistry, router: Router) -> None:
-    class ByPrompt:
-        def choose(self, prompt_token_ids: Sequence[int] | None, user: str | None) -> Sequence[tuple[str, float]]:
-            return [("a@1", 1.0)] if prompt_token_ids == [7] else []
-
-    router = Router(registry, "org/demo", {"by-prompt": ByPrompt()})
-    assert router.resolve("by-prompt", prompt_token_ids=[7]).members == (Member(A1, 1.0),)
-    assert router.resolve("by-prompt", prompt_token_ids=[8]) == BASE
+def test_a_route_asks_its_policy(registry: AdapterRegistry, router: Router, tmp_path: Path) -> None:
+    routes = RouteStore(registry, "org/demo", targets_of, tmp_path / "routes")
+    router = Router(registry, "org/demo", routes)
+    routes.put("newest", '{"kind": "alias", "target": "a"}')
+    routes.put("bare", '{"kind": "alias", "target": "org/demo"}')
+    resolved = router.resolve("newest")
+    assert (resolved.members, resolved.model, resolved.label) == ((Member(A2, 1.0),), "a@2", "a@2")
+    assert [(hop.route, hop.version, hop.chosen) for hop in resolved.hops] == [("newest", 1, "a")]
+    assert router.resolve("bare").members == ()
+    registry.set_default("newest")
+    assert router.resolve(None) == resolved
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter
 
-from peftserve.adapters.router import Resolved
+from peftserve.adapters.resolved import Resolved
 
 from ...wire.messages import EngineStats, SequenceOutput
 from .lock_free import LockFreeCounter, LockFreeHistogram

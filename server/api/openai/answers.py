@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 import msgspec
 from fastapi import Request, Response
 
+from peftserve.adapters.routing.found import Hop
+
 from ..http.protocol import CONNECTION
 from ..services import Services
 from .event_stream import CLIENT_GONE, ClientGone, EventStream, until_disconnect
@@ -30,6 +32,8 @@ async def answer(services: Services, request: Request, plan: Plan, whole: Whole,
     """
     generation = Generation(services, plan)
     headers = {"x-peftserve-adapter": plan.resolved.label}
+    if plan.resolved.hops:
+        headers["x-peftserve-route"] = ", ".join(map(_hop, plan.resolved.hops))
     lease = services.hold(plan.resolved, plan.num_sequences)
     if plan.body.stream:
         return EventStream(stream(generation), lease, headers)
@@ -40,6 +44,13 @@ async def answer(services: Services, request: Request, plan: Plan, whole: Whole,
             lease.close()
             return Response(status_code=CLIENT_GONE)
     return json_response(content, headers=headers)
+
+
+def _hop(hop: Hop) -> str:
+    """Return one route on the way to an answer, as a header has it."""
+    arm = "" if hop.arm is None else f"; arm={hop.arm}"
+    score = "" if hop.score is None else f"; score={hop.score:.4g}"
+    return f"{hop.route}@{hop.version}{arm}{score}"
 
 
 def json_response(

@@ -1,6 +1,6 @@
 """POST /v1/chat/completions, as OpenAI has it, with vLLM's extra fields."""
 
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -15,7 +15,8 @@ from .chat_request import ChatRequest, Message
 from .event_stream import TextFrames, frame
 from .generation import Generation, Plan, SequenceDelta
 from .logprobs import chat_logprobs, prompt_logprobs
-from .planning import check_ids, check_min_tokens, encode_prompts, fit_length, salt_of, weighted_adapters, who_answers
+from .planning import check_ids, check_min_tokens, encode_prompts, fit_length, salt_of, weighted_adapters
+from .resolution import who_answers
 from .responses import (
     ChatChoice,
     ChatChunk,
@@ -47,6 +48,12 @@ async def render(tokenizer: Tokenizer, messages: list[Message], body: Any) -> st
     )
 
 
+def last_words(messages: Sequence[Message]) -> str:
+    """Return the user's last message; where there is none, the last of all."""
+    users = [message for message in messages if message.role == "user"]
+    return (users or messages)[-1].content or ""
+
+
 def _as_template_sees_it(message: Message) -> dict[str, Any]:
     """Return a message's fields.
 
@@ -61,7 +68,7 @@ async def _plan(services: Services, tokenizer: Tokenizer, request: Request, body
     text = await render(tokenizer, body.messages, body)
     # The template has written the special tokens itself.
     [prompt] = await encode_prompts(info, tokenizer, [text], body.add_special_tokens)
-    resolved = who_answers(services, body, [prompt])
+    resolved = await who_answers(services, request, body, lambda: last_words(body.messages))
     check_ids(info, body, [prompt], resolved)
     sampling = body.sampling(
         max_tokens=fit_length(info, prompt, body.limit, None, resolved.virtual_tokens),

@@ -15,7 +15,8 @@ from .completion_request import COMPLETION_MAX_TOKENS, CompletionRequest
 from .event_stream import TextFrames, frame
 from .generation import Generation, Plan, SequenceDelta, TokenizedPrompt, Turns
 from .logprobs import completion_logprobs, prompt_logprobs
-from .planning import check_ids, check_min_tokens, encode_prompts, fit_length, salt_of, weighted_adapters, who_answers
+from .planning import check_ids, check_min_tokens, encode_prompts, fit_length, salt_of, weighted_adapters
+from .resolution import who_answers
 from .responses import Completion, CompletionChoice, Usage
 from .text_deltas import Delta, ShownToken
 
@@ -33,7 +34,7 @@ async def create_completion(request: Request, services: Services) -> Response:
 async def _plan(services: Services, tokenizer: Tokenizer, request: Request, body: CompletionRequest) -> Plan:
     info = services.model()
     prompts = await encode_prompts(info, tokenizer, body.prompt, body.add_special_tokens)
-    resolved = who_answers(services, body, prompts)
+    resolved = await who_answers(services, request, body, lambda: _text(tokenizer, prompts[0]))
     check_ids(info, body, prompts, resolved)
     rerank = body.samples > body.choices  # the best are chosen by their logprobs
     scored = _most(body.prompt_logprobs, body.logprobs if body.echo else None, 0 if body.max_tokens == 0 else None)
@@ -48,6 +49,10 @@ async def _plan(services: Services, tokenizer: Tokenizer, request: Request, body
     check_min_tokens(body, sampling)
     adapters = weighted_adapters(resolved, body.task_id)
     return Plan(body, resolved, adapters, prompts, sampling, body.samples, salt_of(request, body))
+
+
+def _text(tokenizer: Tokenizer, prompt: TokenizedPrompt) -> str:
+    return tokenizer.decode(prompt.token_ids, True) if prompt.text is None else prompt.text
 
 
 def _most(*numbers: int | None) -> int | None:

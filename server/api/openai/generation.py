@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from peftserve.adapters.errors import error_of
-from peftserve.adapters.router import Resolved
+from peftserve.adapters.resolved import Resolved
 
 from ...wire.messages import AddRequest, SamplingParams, SequenceOutput, WeightedAdapter
 from ..engine.interface import EngineDead, RemoteEngine

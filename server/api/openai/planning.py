@@ -1,20 +1,17 @@
-"""From a checked body to a plan: who answers, lengths that fit, sampling parameters. The same for all routes."""
+"""From a checked body to a plan: prompts, lengths that fit, sampling parameters. The same for all routes."""
 
 from collections.abc import Sequence
 
 from fastapi import Request
 
-from peftserve.adapters.names import DEFAULT
-from peftserve.adapters.router import Resolved
+from peftserve.adapters.resolved import Resolved
 
 from ...wire.messages import ModelInfo, SamplingParams, WeightedAdapter
 from ..http.auth import TENANT
 from ..http.errors import bad_request
-from ..services import Services
 from ..text.tokenizer import Tokenizer
-from .adapter_fields import which_model
 from .generation import TokenizedPrompt
-from .requests import GenerationRequest, ModelRequest
+from .requests import GenerationRequest
 
 
 async def encode_prompts(
@@ -43,24 +40,6 @@ def check_ids(info: ModelInfo, body: GenerationRequest, prompts: Sequence[Tokeni
         _check_vocabulary(vocabulary, prompt.token_ids, "prompt")
     _check_vocabulary(vocabulary, body.stop_token_ids or (), "stop_token_ids")
     _check_vocabulary(vocabulary, tuple(body.logit_bias or ()), "logit_bias")
-
-
-def who_answers(services: Services, body: GenerationRequest, prompts: Sequence[TokenizedPrompt]) -> Resolved:
-    """Look up the adapters that answer. To be called behind the last await before `answer`: see `Services.hold`.
-
-    Raises AdapterError.
-    """
-    mixture = None if body.adapters is None else [(part.name, part.weight) for part in body.adapters]
-    model = asked_model(services, body, several=mixture is not None)
-    return services.adapters.router.resolve(model, mixture, prompts[0].token_ids, body.user)
-
-
-def asked_model(services: Services, body: ModelRequest, several: bool = False) -> str | None:
-    """Return the model that is asked for, as `model` or by another server's field.
-
-    Raises ApiError where they differ.
-    """
-    return which_model(body.model, several, body.named, (None, DEFAULT, services.base_id))
 
 
 def weighted_adapters(resolved: Resolved, task_id: int | None) -> list[WeightedAdapter]:

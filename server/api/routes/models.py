@@ -11,6 +11,7 @@ from peftserve.adapters.names import DEFAULT
 from peftserve.adapters.registry_reader import AdapterRecord
 
 from ..openai.answers import json_response
+from ..openai.resolution import resolve
 from ..services import Services, ServicesOf
 from .documentation import Operation
 
@@ -62,7 +63,7 @@ async def get_model(
     """Return what a request that names this model would be answered by."""
     if model_id == services.base_id:
         return json_response(_base(services))
-    resolved = services.adapters.router.resolve(model_id)
+    resolved = await resolve(services, model_id)
     if not resolved.members:
         return json_response(_base(services))
     ref = resolved.members[0].ref

@@ -5,7 +5,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from peftserve.adapters.names import VersionRef
-from peftserve.adapters.router import Member, Resolved
+from peftserve.adapters.resolved import Member, Resolved
 from peftserve.server.api.metrics.requests import MAX_ADAPTER_LABELS, OTHER, Metrics
 from peftserve.server.wire.messages import EngineStats
 

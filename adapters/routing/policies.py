@@ -1,0 +1,86 @@
+"""The policies of routes: for each kind of body how it chooses, what it names, and what it checks when it is put.
+
+To add a kind is to add a struct to `bodies`, a function here and a row in KINDS.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from ..errors import AdapterNotFound
+from .bodies import Alias, Body, Fallback, Mixture, Split
+from .found import Choice, Follow, Found, weighted_sum
+from .query import Query
+from .split import choose_arm
+from .stored import Route
+
+Policy = Callable[[Query, Follow, Callable[[Found], bool]], Choice]
+"""Choose for one request. The last argument says whether what was found can be loaded.
+
+Raises AdapterNotFound, NotReady.
+"""
+
+
+class Kind(NamedTuple):
+    """One kind of route.
+
+    make: returns the policy of a route. targets: the names in a body, as a request would write them.
+    is_slow: whether `make` takes longer than an event loop may stand still.
+    """
+
+    make: Callable[[Any, Route], Policy]
+    targets: Callable[[Any], Iterator[str]]
+    is_slow: bool = False
+
+
+def _alias(body: Alias, _: Route) -> Policy:
+    return lambda query, follow, healthy: Choice(follow(body.target), body.target)
+
+
+def _split(body: Split, route: Route) -> Policy:
+    def choose(query: Query, follow: Follow, healthy: object) -> Choice:
+        arm = choose_arm(body, body.salt or route.name, query, route.created)
+        target = body.arms[arm].target
+        return Choice(follow(target), target, arm, shadow=body.shadow)
+
+    return choose
+
+
+def _mixture(body: Mixture, _: Route) -> Policy:
+    return lambda query, follow, healthy: Choice(
+        weighted_sum([(follow(part.name), part.weight) for part in body.adapters])
+    )
+
+
+def _fallback(body: Fallback, route: Route) -> Policy:
+    def choose(query: Query, follow: Follow, healthy: Callable[[Found], bool]) -> Choice:
+        for number, target in enumerate(body.targets):
+            try:
+                found = follow(target)
+            except AdapterNotFound:
+                continue
+            if healthy(found):
+                return Choice(found, target, number)
+        raise AdapterNotFound(
+            f"none of the targets of the route {route.name!r} exists and can be loaded: {', '.join(body.targets[:8])}"
+        )
+
+    return choose
+
+
+def _split_targets(body: Split) -> Iterator[str]:
+    yield from (arm.target for arm in body.arms)
+    if body.shadow is not None:
+        yield body.shadow
+
+
+KINDS: Mapping[type[Body], Kind] = {
+    Alias: Kind(_alias, lambda body: iter((body.target,))),
+    Split: Kind(_split, _split_targets),
+    Mixture: Kind(_mixture, lambda body: (part.name for part in body.adapters)),
+    Fallback: Kind(_fallback, lambda body: iter(body.targets)),
+}
+
+
+def targets_of(body: Body) -> list[str]:
+    """Return the names that a body names, as a request would write them, in order and each once."""
+    return list(dict.fromkeys(KINDS[type(body)].targets(body)))
