@@ -29,6 +29,7 @@ from .engine.interface import EngineDead, RemoteEngine
 from .http.errors import unavailable
 from .metrics.requests import Metrics
 from .processes.pool import SharedLeases, WorkerPool
+from .processes.searches import Finder
 from .request_lease import RequestLease
 from .sources.fetchers import Sources
 from .sources.place import SourceSettings
@@ -73,6 +74,7 @@ class Services:
     metrics: Metrics
     base_id: str
     started: int
+    finder: Finder | None = None  # set where the operator names places to look for adapters in
     preloaded: bool = True  # False until serve() has loaded the adapters of the command line
     _tokenizer: Tokenizer | None = field(default=None, repr=False)  # set when the model's first use asks for it
 

@@ -1,7 +1,7 @@
 """/v1/adapters and /v1/default-adapter: uploads, cards, deletion, and what answers by default."""
 
 import asyncio
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
@@ -12,9 +12,9 @@ from peftserve.adapters.names import Reference, check_name, parse_reference
 from peftserve.adapters.registry_reader import AdapterRecord
 
 from ..http.bodies import json_body
+from ..http.leaving import CLIENT_GONE, ClientGone, until_disconnect
 from ..http.protocol import CONNECTION
 from ..openai.answers import json_response
-from ..openai.event_stream import CLIENT_GONE, ClientGone, until_disconnect
 from ..openai.requests import Body
 from ..services import Services, ServicesOf
 from ..sources.place import Place
@@ -101,6 +101,7 @@ async def add_adapter(request: Request, services: ServicesOf) -> Response:
     services.model()
     services.admission.check_open()
     staged = await asyncio.to_thread(services.owned.store.stage, services.config.upload_limit)
+    origin: dict[str, Any] | None = None
     with staged:
         content_type = request.headers.get("content-type", "")
         if content_type.lower().startswith("multipart/form-data"):
@@ -108,13 +109,13 @@ async def add_adapter(request: Request, services: ServicesOf) -> Response:
         else:
             body = await json_body(AddAdapter)(request)
             name = body.name
-            check_name(name)
+            check_name(name, {services.base_id})
             place = Place(body.source.type, body.source.uri, body.source.revision)
             try:
-                await until_disconnect(request.scope[CONNECTION], services.sources.fetch(place, staged))
+                origin = await until_disconnect(request.scope[CONNECTION], services.sources.fetch(place, staged))
             except ClientGone:
                 return Response(status_code=CLIENT_GONE)
-        record = await services.owned.library.add(staged, name)
+        record = await services.owned.library.add(staged, name, origin=origin)
     return json_response((await make_cards(services, [record]))[0], 201)
 
 

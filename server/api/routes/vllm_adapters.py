@@ -13,8 +13,8 @@ from peftserve.adapters.names import parse_reference
 
 from ..http.bodies import json_body
 from ..http.errors import ApiError, bad_request
+from ..http.leaving import CLIENT_GONE, ClientGone, until_disconnect
 from ..http.protocol import CONNECTION
-from ..openai.event_stream import CLIENT_GONE, ClientGone, until_disconnect
 from ..openai.requests import Body
 from ..services import Services, ServicesOf
 from ..sources.local import allowed_folder
@@ -69,12 +69,12 @@ async def load_lora_adapter(
     staged = await asyncio.to_thread(services.owned.store.stage, services.config.upload_limit)
     with staged:
         try:
-            await until_disconnect(request.scope[CONNECTION], services.sources.fetch(place, staged))
+            origin = await until_disconnect(request.scope[CONNECTION], services.sources.fetch(place, staged))
         except SourceMissing as error:
             raise _nothing_at(body.lora_path, f": {error.body.message}") from None
         except ClientGone:
             return PlainTextResponse(status_code=CLIENT_GONE)
-        await services.owned.library.add(staged, body.lora_name)
+        await services.owned.library.add(staged, body.lora_name, origin=origin)
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
 

@@ -90,7 +90,7 @@ class Download:
                     self._check(response)
                     yield response
                     return
-                before, url = url, _target(url, response.headers["location"])
+                before, url = url, url.join(response.headers["location"])
             finally:
                 await response.aclose()
         raise SourceFailed("The source has too many redirects.")
@@ -128,10 +128,3 @@ class Download:
 
     def _changed(self) -> SourceFailed:
         return SourceFailed(f"{self._url.path.rpartition('/')[2]} has changed while it was fetched; try again.")
-
-
-def _target(url: httpx.URL, location: str) -> httpx.URL:
-    try:
-        return url.join(location)
-    except (httpx.InvalidURL, ValueError):
-        raise SourceFailed("The source redirects to what is no address.") from None

@@ -115,7 +115,10 @@ def refuse_revision(place: Place) -> None:
 
 
 def origin_of(place: Place, resolved: str | None) -> dict[str, Any]:
-    """Return where an adapter came from, as its card shows it. resolved: the commit or the tag of what was fetched."""
-    uri = place.uri.partition("?")[0]
-    origin = {"type": place.type, "uri": uri, "revision": place.revision, "resolved": resolved}
+    """Return where an adapter came from, as its card shows it: no secrets, and no folders above it on this machine.
+
+    resolved: the commit or the tag of what was fetched.
+    """
+    uri = Path(place.uri).name if place.type == "path" else place.uri.partition("?")[0]
+    origin = {"kind": "source", "type": place.type, "uri": uri, "revision": place.revision, "resolved": resolved}
     return {key: value for key, value in origin.items() if value is not None}

@@ -3,7 +3,9 @@
 import contextlib
 import json
 import threading
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
 
 import pytest
 from moto.server import ThreadedMotoServer
@@ -23,7 +25,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def send(self, status, body=b"", **headers):
         self.send_response(status)
-        for name, value in {"content_length": len(body), **headers}.items():
+        for name, value in {"content_length": len(body), "last_modified": formatdate(usegmt=True), **headers}.items():
             self.send_header(name.replace("_", "-"), str(value))
         self.end_headers()
         with contextlib.suppress(OSError):  # the client has left
@@ -56,13 +58,13 @@ class Site:
         return [path for path, _ in self.asked]
 
     def answer(self, request):
-        path = request.path.partition("?")[0]
+        path = unquote(request.path.partition("?")[0])
         fault = self.faults[path].pop(0) if self.faults.get(path) else None
         content = self.files.get(path)
         match fault:
             case int():
                 request.send(fault)
-            case str() if "/" in fault:
+            case str() if ":" in fault or fault[0] == "/":
                 request.send(302, location=fault)
             case threading.Event():
                 fault.wait(10)
@@ -167,7 +169,11 @@ def s3(moto, monkeypatch):
     import boto3
 
     host, port = moto.get_host_and_port()
-    environ = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret"}
+    environ = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "id",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+    }
     for name, value in {**environ, "AWS_REGION": "us-east-1", "NO_PROXY": "127.0.0.1"}.items():
         monkeypatch.setenv(name, value)
     client = boto3.client("s3")

@@ -18,7 +18,7 @@ async def test_gs_asks_the_same_way(site, staged, contents, adapter_bytes, monke
     """Google's store speaks the XML form of its API, which is a plain GET of `/bucket/key`."""
     for name, value in {"GOOGLE_BASE_URL": site.url, "GOOGLE_SKIP_SIGNATURE": "true"}.items():
         monkeypatch.setenv(name, value)
-    site.files = {f"/adapters/sql%2F{name}": content for name, content in adapter_bytes().items()}
+    site.files = {f"/adapters/sql/{name}": content for name, content in adapter_bytes().items()}
     await buckets.fetch_bucket(Place("gs", "gcs://adapters/sql"), staged, NOTHING)
     assert contents(staged) == adapter_bytes()
 
@@ -54,7 +54,7 @@ async def test_a_store_that_refuses_or_is_not_there(site, staged, monkeypatch):
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     site.faults["/adapters/a/adapter_config.json"] = [403]
-    with pytest.raises(SourceFailed, match="does not let this server read adapter_config.json") as caught:
+    with pytest.raises(SourceFailed, match=r"does not let this server read adapter_config\.json") as caught:
         await buckets.fetch_bucket(Place("s3", "s3://adapters/a"), staged, NOTHING)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     with pytest.raises(SourceFailed, match="not be reached"):
