@@ -4,10 +4,12 @@ Knows HTTP and nothing of adapters. A route, which its caller gives, says for ea
 """
 
 import asyncio
+import ssl
 import zlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import httpx
@@ -32,6 +34,12 @@ class Hop:
 
 Route = Callable[[httpx.URL, httpx.URL | None], Awaitable[Sequence[Hop]]]
 """Return the ways to an address, best first, given the address that has led there. Raises SourceFailed."""
+
+
+@cache
+def tls_context() -> ssl.SSLContext:
+    """Return the certificates that servers are checked by: of SSL_CERT_FILE, else those of the package. Read once."""
+    return httpx.create_ssl_context()
 
 
 class _Again(Exception):

@@ -16,7 +16,7 @@ import httpx
 from peftserve.adapters.staging import StagedUpload
 
 from ..http.threads import to_the_end
-from .download import TIMEOUT, Download, Hop
+from .download import TIMEOUT, Download, Hop, tls_context
 from .folder import receive_folder
 from .place import PARAM, Place, SourceFailed, SourceMissing, SourceSettings, beside, check_path, without_scheme
 
@@ -41,7 +41,7 @@ async def fetch_hub(place: Place, staged: StagedUpload, settings: SourceSettings
     repository = _parse(place, await to_the_end(_read_token, settings.hub_token_file))
     commit = await to_the_end(_commit, repository)
     route = _Route(await to_the_end(_headers, repository), httpx.URL(_url(repository, commit, "x")))
-    async with httpx.AsyncClient(timeout=TIMEOUT) as client:
+    async with httpx.AsyncClient(verify=await to_the_end(tls_context), timeout=TIMEOUT) as client:
 
         async def read(relative: str) -> AsyncGenerator[bytes]:
             url = httpx.URL(_url(repository, commit, beside(repository.folder, relative)))

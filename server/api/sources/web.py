@@ -14,8 +14,9 @@ import httpx
 from peftserve.adapters.files import WEIGHTS
 from peftserve.adapters.staging import StagedUpload
 
+from ..http.threads import to_the_end
 from .addresses import addresses_of
-from .download import TIMEOUT, Download, Hop
+from .download import TIMEOUT, Download, Hop, tls_context
 from .folder import receive_folder
 from .place import Place, SourceFailed, SourceSettings, beside, check_path, refuse_revision, without_scheme
 
@@ -28,8 +29,9 @@ async def fetch_http(place: Place, staged: StagedUpload, settings: SourceSetting
     base = _parse(place)
     guard = Guard(settings.hosts, settings.allow_private)
     tags: dict[str, str | None] = {}
-    # trust_env: a proxy would look the name up once more. Certificates of SSL_CERT_FILE are taken as everywhere.
-    async with httpx.AsyncClient(verify=httpx.create_ssl_context(), timeout=TIMEOUT, trust_env=False) as client:
+    tls = await to_the_end(tls_context)
+    # trust_env: a proxy would look the name up once more.
+    async with httpx.AsyncClient(verify=tls, timeout=TIMEOUT, trust_env=False) as client:
 
         async def read(relative: str) -> AsyncGenerator[bytes]:
             path = quote(beside(base.path.strip("/"), relative))

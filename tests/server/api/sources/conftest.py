@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import ssl
 import threading
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -43,6 +44,7 @@ class Site:
         self.files, self.faults, self.asked, self.ranges = {}, {}, [], True
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._server.site = self
+        self._server.handle_error = lambda *_: None  # clients that leave, as tests have them
         self.port = self._server.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
@@ -50,6 +52,12 @@ class Site:
     def close(self):
         self._server.shutdown()
         self._server.server_close()
+
+    def secure(self, certificate, key):
+        """Speak TLS from now on."""
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(certificate, key)
+        self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
 
     def add(self, folder, files):
         self.files |= {f"{folder}/{name}": content for name, content in files.items()}

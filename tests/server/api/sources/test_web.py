@@ -1,7 +1,13 @@
 import asyncio
+import ssl
 import threading
+from datetime import UTC, datetime, timedelta
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from peftserve.adapters.errors import AdapterTooLarge
 from peftserve.server.api.sources import download
@@ -168,3 +174,37 @@ async def test_no_step_down_from_https():
         await guard(httpx.URL("http://127.0.0.1/"), httpx.URL("https://127.0.0.1/"))
     (hop,) = await guard(httpx.URL("https://127.0.0.1/x"), httpx.URL("http://127.0.0.1/"))
     assert hop.extensions == {"sni_hostname": "127.0.0.1"}
+
+
+async def test_https_checks_the_certificate_of_the_name_and_not_of_the_address(
+    site, staged, contents, adapter_bytes, monkeypatch, tmp_path
+):
+    files = _certificate_of("adapters.example", tmp_path)
+    site.secure(*files)
+    site.add("/a", adapter_bytes())
+
+    async def here(host, port, *, allow_private):
+        return ["127.0.0.1"]
+
+    monkeypatch.setattr("peftserve.server.api.sources.web.addresses_of", here)
+    trusting = ssl.create_default_context(cafile=files[0])
+    monkeypatch.setattr("peftserve.server.api.sources.web.tls_context", lambda: trusting)
+    settings = SourceSettings(hosts=("*.example",))
+    with pytest.raises(SourceFailed, match="cannot be reached"):
+        await fetch_http(Place("http", f"https://other.example:{site.port}/a"), staged, settings)
+    await fetch_http(Place("http", f"https://adapters.example:{site.port}/a"), staged, settings)
+    assert contents(staged) == adapter_bytes()
+
+
+def _certificate_of(host, folder):
+    """Return the files of a certificate that signs itself, and of its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, host)])
+    now = datetime.now(UTC)
+    made = x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(days=1), now + timedelta(days=1))
+    made = made.add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
+    made = made.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    certificate, private = folder / "certificate.pem", folder / "key.pem"
+    certificate.write_bytes(made.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
+    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return certificate, private
