@@ -17,8 +17,8 @@ ERRORS: Mapping[int, tuple[str, ErrorBody]] = {
             400,
             "What the client can mend: a body that is not as it should be (no code), a prompt that is too long "
             "(`context_length_exceeded`), an adapter that is malformed or of a kind that is not served "
-            "(`invalid_adapter`, `unsupported_adapter`) or cannot be had from its source (`source_failed`), a request that "
-            "the engine refuses (`sequence_failed`).",
+            "(`invalid_adapter`, `unsupported_adapter`) or cannot be had from its source (`source_failed`), a request "
+            "that the engine refuses (`sequence_failed`).",
             "Invalid request: temperature: Input should be less than or equal to 100.",
             "temperature",
             None,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 
+from peftserve.adapters.files import CONFIG
 from peftserve.adapters.staging import StagedUpload
 
 from ..http.threads import to_the_end
@@ -120,6 +121,8 @@ def _commit(repository: _Repository) -> str:
     except OfflineModeIsEnabled:
         raise SourceFailed("This server does not ask the hub: HF_HUB_OFFLINE is set.") from None
     except HfHubHTTPError as error:
+        if error.response.status_code == 404:
+            return _commit_of_files(repository)
         raise _refused(repository, error.response.status_code) from None
     except Exception as error:  # of the library's HTTP client, which is another one in another of its versions
         logger.warning("The hub cannot be reached: %s", type(error).__name__)
@@ -129,9 +132,27 @@ def _commit(repository: _Repository) -> str:
     return info.sha
 
 
+def _commit_of_files(repository: _Repository) -> str:
+    """Ask a hub that does not describe repositories, as some mirrors: each file comes with its commit."""
+    from huggingface_hub import get_hf_file_metadata
+    from huggingface_hub.errors import HfHubHTTPError
+
+    url = _url(repository, repository.revision or "main", beside(repository.folder, CONFIG))
+    missing = SourceMissing(f"There is no repository {repository.id} with that revision and an {CONFIG}.")
+    try:
+        metadata = get_hf_file_metadata(url, token=repository.token, timeout=API_SECONDS)
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        raise missing if status == 404 else _refused(repository, status) from None
+    except Exception as error:  # as above
+        logger.warning("The hub cannot be reached: %s", type(error).__name__)
+        raise SourceFailed("The hub cannot be reached.") from None
+    if metadata.commit_hash is None:
+        raise SourceFailed("The hub does not say which commit the revision is.")
+    return metadata.commit_hash
+
+
 def _refused(repository: _Repository, status: int) -> SourceFailed:
-    if status == 404:
-        return SourceMissing(f"There is no repository {repository.id} with that revision.")
     if status in (401, 403):
         return SourceFailed(f"The hub does not let this server read {repository.id} (status {status}).")
     return SourceFailed(f"The hub answers with the status {status}.")

@@ -63,11 +63,18 @@ class Guard:
     def _check(self, url: httpx.URL, before: httpx.URL | None) -> None:
         if url.scheme not in _PORTS or not url.host or url.userinfo:
             raise SourceFailed("The source redirects to another kind of address.")
-        if before is not None and (url.host != before.host or (before.scheme, url.scheme) == ("https", "http")):
-            raise SourceFailed("The source redirects to another host, which is not followed.")
+        if before is not None and not _may_lead_to(before, url):
+            raise SourceFailed("The source redirects to another host or port, which is not followed.")
         port = url.port or _PORTS[url.scheme]
         if not any(_is_meant(pattern.lower(), url.host, port) for pattern in self.hosts):
             raise SourceFailed(f"The host {url.host!r} is not one that this server gets adapters from.")
+
+
+def _may_lead_to(before: httpx.URL, url: httpx.URL) -> bool:
+    """Return whether a redirect stays with the host and its port, or goes on to the host's https."""
+    return url.host == before.host and (
+        (url.scheme, url.port) == (before.scheme, before.port) or (before.scheme, url.scheme) == ("http", "https")
+    )
 
 
 def _is_meant(pattern: str, host: str, port: int) -> bool:

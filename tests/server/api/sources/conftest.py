@@ -21,6 +21,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.site.asked.append((self.path, dict(self.headers)))
         self.server.site.answer(self)
 
+    do_HEAD = do_GET
+
     def log_message(self, *_):
         pass
 
@@ -30,7 +32,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name.replace("_", "-"), str(value))
         self.end_headers()
         with contextlib.suppress(OSError):  # the client has left
-            self.wfile.write(body)
+            self.wfile.write(body if self.command == "GET" else b"")
 
 
 class Site:
@@ -106,6 +108,7 @@ class Hub(Site):
     def __init__(self):
         super().__init__()
         self.token, self.store, self.revisions = None, Site(), {"main": COMMIT, COMMIT: COMMIT}
+        self.describes = True  # its repositories; some mirrors have files only
 
     def close(self):
         super().close()
@@ -119,10 +122,12 @@ class Hub(Site):
         path = request.path
         if self.token is not None and request.headers.get("authorization") != f"Bearer {self.token}":
             request.send(401, x_error_code="RepoNotFound")
+        elif path.startswith("/api/models/") and not self.describes:
+            request.send(404)
         elif path.startswith("/api/models/"):
             self._describe(request, path.removeprefix("/api/models/"))
-        elif path.startswith(f"/owner/name/resolve/{COMMIT}/"):
-            self._resolve(request, path.removeprefix(f"/owner/name/resolve/{COMMIT}"))
+        elif path.startswith("/owner/name/resolve/") and path.split("/")[4] in self.revisions:
+            self._resolve(request, "/" + path.split("/", 5)[5])
         else:
             request.send(404, x_error_code="EntryNotFound")
 
@@ -141,7 +146,7 @@ class Hub(Site):
         elif path.endswith(".safetensors"):
             request.send(302, location=f"{self.store.url}{path}", x_repo_commit=COMMIT)
         else:
-            self._send(request, self.files[path])
+            request.send(200, self.files[path], etag=_tag(self.files[path]), x_repo_commit=COMMIT)
 
 
 def _tag(content):

@@ -31,6 +31,16 @@ async def test_a_private_repository_shows_its_token_to_the_hub_alone(hub, staged
     assert not any("authorization" in {name.lower() for name in headers} for _, headers in hub.store.asked)
 
 
+async def test_a_mirror_that_has_files_only_says_the_commit_with_each(hub, staged, contents, adapter_bytes):
+    hub.describes = False
+    hub.add("", adapter_bytes())
+    assert await fetch_hub(Place("hub", "owner/name"), staged, NOTHING) == COMMIT
+    assert contents(staged) == adapter_bytes()
+    for place in (Place("hub", "owner/name", "nope"), Place("hub", "owner/name/absent"), Place("hub", "owner/absent")):
+        with pytest.raises(SourceMissing, match="no repository"):
+            await fetch_hub(place, staged, NOTHING)
+
+
 async def test_experts_lie_beside_the_adapter(hub, staged, contents, adapter_bytes):
     files = adapter_bytes()
     config = json.loads(files["adapter_config.json"]) | {"arrow_config": {"task_adapter_names": ["ts_a", "ts_b"]}}

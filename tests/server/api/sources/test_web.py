@@ -170,8 +170,9 @@ async def test_no_step_down_from_https():
     import httpx
 
     guard = Guard(("127.0.0.1",), allow_private=True)
-    with pytest.raises(SourceFailed, match="another host"):
-        await guard(httpx.URL("http://127.0.0.1/"), httpx.URL("https://127.0.0.1/"))
+    for url, before in [("http://127.0.0.1/", "https://127.0.0.1/"), ("http://127.0.0.1:81/", "http://127.0.0.1/")]:
+        with pytest.raises(SourceFailed, match="another host or port"):
+            await guard(httpx.URL(url), httpx.URL(before))
     (hop,) = await guard(httpx.URL("https://127.0.0.1/x"), httpx.URL("http://127.0.0.1/"))
     assert hop.extensions == {"sni_hostname": "127.0.0.1"}
 
