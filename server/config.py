@@ -64,6 +64,7 @@ class ServerConfig:
 
     api_workers: number of API processes.
     preload: (name, folder) pairs of `--adapter`, loaded at start.
+    preload_routes: (name, file) pairs of `--route`, put at start where there is no such route.
     allow_adapter_paths, allow_adapter_sources: folders below which, and other types of sources from which, requests may
     name adapters. allow_source_hosts: of sources over HTTP. allow_private_sources: also where their address is private.
     hub_token_file: a file with the token for the hub. timeout_source: seconds to get an adapter from a source; 0: no
@@ -88,6 +89,7 @@ class ServerConfig:
     api_workers: int = 1
     served_model_name: str | None = None
     preload: tuple[tuple[str, Path], ...] = ()
+    preload_routes: tuple[tuple[str, Path], ...] = ()
     allow_adapter_paths: tuple[Path, ...] = ()
     allow_adapter_sources: frozenset[str] = frozenset()
     allow_source_hosts: tuple[str, ...] = ()

@@ -23,14 +23,14 @@ from .http.server import raise_file_limit
 from .metrics.requests import Metrics
 from .processes.searches import PATH as SEARCHES
 from .processes.searches import search_endpoint
-from .routes import adapters, generation, health, metrics, models, tokens, vllm_adapters
+from .routes import adapters, generation, health, jobs, merges, metrics, models, tokens, vllm_adapters
 from .routes.direct import DirectRoutes
 from .routes.documentation import openapi
 from .services import Adapters, OwnedAdapters, Services, base_id
 from .sources.finder import AdapterFinder
 
 EVERYWHERE = (generation, models, tokens, health)
-PRIMARY_ONLY = (adapters, vllm_adapters, metrics)
+PRIMARY_ONLY = (adapters, merges, jobs, vllm_adapters, metrics)
 ALWAYS = frozenset({b"/health", b"/health/live", b"/health/ready", b"/metrics"})  # also beyond limits of connections
 
 
