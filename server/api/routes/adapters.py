@@ -88,12 +88,7 @@ Name = Annotated[str, Path(description="An adapter's name, or `name@version`.", 
     status=201,
     body=AddAdapter,
     form=FORM,
-    examples={
-        "Folder of the server": {"name": "sql", "source": {"type": "path", "uri": "/srv/adapters/sql"}},
-        "Hub": {"name": "sql", "source": {"type": "hub", "uri": "acme/sql-lora", "revision": "v2"}},
-        "Object store": {"name": "sql", "source": {"type": "s3", "uri": "s3://adapters/sql"}},
-        "Web server": {"name": "sql", "source": {"type": "http", "uri": "https://adapters.example.com/sql"}},
-    },
+    examples={"Folder of the server": {"name": "sql", "source": {"type": "path", "uri": "/srv/adapters/sql"}}},
     errors=(409,),
 )
 async def add_adapter(request: Request, services: ServicesOf) -> Response:
