@@ -12,6 +12,7 @@ from tqdm import tqdm
 from peftserve.adapters.errors import AdapterError
 from peftserve.adapters.files import FILES, expert_folder, experts_of
 
+from .adapters_merge import add_merge_arguments, run_merge
 from .client import Server, add_arguments
 from .errors import CommandError
 from .export import export, path_of
@@ -39,6 +40,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     export = _action(actions, "export", "write an adapter's files to a folder, as they were uploaded", _export)
     export.add_argument("name", metavar="NAME", help="an adapter, or name@version")
     export.add_argument("--out", metavar="DIR", type=Path, help="the new folder (default: ./NAME)")
+
+    add_merge_arguments(_action(actions, "merge", "make a new adapter out of others", run_merge))
 
     default = _action(actions, "default", "show the server's default adapter, or set it", _default)
     choice = default.add_mutually_exclusive_group()

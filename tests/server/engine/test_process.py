@@ -25,8 +25,11 @@ from peftserve.server.wire.messages import (
     EngineStats,
     Event,
     InspectAdapter,
+    LoadAdapter,
     ModelInfo,
     Outputs,
+    PinAdapters,
+    Pooling,
     ReleaseAdapter,
     Reply,
     SamplingParams,
@@ -124,6 +127,26 @@ def test_requests_are_answered_while_adapters_come_and_go(
     assert ended[-1] < released[0], "released while a request used it"
     before = next(e for e in reversed(socket.events[: released[0]]) if isinstance(e, EngineStats))
     assert (before.device_adapter_bytes, before.host_adapter_bytes) == (0, 0)
+
+
+def test_adapters_are_pinned_and_loaded_ahead_of_use(make_bench: MakeBench, adapters: dict[str, Path]) -> None:
+    inspections: list[Command] = [InspectAdapter(i, digest, str(adapters[digest])) for i, digest in enumerate("abc")]
+    socket = run_loop(
+        make_bench(max_loras=2),
+        (at_once, inspections),
+        (lambda s: len(s.replies()) == 3, [PinAdapters(3, ["a"]), LoadAdapter(4, "b"), LoadAdapter(5, "missing")]),
+        (lambda s: len(s.replies()) == 6, [PinAdapters(6, ["c", "a"]), LoadAdapter(7, "a")]),
+        (lambda s: len(s.replies()) == 8, []),
+    )
+    replies = socket.replies()
+    assert (replies[3], replies[4], replies[7]) == (Reply(3), Reply(4, level="device"), Reply(7, level="device"))
+    assert replies[5].error_kind == "InvalidAdapter"
+    assert (replies[6].error_kind, replies[6].error) == (
+        "AdapterConflict",
+        "1 adapters can be pinned with --max-loras 2, so that others have a slot",
+    )
+    assert socket.stats()[-1].pinned_adapters == ["a"]
+    assert {*socket.stats()[-1].device_adapters} == {"a", "b"}
 
 
 def test_what_is_wrong_with_an_adapter_is_replied(
@@ -273,8 +296,13 @@ async def test_a_whole_life_of_the_process(
         os.kill(info.pid, signal.SIGINT)  # ^C in the terminal is for the API process
         await Reader(client, request("left", max_tokens=200)).begun
         client.abort("left")
+        await client.pin_adapters(["a"])
+        assert await client.load_adapter("a") == "device"
+        pooled = await client.embed(PROMPT, Pooling("mean", 0), [WeightedAdapter("a")])
+        expected = peft.hidden_states(PROMPT, ((adapters["a"], 1.0),))[0].mean(0)
+        assert pooled == pytest.approx(expected.tolist(), abs=1e-5)
         await client.release_adapter("a")
-        assert client.stats.device_adapter_bytes == 0
+        assert (client.stats.device_adapter_bytes, client.stats.pinned_adapters) == (0, [])
         process = client._process
         assert process is not None
         await client.shutdown()
