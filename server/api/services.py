@@ -16,7 +16,7 @@ from peftserve.adapters.registry import AdapterRegistry
 from peftserve.adapters.registry_file import NAME as REGISTRY
 from peftserve.adapters.resolved import Resolved
 from peftserve.adapters.router import Router
-from peftserve.adapters.routing.policies import targets_of
+from peftserve.adapters.routing.policies import check_targets, targets_of
 from peftserve.adapters.routing.stored import FOLDER as ROUTES
 from peftserve.adapters.routing.stored import RouteReader, RouteStore
 from peftserve.adapters.store import AdapterStore
@@ -112,7 +112,7 @@ async def open_adapters(
     """
     with closing(AdapterStore(state_dir)) as store, open_registry(state_dir, store) as (registry, recovery):
         leases = Leases()
-        routes = RouteStore(registry, base_id, targets_of, state_dir / ROUTES)
+        routes = RouteStore(registry, base_id, targets_of, state_dir / ROUTES, check_targets)
         library = AdapterLibrary(
             store,
             registry,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from fastapi import Request
 
+from peftserve.adapters.errors import AdapterNotFound
 from peftserve.adapters.names import DEFAULT
 from peftserve.adapters.resolved import Resolved
 from peftserve.adapters.routing.query import PolicyNeeded, Query
@@ -24,7 +25,7 @@ async def who_answers(
     """
     mixture = None if body.adapters is None else [(part.name, part.weight) for part in body.adapters]
     model = asked_model(services, body, several=mixture is not None)
-    return await resolve(services, model, mixture, Query(text, body.user, request.headers.get))
+    return await resolve(services, model, mixture, Query(text, body.user, lambda name: request.headers.get(name)))
 
 
 async def resolve(
@@ -43,6 +44,22 @@ async def resolve(
             return services.adapters.router.resolve(model, mixture, query)
         except PolicyNeeded as needed:
             await asyncio.to_thread(needed.make)
+
+
+async def resolve_route(services: Services, name: str, query: Query) -> Resolved:
+    """Return what a route chooses. Raises AdapterError, also for a name that is no route's."""
+    services.adapters.routes.get(name)
+    resolved = await resolve(services, name, None, query)
+    if not resolved.hops:  # it has gone meanwhile, and an adapter has its name
+        raise AdapterNotFound(f"there is no route {name[:140]!r}", param="name")
+    return resolved
+
+
+async def check_model(services: Services, body: ModelRequest) -> None:
+    """Check that what is asked for exists, without asking a route's policy. Raises AdapterError, ApiError."""
+    model = asked_model(services, body)
+    if not services.adapters.router.is_known(model):
+        await resolve(services, model)  # looks for it wherever that may be, or says why not
 
 
 def asked_model(services: Services, body: ModelRequest, several: bool = False) -> str | None:
