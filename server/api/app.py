@@ -25,6 +25,7 @@ from .routes import adapters, explain, generation, health, metrics, models, roll
 from .routes.direct import DirectRoutes
 from .routes.documentation import openapi
 from .services import Adapters, Services, base_id
+from .shadows import Shadows
 
 EVERYWHERE = (generation, models, tokens, health)
 PRIMARY_ONLY = (adapters, rollback, vllm_adapters, metrics, routes, explain)
@@ -58,7 +59,8 @@ def make_services(
     """
     admission = Admission(config.engine.max_running + config.max_queue, counts, number)
     started = int(time.time()) if started is None else started
-    return Services(config, engine, opened, admission, Metrics(), base_id(config), started)
+    shadows = Shadows(admission, config.engine.max_running)
+    return Services(config, engine, opened, admission, shadows, Metrics(), base_id(config), started)
 
 
 def make_connections(services: Services, counts: ConnectionCounts | None = None) -> OpenConnections:

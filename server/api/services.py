@@ -29,6 +29,7 @@ from .http.errors import unavailable
 from .metrics.requests import Metrics
 from .processes.pool import SharedLeases, WorkerPool
 from .request_lease import RequestLease
+from .shadows import Shadows
 from .text.tokenizer import Tokenizer
 
 
@@ -67,6 +68,7 @@ class Services:
     engine: RemoteEngine
     adapters: Adapters
     admission: Admission
+    shadows: Shadows
     metrics: Metrics
     base_id: str
     started: int
@@ -93,6 +95,11 @@ class Services:
         if self._tokenizer is None:
             self._tokenizer = Tokenizer(info)
         return self._tokenizer
+
+    def drain(self) -> None:
+        """Take no new requests from now on, and give up what no client waits for."""
+        self.admission.drain()
+        self.shadows.stop()
 
     def hold(self, resolved: Resolved, sequences: int) -> RequestLease:
         """Reserve room for a request's sequences and its adapters, for as long as it runs. Raises ApiError 429 or 503.
