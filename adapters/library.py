@@ -104,15 +104,19 @@ class AdapterLibrary:
         Raises AdapterError, and then nothing is registered.
         """
         with staged:
-            check_name(name, self._reserved)
-            if self._registry.is_route(name):
-                raise AdapterConflict(f"there is a route {name!r}; choose another name", param="name")
+            self.check_name(name)
             digest = staged.digest
             await asyncio.to_thread(_check_files, staged.path, staged.experts)
             facts = await self._inspect(digest, staged.path)
             # From here on a client that leaves must neither stop the work nor delete the files under it.
             addition = _Addition(name, facts, origin or {}, owner, only_if_new)
             return await asyncio.shield(self._spawn(self._register(staged.hand_over(), addition)))
+
+    def check_name(self, name: str) -> None:
+        """Raise InvalidAdapter or AdapterConflict for a name that no adapter may have."""
+        check_name(name, self._reserved)
+        if self._registry.is_route(name):
+            raise AdapterConflict(f"there is a route {name!r}; choose another name", param="name")
 
     async def roll_back(self, name: str, to: int | None = None) -> AdapterRecord:
         """Make an older version's content the newest again, as a version of its own; return it.

@@ -112,7 +112,8 @@ class Router:
         policy = self._compiled.policy(head, partial(self._routes.get, head.name))
         further = (*way, head.name)
         choice = policy(query, lambda name: self._follow(name, query, further), self._is_healthy)
-        hop = Hop(head.name, head.version, choice.chosen, choice.arm, choice.score, choice.scores)
+        chosen = choice.chosen if choice.found.parts else choice.chosen or self._base_id
+        hop = Hop(head.name, head.version, chosen, choice.arm, choice.score, choice.scores)
         return Found(choice.found.parts, (hop, *choice.found.hops), choice.shadow or choice.found.shadow)
 
     def _is_healthy(self, found: Found) -> bool:

@@ -64,6 +64,7 @@ class ServerConfig:
 
     api_workers: number of API processes.
     preload: (name, folder) pairs of `--adapter`, loaded at start.
+    preload_routes: (name, file) pairs of `--route`, put at start where there is no such route.
     allow_other_base: serve a state folder's adapters on another base than the one that they were made for.
     max_queue: sequences that may be in flight beyond max_running before new requests get 429.
     upload_limit: most bytes of one uploaded adapter. body_limit: of any other request's body.
@@ -82,6 +83,7 @@ class ServerConfig:
     api_workers: int = 1
     served_model_name: str | None = None
     preload: tuple[tuple[str, Path], ...] = ()
+    preload_routes: tuple[tuple[str, Path], ...] = ()
     allow_adapter_paths: tuple[Path, ...] = ()
     allow_adapter_sources: frozenset[str] = frozenset()
     allow_other_base: bool = False

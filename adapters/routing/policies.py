@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ..errors import AdapterNotFound, InvalidAdapter
-from .bodies import Alias, Body, Fallback, Mixture, Split
+from .bodies import Alias, Body, Fallback, Match, Mixture, Split
 from .found import Choice, Follow, Found, check_sum, weighted_sum
+from .match import match_policy
 from .query import Query
 from .split import arm_chooser
 from .stored import Find, Route
@@ -80,6 +81,12 @@ def _check_mixture(body: Mixture, find: Find) -> None:
         check_sum(found)
 
 
+def _match_targets(body: Match) -> Iterator[str]:
+    yield from (candidate.target for candidate in body.candidates)
+    if body.fallback is not None:
+        yield body.fallback
+
+
 def _split_targets(body: Split) -> Iterator[str]:
     yield from (arm.target for arm in body.arms)
     if body.shadow is not None:
@@ -89,6 +96,7 @@ def _split_targets(body: Split) -> Iterator[str]:
 KINDS: Mapping[type[Body], Kind] = {
     Alias: Kind(_alias, lambda body: iter((body.target,))),
     Split: Kind(_split, _split_targets),
+    Match: Kind(match_policy, _match_targets, is_slow=True),
     Mixture: Kind(_mixture, lambda body: (part.name for part in body.adapters), check=_check_mixture),
     Fallback: Kind(_fallback, lambda body: iter(body.targets)),
 }

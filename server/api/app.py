@@ -21,14 +21,28 @@ from .http.errors import install_error_handlers
 from .http.memory import BodyMemory
 from .http.server import raise_file_limit
 from .metrics.requests import Metrics
-from .routes import adapters, explain, generation, health, metrics, models, rollback, routes, tokens, vllm_adapters
+from .routes import (
+    adapters,
+    evaluate,
+    explain,
+    generation,
+    health,
+    jobs,
+    merges,
+    metrics,
+    models,
+    rollback,
+    routes,
+    tokens,
+    vllm_adapters,
+)
 from .routes.direct import DirectRoutes
 from .routes.documentation import openapi
 from .services import Adapters, Services, base_id
 from .shadows import Shadows
 
 EVERYWHERE = (generation, models, tokens, health)
-PRIMARY_ONLY = (adapters, rollback, vllm_adapters, metrics, routes, explain)
+PRIMARY_ONLY = (adapters, rollback, merges, jobs, vllm_adapters, metrics, routes, explain, evaluate)
 ALWAYS = frozenset({b"/health", b"/health/live", b"/health/ready", b"/metrics"})  # also beyond limits of connections
 
 

@@ -17,6 +17,7 @@ from peftserve.adapters.registry_file import NAME as REGISTRY
 from peftserve.adapters.resolved import Resolved
 from peftserve.adapters.router import Router
 from peftserve.adapters.routing.policies import check_targets, targets_of
+from peftserve.adapters.routing.query import Vector
 from peftserve.adapters.routing.stored import FOLDER as ROUTES
 from peftserve.adapters.routing.stored import RouteReader, RouteStore
 from peftserve.adapters.store import AdapterStore
@@ -24,8 +25,10 @@ from peftserve.adapters.store import AdapterStore
 from ..config import ServerConfig
 from ..wire.messages import EngineStats, ModelInfo
 from .admission import Admission
+from .engine.in_flight import InFlight
 from .engine.interface import EngineDead, RemoteEngine
 from .http.errors import unavailable
+from .jobs.jobs import Jobs
 from .metrics.requests import Metrics
 from .processes.pool import SharedLeases, WorkerPool
 from .request_lease import RequestLease
@@ -45,12 +48,16 @@ class Adapters:
 
 @dataclass(frozen=True)
 class OwnedAdapters(Adapters):
-    """The adapters in the primary process, which alone changes the folder. workers: the other processes."""
+    """The adapters in the primary process, which alone changes the folder. workers: the other processes.
+
+    jobs: what goes on in the background.
+    """
 
     routes: RouteStore
     store: AdapterStore
     library: AdapterLibrary
     workers: WorkerPool
+    jobs: Jobs
 
     async def requests_running(self) -> Counter[str]:
         """Return digest to requests that hold it, in all processes."""
@@ -73,6 +80,7 @@ class Services:
     base_id: str
     started: int
     preloaded: bool = True  # False until serve() has loaded the adapters of the command line
+    examples: InFlight[Vector] = field(default_factory=InFlight, repr=False)  # of routes, that the base runs
     _tokenizer: Tokenizer | None = field(default=None, repr=False)  # set when the model's first use asks for it
 
     @property
@@ -130,9 +138,12 @@ async def open_adapters(
             lost=recovery.lost,
         )
         engine.add_stats_listener(lambda stats: _doubt(library, stats))
+        jobs = Jobs()
         try:
-            yield OwnedAdapters(registry, leases, Router(registry, base_id, routes), routes, store, library, workers)
+            router = Router(registry, base_id, routes)
+            yield OwnedAdapters(registry, leases, router, routes, store, library, workers, jobs)
         finally:
+            await jobs.close()
             await library.close()
 
 

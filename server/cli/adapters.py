@@ -13,6 +13,7 @@ from tqdm import tqdm
 from peftserve.adapters.errors import AdapterError
 from peftserve.adapters.files import FILES, expert_folder, experts_of
 
+from .adapters_merge import add_merge_arguments, run_merge
 from .client import Server, add_arguments
 from .errors import CommandError
 
@@ -40,6 +41,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     back = _action(actions, "rollback", "make an older version's content the newest again", _roll_back)
     back.add_argument("name", metavar="NAME")
     back.add_argument("--to", type=int, metavar="N", help="the version (default: the one before the newest)")
+
+    add_merge_arguments(_action(actions, "merge", "make a new adapter out of others", run_merge))
 
     default = _action(actions, "default", "show the server's default adapter, or set it", _default)
     choice = default.add_mutually_exclusive_group()

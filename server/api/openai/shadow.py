@@ -16,6 +16,7 @@ from peftserve.adapters.routing.query import Query
 
 from ..http.errors import ApiError
 from ..services import Services
+from .chat_request import ChatRequest
 from .generation import Generation, Plan
 from .planning import check_ids, weighted_adapters
 from .resolution import resolve
@@ -28,7 +29,8 @@ def shadow_of(services: Services, request: Request, plan: Plan) -> Callable[[], 
     target = plan.resolved.shadow
     if target is None:
         return None
-    route, query = plan.resolved.hops[0].route, Query(plan.text, plan.body.user, request.headers.get)
+    route, is_chat = plan.resolved.hops[0].route, isinstance(plan.body, ChatRequest)
+    query = Query(plan.text, plan.body.user, request.headers.get, is_chat=is_chat)
 
     def begin() -> None:
         is_queued = services.engine.stats.num_waiting > 0
@@ -56,7 +58,7 @@ async def _counted(services: Services, route: str, plan: Plan, target: str, quer
 
 async def _answered(services: Services, plan: Plan, target: str, query: Query) -> str:
     """Answer a copy and return the outcome. Raises ApiError, AdapterError where it cannot begin; EngineDead."""
-    resolved = await resolve(services, target, None, query)
+    resolved = await resolve(services, target, None, query, plan.salt)
     copy = _copy(services, plan, resolved)
     quiet = replace(services, metrics=services.shadows.metrics)
     with quiet.hold(resolved, copy.num_sequences):

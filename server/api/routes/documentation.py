@@ -6,7 +6,7 @@ FastAPI reads no body of ours and encodes no answer, so it knows neither. Nothin
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, TypeVar
 
@@ -43,7 +43,8 @@ TAGS = {
     "Completions": "OpenAI's routes with vLLM's extra fields, streaming and not.",
     "Models": "The base and each adapter, as clients of OpenAI's API list them.",
     "Adapters": "Upload, look at and delete adapters, and choose what answers by default.",
-    "Routes": "Names that stand for a policy: another name, a split, a mixture, a fallback.",
+    "Routes": "Names that stand for a policy: another name, a split, a choice by content, a mixture, a fallback.",
+    "Jobs": "What goes on in the background, such as merges.",
     "Tokens": "The base's tokenizer, as vLLM serves it.",
     "vLLM": "vLLM's routes for adapters, so that its tools work.",
     "Operations": "For probes and monitoring. Open without a key.",
@@ -54,8 +55,8 @@ TAGS = {
 class Operation:
     """The description of a route, beside its path and parameters: a decorator of the function that answers.
 
-    answer: an example of the answer, whose type is the schema; a text is sent as text/plain.
-    also: other statuses of a success.
+    answer: an example of the answer, whose type is the schema; a text is sent as text/plain. also: other statuses of
+    success, each with an example of its answer.
     body, form: what is taken as JSON, and the schema of what is taken as a form. examples: name to a JSON body.
     struct_body: what is taken as JSON, where msgspec parses it: one of its types, or a union of them.
     errors: statuses beside those that follow from the rest. events: what each event of a stream holds.
@@ -65,10 +66,10 @@ class Operation:
     summary: str
     answer: msgspec.Struct | str
     status: int = 200
+    also: Mapping[int, msgspec.Struct] = field(default_factory=dict)
     body: type[BaseModel] | None = None
     form: Mapping[str, Any] | None = None
     struct_body: Any = None
-    also: Sequence[int] = ()
     examples: Mapping[str, Json] | None = None
     errors: Sequence[int] = ()
     events: msgspec.Struct | None = None
@@ -82,7 +83,9 @@ class Operation:
     @property
     def structs(self) -> Iterator[type[msgspec.Struct]]:
         """The types of what is answered as JSON."""
-        yield from (type(one) for one in (self.answer, self.events) if isinstance(one, msgspec.Struct))
+        yield from (
+            type(one) for one in (self.answer, self.events, *self.also.values()) if isinstance(one, msgspec.Struct)
+        )
 
 
 def openapi(app: FastAPI, routers: Sequence[APIRouter], keys: bool) -> Json:
@@ -148,7 +151,11 @@ def _responses(operation: Operation, guarded: bool) -> Json:
     has_body = operation.body is not None or operation.struct_body is not None
     statuses = {*operation.errors, *((400, 413) if has_body else ()), *((401,) if guarded else ()), 503}
     errors = {str(status): {"$ref": f"#/components/responses/{error_name(status)}"} for status in sorted(statuses)}
-    return {**{str(status): success for status in (operation.status, *operation.also)}, **errors}
+    others = {
+        str(status): {"description": HTTPStatus(status).phrase, "content": {JSON: _content(example)}}
+        for status, example in operation.also.items()
+    }
+    return {str(operation.status): success, **others, **errors}
 
 
 def _contents(operation: Operation) -> Json:

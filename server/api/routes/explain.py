@@ -86,7 +86,7 @@ async def explain_route(
     body: Annotated[ExplainRequest, Depends(json_body(ExplainRequest))],
 ) -> Response:
     """Return what the route chooses for such a request. Headers count for splits that are sticky by one."""
-    query = Query(body.text, body.user, request.headers.get)
+    query = Query(body.text, body.user, request.headers.get, is_chat=body.messages is not None)
     return json_response(explanation(await resolve_route(services, name, query)))
 
 

@@ -63,7 +63,7 @@ Force = Annotated[bool, Query(description="Also if a route names it.")]
 
 
 @router.put("/v1/routes/{name}")
-@Operation("Put a route", EXAMPLE, status=201, also=(200,), struct_body=Body, examples=BODIES, errors=(409,))
+@Operation("Put a route", EXAMPLE, status=201, also={200: EXAMPLE}, struct_body=Body, examples=BODIES, errors=(409,))
 async def put_route(request: Request, services: ServicesOf, name: Name) -> Response:
     """Make a route, or its next version in place of the last: 201 the first time, 200 after. Between two requests."""
     services.admission.check_open()

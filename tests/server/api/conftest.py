@@ -16,7 +16,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from peftserve.adapters.errors import InvalidAdapter
 from peftserve.adapters.facts import AdapterFacts
 from peftserve.server.api.app import create_app, make_connections, make_services
-from peftserve.server.api.engine.interface import EngineDead
+from peftserve.server.api.engine.interface import MEAN, EngineDead
+from peftserve.server.api.engine.vectors import embed
 from peftserve.server.api.http.server import HttpServer
 from peftserve.server.api.processes.pool import WorkerPool
 from peftserve.server.api.services import open_adapters
@@ -30,6 +31,7 @@ from peftserve.server.wire.messages import (
 )
 
 EOS = 1
+VECTOR_WIDTH = 16
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
     "{{ bos_token }}{{ m.role }}: {{ m.content }}\n{% endfor %}"
@@ -57,6 +59,8 @@ class FakeEngine:
         self.running = {}  # request id to its sink and the task that feeds it
         self.aborted = []
         self.released = []
+        self.loaded = []
+        self.pinned = []
         self._listeners = []
 
     def add_stats_listener(self, listener):
@@ -102,6 +106,16 @@ class FakeEngine:
     async def release_adapter(self, digest):
         self.released.append(digest)
 
+    async def load_adapter(self, digest):
+        self.loaded.append(digest)
+        return "device"
+
+    async def pin_adapters(self, digests):
+        self.pinned = list(digests)
+
+    async def embed(self, prompt, pooling=MEAN, adapters=(), salt=""):
+        return await embed(self, prompt, pooling, adapters, salt)
+
     def _outputs(self, request):
         if self.error is not None:
             failed = {"error": self.error, "error_kind": self.error_kind}
@@ -111,6 +125,9 @@ class FakeEngine:
         first = {"cached_tokens": 16 if len(prompt) > 16 else 0, "queue_seconds": 0.001}
         if sampling.prompt_logprobs is not None:
             first["prompt_logprobs"] = [None, *(self._logprobs(t, sampling.prompt_logprobs, 0) for t in prompt[1:])]
+        if request.pooling is not None:  # how often each token is there, modulo the width
+            counts = numpy.bincount([token % VECTOR_WIDTH for token in prompt], minlength=VECTOR_WIDTH)
+            first["pooled"] = counts.astype("<f4").tobytes()
         if sampling.max_tokens == 0:
             yield SequenceOutput(request_id=request.request_id, token_ids=[], finish_reason="length", **first)
         for i in range(sampling.max_tokens):
