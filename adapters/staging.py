@@ -119,6 +119,7 @@ class StagedUpload:
             with open(fd, "rb") as file, translate_full_disk():
                 size = os.fstat(fd).st_size
                 self.grow(name, size, size)
+                os.fchmod(fd, 0o600)
                 os.fsync(fd)
                 self.finish(name, hashlib.file_digest(file, "sha256").hexdigest())
 
@@ -133,6 +134,11 @@ class StagedUpload:
     def experts(self) -> list[str]:
         """Return the names of the experts whose files were sent."""
         return experts_among(self._hashes)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Return the names of the files that are whole."""
+        return frozenset(self._hashes)
 
     @property
     def num_bytes(self) -> int:

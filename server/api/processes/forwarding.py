@@ -3,15 +3,19 @@
 Bodies and answers are streamed. Knows ASGI and the primary's private socket; does not know the routes.
 """
 
+import contextlib
 from pathlib import Path
 
 import httpx
 from fastapi import Request
 from starlette.types import Receive, Scope, Send
 
-from ..http.errors import unavailable
+from ..http.errors import ApiError, unavailable
+from ..http.leaving import ClientGone, until_disconnect
+from ..http.protocol import CONNECTION
 
 PRIMARY = "primary"  # the socket's name in the server's private folder
+PRIVATE = "/private/"  # where paths begin that only the processes themselves ask for
 KEPT_OPEN = 20  # connections, for the next requests
 _OF_ONE_CONNECTION = {b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"expect", b"te"}
 
@@ -26,7 +30,16 @@ class Forwarder:
         self._http = httpx.AsyncClient(transport=transport, timeout=None, trust_env=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on and its answer back. Raises ApiError 503 if the primary does not answer."""
+        """Pass a request on and its answer back, for as long as the client is there.
+
+        Raises ApiError: 503 if the primary does not answer, 404 for what is between the processes.
+        """
+        if scope["path"].startswith(PRIVATE):
+            raise ApiError(404, "Not Found")
+        with contextlib.suppress(ClientGone):
+            await until_disconnect(scope[CONNECTION], self._pass_on(scope, receive, send))
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             answer = await self._http.send(self._request(Request(scope, receive)), stream=True)
         except httpx.TransportError:

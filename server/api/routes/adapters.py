@@ -1,22 +1,24 @@
 """/v1/adapters and /v1/default-adapter: uploads, cards, deletion, and what answers by default."""
 
 import asyncio
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import Field
 
 from peftserve.adapters.errors import AdapterNotFound
-from peftserve.adapters.names import Reference, parse_reference
+from peftserve.adapters.names import Reference, check_name, parse_reference
 from peftserve.adapters.registry_reader import AdapterRecord
 
 from ..http.bodies import json_body
+from ..http.leaving import CLIENT_GONE, ClientGone, until_disconnect
+from ..http.protocol import CONNECTION
 from ..openai.answers import json_response
 from ..openai.requests import Body
 from ..services import Services, ServicesOf
+from ..sources.place import Place
 from ..uploads.form import receive_upload
-from ..uploads.sources import fetch
 from .cards import EXAMPLE, CardList, Deleted, make_cards
 from .documentation import Operation
 
@@ -28,9 +30,16 @@ PAGE = 1000
 class Source(Body):
     """A place from which the server gets an adapter's files itself, if its operator allows that."""
 
-    type: Literal["path", "hub", "s3"]
-    uri: str = Field(min_length=1, max_length=4096, description="A folder of the server, below an allowed one.")
-    revision: str | None = Field(default=None, max_length=256)
+    type: Literal["path", "hub", "s3", "gs", "http"]
+    uri: str = Field(
+        min_length=1,
+        max_length=4096,
+        description="`owner/name` or `owner/name/folder` of a hub, `s3://bucket/folder`, `gs://bucket/folder`, "
+        "`https://host/folder`, or a folder of the server below an allowed one.",
+    )
+    revision: str | None = Field(
+        default=None, max_length=256, description="A hub's branch, tag or commit; it is pinned to the commit of now."
+    )
 
 
 class AddAdapter(Body):
@@ -79,7 +88,12 @@ Name = Annotated[str, Path(description="An adapter's name, or `name@version`.", 
     status=201,
     body=AddAdapter,
     form=FORM,
-    examples={"Folder of the server": {"name": "sql", "source": {"type": "path", "uri": "/srv/adapters/sql"}}},
+    examples={
+        "Folder of the server": {"name": "sql", "source": {"type": "path", "uri": "/srv/adapters/sql"}},
+        "Hub": {"name": "sql", "source": {"type": "hub", "uri": "acme/sql-lora", "revision": "v2"}},
+        "Object store": {"name": "sql", "source": {"type": "s3", "uri": "s3://adapters/sql"}},
+        "Web server": {"name": "sql", "source": {"type": "http", "uri": "https://adapters.example.com/sql"}},
+    },
     errors=(409,),
 )
 async def add_adapter(request: Request, services: ServicesOf) -> Response:
@@ -87,6 +101,7 @@ async def add_adapter(request: Request, services: ServicesOf) -> Response:
     services.model()
     services.admission.check_open()
     staged = await asyncio.to_thread(services.owned.store.stage, services.config.upload_limit)
+    origin: dict[str, Any] | None = None
     with staged:
         content_type = request.headers.get("content-type", "")
         if content_type.lower().startswith("multipart/form-data"):
@@ -94,8 +109,13 @@ async def add_adapter(request: Request, services: ServicesOf) -> Response:
         else:
             body = await json_body(AddAdapter)(request)
             name = body.name
-            await fetch(services, body.source.type, body.source.uri, staged)
-        record = await services.owned.library.add(staged, name)
+            check_name(name, {services.base_id})
+            place = Place(body.source.type, body.source.uri, body.source.revision)
+            try:
+                origin = await until_disconnect(request.scope[CONNECTION], services.sources.fetch(place, staged))
+            except ClientGone:
+                return Response(status_code=CLIENT_GONE)
+        record = await services.owned.library.add(staged, name, origin=origin)
     return json_response((await make_cards(services, [record]))[0], 201)
 
 

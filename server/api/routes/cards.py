@@ -1,7 +1,7 @@
 """Cards: the public description of an adapter, put together from the registry, the engine and the requests."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -31,6 +31,9 @@ class Card(msgspec.Struct, kw_only=True):
     num_tasks: Annotated[int | UnsetType, Meta(description="Tasks to choose from with `task_id`, if any.")] = UNSET
     state: Annotated[Literal["disk", "host", "device"], Meta(description="The fastest place that holds it.")]
     requests_running: int
+    origin: Annotated[
+        dict[str, Any] | UnsetType, Meta(description="Where it came from, if not from an upload; never a secret.")
+    ] = UNSET
     created: Annotated[int, Meta(description="Unix time in seconds.")]
     error: Annotated[str | UnsetType, Meta(description="Why it cannot be read from the disk, if it cannot.")] = UNSET
 
@@ -89,6 +92,7 @@ async def make_cards(services: Services, records: Sequence[AdapterRecord]) -> li
             num_tasks=record.facts.num_tasks or UNSET,
             state="device" if record.digest in device else "host" if record.digest in host else "disk",
             requests_running=running[record.digest],
+            origin=dict(record.origin) or UNSET,
             created=int(record.created),
             error=services.owned.library.damaged.get(record.digest, UNSET),
         )
