@@ -26,22 +26,30 @@ from .processes.searches import search_endpoint
 from .routes import (
     adapter_files,
     adapters,
+    evaluate,
+    explain,
     generation,
     health,
     jobs,
     merges,
     metrics,
     models,
+    rollback,
+    routes,
     tokens,
     vllm_adapters,
 )
 from .routes.direct import DirectRoutes
 from .routes.documentation import openapi
 from .services import Adapters, OwnedAdapters, Services, base_id
+from .shadows import Shadows
 from .sources.finder import AdapterFinder
 
 EVERYWHERE = (generation, models, tokens, health)
-PRIMARY_ONLY = (adapters, adapter_files, merges, jobs, vllm_adapters, metrics)
+PRIMARY_ONLY = (
+    *(adapters, rollback, adapter_files, merges, jobs, vllm_adapters, metrics),
+    *(routes, explain, evaluate),
+)
 ALWAYS = frozenset({b"/health", b"/health/live", b"/health/ready", b"/metrics"})  # also beyond limits of connections
 
 
@@ -75,7 +83,8 @@ def make_services(
     """
     admission = Admission(config.engine.max_running + config.max_queue, counts, number)
     started = int(time.time()) if started is None else started
-    services = Services(config, engine, opened, admission, Metrics(), base_id(config), started)
+    shadows = Shadows(admission, config.engine.max_running)
+    services = Services(config, engine, opened, admission, shadows, Metrics(), base_id(config), started)
     if config.adapter_sources and isinstance(opened, OwnedAdapters):
         owned = (opened.registry, opened.store, opened.library)
         services.finder = AdapterFinder(config.adapter_sources, services.sources, *owned, config.upload_limit)

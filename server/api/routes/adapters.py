@@ -137,11 +137,15 @@ async def get_adapter(services: ServicesOf, name: Name) -> Response:
 
 
 @router.delete("/v1/adapters/{name}")
-@Operation("Delete an adapter", Deleted(id="sql@2"), errors=(404,))
-async def delete_adapter(services: ServicesOf, name: Name) -> Response:
+@Operation("Delete an adapter", Deleted(id="sql@2"), errors=(400, 404, 409))
+async def delete_adapter(
+    services: ServicesOf,
+    name: Name,
+    force: Annotated[bool, Query(description="Also if a route names it, which then answers 404.")] = False,
+) -> Response:
     """Delete all versions of a name, or the one that is named. Requests that run finish on what they have."""
     reference = _reference(name)
-    await services.owned.library.delete(reference.name, reference.version)
+    await services.owned.library.delete(reference.name, reference.version, force=force)
     return json_response(Deleted(id=name))
 
 
