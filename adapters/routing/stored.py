@@ -74,6 +74,7 @@ class RouteStore(RouteReader):
         self._targets_of = targets_of
         self._files = DocumentFiles(folder)
         self._order = threading.Lock()  # files are written in the order of the rows
+        self.on_change: Callable[[str], None] | None = None  # set by who wants to be told of changes, on any thread
 
     def put(self, name: str, text: bytes | str) -> Route:
         """Make a route, or its next version. Returns when it is on the disk.
@@ -93,6 +94,7 @@ class RouteStore(RouteReader):
                 tables.write(db, _document(route), self._known(db, name, self._targets_of(body)))
                 tables.check_ways(db, name)
             self._files.put(_document(route), None if before is None else before.version)
+        self._tell(name)
         return route
 
     def delete(self, name: str, *, force: bool = False) -> Route:
@@ -108,7 +110,12 @@ class RouteStore(RouteReader):
                 tables.erase(db, name)
                 drop_lost_default(db)
             self._files.remove(name, route.version)
+        self._tell(name)
         return route
+
+    def _tell(self, name: str) -> None:
+        if self.on_change is not None:
+            self.on_change(name)
 
     def _known(self, db: sqlite3.Connection, name: str, targets: Sequence[str]) -> list[Reference]:
         """Return the targets beside the base as references. Raises InvalidAdapter for one that is not there."""

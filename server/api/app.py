@@ -21,14 +21,16 @@ from .http.errors import install_error_handlers
 from .http.memory import BodyMemory
 from .http.server import raise_file_limit
 from .metrics.requests import Metrics
-from .routes import adapters, generation, health, metrics, models, tokens, vllm_adapters
+from .routes import adapters, events, generation, health, lifecycle, metrics, models, tokens, trainers, vllm_adapters
 from .routes.direct import DirectRoutes
 from .routes.documentation import openapi
 from .services import Adapters, Services, base_id
 
 EVERYWHERE = (generation, models, tokens, health)
-PRIMARY_ONLY = (adapters, vllm_adapters, metrics)
-ALWAYS = frozenset({b"/health", b"/health/live", b"/health/ready", b"/metrics"})  # also beyond limits of connections
+PRIMARY_ONLY = (events, adapters, lifecycle, vllm_adapters, trainers, metrics)  # `events` before what takes any name
+ALWAYS = frozenset(
+    {b"/health", b"/health/", b"/health/live", b"/health/ready", b"/metrics"}
+)  # also beyond limits of connections
 
 
 def create_app(services: Services) -> ASGIApp:

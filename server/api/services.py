@@ -1,5 +1,6 @@
 """The services that the routes share, made once by `create_app` and found through the request's app."""
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
@@ -9,6 +10,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from peftserve.adapters.keeping import ALL, Keeping
 from peftserve.adapters.leases import Leases
 from peftserve.adapters.library import AdapterLibrary
 from peftserve.adapters.recovery import open_registry
@@ -26,6 +28,7 @@ from ..wire.messages import EngineStats, ModelInfo
 from .admission import Admission
 from .engine.interface import EngineDead, RemoteEngine
 from .http.errors import unavailable
+from .lifecycle import Lifecycle, open_lifecycle
 from .metrics.requests import Metrics
 from .processes.pool import SharedLeases, WorkerPool
 from .request_lease import RequestLease
@@ -50,6 +53,7 @@ class OwnedAdapters(Adapters):
     store: AdapterStore
     library: AdapterLibrary
     workers: WorkerPool
+    life: Lifecycle
 
     async def requests_running(self) -> Counter[str]:
         """Return digest to requests that hold it, in all processes."""
@@ -104,10 +108,11 @@ class Services:
 
 @asynccontextmanager
 async def open_adapters(
-    state_dir: Path, engine: RemoteEngine, base_id: str, workers: WorkerPool
+    state_dir: Path, engine: RemoteEngine, base_id: str, workers: WorkerPool, keeping: Keeping = ALL
 ) -> AsyncIterator[OwnedAdapters]:
     """Open the adapters of a state folder, brought into order first, and close them at the end.
 
+    keeping: for how long what is kept of them.
     Raises AdapterConflict if another server has it, StateUnusable, OSError.
     """
     with closing(AdapterStore(state_dir)) as store, open_registry(state_dir, store) as (registry, recovery):
@@ -116,15 +121,20 @@ async def open_adapters(
         library = AdapterLibrary(
             store,
             registry,
-            SharedLeases(leases, workers),
+            holders := SharedLeases(leases, workers),
             inspect=engine.inspect_adapter,
             release=engine.release_adapter,
             reserved=frozenset({base_id}),
             lost=recovery.lost,
+            keeping=keeping,
         )
+        loop = asyncio.get_running_loop()
+        routes.on_change = lambda name: loop.call_soon_threadsafe(library.events.tell, "route.changed", None, name)
         engine.add_stats_listener(lambda stats: _doubt(library, stats))
         try:
-            yield OwnedAdapters(registry, leases, Router(registry, base_id, routes), routes, store, library, workers)
+            async with open_lifecycle(state_dir, engine, registry, library, holders) as life:
+                router = Router(registry, base_id, routes)
+                yield OwnedAdapters(registry, leases, router, routes, store, library, workers, life)
         finally:
             await library.close()
 

@@ -105,6 +105,8 @@ def _operations(routers: Sequence[APIRouter]) -> Iterator[tuple[str, str, Operat
     for router in routers:
         for route in router.routes:
             assert isinstance(route, APIRoute)
+            if not route.include_in_schema:  # a second spelling, or what is always refused
+                continue
             operation = getattr(route.endpoint, _ATTRIBUTE)
             yield from ((route.path_format, method.lower(), operation) for method in route.methods or ())
 

@@ -30,6 +30,13 @@ ERRORS: Mapping[int, tuple[str, ErrorBody]] = {
             "invalid_api_key",
         ),
         (
+            403,
+            "More than this key may keep on the server (`quota_exceeded`).",
+            "with this upload there would be 11 adapters of this key, and 10 are allowed; delete some first",
+            None,
+            "quota_exceeded",
+        ),
+        (
             404,
             "Nothing has this name (`model_not_found`, `adapter_not_found`).",
             "there is no model or adapter 'nobody'",

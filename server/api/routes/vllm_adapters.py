@@ -3,12 +3,13 @@
 import asyncio
 from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import PlainTextResponse
 from pydantic import Field
 
 from peftserve.adapters.names import parse_reference
 
+from ..http.auth import TENANT
 from ..http.bodies import json_body
 from ..http.errors import ApiError, bad_request
 from ..openai.requests import Body
@@ -42,7 +43,7 @@ class UnloadLora(Body):
     errors=(404, 409),
 )
 async def load_lora_adapter(
-    services: ServicesOf, body: Annotated[LoadLora, Depends(json_body(LoadLora))]
+    request: Request, services: ServicesOf, body: Annotated[LoadLora, Depends(json_body(LoadLora))]
 ) -> PlainTextResponse:
     """Add an adapter from a folder of the server, if its operator allows that."""
     services.model()
@@ -60,7 +61,7 @@ async def load_lora_adapter(
     staged = await asyncio.to_thread(services.owned.store.stage, services.config.upload_limit)
     with staged:
         await fetch(services, "path", body.lora_path, staged)
-        await services.owned.library.add(staged, body.lora_name)
+        await services.owned.library.add(staged, body.lora_name, owner=request.scope.get(TENANT, ""))
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
 

@@ -13,11 +13,12 @@ import pytest
 from safetensors.numpy import save
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from peftserve.adapters.errors import InvalidAdapter
+from peftserve.adapters.errors import AdapterTooLarge, InvalidAdapter
 from peftserve.adapters.facts import AdapterFacts
 from peftserve.server.api.app import create_app, make_connections, make_services
 from peftserve.server.api.engine.interface import EngineDead
 from peftserve.server.api.http.server import HttpServer
+from peftserve.server.api.lifecycle import keeping_of
 from peftserve.server.api.processes.pool import WorkerPool
 from peftserve.server.api.services import open_adapters
 from peftserve.server.config import EngineConfig, ServerConfig
@@ -57,6 +58,10 @@ class FakeEngine:
         self.running = {}  # request id to its sink and the task that feeds it
         self.aborted = []
         self.released = []
+        self.loaded = []
+        self.pinned = []
+        self.max_pins = 2
+        self.level = "device"  # where loaded adapters are afterwards
         self._listeners = []
 
     def add_stats_listener(self, listener):
@@ -101,6 +106,15 @@ class FakeEngine:
 
     async def release_adapter(self, digest):
         self.released.append(digest)
+
+    async def load_adapter(self, digest):
+        self.loaded.append(digest)
+        return self.level
+
+    async def pin_adapters(self, digests):
+        self.pinned = list(digests)[: self.max_pins]
+        if len(digests) > self.max_pins:
+            raise AdapterTooLarge(f"at most {self.max_pins} adapters can be pinned")
 
     def _outputs(self, request):
         if self.error is not None:
@@ -202,7 +216,8 @@ def make_server(engine, tmp_path):
             served_model_name="base",
             **{"max_queue": 12, **fields},
         )
-        async with open_adapters(config.state_dir, engine, "base", WorkerPool(0, None, None)) as adapters:
+        pool, keeping = WorkerPool(0, None, None), keeping_of(config)
+        async with open_adapters(config.state_dir, engine, "base", pool, keeping) as adapters:
             services = make_services(engine, config, adapters, [0])
             app, connections = create_app(services), make_connections(services)
             async with _uvicorn(app, connections) as url, _Clients(url) as clients:
