@@ -28,9 +28,8 @@ from .services import Adapters, Services, base_id
 
 EVERYWHERE = (generation, models, tokens, health)
 PRIMARY_ONLY = (events, adapters, lifecycle, vllm_adapters, trainers, metrics)  # `events` before what takes any name
-ALWAYS = frozenset(
-    {b"/health", b"/health/", b"/health/live", b"/health/ready", b"/metrics"}
-)  # also beyond limits of connections
+# Also beyond limits of connections.
+ALWAYS = frozenset({b"/health", b"/health/", b"/health/live", b"/health/ready", b"/metrics"})
 
 
 def create_app(services: Services) -> ASGIApp:

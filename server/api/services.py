@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from peftserve.adapters.events import EventLog
 from peftserve.adapters.keeping import ALL, Keeping
 from peftserve.adapters.leases import Leases
 from peftserve.adapters.library import AdapterLibrary
@@ -128,8 +129,7 @@ async def open_adapters(
             lost=recovery.lost,
             keeping=keeping,
         )
-        loop = asyncio.get_running_loop()
-        routes.on_change = lambda name: loop.call_soon_threadsafe(library.events.tell, "route.changed", None, name)
+        routes.on_change = _teller(library.events)
         engine.add_stats_listener(lambda stats: _doubt(library, stats))
         try:
             async with open_lifecycle(state_dir, engine, registry, library, holders) as life:
@@ -137,6 +137,16 @@ async def open_adapters(
                 yield OwnedAdapters(registry, leases, router, routes, store, library, workers, life)
         finally:
             await library.close()
+
+
+def _teller(events: EventLog) -> Callable[[str], None]:
+    """Return what tells of a route's change, from any thread."""
+    loop = asyncio.get_running_loop()
+
+    def tell(name: str) -> None:
+        loop.call_soon_threadsafe(events.tell, "route.changed", None, name)
+
+    return tell
 
 
 def _doubt(library: AdapterLibrary, stats: EngineStats) -> None:

@@ -105,6 +105,7 @@ def make_runner(
         attachments,
         InputMemory(memory, limits.rows, sizes_up_to(_most_graph_rows(config))[-1]),
         loaded.trace.logits.shape[-1],
+        loaded.hidden,
     )
     trace = loaded.trace.first(tokens)
     _settle_products(runner, hooks, config, trace)

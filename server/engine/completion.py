@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ..wire.messages import FinishReason, SequenceOutput, TokenLogprobs
 from . import staging
 from .model.inputs import Feed
+from .model.pooling import ends_pooling
 from .model.runner import StepLogits
 from .sampling import (
     Append,
@@ -30,6 +31,13 @@ class _Scoring(NamedTuple):
 
     sequence: EngineSequence
     logprobs: PendingLogprobs
+
+
+class _Pooled(NamedTuple):
+    """Pooled hidden states that are on their way to the host, in the order of their sequences."""
+
+    sequences: list[EngineSequence]
+    vectors: staging.Returning
 
 
 class Finished(NamedTuple):
@@ -59,6 +67,7 @@ class PendingStep:
         self._logits: StepLogits | None = None  # set by `launched`, for what waits for tokens
         self._sampling: PendingTokens | None = None  # set when the device begins to choose
         self._scorings: list[_Scoring] = []
+        self._pooled: _Pooled | None = None  # set by `launched`, where prompts that are pooled end
 
     @property
     def feed(self) -> Feed:
@@ -74,6 +83,7 @@ class PendingStep:
         """Note that the forward pass is enqueued, and enqueue sampling unless it needs tokens of earlier steps."""
         assert self._parameters is not None
         self._logits = logits
+        self._pooled = _start_pooled(self.batch)
         if not self._scores and not self._parameters.needs_tokens:
             self._sample(logits)
 
@@ -97,6 +107,9 @@ class PendingStep:
         assert self._sampling is not None
         for sequence, logprobs in self._scorings:
             sequence.prompt_logprobs += logprobs.result()
+        if self._pooled is not None:
+            for sequence, vector in zip(self._pooled.sequences, self._pooled.vectors.result(), strict=True):
+                sequence.pooled_bytes = vector.numpy().astype("<f4").tobytes()
         finished = Finished([], [])
         _record(self._sampled.sequences, self._sampling.result(), finished)
         for chunk in self.batch.prefills:
@@ -141,6 +154,13 @@ def _start_scoring(chunk: Chunk, logits: StepLogits, row: int) -> _Scoring | Non
     return _Scoring(sequence, start_prompt_logprobs(scored, sequence.tokens[first : last + 1], top))
 
 
+def _start_pooled(batch: Batch) -> _Pooled | None:
+    """Enqueue the copy to the host of the vectors that the step has completed; None where it has none."""
+    sequences = [chunk.sequence for chunk in batch.prefills if ends_pooling(chunk)]
+    vectors = [sequence.pooled for sequence in sequences if sequence.pooled is not None]
+    return _Pooled(sequences, staging.Returning(vectors)) if sequences else None
+
+
 def _record(sequences: Iterable[EngineSequence], sampled: Sampled, finished: Finished) -> None:
     """Give each sequence its token. The fast path is for those that report nothing else."""
     outputs, reports = finished.outputs, sampled.logprobs
@@ -167,6 +187,7 @@ def _report_all(sequence: EngineSequence, token: int, logprobs: TokenLogprobs | 
             token_ids=[token],
             logprobs=None if logprobs is None else [logprobs],
             prompt_logprobs=_prompt_logprobs(sequence) if first else None,
+            pooled=sequence.pooled_bytes if first else None,
             finish_reason=reason,
             stop_token_id=stop,
             cached_tokens=sequence.num_cached if first else None,
@@ -207,6 +228,7 @@ def _report_scores(sequence: EngineSequence, finished: Finished) -> None:
             request_id=sequence.request_id,
             token_ids=[],
             prompt_logprobs=_prompt_logprobs(sequence),
+            pooled=sequence.pooled_bytes,
             finish_reason="length",
             cached_tokens=sequence.num_cached,
             queue_seconds=sequence.queue_seconds,

@@ -6,9 +6,11 @@ One thread calls everything here. Nothing in `step` waits for a client, a disk o
 import logging
 import os
 import time
+from collections.abc import Iterable
 from concurrent.futures import Future
 from itertools import count
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -18,7 +20,7 @@ from peftserve.kernels.attention.layout import Limits
 from peftserve.kernels.device.step_memory import StepMemory
 
 from ..config import EngineConfig
-from ..wire.messages import AddRequest, EngineStats, ModelInfo, SequenceOutput
+from ..wire.messages import AdapterLevel, AddRequest, EngineStats, ModelInfo, SequenceOutput
 from .adapters.service import AdapterService
 from .assembly import lay_out_products, make_runner
 from .memory import kv_pages
@@ -36,6 +38,8 @@ from .staging import is_host
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 SPARE_FIELDS = 64  # of four bytes, for each sequence of a step: what its sampler may tell the device
 IDLE_SECONDS = 0.0005  # what an empty step waits for an adapter's load, so that a caller's loop does not spin
 
@@ -51,6 +55,7 @@ class Engine:
         self._config = config
         loaded = load_model(config)
         self._model = loaded.model
+        self._hidden = loaded.hidden
         products = lay_out_products(loaded, config.wide_columns)
         most_rows = max(config.max_batch_tokens, len(loaded.trace.token_ids))  # which the check at start runs
         memory = StepMemory(loaded.device, spare=config.max_running * SPARE_FIELDS)
@@ -110,6 +115,8 @@ class Engine:
             pid=os.getpid(),
             fingerprint=fingerprint(config.model),
             cuda_graphs=None if is_host(model.device) else self._runner.num_graphs,
+            hidden_size=self._hidden.width,
+            num_layers=self._hidden.num_layers,
         )
 
     # Requests
@@ -117,9 +124,12 @@ class Engine:
     def add_request(self, request: AddRequest) -> None:
         """Queue a request.
 
-        Raises ValueError if it could never be served: no prompt, too long, unknown tokens, too many adapters.
+        Raises ValueError if it could never be served: no prompt, too long, unknown tokens, too many adapters, pooled
+        hidden states that the model does not have.
         """
         check_prompt(request, self.info.vocab_size, self._max_model_len)
+        if request.pooling is not None:
+            self._hidden.check(request.pooling.layer)
         if request.request_id in self._sequences:
             raise ValueError(f"request id {request.request_id!r} is in use")
         sequence = make_sequence(
@@ -193,18 +203,38 @@ class Engine:
         """Give back an adapter's memory. Raises ValueError while a request uses it."""
         if self._uses(digest):
             raise ValueError("a request uses this adapter")
-        release = self.start_release(digest)
-        while not release.done():
-            self.adapters.poll(self._uses)
-            time.sleep(IDLE_SECONDS)
+        self._wait_for(self.start_release(digest))
 
     def start_release(self, digest: str) -> Future[None]:
         """Begin to give back an adapter's memory, as soon as no request uses it: call `poll` or `step` until then."""
         return self.adapters.release(digest)
 
+    def load_adapter(self, digest: str) -> AdapterLevel:
+        """Bring an adapter to the device, ahead of use. Returns where it is then. Raises AdapterError."""
+        return self._wait_for(self.start_load(digest))
+
+    def start_load(self, digest: str) -> Future[AdapterLevel]:
+        """Begin to bring an adapter to the device: call `poll` or `step` until that is done."""
+        return self.adapters.ahead.load(digest)
+
+    def pin_adapters(self, digests: Iterable[str]) -> None:
+        """Keep these adapters, and no others, on the device. Raises AdapterError; see `AheadOfUse.pin`."""
+        self._wait_for(self.start_pinning(digests))
+
+    def start_pinning(self, digests: Iterable[str]) -> Future[None]:
+        """Begin to pin adapters: call `poll` or `step` until that is done."""
+        return self.adapters.ahead.pin(digests)
+
     def poll(self) -> None:
         """Take in loads and releases that have finished: what an idle engine does instead of steps."""
         self.adapters.poll(self._uses)
+        self.adapters.take_failures()  # no sequence waits for what could not be loaded; whoever asks next tries again
+
+    def _wait_for(self, work: Future[T]) -> T:
+        while not work.done():
+            self.adapters.poll(self._uses)
+            time.sleep(IDLE_SECONDS)
+        return work.result()
 
     def _uses(self, digest: str) -> bool:
         return any(adapter.digest == digest for sequence in self._sequences.values() for adapter in sequence.adapters)

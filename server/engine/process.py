@@ -22,12 +22,15 @@ from ..wire.engine_socket import EngineSocket
 from ..wire.launch import exit_with_parent, parse_engine_arguments
 from ..wire.messages import (
     AbortRequest,
+    AdapterLevel,
     AddRequest,
     Command,
     EngineFailed,
     EngineStats,
     InspectAdapter,
+    LoadAdapter,
     Outputs,
+    PinAdapters,
     ReleaseAdapter,
     Reply,
     SequenceOutput,
@@ -53,8 +56,7 @@ class EngineLoop:
         self._engine = engine
         self._socket = socket
         self._running = True
-        self._inspections: dict[int, Future[AdapterFacts]] = {}
-        self._releases: dict[int, Future[None]] = {}
+        self._calls: dict[int, Future[AdapterFacts] | Future[AdapterLevel] | Future[None]] = {}
         self._stats_due = 0.0
         self._stats_are_final = False
         self._check_due = 0.0
@@ -79,8 +81,8 @@ class EngineLoop:
         return BUSY_POLL_SECONDS if self._is_awaited() else IDLE_POLL_SECONDS
 
     def _is_awaited(self) -> bool:
-        """Return whether a load, an inspection or a release will change something without a step."""
-        return bool(self._inspections or self._releases or self._engine.adapters.is_busy())
+        """Return whether a load or a call will change something without a step."""
+        return bool(self._calls or self._engine.adapters.is_busy())
 
     def _handle(self, command: Command) -> None:
         match command:
@@ -89,9 +91,13 @@ class EngineLoop:
             case AbortRequest(request_id):
                 self._engine.abort(request_id)
             case InspectAdapter(call_id, digest, path):
-                self._inspections[call_id] = self._engine.start_inspection(digest, Path(path))
+                self._calls[call_id] = self._engine.start_inspection(digest, Path(path))
             case ReleaseAdapter(call_id, digest):
-                self._releases[call_id] = self._engine.start_release(digest)
+                self._calls[call_id] = self._engine.start_release(digest)
+            case LoadAdapter(call_id, digest):
+                self._calls[call_id] = self._engine.start_load(digest)
+            case PinAdapters(call_id, digests):
+                self._calls[call_id] = self._engine.start_pinning(digests)
             case Shutdown():
                 self._running = False
 
@@ -106,12 +112,12 @@ class EngineLoop:
             self._socket.send(Outputs(outputs))
 
     def _reply_to_finished(self) -> None:
-        for call_id in [i for i, inspection in self._inspections.items() if inspection.done()]:
-            self._socket.send(_inspection_reply(call_id, self._inspections.pop(call_id)))
-        for call_id in [i for i, release in self._releases.items() if release.done()]:
-            del self._releases[call_id]
+        replies = [_reply(call_id, call) for call_id, call in self._calls.items() if call.done()]
+        if any(reply.facts is None and reply.error is None for reply in replies):  # what the device holds has changed
             self._send_stats(now=True)
-            self._socket.send(Reply(call_id))
+        for reply in replies:
+            del self._calls[reply.call_id]
+            self._socket.send(reply)
 
     def _send_stats(self, now: bool = False) -> None:
         """Send statistics a few times a second while the engine is active, and once more when it goes idle."""
@@ -149,10 +155,11 @@ class EngineLoop:
         self._check_due = start + (time.monotonic() - start) / CHECK_SHARE
 
 
-def _inspection_reply(call_id: int, inspection: Future[AdapterFacts]) -> Reply:
-    error = inspection.exception()
+def _reply(call_id: int, call: Future[AdapterFacts] | Future[AdapterLevel] | Future[None]) -> Reply:
+    error = call.exception()
     if error is None:
-        return Reply(call_id, facts=inspection.result())
+        result = call.result()
+        return Reply(call_id, level=result) if isinstance(result, str) else Reply(call_id, facts=result)
     if isinstance(error, AdapterError):
         return Reply(call_id, error_kind=type(error).__name__, error=error.message, error_param=error.param)
     logger.error("an adapter's inspection failed", exc_info=error)

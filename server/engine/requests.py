@@ -35,6 +35,7 @@ def make_sequence(request: AddRequest, *, arrival: int, eos_token_ids: Collectio
         eos_token_ids=frozenset(eos_token_ids),
         arrival=arrival,
         max_len=max_len,
+        pooling=request.pooling,
     )
 
 

@@ -17,8 +17,10 @@ from .messages import (
     Command,
     Event,
     InspectAdapter,
+    LoadAdapter,
     ModelInfo,
     Outputs,
+    PinAdapters,
     ReleaseAdapter,
     Reply,
     SequenceOutput,
@@ -41,7 +43,7 @@ class EngineSocket:
 
     door: a descriptor, which this takes over.
 
-    Calls (`InspectAdapter`, `ReleaseAdapter`) may come from one client only; their ids would be mixed up.
+    Calls (`Call`) may come from one client only; their ids would be mixed up.
     """
 
     def __init__(self, door: int) -> None:
@@ -129,7 +131,7 @@ class EngineSocket:
                 self._owners[request_id] = client
             case AbortRequest(request_id):
                 self._forget(request_id)
-            case InspectAdapter(call_id) | ReleaseAdapter(call_id):
+            case InspectAdapter(call_id) | ReleaseAdapter(call_id) | LoadAdapter(call_id) | PinAdapters(call_id):
                 self._callers[call_id] = client
 
     def _leave(self, client: _Client) -> Iterator[Command]:

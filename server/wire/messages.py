@@ -13,7 +13,7 @@ from peftserve.adapters.facts import AdapterFacts
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How one sequence is sampled. Defaults are OpenAI's. The engine relies on ranges that its callers have checked.
 
-    max_tokens: most tokens to generate, at least 1 (0 is allowed with prompt_logprobs: score the prompt only).
+    max_tokens: most tokens to generate; 0 runs the prompt only, for prompt_logprobs or for its pooled hidden states.
     temperature: 0 is greedy. top_k: 0 is off. top_p, min_p: 1 and 0 are off.
     logit_bias: token id to an addend of its logit.
     seed: the same seed gives the same tokens whatever else runs; None draws one.
@@ -56,13 +56,29 @@ class WeightedAdapter(msgspec.Struct, frozen=True):
         return f"{self.digest}:{self.task}" if self.task else self.digest
 
 
+AdapterLevel = Literal["device", "host"]
+PoolingKind = Literal["mean", "last"]
+
+
+class Pooling(msgspec.Struct, frozen=True):
+    """One vector for a prompt, of the hidden states of its tokens.
+
+    kind: their mean, or that of the last token. layer: number of the decoder layer whose output they are, with -1 for
+    the last; None for what the head reads, behind the last norm.
+    """
+
+    kind: PoolingKind = "mean"
+    layer: int | None = None
+
+
 # Commands: API to engine
 
 
 class AddRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """One sequence. n and best_of are several of these.
 
-    adapters: empty for the bare base. salt: separates the prefix caches of tenants.
+    adapters: empty for the bare base. salt: separates the prefix caches of tenants. pooling: the vector of its prompt
+    that comes with the first output, if any; with max_tokens=0 that is all that it asks for.
     """
 
     request_id: str
@@ -70,6 +86,7 @@ class AddRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     sampling: SamplingParams
     adapters: list[WeightedAdapter] = []
     salt: str = ""
+    pooling: Pooling | None = None
 
 
 class AbortRequest(msgspec.Struct, frozen=True, tag=True):
@@ -96,11 +113,30 @@ class ReleaseAdapter(msgspec.Struct, frozen=True, tag=True):
     digest: str
 
 
+class LoadAdapter(msgspec.Struct, frozen=True, tag=True):
+    """Bring an adapter to the device, ahead of use. The reply says where it is then; others may need its room later."""
+
+    call_id: int
+    digest: str
+
+
+class PinAdapters(msgspec.Struct, frozen=True, tag=True):
+    """Load these adapters and never evict them, and no others from now on. New ones are taken in their order.
+
+    A released one is no longer pinned. The reply comes when it is known that they fit the bound, or says which bound
+    they are over; those that are within it are pinned either way.
+    """
+
+    call_id: int
+    digests: list[str]
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag=True):
     """Leave the step loop and exit. Sent when the API has drained."""
 
 
-Command = AddRequest | AbortRequest | InspectAdapter | ReleaseAdapter | Shutdown
+Call = InspectAdapter | ReleaseAdapter | LoadAdapter | PinAdapters
+Command = AddRequest | AbortRequest | Call | Shutdown
 
 # Events: engine to API
 
@@ -113,6 +149,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     eos_token_ids: end a sequence unless `ignore_eos`.
     fingerprint: of the checkpoint, by part: the same for the same base wherever it lies, another for another base.
     cuda_graphs: recorded at start, of decode steps; 0 where a GPU runs without, None where there is no GPU.
+    hidden_size: width of pooled hidden states; 0 where those behind the last norm cannot be had. num_layers: whose
+    outputs can be pooled; 0 where none can.
     """
 
     model_name: str
@@ -133,6 +171,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     pid: int
     fingerprint: dict[str, str] = {}
     cuda_graphs: int | None = None
+    hidden_size: int = 0
+    num_layers: int = 0
 
 
 class Logprob(msgspec.Struct, frozen=True):
@@ -158,6 +198,7 @@ class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
     stop_token_id: the end-of-sequence or stop token that ended it, which is the last of token_ids.
     prompt_logprobs: once, with the first output: one entry per prompt token, the first is None.
+    pooled: the vector that the request asks for, as float32 in little-endian; with the first output.
     cached_tokens: prompt tokens taken from the prefix cache; with the first output.
     queue_seconds: from arrival in the engine to its first step; with the first output.
     error: the sequence could not be served after all; what went wrong, for the client.
@@ -168,6 +209,7 @@ class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     token_ids: list[int]
     logprobs: list[TokenLogprobs] | None = None
     prompt_logprobs: list[TokenLogprobs | None] | None = None
+    pooled: bytes | None = None
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
     cached_tokens: int | None = None
@@ -186,6 +228,7 @@ class Reply(msgspec.Struct, frozen=True, tag=True):
     """The answer to the call of the same `call_id`.
 
     facts: of an inspected adapter. error_kind: name of a class of adapters/errors.py; with `error`, None on success.
+    level: of a loaded adapter; `host` where no slot became free in time.
     """
 
     call_id: int
@@ -193,6 +236,7 @@ class Reply(msgspec.Struct, frozen=True, tag=True):
     error_kind: str | None = None
     error: str | None = None
     error_param: str | None = None
+    level: AdapterLevel | None = None
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -201,6 +245,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     Counters are totals since the start. adapter_load_seconds: durations of loads since the last message.
     adapter_integrity_failures: files of adapters that were not what was stored, uploaded or compiled.
     damaged_adapters: digests of adapters whose uploaded files were found damaged since the last message.
+    pinned_adapters: digests of those that never leave the device, once they are there.
     running_adapters, waiting_adapters: digest to number of sequences.
     host_unchanged: host_adapters are those of the message before, and left out of this one.
     """
@@ -220,6 +265,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     damaged_adapters: list[str] = []
     device_adapters: list[str] = []
     host_adapters: list[str] = []
+    pinned_adapters: list[str] = []
     host_unchanged: bool = False
     device_adapter_bytes: int = 0
     host_adapter_bytes: int = 0

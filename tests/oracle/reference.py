@@ -58,6 +58,12 @@ class PeftOracle:
             logits = self._model(mixture)(torch.tensor([list(prompt)])).logits[0, :-1]
         return logits.log_softmax(-1).gather(1, torch.tensor(prompt[1:])[:, None])[:, 0].tolist()
 
+    def hidden_states(self, prompt: Sequence[int], mixture: Mixture = ()) -> list[torch.Tensor]:
+        """Return what each decoder layer but the last gives, and last what the head reads: (tokens, width) each."""
+        with torch.inference_mode():
+            out = self._model(mixture)(torch.tensor([list(prompt)]), output_hidden_states=True)
+        return [states[0, -len(prompt) :] for states in out.hidden_states[1:]]
+
     def _model(self, mixture: Mixture) -> Any:
         if mixture not in self._models:
             with warnings.catch_warnings():

@@ -7,6 +7,7 @@ import asyncio
 import itertools
 import logging
 import socket
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -16,19 +17,26 @@ from peftserve.adapters.facts import AdapterFacts
 
 from ...wire.messages import (
     AbortRequest,
+    AdapterLevel,
     AddRequest,
+    Call,
     Command,
     EngineFailed,
     EngineStats,
     Event,
     InspectAdapter,
+    LoadAdapter,
     ModelInfo,
     Outputs,
+    PinAdapters,
+    Pooling,
     ReleaseAdapter,
     Reply,
+    WeightedAdapter,
 )
 from ...wire.transport import Channel
-from .interface import EngineDead, Sink, StatsListener
+from .interface import MEAN, EngineDead, Sink, StatsListener
+from .vectors import embed
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +115,29 @@ class EngineClient:
         if reply.error is not None:
             raise _adapter_error(reply)
 
+    async def load_adapter(self, digest: str) -> AdapterLevel:
+        """Bring an adapter to the device. Returns where it is then. Raises AdapterError, EngineDead."""
+        reply = await self._call(LoadAdapter(next(self._call_ids), digest))
+        if reply.level is None:
+            raise _adapter_error(reply)
+        return reply.level
+
+    async def pin_adapters(self, digests: Iterable[str]) -> None:
+        """Keep these adapters, and no others, on the device. Raises AdapterError, EngineDead."""
+        reply = await self._call(PinAdapters(next(self._call_ids), list(digests)))
+        if reply.error is not None:
+            raise _adapter_error(reply)
+
+    async def embed(
+        self,
+        prompt: Sequence[int],
+        pooling: Pooling = MEAN,
+        adapters: Sequence[WeightedAdapter] = (),
+        salt: str = "",
+    ) -> list[float]:
+        """Return one vector for a prompt of token ids. Raises ValueError, AdapterError, EngineDead."""
+        return await embed(self, prompt, pooling, adapters, salt)
+
     async def _cause_of_end(self) -> str:
         """Return why the connection has ended."""
         return "the engine has closed its connection"
@@ -116,7 +147,7 @@ class EngineClient:
             raise EngineDead(*(self._dead.args if self._dead else ("the engine is not running",)))
         self._channel.send(command)
 
-    async def _call(self, command: InspectAdapter | ReleaseAdapter) -> Reply:
+    async def _call(self, command: Call) -> Reply:
         self._send(command)
         reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._calls[command.call_id] = reply

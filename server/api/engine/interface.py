@@ -1,13 +1,22 @@
 """The interface of an engine as the API uses it. `EngineClient` implements it; tests bring their own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from peftserve.adapters.facts import AdapterFacts
 
-from ...wire.messages import AddRequest, EngineStats, ModelInfo, SequenceOutput
+from ...wire.messages import (
+    AdapterLevel,
+    AddRequest,
+    EngineStats,
+    ModelInfo,
+    Pooling,
+    SequenceOutput,
+    WeightedAdapter,
+)
 
+MEAN = Pooling()
 StatsListener = Callable[[EngineStats], None]
 
 
@@ -54,3 +63,29 @@ class RemoteEngine(Protocol):
 
     async def release_adapter(self, digest: str) -> None:
         """Return when the adapter has left the device and the host. Raises AdapterError, EngineDead."""
+
+    async def load_adapter(self, digest: str) -> AdapterLevel:
+        """Bring an adapter to the device, ahead of use.
+
+        Returns `device` when it is there, or `host` if no slot has become free within seconds. Raises AdapterError,
+        EngineDead.
+        """
+
+    async def pin_adapters(self, digests: Iterable[str]) -> None:
+        """Load these adapters and never evict them, and no others from now on. New ones are taken in their order.
+
+        Raises AdapterError for what cannot be pinned, which names the bound if that is why; the others are. EngineDead.
+        """
+
+    async def embed(
+        self,
+        prompt: Sequence[int],
+        pooling: Pooling = MEAN,
+        adapters: Sequence[WeightedAdapter] = (),
+        salt: str = "",
+    ) -> list[float]:
+        """Return one vector for a prompt of token ids: its hidden states, pooled. Of the base, without adapters.
+
+        Its pages serve later requests with the same prompt, adapters and salt. Raises ValueError for a prompt or a
+        layer that this model cannot take, AdapterError, EngineDead.
+        """

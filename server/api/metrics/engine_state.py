@@ -4,7 +4,7 @@ Beside our own names stand those of vLLM that Kubernetes inference gateways read
 """
 
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -12,17 +12,42 @@ from prometheus_client.registry import Collector
 from ...wire.messages import EngineStats, ModelInfo
 from ..engine.interface import RemoteEngine
 
+MAX_LOADED_NAMES = 256  # series of adapters that are loaded
+LEVELS = ("gpu", "cpu")  # vLLM's words for device and host
+
+Loaded = Mapping[str, str]
+"""From the names of adapters that are in memory to the level of each, one of LEVELS."""
+
+
+def loaded_names(stats: EngineStats, names_of: Callable[[str], Iterable[str]]) -> Loaded:
+    """Return the names of the adapters in memory, those on the device first, MAX_LOADED_NAMES at most.
+
+    names_of: from a digest to the names under which a client gets it.
+    """
+    found: dict[str, str] = {}
+    for level, digests in zip(LEVELS, (stats.device_adapters, stats.host_adapters), strict=True):
+        for digest in digests:
+            for name in names_of(digest):
+                if len(found) == MAX_LOADED_NAMES:
+                    return found
+                found.setdefault(name, level)
+    return found
+
 
 class EngineCollector(Collector):
     """A collector that reads the engine's state at each scrape.
 
     model_name: the base's id, vLLM's label. names: (digest, name) of the adapters that requests in flight use.
+    loaded: what `loaded_names` has found.
     """
 
-    def __init__(self, engine: RemoteEngine, model_name: str, names: Collection[tuple[str, str]]) -> None:
+    def __init__(
+        self, engine: RemoteEngine, model_name: str, names: Collection[tuple[str, str]], loaded: Loaded
+    ) -> None:
         self._engine = engine
         self._model_name = model_name
         self._names = names
+        self._loaded = loaded
 
     def collect(self) -> Iterable[Metric]:
         stats, info = self._engine.stats, self._engine.info
@@ -33,6 +58,7 @@ class EngineCollector(Collector):
             yield from self._vllm_gauges(stats)
             yield _cache_config(info, self._model_name)
             yield self._lora_info(stats, info)
+            yield self._lora_loaded()
             yield from _graphs(info)
 
     def _vllm_gauges(self, stats: EngineStats) -> Iterable[Metric]:
@@ -46,18 +72,32 @@ class EngineCollector(Collector):
             yield gauge
 
     def _lora_info(self, stats: EngineStats, info: ModelInfo) -> Metric:
-        """Return exactly one series, as its readers want it: its value is the time, its labels are lists of names."""
+        """Return exactly one series, as its readers want it: its value is the time, its labels are lists of names.
+
+        A gateway takes the running adapters for those that need no load, so these are all that the device holds.
+        """
         gauge = GaugeMetricFamily(
             "vllm:lora_requests_info",
-            "Adapters of running and of waiting sequences; the value is the time",
+            "Adapters on the device, and those of sequences that wait for the engine; the value is the time",
             labels=["max_lora", "running_lora_adapters", "waiting_lora_adapters"],
         )
-        running, waiting = self._named(stats.running_adapters), self._named(stats.waiting_adapters)
-        gauge.add_metric([str(info.max_loras), running, waiting], time.time())
+        running = self._named(stats.running_adapters) | {n for n, level in self._loaded.items() if level == "gpu"}
+        waiting = self._named(stats.waiting_adapters)
+        gauge.add_metric([str(info.max_loras), *(",".join(sorted(names)) for names in (running, waiting))], time.time())
         return gauge
 
-    def _named(self, adapters: Mapping[str, int]) -> str:
-        return ",".join(sorted({name for digest, name in self._names if digest in adapters}))
+    def _lora_loaded(self) -> Metric:
+        gauge = GaugeMetricFamily(
+            "vllm:lora_adapter_loaded",
+            "Adapters in memory: on the device, which is gpu on every machine, or on the host",
+            labels=["adapter_name", "level"],
+        )
+        for name, level in self._loaded.items():
+            gauge.add_metric([name, level], 1)
+        return gauge
+
+    def _named(self, adapters: Mapping[str, int]) -> set[str]:
+        return {name for digest, name in self._names if digest in adapters}
 
 
 def _kv_usage(stats: EngineStats) -> float:

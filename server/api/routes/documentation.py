@@ -53,7 +53,7 @@ TAGS = {
 class Operation:
     """The description of a route, beside its path and parameters: a decorator of the function that answers.
 
-    answer: an example of the answer, whose type is the schema; a text is sent as text/plain.
+    answer: an example of the answer, whose type is the schema; a text is sent as `text_type`.
     body, form: what is taken as JSON, and the schema of what is taken as a form. examples: name to a JSON body.
     errors: statuses beside those that follow from the rest. events: what each event of a stream holds.
     headers: of a successful answer, name to description.
@@ -68,6 +68,7 @@ class Operation:
     errors: Sequence[int] = ()
     events: msgspec.Struct | None = None
     headers: Mapping[str, str] | None = None
+    text_type: str = TEXT
 
     def __call__(self, endpoint: Endpoint) -> Endpoint:
         setattr(endpoint, _ATTRIBUTE, self)
@@ -139,7 +140,7 @@ def _responses(operation: Operation, guarded: bool) -> Json:
 
 def _contents(operation: Operation) -> Json:
     if isinstance(operation.answer, str):
-        return {TEXT: {"schema": {"type": "string"}, "example": operation.answer}}
+        return {operation.text_type: {"schema": {"type": "string"}, "example": operation.answer}}
     contents = {JSON: _content(operation.answer)}
     if operation.events is not None:
         contents[EVENTS] = _stream(operation.events)

@@ -20,6 +20,10 @@ router = APIRouter(tags=["Adapters"])
 
 HEARTBEAT = 15.0  # seconds; proxies cut what is silent for longer
 RETRY_SECONDS = 5
+EXAMPLE = (
+    "id: 1767225600000000\nevent: adapter.added\n"
+    'data: {"id":1767225600000000,"event":"adapter.added","time":1767225600.5,"name":"sql","version":2}\n\n'
+)
 
 
 class WatchStream(Response):
@@ -45,7 +49,7 @@ class WatchStream(Response):
 
 
 @router.get("/v1/adapters/events")
-@Operation("Watch adapters", "id: 1767225600000000\nevent: adapter.added\ndata: {…}\n\n", errors=(400, 429))
+@Operation("Watch adapters", EXAMPLE, text_type=EVENTS, errors=(400, 429))
 async def watch_adapters(
     services: ServicesOf,
     last_event_id: Annotated[str | None, Header(description="The id of the last event that was seen.")] = None,

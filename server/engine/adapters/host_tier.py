@@ -47,6 +47,10 @@ class HostTier:
             self._blobs.move_to_end(key)
         return blob
 
+    def peek(self, key: str) -> Blob | None:
+        """Return a blob without using it: it goes when it would have gone."""
+        return self._blobs.get(key)
+
     def put(self, key: str, blob: Blob, keep: Collection[str] = ()) -> None:
         """Add a blob and drop the oldest ones over the limits, but none in `keep` and not the new one."""
         self.drop(key)

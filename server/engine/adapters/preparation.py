@@ -6,7 +6,7 @@ adapter leaves that range.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -58,6 +58,17 @@ class PreparedAdapter:
     prefix: Mapping[int, KeysAndValues]
     side_attention: Mapping[int, SideView]
     vocabulary: int
+
+
+class Slots(Protocol):
+    """Attaches adapters to the model, by slot: `Attachments`."""
+
+    def prepare(self, base: int, layout: AdapterLayout, shared: Mapping[str, int]) -> PreparedAdapter:
+        """Return what is to be attached. Runs on the loader's thread."""
+
+    def attach(self, slot: int, adapter: PreparedAdapter) -> None: ...
+
+    def detach(self, slot: int) -> None: ...
 
 
 class Preparation:

@@ -1,4 +1,4 @@
-"""Ranges of an arena: first fit, neighbours merged when they are freed."""
+"""Ranges of an arena: first fit from either end, neighbours merged when they are freed."""
 
 from bisect import insort
 
@@ -16,15 +16,21 @@ class RangeAllocator:
     def num_used(self) -> int:
         return sum(self._used.values())
 
-    def allocate(self, size: int) -> int | None:
-        """Return the start of a range of at least `size` elements; None if no free range is large enough."""
+    def allocate(self, size: int, *, at_end: bool = False) -> int | None:
+        """Return the start of a range of at least `size` elements; None if no free range is large enough.
+
+        at_end: as far back as there is one, and not as far in front.
+        """
         size = max(self.rounded(size), self._alignment)
-        for i, (start, length) in enumerate(self._free):
-            if length >= size:
-                self._free[i : i + 1] = [(start + size, length - size)] if length > size else []
-                self._used[start] = size
-                return start
-        return None
+        fitting = [i for i, (_, length) in enumerate(self._free) if length >= size]
+        if not fitting:
+            return None
+        i = fitting[-1 if at_end else 0]
+        begin, length = self._free[i]
+        start, rest = (begin + length - size, begin) if at_end else (begin, begin + size)
+        self._free[i : i + 1] = [(rest, length - size)] if length > size else []
+        self._used[start] = size
+        return start
 
     def rounded(self, size: int) -> int:
         return -(-size // self._alignment) * self._alignment

@@ -1,59 +1,42 @@
 """The adapters on the device: the slot and the range of the arena of each, and the leases on it.
 
-A lease pins the adapters of one sequence: all of them or none, so that two mixtures never wait for each other.
+A lease holds the adapters of one sequence: all of them or none, so that two mixtures never wait for each other.
 A key is an adapter's digest, with the task behind it where a method has several (`WeightedAdapter.key`): each is an
-adapter of its own here. Unpinned adapters stay until their slot or range is needed, least recently used first out. All
-of this runs on the step loop's thread; only the loads that it starts run elsewhere.
+adapter of its own here. Those that no lease holds and nobody has pinned stay until their slot or range is needed, least
+recently used first out. All of this runs on the step loop's thread; only the loads that it starts run elsewhere.
 """
 
 import time
-from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
-
-import torch
 
 from peftserve.adapters.errors import AdapterTooLarge
 
 from ...wire.messages import WeightedAdapter
 from ..scheduling.sequence import Lease
+from .arena_places import ArenaPlace, ArenaPlaces
 from .host_tier import HostTier, digest_of
 from .loader import AdapterLoader, Load
 from .packing import AdapterLayout, Blob
-from .preparation import PreparedAdapter
+from .preparation import PreparedAdapter, Slots
 from .ranges import RangeAllocator
-from .shared_ranges import SharedRanges
 
 
 @dataclass(slots=True)
 class _Resident:
     """An adapter on the device, or on its way there.
 
-    start, size: its range, in elements. holders: leases on it. requested: when it was asked for, of time.monotonic().
-    shared: keys of the pieces beside its range.
+    holders: leases on it. requested: when it was asked for, of time.monotonic().
     """
 
     slot: int
-    start: int
-    size: int
+    place: ArenaPlace
     layout: AdapterLayout
     holders: int
     requested: float
-    shared: tuple[str, ...]
-
-
-class Slots(Protocol):
-    """Attaches adapters to the model, by slot: `Attachments`."""
-
-    def prepare(self, base: int, layout: AdapterLayout, shared: Mapping[str, int]) -> PreparedAdapter:
-        """Return what is to be attached. Runs on the loader's thread."""
-
-    def attach(self, slot: int, adapter: PreparedAdapter) -> None: ...
-
-    def detach(self, slot: int) -> None: ...
 
 
 class AdapterResidency:
@@ -71,8 +54,7 @@ class AdapterResidency:
         self.load_seconds: list[float] = []
         self._loader = loader
         self._slots = slots
-        self._ranges = ranges
-        self._shared = SharedRanges(ranges)
+        self._places = ArenaPlaces(ranges)
         self._max_loras = max_loras
         self._free_slots = list(range(max_loras - 1, -1, -1))
         self._residents: OrderedDict[str, _Resident] = OrderedDict()
@@ -80,6 +62,8 @@ class AdapterResidency:
         self._fetches: dict[str, Future[Blob]] = {}
         self._asked: dict[str, float] = {}
         self._failures: dict[tuple[str, ...], BaseException] = {}
+        self.pinned: frozenset[str] = frozenset()  # set by `pin`
+        self._absent: set[str] = set()  # pinned ones that are not on the device, and are to get there
 
     # For the scheduler
 
@@ -97,12 +81,12 @@ class AdapterResidency:
         """Return slots for prepared adapters; None if the device has no room until a lease is released."""
         digests = [adapter.key for adapter in adapters]
         for digest in digests:
-            self._pin(digest, 1)
+            self._hold(digest, 1)
         for digest in digests:
             if digest not in self._residents and not self._load(digest):
-                self._unpin(digests)
-                self._check_possible(digests)
-                self._make_way()
+                self._let_go(digests)
+                if self._is_possible(digests):
+                    self._make_way()
                 return None
         residents = [self._residents[digest] for digest in digests]
         return Lease(
@@ -118,7 +102,7 @@ class AdapterResidency:
         return self._loading.keys().isdisjoint(lease.digests)
 
     def release(self, lease: Lease) -> None:
-        self._unpin(lease.digests)
+        self._let_go(lease.digests)
 
     # For the engine
 
@@ -133,14 +117,38 @@ class AdapterResidency:
             if (error := fetch.exception()) is not None:
                 self._failures[(digest,)] = error
                 self._asked.pop(digest, None)
+                self._absent.discard(digest)  # until somebody asks for it again
             else:
                 self.host.put(digest, fetch.result(), keep=self._asked)
         for digest in [digest for digest, load in self._loading.items() if load.done()]:
             self._attach(digest)
         # What was just fetched is about to be reserved: its load counts from when it was asked for.
         self._asked = {digest: asked for digest, asked in self._asked.items() if digest in awaited}
+        self._bring_absent()
         failures, self._failures = self._failures, {}
         return failures
+
+    def pin(self, keys: Iterable[str]) -> None:
+        """Never evict these and no others from now on, and load those that are not there. The caller sees to the bound.
+
+        They lie at the end of the arena, so that they do not split the room for the others; what is there already
+        stays where it is, unless another adapter could never get its place for it.
+        """
+        self.pinned = frozenset(keys)
+        self._absent = {*self.pinned.difference(self._residents)}
+        self._bring_absent()
+
+    def _bring_absent(self) -> None:
+        for key in tuple(self._absent):
+            self.bring(key)
+
+    def bring(self, key: str) -> bool:
+        """Return whether an adapter is on the device, and else do what gets it there next. Nothing holds it there."""
+        if key in self._residents:
+            return key not in self._loading
+        if self.prepare([WeightedAdapter(key)]) and not self._load(key, holders=0) and self._is_possible([key]):
+            self._make_way()
+        return False
 
     def is_loading(self) -> bool:
         return bool(self._fetches or self._loading)
@@ -169,88 +177,89 @@ class AdapterResidency:
 
     def num_elements(self) -> int:
         """Return the elements of the arena in use."""
-        return self._ranges.num_used
+        return self._places.num_used
 
     # Slots and ranges
 
-    def _pin(self, digest: str, count: int) -> None:
+    def _hold(self, digest: str, count: int) -> None:
         resident = self._residents.get(digest)
         if resident is not None:
             resident.holders += count
             self._residents.move_to_end(digest)
 
-    def _unpin(self, digests: Sequence[str]) -> None:
+    def _let_go(self, digests: Sequence[str]) -> None:
         """Release the adapters. One that has begun to load may finish, so that it is there the next time."""
         for digest in digests:
-            self._pin(digest, -1)
+            self._hold(digest, -1)
 
-    def _load(self, digest: str) -> bool:
+    def _load(self, digest: str, holders: int = 1) -> bool:
+        """Begin to load an adapter that is on the host. Returns False if there is no room for it."""
         blob = self.host.get(digest)
         assert blob is not None, "reserved an adapter that was not prepared"
-        held: list[str] = []
-        copies: list[tuple[torch.Tensor, int]] = []
-        for piece in blob.shared:
-            if piece.key in self._shared:
-                self._shared.hold(piece.key)
-            elif (start := self._make_room(piece.data.numel())) is not None:
-                self._shared.put(piece, start)
-                copies.append((piece.data, start))
-            else:
-                break
-            held.append(piece.key)
-        start = self._make_room(blob.data.numel()) if len(held) == len(blob.shared) else None
-        if start is None:
-            self._shared.release(held)
+        placed = self._places.put(blob, partial(self._make_room, at_end=digest in self.pinned))
+        if placed is None:
             return False
-        prepare = partial(self._slots.prepare, start, blob.layout, self._shared.starts(held))
-        self._loading[digest] = self._loader.load([*copies, (blob.data, start)], prepare)
+        place, copies = placed
+        prepare = partial(self._slots.prepare, place.start, blob.layout, self._places.starts(place))
+        self._loading[digest] = self._loader.load(copies, prepare)
         requested = self._asked.get(digest, time.monotonic())
-        size = self._ranges.rounded(blob.data.numel())
-        self._residents[digest] = _Resident(self._free_slots.pop(), start, size, blob.layout, 1, requested, tuple(held))
+        self._residents[digest] = _Resident(self._free_slots.pop(), place, blob.layout, holders, requested)
+        self._absent.discard(digest)
         return True
 
-    def _check_possible(self, digests: Sequence[str]) -> None:
-        """Note a failure if even an empty device would have no room for these: waiting would not help them."""
-        if self._size(digests) > self._ranges.capacity:
-            self._failures[tuple(digests)] = AdapterTooLarge(
-                "together, the adapters of this mixture need more memory on the device than --adapter-memory allows"
-            )
+    def _is_possible(self, digests: Sequence[str]) -> bool:
+        """Return whether these have room with only pinned ones beside them; note a failure if waiting cannot help."""
+        beside = self.pinned.difference(digests)
+        slots = self._max_loras - len(beside)
+        what = "together, the adapters of this mixture need" if len(digests) > 1 else "this adapter needs"
+        if self.size([*digests, *beside]) > self._places.capacity:
+            left = f"the {len(beside)} pinned ones leave of --adapter-memory" if beside else "--adapter-memory allows"
+            error = AdapterTooLarge(f"{what} more memory on the device than {left}")
+        elif len(digests) > slots:
+            left = f"the {len(beside)} pinned ones leave {slots} of --max-loras {self._max_loras}"
+            error = AdapterTooLarge(f"{what} {len(digests)} slots, and {left}")
+        else:
+            return True
+        self._failures[tuple(digests)] = error
+        return False
 
     def _make_way(self) -> None:
-        """Evict everything if no lease holds anything.
+        """Evict everything if no lease holds anything, and what is pinned if that is all that there is.
 
-        A mixture that fits an empty device may not fit around those of its own adapters that are there already.
+        A mixture that fits an empty device may not fit around those of its own adapters that are there already, nor
+        an adapter around pinned ones that were there before they were pinned: these come back, at the end.
         """
         if not self._loading and all(resident.holders == 0 for resident in self._residents.values()):
-            for digest in list(self._residents):
+            for digest in [key for key in self._residents if key not in self.pinned] or list(self._residents):
                 self._evict(digest)
 
-    def _size(self, digests: Sequence[str]) -> int:
-        """Return the elements that these take together, counting what they share once."""
-        own = 0
-        shared: dict[str, int] = {}
-        for digest in digests:
-            if (resident := self._residents.get(digest)) is not None:
-                own += resident.size
-                shared |= {key: self._shared.size(key) for key in resident.shared}
-                continue
-            blob = self.host.get(digest)
-            assert blob is not None, "reserved an adapter that was not prepared"
-            own += self._ranges.rounded(blob.data.numel())
-            shared |= {piece.key: self._ranges.rounded(piece.data.numel()) for piece in blob.shared}
-        return own + sum(shared.values())
+    def size(self, digests: Iterable[str]) -> int:
+        """Return the elements that these take together, what they share once. What is only on the disk counts as 0."""
+        known = (self._known(digest) for digest in digests)
+        return self._places.size(place for place in known if place is not None)
 
-    def _make_room(self, size: int) -> int | None:
-        """Evict adapters that no lease holds until there are a free slot and a range of `size` elements.
+    def largest(self, but: Collection[str]) -> int:
+        """Return the elements that the largest adapter takes that is on the device or the host, but for some."""
+        return max((self.size([key]) for key in {*self._residents, *self.host.keys()}.difference(but)), default=0)
 
-        Returns the start of the range; None if there is no room.
+    def _known(self, digest: str) -> ArenaPlace | Blob | None:
+        resident = self._residents.get(digest)
+        return self.host.peek(digest) if resident is None else resident.place
+
+    def _make_room(self, size: int, *, at_end: bool) -> int | None:
+        """Evict adapters that no lease holds and nobody has pinned until there are a free slot and a range.
+
+        Returns the start of the range; None if there is no room. size: of it. at_end: where it is to be.
         """
-        while not self._free_slots or (start := self._ranges.allocate(size)) is None:
-            victim = next((d for d, r in self._residents.items() if not r.holders and d not in self._loading), None)
+        while not self._free_slots or (start := self._places.allocate(size, at_end=at_end)) is None:
+            victim = next((key for key in self._residents if self._may_go(key)), None)
             if victim is None:
                 return None
             self._evict(victim)
         return start
+
+    def _may_go(self, key: str) -> bool:
+        return not self._residents[key].holders and key not in self._loading and key not in self.pinned
 
     def _evict(self, digest: str) -> None:
         self._remove(digest)
@@ -265,17 +274,17 @@ class AdapterResidency:
     def _remove(self, digest: str) -> None:
         resident = self._residents.pop(digest)
         self._slots.detach(resident.slot)
-        self._ranges.free(resident.start)
-        self._shared.release(resident.shared)
+        self._places.free(resident.place)
         self._free_slots.append(resident.slot)
+        if digest in self.pinned:
+            self._absent.add(digest)
 
     def check_integrity(self) -> None:
         """Raises AssertionError where slots, ranges and residents do not agree."""
-        self._ranges.check_integrity()
+        self._places.check_integrity(resident.place for resident in self._residents.values())
         self.host.check_integrity()
         slots = sorted([*self._free_slots, *(r.slot for r in self._residents.values())])
         assert slots == list(range(self._max_loras)), f"slots are lost or doubled: {slots}"
-        shared = Counter(key for resident in self._residents.values() for key in resident.shared)
-        assert shared == self._shared.holders(), "a shared piece's holders are not the adapters that have it"
         assert self._loading.keys() <= self._residents.keys(), "what is on its way to the device has no place there"
+        assert self._absent <= self.pinned.difference(self._residents), "what is pinned is there, and said to be absent"
         assert all(r.holders >= 0 for r in self._residents.values()), "an adapter was released too often"

@@ -26,6 +26,7 @@ from peftserve.kernels.ops.side import SideOps
 from ...config import EngineConfig
 from ..memory import allocated_bytes, free_bytes, give_back_free_memory
 from ..model.loading import LoadedModel
+from .ahead import AheadOfUse
 from .attachments import Attachments
 from .copies import make_copies
 from .host_tier import HostTier, digest_of
@@ -78,6 +79,7 @@ class AdapterService:
         host = HostTier(config.host_adapter_memory, config.max_cpu_loras, self._spill.keep)
         ranges = RangeAllocator(self._arena.numel(), ALIGNMENT)
         self.residency = AdapterResidency(self._loader, self.attachments, host, ranges, config.max_loras)
+        self.ahead = AheadOfUse(self.residency, config.max_loras, ranges.capacity, self._arena.element_size())
         self._pieces: WeakValueDictionary[str, SharedPiece] = WeakValueDictionary()  # the loader's thread's
         self._compiled: deque[tuple[str, Blob]] = deque()  # by the loader's thread, for `poll` to take in
         self._releases: dict[str, list[Future[None]]] = {}
@@ -94,7 +96,11 @@ class AdapterService:
         return self._loader.submit(partial(self._inspect, digest, folder))
 
     def release(self, digest: str) -> Future[None]:
-        """Drop an adapter from device, host and disk. The future is done when that is, once no sequence uses it."""
+        """Drop an adapter from device, host and disk, pinned or not.
+
+        The future is done when that is, once no sequence uses it.
+        """
+        self.ahead.forget(digest)
         release: Future[None] = Future()
         self._releases.setdefault(digest, []).append(release)
         return release
@@ -103,7 +109,9 @@ class AdapterService:
         """Take in finished loads, and drop adapters that are to be released and are in no use."""
         while self._compiled:
             self.residency.keep(*self._compiled.popleft())
-        self._failures |= self.residency.poll()
+        failures = self.residency.poll()
+        self._failures |= failures
+        self.ahead.poll(failures)
         for digest in list(self._releases):
             if not is_used(digest) and self.residency.drop(digest):
                 self._folders.pop(digest, None)
@@ -128,6 +136,7 @@ class AdapterService:
             "adapter_evictions": residency.num_evictions,
             "adapter_load_seconds": seconds,
             "device_adapters": list(dict.fromkeys(map(digest_of, residency.digests()))),
+            "pinned_adapters": sorted(residency.pinned),
             "host_adapters": residency.host.digests(),
             "device_adapter_bytes": residency.num_elements() * self._arena.element_size(),
             "host_adapter_bytes": residency.host.num_bytes,
@@ -135,7 +144,7 @@ class AdapterService:
 
     def is_busy(self) -> bool:
         """Return whether something is under way that `poll` will take in."""
-        return bool(self._compiled or self._releases) or self.residency.is_loading()
+        return bool(self._compiled or self._releases) or self.residency.is_loading() or self.ahead.is_busy()
 
     def check_integrity(self) -> None:
         self.residency.check_integrity()
@@ -149,6 +158,7 @@ class AdapterService:
     def _inspect(self, digest: str, folder: Path) -> AdapterFacts:
         compiled = self._compile(folder)
         blob = self._pack(compiled)
+        self._check_beside_pinned(digest, blob)
         if self._config.store is None:
             self._folders[digest] = folder
         self._compiled.append((digest, blob))
@@ -195,6 +205,15 @@ class AdapterService:
                 f"the adapter needs {blob.num_bytes} bytes on the device and --adapter-memory allows {self.arena_bytes}"
             )
         return blob
+
+    def _check_beside_pinned(self, digest: str, blob: Blob) -> None:
+        """Raise AdapterTooLarge for an adapter that would never get its place beside those that are pinned."""
+        left = self._arena.numel() - self.ahead.pinned_size
+        if blob.num_elements > left and digest not in self.residency.pinned:
+            raise AdapterTooLarge(
+                f"the adapter needs {blob.num_bytes} bytes on the device, and the pinned adapters leave "
+                f"{left * self._arena.element_size()}"
+            )
 
     def _interned(self, blob: Blob) -> Blob:
         """Return the blob with the shared pieces that other blobs on the host have already, so that these are one."""

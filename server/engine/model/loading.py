@@ -23,6 +23,7 @@ from .attention import PagedAttention
 from .checkpoint import read_config, read_model
 from .errors import UnservableModel
 from .experts import ExpertsBypass
+from .hidden_states import HiddenStates, HiddenStatesTracer
 from .inner_linears import redirect
 from .placement import choose_device, choose_dtype
 from .sites import SiteTracer, TracedSites
@@ -80,6 +81,7 @@ class LoadedModel:
     twin: the model once more, with transformers' own attention over the same weights, for the compilers of adapters.
     twin_runs: whether it computes what the model does. Where weights are quantised, it need not.
     modules: of the model, by name; of a module that makes a linear product by itself, that linear.
+    hidden: where its hidden states can be read.
     """
 
     model: PreTrainedModel
@@ -91,6 +93,7 @@ class LoadedModel:
     max_model_len: int
     trace: Trace
     modules: dict[str, nn.Module]
+    hidden: HiddenStates
 
     @property
     def device(self) -> torch.device:
@@ -114,11 +117,11 @@ def load_model(config: EngineConfig) -> LoadedModel:
     copied, runs = _copied(model, trace)
     experts = ExpertsBypass(model)
     with torch.inference_mode():
-        attention, sites = _attach(model, trace)
+        attention, sites, hidden = _attach(model, trace)
     inner = [name for name, site in sites.table.sites.items() if site.kind is SiteKind.INNER]
     modules = dict(model.named_modules())
     modules |= {name: redirect(modules[name]) for name in inner}
-    return LoadedModel(model, copied, runs, attention, experts, sites, limit, trace, modules)
+    return LoadedModel(model, copied, runs, attention, experts, sites, limit, trace, modules, hidden)
 
 
 def _check_structure(config: PreTrainedConfig) -> None:
@@ -193,12 +196,13 @@ def _copied(model: PreTrainedModel, trace: Trace) -> tuple[PreTrainedModel, bool
     return copied, runs
 
 
-def _attach(model: PreTrainedModel, trace: Trace) -> tuple[PagedAttention, TracedSites]:
-    """Find the sites and the shapes of keys and values, and compare our attention with transformers' own."""
+def _attach(model: PreTrainedModel, trace: Trace) -> tuple[PagedAttention, TracedSites, HiddenStates]:
+    """Find sites, hidden states and the shapes of keys and values, and compare our attention with transformers' own."""
     attention = PagedAttention()
     model.set_attn_implementation(attention.name)
     with SiteTracer(model, len(trace.token_ids)) as tracer:
-        logits = _logits(model, trace.token_ids)
+        with HiddenStatesTracer(model, len(trace.token_ids)) as hidden:
+            logits = _logits(model, trace.token_ids)
         rows = torch.arange(1, len(trace.token_ids), 2, device=model.device)
         tracer.keep(rows)
         attention.layers.clear()  # which this pass notes once more
@@ -207,7 +211,7 @@ def _attach(model: PreTrainedModel, trace: Trace) -> tuple[PagedAttention, Trace
         raise UnservableModel(f"{type(model).__name__} does not call transformers' attention interface")
     trace.check(logits, "attention behind transformers' interface")
     trace.of(rows).check(kept, "only some of the rows wanted")
-    return attention, tracer.result()
+    return attention, tracer.result(), hidden.result()
 
 
 def vocabulary_size(model: PreTrainedModel) -> int:

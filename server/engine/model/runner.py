@@ -17,10 +17,12 @@ from ..scheduling.batch import Batch, Chunk
 from ..staging import is_host
 from .attention import PagedAttention, SideRows
 from .graphs import DecodeGraphs, Recorder
+from .hidden_states import HiddenStates
 from .hooks import BypassHooks
 from .inputs import Feed, InputMemory, StepInputs, WrittenInputs
 from .kv_cache import KVCache
 from .loading import kept_rows
+from .pooling import readers_of
 from .rows import RunningRows, StepRows
 
 if TYPE_CHECKING:
@@ -50,11 +52,13 @@ class ModelRunner:
         attachments: Attachments,
         inputs: InputMemory,
         vocab_size: int | None = None,
+        hidden: HiddenStates | None = None,
     ) -> None:
         """Let the model's attention use the cache and a backend from now on.
 
         backend: of the attention. inputs: in the memory by which backends are told of a step, which may be one for
-        all. vocab_size: width of the base's logits; None leaves wider ones as they are.
+        all. vocab_size: width of the base's logits; None leaves wider ones as they are. hidden: the model's hidden
+        states, for the prompts that are pooled.
         """
         attention.connect(cache, backend)
         self._cache = cache
@@ -67,6 +71,7 @@ class ModelRunner:
         self._memory = inputs.memory
         self._running = RunningRows()
         self._vocab_size = vocab_size
+        self._hidden = hidden or HiddenStates()
         self._bypassed = False  # whether the step has adapters
         self._graphs: DecodeGraphs | None = None
         self._compiled: CompiledForward | None = None
@@ -109,7 +114,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, batch: Batch, feed: Feed | None = None, also: Callable[[Append], None] | None = None) -> StepLogits:
-        """Run a step.
+        """Run a step, and pool the hidden states of the prompts in it that ask for that.
 
         feed: the tokens of the step before, where the batch has some that are not known yet. also: appends what else
         is to go to the device with the step, which is there when this returns.
@@ -118,7 +123,8 @@ class ModelRunner:
         if self._backend.reads_whole_pages:
             self._cache.clear(self._tensor(self._begun_pages(batch.chunks)))
         self._fill_prefixes(batch.prefills)
-        logits = self._run(rows, feed, also)
+        with self._hidden.read(readers_of(batch, rows.offsets)):
+            logits = self._run(rows, feed, also)
         return StepLogits(self._without_foreign(logits, rows), rows.logit_offsets)
 
     def _run(self, rows: StepRows, feed: Feed | None, also: Callable[[Append], None] | None) -> torch.Tensor:
@@ -172,7 +178,7 @@ class ModelRunner:
         """Run the model on the step that has begun. Returns logits (rows, vocabulary)."""
         self._hooks.begin(self._bypassed)
         try:
-            if self._compiled is not None and self._hooks.fits_compiled:
+            if self._compiled is not None and self._hooks.fits_compiled and not self._hidden.is_read:
                 return self._compiled(inputs)
             output = self._model(
                 input_ids=inputs.ids[None],

@@ -15,7 +15,7 @@ class PrefixCache:
 
     def find(self, sequence: Sequence) -> list[int]:
         """Return the pages, held or free, with the sequence's beginning; at least one token is left to run."""
-        if not self._enabled or sequence.wants_prompt_logprobs:
+        if not self._enabled or sequence.wants_all_of_prompt:
             return []
         full = min(len(sequence.tokens) - 1, sequence.num_known) // self._page_size
         self._extend_keys(sequence, full)

@@ -3,8 +3,12 @@
 import time
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from ...wire.messages import SamplingParams, TokenLogprobs, WeightedAdapter
+from ...wire.messages import Pooling, SamplingParams, TokenLogprobs, WeightedAdapter
+
+if TYPE_CHECKING:
+    import torch
 
 VIRTUAL = -1  # stands for a token of a prefix, which has keys and values and no id
 UNKNOWN = -2  # stands for a token that a step is sampling, until it reaches the host
@@ -23,6 +27,9 @@ class Sequence:
     pages, page_keys: pages held, in order, and the prefix-cache keys of the full ones; set by the scheduler.
     num_published: first pages that others can find; counted by the scheduler.
     prompt_logprobs: of the prompt's tokens so far, if the request wants them; the first token has none.
+    pooling: the vector of the prompt that the request wants, if any. pooled: what the tokens run so far come to,
+        (width,) float32 on the device; set when a step is launched. pooled_bytes: the whole, on the host; set when the
+        step has run that has the prompt's last token.
     num_cached: prompt tokens found in the prefix cache at the first admission.
     arrived: when it was made, of time.monotonic(). queue_seconds: from then to its first step; set by the scheduler.
     num_virtual: tokens before the prompt whose keys and values the adapter brings. active_from: the first of `tokens`
@@ -49,9 +56,12 @@ class Sequence:
     eos_token_ids: frozenset[int]
     arrival: int = 0
     max_len: int = 1 << 62
+    pooling: Pooling | None = None
     tokens: list[int] = field(init=False)
     output: list[int] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=lambda: [None])
+    pooled: "torch.Tensor | None" = None
+    pooled_bytes: bytes | None = None
     num_computed: int = 0
     num_cached: int | None = None
     pages: list[int] = field(default_factory=list)
@@ -132,6 +142,11 @@ class Sequence:
     @property
     def wants_prompt_logprobs(self) -> bool:
         return self.sampling.prompt_logprobs is not None
+
+    @property
+    def wants_all_of_prompt(self) -> bool:
+        """Return whether each token of the prompt must be run for what the request asks, known prefix or not."""
+        return self.wants_prompt_logprobs or (self.pooling is not None and self.pooling.kind == "mean")
 
 
 @dataclass(eq=False, slots=True)

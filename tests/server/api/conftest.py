@@ -16,7 +16,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from peftserve.adapters.errors import AdapterTooLarge, InvalidAdapter
 from peftserve.adapters.facts import AdapterFacts
 from peftserve.server.api.app import create_app, make_connections, make_services
-from peftserve.server.api.engine.interface import EngineDead
+from peftserve.server.api.engine.interface import MEAN, EngineDead
+from peftserve.server.api.engine.vectors import embed
 from peftserve.server.api.http.server import HttpServer
 from peftserve.server.api.lifecycle import keeping_of
 from peftserve.server.api.processes.pool import WorkerPool
@@ -31,6 +32,7 @@ from peftserve.server.wire.messages import (
 )
 
 EOS = 1
+VECTOR_WIDTH = 16
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
     "{{ bos_token }}{{ m.role }}: {{ m.content }}\n{% endfor %}"
@@ -116,6 +118,9 @@ class FakeEngine:
         if len(digests) > self.max_pins:
             raise AdapterTooLarge(f"at most {self.max_pins} adapters can be pinned")
 
+    async def embed(self, prompt, pooling=MEAN, adapters=(), salt=""):
+        return await embed(self, prompt, pooling, adapters, salt)
+
     def _outputs(self, request):
         if self.error is not None:
             failed = {"error": self.error, "error_kind": self.error_kind}
@@ -125,6 +130,9 @@ class FakeEngine:
         first = {"cached_tokens": 16 if len(prompt) > 16 else 0, "queue_seconds": 0.001}
         if sampling.prompt_logprobs is not None:
             first["prompt_logprobs"] = [None, *(self._logprobs(t, sampling.prompt_logprobs, 0) for t in prompt[1:])]
+        if request.pooling is not None:  # how often each token is there, modulo the width
+            counts = numpy.bincount([token % VECTOR_WIDTH for token in prompt], minlength=VECTOR_WIDTH)
+            first["pooled"] = counts.astype("<f4").tobytes()
         if sampling.max_tokens == 0:
             yield SequenceOutput(request_id=request.request_id, token_ids=[], finish_reason="length", **first)
         for i in range(sampling.max_tokens):

@@ -5,6 +5,7 @@ EngineFailed, `crashes` exits, `loads` never ends loading, `garbage` sends what 
 each 50 ms.
 """
 
+import struct
 import sys
 import time
 
@@ -15,12 +16,14 @@ from peftserve.server.wire.launch import exit_with_parent, parse_engine_argument
 from peftserve.server.wire.messages import (
     AbortRequest,
     AddRequest,
+    Call,
     EngineFailed,
     EngineStats,
     InspectAdapter,
+    LoadAdapter,
     ModelInfo,
     Outputs,
-    ReleaseAdapter,
+    PinAdapters,
     Reply,
     SequenceOutput,
     Shutdown,
@@ -84,19 +87,29 @@ def serve(socket: EngineSocket, delay: float) -> None:
             socket.send(Outputs(outputs))
 
 
-def reply(command: InspectAdapter | ReleaseAdapter) -> Reply:
+def reply(command: Call) -> Reply:
+    if isinstance(command, PinAdapters):
+        error = ("AdapterConflict", "1 adapters can be pinned") if len(command.digests) > 1 else ()
+        return Reply(command.call_id, None, *error)
     if command.digest == "never":
         time.sleep(3600)
     if command.digest == "bad":
         return Reply(command.call_id, None, "InvalidAdapter", "rank is 0", "adapter_config.json")
-    if isinstance(command, ReleaseAdapter):
-        return Reply(command.call_id)
-    return Reply(command.call_id, AdapterFacts(method="LORA", rank=8, num_bytes=64, primitives={}, sites=2, consumed=4))
+    if isinstance(command, LoadAdapter):
+        return Reply(command.call_id, level="device")
+    if isinstance(command, InspectAdapter):
+        facts = AdapterFacts(method="LORA", rank=8, num_bytes=64, primitives={}, sites=2, consumed=4)
+        return Reply(command.call_id, facts)
+    return Reply(command.call_id)
 
 
 def step(running: dict[str, tuple[AddRequest, int]]) -> list[SequenceOutput]:
     outputs = []
     for request_id, (request, done) in list(running.items()):
+        if request.pooling is not None:
+            outputs.append(pooled(request))
+            del running[request_id]
+            continue
         token = request.prompt_token_ids[done % len(request.prompt_token_ids)]
         last = done + 1 == request.sampling.max_tokens
         outputs.append(
@@ -107,6 +120,13 @@ def step(running: dict[str, tuple[AddRequest, int]]) -> list[SequenceOutput]:
         else:
             running[request_id] = (request, done + 1)
     return outputs
+
+
+def pooled(request: AddRequest) -> SequenceOutput:
+    if request.pooling and request.pooling.layer == 99:
+        return SequenceOutput(request_id=request.request_id, token_ids=[], error="there is no layer 99")
+    vector = struct.pack("<3f", *request.prompt_token_ids)
+    return SequenceOutput(request_id=request.request_id, token_ids=[], pooled=vector, finish_reason="length")
 
 
 if __name__ == "__main__":

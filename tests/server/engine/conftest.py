@@ -12,7 +12,7 @@ import torch
 
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
-from peftserve.server.wire.messages import AddRequest, SamplingParams, SequenceOutput, WeightedAdapter
+from peftserve.server.wire.messages import AddRequest, Pooling, SamplingParams, SequenceOutput, WeightedAdapter
 
 MOST_STEPS = 5000
 
@@ -42,12 +42,27 @@ class Bench:
 
     engine: Engine
 
-    def add(self, request_id: str, prompt: list[int], adapters: Any = (), salt: str = "", **sampling: Any) -> None:
+    def add(
+        self,
+        request_id: str,
+        prompt: list[int],
+        adapters: Any = (),
+        salt: str = "",
+        pooling: Pooling | None = None,
+        **sampling: Any,
+    ) -> None:
         """adapters: digests, or (digest, weight) pairs. Greedy unless a temperature is given."""
         parts = [WeightedAdapter(*([part] if isinstance(part, str) else part)) for part in adapters]
         params = SamplingParams(**{"temperature": 0.0, "ignore_eos": True, **sampling})
         self.engine.add_request(
-            AddRequest(request_id=request_id, prompt_token_ids=prompt, sampling=params, adapters=parts, salt=salt)
+            AddRequest(
+                request_id=request_id,
+                prompt_token_ids=prompt,
+                sampling=params,
+                adapters=parts,
+                salt=salt,
+                pooling=pooling,
+            )
         )
 
     def step(self) -> list[SequenceOutput]:

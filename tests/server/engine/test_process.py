@@ -25,8 +25,10 @@ from peftserve.server.wire.messages import (
     EngineStats,
     Event,
     InspectAdapter,
+    LoadAdapter,
     ModelInfo,
     Outputs,
+    PinAdapters,
     ReleaseAdapter,
     Reply,
     SamplingParams,
@@ -124,6 +126,26 @@ def test_requests_are_answered_while_adapters_come_and_go(
     assert ended[-1] < released[0], "released while a request used it"
     before = next(e for e in reversed(socket.events[: released[0]]) if isinstance(e, EngineStats))
     assert (before.device_adapter_bytes, before.host_adapter_bytes) == (0, 0)
+
+
+def test_adapters_are_pinned_and_loaded_ahead_of_use(make_bench: MakeBench, adapters: dict[str, Path]) -> None:
+    inspections: list[Command] = [InspectAdapter(i, digest, str(adapters[digest])) for i, digest in enumerate("abc")]
+    socket = run_loop(
+        make_bench(max_loras=2),
+        (at_once, inspections),
+        (lambda s: len(s.replies()) == 3, [PinAdapters(3, ["a"]), LoadAdapter(4, "b"), LoadAdapter(5, "missing")]),
+        (lambda s: len(s.replies()) == 6, [PinAdapters(6, ["c", "a"]), LoadAdapter(7, "a")]),
+        (lambda s: len(s.replies()) == 8, []),
+    )
+    replies = socket.replies()
+    assert (replies[3], replies[4], replies[7]) == (Reply(3), Reply(4, level="device"), Reply(7, level="device"))
+    assert replies[5].error_kind == "InvalidAdapter"
+    assert (replies[6].error_kind, replies[6].error) == (
+        "AdapterConflict",
+        "1 adapters can be pinned with --max-loras 2, so that others have a slot",
+    )
+    assert socket.stats()[-1].pinned_adapters == ["a"]
+    assert {*socket.stats()[-1].device_adapters} == {"a", "b"}
 
 
 def test_what_is_wrong_with_an_adapter_is_replied(

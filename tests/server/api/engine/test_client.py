@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from peftserve.adapters.errors import InvalidAdapter
+from peftserve.adapters.errors import AdapterConflict, InvalidAdapter
 from peftserve.server.api.engine.client import EngineClient
 from peftserve.server.api.engine.interface import EngineDead
 from peftserve.server.api.engine.launched import LaunchedEngine
 from peftserve.server.config import EngineConfig
 from peftserve.server.wire.launch import encode_config
-from peftserve.server.wire.messages import AddRequest, EngineStats, SamplingParams
+from peftserve.server.wire.messages import AddRequest, EngineStats, Pooling, SamplingParams
 
 SCRIPT = Path(__file__).parents[1] / "fake_engine_process.py"
 
@@ -115,6 +115,40 @@ async def test_two_clients_hear_of_their_own_sequences_and_one_that_leaves_abort
         assert await own.ended == ([5, 6, 7] * 14)[:40]
         with pytest.raises(EngineDead, match="shutting down"):
             await others.ended
+
+
+async def test_calls_about_adapters_are_answered():
+    async with _client() as client:
+        assert await client.load_adapter("a") == "device"
+        with pytest.raises(InvalidAdapter, match="rank is 0"):
+            await client.load_adapter("bad")
+        await client.pin_adapters(["a"])
+        with pytest.raises(AdapterConflict, match="1 adapters can be pinned"):
+            await client.pin_adapters(["a", "b"])
+        assert not client._calls
+
+
+async def test_a_prompt_becomes_a_vector_or_an_error():
+    async with _client() as client:
+        assert await client.embed([3, 4, 5]) == [3.0, 4.0, 5.0]
+        with pytest.raises(ValueError, match="there is no layer 99"):
+            await client.embed([3, 4, 5], Pooling("mean", 99))
+        assert client.num_sequences == 0
+
+
+async def test_a_vector_that_nobody_waits_for_is_aborted():
+    async with _client("slow") as client:
+        waiting = asyncio.create_task(client.embed([3, 4, 5]))
+        await _until(lambda: client.num_sequences == 1)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert client.num_sequences == 0
+        waiting = asyncio.create_task(client.embed([3, 4, 5]))
+        await _until(lambda: client.num_sequences == 1)
+        client.leave()
+        with pytest.raises(EngineDead):
+            await waiting
 
 
 async def test_every_client_hears_of_the_engines_death():

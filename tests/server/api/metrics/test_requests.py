@@ -102,6 +102,20 @@ async def test_a_gpus_graphs_are_counted_and_their_absence_is_a_zero(server, eng
         assert _single(await _scrape(server), "peftserve_cuda_graphs") == count
 
 
+async def test_adapters_that_are_loaded_are_named_by_their_newest_version(server, engine):
+    old, other = [(await server.upload(name, rank=rank)).json()["digest"] for rank, name in ((1, "sql"), (2, "other"))]
+    for name in ("twin", "sql"):  # two names of one content; an older version is not what its name stands for
+        new = (await server.upload(name, rank=3)).json()["digest"]
+    engine.publish(EngineStats(device_adapters=[new, old, "gone"], host_adapters=[new, old, other, "gone"]))
+    samples = await _scrape(server)
+    levels = {"sql": "gpu", "twin": "gpu", "other": "cpu"}
+    assert samples["vllm:lora_adapter_loaded"] == {
+        (("adapter_name", name), ("level", level)): 1 for name, level in levels.items()
+    }
+    ((labels, _),) = samples["vllm:lora_requests_info"].items()
+    assert dict(labels)["running_lora_adapters"] == "sql,twin"
+
+
 async def test_one_series_names_running_and_waiting_adapters(server, engine, until):
     digests = {name: (await server.upload(name, rank=rank)).json()["digest"] for rank, name in enumerate("abc", 1)}
     engine.delay = 0.05

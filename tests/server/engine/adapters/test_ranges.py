@@ -65,3 +65,12 @@ def test_all_of_the_space_comes_back_as_one_range() -> None:
 
 def test_a_space_smaller_than_the_alignment_holds_nothing() -> None:
     assert RangeAllocator(7, 8).allocate(0) is None
+
+
+def test_a_range_may_lie_as_far_back_as_there_is_one() -> None:
+    ranges = RangeAllocator(40, 4)
+    assert (ranges.allocate(8, at_end=True), ranges.allocate(8), ranges.allocate(4, at_end=True)) == (32, 0, 28)
+    ranges.free(32)
+    assert ranges.allocate(12, at_end=True) == 16, "the hole at the end is too small"
+    assert ranges.allocate(8, at_end=True) == 32
+    ranges.check_integrity()

@@ -85,6 +85,7 @@ class Device:
         }
         self.loader, self.backend = FakeLoader(), FakeBackend()
         self.host = HostTier(host_bytes)
+        self.failures: dict[tuple[str, ...], BaseException] = {}  # of all loads
         self.residency = AdapterResidency(
             cast(AdapterLoader, self.loader),
             self.backend,
@@ -103,7 +104,14 @@ class Device:
         for load in self.loader.loads:
             finish(load)
         self.loader.loads.clear()
+        self.failures |= self.residency.poll()
+
+    def pin(self, *digests: str) -> None:
+        """Pin these, and let them come to the device."""
+        self.residency.pin(digests)
         self.residency.poll()
+        self.finish_fetches()
+        self.finish_loads()
 
     def load(self, *digests: str) -> Lease | None:
         """A lease whose adapters are on the device, or None."""
@@ -308,6 +316,83 @@ def test_what_two_adapters_share_is_there_once(make_blob: Callable[[int], Blob])
     device.residency.check_integrity()
 
 
+def test_what_is_pinned_comes_by_itself_and_stays(make_blob: Callable[[int], Blob]) -> None:
+    device = Device(make_blob, slots=2)
+    device.pin("a")
+    assert (device.residency.digests(), device.residency.is_loading()) == (["a"], False)
+    for digest in "bcd":
+        lease = device.load(digest)
+        assert lease is not None
+        assert device.residency.digests() == ["a", digest]
+        device.residency.release(lease)
+    device.residency.pin([])
+    for digest in "bc":
+        lease = device.load(digest)
+        assert lease is not None
+        device.residency.release(lease)
+    assert device.residency.digests() == ["b", "c"]
+    device.residency.check_integrity()
+
+
+def test_what_is_pinned_lies_behind_the_room_of_others(device: Device) -> None:
+    device.pin("a")
+    for digest in "efe":
+        lease = device.load(digest)
+        assert lease is not None, "8 of 32 elements are pinned, and 24 are in one piece"
+        device.residency.release(lease)
+    assert "a" in device.residency.digests()
+
+
+def test_what_was_there_before_it_was_pinned_moves_if_another_could_never_get_its_place(device: Device) -> None:
+    held = [device.load("e"), device.load("a")]
+    device.residency.pin(["a"])
+    assert device.load("f") is None
+    assert "a" in device.residency.digests(), "it is held"
+    for lease in held:
+        assert lease is not None
+        device.residency.release(lease)
+    assert device.load("f") is None
+    device.finish_loads()
+    assert device.load("f") is not None
+    device.finish_loads()
+    assert {*device.residency.digests()} == {"a", "f"}
+
+
+def test_what_has_no_room_beside_pinned_ones_fails_and_moves_none(device: Device) -> None:
+    device.pin("c")
+    assert device.load("f") is None
+    assert device.load("a", "b", "e") is None
+    failures = device.failures
+    assert [str(failures[key]) for key in (("f",), ("a", "b", "e"))] == [
+        "this adapter needs more memory on the device than the 1 pinned ones leave of --adapter-memory",
+        "together, the adapters of this mixture need 3 slots, and the 1 pinned ones leave 2 of --max-loras 3",
+    ]
+    assert device.residency.digests()[0] == "c"
+    assert device.load("a", "c", "b") is not None, "what is pinned is part of the mixture"
+
+
+def test_a_pinned_one_that_cannot_be_fetched_is_not_fetched_for_ever(device: Device) -> None:
+    device.residency.pin(["a"])
+    device.residency.poll()
+    assert list(device.finish_fetches(InvalidAdapter("truncated"))) == [("a",)]
+    device.residency.poll()
+    assert not device.residency.is_loading()
+    assert device.load("a") is not None
+    assert device.residency.pinned == {"a"}
+
+
+def test_one_is_brought_without_being_held(device: Device) -> None:
+    assert not device.residency.bring("a")
+    device.finish_fetches()
+    assert not device.residency.bring("a")
+    assert not device.residency.bring("a")
+    device.finish_loads()
+    assert device.residency.bring("a")
+    assert device.load("f") is not None
+    assert device.load("b") is not None
+    assert not device.residency.bring("a")
+
+
 class ResidencyMachine(RuleBasedStateMachine):
     """Any order of what the scheduler, the loader and the engine do."""
 
@@ -323,6 +408,7 @@ class ResidencyMachine(RuleBasedStateMachine):
         )
         self.residency = self.device.residency
         self.held: list[Lease] = []
+        self.fewest_left, self.fewest_slots = CAPACITY, 3
 
     @rule(target=leases, digests=st.sampled_from(MIXTURES))
     def reserve(self, digests: tuple[str, ...]) -> Any:
@@ -355,7 +441,22 @@ class ResidencyMachine(RuleBasedStateMachine):
     @rule()
     def poll(self) -> None:
         for failed in self.residency.poll():
-            assert len(failed) == 1 or sum(SIZES[digest] for digest in failed) > CAPACITY
+            assert len(failed) == 1 or not self.has_room(failed)
+
+    @rule(keys=st.sets(st.sampled_from(list(SIZES)), max_size=2))
+    def pin(self, keys: set[str]) -> None:
+        if sum(SIZES[key] for key in keys) <= CAPACITY // 2:
+            self.residency.pin(keys)
+            self.fewest_left = min(self.fewest_left, CAPACITY - sum(SIZES[key] for key in keys))
+            self.fewest_slots = min(self.fewest_slots, 3 - len(keys))
+
+    def has_room(self, digests: tuple[str, ...]) -> bool:
+        """Return whether they had at all times, whatever was pinned."""
+        return sum(SIZES[digest] for digest in digests) <= self.fewest_left and len(digests) <= self.fewest_slots
+
+    @rule(digest=st.sampled_from(list(SIZES)))
+    def bring(self, digest: str) -> None:
+        assert self.residency.bring(digest) == (digest in self.residency.digests())
 
     @rule(digest=st.sampled_from(list(SIZES)))
     def drop(self, digest: str) -> None:
@@ -374,7 +475,7 @@ class ResidencyMachine(RuleBasedStateMachine):
         self.residency.check_integrity()
         holders = Counter(digest for lease in self.held for digest in lease.digests)
         assert {d: r.holders for d, r in residents.items() if r.holders} == holders
-        attached = {residents[digest].slot: residents[digest].start for digest in self.residency.digests()}
+        attached = {residents[digest].slot: residents[digest].place.start for digest in self.residency.digests()}
         assert {slot: start for slot, (start, *_) in self.device.backend.attached.items()} == attached
         for lease in self.held:
             assert lease.slots == tuple(residents[digest].slot for digest in lease.digests)
@@ -387,15 +488,23 @@ class ResidencyMachine(RuleBasedStateMachine):
             self.residency.release(lease)
         self.device.finish_fetches()
         self.device.finish_loads()
+        for digests in filter(self.has_room, MIXTURES):
+            self.take_turn(digests)
+        self.residency.pin([])
         for digests in MIXTURES:
-            leases = (self.device.load(*digests) for _ in range(MOST_TRIES))
-            lease = next((lease for lease in leases if lease is not None), None)
-            assert lease is not None, "it waits for itself"
-            self.residency.release(lease)
+            self.take_turn(digests)
         assert all(self.residency.drop(digest) for digest in SIZES)
         assert (self.residency.num_elements(), self.device.host.num_bytes) == (0, 0)
         assert not self.device.backend.attached
         self.residency.check_integrity()
+
+    def take_turn(self, digests: tuple[str, ...]) -> None:
+        leases = (self.device.load(*digests) for _ in range(MOST_TRIES))
+        lease = next((lease for lease in leases if lease is not None), None)
+        assert lease is not None, "it waits for itself"
+        self.residency.release(lease)
+        self.device.finish_fetches()
+        self.device.finish_loads()
 
 
 TestResidency = ResidencyMachine.TestCase
