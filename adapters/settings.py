@@ -80,15 +80,15 @@ def _check_metadata(metadata: Any) -> None:
         raise InvalidAdapter("metadata must be a JSON object", param="metadata")
     try:
         json.dumps(metadata, allow_nan=False)
-        num_bytes = len(msgspec.json.encode(metadata))
+        text = msgspec.json.encode(metadata)
+        is_kept = msgspec.json.decode(text) == metadata
     except RecursionError:
         raise InvalidAdapter("metadata is nested too deeply", param="metadata") from None
-    except (ValueError, OverflowError, TypeError):  # NaN, half a character, a number of over 64 bits
+    except (ValueError, OverflowError, TypeError):  # NaN, half a character, a number with thousands of digits
+        is_kept = False
+    if not is_kept:
+        raise InvalidAdapter("metadata holds a number or a text that JSON cannot give back", param="metadata")
+    if len(text) > MAX_METADATA_BYTES:
         raise InvalidAdapter(
-            "metadata holds a number or a text that JSON cannot give back: use finite numbers of 64 bits",
-            param="metadata",
-        ) from None
-    if num_bytes > MAX_METADATA_BYTES:
-        raise InvalidAdapter(
-            f"metadata takes {num_bytes} bytes as JSON; {MAX_METADATA_BYTES} are allowed", param="metadata"
+            f"metadata takes {len(text)} bytes as JSON; {MAX_METADATA_BYTES} are allowed", param="metadata"
         )

@@ -151,7 +151,7 @@ async def get_adapter(services: ServicesOf, name: Name) -> Response:
 
 
 @router.delete("/v1/adapters/{name}")
-@Operation("Delete an adapter", Deleted(id="sql@2"), errors=(404,))
+@Operation("Delete an adapter", Deleted(id="sql@2"), errors=(400, 404))
 async def delete_adapter(
     services: ServicesOf,
     name: Name,

@@ -40,7 +40,7 @@ class Status(msgspec.Struct):
     "Load an adapter anew",
     Status(),
     body=LoadLora,
-    examples={"Folder": {"lora_name": "policy", "lora_path": "/srv/adapters/step_10"}},
+    examples={"Folder": {"lora_name": "policy", "lora_path": "/srv/adapters/sql"}},
     errors=(403, 404, 409),
 )
 async def reload_lora_adapter(

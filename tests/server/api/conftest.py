@@ -273,10 +273,10 @@ class _Clients:
         if "openai" in vars(self):
             await self.openai.close()
 
-    async def upload(self, name="sql", rank=8, **fields):
-        """POST /v1/adapters with both files."""
-        files = [("files", file) for file in adapter_bytes(rank, **fields).items()]
-        return await self.http.post("/v1/adapters", data={"name": name}, files=files)
+    async def upload(self, name="sql", rank=8, fields=None, **content):
+        """POST /v1/adapters with both files. fields: others of the form."""
+        files = [("files", file) for file in adapter_bytes(rank, **content).items()]
+        return await self.http.post("/v1/adapters", data={"name": name, **(fields or {})}, files=files)
 
 
 def adapter_bytes(rank=8, *, width=4, target="q_proj"):
