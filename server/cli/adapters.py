@@ -36,6 +36,12 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     remove = _action(actions, "remove", "take adapters away; requests that run on them finish", _remove)
     remove.add_argument("names", metavar="NAME", nargs="+")
 
+    load = _action(actions, "load", "bring adapters to the device ahead of use", _load)
+    load.add_argument("names", metavar="NAME", nargs="+", help="a name, or NAME@VERSION")
+
+    restore = _action(actions, "restore", "bring back deleted adapters, where the server keeps them", _restore)
+    restore.add_argument("names", metavar="NAME", nargs="+", help="a name, or NAME@VERSION")
+
     default = _action(actions, "default", "show the server's default adapter, or set it", _default)
     choice = default.add_mutually_exclusive_group()
     choice.add_argument("name", metavar="NAME", nargs="?")
@@ -124,6 +130,22 @@ def _remove(arguments: argparse.Namespace) -> int:
         for name in arguments.names:
             server.call("DELETE", _path(name))
             print(f"removed {name}")
+    return 0
+
+
+def _load(arguments: argparse.Namespace) -> int:
+    with Server(arguments.url, arguments.api_key) as server:
+        for name in arguments.names:
+            card = server.call("POST", f"{_path(name)}/load")
+            print(f"{card['name']}@{card['version']} is on the device")
+    return 0
+
+
+def _restore(arguments: argparse.Namespace) -> int:
+    with Server(arguments.url, arguments.api_key) as server:
+        for name in arguments.names:
+            for card in server.call("POST", f"{_path(name)}/restore")["data"]:
+                print(f"restored {card['name']}@{card['version']}")
     return 0
 
 
