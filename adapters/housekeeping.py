@@ -16,7 +16,8 @@ import msgspec
 from . import trash
 from .errors import AdapterConflict, AdapterNotFound
 from .events import Event
-from .library import AdapterLibrary, Holders
+from .leases import Holders
+from .library import AdapterLibrary
 from .names import Reference, VersionRef
 from .registry_reader import RegistryReader, read_default
 from .stored_settings import SettingsReader
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 LONGEST = 30.0  # seconds between two looks
 SHORTEST = 0.2
-AGAIN = 5.0  # until the next look where something is over that a route keeps
+AGAIN = 5.0  # behind a look that failed
 _SUPERSEDED = """
 SELECT name, version, digest FROM (
     SELECT name, version, digest, row_number() OVER (PARTITION BY name ORDER BY version DESC) AS place FROM versions
@@ -125,11 +126,10 @@ class Housekeeper:
         return [VersionRef(*row) for row in rows]
 
     def _pause(self) -> float:
-        ends = [end for end in (self._settings.next_end(), trash.next_overdue(self._reader)) if end is not None]
-        if not ends:
-            return LONGEST
-        left = min(ends) - time.time()
-        return AGAIN if left <= 0 else min(max(left, SHORTEST), LONGEST)
+        now = time.time()
+        ends = (self._settings.next_end(now), trash.next_overdue(self._reader))
+        left = min((end - now for end in ends if end is not None), default=LONGEST)
+        return min(max(left, SHORTEST), LONGEST)
 
 
 def check_superseded(db: sqlite3.Connection, ref: VersionRef, kept: int) -> None:

@@ -14,7 +14,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -25,6 +25,7 @@ from .events import EventLog
 from .facts import AdapterFacts
 from .file_checks import check_files
 from .keeping import ALL, Keeping
+from .leases import Holders
 from .names import Reference, VersionRef, check_name
 from .registry import AdapterRegistry, Within
 from .registry_reader import AdapterRecord
@@ -51,16 +52,6 @@ class _Addition(NamedTuple):
     owner: str
     only_if_new: bool
     settings: Mapping[str, Any]
-
-
-class Holders(Protocol):
-    """The requests that hold adapters: `Leases`, or those of several processes together."""
-
-    async def idle(self, digest: str) -> None:
-        """Wait until no request holds an adapter. Another may take it right after, unless no row refers to it."""
-
-    async def is_held(self, digest: str) -> bool:
-        """Return whether any request holds an adapter."""
 
 
 class AdapterLibrary:
@@ -123,10 +114,8 @@ class AdapterLibrary:
         Raises AdapterError, and then nothing is registered.
         """
         with staged:
-            check_name(name, self._reserved)
+            self.check_name(name)
             Settings().patched(settings or {})
-            if self._registry.is_route(name):
-                raise AdapterConflict(f"there is a route {name!r}; choose another name", param="name")
             digest = staged.digest
             await asyncio.to_thread(check_files, staged.path, staged.experts)
             facts = await self._inspect(digest, staged.path)
@@ -134,6 +123,12 @@ class AdapterLibrary:
             # From here on a client that leaves must neither stop the work nor delete the files under it.
             addition = _Addition(name, facts, origin or {}, owner, only_if_new, settings or {})
             return await asyncio.shield(self._spawn(self._register(staged.hand_over(), addition)))
+
+    def check_name(self, name: str) -> None:
+        """Raise InvalidAdapter or AdapterConflict for a name that no adapter may have."""
+        check_name(name, self._reserved)
+        if self._registry.is_route(name):
+            raise AdapterConflict(f"there is a route {name!r}; choose another name", param="name")
 
     async def roll_back(self, name: str, to: int | None = None) -> AdapterRecord:
         """Make an older version's content the newest again, as a version of its own; return it.

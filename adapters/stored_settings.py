@@ -73,9 +73,10 @@ class SettingsReader:
         query = f"SELECT name FROM documents WHERE kind = 'settings' AND {_ENDS} <= ?"
         return [name for (name,) in self._reader.read(query, (now,))]
 
-    def next_end(self) -> float | None:
-        """Return when the next name's time is over; None if no name has one."""
-        end: float | None = self._reader.read(f"SELECT min({_ENDS}) FROM documents WHERE kind = 'settings'")[0][0]
+    def next_end(self, now: float) -> float | None:
+        """Return when the next name's time is over that is not over yet; None if there is none."""
+        query = f"SELECT min(ends) FROM (SELECT {_ENDS} AS ends FROM documents WHERE kind = 'settings') WHERE ends > ?"
+        end: float | None = self._reader.read(query, (now,))[0][0]
         return end
 
 

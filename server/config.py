@@ -64,6 +64,7 @@ class ServerConfig:
 
     api_workers: number of API processes.
     preload: (name, folder) pairs of `--adapter`, loaded at start.
+    preload_routes: (name, file) pairs of `--route`, put at start where there is no such route.
     allow_other_base: serve a state folder's adapters on another base than the one that they were made for.
     keep_versions: newest versions of a name that are kept; 0: all.
     keep_deleted: seconds for which a deleted adapter can be restored; 0: it goes at once.
@@ -86,6 +87,7 @@ class ServerConfig:
     api_workers: int = 1
     served_model_name: str | None = None
     preload: tuple[tuple[str, Path], ...] = ()
+    preload_routes: tuple[tuple[str, Path], ...] = ()
     allow_adapter_paths: tuple[Path, ...] = ()
     allow_adapter_sources: frozenset[str] = frozenset()
     allow_other_base: bool = False

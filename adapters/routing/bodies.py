@@ -13,7 +13,8 @@ MAX_CANDIDATES = 256
 MAX_EXAMPLES = 10_000  # of all candidates together
 MAX_EXAMPLE = 8192  # characters of one
 MAX_MEMBERS = 8  # adapters of a mixture
-MAX_TEXT = 1 << 20  # characters of all examples together
+MAX_TEXT = 1 << 18  # characters of all examples together: what a request costs grows with them
+MAX_STATES = 512  # texts of a route that the base runs
 MAX_WEIGHT = 1e4
 
 Target = Annotated[
@@ -72,6 +73,15 @@ class Candidate(_Part, frozen=True):
     keywords: tuple[str, ...] = ()
     description: str = ""
 
+    @property
+    def texts(self) -> list[str]:
+        """Return what prompts are compared with, each once: examples and keywords, or else the description.
+
+        A description says what a prompt is about and not how it reads, so beside examples it would only blur them.
+        """
+        texts = [text for text in (*self.examples, *self.keywords) if text.strip()]
+        return list(dict.fromkeys(texts or [text for text in (self.description,) if text.strip()]))
+
 
 class Match(_Part, tag="match", tag_field="kind", frozen=True):
     """A choice by the prompt's content."""
@@ -103,7 +113,7 @@ class Fallback(_Part, tag="fallback", tag_field="kind", frozen=True):
     targets: Annotated[tuple[Target, ...], Meta(min_length=1, max_length=MAX_ARMS)]
 
 
-Body = Alias | Split | Mixture | Fallback
+Body = Alias | Split | Match | Mixture | Fallback
 
 _decoder: msgspec.json.Decoder[Body] = msgspec.json.Decoder(Body)
 
@@ -121,7 +131,7 @@ def parse_body(text: bytes | str) -> Body:
 
 
 def _hint(message: str) -> str:
-    kinds = "alias, split, mixture or fallback"
+    kinds = "alias, split, match, mixture or fallback"
     return f"; the kind is {kinds}" if "$.kind" in message or "`kind`" in message else ""
 
 
@@ -129,6 +139,8 @@ def _check(body: Body) -> None:
     match body:
         case Split():
             _check_split(body)
+        case Match():
+            _check_match(body)
         case Mixture():
             _check_mixture(body)
 
@@ -154,9 +166,9 @@ def _check_mixture(body: Mixture) -> None:
 
 
 def _check_match(body: Match) -> None:
-    texts = [text for one in body.candidates for text in (*one.examples, *one.keywords, one.description)]
+    texts = [text for one in body.candidates for text in one.texts]
     for number, one in enumerate(body.candidates):
-        if not any(text.strip() for text in (*one.examples, *one.keywords, one.description)):
+        if not one.texts:
             raise InvalidAdapter(
                 f"the candidate {number}, {one.target!r}, has neither examples nor keywords nor a description",
                 param="candidates",
@@ -165,6 +177,12 @@ def _check_match(body: Match) -> None:
         raise InvalidAdapter(
             f"examples, keywords and descriptions are {MAX_EXAMPLES} at most, of {MAX_EXAMPLE} characters each and "
             f"{MAX_TEXT} together",
+            param="candidates",
+        )
+    if body.encoder == "base" and len(texts) > MAX_STATES:
+        raise InvalidAdapter(
+            f'the base runs every text once: with the encoder "base" there may be {MAX_STATES} at most, here are '
+            f"{len(texts)}",
             param="candidates",
         )
     if body.layer is not None and body.encoder != "base":

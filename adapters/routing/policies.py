@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ..errors import AdapterNotFound
-from .bodies import Alias, Body, Fallback, Mixture, Split
+from .bodies import Alias, Body, Fallback, Match, Mixture, Split
 from .found import Choice, Follow, Found, weighted_sum
+from .match import match_policy
 from .query import Query
 from .split import choose_arm
 from .stored import Route
@@ -67,6 +68,12 @@ def _fallback(body: Fallback, route: Route) -> Policy:
     return choose
 
 
+def _match_targets(body: Match) -> Iterator[str]:
+    yield from (candidate.target for candidate in body.candidates)
+    if body.fallback is not None:
+        yield body.fallback
+
+
 def _split_targets(body: Split) -> Iterator[str]:
     yield from (arm.target for arm in body.arms)
     if body.shadow is not None:
@@ -76,6 +83,7 @@ def _split_targets(body: Split) -> Iterator[str]:
 KINDS: Mapping[type[Body], Kind] = {
     Alias: Kind(_alias, lambda body: iter((body.target,))),
     Split: Kind(_split, _split_targets),
+    Match: Kind(match_policy, _match_targets, is_slow=True),
     Mixture: Kind(_mixture, lambda body: (part.name for part in body.adapters)),
     Fallback: Kind(_fallback, lambda body: iter(body.targets)),
 }

@@ -10,10 +10,15 @@ Vector = Sequence[float]
 
 
 class VectorKey(NamedTuple):
-    """A text whose hidden states' mean is asked for. layer: None is the last. text: None is the request's prompt."""
+    """A text whose hidden states' mean is asked for.
+
+    layer: None is the last. text: None is the request's own. is_chat: it is run as a chat with the model is, as the
+    user's only message.
+    """
 
     layer: int | None
     text: str | None
+    is_chat: bool = False
 
 
 def _no_header(_: str) -> str | None:
@@ -24,7 +29,7 @@ def _no_header(_: str) -> str | None:
 class Query:
     """A request, as policies see it.
 
-    text: returns what its content is judged by: the prompt, or of a chat the user's last message.
+    text: returns what its content is judged by: the prompt, or if it `is_chat` the user's last message.
     user: the request's field. header: looks up a header by its lower-case name.
     now: seconds since 1970. draw: a number of [0, 1) for each call.
     vectors: what the router has been told of the request, after it raised VectorsNeeded.
@@ -36,6 +41,7 @@ class Query:
     now: float = field(default_factory=time.time)
     draw: Callable[[], float] = random.random
     vectors: Mapping[VectorKey, Vector] = field(default_factory=dict)
+    is_chat: bool = False
 
 
 class NotReady(Exception):

@@ -21,13 +21,27 @@ from .http.errors import install_error_handlers
 from .http.memory import BodyMemory
 from .http.server import raise_file_limit
 from .metrics.requests import Metrics
-from .routes import adapters, events, generation, health, lifecycle, metrics, models, tokens, trainers, vllm_adapters
+from .routes import (
+    adapters,
+    events,
+    generation,
+    health,
+    jobs,
+    lifecycle,
+    merges,
+    metrics,
+    models,
+    tokens,
+    trainers,
+    vllm_adapters,
+)
 from .routes.direct import DirectRoutes
 from .routes.documentation import openapi
 from .services import Adapters, Services, base_id
 
 EVERYWHERE = (generation, models, tokens, health)
-PRIMARY_ONLY = (events, adapters, lifecycle, vllm_adapters, trainers, metrics)  # `events` before what takes any name
+# `events` before what takes any name.
+PRIMARY_ONLY = (events, adapters, lifecycle, merges, jobs, vllm_adapters, trainers, metrics)
 # Also beyond limits of connections.
 ALWAYS = frozenset({b"/health", b"/health/", b"/health/live", b"/health/ready", b"/metrics"})
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from peftserve.adapters.events import EventLog
 from peftserve.adapters.housekeeping import Housekeeper
 from peftserve.adapters.keeping import Keeping
-from peftserve.adapters.library import AdapterLibrary, Holders
+from peftserve.adapters.leases import Holders
+from peftserve.adapters.library import AdapterLibrary
 from peftserve.adapters.names import VersionRef
 from peftserve.adapters.quotas import Quota
 from peftserve.adapters.registry import AdapterRegistry

@@ -16,7 +16,7 @@ from pathlib import Path
 import uvloop
 
 from peftserve.adapters.base_binding import BaseIdentity, bind
-from peftserve.adapters.errors import AdapterError
+from peftserve.adapters.errors import AdapterConflict, AdapterError
 
 from ..config import ServerConfig
 from ..logs import set_up_logging
@@ -93,6 +93,8 @@ async def _start(services: Services, engine: LaunchedEngine, resources: ServerRe
     await asyncio.to_thread(services.tokenizer)
     for name, folder in services.config.preload:
         await _preload(services, name, folder)
+    for name, file in services.config.preload_routes:
+        await asyncio.to_thread(_preload_route, services, name, file)
     await resources.workers.serve()
     services.preloaded = True
     host, port = resources.listeners[0].getsockname()[:2]
@@ -118,6 +120,23 @@ async def _preload(services: Services, name: str, folder: Path) -> None:
         except AdapterError as error:
             raise type(error)(f"adapter {name!r} from {str(folder)!r}: {error.message}", param=error.param) from None
     logger.info("Adapter %s: %s, rank %d", record.ref, record.facts.method, record.facts.rank)
+
+
+def _preload_route(services: Services, name: str, file: Path) -> None:
+    """Put a route, unless there is one of this name: what has been changed over HTTP stays. So does an adapter.
+
+    Raises AdapterError, OSError.
+    """
+    if services.owned.routes.find(name) is not None:
+        return
+    try:
+        route = services.owned.routes.put(name, file.read_bytes())
+    except AdapterConflict as error:
+        logger.warning("Route %s from %s is left out: %s", name, file, error.message)
+    except AdapterError as error:
+        raise type(error)(f"route {name!r} from {str(file)!r}: {error.message}", param=error.param) from None
+    else:
+        logger.info("Route %s@%d", name, route.version)
 
 
 async def _drain(services: Services, stopping: "_Signals") -> None:

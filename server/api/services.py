@@ -20,6 +20,7 @@ from peftserve.adapters.registry_file import NAME as REGISTRY
 from peftserve.adapters.resolved import Resolved
 from peftserve.adapters.router import Router
 from peftserve.adapters.routing.policies import targets_of
+from peftserve.adapters.routing.query import Vector
 from peftserve.adapters.routing.stored import FOLDER as ROUTES
 from peftserve.adapters.routing.stored import RouteReader, RouteStore
 from peftserve.adapters.store import AdapterStore
@@ -27,8 +28,10 @@ from peftserve.adapters.store import AdapterStore
 from ..config import ServerConfig
 from ..wire.messages import EngineStats, ModelInfo
 from .admission import Admission
+from .engine.in_flight import InFlight
 from .engine.interface import EngineDead, RemoteEngine
 from .http.errors import unavailable
+from .jobs.jobs import Jobs
 from .lifecycle import Lifecycle, open_lifecycle
 from .metrics.requests import Metrics
 from .processes.pool import SharedLeases, WorkerPool
@@ -48,12 +51,16 @@ class Adapters:
 
 @dataclass(frozen=True)
 class OwnedAdapters(Adapters):
-    """The adapters in the primary process, which alone changes the folder. workers: the other processes."""
+    """The adapters in the primary process, which alone changes the folder. workers: the other processes.
+
+    jobs: what goes on in the background.
+    """
 
     routes: RouteStore
     store: AdapterStore
     library: AdapterLibrary
     workers: WorkerPool
+    jobs: Jobs
     life: Lifecycle
 
     async def requests_running(self) -> Counter[str]:
@@ -76,6 +83,7 @@ class Services:
     base_id: str
     started: int
     preloaded: bool = True  # False until serve() has loaded the adapters of the command line
+    examples: InFlight[Vector] = field(default_factory=InFlight, repr=False)  # of routes, that the base runs
     _tokenizer: Tokenizer | None = field(default=None, repr=False)  # set when the model's first use asks for it
 
     @property
@@ -131,11 +139,13 @@ async def open_adapters(
         )
         routes.on_change = _teller(library.events)
         engine.add_stats_listener(lambda stats: _doubt(library, stats))
+        jobs = Jobs()
         try:
             async with open_lifecycle(state_dir, engine, registry, library, holders) as life:
                 router = Router(registry, base_id, routes)
-                yield OwnedAdapters(registry, leases, router, routes, store, library, workers, life)
+                yield OwnedAdapters(registry, leases, router, routes, store, library, workers, jobs, life)
         finally:
+            await jobs.close()
             await library.close()
 
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from peftserve.adapters.errors import AdapterError
 from peftserve.adapters.files import FILES, expert_folder, experts_of
 
+from .adapters_merge import add_merge_arguments, run_merge
 from .client import Server, add_arguments
 from .errors import CommandError
 
@@ -41,6 +42,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
     restore = _action(actions, "restore", "bring back deleted adapters, where the server keeps them", _restore)
     restore.add_argument("names", metavar="NAME", nargs="+", help="a name, or NAME@VERSION")
+
+    add_merge_arguments(_action(actions, "merge", "make a new adapter out of others", run_merge))
 
     default = _action(actions, "default", "show the server's default adapter, or set it", _default)
     choice = default.add_mutually_exclusive_group()

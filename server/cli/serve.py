@@ -2,13 +2,13 @@
 
 import argparse
 import os
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from ..config import EngineConfig, ServerConfig
-from ..demo import DEMO_ADAPTERS, DEMO_MODEL, DEMO_NAME
+from ..demo import DEMO_ADAPTERS, DEMO_MODEL, DEMO_NAME, DEMO_ROUTES
 from . import resolution
 from .errors import CommandError
 
@@ -39,14 +39,15 @@ def make_config(chosen: Mapping[str, Any], environ: Mapping[str, str]) -> Server
     Raises CommandError for what only shows in combination or on disk.
     """
     name = chosen["served_model_name"] or _model_name(chosen["model"])
-    demo = [] if chosen["model"] else list(DEMO_ADAPTERS.items())
+    demo = ([], []) if chosen["model"] else ([*DEMO_ADAPTERS.items()], [*DEMO_ROUTES.items()])
     state_dir = chosen["state_dir"] or default_state_dir(name, environ)
     return ServerConfig(
         **_same_named(ServerConfig, chosen, {"served_model_name", "state_dir"}),
         engine=_engine_config(chosen, state_dir),
         state_dir=state_dir,
         served_model_name=name,
-        preload=_checked([*demo, *chosen["adapter"], *chosen["lora_modules"]]),
+        preload=_checked([*demo[0], *chosen["adapter"], *chosen["lora_modules"]], "--adapter", _existing),
+        preload_routes=_checked([*demo[1], *chosen["route"]], "--route", _existing_file),
         allow_adapter_paths=tuple(_existing(folder, "--allow-adapter-path") for folder in chosen["allow_adapter_path"]),
         allow_adapter_sources=frozenset(chosen["allow_adapter_source"]),
         api_keys=_read_keys(chosen["api_key_file"]),
@@ -80,13 +81,16 @@ def _model_name(model: str | None) -> str:
     return Path(model).resolve().name if Path(model).is_dir() else model
 
 
-def _checked(named: Iterable[Named]) -> tuple[Named, ...]:
-    """Return the adapters as they are. Raises CommandError for a missing folder, and for a name that comes twice."""
+def _checked(named: Iterable[Named], flag: str, existing: Callable[[Path, str], Path]) -> tuple[Named, ...]:
+    """Return the names with their paths made absolute.
+
+    existing: raises CommandError for a path that is not there. Raises CommandError also for a name that comes twice.
+    """
     checked: dict[str, Path] = {}
-    for name, folder in named:
+    for name, path in named:
         if name in checked:
-            raise CommandError(f"--adapter: two adapters are named {name!r}")
-        checked[name] = _existing(folder, f"--adapter {name}")
+            raise CommandError(f"{flag}: the name {name!r} comes twice")
+        checked[name] = existing(path, f"{flag} {name}")
     return tuple(checked.items())
 
 
@@ -94,6 +98,12 @@ def _existing(folder: Path, where: str) -> Path:
     if not folder.is_dir():
         raise CommandError(f"{where}: there is no folder {str(folder)!r}")
     return folder.resolve()
+
+
+def _existing_file(file: Path, where: str) -> Path:
+    if not file.is_file():
+        raise CommandError(f"{where}: there is no file {str(file)!r}")
+    return file.resolve()
 
 
 def _read_keys(file: Path | None) -> tuple[str, ...]:

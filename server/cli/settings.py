@@ -69,7 +69,14 @@ SETTINGS = (
     Setting("host", "HOST", values.text, "address to listen on"),
     Setting("port", "PORT", values.whole(0, 65535), "port to listen on; 0 takes a free one"),
     Setting("api-workers", "N", _COUNT, "processes that answer HTTP, on the one port and with the one engine"),
-    Setting("adapter", "NAME=PATH", values.named_folder, "adapter to load at start; repeatable", many=True),
+    Setting("adapter", "NAME=PATH", values.named_path, "adapter to load at start; repeatable", many=True),
+    Setting(
+        "route",
+        "NAME=FILE",
+        values.named_path,
+        "route to put at start where there is none of this name: its body as JSON; repeatable",
+        many=True,
+    ),
     Setting(
         "state-dir",
         "DIR",
@@ -121,7 +128,7 @@ SETTINGS = (
     Setting(
         "lora-modules",
         "NAME=PATH|JSON",
-        values.named_folder,
+        values.named_path,
         'as --adapter, as vLLM spells it; JSON has "name" and "path"',
         many=True,
         nargs="+",

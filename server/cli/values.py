@@ -87,8 +87,8 @@ def one_of(*choices: str) -> Callable[[str], str]:
     return parse
 
 
-def named_folder(value: str) -> tuple[str, Path]:
-    """Return name and folder of `NAME=PATH`, or of vLLM's JSON object with `name` and `path`."""
+def named_path(value: str) -> tuple[str, Path]:
+    """Return name and path of `NAME=PATH`, or of vLLM's JSON object with `name` and `path`."""
     if value.lstrip().startswith("{"):
         name, folder = _from_json(value)
     else:

@@ -74,13 +74,13 @@ def test_the_time_of_a_name_begins_again_with_an_upload_and_a_change(
     registry: AdapterRegistry, facts: AdapterFacts, tmp_path: Path
 ) -> None:
     settings = SettingsStore(registry, tmp_path / "settings")
-    assert settings.next_end() is None
+    assert settings.next_end(0) is None
     registry.add("a", "a" * 64, facts)
     first = settings.patch("a", {"ttl": 100.0}).ends
     assert first is not None
-    assert first == settings.next_end() == pytest.approx(time.time() + 100, abs=5)
+    assert first == settings.next_end(0) == pytest.approx(time.time() + 100, abs=5)
     registry.add("a", "b" * 64, facts)
-    second = settings.next_end()
+    second = settings.next_end(0)
     assert second is not None
     assert second > first
     assert settings.expired(second - 0.001) == []

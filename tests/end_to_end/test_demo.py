@@ -1,4 +1,7 @@
-"""The demo's adapters do their tasks through the server, in one mixed batch, and the bare base does none."""
+"""The demo's adapters do their tasks through the server, in one mixed batch, and its route finds them by the prompt.
+
+The bare base does none of the tasks.
+"""
 
 import asyncio
 import json
@@ -9,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from peftserve.server.demo import DEMO_ADAPTERS, DEMO_HELD_OUT, DEMO_MODEL, DEMO_NAME
+from peftserve.server.demo import DEMO_ADAPTERS, DEMO_HELD_OUT, DEMO_MODEL, DEMO_NAME, DEMO_ROUTES
 
 pytestmark = pytest.mark.slow
 
@@ -17,11 +20,14 @@ RIGHT = 0.95
 BASE_PROMPTS = 4  # of each task: the base, which does none, goes on to the last token
 OTHER_PROMPTS = 20  # of each adapter that does a task by another method than LoRA
 CLIENTS = 64
+AUTO = "auto"  # the route; it is asked for the tasks that can be told apart
+TOLD_APART = ("sql", "json", "dates", "numbers")
 
 
 async def test_each_adapter_is_right_and_the_base_is_not(oracle: ModuleType, device: str, tmp_path: Path) -> None:
     questions = questions_of_the_demo()
     flags = [flag for name, folder in DEMO_ADAPTERS.items() for flag in ("--adapter", f"{name}={folder}")]
+    flags += ["--route", f"{AUTO}={DEMO_ROUTES[AUTO]}"]
     flags += ["--served-model-name", DEMO_NAME, "--device", device]
     server = oracle.RunningServer.start(DEMO_MODEL, tmp_path / "state", tmp_path / "server.log", *flags)
     try:
@@ -36,6 +42,8 @@ async def test_each_adapter_is_right_and_the_base_is_not(oracle: ModuleType, dev
         asked[model] += 1
         right[model] += got == wanted
     assert right[DEMO_NAME] == 0
+    assert right[AUTO] >= RIGHT * asked[AUTO]
+    assert asked[AUTO] >= 40
     assert {name: right[name] for name in DEMO_ADAPTERS if right[name] < RIGHT * asked[name]} == {}
 
 
@@ -47,6 +55,9 @@ def questions_of_the_demo() -> list[tuple[str, str, str]]:
         by_adapter[name] = by_adapter[name.partition("-")[0]][:OTHER_PROMPTS]
     ranked = [(i, name, line) for name, of_name in by_adapter.items() for i, line in enumerate(of_name)]
     questions = [(i, name, line["prompt"], line["answer"]) for i, name, line in ranked]
+    questions += [
+        (i, AUTO, line["prompt"], line["answer"]) for i, name, line in ranked if name in TOLD_APART and i < 12
+    ]
     few = {line["prompt"]: (i, line["answer"]) for i, _, line in ranked if i < BASE_PROMPTS}
     questions += [(i, DEMO_NAME, prompt, answer) for prompt, (i, answer) in few.items()]
     return [question for _, *question in sorted(questions)]  # type: ignore[misc]
@@ -57,5 +68,5 @@ async def ask(client: Any, free: asyncio.Semaphore, model: str, prompt: str) -> 
         chat = await client.official.chat.completions.create(
             model=model, messages=[{"role": "user", "content": prompt}], temperature=0, max_completion_tokens=128
         )
-    assert chat.model == model
+    assert chat.model == model or (model == AUTO and chat.model.partition("@")[0] in TOLD_APART)
     return str(chat.choices[0].message.content)

@@ -7,10 +7,13 @@ from fastapi import Request
 
 from peftserve.adapters.names import DEFAULT
 from peftserve.adapters.resolved import Resolved
-from peftserve.adapters.routing.query import PolicyNeeded, Query
+from peftserve.adapters.routing.query import PolicyNeeded, Query, VectorsNeeded
 
 from ..services import Services
 from .adapter_fields import which_model
+from .chat_request import ChatRequest
+from .hidden_states import with_vectors
+from .planning import salt_of
 from .requests import GenerationRequest, ModelRequest
 
 
@@ -24,7 +27,8 @@ async def who_answers(
     """
     mixture = None if body.adapters is None else [(part.name, part.weight) for part in body.adapters]
     model = asked_model(services, body, several=mixture is not None)
-    return await resolve(services, model, mixture, Query(text, body.user, request.headers.get))
+    query = Query(text, body.user, request.headers.get, is_chat=isinstance(body, ChatRequest))
+    return await resolve(services, model, mixture, query, salt_of(request, body))
 
 
 async def resolve(
@@ -32,10 +36,12 @@ async def resolve(
     model: str | None,
     mixture: Sequence[tuple[str, float]] | None = None,
     query: Query | None = None,
+    salt: str = "",
 ) -> Resolved:
     """Ask the router, get what it needs first, and ask it again until it answers.
 
-    Returns in the same turn of the event loop as the router's last look-up. Raises AdapterError.
+    salt: of the request's pages, for what the engine runs of it.
+    Returns in the same turn of the event loop as the router's last look-up. Raises AdapterError, ApiError, EngineDead.
     """
     query = query or Query()
     while True:
@@ -43,6 +49,8 @@ async def resolve(
             return services.adapters.router.resolve(model, mixture, query)
         except PolicyNeeded as needed:
             await asyncio.to_thread(needed.make)
+        except VectorsNeeded as needed:
+            query = await with_vectors(services, query, needed.keys, salt)
 
 
 def asked_model(services: Services, body: ModelRequest, several: bool = False) -> str | None:

@@ -6,7 +6,7 @@ FastAPI reads no body of ours and encodes no answer, so it knows neither. Nothin
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, TypeVar
 
@@ -43,6 +43,7 @@ TAGS = {
     "Completions": "OpenAI's routes with vLLM's extra fields, streaming and not.",
     "Models": "The base and each adapter, as clients of OpenAI's API list them.",
     "Adapters": "Upload, look at and delete adapters, and choose what answers by default.",
+    "Jobs": "What goes on in the background, such as merges.",
     "Tokens": "The base's tokenizer, as vLLM serves it.",
     "vLLM": "vLLM's routes for adapters, so that its tools work.",
     "Operations": "For probes and monitoring. Open without a key.",
@@ -53,7 +54,8 @@ TAGS = {
 class Operation:
     """The description of a route, beside its path and parameters: a decorator of the function that answers.
 
-    answer: an example of the answer, whose type is the schema; a text is sent as `text_type`.
+    answer: an example of the answer, whose type is the schema; a text is sent as `text_type`. also: other statuses of
+    success, each with an example of its answer.
     body, form: what is taken as JSON, and the schema of what is taken as a form. examples: name to a JSON body.
     errors: statuses beside those that follow from the rest. events: what each event of a stream holds.
     headers: of a successful answer, name to description.
@@ -62,6 +64,7 @@ class Operation:
     summary: str
     answer: msgspec.Struct | str
     status: int = 200
+    also: Mapping[int, msgspec.Struct] = field(default_factory=dict)
     body: type[BaseModel] | None = None
     form: Mapping[str, Any] | None = None
     examples: Mapping[str, Json] | None = None
@@ -77,7 +80,9 @@ class Operation:
     @property
     def structs(self) -> Iterator[type[msgspec.Struct]]:
         """The types of what is answered as JSON."""
-        yield from (type(one) for one in (self.answer, self.events) if isinstance(one, msgspec.Struct))
+        yield from (
+            type(one) for one in (self.answer, self.events, *self.also.values()) if isinstance(one, msgspec.Struct)
+        )
 
 
 def openapi(app: FastAPI, routers: Sequence[APIRouter], keys: bool) -> Json:
@@ -135,7 +140,11 @@ def _responses(operation: Operation, guarded: bool) -> Json:
         }
     statuses = {*operation.errors, *((400, 413) if operation.body else ()), *((401,) if guarded else ()), 503}
     errors = {str(status): {"$ref": f"#/components/responses/{error_name(status)}"} for status in sorted(statuses)}
-    return {str(operation.status): success, **errors}
+    others = {
+        str(status): {"description": HTTPStatus(status).phrase, "content": {JSON: _content(example)}}
+        for status, example in operation.also.items()
+    }
+    return {str(operation.status): success, **others, **errors}
 
 
 def _contents(operation: Operation) -> Json:

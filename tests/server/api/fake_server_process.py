@@ -26,6 +26,7 @@ def main() -> int:
         api_workers=options.get("api_workers", 1),
         served_model_name="base",
         preload=tuple((name, Path(folder)) for name, folder in options["preload"]),
+        preload_routes=tuple((name, Path(file)) for name, file in options.get("routes", ())),
         grace_period=options["grace"],
     )
     serve.LaunchedEngine = functools.partial(LaunchedEngine, make_command=engine_command)

@@ -73,11 +73,11 @@ def start(tmp_path):
     """Starts servers on one state folder, one after the other, and ends what is left of them."""
     with contextlib.ExitStack() as stack:
 
-        def start(model="fake", grace=10.0, preload=(), api_workers=1, folder=None):
+        def start(model="fake", grace=10.0, preload=(), api_workers=1, folder=None, routes=()):
             with socket.create_server(("127.0.0.1", 0)) as probe:
                 port = probe.getsockname()[1]
             options = {"model": model, "state": str(tmp_path / "state"), "port": port, "preload": preload}
-            options |= {"grace": grace, "api_workers": api_workers}
+            options |= {"grace": grace, "api_workers": api_workers, "routes": routes}
             environment = {**os.environ, **({"TMPDIR": str(folder)} if folder else {})}
             command = [sys.executable, str(SCRIPT), json.dumps(options)]
             process = stack.enter_context(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment))
@@ -112,6 +112,21 @@ def test_adapters_of_the_command_line_are_there_and_survive_restarts_once(start,
     server.wait_for()
     assert server.http.get("/v1/default-adapter").json() == {"adapter": "sql"}
     assert server.stop() == 0
+
+
+@pytest.mark.slow
+def test_routes_of_the_command_line_are_put_where_there_are_none(start, folder, tmp_path):
+    for target, name in (("sql", "r"), ("base", "r"), ("base", "sql")):  # new; already there; an adapter's name
+        file = tmp_path / "route.json"
+        file.write_text(json.dumps({"kind": "alias", "target": target}))
+        server = start(preload=[("sql", folder)], routes=[(name, str(file))])
+        server.wait_for()
+        answer = server.http.post("/v1/completions", json={"model": "r", "prompt": [5], "max_tokens": 1})
+        assert (answer.headers["x-peftserve-route"], answer.json()["model"]) == ("r@1", "sql@1")
+        assert server.stop() == 0
+    server = start(preload=[("sql", folder)], routes=[("new", "/dev/null")])
+    assert "route 'new' from '/dev/null': the route's body is no JSON" in server.process.communicate(timeout=20)[1]
+    assert server.process.returncode == 1
 
 
 def test_sigterm_lets_streams_finish_and_takes_no_new_requests(start):

@@ -6,7 +6,7 @@ import pytest
 from peftserve.server.cli import resolution, serve
 from peftserve.server.cli.errors import CommandError
 from peftserve.server.config import ServerConfig
-from peftserve.server.demo import DEMO_ADAPTERS, DEMO_MODEL
+from peftserve.server.demo import DEMO_ADAPTERS, DEMO_MODEL, DEMO_ROUTES
 
 
 def config_of(environ: dict[str, str] | None = None, **flags: Any) -> ServerConfig:
@@ -16,7 +16,7 @@ def config_of(environ: dict[str, str] | None = None, **flags: Any) -> ServerConf
 def test_without_a_model_the_demo_is_served() -> None:
     config = config_of({"XDG_STATE_HOME": "/state"})
     assert (config.served_model_name, config.engine.model) == ("demo", str(DEMO_MODEL))
-    assert dict(config.preload) == DEMO_ADAPTERS
+    assert (dict(config.preload), dict(config.preload_routes)) == (DEMO_ADAPTERS, DEMO_ROUTES)
     assert config.state_dir == Path("/state/peftserve/demo")
     assert config.engine.store == config.state_dir / "adapters"
 
@@ -26,7 +26,7 @@ def test_a_folder_and_a_hub_id_name_themselves(tmp_path: Path) -> None:
     assert config_of(model=str(tmp_path / "tiny")).served_model_name == "tiny"
     by_id = config_of({"XDG_STATE_HOME": "/state"}, model="org/tiny")
     assert (by_id.served_model_name, by_id.state_dir) == ("org/tiny", Path("/state/peftserve/org--tiny"))
-    assert by_id.preload == ()
+    assert by_id.preload == by_id.preload_routes == ()
     assert config_of(model="org/tiny", served_model_name="mine").served_model_name == "mine"
 
 
@@ -48,6 +48,7 @@ def test_every_setting_arrives(tmp_path: Path) -> None:
         api_key_file=str(tmp_path / "keys"),
         lora_modules=[f"a={tmp_path}"],
         adapter=[f"b={tmp_path}"],
+        route=[f"r={tmp_path / 'keys'}"],
         allow_adapter_path=[str(tmp_path)],
         allow_adapter_source=["hub", "s3"],
         upload_limit="1MiB",
@@ -57,6 +58,7 @@ def test_every_setting_arrives(tmp_path: Path) -> None:
     assert [getattr(config.engine, field) for field in numbers] == list(range(1, len(numbers) + 1))
     assert config.api_keys == ("k1", "k2")
     assert config.preload == (("b", tmp_path), ("a", tmp_path))
+    assert config.preload_routes == (("r", tmp_path / "keys"),)
     assert (config.allow_adapter_paths, config.allow_adapter_sources) == ((tmp_path,), {"hub", "s3"})
     assert (config.upload_limit, config.grace_period, config.engine.trust_remote_code) == (1 << 20, 1.5, True)
 
@@ -83,8 +85,10 @@ def test_limits_of_clients_arrive_and_are_as_the_readme_says_by_default() -> Non
     ("flags", "message"),
     [
         ({"adapter": ["a=/nowhere"]}, "--adapter a: there is no folder '/nowhere'"),
-        ({"adapter": ["a=/", "a=/"]}, "two adapters are named 'a'"),
-        ({"adapter": ["a=/"], "lora_modules": ["a=/"]}, "two adapters are named 'a'"),
+        ({"adapter": ["a=/", "a=/"]}, "--adapter: the name .a. comes twice"),
+        ({"adapter": ["a=/"], "lora_modules": ["a=/"]}, "--adapter: the name .a. comes twice"),
+        ({"route": ["r=/"]}, "--route r: there is no file '/'"),
+        ({"route": ["r=/dev/null"]}, "--route r: there is no file"),
         ({"allow_adapter_path": ["/nowhere"]}, "--allow-adapter-path: there is no folder"),
         ({"api_key_file": "/nowhere"}, "--api-key-file: cannot read '/nowhere'"),
         ({"api_key_file": "/dev/null"}, "has no key in it"),

@@ -7,10 +7,18 @@ from pathlib import Path
 from peftserve.server.cli import resolution, serve
 from peftserve.server.cli.settings import DEFAULTS, SETTINGS, Setting
 from peftserve.server.config import EngineConfig, ServerConfig
-from peftserve.server.demo import DEMO_ADAPTERS, DEMO_MODEL
+from peftserve.server.demo import DEMO_ADAPTERS, DEMO_MODEL, DEMO_ROUTES
 
 # Fields that no flag sets by itself: made of others, or of files that a flag names.
-MADE = {"store", "served_model_name", "preload", "allow_adapter_paths", "allow_adapter_sources", "api_keys"}
+MADE = {
+    "store",
+    "served_model_name",
+    "preload",
+    "preload_routes",
+    "allow_adapter_paths",
+    "allow_adapter_sources",
+    "api_keys",
+}
 
 
 def setting(name: str) -> Setting:
@@ -24,6 +32,7 @@ def test_who_sets_nothing_gets_the_configurations_own_defaults() -> None:
         state,
         served_model_name="demo",
         preload=tuple(DEMO_ADAPTERS.items()),
+        preload_routes=tuple(DEMO_ROUTES.items()),
     )
 
 

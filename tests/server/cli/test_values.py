@@ -59,14 +59,14 @@ def test_seconds_may_have_a_unit() -> None:
 
 
 @pytest.mark.parametrize("text", ["a=/x=y", '{"name": "a", "path": "/x=y", "base_model_name": "b"}'])
-def test_named_folders(text: str) -> None:
-    assert values.named_folder(text) == ("a", Path("/x=y"))
+def test_named_paths(text: str) -> None:
+    assert values.named_path(text) == ("a", Path("/x=y"))
 
 
 @pytest.mark.parametrize("text", ["a", "=x", "a=", "{", '{"name": "a"}', '{"name": "", "path": "x"}', '{"name": 1}'])
-def test_what_is_no_named_folder(text: str) -> None:
+def test_what_is_no_named_path(text: str) -> None:
     with pytest.raises(ValueError, match="is not"):
-        values.named_folder(text)
+        values.named_path(text)
 
 
 @pytest.mark.parametrize("text", ["1B", "1023B", "1KiB", "1025B", "1536MiB", "4GiB", "3TiB"])

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -11,9 +12,15 @@ import pytest
 from safetensors import safe_open
 
 from peftserve.adapters.peft.methods import METHODS
-from peftserve.server.demo import DEMO_ADAPTERS, DEMO_HELD_OUT, DEMO_MODEL, DEMO_NAME
+from peftserve.adapters.routing.bodies import Match, parse_body
+from peftserve.adapters.routing.found import Found
+from peftserve.adapters.routing.policies import KINDS, Policy, targets_of
+from peftserve.adapters.routing.query import Query
+from peftserve.adapters.routing.stored import Route
+from peftserve.server.demo import DEMO_ADAPTERS, DEMO_HELD_OUT, DEMO_MODEL, DEMO_NAME, DEMO_ROUTES
 
 MOST_BYTES = 15 << 20
+TOLD_APART = {"sql", "json", "dates", "numbers"}  # tasks whose prompts say which they are
 HELD_OUT = [json.loads(line) for line in DEMO_HELD_OUT.read_text(encoding="utf-8").splitlines()]
 
 
@@ -97,6 +104,43 @@ def test_held_out_prompts_were_never_trained_on(tasks: ModuleType) -> None:
     for task in tasks.TASKS:
         trained = {example.prompt for example in islice(task.examples(0, held_out=False), 300)}
         assert not trained & {example["prompt"] for example in HELD_OUT}
+
+
+def policy_of(name: str) -> Policy:
+    route = Route(name, 1, 0.0, DEMO_ROUTES[name].read_text(encoding="utf-8"))
+    return KINDS[type(route.body())].make(route.body(), route)
+
+
+def chosen_by(policy: Policy, prompt: str) -> str:
+    """Return the target that a route of the demo chooses; empty for the bare base."""
+    return policy(Query(text=lambda: prompt), lambda target: Found(), lambda found: True).chosen
+
+
+@pytest.mark.parametrize("name", DEMO_ROUTES)
+def test_a_route_names_adapters_of_the_demo_and_is_no_name_of_theirs(name: str) -> None:
+    assert name not in {DEMO_NAME, *DEMO_ADAPTERS}
+    assert {*targets_of(parse_body(DEMO_ROUTES[name].read_text()))} <= {*DEMO_ADAPTERS}
+
+
+def test_the_route_auto_knows_the_tasks_that_can_be_told_apart() -> None:
+    """Of prompts that are not among its examples; what no prompt can tell, and other texts, is the base's."""
+    policy = policy_of("auto")
+    right, asked = Counter[str](), Counter[str]()
+    for example in HELD_OUT:
+        wanted = example["adapter"] if example["adapter"] in TOLD_APART else ""
+        asked[wanted] += 1
+        right[wanted] += chosen_by(policy, example["prompt"]) == wanted
+    assert {task: right[task] / asked[task] for task in asked if right[task] < 0.95 * asked[task]} == {}
+    assert {*asked} == {*TOLD_APART, ""}
+    assert [chosen_by(policy, text) for text in ("Hello!", "Tell me a joke about a cat.", "zzz", "")] == [""] * 4
+
+
+def test_the_examples_of_the_route_auto_are_no_held_out_prompts(tasks: ModuleType) -> None:
+    body = parse_body(DEMO_ROUTES["auto"].read_text())
+    assert isinstance(body, Match)
+    examples = {text for candidate in body.candidates for text in candidate.examples}
+    assert not examples & {example["prompt"] for example in HELD_OUT}
+    assert not [text for text in examples if tasks.is_held_out(text)]
 
 
 @pytest.mark.parametrize(
