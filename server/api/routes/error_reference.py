@@ -59,7 +59,7 @@ ERRORS: Mapping[int, tuple[str, ErrorBody]] = {
         ),
         (
             429,
-            "The queue is full (`queue_full`).",
+            "The queue is full (`queue_full`), or too many watch (`too_many_watchers`).",
             "The server's queue is full (512 of 512 sequences); try again later.",
             None,
             "queue_full",
@@ -67,7 +67,7 @@ ERRORS: Mapping[int, tuple[str, ErrorBody]] = {
         (
             503,
             "The server cannot answer now: `loading`, `shutting_down`, `engine_dead`, `adapter_damaged`, "
-            "`store_full`, `unavailable`, or too many bodies or connections at once.",
+            "`store_full`, `no_room`, `unavailable`, or too many bodies or connections at once.",
             "The model is being loaded; try again soon.",
             None,
             "loading",
