@@ -59,8 +59,18 @@ def digest_of(hashes: Mapping[str, str]) -> str:
     The adapter's own two files come first, then those of its experts in the order of their names.
     hashes: file name to SHA-256.
     """
-    names = sorted(hashes, key=lambda name: ("/" in name, name))
+    names = sorted(hashes, key=_place)
     return hashlib.sha256("".join(f"{name} {hashes[name]}\n" for name in names).encode()).hexdigest()
+
+
+def stored_names(folder: Path) -> list[str]:
+    """Return the names of the files of the adapter in a folder of the store, in the order of its digest.
+
+    None are listed of a folder that is not there or not whole. Raises OSError.
+    """
+    found = os.walk(folder, onerror=_raise_unless_gone)
+    names = [os.path.relpath(os.path.join(path, name), folder) for path, _, files in found for name in files]
+    return [] if missing_file(names) is not None else sorted(names, key=_place)
 
 
 def content_digest(folder: Path) -> str | None:
@@ -68,9 +78,8 @@ def content_digest(folder: Path) -> str | None:
 
     Raises OSError where they cannot be read, which says nothing of their content.
     """
-    found = os.walk(folder, onerror=_raise_unless_gone)
-    names = [os.path.relpath(os.path.join(path, name), folder) for path, _, files in found for name in files]
-    if missing_file(names) is not None:
+    names = stored_names(folder)
+    if not names:
         return None
     hashes = {}
     for name in names:
@@ -83,6 +92,11 @@ def content_digest(folder: Path) -> str | None:
         with open(fd, "rb") as file:
             hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return digest_of(hashes)
+
+
+def _place(name: str) -> tuple[bool, str]:
+    """Return what files of an adapter are sorted by: its own, then those of its experts."""
+    return "/" in name, name
 
 
 def _raise_unless_gone(error: OSError) -> None:

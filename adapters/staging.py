@@ -119,6 +119,7 @@ class StagedUpload:
             with open(fd, "rb") as file, translate_full_disk():
                 size = os.fstat(fd).st_size
                 self.grow(name, size, size)
+                os.fchmod(fd, 0o600)
                 os.fsync(fd)
                 self.finish(name, hashlib.file_digest(file, "sha256").hexdigest())
 

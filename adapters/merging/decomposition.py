@@ -22,8 +22,10 @@ _SETTLED = 1e-7
 def factorise(matrix: Tensor, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return A and B of a matrix (out, in). generator: of where the search in a large one begins."""
     if max(matrix.shape) <= DENSE_LIMIT or _SMALL_PART * rank > min(matrix.shape):
-        return _cut(*torch.linalg.svd(matrix, full_matrices=False), rank)
-    return _cut(*_leading(matrix, rank, generator), rank)
+        u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    else:
+        u, s, vh = _leading(matrix, rank, generator)
+    return _cut(u, s, vh, rank)
 
 
 def factorise_product(b: Tensor, a: Tensor, rank: int) -> tuple[Tensor, Tensor]:

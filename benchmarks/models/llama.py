@@ -78,22 +78,22 @@ def write_base(folder: Path, config: LlamaConfig, dtype: torch.dtype, device: st
     return sum(p.nbytes for p in model.parameters()) - embedding.nbytes
 
 
-def write_adapters(base: Path, store: Path, count: int) -> list[str]:
-    """Write LoRA of RANK on all linears, each in a folder of the store named by its digest; return the digests.
+def write_adapters(base: Path, store: Path, count: int, rank: int = RANK) -> list[str]:
+    """Write LoRA of a rank on all linears, each in a folder of the store named by its digest; return the digests.
 
     All have the same numbers, in one file. To the engine they are different adapters, whose configurations differ, and
     each has memory of its own.
     """
     factors = store / "factors"
     factors.parent.mkdir(parents=True, exist_ok=True)
-    save_file(_factors(LlamaConfig.from_pretrained(base)), factors)
+    save_file(_factors(LlamaConfig.from_pretrained(base), rank), factors)
     hashed = _sha256(factors)
-    return [_write_adapter(store, factors, hashed, f"base {index}") for index in range(count)]
+    return [_write_adapter(store, factors, hashed, f"base {index}", rank) for index in range(count)]
 
 
-def _write_adapter(store: Path, factors: Path, hashed: str, base_name: str) -> str:
+def _write_adapter(store: Path, factors: Path, hashed: str, base_name: str, rank: int) -> str:
     folder = store / base_name
-    config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(LINEARS), task_type="CAUSAL_LM")
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(LINEARS), task_type="CAUSAL_LM")
     config.base_model_name_or_path = base_name
     config.save_pretrained(folder)
     (folder / WEIGHTS).hardlink_to(factors)
@@ -108,14 +108,14 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _factors(config: LlamaConfig) -> dict[str, torch.Tensor]:
+def _factors(config: LlamaConfig, rank: int) -> dict[str, torch.Tensor]:
     """Return factors whose delta is about a tenth of the output that it is added to."""
     generator = torch.Generator().manual_seed(1)
     tensors = {}
     for layer in range(config.num_hidden_layers):
         for name, (width, out) in linears_of(config).items():
             module = f"base_model.model.model.layers.{layer}.{'mlp' if name in LINEARS[4:] else 'self_attn'}.{name}"
-            for factor, shape, scale in (("A", (RANK, width), width**-0.5), ("B", (out, RANK), 0.1 * RANK**-0.5)):
+            for factor, shape, scale in (("A", (rank, width), width**-0.5), ("B", (out, rank), 0.1 * rank**-0.5)):
                 values = torch.randn(shape, generator=generator) * scale
                 tensors[f"{module}.lora_{factor}.weight"] = values.to(torch.bfloat16)
     return tensors

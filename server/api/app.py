@@ -22,6 +22,7 @@ from .http.memory import BodyMemory
 from .http.server import raise_file_limit
 from .metrics.requests import Metrics
 from .routes import (
+    adapter_files,
     adapters,
     events,
     generation,
@@ -41,7 +42,7 @@ from .services import Adapters, Services, base_id
 
 EVERYWHERE = (generation, models, tokens, health)
 # `events` before what takes any name.
-PRIMARY_ONLY = (events, adapters, lifecycle, merges, jobs, vllm_adapters, trainers, metrics)
+PRIMARY_ONLY = (events, adapters, lifecycle, adapter_files, merges, jobs, vllm_adapters, trainers, metrics)
 # Also beyond limits of connections.
 ALWAYS = frozenset({b"/health", b"/health/", b"/health/live", b"/health/ready", b"/metrics"})
 

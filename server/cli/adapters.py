@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from tqdm import tqdm
 
@@ -16,6 +15,7 @@ from peftserve.adapters.files import FILES, expert_folder, experts_of
 from .adapters_merge import add_merge_arguments, run_merge
 from .client import Server, add_arguments
 from .errors import CommandError
+from .export import export, path_of
 
 COLUMNS = ("name", "version", "method", "rank", "size", "state", "running", "created")
 Card = Mapping[str, Any]
@@ -44,6 +44,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     restore.add_argument("names", metavar="NAME", nargs="+", help="a name, or NAME@VERSION")
 
     add_merge_arguments(_action(actions, "merge", "make a new adapter out of others", run_merge))
+    export = _action(actions, "export", "write an adapter's files to a folder, as they were uploaded", _export)
+    export.add_argument("name", metavar="NAME", help="an adapter, or name@version")
+    export.add_argument("--out", metavar="DIR", type=Path, help="the new folder (default: ./NAME)")
 
     default = _action(actions, "default", "show the server's default adapter, or set it", _default)
     choice = default.add_mutually_exclusive_group()
@@ -121,7 +124,7 @@ def _file(folder: Path, name: str) -> Path:
 
 def _show(arguments: argparse.Namespace) -> int:
     with Server(arguments.url, arguments.api_key) as server:
-        card = server.call("GET", _path(arguments.name))
+        card = server.call("GET", path_of(arguments.name))
     width = max(len(key) for key in card)
     for key, value in card.items():
         print(f"{key:<{width}}  {_created(value) if key == 'created' else value}")
@@ -131,7 +134,7 @@ def _show(arguments: argparse.Namespace) -> int:
 def _remove(arguments: argparse.Namespace) -> int:
     with Server(arguments.url, arguments.api_key) as server:
         for name in arguments.names:
-            server.call("DELETE", _path(name))
+            server.call("DELETE", path_of(name))
             print(f"removed {name}")
     return 0
 
@@ -139,7 +142,7 @@ def _remove(arguments: argparse.Namespace) -> int:
 def _load(arguments: argparse.Namespace) -> int:
     with Server(arguments.url, arguments.api_key) as server:
         for name in arguments.names:
-            card = server.call("POST", f"{_path(name)}/load")
+            card = server.call("POST", f"{path_of(name)}/load")
             print(f"{card['name']}@{card['version']} is on the device")
     return 0
 
@@ -147,8 +150,15 @@ def _load(arguments: argparse.Namespace) -> int:
 def _restore(arguments: argparse.Namespace) -> int:
     with Server(arguments.url, arguments.api_key) as server:
         for name in arguments.names:
-            for card in server.call("POST", f"{_path(name)}/restore")["data"]:
+            for card in server.call("POST", f"{path_of(name)}/restore")["data"]:
                 print(f"restored {card['name']}@{card['version']}")
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    out = arguments.out or Path(arguments.name)
+    with Server(arguments.url, arguments.api_key) as server:
+        print(f"{out}: {export(server, arguments.name, out)}")
     return 0
 
 
@@ -160,10 +170,6 @@ def _default(arguments: argparse.Namespace) -> int:
             body = server.call("GET", "/v1/default-adapter")
     print(body["adapter"] or "none: the bare base")
     return 0
-
-
-def _path(name: str) -> str:
-    return f"/v1/adapters/{quote(name, safe='@')}"
 
 
 def _row(card: Card) -> Sequence[str]:

@@ -2,6 +2,8 @@
 
 import argparse
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -56,6 +58,18 @@ class Server:
         if response.is_error:
             raise CommandError(message_of(response), FAILED)
         return response.json() if response.content else None
+
+    @contextmanager
+    def download(self, path: str) -> Iterator[Iterator[bytes]]:
+        """Get what is no JSON, in pieces. Raises CommandError, also inside where the answer breaks off."""
+        try:
+            with self._client.stream("GET", path) as response:
+                if response.is_error:
+                    response.read()
+                    raise CommandError(message_of(response), FAILED)
+                yield response.iter_bytes()
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise CommandError(f"no answer from {self.url}: {error}", UNREACHABLE) from None
 
 
 def message_of(response: httpx.Response) -> str:

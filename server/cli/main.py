@@ -5,8 +5,8 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
-from . import adapters, bench, serve, state
-from .errors import USAGE, CommandError
+from . import adapters, bench, merge, serve, state
+from .errors import CommandError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,19 +32,8 @@ def make_parser() -> argparse.ArgumentParser:
     adapters.add_parser(commands)
     state.add_parser(commands)
     bench.add_parser(commands)
-    _add_merge_parser(commands)
+    merge.add_parser(commands)
     return parser
-
-
-def _add_merge_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("merge", help="write a merged checkpoint (in a later version)")
-    parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    parser.set_defaults(run=_refuse_merge)
-
-
-def _refuse_merge(_: argparse.Namespace) -> int:
-    print("peftserve: merge comes in a later version; serve the adapter unmerged meanwhile", file=sys.stderr)
-    return USAGE
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def make_config(chosen: Mapping[str, Any], environ: Mapping[str, str]) -> Server
 
     Raises CommandError for what only shows in combination or on disk.
     """
-    name = chosen["served_model_name"] or _model_name(chosen["model"])
+    name = chosen["served_model_name"] or model_name(chosen["model"])
     demo = ([], []) if chosen["model"] else ([*DEMO_ADAPTERS.items()], [*DEMO_ROUTES.items()])
     state_dir = chosen["state_dir"] or default_state_dir(name, environ)
     return ServerConfig(
@@ -75,7 +75,8 @@ def default_state_dir(name: str, environ: Mapping[str, str]) -> Path:
     return Path(home).expanduser() / "peftserve" / name.replace("/", "--")
 
 
-def _model_name(model: str | None) -> str:
+def model_name(model: str | None) -> str:
+    """Return the base's id unless another is chosen: the name of its folder or repository, or the demo's."""
     if model is None:
         return DEMO_NAME
     return Path(model).resolve().name if Path(model).is_dir() else model

@@ -35,6 +35,27 @@ def test_digest_is_that_of_both_files_hashes_in_either_order(staged: StagedUploa
     assert (staged.path / CONFIG).stat().st_mode & 0o777 == 0o600
 
 
+def test_files_of_another_process_are_as_if_written_here(staged: StagedUpload, tmp_path: Path) -> None:
+    (staged.path / CONFIG).write_bytes(b"config")
+    (staged.path / WEIGHTS).write_bytes(b"weights")
+    staged.adopt()
+    (other := tmp_path / "other").mkdir()
+    written = StagedUpload(other, limit=1000)
+    for name in (CONFIG, WEIGHTS):
+        write(written, name, (staged.path / name).read_bytes())
+    assert (staged.digest, staged.num_bytes) == (written.digest, written.num_bytes)
+    assert (staged.path / CONFIG).stat().st_mode & 0o777 == 0o600
+    (large := tmp_path / "large").mkdir()
+    (large / CONFIG).write_bytes(b"config")
+    (large / WEIGHTS).write_bytes(b"w" * 1000)
+    with pytest.raises(AdapterTooLarge):
+        StagedUpload(large, limit=1000).adopt()
+    (large / WEIGHTS).unlink()
+    (large / WEIGHTS).symlink_to("/etc/hostname")
+    with pytest.raises(OSError, match="symbolic links"):
+        StagedUpload(large, limit=1000).adopt()
+
+
 @pytest.mark.parametrize("missing", [CONFIG, WEIGHTS])
 def test_a_missing_or_unfinished_file_has_no_digest(staged: StagedUpload, missing: str) -> None:
     for name in {CONFIG, WEIGHTS} - {missing}:

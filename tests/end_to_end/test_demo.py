@@ -21,19 +21,25 @@ BASE_PROMPTS = 4  # of each task: the base, which does none, goes on to the last
 OTHER_PROMPTS = 20  # of each adapter that does a task by another method than LoRA
 CLIENTS = 64
 AUTO = "auto"  # the route; it is asked for the tasks that can be told apart
+STATES = "states"  # the same with the base's hidden states
+OTHER_TEXT = "How are you today, and how is all of your family? What did you do when it rained?"
 TOLD_APART = ("sql", "json", "dates", "numbers")
 
 
 async def test_each_adapter_is_right_and_the_base_is_not(oracle: ModuleType, device: str, tmp_path: Path) -> None:
     questions = questions_of_the_demo()
     flags = [flag for name, folder in DEMO_ADAPTERS.items() for flag in ("--adapter", f"{name}={folder}")]
-    flags += ["--route", f"{AUTO}={DEMO_ROUTES[AUTO]}"]
+    for route, file in ((AUTO, DEMO_ROUTES[AUTO]), (STATES, by_states(tmp_path / "states.json"))):
+        flags += ["--route", f"{route}={file}"]
     flags += ["--served-model-name", DEMO_NAME, "--device", device]
     server = oracle.RunningServer.start(DEMO_MODEL, tmp_path / "state", tmp_path / "server.log", *flags)
     try:
         async with oracle.Client.connect(server.url) as client:
             free = asyncio.Semaphore(CLIENTS)
             answers = await asyncio.gather(*(ask(client, free, model, prompt) for model, prompt, _ in questions))
+            other = await client.official.chat.completions.create(
+                model=STATES, messages=[{"role": "user", "content": OTHER_TEXT}], max_completion_tokens=1
+            )
     finally:
         server.stop()
     right: Counter[str] = Counter()
@@ -42,9 +48,19 @@ async def test_each_adapter_is_right_and_the_base_is_not(oracle: ModuleType, dev
         asked[model] += 1
         right[model] += got == wanted
     assert right[DEMO_NAME] == 0
-    assert right[AUTO] >= RIGHT * asked[AUTO]
-    assert asked[AUTO] >= 40
+    for route in (AUTO, STATES):
+        assert right[route] >= RIGHT * asked[route]
+        assert asked[route] >= 40
+    assert other.model == DEMO_NAME
+    assert other.usage.prompt_tokens_details.cached_tokens >= 16  # the prompt was run once, to choose and to answer
     assert {name: right[name] for name in DEMO_ADAPTERS if right[name] < RIGHT * asked[name]} == {}
+
+
+def by_states(file: Path) -> Path:
+    """Write the demo's route with the other encoder, at a threshold of its own."""
+    body = json.loads(DEMO_ROUTES[AUTO].read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**body, "encoder": "base", "threshold": 0.7}), encoding="utf-8")
+    return file
 
 
 def questions_of_the_demo() -> list[tuple[str, str, str]]:
@@ -55,9 +71,8 @@ def questions_of_the_demo() -> list[tuple[str, str, str]]:
         by_adapter[name] = by_adapter[name.partition("-")[0]][:OTHER_PROMPTS]
     ranked = [(i, name, line) for name, of_name in by_adapter.items() for i, line in enumerate(of_name)]
     questions = [(i, name, line["prompt"], line["answer"]) for i, name, line in ranked]
-    questions += [
-        (i, AUTO, line["prompt"], line["answer"]) for i, name, line in ranked if name in TOLD_APART and i < 12
-    ]
+    told_apart = [(i, line) for i, name, line in ranked if name in TOLD_APART and i < 12]
+    questions += [(i, route, line["prompt"], line["answer"]) for i, line in told_apart for route in (AUTO, STATES)]
     few = {line["prompt"]: (i, line["answer"]) for i, _, line in ranked if i < BASE_PROMPTS}
     questions += [(i, DEMO_NAME, prompt, answer) for prompt, (i, answer) in few.items()]
     return [question for _, *question in sorted(questions)]  # type: ignore[misc]
@@ -68,5 +83,6 @@ async def ask(client: Any, free: asyncio.Semaphore, model: str, prompt: str) -> 
         chat = await client.official.chat.completions.create(
             model=model, messages=[{"role": "user", "content": prompt}], temperature=0, max_completion_tokens=128
         )
-    assert chat.model == model or (model == AUTO and chat.model.partition("@")[0] in TOLD_APART)
+    chosen = {chat.model.partition("@")[0]}
+    assert chosen <= ({*TOLD_APART, DEMO_NAME} if model in (AUTO, STATES) else {model})
     return str(chat.choices[0].message.content)

@@ -25,6 +25,7 @@ Json = dict[str, Any]
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
 JSON, TEXT, EVENTS, FORM = "application/json", "text/plain", "text/event-stream", "multipart/form-data"
+BYTES = "application/octet-stream"
 SCHEMAS = "#/components/schemas/"
 KEY = "apiKey"  # the security scheme's name
 _ATTRIBUTE = "__operation__"  # of an endpoint, which has its declaration there
@@ -50,19 +51,26 @@ TAGS = {
 }
 
 
+class Binary:
+    """The answer of a route that sends files: JSON as such, others as bytes."""
+
+
+BINARY = Binary()
+
+
 @dataclass(frozen=True)
 class Operation:
     """The description of a route, beside its path and parameters: a decorator of the function that answers.
 
-    answer: an example of the answer, whose type is the schema; a text is sent as `text_type`. also: other statuses of
-    success, each with an example of its answer.
+    answer: an example of the answer, whose type is the schema; a text is sent as `text_type`, a file as what it is.
+    also: other statuses of success, each with an example of its answer.
     body, form: what is taken as JSON, and the schema of what is taken as a form. examples: name to a JSON body.
     errors: statuses beside those that follow from the rest. events: what each event of a stream holds.
     headers: of a successful answer, name to description.
     """
 
     summary: str
-    answer: msgspec.Struct | str
+    answer: msgspec.Struct | str | Binary
     status: int = 200
     also: Mapping[int, msgspec.Struct] = field(default_factory=dict)
     body: type[BaseModel] | None = None
@@ -150,6 +158,11 @@ def _responses(operation: Operation, guarded: bool) -> Json:
 def _contents(operation: Operation) -> Json:
     if isinstance(operation.answer, str):
         return {operation.text_type: {"schema": {"type": "string"}, "example": operation.answer}}
+    if isinstance(operation.answer, Binary):
+        return {
+            BYTES: {"schema": {"type": "string", "format": "binary"}, "example": "the bytes of the file"},
+            JSON: {"schema": {"type": "object"}, "example": {"peft_type": "LORA", "r": 8}},
+        }
     contents = {JSON: _content(operation.answer)}
     if operation.events is not None:
         contents[EVENTS] = _stream(operation.events)

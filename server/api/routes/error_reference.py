@@ -38,7 +38,7 @@ ERRORS: Mapping[int, tuple[str, ErrorBody]] = {
         ),
         (
             404,
-            "Nothing has this name or id (`model_not_found`, `adapter_not_found`, `job_not_found`).",
+            "Nothing has this name or id (`model_not_found`, `adapter_not_found`, `file_not_found`, `job_not_found`).",
             "there is no model or adapter 'nobody'",
             "model",
             "model_not_found",

@@ -70,7 +70,7 @@ QUEUED = Job(id="job-5f2c9a", kind="merge", created=1_767_225_600)
             "density": 0.5,
         }
     },
-    errors=(404, 429),
+    errors=(404, 409, 429),
 )
 async def merge_adapters(
     request: Request,

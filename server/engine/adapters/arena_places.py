@@ -85,6 +85,15 @@ class ArenaPlaces:
                 shared |= {piece.key: self._ranges.rounded(piece.data.numel()) for piece in adapter.shared}
         return own + sum(shared.values())
 
+    def widest_gap(self, places: Iterable[ArenaPlace]) -> int:
+        """Return the elements of the widest range that would be free if nothing but these were in the arena."""
+        taken: dict[int, int] = {}
+        for place in places:
+            taken[place.start] = place.size
+            taken |= {start: self._shared.size(key) for key, start in self.starts(place).items()}
+        ends = [0, *(start + size for start, size in sorted(taken.items()))]
+        return max(begin - end for end, begin in zip(ends, [*sorted(taken), self.capacity], strict=True))
+
     def check_integrity(self, places: Iterable[ArenaPlace]) -> None:
         """Raises AssertionError where ranges overlap, or pieces are not held by these places."""
         self._ranges.check_integrity()

@@ -7,7 +7,7 @@ recently used first out. All of this runs on the step loop's thread; only the lo
 """
 
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -23,6 +23,8 @@ from .loader import AdapterLoader, Load
 from .packing import AdapterLayout, Blob
 from .preparation import PreparedAdapter, Slots
 from .ranges import RangeAllocator
+
+MOST_DURATIONS = 1024  # of loads, where nobody takes them
 
 
 @dataclass(slots=True)
@@ -51,7 +53,7 @@ class AdapterResidency:
         self.host = host
         self.num_loads = 0
         self.num_evictions = 0
-        self.load_seconds: list[float] = []
+        self.load_seconds: deque[float] = deque(maxlen=MOST_DURATIONS)  # whoever accounts for them takes them out
         self._loader = loader
         self._slots = slots
         self._places = ArenaPlaces(ranges)
@@ -86,7 +88,7 @@ class AdapterResidency:
             if digest not in self._residents and not self._load(digest):
                 self._let_go(digests)
                 if self._is_possible(digests):
-                    self._make_way()
+                    self._make_way(digests)
                 return None
         residents = [self._residents[digest] for digest in digests]
         return Lease(
@@ -147,7 +149,7 @@ class AdapterResidency:
         if key in self._residents:
             return key not in self._loading
         if self.prepare([WeightedAdapter(key)]) and not self._load(key, holders=0) and self._is_possible([key]):
-            self._make_way()
+            self._make_way([key])
         return False
 
     def is_loading(self) -> bool:
@@ -223,15 +225,21 @@ class AdapterResidency:
         self._failures[tuple(digests)] = error
         return False
 
-    def _make_way(self) -> None:
-        """Evict everything if no lease holds anything, and what is pinned if that is all that there is.
+    def _make_way(self, digests: Sequence[str]) -> None:
+        """Evict everything for these if no lease holds anything, but what is pinned only if it lies in their way.
 
         A mixture that fits an empty device may not fit around those of its own adapters that are there already, nor
         an adapter around pinned ones that were there before they were pinned: these come back, at the end.
         """
-        if not self._loading and all(resident.holders == 0 for resident in self._residents.values()):
-            for digest in [key for key in self._residents if key not in self.pinned] or list(self._residents):
-                self._evict(digest)
+        if self._loading or any(resident.holders for resident in self._residents.values()):
+            return
+        pinned = [resident.place for key, resident in self._residents.items() if key in self.pinned]
+        pinned_may_stay = self._places.widest_gap(pinned) >= self.size(self._unpinned(digests))
+        for digest in self._unpinned(self._residents) if pinned_may_stay else list(self._residents):
+            self._evict(digest)
+
+    def _unpinned(self, digests: Iterable[str]) -> list[str]:
+        return [digest for digest in digests if digest not in self.pinned]
 
     def size(self, digests: Iterable[str]) -> int:
         """Return the elements that these take together, what they share once. What is only on the disk counts as 0."""

@@ -127,7 +127,7 @@ class AdapterService:
     def stats(self) -> dict[str, Any]:
         """Return the adapters' fields of EngineStats. Durations of loads and damaged adapters are handed out once."""
         residency = self.residency
-        seconds, residency.load_seconds = residency.load_seconds, []
+        seconds = [residency.load_seconds.popleft() for _ in range(len(residency.load_seconds))]
         damaged = [self._damaged.popleft() for _ in range(len(self._damaged))]
         return {
             "adapter_integrity_failures": self._num_damaged + self._spill.num_damaged,

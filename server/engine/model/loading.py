@@ -107,7 +107,7 @@ class LoadedModel:
 def load_model(config: EngineConfig) -> LoadedModel:
     """Load the base and find its sites. Raises UnservableModel with the reason if it cannot be served."""
     hf_config = read_config(config.model, config.trust_remote_code)
-    _check_structure(hf_config)
+    check_structure(hf_config)
     device = choose_device(config.device)
     model = read_model(config.model, choose_dtype(config.dtype, hf_config, device), config.trust_remote_code)
     model.to(device)  # type: ignore[arg-type]  # transformers' decorator hides that this is a method
@@ -124,7 +124,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
     return LoadedModel(model, copied, runs, attention, experts, sites, limit, trace, modules, hidden)
 
 
-def _check_structure(config: PreTrainedConfig) -> None:
+def check_structure(config: PreTrainedConfig) -> None:
     text = config.get_text_config()
     if config.is_encoder_decoder:
         raise UnservableModel("it is an encoder-decoder; only decoder-only language models are served")
@@ -164,7 +164,7 @@ def _trace(model: PreTrainedModel, num_tokens: int) -> Trace:
     Some packages multiply quantised weights out in the first pass; they are plain after this one.
     """
     ids = torch.arange(3, 3 + 7 * num_tokens, 7, device=model.device) % vocabulary_size(model)
-    trace = Trace(ids, _logits(model, ids), compute_dtype(model))
+    trace = Trace(ids, forward_logits(model, ids), compute_dtype(model))
     model.requires_grad_(False)
     if not trace.logits.isfinite().all():
         broken = [name for name, p in model.named_parameters() if is_plain(p) and not p.isfinite().all()]
@@ -186,7 +186,7 @@ def _copied(model: PreTrainedModel, trace: Trace) -> tuple[PreTrainedModel, bool
         return copied, True
     try:
         with torch.no_grad():
-            differences = _logits(copied, trace.token_ids) - trace.logits
+            differences = forward_logits(copied, trace.token_ids) - trace.logits
         runs = differences.abs().max().item() <= _TOLERANCE_OF_TWINS * trace.logits.std().item()
     except Exception as error:
         logger.warning("a copy of this quantised model does not run: %s", error)
@@ -202,11 +202,11 @@ def _attach(model: PreTrainedModel, trace: Trace) -> tuple[PagedAttention, Trace
     model.set_attn_implementation(attention.name)
     with SiteTracer(model, len(trace.token_ids)) as tracer:
         with HiddenStatesTracer(model, len(trace.token_ids)) as hidden:
-            logits = _logits(model, trace.token_ids)
+            logits = forward_logits(model, trace.token_ids)
         rows = torch.arange(1, len(trace.token_ids), 2, device=model.device)
         tracer.keep(rows)
         attention.layers.clear()  # which this pass notes once more
-        kept = _logits(model, trace.token_ids, rows)
+        kept = forward_logits(model, trace.token_ids, rows)
     if not attention.layers:
         raise UnservableModel(f"{type(model).__name__} does not call transformers' attention interface")
     trace.check(logits, "attention behind transformers' interface")
@@ -221,7 +221,7 @@ def vocabulary_size(model: PreTrainedModel) -> int:
     return weight.shape[0]
 
 
-def _logits(model: PreTrainedModel, ids: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
+def forward_logits(model: PreTrainedModel, ids: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
     """Run the model without a cache. Returns (tokens, vocabulary) float32, or the logits of some rows only."""
     kept = {} if rows is None else {"logits_to_keep": rows}
     try:

@@ -17,15 +17,12 @@ assert not heavy, heavy
 """
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["serve", "--port", "x"], ["bench", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["serve", "--help"], ["serve", "--port", "x"], ["bench", "--help"], ["merge", "--help"]]
+)
 def test_help_and_mistakes_import_nothing_heavy(arguments: list[str]) -> None:
     finished = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
-
-
-def test_merge_is_not_there_yet(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["merge", "model", "--adapter", "a", "--out", "b"]) == 2
-    assert "later version" in capsys.readouterr().err
 
 
 def test_a_mistake_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:

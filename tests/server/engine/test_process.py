@@ -29,6 +29,7 @@ from peftserve.server.wire.messages import (
     ModelInfo,
     Outputs,
     PinAdapters,
+    Pooling,
     ReleaseAdapter,
     Reply,
     SamplingParams,
@@ -295,8 +296,13 @@ async def test_a_whole_life_of_the_process(
         os.kill(info.pid, signal.SIGINT)  # ^C in the terminal is for the API process
         await Reader(client, request("left", max_tokens=200)).begun
         client.abort("left")
+        await client.pin_adapters(["a"])
+        assert await client.load_adapter("a") == "device"
+        pooled = await client.embed(PROMPT, Pooling("mean", 0), [WeightedAdapter("a")])
+        expected = peft.hidden_states(PROMPT, ((adapters["a"], 1.0),))[0].mean(0)
+        assert pooled == pytest.approx(expected.tolist(), abs=1e-5)
         await client.release_adapter("a")
-        assert client.stats.device_adapter_bytes == 0
+        assert (client.stats.device_adapter_bytes, client.stats.pinned_adapters) == (0, [])
         process = client._process
         assert process is not None
         await client.shutdown()

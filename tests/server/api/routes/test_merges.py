@@ -115,6 +115,7 @@ async def test_what_is_wrong_is_said_at_once(server, check_envelope):
     for name, rank in (("a", 4), ("b", 2)):
         await server.upload(name, rank=rank)
     await server.upload("wide", rank=64)
+    server.services.owned.routes.put("way", '{"kind": "alias", "target": "a"}')
     both, alone = [{"name": "a", "weight": 1}, {"name": "b", "weight": 1}], [{"name": "a", "weight": 1}]
     cases = {
         "adapters": [
@@ -125,7 +126,7 @@ async def test_what_is_wrong_is_said_at_once(server, check_envelope):
             {"adapters": []},
         ],
         "combination_type": [{"combination_type": "average"}, {"combination_type": "linear", "adapters": both}],
-        "name": [{"name": "base"}, {"name": "default"}, {"name": "a b"}],
+        "name": [{"name": "base"}, {"name": "default"}, {"name": "way"}, {"name": "a b"}],
         "density": [{"density": 0}, {"density": 1.5}],
         "svd_rank": [{"svd_rank": 0}],
         "majority_sign_method": [{"majority_sign_method": "mean"}],
@@ -134,7 +135,7 @@ async def test_what_is_wrong_is_said_at_once(server, check_envelope):
         for fields in wrong:
             error = check_envelope(await _merge(server, **fields), 400)
             assert error["param"] == param, (fields, error)
-    for adapters in ([{"name": "nobody", "weight": 1}], [{"name": "a@2", "weight": 1}]):
+    for adapters in ([{"name": "nobody", "weight": 1}], [{"name": "a@2", "weight": 1}], [{"name": "way", "weight": 1}]):
         check_envelope(await _merge(server, adapters=adapters), 404, "model_not_found")
     large = [{"name": "wide", "weight": 1}, {"name": "a", "weight": 1}]
     error = check_envelope(await _merge(server, adapters=large, combination_type="cat"), 413, "adapter_too_large")

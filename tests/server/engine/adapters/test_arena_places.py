@@ -29,5 +29,7 @@ def test_a_place_is_taken_as_a_whole_or_not_at_all(make_blob: Any) -> None:
     places.check_integrity([place, second[0]])
     places.free(place)
     places.check_integrity([second[0]])
+    assert places.widest_gap([]) == 32
+    assert places.widest_gap([second[0]]) == 32 - 24
     places.free(second[0])
     assert places.num_used == 0

@@ -358,6 +358,19 @@ def test_what_was_there_before_it_was_pinned_moves_if_another_could_never_get_it
     assert {*device.residency.digests()} == {"a", "f"}
 
 
+def test_a_mixture_gets_its_turn_though_a_pinned_one_lies_in_its_way(device: Device) -> None:
+    """Its own adapters, which come and go while it tries, are not all that could make way."""
+    for digest in ("b", "c"):
+        lease = device.load(digest)
+        assert lease is not None
+        device.residency.release(lease)
+    device.pin("c")
+    lease = next((lease for lease in (device.load("e", "d") for _ in range(MOST_TRIES)) if lease is not None), None)
+    assert lease is not None
+    device.finish_loads()
+    assert {*device.residency.digests()} == {"c", "d", "e"}
+
+
 def test_what_has_no_room_beside_pinned_ones_fails_and_moves_none(device: Device) -> None:
     device.pin("c")
     assert device.load("f") is None
