@@ -3,18 +3,18 @@
 Knows ASGI; does not know what is sent.
 """
 
-import asyncio
 import logging
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
-from typing import Any, Protocol, TypeVar
 
 import msgspec
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
 from ..http.errors import ErrorEnvelope, error_response, translate
+from ..http.leaving import ClientGone as ClientGone
+from ..http.leaving import until_disconnect as until_disconnect
 from ..http.protocol import CONNECTION
 from ..request_lease import RequestLease
 
@@ -22,21 +22,6 @@ logger = logging.getLogger(__name__)
 
 DONE = b"data: [DONE]\n\n"
 CLIENT_GONE = 499  # nobody reads this status; access logs show it
-
-T = TypeVar("T")
-
-
-class Connection(Protocol):
-    """The client's connection, in the ASGI scope as `CONNECTION`."""
-
-    def watch(self, leave: Callable[[], None]) -> None:
-        """Call `leave` when the client leaves, at once if it has left, until `unwatch`."""
-
-    def unwatch(self) -> None: ...
-
-
-class ClientGone(Exception):
-    """The client has closed its connection."""
 
 
 class EventStream(Response):
@@ -86,32 +71,6 @@ class EventStream(Response):
 
     async def _begin(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-
-
-async def until_disconnect(connection: Connection, work: Awaitable[T]) -> T:
-    """Return the result of `work`; cancel it if the client leaves first. Raises ClientGone then."""
-    task, gone = _current_task(), False
-
-    def leave() -> None:
-        nonlocal gone
-        gone = True
-        task.cancel()
-
-    connection.watch(leave)
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if gone and task.uncancel() == 0:
-            raise ClientGone from None
-        raise
-    finally:
-        connection.unwatch()
-
-
-def _current_task() -> "asyncio.Task[Any]":
-    task = asyncio.current_task()
-    assert task is not None
-    return task
 
 
 async def _send_part(send: Send, body: bytes) -> None:
