@@ -6,6 +6,7 @@ AdapterError            any of these; `message` is safe to show to a client
 ├── AdapterNotFound     no adapter, version or route has this name (404)
 ├── AdapterConflict     the name is reserved, or two operations on it collide (409)
 ├── AdapterTooLarge     over a size limit (413)
+├── QuotaExceeded       over what its owner may keep (403)
 ├── AdapterDamaged      its files on the server's disk are not what was uploaded (503)
 ├── StateUnusable       the state folder's own files cannot be used; the server does not start
 └── StoreFull           the disk has no room for it (503)
@@ -44,6 +45,10 @@ class AdapterConflict(AdapterError):
 
 
 class AdapterTooLarge(AdapterError):
+    pass
+
+
+class QuotaExceeded(AdapterError):
     pass
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import msgspec
 
 
-class AdapterFacts(msgspec.Struct, frozen=True):
+class AdapterFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     """The properties of one adapter on this base.
 
     method: PEFT's name (`LORA`). rank: the largest over all sites; 0 without a low-rank term.
@@ -21,6 +21,7 @@ class AdapterFacts(msgspec.Struct, frozen=True):
     vocabulary: size of its vocabulary where that is larger than the base's; else 0.
     inputs: modules whose input it changes. outputs: modules whose output it multiplies or replaces. Both by name, with
         `*` for the number of a layer.
+    file_bytes: size of its files; of an adapter in the library.
     """
 
     method: str
@@ -36,6 +37,7 @@ class AdapterFacts(msgspec.Struct, frozen=True):
     vocabulary: int = 0
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
+    file_bytes: int = 0
 
     @classmethod
     def from_json(cls, text: str) -> "AdapterFacts":

@@ -6,8 +6,19 @@ All calls come from the one event loop. A lease taken in the same turn of the lo
 
 import asyncio
 from collections import Counter
+from typing import Protocol
 
 from .resolved import Resolved
+
+
+class Holders(Protocol):
+    """The requests that hold adapters: `Leases`, or those of several processes together."""
+
+    async def idle(self, digest: str) -> None:
+        """Wait until no request holds an adapter. Another may take it right after, unless no row refers to it."""
+
+    async def is_held(self, digest: str) -> bool:
+        """Return whether any request holds an adapter."""
 
 
 class Leases:

@@ -10,24 +10,31 @@ So a kill leaves at most files without a row, which the registry has marked as d
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
-from .errors import AdapterConflict, InvalidAdapter, prefix_errors
+import msgspec
+
+from .damage import Damage
+from .errors import AdapterConflict
+from .events import EventLog
 from .facts import AdapterFacts
-from .files import WEIGHTS, experts_of
-from .names import VersionRef, check_name
-from .peft.config import read_config
-from .recovery import FILES_GONE
-from .registry import AdapterRegistry
+from .file_checks import check_files
+from .keeping import ALL, Keeping
+from .leases import Holders
+from .names import Reference, VersionRef, check_name
+from .registry import AdapterRegistry, Within
 from .registry_reader import AdapterRecord
-from .safetensors_header import read_header
+from .removal import Removal
+from .settings import Settings
 from .staging import StagedUpload
 from .store import AdapterStore
+from .stored_settings import FOLDER as SETTINGS
+from .stored_settings import SettingsStore
 
 logger = logging.getLogger(__name__)
 
@@ -44,16 +51,7 @@ class _Addition(NamedTuple):
     origin: Mapping[str, Any]
     owner: str
     only_if_new: bool
-
-
-class Holders(Protocol):
-    """The requests that hold adapters: `Leases`, or those of several processes together."""
-
-    async def idle(self, digest: str) -> None:
-        """Wait until no request holds an adapter. Another may take it right after, unless no row refers to it."""
-
-    async def is_held(self, digest: str) -> bool:
-        """Return whether any request holds an adapter."""
+    settings: Mapping[str, Any]
 
 
 class AdapterLibrary:
@@ -62,8 +60,7 @@ class AdapterLibrary:
     inspect: compiles the adapter with a digest, in a folder, against the base; raises AdapterError.
     release: gives the adapter's memory back in the engine.
     reserved: names that no adapter may take: the base's id and routes.
-    lost: versions whose files are missing.
-    damaged: digest to what is wrong, for the versions that cannot be served until their files are uploaded again.
+    lost: versions whose files are missing. keeping: for how long what is kept. events: are told what happens.
     """
 
     def __init__(
@@ -76,6 +73,8 @@ class AdapterLibrary:
         release: Release,
         reserved: frozenset[str] = frozenset(),
         lost: Iterable[VersionRef] = (),
+        keeping: Keeping = ALL,
+        events: EventLog | None = None,
     ) -> None:
         self._store = store
         self._registry = registry
@@ -83,9 +82,18 @@ class AdapterLibrary:
         self._inspect = inspect
         self._release = release
         self._reserved = reserved
-        self.damaged: dict[str, str] = {ref.digest: FILES_GONE for ref in lost}
+        self.keeping = keeping
+        self.events = events or EventLog()
+        self.settings = SettingsStore(registry, store.adapters.parent / SETTINGS)
+        self._damage = Damage(store, registry, lost)
+        self._removal = Removal(registry, self.settings, keeping)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tasks: set[asyncio.Task[Any]] = set()
+
+    @property
+    def damaged(self) -> Mapping[str, str]:
+        """Digest to what is wrong, of versions that cannot be served until their files are uploaded again."""
+        return self._damage.reasons
 
     async def add(
         self,
@@ -95,21 +103,25 @@ class AdapterLibrary:
         origin: Mapping[str, Any] | None = None,
         owner: str = "",
         only_if_new: bool = False,
+        settings: Mapping[str, Any] | None = None,
     ) -> AdapterRecord:
         """Check a complete upload and register it as the newest version of `name`. The upload is used up in any case.
 
         origin: where it came from, for its card. owner: the tenant that adds it.
         only_if_new: if the newest version has the same content, return that one and make no other; for adapters that
-            are named on the command line at every start.
+            are named on the command line at every start, and for which there is no quota.
+        settings: a merge patch of the name's settings.
         Raises AdapterError, and then nothing is registered.
         """
         with staged:
             self.check_name(name)
+            Settings().patched(settings or {})
             digest = staged.digest
-            await asyncio.to_thread(_check_files, staged.path, staged.experts)
+            await asyncio.to_thread(check_files, staged.path, staged.experts)
             facts = await self._inspect(digest, staged.path)
+            facts = msgspec.structs.replace(facts, file_bytes=staged.num_bytes)
             # From here on a client that leaves must neither stop the work nor delete the files under it.
-            addition = _Addition(name, facts, origin or {}, owner, only_if_new)
+            addition = _Addition(name, facts, origin or {}, owner, only_if_new, settings or {})
             return await asyncio.shield(self._spawn(self._register(staged.hand_over(), addition)))
 
     def check_name(self, name: str) -> None:
@@ -125,19 +137,49 @@ class AdapterLibrary:
         """
         return await asyncio.shield(self._spawn(self._roll_back(name, to)))
 
-    async def delete(self, name: str, version: int | None = None, *, force: bool = True) -> list[VersionRef]:
+    async def delete(
+        self,
+        name: str,
+        version: int | None = None,
+        *,
+        force: bool = True,
+        purge: bool = False,
+        within: Within | None = None,
+    ) -> list[VersionRef]:
         """Remove a name, or one version of it; return what was removed, once no new request can get it.
 
-        Running requests keep it; files and memory are given back in the background when the last of them ends. A
-        default that loses its last version becomes the bare base.
+        Running requests keep it; memory is given back in the background when the last of them ends, and so are the
+        files, unless they are kept to be restored. A default that loses its last version becomes the bare base.
 
-        force: also if a route names it. Raises AdapterNotFound, AdapterConflict.
+        force: also if a route names it. purge: with what is kept of it. within: see `AdapterRegistry.delete`.
+        Raises AdapterNotFound, AdapterConflict.
         """
-        return await asyncio.shield(self._spawn(self._delete(name, version, force)))
+        return await asyncio.shield(self._spawn(self._delete(Reference(name, version), force, purge, within)))
+
+    async def restore(self, name: str, version: int | None = None) -> list[AdapterRecord]:
+        """Bring back what was deleted of a name, or one version of it, oldest first.
+
+        Raises AdapterNotFound, AdapterConflict, QuotaExceeded.
+        """
+        return await asyncio.shield(self._spawn(self._restore(Reference(name, version))))
+
+    async def purge_overdue(self) -> None:
+        """Give up what was deleted and can be restored no longer."""
+        self.collect(await asyncio.to_thread(self._removal.discard_overdue))
 
     async def set_default(self, name: str | None) -> None:
         """Set the server's default; requests admitted before keep what they have. Raises AdapterNotFound."""
         await asyncio.to_thread(self._registry.set_default, name)
+        self.events.tell("default.changed", name=name)
+
+    async def set(self, name: str, patch: Mapping[str, Any]) -> None:
+        """Change settings of a name by a merge patch. Raises AdapterNotFound, InvalidAdapter."""
+        await asyncio.shield(self._spawn(asyncio.to_thread(self.settings.patch, name, patch)))
+
+    def collect(self, refs: Iterable[VersionRef]) -> None:
+        """Give back, in the background, the memory and the files of versions that are gone."""
+        for digest in {ref.digest for ref in refs}:
+            self._spawn(self._collect(digest))
 
     def recheck(self, digest: str) -> None:
         """Read again the files of an adapter that the engine could not use, and quarantine them if they are damaged."""
@@ -160,87 +202,83 @@ class AdapterLibrary:
         async with self._exclusive(record.digest):  # no deletion of it ends meanwhile
             self._registry.get(name, record.version)
             origin = {"kind": "rollback", "version": record.version}
-            return await asyncio.to_thread(
+            newest = await asyncio.to_thread(
                 self._registry.add, name, record.digest, record.facts, origin=origin, owner=record.owner
             )
+            self.events.tell("adapter.added", newest.ref)
+            return newest
 
-    async def _delete(self, name: str, version: int | None, force: bool) -> list[VersionRef]:
+    async def _delete(self, reference: Reference, force: bool, purge: bool, within: Within | None) -> list[VersionRef]:
         had_default = self._registry.get_default() is not None
-        removed = await asyncio.to_thread(partial(self._registry.delete, name, version, force=force))
+        removed, discarded = await asyncio.to_thread(self._removal.remove, reference, force, purge, within)
+        for ref in removed:
+            self.events.tell("adapter.deleted", ref)
         if had_default and self._registry.get_default() is None:
-            logger.warning("The default adapter, %s, was deleted: the bare base answers for it now", name)
-        for digest in {ref.digest for ref in removed}:
-            self._spawn(self._collect(digest))
-        return removed
+            logger.warning("The default adapter, %s, was deleted: the bare base answers for it now", reference.name)
+            self.events.tell("default.changed")
+        self.collect([*removed, *discarded])
+        return [*removed, *discarded]
+
+    async def _restore(self, reference: Reference) -> list[AdapterRecord]:
+        records = await asyncio.to_thread(self._removal.take_back, reference)
+        for record in records:
+            self.events.tell("adapter.restored", record.ref)
+        return records
 
     async def _register(self, staged: StagedUpload, addition: "_Addition") -> AdapterRecord:
         async with self._exclusive(staged.digest):
             try:
-                return await asyncio.to_thread(self._commit, staged, addition)
+                record, is_new = await asyncio.to_thread(self._commit, staged, addition)
             finally:
                 # Files without a row, if that is what is left, must not wait for the next start.
                 if not self._registry.in_use(staged.digest):
                     self._spawn(self._collect(staged.digest))
+            if is_new:
+                self.events.tell("adapter.added", record.ref)
+            return record
 
-    def _commit(self, staged: StagedUpload, addition: "_Addition") -> AdapterRecord:
+    def _commit(self, staged: StagedUpload, addition: "_Addition") -> tuple[AdapterRecord, bool]:
+        """Store the files and register the version. Returns it, and whether it is a new one."""
         with staged:
             self._registry.mark_disposable(staged.digest)
             digest = self._store.commit(staged)
-            self._set_damaged(digest, None)
-        newest = self._registry.find(addition.name) if addition.only_if_new else None
+            self._damage.mend(digest)
+        name, facts, origin, owner, only_if_new, settings = addition
+        newest = self._registry.find(name) if only_if_new else None
         if newest is not None and newest.digest == digest:
-            return newest
-        return self._registry.add(addition.name, digest, addition.facts, origin=addition.origin, owner=addition.owner)
+            return newest, False
+
+        def within(db: sqlite3.Connection) -> None:
+            change.uploaded(db, name, settings)
+            if not only_if_new:
+                self.keeping.quota.check(db, owner)
+
+        with self.settings.changing() as change:
+            return self._registry.add(name, digest, facts, origin=origin, owner=owner, within=within), True
 
     async def _collect(self, digest: str) -> None:
         """Remove an adapter from memory and disk if nothing refers to it any more."""
         await self._holders.idle(digest)
         async with self._exclusive(digest):
             # No row, then no request can come to it; a row of the same content may have come back meanwhile.
-            if self._registry.in_use(digest) or await self._holders.is_held(digest):
+            if self._registry.is_served(digest) or await self._holders.is_held(digest):
                 return
             try:
                 await self._release(digest)
             except Exception:
                 logger.exception("the engine did not release adapter %s", digest)
-            await asyncio.to_thread(self._remove_files, digest)
+            if not self._registry.in_use(digest):  # nor can it be restored
+                await asyncio.to_thread(self._remove_files, digest)
 
     def _remove_files(self, digest: str) -> None:
         self._store.remove(digest)
         self._registry.unmark_disposable(digest)
-        self._set_damaged(digest, None)
+        self._damage.mend(digest)
 
     async def _examine(self, digest: str) -> None:
         async with self._exclusive(digest):
-            if not self._registry.in_use(digest):
-                return
-            try:
-                whole = await asyncio.to_thread(self._store.is_whole, digest)
-            except OSError as error:  # says nothing of the files' content
-                logger.error("The files of adapter %s cannot be read: %s", digest, error)
-            else:
-                if not whole:
-                    await asyncio.to_thread(self._quarantine, digest)
-
-    def _quarantine(self, digest: str) -> None:
-        refs = ", ".join(str(ref) for ref in self._registry.refs() if ref.digest == digest)
-        if self._store.has(digest):
-            place = self._store.quarantine(self._store.path(digest))
-            what = "its files on the server's disk are damaged"
-            logger.error("The files of %s are damaged and lie in %s now: upload the same files again", refs, place)
-        else:
-            what = FILES_GONE
-            logger.error("The files of %s are gone: upload the same files again", refs)
-        self._set_damaged(digest, what)
-
-    def _set_damaged(self, digest: str, reason: str | None) -> None:
-        if self.damaged.get(digest) == reason:
-            return
-        self._registry.set_damaged(digest, reason)
-        if reason is None:
-            del self.damaged[digest]
-        else:
-            self.damaged[digest] = reason
+            if self._registry.in_use(digest):
+                await asyncio.to_thread(self._damage.examine, digest)
 
     @asynccontextmanager
     async def _exclusive(self, digest: str) -> AsyncIterator[None]:
@@ -254,16 +292,3 @@ class AdapterLibrary:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _check_files(folder: Path, experts: Sequence[str]) -> None:
-    """Check what needs neither the model nor torch, before the engine is asked. Raises AdapterError."""
-    for part in ("", *experts):
-        with prefix_errors(part):
-            read_header(folder / part / WEIGHTS)
-            read_config(folder / part)
-    named = experts_of(folder)
-    for expert in sorted({*named, *experts}):
-        if expert not in experts or expert not in named:
-            what = "is not there" if expert in named else "is none of arrow_config's"
-            raise InvalidAdapter(f"the expert {expert} {what}; send the files of all that it names", param="files")

@@ -23,6 +23,8 @@ from .routing.policies import targets_of
 from .routing.stored import FOLDER as ROUTES
 from .routing.stored import settle_routes
 from .store import AdapterStore
+from .stored_settings import FOLDER as SETTINGS
+from .stored_settings import settle_settings
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +68,7 @@ def open_registry(
         if lost_routes:
             recovery.report(f"The registry had lost {len(lost_routes)} routes, such as {lost_routes[0]}: back again.")
         _bring_back(registry, records, store, recovery, rows, records.read_default() if is_new else None)
+        settle_settings(registry, root / SETTINGS, is_new=is_new)
         _settle(registry, records, store, recovery, thorough)
         _place_unknown(registry, store, recovery)
         recovery.lost = [ref for ref in registry.refs() if not store.has(ref.digest)]

@@ -7,7 +7,7 @@ the changes. Knows no files of adapters and no requests.
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,17 +15,12 @@ from typing import Any, Protocol
 from .errors import AdapterConflict, AdapterNotFound, StoreFull
 from .facts import AdapterFacts
 from .names import Reference, VersionRef, parse_reference
-from .registry_file import COLUMNS, PLACES, connect, migrate, translate_errors
-from .registry_reader import (
-    IN_USE,
-    AdapterRecord,
-    RegistryReader,
-    exists,
-    is_route,
-    not_found,
-    read_default,
-    row_of,
-)
+from .registry_file import COLUMNS, connect, migrate, translate_errors
+from .registry_reader import AdapterRecord, RegistryReader, exists, not_found, read_default
+from .registry_rows import check_no_route, insert_version, mark_unused
+
+Within = Callable[[sqlite3.Connection], None]
+"""A part of a change: runs inside its transaction, and raises AdapterError to take it back."""
 
 
 class Journal(Protocol):
@@ -75,37 +70,62 @@ class AdapterRegistry(RegistryReader):
         *,
         origin: Mapping[str, Any] | None = None,
         owner: str = "",
+        within: Within | None = None,
     ) -> AdapterRecord:
         """Make `digest` the newest version of `name`. Versions count up from 1 and are never used twice.
 
+        within: is called inside the transaction, behind the version; what it raises takes all back.
         Raises AdapterConflict if a route has the name.
         """
+
+        def insert(db: sqlite3.Connection) -> list[AdapterRecord]:
+            check_no_route(db, name)
+            ref = VersionRef(name, next_version(db, name), digest)
+            record = AdapterRecord(ref, time.time(), facts, origin or {}, owner)
+            insert_version(db, record)
+            if within is not None:
+                within(db)
+            return [record]
+
+        return self.insert(insert)[0]
+
+    def insert(self, work: Callable[[sqlite3.Connection], list[AdapterRecord]]) -> list[AdapterRecord]:
+        """Run a transaction that writes versions, and return those. Raises what it raises, and nothing has changed."""
         with self._writing:
             with self._transaction() as db:
-                check_no_route(db, name)
-                ref = VersionRef(name, next_version(db, name), digest)
-                record = AdapterRecord(ref, time.time(), facts, origin or {}, owner)
-                db.execute(f"INSERT INTO versions ({COLUMNS}) VALUES ({PLACES})", row_of(record))
-                db.execute("DELETE FROM disposable WHERE digest = ?", (digest,))
+                records = work(db)
             if self._journal is not None:
-                self._journal.added(record)
-        return record
+                for record in records:
+                    self._journal.added(record)
+        return records
 
-    def delete(self, name: str, version: int | None = None, *, force: bool = True) -> list[VersionRef]:
+    def delete(
+        self,
+        name: str,
+        version: int | None = None,
+        *,
+        force: bool = True,
+        keep_until: float | None = None,
+        within: Within | None = None,
+    ) -> list[VersionRef]:
         """Remove all versions of a name, or one; return them.
 
         In the same transaction, a default that is left without a version is taken away, and digests that are left
         without one are marked as disposable.
 
-        force: also what a route names. Raises AdapterNotFound; AdapterConflict, without `force`, naming the routes.
+        force: also what a route names. keep_until: let them be restored until this time.
+        within: is called inside the transaction, before; what it raises keeps them.
+        Raises AdapterNotFound; AdapterConflict, without `force`, naming the routes.
         """
         with self._writing:
-            removed, default_gone = self._remove(Reference(name, version), force)
+            removed, default_gone = self._remove(Reference(name, version), force, keep_until, within)
             if default_gone and self._journal is not None:
                 self._journal.default_set(None)
         return removed
 
-    def _remove(self, reference: Reference, force: bool) -> tuple[list[VersionRef], bool]:
+    def _remove(
+        self, reference: Reference, force: bool, keep_until: float | None, within: Within | None
+    ) -> tuple[list[VersionRef], bool]:
         """Delete the rows. Returns what was removed, and whether the default went with it."""
         with self._transaction() as db:
             removed = [
@@ -119,13 +139,19 @@ class AdapterRegistry(RegistryReader):
                 raise not_found(reference)
             if not force:
                 check_unnamed(db, reference)
+            if within is not None:
+                within(db)
             if self._journal is not None:
                 last = db.execute("SELECT name, last_version FROM names WHERE name = ?", (reference.name,)).fetchall()
                 self._journal.removing(removed, dict(last))
+            if keep_until is not None:
+                db.execute(
+                    f"INSERT INTO deleted SELECT {COLUMNS}, ?3 FROM versions "
+                    "WHERE name = ?1 AND version = ifnull(?2, version)",
+                    (*reference, keep_until),
+                )
             db.execute("DELETE FROM versions WHERE name = ?1 AND version = ifnull(?2, version)", reference)
-            db.executemany(
-                f"INSERT OR IGNORE INTO disposable SELECT ?1 WHERE NOT ({IN_USE})", [(ref.digest,) for ref in removed]
-            )
+            mark_unused(db, {ref.digest for ref in removed})
             default_gone = drop_lost_default(db)
         return removed, default_gone
 
@@ -201,12 +227,6 @@ def _existing(db: sqlite3.Connection, default: str) -> Reference:
     if reference is None or not exists(db, reference):
         raise AdapterNotFound(f"there is no adapter or route {default[:140]!r}", param="adapter")
     return reference
-
-
-def check_no_route(db: sqlite3.Connection, name: str) -> None:
-    """Raise AdapterConflict if a route has this name."""
-    if is_route(db, name):
-        raise AdapterConflict(f"there is a route {name!r}; choose another name", param="name")
 
 
 def next_version(db: sqlite3.Connection, name: str) -> int:

@@ -99,6 +99,15 @@ class RegistryReader:
         """Return whether any version has this digest, or one that can be restored."""
         return bool(self._value(f"SELECT {IN_USE}", (digest,)))
 
+    def is_served(self, digest: str) -> bool:
+        """Return whether any version has this digest, so that a request can come to it."""
+        return bool(self._value("SELECT EXISTS (SELECT 1 FROM versions WHERE digest = ?)", (digest,)))
+
+    def refs_of(self, digest: str) -> list[VersionRef]:
+        """Return the versions that have this digest."""
+        query = "SELECT name, version, digest FROM versions WHERE digest = ? ORDER BY name, version"
+        return [VersionRef(*row) for row in self.read(query, (digest,))]
+
     def before_newest(self, name: str) -> AdapterRecord:
         """Return the version before the newest of a name. Raises AdapterNotFound."""
         query = f"SELECT {COLUMNS} FROM versions WHERE name = ? ORDER BY version DESC LIMIT 2"

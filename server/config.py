@@ -72,6 +72,10 @@ class ServerConfig:
     adapter_sources: addresses with `{name}`, where adapters that are not registered are looked for when they are used.
     adapter_dir: a folder whose sub-folders are adapters for as long as they are there.
     allow_other_base: serve a state folder's adapters on another base than the one that they were made for.
+    keep_versions: newest versions of a name that are kept; 0: all.
+    keep_deleted: seconds for which a deleted adapter can be restored; 0: it goes at once.
+    max_adapters_per_key: names that one key may have. max_adapter_bytes_per_key: bytes of their versions' files. 0: no
+    limit.
     max_queue: sequences that may be in flight beyond max_running before new requests get 429.
     upload_limit: most bytes of one uploaded adapter. body_limit: of any other request's body.
     limit_header_bytes: of a request's line and headers together.
@@ -100,6 +104,10 @@ class ServerConfig:
     adapter_dir: Path | None = None
     allow_other_base: bool = False
     api_keys: tuple[str, ...] = ()
+    keep_versions: int = 0
+    keep_deleted: float = 0.0
+    max_adapters_per_key: int = 0
+    max_adapter_bytes_per_key: int = 0
     max_queue: int = 1024
     upload_limit: int = 4 << 30
     body_limit: int = 16 << 20

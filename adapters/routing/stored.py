@@ -101,6 +101,7 @@ class RouteStore(RouteReader):
         self._check = check
         self._files = DocumentFiles(folder)
         self._order = threading.Lock()  # files are written in the order of the rows
+        self.on_change: Callable[[str], None] | None = None  # set by who wants to be told of changes, on any thread
 
     def put(self, name: str, text: bytes | str) -> tuple[Route, bool]:
         """Make a route, or its next version; return it, and whether there was none. Returns when it is on the disk.
@@ -122,6 +123,7 @@ class RouteStore(RouteReader):
                 if self._check is not None:
                     self._check(body, partial(_record, db))
             self._files.put(_document(route), None if before is None else before.version)
+        self._tell(name)
         return route, before is None
 
     def delete(self, name: str, *, force: bool = False) -> Route:
@@ -136,7 +138,12 @@ class RouteStore(RouteReader):
             self._files.remove(name, route.version)  # first: one without a row would be back if the registry were lost
             tables.erase(db, name)
             self._changes.drop_lost_default(db)
+        self._tell(name)
         return route
+
+    def _tell(self, name: str) -> None:
+        if self.on_change is not None:
+            self.on_change(name)
 
     def _known(self, db: sqlite3.Connection, name: str, targets: Sequence[str]) -> list[Reference]:
         """Return the targets beside the base as references. Raises InvalidAdapter for one that is not there."""

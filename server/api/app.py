@@ -27,16 +27,19 @@ from .routes import (
     adapter_files,
     adapters,
     evaluate,
+    events,
     explain,
     generation,
     health,
     jobs,
+    lifecycle,
     merges,
     metrics,
     models,
     rollback,
     routes,
     tokens,
+    trainers,
     vllm_adapters,
 )
 from .routes.direct import DirectRoutes
@@ -46,11 +49,13 @@ from .shadows import Shadows
 from .sources.finder import AdapterFinder
 
 EVERYWHERE = (generation, models, tokens, health)
+# `events` before what takes any name.
 PRIMARY_ONLY = (
-    *(adapters, rollback, adapter_files, merges, jobs, vllm_adapters, metrics),
+    *(events, adapters, rollback, lifecycle, adapter_files, merges, jobs, vllm_adapters, trainers, metrics),
     *(routes, explain, evaluate),
 )
-ALWAYS = frozenset({b"/health", b"/health/live", b"/health/ready", b"/metrics"})  # also beyond limits of connections
+# Also beyond limits of connections.
+ALWAYS = frozenset({b"/health", b"/health/", b"/health/live", b"/health/ready", b"/metrics"})
 
 
 def create_app(services: Services) -> ASGIApp:

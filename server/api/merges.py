@@ -36,8 +36,10 @@ Answer = Callable[[AdapterRecord], Awaitable[Any]]
 _decode = msgspec.json.Decoder(MergeMessage).decode
 
 
-async def start_merge(services: Services, name: str, weighted: Weighted, options: Options, answer: Answer) -> Job:
-    """Check a merge and put it in the queue. answer: makes the job's result of the new version.
+async def start_merge(
+    services: Services, name: str, weighted: Weighted, options: Options, answer: Answer, owner: str = ""
+) -> Job:
+    """Check a merge and put it in the queue. answer: makes the job's result of the new version, which is the owner's.
 
     Raises AdapterNotFound, InvalidAdapter, UnsupportedAdapter, AdapterTooLarge, AdapterDamaged, ApiError.
     """
@@ -53,7 +55,7 @@ async def start_merge(services: Services, name: str, weighted: Weighted, options
         sources = [_source(services, member) for member in members]
         plan = await asyncio.to_thread(plan_merge, sources, options)
         _check_size(services, plan)
-        merge = _Merge(services, name, MergeOrder(sources, options, ""), _origin(members, options), answer)
+        merge = _Merge(services, name, MergeOrder(sources, options, ""), _origin(members, options), answer, owner)
         return services.owned.jobs.submit(KIND, merge.run, lambda: leases.release(held))
     except BaseException:
         leases.release(held)
@@ -64,13 +66,20 @@ class _Merge:
     """The work of one job."""
 
     def __init__(
-        self, services: Services, name: str, order: MergeOrder, origin: Mapping[str, Any], answer: Answer
+        self,
+        services: Services,
+        name: str,
+        order: MergeOrder,
+        origin: Mapping[str, Any],
+        answer: Answer,
+        owner: str,
     ) -> None:
         self._services = services
         self._name = name
         self._order = order
         self._origin = origin
         self._answer = answer
+        self._owner = owner
 
     async def run(self, ticket: Ticket) -> Any:
         """Merge in another process, and register what it writes. Raises AdapterError, EngineDead, OSError."""
@@ -80,7 +89,7 @@ class _Merge:
             await self._merge(ticket, str(staged.path))
             await asyncio.to_thread(staged.adopt)
             ticket.commit()
-            record = await owned.library.add(staged, self._name, origin=self._origin)
+            record = await owned.library.add(staged, self._name, origin=self._origin, owner=self._owner)
         return await self._answer(record)
 
     async def _merge(self, ticket: Ticket, folder: str) -> None:

@@ -25,6 +25,7 @@ from .app import create_app, make_connections, make_services
 from .engine.interface import EngineDead
 from .engine.launched import LaunchedEngine
 from .http.server import CLOSING_SECONDS, HttpServer
+from .lifecycle import keeping_of
 from .processes.resources import ServerResources, open_resources
 from .services import Services, base_id, open_adapters
 from .sources.watcher import FolderWatcher
@@ -50,7 +51,9 @@ async def serve(config: ServerConfig) -> int:
     """Serve until a signal comes. Raises EngineDead, AdapterError or OSError if the start fails."""
     engine = LaunchedEngine(replace(config.engine, store=config.engine.store or config.state_dir / "adapters"))
     with open_resources(config, engine) as resources:
-        async with open_adapters(config.state_dir, engine, base_id(config), resources.workers) as adapters:
+        async with open_adapters(
+            config.state_dir, engine, base_id(config), resources.workers, keeping_of(config)
+        ) as adapters:
             services = make_services(engine, config, adapters, resources.counts, started=resources.started)
             services.preloaded = False
             server = HttpServer(create_app(services), make_connections(services, resources.connections))
@@ -93,11 +96,11 @@ async def _start(services: Services, engine: LaunchedEngine, resources: ServerRe
     await asyncio.to_thread(services.tokenizer)
     for name, folder in services.config.preload:
         await _preload(services, name, folder)
-    for name, file in services.config.preload_routes:
-        await asyncio.to_thread(_preload_route, services, name, file)
     watcher = _watcher(services)
     if watcher is not None:
         await watcher.start()
+    for name, file in services.config.preload_routes:  # whose targets may be of the watched folder
+        await asyncio.to_thread(_preload_route, services, name, file)
     await resources.workers.serve()
     services.preloaded = True
     host, port = resources.listeners[0].getsockname()[:2]
@@ -154,6 +157,7 @@ def _preload_route(services: Services, name: str, file: Path) -> None:
 async def _drain(services: Services, stopping: "_Signals") -> None:
     """Take no new requests, and wait for those that run: to the end of the grace time or the second signal."""
     services.drain()
+    services.owned.life.events.close()
     logger.info("Shutting down; %d sequences are running", services.admission.in_flight_everywhere)
     waiting = [
         asyncio.create_task(_all_idle(services)),

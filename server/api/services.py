@@ -1,7 +1,8 @@
 """The services that the routes share, made once by `create_app` and found through the request's app."""
 
+import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,6 +11,8 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from peftserve.adapters.events import EventLog
+from peftserve.adapters.keeping import ALL, Keeping
 from peftserve.adapters.leases import Leases
 from peftserve.adapters.library import AdapterLibrary
 from peftserve.adapters.recovery import open_registry
@@ -30,6 +33,7 @@ from .engine.in_flight import InFlight
 from .engine.interface import EngineDead, RemoteEngine
 from .http.errors import unavailable
 from .jobs.jobs import Jobs
+from .lifecycle import Lifecycle, open_lifecycle
 from .metrics.requests import Metrics
 from .processes.pool import SharedLeases, WorkerPool
 from .processes.searches import Finder
@@ -62,6 +66,7 @@ class OwnedAdapters(Adapters):
     library: AdapterLibrary
     workers: WorkerPool
     jobs: Jobs
+    life: Lifecycle
 
     async def requests_running(self) -> Counter[str]:
         """Return digest to requests that hold it, in all processes."""
@@ -129,10 +134,11 @@ class Services:
 
 @asynccontextmanager
 async def open_adapters(
-    state_dir: Path, engine: RemoteEngine, base_id: str, workers: WorkerPool
+    state_dir: Path, engine: RemoteEngine, base_id: str, workers: WorkerPool, keeping: Keeping = ALL
 ) -> AsyncIterator[OwnedAdapters]:
     """Open the adapters of a state folder, brought into order first, and close them at the end.
 
+    keeping: for how long what is kept of them.
     Raises AdapterConflict if another server has it, StateUnusable, OSError.
     """
     with closing(AdapterStore(state_dir)) as store, open_registry(state_dir, store) as (registry, recovery):
@@ -141,20 +147,33 @@ async def open_adapters(
         library = AdapterLibrary(
             store,
             registry,
-            SharedLeases(leases, workers),
+            holders := SharedLeases(leases, workers),
             inspect=engine.inspect_adapter,
             release=engine.release_adapter,
             reserved=frozenset({base_id}),
             lost=recovery.lost,
+            keeping=keeping,
         )
+        routes.on_change = _teller(library.events)
         engine.add_stats_listener(lambda stats: _doubt(library, stats))
         jobs = Jobs()
         try:
-            router = Router(registry, base_id, routes)
-            yield OwnedAdapters(registry, leases, router, routes, store, library, workers, jobs)
+            async with open_lifecycle(state_dir, engine, registry, library, holders) as life:
+                router = Router(registry, base_id, routes)
+                yield OwnedAdapters(registry, leases, router, routes, store, library, workers, jobs, life)
         finally:
             await jobs.close()
             await library.close()
+
+
+def _teller(events: EventLog) -> Callable[[str], None]:
+    """Return what tells of a route's change, from any thread."""
+    loop = asyncio.get_running_loop()
+
+    def tell(name: str) -> None:
+        loop.call_soon_threadsafe(events.tell, "route.changed", None, name)
+
+    return tell
 
 
 def _doubt(library: AdapterLibrary, stats: EngineStats) -> None:

@@ -42,6 +42,12 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     back.add_argument("name", metavar="NAME")
     back.add_argument("--to", type=int, metavar="N", help="the version (default: the one before the newest)")
 
+    load = _action(actions, "load", "bring adapters to the device ahead of use", _load)
+    load.add_argument("names", metavar="NAME", nargs="+", help="a name, or NAME@VERSION")
+
+    restore = _action(actions, "restore", "bring back deleted adapters, where the server keeps them", _restore)
+    restore.add_argument("names", metavar="NAME", nargs="+", help="a name, or NAME@VERSION")
+
     add_merge_arguments(_action(actions, "merge", "make a new adapter out of others", run_merge))
     export = _action(actions, "export", "write an adapter's files to a folder, as they were uploaded", _export)
     export.add_argument("name", metavar="NAME", help="an adapter, or name@version")
@@ -142,6 +148,22 @@ def _roll_back(arguments: argparse.Namespace) -> int:
     with Server(arguments.url, arguments.api_key) as server:
         card = server.call("POST", f"{path_of(arguments.name)}/rollback", json={"to": arguments.to})
     print(f"{card['name']}@{card['version']}: {card['method']}, rank {card['rank']}, {_size(card)}")
+    return 0
+
+
+def _load(arguments: argparse.Namespace) -> int:
+    with Server(arguments.url, arguments.api_key) as server:
+        for name in arguments.names:
+            card = server.call("POST", f"{path_of(name)}/load")
+            print(f"{card['name']}@{card['version']} is on the device")
+    return 0
+
+
+def _restore(arguments: argparse.Namespace) -> int:
+    with Server(arguments.url, arguments.api_key) as server:
+        for name in arguments.names:
+            for card in server.call("POST", f"{path_of(name)}/restore")["data"]:
+                print(f"restored {card['name']}@{card['version']}")
     return 0
 
 

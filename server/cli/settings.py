@@ -57,7 +57,7 @@ class Setting:
         """Return the default as people write it, for sizes, seconds and what is worked out; `""` for all others."""
         if self.computed or self.is_switch or self.default is None:
             return self.computed
-        if self.parse is values.size:
+        if self.parse in (values.size, values.size_or_none) and self.default:
             return values.show_size(self.default)
         return f"{self.default:g}" if self.parse is values.seconds or self.default == 0 else ""
 
@@ -174,6 +174,17 @@ SETTINGS = (
     ),
     Setting(
         "api-key-file", "FILE", values.path, "Bearer keys, one a line; every /v1 route asks for one", computed="open"
+    ),
+    Setting("keep-versions", "N", values.whole(0), "newest versions of each adapter that are kept; 0: all"),
+    Setting(
+        "keep-deleted", "SECONDS", values.seconds, "time for which deleted adapters can be restored; 0: they go at once"
+    ),
+    Setting("max-adapters-per-key", "N", values.whole(0), "names of adapters that one key may have; 0: no limit"),
+    Setting(
+        "max-adapter-bytes-per-key",
+        "SIZE",
+        values.size_or_none,
+        "files of adapters that one key may have, all versions together; 0: no limit",
     ),
     Setting("max-queue", "N", values.whole(0), "requests that may wait before new ones get 429"),
     Setting("upload-limit", "SIZE", values.size, "largest uploaded adapter"),

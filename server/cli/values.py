@@ -68,6 +68,11 @@ def size(value: str) -> int:
     return num_bytes
 
 
+def size_or_none(value: str) -> int:
+    """Return bytes as `size` does, or 0 for no limit."""
+    return 0 if value.strip() == "0" else size(value)
+
+
 def show_size(num_bytes: int) -> str:
     """Return a size as `size` reads it, in the largest unit of which it is a whole number."""
     unit = next(unit for unit in reversed(_POWERS) if num_bytes % 1024 ** _POWERS[unit] == 0)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from peftserve.adapters import files as files_module
@@ -84,7 +85,8 @@ async def test_an_upload_becomes_a_version(
     library: AdapterLibrary, store: AdapterStore, registry: AdapterRegistry, upload: Upload, facts: AdapterFacts
 ) -> None:
     record = await library.add(upload("x"), "a")
-    assert (str(record.ref), record.facts) == ("a@1", facts)
+    num_bytes = sum(path.stat().st_size for path in store.path(record.digest).iterdir())
+    assert (str(record.ref), record.facts) == ("a@1", msgspec.structs.replace(facts, file_bytes=num_bytes))
     assert store.is_whole(record.digest)
     assert registry.get("a") == record
     assert (await library.add(upload("y"), "a")).version == 2

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from .errors import ApiError, error_response
 
 TENANT = "peftserve.tenant"  # in the ASGI scope: what tells callers with different keys apart
-GUARDED = ("/tokenize", "/detokenize", "/tokenizer_info")
+GUARDED = ("/tokenize", "/detokenize", "/tokenizer_info", "/load_lora_adapter", "/reset_prefix_cache")
 
 
 class BearerAuth:

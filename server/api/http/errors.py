@@ -30,13 +30,20 @@ ENGINE_DEAD_MESSAGE = "The model's engine has stopped; the server cannot answer 
 
 EXPECTED = (HTTPException, RequestValidationError, ValidationError, ClientDisconnect, AdapterError, EngineDead)
 
-_TYPES = {401: "authentication_error", 413: "request_too_large", 429: "rate_limit_error", 503: "service_unavailable"}
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "service_unavailable",
+}
 _ADAPTER_ANSWERS: dict[type[AdapterError], tuple[int, str]] = {
     adapter_errors.InvalidAdapter: (400, "invalid_adapter"),
     adapter_errors.UnsupportedAdapter: (400, "unsupported_adapter"),
     adapter_errors.AdapterNotFound: (404, "model_not_found"),
     adapter_errors.AdapterConflict: (409, "adapter_conflict"),
     adapter_errors.AdapterTooLarge: (413, "adapter_too_large"),
+    adapter_errors.QuotaExceeded: (403, "quota_exceeded"),
     adapter_errors.AdapterDamaged: (503, "adapter_damaged"),
     adapter_errors.StoreFull: (503, "store_full"),
 }

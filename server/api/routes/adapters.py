@@ -7,24 +7,23 @@ import msgspec
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import Field
 
+from peftserve.adapters.catalogue import Wanted, list_newest
 from peftserve.adapters.errors import AdapterNotFound
 from peftserve.adapters.names import Reference, check_name, parse_reference
-from peftserve.adapters.registry_reader import AdapterRecord
 
-from ..http.bodies import json_body
+from ..http.auth import TENANT
+from ..http.bodies import FRAMING, json_body
 from ..http.leaving import CLIENT_GONE, ClientGone, until_disconnect
 from ..http.protocol import CONNECTION
 from ..openai.answers import json_response
 from ..openai.requests import Body
 from ..services import Services, ServicesOf
 from ..sources.place import Place
-from ..uploads.form import receive_upload
-from .cards import EXAMPLE, CardList, Deleted, make_cards
+from ..uploads.form import Received, receive_upload
+from .cards import EXAMPLE, CardList, Deleted, State, make_card, make_cards
 from .documentation import Operation
 
 router = APIRouter(tags=["Adapters"])
-
-PAGE = 1000
 
 
 class Source(Body):
@@ -42,7 +41,20 @@ class Source(Body):
     )
 
 
-class AddAdapter(Body):
+class Settings(Body):
+    """What is set for all versions of a name."""
+
+    pinned: bool | None = Field(default=None, description="Never leaves the device.")
+    ttl: float | None = Field(default=None, description="Seconds from the last upload or change to its deletion.")
+    tags: list[str] | None = Field(default=None, max_length=32, description="Short texts to find it by.")
+    metadata: dict[str, Any] | None = Field(default=None, description="An object of 16 KiB at most, for its owner.")
+
+    def patch(self) -> dict[str, Any]:
+        """Return the settings that were given, also those that are to be taken away."""
+        return {name: getattr(self, name) for name in Settings.model_fields if name in self.model_fields_set}
+
+
+class AddAdapter(Settings):
     """An adapter that the server gets from somewhere. Files are uploaded as a form instead."""
 
     name: str = Field(
@@ -68,6 +80,10 @@ FORM = {
     "required": ["name", "files"],
     "properties": {
         "name": {"type": "string", "maxLength": 256, "description": "The adapter's name."},
+        "pinned": {"type": "boolean", "description": "Never leaves the device."},
+        "ttl": {"type": "number", "description": "Seconds from the last upload or change to its deletion."},
+        "tags": {"type": "string", "description": "Tags with commas between, or a JSON list."},
+        "metadata": {"type": "string", "description": "A JSON object of 16 KiB at most."},
         "files": {
             "type": "array",
             "items": {"type": "string", "format": "binary"},
@@ -89,29 +105,35 @@ Name = Annotated[str, Path(description="An adapter's name, or `name@version`.", 
     body=AddAdapter,
     form=FORM,
     examples={"Folder of the server": {"name": "sql", "source": {"type": "path", "uri": "/srv/adapters/sql"}}},
-    errors=(409,),
+    errors=(403, 409),
 )
 async def add_adapter(request: Request, services: ServicesOf) -> Response:
-    """Upload an adapter's files as a form, or let the server get them. A name that exists gets its next version."""
+    """Upload an adapter's files as a form, or let the server get them. A name that exists gets its next version, and
+    keeps the settings that are not given.
+    """
     services.model()
     services.admission.check_open()
+    owner: str = request.scope.get(TENANT, "")
     staged = await asyncio.to_thread(services.owned.store.stage, services.config.upload_limit)
     origin: dict[str, Any] | None = None
     with staged:
         content_type = request.headers.get("content-type", "")
         if content_type.lower().startswith("multipart/form-data"):
-            name = await receive_upload(content_type, request.stream(), staged)
+            await asyncio.to_thread(_check_quota, services, owner, None, _declared_bytes(request))
+            name, settings = await receive_upload(content_type, request.stream(), staged)
         else:
             body = await json_body(AddAdapter)(request)
-            name = body.name
+            name, settings = Received(body.name, body.patch())
             check_name(name, {services.base_id})
+            await asyncio.to_thread(_check_quota, services, owner, name, 0)
             place = Place(body.source.type, body.source.uri, body.source.revision)
             try:
                 origin = await until_disconnect(request.scope[CONNECTION], services.sources.fetch(place, staged))
             except ClientGone:
                 return Response(status_code=CLIENT_GONE)
-        record = await services.owned.library.add(staged, name, origin=origin)
-    return json_response((await make_cards(services, [record]))[0], 201)
+        record = await services.owned.library.add(staged, name, origin=origin, owner=owner, settings=settings)
+    services.owned.life.settings_changed()
+    return json_response(await make_card(services, record), 201)
 
 
 @router.get("/v1/adapters")
@@ -120,10 +142,17 @@ async def list_adapters(
     services: ServicesOf,
     after: Annotated[str, Query(description="The last name of the page before.")] = "",
     limit: Annotated[int | None, Query(ge=1, le=100_000, description="Most adapters to list; default: all.")] = None,
+    tag: Annotated[list[str], Query(max_length=32, description="A tag that all have; may be given again.")] = [],  # noqa: B006
+    method: Annotated[str | None, Query(description="PEFT's name of a method, such as `LORA`.")] = None,
+    state: Annotated[State | None, Query(description="The fastest place that holds it.")] = None,
+    name_prefix: Annotated[str, Query(description="How the name begins.")] = "",
 ) -> Response:
-    """List the newest version of each adapter by name: all of them, or `limit` of them behind the name `after`."""
-    records = await asyncio.to_thread(_read, services, after, limit)
-    has_more = len(records) == limit and bool(services.adapters.registry.page(after=records[-1].name, limit=1))
+    """List the newest version of each adapter by name: all that are asked for, or `limit` of them behind the name
+    `after`.
+    """
+    among, not_among = _in_state(services, state)
+    wanted = Wanted(tag, method, name_prefix, after, among, not_among)
+    records, has_more = await asyncio.to_thread(list_newest, services.owned.life.catalogue, wanted, limit)
     return json_response(CardList(data=await make_cards(services, records), has_more=has_more))
 
 
@@ -131,9 +160,9 @@ async def list_adapters(
 @Operation("Show an adapter", EXAMPLE, errors=(404,))
 async def get_adapter(services: ServicesOf, name: Name) -> Response:
     """Return the card of an adapter's newest version, or of the version that is named."""
-    reference = _reference(name)
+    reference = parse_name(name)
     record = services.adapters.registry.get(reference.name, reference.version)
-    return json_response((await make_cards(services, [record]))[0])
+    return json_response(await make_card(services, record))
 
 
 @router.delete("/v1/adapters/{name}")
@@ -142,10 +171,11 @@ async def delete_adapter(
     services: ServicesOf,
     name: Name,
     force: Annotated[bool, Query(description="Also if a route names it, which then answers 404.")] = False,
+    purge: Annotated[bool, Query(description="At once, also what is kept to be restored.")] = False,
 ) -> Response:
     """Delete all versions of a name, or the one that is named. Requests that run finish on what they have."""
-    reference = _reference(name)
-    await services.owned.library.delete(reference.name, reference.version, force=force)
+    reference = parse_name(name)
+    await services.owned.library.delete(*reference, force=force, purge=purge)
     return json_response(Deleted(id=name))
 
 
@@ -170,16 +200,22 @@ async def set_default(services: ServicesOf, body: Annotated[SetDefault, Depends(
     return json_response(DefaultAdapter(body.adapter))
 
 
-def _read(services: Services, after: str, limit: int | None) -> list[AdapterRecord]:
-    """Read in pages, so that look-ups for requests come in between."""
-    records: list[AdapterRecord] = []
-    while limit is None or len(records) < limit:
-        wanted = PAGE if limit is None else min(PAGE, limit - len(records))
-        page = services.adapters.registry.page(after=records[-1].name if records else after, limit=wanted)
-        records += page
-        if len(page) < wanted:
-            break
-    return records
+def _in_state(services: Services, state: State | None) -> tuple[set[str] | None, set[str] | None]:
+    """Return the digests that are in a state, and those that are not; None where all may be."""
+    device, host = set(services.engine.stats.device_adapters), set(services.engine.stats.host_adapters)
+    among = {"device": device, "host": host - device}.get(state or "")
+    return among, device | host if state == "disk" else None
+
+
+def _declared_bytes(request: Request) -> int:
+    """Return how many bytes of files a form has at least, by its declared length."""
+    declared = request.headers.get("content-length", "")
+    return max(int(declared) - FRAMING, 0) if declared.isdigit() and len(declared) < 20 else 0
+
+
+def _check_quota(services: Services, owner: str, name: str | None, num_bytes: int) -> None:
+    """Raise QuotaExceeded before anything is received, where it is known already."""
+    services.owned.library.keeping.quota.check_upload(services.adapters.registry, owner, name, num_bytes)
 
 
 def _default_name(services: Services) -> str | None:
@@ -189,7 +225,8 @@ def _default_name(services: Services) -> str | None:
     return default.name if default.version is None else f"{default.name}@{default.version}"
 
 
-def _reference(text: str) -> Reference:
+def parse_name(text: str) -> Reference:
+    """Return what a path names. Raises AdapterNotFound for what can be no name."""
     reference = parse_reference(text)
     if reference is None:
         raise AdapterNotFound(f"there is no adapter {text[:140]!r}", param="name")

@@ -1,14 +1,19 @@
 """Cards: the public description of an adapter, put together from the registry, the engine and the requests."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from peftserve.adapters.registry_reader import AdapterRecord
+from peftserve.adapters.settings import Settings
+from peftserve.adapters.stored_settings import NOTHING_SET, Stored
 
 from ..services import Services
+
+State = Literal["disk", "host", "device"]
 
 
 class Card(msgspec.Struct, kw_only=True):
@@ -29,12 +34,17 @@ class Card(msgspec.Struct, kw_only=True):
         int | UnsetType, Meta(description="Positions of the context that the adapter takes, if any.")
     ] = UNSET
     num_tasks: Annotated[int | UnsetType, Meta(description="Tasks to choose from with `task_id`, if any.")] = UNSET
-    state: Annotated[Literal["disk", "host", "device"], Meta(description="The fastest place that holds it.")]
+    state: Annotated[State, Meta(description="The fastest place that holds it.")]
     requests_running: int
     origin: Annotated[
         dict[str, Any] | UnsetType, Meta(description="Where it came from, if not from an upload; never a secret.")
     ] = UNSET
     created: Annotated[int, Meta(description="Unix time in seconds.")]
+    pinned: Annotated[bool | UnsetType, Meta(description="Whether the name never leaves the device.")] = UNSET
+    ttl: Annotated[float | UnsetType, Meta(description="Seconds from the last upload or change to its end.")] = UNSET
+    expires_at: Annotated[int | UnsetType, Meta(description="When the name is deleted; Unix time in seconds.")] = UNSET
+    tags: Annotated[list[str] | UnsetType, Meta(description="Short texts to find it by.")] = UNSET
+    metadata: Annotated[dict[str, Any] | UnsetType, Meta(description="What its owner has noted.")] = UNSET
     error: Annotated[str | UnsetType, Meta(description="Why it cannot be read from the disk, if it cannot.")] = UNSET
 
 
@@ -71,8 +81,21 @@ EXAMPLE = Card(
 )
 
 
+async def make_card(services: Services, record: AdapterRecord, state: State | None = None) -> Card:
+    """Return the card of a version. state: where it is, if that is known better than by the newest statistics."""
+    stored = services.owned.library.settings.of([record.name])
+    (card,) = await _cards(services, [record], stored)
+    card.state = state or card.state
+    return card
+
+
 async def make_cards(services: Services, records: Sequence[AdapterRecord]) -> list[Card]:
-    """Return a card for each record, with the requests of all API processes."""
+    """Return the card of each of many versions, with the requests of all API processes."""
+    stored = await asyncio.to_thread(services.owned.life.settings.of, [record.name for record in records])
+    return await _cards(services, records, stored)
+
+
+async def _cards(services: Services, records: Sequence[AdapterRecord], stored: Mapping[str, Stored]) -> list[Card]:
     running = await services.owned.requests_running()
     stats = services.engine.stats
     device, host = set(stats.device_adapters), set(stats.host_adapters)
@@ -95,6 +118,18 @@ async def make_cards(services: Services, records: Sequence[AdapterRecord]) -> li
             origin=dict(record.origin) or UNSET,
             created=int(record.created),
             error=services.owned.library.damaged.get(record.digest, UNSET),
+            **_settings(*stored.get(record.name, NOTHING_SET)),
         )
         for record in records
     ]
+
+
+def _settings(settings: Settings, ends: float | None) -> dict[str, Any]:
+    """Return the fields of a card that are set."""
+    return {
+        "pinned": settings.pinned or UNSET,
+        "ttl": UNSET if settings.ttl is None else settings.ttl,
+        "expires_at": UNSET if ends is None else int(ends),
+        "tags": list(settings.tags) or UNSET,
+        "metadata": settings.metadata or UNSET,
+    }

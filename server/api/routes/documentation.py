@@ -63,7 +63,7 @@ BINARY = Binary()
 class Operation:
     """The description of a route, beside its path and parameters: a decorator of the function that answers.
 
-    answer: an example of the answer, whose type is the schema; a text is sent as text/plain, a file as what it is.
+    answer: an example of the answer, whose type is the schema; a text is sent as `text_type`, a file as what it is.
     also: other statuses of success, each with an example of its answer.
     body, form: what is taken as JSON, and the schema of what is taken as a form. examples: name to a JSON body.
     struct_body: what is taken as JSON, where msgspec parses it: one of its types, or a union of them.
@@ -83,6 +83,7 @@ class Operation:
     events: msgspec.Struct | None = None
     headers: Mapping[str, str] | None = None
     optional_headers: Mapping[str, str] | None = None
+    text_type: str = TEXT
 
     def __call__(self, endpoint: Endpoint) -> Endpoint:
         setattr(endpoint, _ATTRIBUTE, self)
@@ -122,6 +123,8 @@ def _operations(routers: Sequence[APIRouter]) -> Iterator[tuple[str, str, Operat
     for router in routers:
         for route in router.routes:
             assert isinstance(route, APIRoute)
+            if not route.include_in_schema:  # a second spelling, or what is always refused
+                continue
             operation = getattr(route.endpoint, _ATTRIBUTE)
             yield from ((route.path_format, method.lower(), operation) for method in route.methods or ())
 
@@ -168,7 +171,7 @@ def _responses(operation: Operation, guarded: bool) -> Json:
 
 def _contents(operation: Operation) -> Json:
     if isinstance(operation.answer, str):
-        return {TEXT: {"schema": {"type": "string"}, "example": operation.answer}}
+        return {operation.text_type: {"schema": {"type": "string"}, "example": operation.answer}}
     if isinstance(operation.answer, Binary):
         return {
             BYTES: {"schema": {"type": "string", "format": "binary"}, "example": "the bytes of the file"},

@@ -31,6 +31,13 @@ ERRORS: Mapping[int, tuple[str, ErrorBody]] = {
             "invalid_api_key",
         ),
         (
+            403,
+            "More than this key may keep on the server (`quota_exceeded`).",
+            "with this upload there would be 11 adapters of this key, and 10 are allowed; delete some first",
+            None,
+            "quota_exceeded",
+        ),
+        (
             404,
             "Nothing has this name or id (`model_not_found`, `adapter_not_found`, `file_not_found`, `job_not_found`).",
             "there is no model or adapter 'nobody'",
@@ -53,7 +60,8 @@ ERRORS: Mapping[int, tuple[str, ErrorBody]] = {
         ),
         (
             429,
-            "The queue is full (`queue_full`), or too many unknown adapters are looked for (`too_many_searches`).",
+            "The queue is full (`queue_full`), too many unknown adapters are looked for (`too_many_searches`), or too "
+            "many watch (`too_many_watchers`).",
             "The server's queue is full (512 of 512 sequences); try again later.",
             None,
             "queue_full",
@@ -61,7 +69,7 @@ ERRORS: Mapping[int, tuple[str, ErrorBody]] = {
         (
             503,
             "The server cannot answer now: `loading`, `shutting_down`, `engine_dead`, `adapter_damaged`, "
-            "`store_full`, `unavailable`, or too many bodies or connections at once.",
+            "`store_full`, `no_room`, `unavailable`, or too many bodies or connections at once.",
             "The model is being loaded; try again soon.",
             None,
             "loading",

@@ -2,12 +2,13 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import Field
 
 from peftserve.adapters.merging.kinds import KINDS, MAX_SEED, MAX_SOURCES, MAX_SVD_RANK, MajoritySign, Options
 from peftserve.adapters.registry_reader import AdapterRecord
 
+from ..http.auth import TENANT
 from ..http.bodies import json_body
 from ..jobs.jobs import Job
 from ..merges import start_merge
@@ -72,6 +73,7 @@ QUEUED = Job(id="job-5f2c9a", kind="merge", created=1_767_225_600)
     errors=(404, 409, 429),
 )
 async def merge_adapters(
+    request: Request,
     services: ServicesOf,
     body: Annotated[MergeAdapters, Depends(json_body(MergeAdapters))],
     wait: Annotated[float, Query(ge=0, le=MAX_WAIT, description="Seconds to wait for the job's end.")] = 0,
@@ -87,7 +89,8 @@ async def merge_adapters(
         return (await make_cards(services, [record]))[0]
 
     weighted = [(member.name, member.weight) for member in body.adapters]
-    job = await start_merge(services, body.name, weighted, body.options, answer)
+    owner: str = request.scope.get(TENANT, "")
+    job = await start_merge(services, body.name, weighted, body.options, answer, owner)
     if wait:
         job = await services.owned.jobs.wait(job.id, wait)
     done = job.status == "succeeded"

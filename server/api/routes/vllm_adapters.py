@@ -11,6 +11,7 @@ from pydantic import Field
 
 from peftserve.adapters.names import parse_reference
 
+from ..http.auth import TENANT
 from ..http.bodies import json_body
 from ..http.errors import ApiError, bad_request
 from ..http.leaving import CLIENT_GONE, ClientGone, until_disconnect
@@ -74,7 +75,8 @@ async def load_lora_adapter(
             raise _nothing_at(body.lora_path, f": {error.body.message}") from None
         except ClientGone:
             return PlainTextResponse(status_code=CLIENT_GONE)
-        await services.owned.library.add(staged, body.lora_name, origin=origin)
+        owner = request.scope.get(TENANT, "")
+        await services.owned.library.add(staged, body.lora_name, origin=origin, owner=owner)
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
 

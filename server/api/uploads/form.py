@@ -4,7 +4,7 @@ Nothing of a file is kept in memory but the piece at hand. Knows the form's fiel
 """
 
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -14,16 +14,25 @@ from peftserve.adapters.staging import StagedFile, StagedUpload
 
 from ..http.errors import ApiError, bad_request
 from ..http.threads import to_the_end
+from .fields import settings_of
 
 BLOCK = 1 << 20  # bytes gathered before a thread writes them
 MAX_PARTS = 2 * MAX_EXPERTS + 8
 MAX_HEADER_BYTES = 8192
-MAX_FIELD_BYTES = 1024
+# Bytes of each field that is no file.
+MAX_FIELD_BYTES = {"name": 1024, "pinned": 16, "ttl": 64, "tags": 8 << 10, "metadata": 32 << 10}
 WANTED = "send the field 'name' and two files, both with the field name 'files'"
 
 
-async def receive_upload(content_type: str, stream: AsyncIterator[bytes], staged: StagedUpload) -> str:
-    """Write the form's files into `staged` and return its `name`. Raises ApiError, AdapterError."""
+class Received(NamedTuple):
+    """The fields of an upload. settings: those of the name, as a merge patch that is yet to be checked."""
+
+    name: str
+    settings: dict[str, Any]
+
+
+async def receive_upload(content_type: str, stream: AsyncIterator[bytes], staged: StagedUpload) -> Received:
+    """Write the form's files into `staged` and return its fields. Raises ApiError, AdapterError."""
     form = _Form(staged)
     try:
         parser = _parser(content_type, form)
@@ -42,14 +51,15 @@ class _Form:
 
     def __init__(self, staged: StagedUpload) -> None:
         self._staged = staged
-        self._name: str | None = None
+        self._fields: dict[str, str] = {}
         self._num_parts = 0
         self._ended = False
         self._header = b""  # name of the header that is being read
         self._value = b""
         self._disposition = b""
         self._header_bytes = 0
-        self._field: bytearray | None = None  # the part that is being read, if it is the name
+        self._field = ""  # name of the part that is being read, if it is a field
+        self._text = bytearray()  # and what it holds
         self._file: StagedFile | None = None  # and if it is a file
 
     def on_part_begin(self) -> None:
@@ -78,8 +88,8 @@ class _Form:
         filename = options.get(b"filename")
         if field == "files" and filename is not None:
             self._file = self._staged.open(filename.decode("utf-8", "replace"))
-        elif field == "name" and filename is None and self._name is None:
-            self._field = bytearray()
+        elif field in MAX_FIELD_BYTES and filename is None and field not in self._fields:
+            self._field = field
         else:
             raise bad_request(f"The form has an unexpected part {field[:64]!r}; {WANTED}.", field[:64] or None)
 
@@ -87,17 +97,18 @@ class _Form:
         piece = data[start:end]
         if self._file is not None:
             self._file.write(piece)
-        elif self._field is not None:
-            self._field += piece
-            if len(self._field) > MAX_FIELD_BYTES:
-                raise bad_request(f"The field 'name' is over {MAX_FIELD_BYTES} bytes.", "name")
+        elif self._field:
+            self._text += piece
+            if len(self._text) > MAX_FIELD_BYTES[self._field]:
+                most = MAX_FIELD_BYTES[self._field]
+                raise bad_request(f"The field {self._field!r} is over {most} bytes.", self._field)
 
     def on_part_end(self) -> None:
         if self._file is not None:
             self._file.close()
-        elif self._field is not None:
-            self._name = self._field.decode("utf-8", "replace")
-        self._file = self._field = None
+        elif self._field:
+            self._fields[self._field] = self._text.decode("utf-8", "replace")
+        self._file, self._field, self._text = None, "", bytearray()
 
     def on_end(self) -> None:
         self._ended = True
@@ -107,12 +118,12 @@ class _Form:
         if self._file is not None:
             self._file.abandon()
 
-    def result(self) -> str:
+    def result(self) -> Received:
         if not self._ended:
             raise bad_request(f"The multipart body ends too early; {WANTED}.")
-        if self._name is None:
+        if "name" not in self._fields:
             raise bad_request(f"The field 'name' is missing; {WANTED}.", "name")
-        return self._name
+        return Received(self._fields.pop("name"), settings_of(self._fields))
 
     def _count(self, number: int) -> None:
         self._header_bytes += number

@@ -13,12 +13,13 @@ import pytest
 from safetensors.numpy import save
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from peftserve.adapters.errors import InvalidAdapter
+from peftserve.adapters.errors import AdapterTooLarge, InvalidAdapter
 from peftserve.adapters.facts import AdapterFacts
 from peftserve.server.api.app import create_app, make_connections, make_services
 from peftserve.server.api.engine.interface import MEAN, EngineDead
 from peftserve.server.api.engine.vectors import embed
 from peftserve.server.api.http.server import HttpServer
+from peftserve.server.api.lifecycle import keeping_of
 from peftserve.server.api.processes.pool import WorkerPool
 from peftserve.server.api.services import open_adapters
 from peftserve.server.config import EngineConfig, ServerConfig
@@ -61,6 +62,8 @@ class FakeEngine:
         self.released = []
         self.loaded = []
         self.pinned = []
+        self.max_pins = 2
+        self.level = "device"  # where loaded adapters are afterwards
         self._listeners = []
 
     def add_stats_listener(self, listener):
@@ -108,10 +111,12 @@ class FakeEngine:
 
     async def load_adapter(self, digest):
         self.loaded.append(digest)
-        return "device"
+        return self.level
 
     async def pin_adapters(self, digests):
-        self.pinned = list(digests)
+        self.pinned = list(digests)[: self.max_pins]
+        if len(digests) > self.max_pins:
+            raise AdapterTooLarge(f"at most {self.max_pins} adapters can be pinned")
 
     async def embed(self, prompt, pooling=MEAN, adapters=(), salt=""):
         return await embed(self, prompt, pooling, adapters, salt)
@@ -219,7 +224,8 @@ def make_server(engine, tmp_path):
             served_model_name="base",
             **{"max_queue": 12, **fields},
         )
-        async with open_adapters(config.state_dir, engine, "base", WorkerPool(0, None, None)) as adapters:
+        pool, keeping = WorkerPool(0, None, None), keeping_of(config)
+        async with open_adapters(config.state_dir, engine, "base", pool, keeping) as adapters:
             services = make_services(engine, config, adapters, [0])
             app, connections = create_app(services), make_connections(services)
             async with _uvicorn(app, connections) as url, _Clients(url) as clients:
@@ -267,10 +273,10 @@ class _Clients:
         if "openai" in vars(self):
             await self.openai.close()
 
-    async def upload(self, name="sql", rank=8, **fields):
-        """POST /v1/adapters with both files."""
-        files = [("files", file) for file in adapter_bytes(rank, **fields).items()]
-        return await self.http.post("/v1/adapters", data={"name": name}, files=files)
+    async def upload(self, name="sql", rank=8, fields=None, **content):
+        """POST /v1/adapters with both files. fields: others of the form."""
+        files = [("files", file) for file in adapter_bytes(rank, **content).items()]
+        return await self.http.post("/v1/adapters", data={"name": name, **(fields or {})}, files=files)
 
 
 def adapter_bytes(rank=8, *, width=4, target="q_proj"):

@@ -42,6 +42,14 @@ def test_list_is_a_table(stub: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert second.index("LORA") == heading.index("METHOD")
 
 
+def test_load_and_restore(stub: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    stub.answers["POST", "/v1/adapters/sql@2/load"] = 200, CARD
+    stub.answers["POST", "/v1/adapters/sql/restore"] = 200, {"data": [{**CARD, "version": 1}, CARD]}
+    assert main(["adapters", "load", "sql@2", "--url", stub.url]) == 0
+    assert main(["adapters", "restore", "sql", "--url", stub.url]) == 0
+    assert capsys.readouterr().out == "sql@2 is on the device\nrestored sql@1\nrestored sql@2\n"
+
+
 def test_list_of_nothing(stub: Any, capsys: pytest.CaptureFixture[str]) -> None:
     stub.answers["GET", "/v1/adapters"] = 200, {"data": []}
     assert main(["adapters", "list", "--url", stub.url]) == 0

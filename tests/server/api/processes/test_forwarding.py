@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from peftserve.adapters.events import MAX_WATCHERS
 from peftserve.server.api.app import create_app, create_worker_app, make_connections, make_services
 from peftserve.server.api.http.parser import MAX_HEADERS
 from peftserve.server.api.http.server import HttpServer, listen
@@ -131,3 +132,32 @@ async def test_without_the_primary_the_model_still_answers(worker, check_envelop
     await worker.end_primary()
     check_envelope(await worker.get("/v1/adapters"), 503, "unavailable")
     assert (await worker.post("/v1/completions", json={"prompt": [5], "max_tokens": 2})).status_code == 200
+
+
+async def test_events_pass_through_and_end_at_the_primary_when_the_client_leaves(worker, adapter_bytes):
+    files = [("files", file) for file in adapter_bytes().items()]
+    async with worker.stream("GET", "/v1/adapters/events") as stream:
+        lines = stream.aiter_lines()
+        assert (await anext(lines)).startswith("retry:")
+        await worker.post("/v1/adapters", data={"name": "sql"}, files=files)
+        async with asyncio.timeout(5):
+            assert [line async for line in _until(lines, "event:")] == ["event: adapter.added"]
+    assert (await worker.patch("/v1/adapters/sql", json={"tags": ["x"]})).json()["tags"] == ["x"]
+    for _ in range(MAX_WATCHERS + 1):
+        async with worker.stream("GET", "/v1/adapters/events") as stream:
+            assert (await anext(stream.aiter_lines())).startswith("retry:")
+    async with asyncio.timeout(5):
+        while (await _status(worker)) != 200:
+            await asyncio.sleep(0.05)
+
+
+async def _until(lines, start):
+    async for line in lines:
+        if line.startswith(start):
+            yield line
+            return
+
+
+async def _status(worker):
+    async with worker.stream("GET", "/v1/adapters/events") as stream:
+        return stream.status_code

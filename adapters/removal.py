@@ -1,0 +1,71 @@
+"""Deletions of versions in the registry, for good or with a way back, and that way.
+
+Each method is one change, or several of which the next start finishes what a kill leaves. Knows no files of adapters.
+"""
+
+import sqlite3
+import time
+from collections.abc import Callable
+
+from . import trash
+from .errors import AdapterNotFound
+from .keeping import Keeping
+from .names import Reference, VersionRef
+from .registry import AdapterRegistry, Within
+from .registry_reader import AdapterRecord
+from .stored_settings import SettingsStore
+
+
+class Removal:
+    """The deletions of one library. Methods take their time on the disk."""
+
+    def __init__(self, registry: AdapterRegistry, settings: SettingsStore, keeping: Keeping) -> None:
+        self._registry = registry
+        self._settings = settings
+        self._keeping = keeping
+
+    def remove(
+        self, reference: Reference, force: bool, purge: bool, within: Within | None
+    ) -> tuple[list[VersionRef], list[VersionRef]]:
+        """Delete a name or a version. Returns what was there, and what of it could have been restored until now.
+
+        See `AdapterLibrary.delete`. Raises AdapterNotFound, AdapterConflict.
+        """
+        is_kept = self._keeping.deleted > 0 and not purge
+        keep_until = time.time() + self._keeping.deleted if is_kept else None
+        removed: list[VersionRef] = []
+        missing: AdapterNotFound | None = None
+        try:
+            removed = self._registry.delete(*reference, force=force, keep_until=keep_until, within=within)
+        except AdapterNotFound as error:
+            missing = error
+        discarded = self._discard(lambda db: trash.discard(db, reference)) if purge else []
+        if missing is not None and not discarded:
+            raise missing
+        if not is_kept:
+            self._settings.forget(reference.name)
+        return removed, discarded
+
+    def discard_overdue(self) -> list[VersionRef]:
+        """Give up the deleted versions whose time is over. Returns them."""
+        return self._discard(lambda db: trash.discard_overdue(db, time.time()))
+
+    def take_back(self, reference: Reference) -> list[AdapterRecord]:
+        """Bring deleted versions back. Raises AdapterNotFound, AdapterConflict, QuotaExceeded."""
+
+        def work(db: sqlite3.Connection) -> list[AdapterRecord]:
+            records = trash.take_back(db, reference, time.time())
+            change.renew(db, reference.name)  # or the end of its time would delete it again
+            for owner in {record.owner for record in records}:
+                self._keeping.quota.check(db, owner)
+            return records
+
+        with self._settings.changing() as change:
+            return self._registry.insert(work)
+
+    def _discard(self, discard: Callable[[sqlite3.Connection], list[VersionRef]]) -> list[VersionRef]:
+        with self._registry.transaction() as db:
+            discarded = discard(db)
+        for name in {ref.name for ref in discarded}:
+            self._settings.forget(name)
+        return discarded

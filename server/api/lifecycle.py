@@ -1,0 +1,90 @@
+"""What goes on beside requests in the primary process: the timer, pins, and the events of adapters."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from peftserve.adapters.events import EventLog
+from peftserve.adapters.housekeeping import Housekeeper
+from peftserve.adapters.keeping import Keeping
+from peftserve.adapters.leases import Holders
+from peftserve.adapters.library import AdapterLibrary
+from peftserve.adapters.names import VersionRef
+from peftserve.adapters.quotas import Quota
+from peftserve.adapters.registry import AdapterRegistry
+from peftserve.adapters.registry_file import NAME as REGISTRY
+from peftserve.adapters.registry_file import connect
+from peftserve.adapters.registry_reader import RegistryReader
+from peftserve.adapters.stored_settings import SettingsReader
+
+from ..config import ServerConfig
+from ..wire.messages import EngineStats
+from .engine.interface import RemoteEngine
+from .pins import Pins
+
+MOST_NAMED = 64  # versions of one content that events of the device name
+
+
+@dataclass(frozen=True)
+class Lifecycle:
+    """The parts. catalogue: a connection for what takes its time. settings: of names, read on it."""
+
+    catalogue: RegistryReader
+    settings: SettingsReader
+    events: EventLog
+    pins: Pins
+    housekeeper: Housekeeper
+
+    def settings_changed(self) -> None:
+        """Let what depends on the settings of adapters look at them."""
+        self.pins.wake()
+        self.housekeeper.wake()
+
+
+@asynccontextmanager
+async def open_lifecycle(
+    state_dir: Path, engine: RemoteEngine, registry: AdapterRegistry, library: AdapterLibrary, holders: Holders
+) -> AsyncIterator[Lifecycle]:
+    """Start the parts, and end them."""
+    with closing(RegistryReader(connect(state_dir / REGISTRY))) as catalogue:
+        settings, events = SettingsReader(catalogue), library.events
+        pins = Pins(engine, registry, settings)
+        housekeeper = Housekeeper(library, holders, catalogue)
+        events.add_listener(pins.heed)
+        engine.add_stats_listener(DeviceEvents(events, registry).observe)
+        tasks = [asyncio.create_task(housekeeper.run()), asyncio.create_task(pins.run())]
+        try:
+            yield Lifecycle(catalogue, settings, events, pins, housekeeper)
+        finally:
+            events.close()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class DeviceEvents:
+    """Adapters that come to the device and leave it, as the engine's statistics show them."""
+
+    def __init__(self, events: EventLog, registry: RegistryReader) -> None:
+        self._events = events
+        self._registry = registry
+        self._there: dict[str, list[VersionRef]] = {}
+
+    def observe(self, stats: EngineStats) -> None:
+        """Tell of what is other than at the last look."""
+        there = set(stats.device_adapters)
+        for digest in self._there.keys() - there:
+            for ref in self._there.pop(digest):
+                self._events.tell("adapter.unloaded", ref)
+        for digest in there - self._there.keys():
+            refs = self._there[digest] = self._registry.refs_of(digest)[:MOST_NAMED]
+            for ref in refs:
+                self._events.tell("adapter.loaded", ref)
+
+
+def keeping_of(config: ServerConfig) -> Keeping:
+    """Return what the operator has kept of adapters."""
+    quota = Quota(config.max_adapters_per_key, config.max_adapter_bytes_per_key)
+    return Keeping(config.keep_deleted, config.keep_versions, quota)

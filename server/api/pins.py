@@ -1,0 +1,78 @@
+"""Adapters that are to stay on the device: the engine is told of them whenever they are others than before.
+
+Which they are is read from the registry: see `SettingsReader.pinned`. Knows no HTTP.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from peftserve.adapters.errors import AdapterError
+from peftserve.adapters.events import Event
+from peftserve.adapters.registry import AdapterRegistry
+from peftserve.adapters.stored_settings import SettingsReader
+
+from .engine.interface import EngineDead, RemoteEngine
+
+logger = logging.getLogger(__name__)
+
+LOADING = 0.2  # seconds between looks while the model loads
+
+
+class Pins:
+    """The pins of one engine. settings: on a connection that may take its time."""
+
+    def __init__(self, engine: RemoteEngine, registry: AdapterRegistry, settings: SettingsReader) -> None:
+        self._engine = engine
+        self._registry = registry
+        self._settings = settings
+        self._told: Sequence[str] | None = ()  # None: what the engine made of them is not known
+        self._one_at_a_time = asyncio.Lock()
+        self._awake = asyncio.Event()
+
+    async def run(self) -> None:
+        """Tell the engine of the pins of now, and of each change, until this is cancelled."""
+        while self._engine.info is None:
+            await asyncio.sleep(LOADING)
+        while True:
+            try:
+                await self.sync()
+            except (AdapterError, EngineDead) as error:
+                logger.warning("Not all pinned adapters stay on the device: %s", error)
+            await self._awake.wait()
+            self._awake.clear()
+
+    def wake(self) -> None:
+        """Look soon: settings have changed."""
+        self._awake.set()
+
+    def heed(self, event: Event) -> None:
+        """Look soon, if what has happened may change what is pinned."""
+        if event.event not in ("adapter.loaded", "adapter.unloaded"):
+            self._awake.set()
+
+    async def sync(self) -> None:
+        """Tell the engine what is pinned now. Raises AdapterError, EngineDead."""
+        async with self._one_at_a_time:
+            wanted = await asyncio.to_thread(self._settings.pinned)
+            if self._told is None or list(wanted) != list(self._told):
+                self._told = wanted
+                await self._engine.pin_adapters(wanted)
+
+    async def try_out(self, name: str) -> None:
+        """Pin the newest version of one more name. Raises AdapterNotFound, EngineDead.
+
+        Raises AdapterError where the engine cannot keep it, and then the pins are what they were.
+        """
+        digest = self._registry.get(name).digest
+        async with self._one_at_a_time:
+            before = await asyncio.to_thread(self._settings.pinned)
+            if digest in before:
+                return
+            self._told = [*before, digest]
+            try:
+                await self._engine.pin_adapters(self._told)
+            except AdapterError:
+                self._told = None  # so that the next look tells it again
+                self._awake.set()
+                raise
