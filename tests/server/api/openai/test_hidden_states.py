@@ -69,7 +69,7 @@ async def test_the_nearest_answers_and_many_who_begin_together_share_the_example
     runs = Counter(states.texts())
     assert (runs.pop("aab"), runs.pop("zza")) == (8, 8)
     assert {*runs} == {"aaa", "ab", "zzz"}
-    assert max(runs.values()) < 5  # again where one asks between their end and the route's knowing of it
+    assert max(runs.values()) < 16  # again where one asks between their end and the route's knowing of it
     assert {pooling.layer for _, _, pooling in states.runs} == {3}
     states.runs.clear()
     assert (await complete(server, "zz")).headers["x-peftserve-adapter"] == "json@1"
