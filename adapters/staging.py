@@ -136,6 +136,11 @@ class StagedUpload:
         return experts_among(self._hashes)
 
     @property
+    def names(self) -> frozenset[str]:
+        """Return the names of the files that are whole."""
+        return frozenset(self._hashes)
+
+    @property
     def num_bytes(self) -> int:
         """Return the bytes that were written so far."""
         return self._size

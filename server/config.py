@@ -65,6 +65,12 @@ class ServerConfig:
     api_workers: number of API processes.
     preload: (name, folder) pairs of `--adapter`, loaded at start.
     preload_routes: (name, file) pairs of `--route`, put at start where there is no such route.
+    allow_adapter_paths, allow_adapter_sources: folders below which, and other types of sources from which, requests may
+    name adapters. allow_source_hosts: of sources over HTTP. allow_private_sources: also where their address is private.
+    hub_token_file: a file with the token for the hub. timeout_source: seconds to get an adapter from a source; 0: no
+    limit.
+    adapter_sources: addresses with `{name}`, where adapters that are not registered are looked for when they are used.
+    adapter_dir: a folder whose sub-folders are adapters for as long as they are there.
     allow_other_base: serve a state folder's adapters on another base than the one that they were made for.
     keep_versions: newest versions of a name that are kept; 0: all.
     keep_deleted: seconds for which a deleted adapter can be restored; 0: it goes at once.
@@ -90,6 +96,12 @@ class ServerConfig:
     preload_routes: tuple[tuple[str, Path], ...] = ()
     allow_adapter_paths: tuple[Path, ...] = ()
     allow_adapter_sources: frozenset[str] = frozenset()
+    allow_source_hosts: tuple[str, ...] = ()
+    allow_private_sources: bool = False
+    hub_token_file: Path | None = None
+    timeout_source: float = 600.0
+    adapter_sources: tuple[str, ...] = ()
+    adapter_dir: Path | None = None
     allow_other_base: bool = False
     api_keys: tuple[str, ...] = ()
     keep_versions: int = 0

@@ -3,15 +3,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 API = Path(__file__).resolve().parents[1] / "server" / "api"
-BELOW = (
-    "private",
-    "engine",
-    "http",
-    "metrics",
-    "text",
-    "processes",
-    "jobs",
-)  # know nothing of the modules beside the rooms
+# These know nothing of the modules beside the rooms.
+BELOW = ("private", "engine", "http", "metrics", "text", "processes", "jobs", "sources")
 ORDER = (*BELOW, "openai", "uploads", "routes")  # each imports from rooms before it only, so that there is no cycle
 
 

@@ -10,7 +10,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [path for folder in ("kernels", "adapters", "server") for path in (ROOT / folder).rglob("*.py")]
 # Where a package is not imported by the name that it is installed by.
-NAMED = {"prometheus-client": "prometheus_client", "python-multipart": "python_multipart"}
+NAMED = {
+    "huggingface-hub": "huggingface_hub",
+    "prometheus-client": "prometheus_client",
+    "python-multipart": "python_multipart",
+}
 # Whose private parts or whose frequent breaking releases we depend on.
 BOUNDED = {"torch", "transformers", "fastapi", "starlette", "uvicorn", "prometheus-client", "python-multipart"}
 

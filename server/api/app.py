@@ -21,6 +21,8 @@ from .http.errors import install_error_handlers
 from .http.memory import BodyMemory
 from .http.server import raise_file_limit
 from .metrics.requests import Metrics
+from .processes.searches import PATH as SEARCHES
+from .processes.searches import search_endpoint
 from .routes import (
     adapter_files,
     adapters,
@@ -38,7 +40,8 @@ from .routes import (
 )
 from .routes.direct import DirectRoutes
 from .routes.documentation import openapi
-from .services import Adapters, Services, base_id
+from .services import Adapters, OwnedAdapters, Services, base_id
+from .sources.finder import AdapterFinder
 
 EVERYWHERE = (generation, models, tokens, health)
 # `events` before what takes any name.
@@ -50,7 +53,10 @@ ALWAYS = frozenset({b"/health", b"/health/", b"/health/live", b"/health/ready", 
 def create_app(services: Services) -> ASGIApp:
     """Return the application of the primary process, which has the adapters. services: what the routes share."""
     services.engine.add_stats_listener(services.metrics.observe_stats)
-    return _guarded(services, _framework(services, [*EVERYWHERE, *PRIMARY_ONLY]))
+    framework = _framework(services, [*EVERYWHERE, *PRIMARY_ONLY])
+    if services.finder is not None:
+        framework.add_route(SEARCHES, search_endpoint(services.finder), methods=["POST"], include_in_schema=False)
+    return _guarded(services, framework)
 
 
 def create_worker_app(services: Services, forward: ASGIApp) -> ASGIApp:
@@ -74,7 +80,11 @@ def make_services(
     """
     admission = Admission(config.engine.max_running + config.max_queue, counts, number)
     started = int(time.time()) if started is None else started
-    return Services(config, engine, opened, admission, Metrics(), base_id(config), started)
+    services = Services(config, engine, opened, admission, Metrics(), base_id(config), started)
+    if config.adapter_sources and isinstance(opened, OwnedAdapters):
+        owned = (opened.registry, opened.store, opened.library)
+        services.finder = AdapterFinder(config.adapter_sources, services.sources, *owned, config.upload_limit)
+    return services
 
 
 def make_connections(services: Services, counts: ConnectionCounts | None = None) -> OpenConnections:

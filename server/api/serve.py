@@ -28,6 +28,7 @@ from .http.server import CLOSING_SECONDS, HttpServer
 from .lifecycle import keeping_of
 from .processes.resources import ServerResources, open_resources
 from .services import Services, base_id, open_adapters
+from .sources.watcher import FolderWatcher
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,8 @@ async def serve(config: ServerConfig) -> int:
                     resources.workers.launch()
                     await _serve_until(stopping, server, resources, services, engine)
                 finally:
+                    if services.finder is not None:
+                        await services.finder.close()
                     await engine.shutdown()
     return 0
 
@@ -88,17 +91,29 @@ async def _serve_until(
 
 
 async def _start(services: Services, engine: LaunchedEngine, resources: ServerResources) -> None:
-    """Bring the server to readiness. Raises EngineDead, AdapterError, OSError."""
+    """Bring the server to readiness, and then watch the adapters' folder. Raises EngineDead, AdapterError, OSError."""
     await asyncio.to_thread(_bind, services, await engine.start())
     await asyncio.to_thread(services.tokenizer)
     for name, folder in services.config.preload:
         await _preload(services, name, folder)
     for name, file in services.config.preload_routes:
         await asyncio.to_thread(_preload_route, services, name, file)
+    watcher = _watcher(services)
+    if watcher is not None:
+        await watcher.start()
     await resources.workers.serve()
     services.preloaded = True
     host, port = resources.listeners[0].getsockname()[:2]
     logger.info("Serving %s on http://%s:%d", services.base_id, f"[{host}]" if ":" in host else host, port)
+    if watcher is not None:
+        await watcher.run()
+
+
+def _watcher(services: Services) -> FolderWatcher | None:
+    owned, config = services.owned, services.config
+    if config.adapter_dir is None:
+        return None
+    return FolderWatcher(config.adapter_dir, owned.registry, owned.store, owned.library, config.upload_limit)
 
 
 def _bind(services: Services, info: ModelInfo) -> None:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
@@ -35,7 +36,10 @@ from .jobs.jobs import Jobs
 from .lifecycle import Lifecycle, open_lifecycle
 from .metrics.requests import Metrics
 from .processes.pool import SharedLeases, WorkerPool
+from .processes.searches import Finder
 from .request_lease import RequestLease
+from .sources.fetchers import Sources
+from .sources.place import SourceSettings
 from .text.tokenizer import Tokenizer
 
 
@@ -82,6 +86,7 @@ class Services:
     metrics: Metrics
     base_id: str
     started: int
+    finder: Finder | None = None  # set where the operator names places to look for adapters in
     preloaded: bool = True  # False until serve() has loaded the adapters of the command line
     examples: InFlight[Vector] = field(default_factory=InFlight, repr=False)  # of routes, that the base runs
     _tokenizer: Tokenizer | None = field(default=None, repr=False)  # set when the model's first use asks for it
@@ -91,6 +96,11 @@ class Services:
         """The adapters, for routes that only the primary process answers."""
         assert isinstance(self.adapters, OwnedAdapters)
         return self.adapters
+
+    @cached_property
+    def sources(self) -> Sources:
+        """The places from which requests may have adapters fetched."""
+        return Sources(source_settings(self.config))
 
     def model(self) -> ModelInfo:
         """Return the facts of the model. Raises EngineDead, ApiError 503 while the model loads."""
@@ -170,6 +180,18 @@ def open_replica(state_dir: Path, base_id: str) -> Iterator[Adapters]:
     with closing(AdapterRegistry(state_dir / REGISTRY)) as registry:
         routes = RouteReader(registry)
         yield Adapters(registry, Leases(), Router(registry, base_id, routes), routes)
+
+
+def source_settings(config: ServerConfig) -> SourceSettings:
+    """Return what requests may name as sources."""
+    return SourceSettings(
+        config.allow_adapter_sources,
+        config.allow_adapter_paths,
+        config.allow_source_hosts,
+        config.allow_private_sources,
+        config.hub_token_file,
+        config.timeout_source,
+    )
 
 
 def base_id(config: ServerConfig) -> str:

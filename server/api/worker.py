@@ -29,6 +29,7 @@ from .engine.client import EngineClient
 from .http.server import HttpServer, listen
 from .metrics.totals import samples_of
 from .processes.forwarding import Forwarder
+from .processes.searches import RemoteFinder
 from .processes.shared_counts import view, view_of_connections
 from .services import Services, base_id, open_replica
 
@@ -63,6 +64,7 @@ class ApiWorker:
             counts = view(self._counts)
             services = make_services(self._engine, config, adapters, counts, begin.number, begin.started)
             services.preloaded = False
+            services.finder = RemoteFinder(Path(begin.folder)) if config.adapter_sources else None
             connections = make_connections(services, view_of_connections(self._counts, begin.number))
             self._server = HttpServer(create_worker_app(services, forwarder), connections)
             self._services.set_result(services)
@@ -73,6 +75,8 @@ class ApiWorker:
                 if self._http is not None:
                     await self._server.close(self._http)
                 await forwarder.close()
+                if services.finder is not None:
+                    await services.finder.close()
                 self._channel.close()
 
     def _obey(self, order: Order) -> None:

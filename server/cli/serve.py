@@ -42,7 +42,7 @@ def make_config(chosen: Mapping[str, Any], environ: Mapping[str, str]) -> Server
     demo = ([], []) if chosen["model"] else ([*DEMO_ADAPTERS.items()], [*DEMO_ROUTES.items()])
     state_dir = chosen["state_dir"] or default_state_dir(name, environ)
     return ServerConfig(
-        **_same_named(ServerConfig, chosen, {"served_model_name", "state_dir"}),
+        **_same_named(ServerConfig, chosen, {"served_model_name", "state_dir", "adapter_dir"}),
         engine=_engine_config(chosen, state_dir),
         state_dir=state_dir,
         served_model_name=name,
@@ -50,6 +50,9 @@ def make_config(chosen: Mapping[str, Any], environ: Mapping[str, str]) -> Server
         preload_routes=_checked([*demo[1], *chosen["route"]], "--route", _existing_file),
         allow_adapter_paths=tuple(_existing(folder, "--allow-adapter-path") for folder in chosen["allow_adapter_path"]),
         allow_adapter_sources=frozenset(chosen["allow_adapter_source"]),
+        allow_source_hosts=tuple(chosen["allow_source_host"]),
+        adapter_sources=tuple(chosen["adapter_source"]),
+        adapter_dir=chosen["adapter_dir"] and _existing(chosen["adapter_dir"], "--adapter-dir"),
         api_keys=_read_keys(chosen["api_key_file"]),
     )
 

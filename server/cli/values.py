@@ -10,6 +10,7 @@ from pathlib import Path
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+_SCHEMES = ("hub", "hf", "huggingface", "s3", "gs", "gcs", "http", "https")
 _BOOLEANS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
@@ -85,6 +86,16 @@ def one_of(*choices: str) -> Callable[[str], str]:
         return value
 
     return parse
+
+
+def template(value: str) -> str:
+    """Return an address in whose path `{name}` stands for an adapter's name: `hub://owner/{name}`, `/srv/{name}`."""
+    scheme, separator, rest = value.rpartition("://")
+    if separator and scheme.lower() not in _SCHEMES:
+        raise ValueError(f"does not begin with one of {', '.join(f'{each}://' for each in _SCHEMES)} or a folder")
+    if "{name}" not in (rest.partition("/")[2] if separator else rest):
+        raise ValueError("has no {name} in its path, as hub://owner/{name} has")
+    return value
 
 
 def named_path(value: str) -> tuple[str, Path]:

@@ -1,6 +1,9 @@
 """The sequences of an offline call: from the engine's outputs to text."""
 
 from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
 
 from peftserve.adapters.errors import error_of
 
@@ -29,6 +32,30 @@ class Completion:
     prompt_logprobs: list[TokenLogprobs | None] | None = None
 
 
+class Running(Protocol):
+    """A request that runs."""
+
+    request: AddRequest
+
+    def push(self, output: SequenceOutput) -> bool:
+        """Take in a step's output. Returns whether the sequence is over."""
+
+
+class RunningPrompt:
+    """A prompt that runs for its hidden states. vector: of the whole prompt, when it is over."""
+
+    def __init__(self, request: AddRequest) -> None:
+        self.request = request
+        self.vector: list[float] = []
+
+    def push(self, output: SequenceOutput) -> bool:
+        """Take in the output. Raises AdapterError or ValueError where the engine could not serve it."""
+        _check(output)
+        assert output.pooled is not None
+        self.vector = np.frombuffer(output.pooled, "<f4").tolist()
+        return True
+
+
 class RunningSequence:
     """A request that runs, and its text so far. prompt, adapter: as in `Completion`."""
 
@@ -44,8 +71,7 @@ class RunningSequence:
 
         Raises AdapterError or ValueError where the engine could not serve it.
         """
-        if output.error is not None:
-            raise error_of(output.error_kind, output.error) if output.error_kind else ValueError(output.error)
+        _check(output)
         self._whole.extend(self._decoder.push(output))
         return self._whole.finish_reason is not None
 
@@ -65,3 +91,9 @@ class RunningSequence:
             logprobs=None if sampling.logprobs is None else reports,
             prompt_logprobs=whole.prompt_logprobs,
         )
+
+
+def _check(output: SequenceOutput) -> None:
+    """Raise what the engine says of a sequence that it could not serve."""
+    if output.error is not None:
+        raise error_of(output.error_kind, output.error) if output.error_kind else ValueError(output.error)

@@ -19,9 +19,9 @@ from ..api.openai.text_deltas import SequenceDecoder
 from ..api.text.tokenizer import Tokenizer
 from ..config import EngineConfig
 from ..engine.engine import Engine
-from ..wire.messages import AddRequest, SamplingParams, WeightedAdapter
+from ..wire.messages import AddRequest, Pooling, PoolingKind, SamplingParams, WeightedAdapter
 from .adapters import Adapter, NamedAdapters
-from .completion import Completion, RunningSequence
+from .completion import Completion, Running, RunningPrompt, RunningSequence
 from .sampling import check_sampling
 
 Prompt = str | Sequence[int]
@@ -110,6 +110,31 @@ class LLM:
         # The template has written the special tokens itself.
         return self._answer(prompts, adapter, sampling, stop, task_id, special=False)
 
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        adapter: Adapter | Sequence[Adapter] = None,
+        kind: PoolingKind = "mean",
+        layer: int | None = None,
+        task_id: int | None = None,
+    ) -> list[list[float]]:
+        """Return a vector for each prompt, in their order, of the hidden states of its tokens. Generates nothing.
+
+        kind: their mean, or that of the last token. layer: the decoder layer whose output they are, with -1 for the
+        last; None for what the head reads, behind the last norm. The rest is as in `generate`.
+        """
+        each = _each(prompts)
+        resolved = [
+            self._adapters.resolve(one) for one in _one_each("adapter", adapter, len(each), str | Mapping | None)
+        ]
+        running = [
+            RunningPrompt(self._request(token_ids, who, SamplingParams(max_tokens=0), task_id, Pooling(kind, layer)))
+            for token_ids, who in zip(self._encode(each, special=True), resolved, strict=True)
+        ]
+        self._run(running)
+        return [prompt.vector for prompt in running]
+
     def close(self) -> None:
         """Give back what the engine has taken. A second call does nothing."""
         self._resources.close()
@@ -137,7 +162,9 @@ class LLM:
         resolved = [self._adapters.resolve(adapter) for adapter in who]
         token_ids = self._encode(prompts, special)
         rows = zip(prompts, token_ids, resolved, how, strict=True)
-        return self._run([self._sequence(*row, stop, task_id) for row in rows])
+        sequences = [self._sequence(*row, stop, task_id) for row in rows]
+        self._run(sequences)
+        return [sequence.completion() for sequence in sequences]
 
     def _sequence(
         self,
@@ -149,19 +176,30 @@ class LLM:
         task_id: int | None,
     ) -> RunningSequence:
         check_sampling(sampling, max(self.engine.info.vocab_size, resolved.vocabulary))
-        tasks = resolved.tasks(task_id)
-        request = AddRequest(
-            request_id=f"offline-{next(self._ids)}",
-            prompt_token_ids=token_ids,
-            sampling=sampling,
-            adapters=[WeightedAdapter(digest, w, tasks.get(digest, 0)) for digest, w in resolved.weights().items()],
-        )
+        request = self._request(token_ids, resolved, sampling, task_id)
         decoder = SequenceDecoder(
             self._tokenizer.detokenizer(), StopStrings(list(stop)), min_tokens=sampling.min_tokens
         )
         return RunningSequence(request, prompt if isinstance(prompt, str) else None, resolved.label, decoder)
 
-    def _run(self, sequences: Sequence[RunningSequence]) -> list[Completion]:
+    def _request(
+        self,
+        token_ids: list[int],
+        resolved: Resolved,
+        sampling: SamplingParams,
+        task_id: int | None,
+        pooling: Pooling | None = None,
+    ) -> AddRequest:
+        tasks = resolved.tasks(task_id)
+        return AddRequest(
+            request_id=f"offline-{next(self._ids)}",
+            prompt_token_ids=token_ids,
+            sampling=sampling,
+            adapters=[WeightedAdapter(digest, w, tasks.get(digest, 0)) for digest, w in resolved.weights().items()],
+            pooling=pooling,
+        )
+
+    def _run(self, sequences: Sequence[Running]) -> None:
         """Run all to their ends. Whatever is raised, none is left in the engine."""
         running = {sequence.request.request_id: sequence for sequence in sequences}
         try:
@@ -175,7 +213,6 @@ class LLM:
         finally:
             for request_id in running:
                 self.engine.abort(request_id)
-        return [sequence.completion() for sequence in sequences]
 
     def _encode(self, prompts: Sequence[Prompt], special: bool) -> list[list[int]]:
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]

@@ -51,8 +51,8 @@ def error_codes() -> set[str]:
 
 def _codes(node: ast.AST) -> Iterator[str]:
     if isinstance(node, ast.Call):
-        name = getattr(node.func, "id", "")
-        place = {"ApiError": None, "bad_request": 2, "unavailable": 1}.get(name, -1)
+        name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+        place = {"ApiError": None, "__init__": None, "bad_request": 2, "unavailable": 1}.get(name, -1)
         if place != -1:
             given = [word.value for word in node.keywords if word.arg == "code"]
             given += node.args[place : place + 1] if place is not None else []

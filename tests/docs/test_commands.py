@@ -51,9 +51,10 @@ class Server(NamedTuple):
 
 @pytest.fixture(scope="module")
 def demo(oracle: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Start the demo, as `peftserve serve` without a model does, on a free port."""
+    """Start the demo, as `peftserve serve` without a model does, on a free port, with what docs/sources.md sets."""
     folder, port = tmp_path_factory.mktemp("demo"), oracle.free_port()
     command = [sys.executable, "-m", "peftserve.server.cli.main", "serve", "--port", str(port), "--num-threads", "1"]
+    command += ["--allow-adapter-source", "http", "--allow-source-host", "127.0.0.1:8765", "--allow-private-sources"]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([*command, "--state-dir", str(folder / "state")], stdout=log, stderr=log)
     server = oracle.RunningServer(process, f"http://127.0.0.1:{port}", folder / "state", folder / "log")

@@ -63,7 +63,7 @@ def test_targets_are_in_the_makefile() -> None:
 def test_flags_are_settings() -> None:
     """Look at the pages for users and operators; flags of other commands are few."""
     known = {f"--{setting.name}" for setting in SETTINGS} | {f"--no-{s.name}" for s in SETTINGS if s.is_switch}
-    others = {"--config", "--url", "--api-key", "--none", "--build"}
+    others = {"--config", "--url", "--api-key", "--none", "--build", "--out", "--force", "--to"}
     for page in ("docs/configuration.md", "docs/operations.md", "docs/troubleshooting.md", "docs/api.md"):
         assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text_of(page))) <= known | others, page
 

@@ -1,8 +1,10 @@
-"""Work that stops when the client leaves. Knows the connection by its interface; does not know what is sent."""
+"""Work that stops when the client leaves that it is done for."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar
+
+CLIENT_GONE = 499  # nobody reads this status; access logs show it
 
 T = TypeVar("T")
 

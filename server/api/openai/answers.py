@@ -9,9 +9,10 @@ from fastapi import Request, Response
 
 from peftserve.adapters.routing.found import Hop
 
+from ..http.leaving import CLIENT_GONE, ClientGone, until_disconnect
 from ..http.protocol import CONNECTION
 from ..services import Services
-from .event_stream import CLIENT_GONE, ClientGone, EventStream, until_disconnect
+from .event_stream import EventStream
 from .generation import Generation, Plan
 from .responses import CachedTokens, Usage
 from .text_deltas import Delta

@@ -13,15 +13,13 @@ from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
 from ..http.errors import ErrorEnvelope, error_response, translate
-from ..http.leaving import ClientGone as ClientGone
-from ..http.leaving import until_disconnect as until_disconnect
+from ..http.leaving import ClientGone, until_disconnect
 from ..http.protocol import CONNECTION
 from ..request_lease import RequestLease
 
 logger = logging.getLogger(__name__)
 
 DONE = b"data: [DONE]\n\n"
-CLIENT_GONE = 499  # nobody reads this status; access logs show it
 
 
 class EventStream(Response):

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 
 from fastapi import Request
 
-from peftserve.adapters.names import DEFAULT
+from peftserve.adapters.errors import AdapterNotFound
+from peftserve.adapters.names import DEFAULT, parse_reference
 from peftserve.adapters.resolved import Resolved
 from peftserve.adapters.routing.query import PolicyNeeded, Query, VectorsNeeded
 
@@ -44,6 +45,7 @@ async def resolve(
     Returns in the same turn of the event loop as the router's last look-up. Raises AdapterError, ApiError, EngineDead.
     """
     query = query or Query()
+    is_last = False  # once it has been found, it has to be there
     while True:
         try:
             return services.adapters.router.resolve(model, mixture, query)
@@ -51,6 +53,21 @@ async def resolve(
             await asyncio.to_thread(needed.make)
         except VectorsNeeded as needed:
             query = await with_vectors(services, query, needed.keys, salt)
+        except AdapterNotFound:
+            if is_last or mixture is not None or model is None or not await _is_found(services, model):
+                raise
+            is_last = True
+
+
+async def _is_found(services: Services, model: str) -> bool:
+    """Look for an adapter that is not registered; return whether it is there now. Raises what kept it away."""
+    reference = parse_reference(model)
+    adapters = services.adapters
+    if services.finder is None or reference is None or reference.version is not None or model == DEFAULT:
+        return False
+    if adapters.registry.find(model) is not None or adapters.routes.find(model) is not None:
+        return False
+    return await services.finder.find(model)
 
 
 def asked_model(services: Services, body: ModelRequest, several: bool = False) -> str | None:

@@ -3,18 +3,19 @@
 Bodies and answers are streamed. Knows ASGI and the primary's private socket; does not know the routes.
 """
 
-from contextlib import suppress
+import contextlib
 from pathlib import Path
 
 import httpx
 from fastapi import Request
 from starlette.types import Receive, Scope, Send
 
-from ..http.errors import unavailable
+from ..http.errors import ApiError, unavailable
 from ..http.leaving import ClientGone, until_disconnect
 from ..http.protocol import CONNECTION
 
 PRIMARY = "primary"  # the socket's name in the server's private folder
+PRIVATE = "/private/"  # where paths begin that only the processes themselves ask for
 KEPT_OPEN = 20  # connections, for the next requests
 _OF_ONE_CONNECTION = {b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"expect", b"te"}
 
@@ -29,15 +30,26 @@ class Forwarder:
         self._http = httpx.AsyncClient(transport=transport, timeout=None, trust_env=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on and its answer back. Raises ApiError 503 if the primary does not answer."""
+        """Pass a request on and its answer back, for as long as the client is there.
+
+        Raises ApiError: 503 if the primary does not answer, 404 for what is between the processes.
+        """
+        if scope["path"].startswith(PRIVATE):
+            raise ApiError(404, "Not Found")
+        with contextlib.suppress(ClientGone):
+            await until_disconnect(scope[CONNECTION], self._pass_on(scope, receive, send))
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             answer = await self._http.send(self._request(Request(scope, receive)), stream=True)
         except httpx.TransportError:
             raise unavailable("The server cannot answer this now; try again soon.", "unavailable") from None
         try:
-            # An answer may have no end, and nothing else would tell the primary that nobody reads it.
-            with suppress(ClientGone):
-                await until_disconnect(scope[CONNECTION], _pass_on(answer, send))
+            headers = [pair for pair in answer.headers.raw if pair[0].lower() not in _OF_ONE_CONNECTION]
+            await send({"type": "http.response.start", "status": answer.status_code, "headers": headers})
+            async for piece in answer.aiter_raw():
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             await answer.aclose()
 
@@ -53,12 +65,3 @@ class Forwarder:
         return self._http.build_request(
             request.method, url, headers=headers, content=request.stream() if has_body else None
         )
-
-
-async def _pass_on(answer: httpx.Response, send: Send) -> None:
-    """Send the client what the primary answers, as it comes."""
-    headers = [pair for pair in answer.headers.raw if pair[0].lower() not in _OF_ONE_CONNECTION]
-    await send({"type": "http.response.start", "status": answer.status_code, "headers": headers})
-    async for piece in answer.aiter_raw():
-        await send({"type": "http.response.body", "body": piece, "more_body": True})
-    await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -9,15 +9,17 @@ from pydantic import Field
 
 from peftserve.adapters.catalogue import Wanted, list_newest
 from peftserve.adapters.errors import AdapterNotFound
-from peftserve.adapters.names import Reference, parse_reference
+from peftserve.adapters.names import Reference, check_name, parse_reference
 
 from ..http.auth import TENANT
 from ..http.bodies import FRAMING, json_body
+from ..http.leaving import CLIENT_GONE, ClientGone, until_disconnect
+from ..http.protocol import CONNECTION
 from ..openai.answers import json_response
 from ..openai.requests import Body
 from ..services import Services, ServicesOf
+from ..sources.place import Place
 from ..uploads.form import Received, receive_upload
-from ..uploads.sources import fetch
 from .cards import EXAMPLE, CardList, Deleted, State, make_card, make_cards
 from .documentation import Operation
 
@@ -27,9 +29,16 @@ router = APIRouter(tags=["Adapters"])
 class Source(Body):
     """A place from which the server gets an adapter's files itself, if its operator allows that."""
 
-    type: Literal["path", "hub", "s3"]
-    uri: str = Field(min_length=1, max_length=4096, description="A folder of the server, below an allowed one.")
-    revision: str | None = Field(default=None, max_length=256)
+    type: Literal["path", "hub", "s3", "gs", "http"]
+    uri: str = Field(
+        min_length=1,
+        max_length=4096,
+        description="`owner/name` or `owner/name/folder` of a hub, `s3://bucket/folder`, `gs://bucket/folder`, "
+        "`https://host/folder`, or a folder of the server below an allowed one.",
+    )
+    revision: str | None = Field(
+        default=None, max_length=256, description="A hub's branch, tag or commit; it is pinned to the commit of now."
+    )
 
 
 class Settings(Body):
@@ -95,7 +104,12 @@ Name = Annotated[str, Path(description="An adapter's name, or `name@version`.", 
     status=201,
     body=AddAdapter,
     form=FORM,
-    examples={"Folder of the server": {"name": "sql", "source": {"type": "path", "uri": "/srv/adapters/sql"}}},
+    examples={
+        "Folder of the server": {"name": "sql", "source": {"type": "path", "uri": "/srv/adapters/sql"}},
+        "Hub": {"name": "sql", "source": {"type": "hub", "uri": "acme/sql-lora", "revision": "v2"}},
+        "Object store": {"name": "sql", "source": {"type": "s3", "uri": "s3://adapters/sql"}},
+        "Web server": {"name": "sql", "source": {"type": "http", "uri": "https://adapters.example.com/sql"}},
+    },
     errors=(403, 409),
 )
 async def add_adapter(request: Request, services: ServicesOf) -> Response:
@@ -106,6 +120,7 @@ async def add_adapter(request: Request, services: ServicesOf) -> Response:
     services.admission.check_open()
     owner: str = request.scope.get(TENANT, "")
     staged = await asyncio.to_thread(services.owned.store.stage, services.config.upload_limit)
+    origin: dict[str, Any] | None = None
     with staged:
         content_type = request.headers.get("content-type", "")
         if content_type.lower().startswith("multipart/form-data"):
@@ -114,9 +129,14 @@ async def add_adapter(request: Request, services: ServicesOf) -> Response:
         else:
             body = await json_body(AddAdapter)(request)
             name, settings = Received(body.name, body.patch())
+            check_name(name, {services.base_id})
             await asyncio.to_thread(_check_quota, services, owner, name, 0)
-            await fetch(services, body.source.type, body.source.uri, staged)
-        record = await services.owned.library.add(staged, name, owner=owner, settings=settings)
+            place = Place(body.source.type, body.source.uri, body.source.revision)
+            try:
+                origin = await until_disconnect(request.scope[CONNECTION], services.sources.fetch(place, staged))
+            except ClientGone:
+                return Response(status_code=CLIENT_GONE)
+        record = await services.owned.library.add(staged, name, origin=origin, owner=owner, settings=settings)
     services.owned.life.settings_changed()
     return json_response(await make_card(services, record), 201)
 

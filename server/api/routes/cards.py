@@ -36,8 +36,10 @@ class Card(msgspec.Struct, kw_only=True):
     num_tasks: Annotated[int | UnsetType, Meta(description="Tasks to choose from with `task_id`, if any.")] = UNSET
     state: Annotated[State, Meta(description="The fastest place that holds it.")]
     requests_running: int
+    origin: Annotated[
+        dict[str, Any] | UnsetType, Meta(description="Where it came from, if not from an upload; never a secret.")
+    ] = UNSET
     created: Annotated[int, Meta(description="Unix time in seconds.")]
-    origin: Annotated[dict[str, Any] | UnsetType, Meta(description="Where it came from, unless it was sent.")] = UNSET
     pinned: Annotated[bool | UnsetType, Meta(description="Whether the name never leaves the device.")] = UNSET
     ttl: Annotated[float | UnsetType, Meta(description="Seconds from the last upload or change to its end.")] = UNSET
     expires_at: Annotated[int | UnsetType, Meta(description="When the name is deleted; Unix time in seconds.")] = UNSET
@@ -113,8 +115,8 @@ async def _cards(services: Services, records: Sequence[AdapterRecord], stored: M
             num_tasks=record.facts.num_tasks or UNSET,
             state="device" if record.digest in device else "host" if record.digest in host else "disk",
             requests_running=running[record.digest],
-            created=int(record.created),
             origin=dict(record.origin) or UNSET,
+            created=int(record.created),
             error=services.owned.library.damaged.get(record.digest, UNSET),
             **_settings(*stored.get(record.name, NOTHING_SET)),
         )

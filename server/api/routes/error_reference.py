@@ -17,7 +17,8 @@ ERRORS: Mapping[int, tuple[str, ErrorBody]] = {
             400,
             "What the client can mend: a body that is not as it should be (no code), a prompt that is too long "
             "(`context_length_exceeded`), an adapter that is malformed or of a kind that is not served "
-            "(`invalid_adapter`, `unsupported_adapter`), a request that the engine refuses (`sequence_failed`).",
+            "(`invalid_adapter`, `unsupported_adapter`) or cannot be had from its source (`source_failed`), a request "
+            "that the engine refuses (`sequence_failed`).",
             "Invalid request: temperature: Input should be less than or equal to 100.",
             "temperature",
             None,
@@ -59,7 +60,8 @@ ERRORS: Mapping[int, tuple[str, ErrorBody]] = {
         ),
         (
             429,
-            "The queue is full (`queue_full`), or too many watch (`too_many_watchers`).",
+            "The queue is full (`queue_full`), too many watch (`too_many_watchers`), or too many unknown adapters are "
+            "looked for (`too_many_searches`).",
             "The server's queue is full (512 of 512 sequences); try again later.",
             None,
             "queue_full",

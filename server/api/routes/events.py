@@ -11,8 +11,8 @@ from starlette.types import Receive, Scope, Send
 from peftserve.adapters.events import MAX_WATCHERS, Event, TooManyWatchers, Watcher
 
 from ..http.errors import ApiError, bad_request
+from ..http.leaving import ClientGone, until_disconnect
 from ..http.protocol import CONNECTION
-from ..openai.event_stream import ClientGone, until_disconnect
 from ..services import ServicesOf
 from .documentation import EVENTS, Operation
 

@@ -1,6 +1,8 @@
 """vLLM's routes for adapters, with its bodies and answers, so that its tools work."""
 
 import asyncio
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
@@ -12,9 +14,12 @@ from peftserve.adapters.names import parse_reference
 from ..http.auth import TENANT
 from ..http.bodies import json_body
 from ..http.errors import ApiError, bad_request
+from ..http.leaving import CLIENT_GONE, ClientGone, until_disconnect
+from ..http.protocol import CONNECTION
 from ..openai.requests import Body
-from ..services import ServicesOf
-from ..uploads.sources import allowed_folder, fetch
+from ..services import Services, ServicesOf
+from ..sources.local import allowed_folder
+from ..sources.place import Place, SourceMissing, parse_place
 from .documentation import Operation
 
 router = APIRouter(tags=["vLLM"])
@@ -24,7 +29,12 @@ class LoadLora(Body):
     """An adapter of any PEFT method, from a folder of the server."""
 
     lora_name: str = Field(default="", max_length=256)
-    lora_path: str = Field(default="", max_length=4096, description="A folder of the server, below an allowed one.")
+    lora_path: str = Field(
+        default="",
+        max_length=4096,
+        description="A folder of the server below an allowed one; or, where allowed, `owner/name` of a hub, "
+        "`huggingface://…`, `s3://…`, `gs://…`, `https://…`.",
+    )
     load_inplace: bool = Field(default=False, description="Make a new version of a name that exists.")
 
 
@@ -45,7 +55,7 @@ class UnloadLora(Body):
 async def load_lora_adapter(
     request: Request, services: ServicesOf, body: Annotated[LoadLora, Depends(json_body(LoadLora))]
 ) -> PlainTextResponse:
-    """Add an adapter from a folder of the server, if its operator allows that."""
+    """Add an adapter from a folder of the server or another source, if its operator allows that."""
     services.model()
     services.admission.check_open()
     if not body.lora_name or not body.lora_path:
@@ -56,13 +66,39 @@ async def load_lora_adapter(
             "set 'load_inplace' to True.",
             "lora_name",
         )
-    if not allowed_folder(services.config.allow_adapter_paths, body.lora_path).is_dir():
-        raise ApiError(404, f"No adapter found for {body.lora_path}", param="lora_path", code="adapter_not_found")
+    place = _place(services, body.lora_path)
     staged = await asyncio.to_thread(services.owned.store.stage, services.config.upload_limit)
     with staged:
-        await fetch(services, "path", body.lora_path, staged)
-        await services.owned.library.add(staged, body.lora_name, owner=request.scope.get(TENANT, ""))
+        try:
+            origin = await until_disconnect(request.scope[CONNECTION], services.sources.fetch(place, staged))
+        except SourceMissing as error:
+            raise _nothing_at(body.lora_path, f": {error.body.message}") from None
+        except ClientGone:
+            return PlainTextResponse(status_code=CLIENT_GONE)
+        await services.owned.library.add(staged, body.lora_name, origin=origin, owner=request.scope.get(TENANT, ""))
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
+
+
+def _place(services: Services, path: str) -> Place:
+    """Return what `lora_path` means: as in vLLM a folder if there is one, or a hub's `owner/name`."""
+    sources = services.sources
+    place = parse_place(path, hub_ids=sources.allows("hub"))
+    if place.type == "hub" and "://" not in path and _is_folder(sources.settings.folders, path):
+        place = Place("path", path)
+    if place.type == "path" and not allowed_folder(sources.settings.folders, place.uri).is_dir():
+        raise _nothing_at(path)
+    return place
+
+
+def _is_folder(roots: Sequence[Path], path: str) -> bool:
+    try:
+        return bool(roots) and allowed_folder(roots, path).is_dir()
+    except ApiError:
+        return False
+
+
+def _nothing_at(path: str, why: str = "") -> ApiError:
+    return ApiError(404, f"No adapter found for {path}{why}", param="lora_path", code="adapter_not_found")
 
 
 @router.post("/v1/unload_lora_adapter")

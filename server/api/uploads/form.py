@@ -3,8 +3,7 @@
 Nothing of a file is kept in memory but the piece at hand. Knows the form's fields; the library knows adapters.
 """
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
 
 from python_multipart.exceptions import FormParserError
@@ -14,6 +13,7 @@ from peftserve.adapters.files import MAX_EXPERTS
 from peftserve.adapters.staging import StagedFile, StagedUpload
 
 from ..http.errors import ApiError, bad_request
+from ..http.threads import to_the_end
 from .fields import settings_of
 
 BLOCK = 1 << 20  # bytes gathered before a thread writes them
@@ -37,8 +37,8 @@ async def receive_upload(content_type: str, stream: AsyncIterator[bytes], staged
     try:
         parser = _parser(content_type, form)
         async for block in _blocks(stream):
-            await _to_the_end(parser.write, block)
-        await _to_the_end(parser.finalize)
+            await to_the_end(parser.write, block)
+        await to_the_end(parser.finalize)
     except FormParserError:
         raise bad_request(f"The multipart body is malformed; {WANTED}.") from None
     finally:
@@ -139,16 +139,6 @@ def _parser(content_type: str, form: _Form) -> MultipartParser:
     names = ("on_part_begin", "on_header_field", "on_header_value", "on_header_end", "on_headers_finished")
     callbacks: Any = {name: getattr(form, name) for name in (*names, "on_part_data", "on_part_end", "on_end")}
     return MultipartParser(boundary, callbacks)
-
-
-async def _to_the_end(work: Callable[..., object], *arguments: object) -> None:
-    """Run work in a thread, and wait for it even when the upload is cancelled: the thread still writes the file."""
-    thread = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
-    try:
-        await asyncio.shield(thread)
-    except asyncio.CancelledError:
-        await asyncio.wait([thread])
-        raise
 
 
 async def _blocks(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -28,6 +28,11 @@ def main() -> int:
         preload=tuple((name, Path(folder)) for name, folder in options["preload"]),
         preload_routes=tuple((name, Path(file)) for name, file in options.get("routes", ())),
         grace_period=options["grace"],
+        allow_adapter_sources=frozenset(options.get("sources", ())),
+        allow_source_hosts=("127.0.0.1",),
+        allow_private_sources=True,
+        adapter_sources=tuple(options.get("adapter_sources", ())),
+        adapter_dir=Path(options["adapter_dir"]) if "adapter_dir" in options else None,
     )
     serve.LaunchedEngine = functools.partial(LaunchedEngine, make_command=engine_command)
     return serve.run(config)

@@ -73,11 +73,11 @@ def start(tmp_path):
     """Starts servers on one state folder, one after the other, and ends what is left of them."""
     with contextlib.ExitStack() as stack:
 
-        def start(model="fake", grace=10.0, preload=(), api_workers=1, folder=None, routes=()):
+        def start(model="fake", grace=10.0, preload=(), api_workers=1, folder=None, **more):
             with socket.create_server(("127.0.0.1", 0)) as probe:
                 port = probe.getsockname()[1]
             options = {"model": model, "state": str(tmp_path / "state"), "port": port, "preload": preload}
-            options |= {"grace": grace, "api_workers": api_workers, "routes": routes}
+            options |= {"grace": grace, "api_workers": api_workers, **more}
             environment = {**os.environ, **({"TMPDIR": str(folder)} if folder else {})}
             command = [sys.executable, str(SCRIPT), json.dumps(options)]
             process = stack.enter_context(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment))
@@ -225,3 +225,59 @@ def test_a_faulty_adapter_on_the_command_line_is_named(start, folder):
     server = start(preload=[("sql", folder)])
     assert server.process.wait(20) == 1
     assert "adapter 'sql'" in server.process.stderr.read()
+
+
+@pytest.mark.slow
+def test_a_folder_and_sources_are_the_same_for_every_process(start, folder, tmp_path, adapter_bytes):
+    """What lies in the folder is there when the server is ready; what no process knows, the primary gets for all."""
+    elsewhere = tmp_path / "elsewhere" / "json"
+    elsewhere.mkdir(parents=True)
+    for name, content in adapter_bytes().items():
+        (elsewhere / name).write_bytes(content)
+    watched = tmp_path / "watched"
+    watched.mkdir()
+    os.rename(folder, watched / "sql")
+    server = start(api_workers=2, adapter_dir=str(watched), adapter_sources=[f"{tmp_path}/elsewhere/{{name}}"])
+    server.wait_for()
+    for name, status in [("sql", 200), ("json", 200), ("absent", 404)]:
+        for _ in range(12):  # connections, which are dealt out to the processes
+            answer = httpx.post(f"{server.http.base_url}/v1/completions", json={"model": name, "prompt": [5]})
+            assert (answer.status_code, answer.headers.get("x-peftserve-adapter")) == (
+                status,
+                f"{name}@1" if status == 200 else None,
+            )
+    for _ in range(12):
+        assert httpx.post(f"{server.http.base_url}/private/searches/json").status_code == 404
+    assert server.stop() == 0
+
+
+@pytest.mark.slow
+def test_a_kill_during_a_fetch_leaves_nothing_half_there(start, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as source:
+        server = start(sources=["http"])
+        server.wait_for()
+        uri = f"http://127.0.0.1:{source.getsockname()[1]}/sql"
+        body = {"name": "sql", "source": {"type": "http", "uri": uri}}
+        staging = tmp_path / "state" / "staging"
+
+        def ask():
+            with contextlib.suppress(httpx.TransportError):
+                server.http.post("/v1/adapters", json=body)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        connection, _ = source.accept()
+        assert connection.recv(1000).startswith(b"GET /sql/adapter_config.json")
+        connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 9000000\r\n\r\n" + bytes(2 << 20))
+        while not [file for folder in staging.iterdir() for file in folder.iterdir()]:
+            time.sleep(0.01)
+        server.process.kill()
+        server.process.wait(20)
+        asking.join(20)
+        connection.close()
+    assert list(staging.iterdir())
+    server = start()
+    server.wait_for()
+    assert list(staging.iterdir()) == []
+    assert server.http.get("/v1/adapters").json()["data"] == []
+    assert server.stop() == 0

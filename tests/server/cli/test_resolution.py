@@ -57,7 +57,15 @@ def test_every_setting_has_all_three_spellings(resolve: Resolve, setting: settin
 
 
 def _some_value(setting: settings.Setting) -> str:
-    by_metavar = {"NAME=PATH": "a=/b", "NAME=PATH|JSON": "a=/b", "SIZE": "2GiB", "": "true", "SOURCE": "hub"}
+    by_metavar = {
+        "NAME=PATH": "a=/b",
+        "NAME=FILE": "a=/b",
+        "NAME=PATH|JSON": "a=/b",
+        "SIZE": "2GiB",
+        "": "true",
+        "SOURCE": "hub",
+    }
+    by_metavar |= {"URI/{name}": "/srv/{name}"}
     named = {"DEVICE": "cpu", "DTYPE": "float32", "LEVEL": "debug", "SECONDS": "7", "N": "7", "PORT": "7"}
     return {**by_metavar, **named}.get(setting.metavar, "x")
 

@@ -51,6 +51,9 @@ def test_every_setting_arrives(tmp_path: Path) -> None:
         route=[f"r={tmp_path / 'keys'}"],
         allow_adapter_path=[str(tmp_path)],
         allow_adapter_source=["hub", "s3"],
+        allow_source_host=["a.example", "*.b.example"],
+        adapter_source=["hub://owner/{name}", "/srv/{name}"],
+        adapter_dir=str(tmp_path),
         upload_limit="1MiB",
         grace_period="1.5",
         trust_remote_code="true",
@@ -60,6 +63,8 @@ def test_every_setting_arrives(tmp_path: Path) -> None:
     assert config.preload == (("b", tmp_path), ("a", tmp_path))
     assert config.preload_routes == (("r", tmp_path / "keys"),)
     assert (config.allow_adapter_paths, config.allow_adapter_sources) == ((tmp_path,), {"hub", "s3"})
+    assert config.allow_source_hosts == ("a.example", "*.b.example")
+    assert (config.adapter_sources, config.adapter_dir) == (("hub://owner/{name}", "/srv/{name}"), tmp_path)
     assert (config.upload_limit, config.grace_period, config.engine.trust_remote_code) == (1 << 20, 1.5, True)
 
 

@@ -17,6 +17,8 @@ MADE = {
     "preload_routes",
     "allow_adapter_paths",
     "allow_adapter_sources",
+    "allow_source_hosts",
+    "adapter_sources",
     "api_keys",
 }
 

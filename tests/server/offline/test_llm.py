@@ -36,6 +36,10 @@ class World:
         answer = self._peft.greedy(token_ids, GREEDY.max_tokens, parts).token_ids
         return str(self.tokenizer.decode(answer, skip_special_tokens=True))
 
+    def hidden(self, prompt: str, *names: str, layer: int = -1) -> Any:
+        mixture = tuple((self.adapters[name], 1.0) for name in names)
+        return self._peft.hidden_states(self.tokenizer.encode(prompt), mixture)[layer]
+
 
 @pytest.fixture(scope="module")
 def world(oracle: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> World:
@@ -50,6 +54,18 @@ def llm(world: World) -> Iterator[LLM]:
 
 def texts(completions: list[Completion]) -> list[str]:
     return [completion.text for completion in completions]
+
+
+def test_prompts_become_vectors(world: World, llm: LLM) -> None:
+    """Of the base and of an adapter side by side, and generating goes on as before."""
+    means = llm.embed([*PROMPTS, [5, 6, 7]], adapter=[None, "a", "b", {"a": 0.5, "b": 0.5}])
+    for prompt, name, vector in zip(PROMPTS, ["", "a", "b"], means, strict=False):
+        assert vector == pytest.approx(world.hidden(prompt, *name).mean(0).tolist(), abs=1e-5)
+    [first] = llm.embed(PROMPTS[0], kind="last", layer=0)
+    assert first == pytest.approx(world.hidden(PROMPTS[0], layer=0)[-1].tolist(), abs=1e-5)
+    with pytest.raises(ValueError, match="no layer 7"):
+        llm.embed("x", layer=7)
+    assert texts(llm.generate(PROMPTS[0], sampling=GREEDY)) == [world.text(PROMPTS[0])]
 
 
 def test_each_prompt_has_its_adapter_in_one_batch(world: World, llm: LLM) -> None:

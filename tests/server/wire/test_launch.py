@@ -34,6 +34,8 @@ def test_a_servers_config_survives_too():
         preload=(("a", Path("/a")),),
         allow_adapter_paths=(Path("/p"),),
         allow_adapter_sources=frozenset({"hub"}),
+        hub_token_file=Path("/t"),
+        adapter_sources=("s3://b/{name}",),
         api_keys=("ü",),
     )
     assert decode_config(encode_config(config), ServerConfig) == config

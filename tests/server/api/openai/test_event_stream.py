@@ -3,7 +3,8 @@ import asyncio
 import msgspec
 import pytest
 
-from peftserve.server.api.openai.event_stream import ClientGone, TextFrames, frame, until_disconnect
+from peftserve.server.api.http.leaving import ClientGone, until_disconnect
+from peftserve.server.api.openai.event_stream import TextFrames, frame
 
 
 class _Client:

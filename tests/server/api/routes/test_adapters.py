@@ -300,7 +300,7 @@ def _source(uri, kind="path"):
 
 
 async def test_folders_of_the_server_are_off_until_allowed(server, folder, check_envelope):
-    for kind in ("path", "hub", "s3"):
+    for kind in ("path", "hub", "s3", "gs", "http"):
         response = await server.http.post("/v1/adapters", json=_source(folder, kind))
         assert "not enabled" in check_envelope(response, 400)["message"]
     body = {"lora_name": "sql", "lora_path": str(folder)}

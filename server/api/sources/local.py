@@ -1,23 +1,24 @@
-"""Adapters that the server fetches itself: folders of this machine, where the operator allows them."""
+"""Adapters from folders of this machine, below those that the operator allows."""
 
-import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
 from peftserve.adapters.staging import StagedUpload
 
 from ..http.errors import ApiError, bad_request
-from ..services import Services
+from ..http.threads import to_the_end
+from .place import PARAM, Place, SourceSettings
 
 
-async def fetch(services: Services, kind: str, uri: str, staged: StagedUpload) -> None:
+async def fetch_folder(place: Place, staged: StagedUpload, settings: SourceSettings) -> str | None:
     """Copy an adapter's files into `staged`. Raises ApiError, AdapterError."""
-    if kind != "path":
-        enabled = kind in services.config.allow_adapter_sources
-        what = "is not available yet" if enabled else "is not enabled on this server"
-        raise bad_request(f"The source type {kind!r} {what}; upload the files as multipart/form-data.", "source.type")
-    folder = allowed_folder(services.config.allow_adapter_paths, uri)
-    await asyncio.to_thread(staged.copy_folder, folder, inside=services.config.allow_adapter_paths)
+    folder = allowed_folder(settings.folders, place.uri)
+
+    def copy() -> None:
+        staged.copy_folder(folder, inside=settings.folders)
+
+    await to_the_end(copy)
+    return None
 
 
 def allowed_folder(roots: Sequence[Path], uri: str) -> Path:
@@ -30,7 +31,7 @@ def allowed_folder(roots: Sequence[Path], uri: str) -> Path:
             400,
             "Adapters from folders of the server are not enabled (--allow-adapter-path); upload the files as "
             "multipart/form-data to /v1/adapters.",
-            param="source.uri",
+            param=PARAM,
         )
     try:
         folder = Path(uri).resolve()
@@ -42,4 +43,4 @@ def allowed_folder(roots: Sequence[Path], uri: str) -> Path:
 
 
 def _not_allowed() -> ApiError:
-    return bad_request("The folder is not below one that the server allows.", "source.uri")
+    return bad_request("The folder is not below one that the server allows.", PARAM)
