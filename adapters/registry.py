@@ -194,6 +194,11 @@ class AdapterRegistry(RegistryReader):
         with self.transaction() as db:
             db.execute("DELETE FROM disposable WHERE digest = ?", (digest,))
 
+    def drop_lost_default(self, db: sqlite3.Connection) -> None:
+        """Take away a default that names nothing any more, inside a `transaction`, and tell the journal."""
+        if drop_lost_default(db) and self._journal is not None:
+            self._journal.default_set(None)
+
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Run a block that mends the tables, all of it or nothing, with no other change meanwhile. Raises StoreFull."""

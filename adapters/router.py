@@ -7,19 +7,19 @@ their rows in the registry; knows no files, no HTTP and no model.
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Protocol
 
 from .errors import AdapterNotFound, InvalidAdapter
 from .facts import AdapterFacts
-from .mixing import Ingredient, check_mixture
 from .names import DEFAULT, Reference, parse_reference
 from .registry_reader import AdapterRecord
 from .resolved import Member, Resolved
 from .routing.bodies import MAX_MEMBERS, MAX_WEIGHT
 from .routing.compiled import CompiledRoutes
-from .routing.found import Found, Hop
+from .routing.found import Found, Hop, check_sum
 from .routing.query import Query
-from .routing.stored import Route
+from .routing.stored import Route, RouteHead
 from .routing.tables import MAX_DEPTH
 
 
@@ -38,7 +38,9 @@ class Names(Protocol):
 class Routes(Protocol):
     """The look-up of routes: `RouteReader`."""
 
-    def find(self, name: str) -> Route | None: ...
+    def head(self, name: str) -> RouteHead | None: ...
+
+    def get(self, name: str) -> Route: ...
 
 
 class Router:
@@ -64,41 +66,54 @@ class Router:
             return self._mixture(model, adapters)
         if model == self._base_id:
             return self._base()
-        record = None if model is None or model == DEFAULT else self._find(model)
-        if record is not None and model is not None:
+        query = query or Query()
+        if model is None or model == DEFAULT:
+            with self._names.snapshot():
+                return self._default(query)
+        record = self._find(model)
+        if record is not None:
             return _alone(record, model)
         with self._names.snapshot():
-            return self._indirect(model, query or Query())
+            head = self._head(model)  # most likely: it is no adapter
+            return self._answer(self._follow(model, query, ()) if head is None else self._by_route(head, query, ()))
 
-    def shadow(self, target: str, query: Query) -> Resolved:
-        """Choose the adapters of the copy of a request that a split's shadow gets. Raises what `resolve` raises."""
-        with self._names.snapshot():
-            return self._answer(self._follow(target, query, ()))
+    def is_known(self, model: str | None) -> bool:
+        """Return whether a request may name this: the base, the default, an adapter, a version or a route."""
+        if model in (None, DEFAULT, self._base_id) or self._find(model) is not None:
+            return True
+        return self._head(model) is not None
 
-    def _indirect(self, model: str | None, query: Query) -> Resolved:
-        """Resolve the default, or a route: all look-ups see one state of the registry."""
-        if model is None or model == DEFAULT:
-            default = self._names.get_default()
-            if default is None:
-                return self._base()
-            model = default.name if default.version is None else f"{default.name}@{default.version}"
-        return self._answer(self._follow(model, query, ()))
+    def _default(self, query: Query) -> Resolved:
+        default = self._names.get_default()
+        if default is None:
+            return self._base()
+        name = default.name if default.version is None else f"{default.name}@{default.version}"
+        return self._answer(self._follow(name, query, ()))
 
     def _follow(self, target: str, query: Query, way: tuple[str, ...]) -> Found:
-        """Return what a target stands for. way: the routes that led to it."""
+        """Return what a target stands for, inside a snapshot. way: the routes that led to it."""
         if target == self._base_id:
             return Found()
         if (record := self._find(target)) is not None:
             return Found(((record, 1.0),))
-        route = None if self._routes is None else self._routes.find(target)
-        if route is None:
+        head = self._head(target)
+        if head is None:
             raise _unknown(target, way)
+        return self._by_route(head, query, way)
+
+    def _head(self, name: str) -> RouteHead | None:
+        return None if self._routes is None else self._routes.head(name)
+
+    def _by_route(self, head: RouteHead, query: Query, way: tuple[str, ...]) -> Found:
+        """Return what a route chooses."""
+        assert self._routes is not None
         if len(way) >= MAX_DEPTH:
-            raise AdapterNotFound(f"{target!r} is reached by more than {MAX_DEPTH} routes", param="model")
-        policy = self._compiled.policy(route)
-        further = (*way, target)
+            raise AdapterNotFound(f"{head.name!r} is reached by more than {MAX_DEPTH} routes", param="model")
+        policy = self._compiled.policy(head, partial(self._routes.get, head.name))
+        further = (*way, head.name)
         choice = policy(query, lambda name: self._follow(name, query, further), self._is_healthy)
-        hop = Hop(route.name, route.version, choice.chosen, choice.arm, choice.score, choice.scores)
+        chosen = choice.chosen if choice.found.parts else choice.chosen or self._base_id
+        hop = Hop(head.name, head.version, chosen, choice.arm, choice.score, choice.scores)
         return Found(choice.found.parts, (hop, *choice.found.hops), choice.shadow or choice.found.shadow)
 
     def _is_healthy(self, found: Found) -> bool:
@@ -108,11 +123,11 @@ class Router:
         """Return what was found, by way of routes or as the default, as an answer."""
         if not found.parts:
             return Resolved((), self._base_id, self._base_id, hops=found.hops, shadow=found.shadow)
-        records = [record for record, _ in found.parts]
-        members = tuple(Member(record.ref, weight) for record, weight in found.parts)
-        is_plain = len(members) == 1 and members[0].weight == 1
-        label = str(members[0].ref) if is_plain else _sum_label(members)
-        return _checked(Resolved(members, label, label, _facts(records), found.hops, found.shadow))
+        (record, weight), *others = found.parts
+        if not others and weight == 1:
+            label = str(record.ref)
+            return Resolved((Member(record.ref, 1.0),), label, label, _facts([record]), found.hops, found.shadow)
+        return _sum(found)
 
     def _base(self) -> Resolved:
         return Resolved((), self._base_id, self._base_id)
@@ -133,11 +148,9 @@ class Router:
             )
         records = [self._member(name) for name, _ in adapters]
         weights = [_finite(name, weight) for name, weight in adapters]
-        members = tuple(Member(record.ref, weight) for record, weight in zip(records, weights, strict=True))
-        if len({member.ref[:2] for member in members}) < len(members):
+        if len({record.ref[:2] for record in records}) < len(records):
             raise InvalidAdapter("an adapter may be in a mixture only once", param="adapters")
-        label = _sum_label(members)
-        return _checked(Resolved(members, label, label, _facts(records)))
+        return _sum(Found(tuple(zip(records, weights, strict=True))))
 
     def _member(self, name: str) -> AdapterRecord:
         record = self._find(name)
@@ -165,21 +178,16 @@ def _facts(records: Sequence[AdapterRecord]) -> dict[str, AdapterFacts]:
     return {record.digest: record.facts for record in records}
 
 
-def _sum_label(members: Sequence[Member]) -> str:
-    return "+".join(f"{member.ref}*{member.weight:g}" for member in members)
-
-
-def _checked(resolved: Resolved) -> Resolved:
-    """Return an answer. Raises InvalidAdapter if its members do not mix, or cannot have their weight."""
-    if len(resolved.members) > 1 or resolved.members[0].weight != 1:
-        check_mixture(_ingredients(resolved))
-    return resolved
-
-
-def _ingredients(resolved: Resolved) -> list[Ingredient]:
-    """Return the members by digest: two names of one digest are one adapter, called by the last."""
-    names = {ref.digest: str(ref) for ref, _ in resolved.members}
-    return [Ingredient(names[digest], weight, resolved.facts[digest]) for digest, weight in resolved.weights().items()]
+def _sum(found: Found) -> Resolved:
+    """Return a weighted sum as an answer. Raises InvalidAdapter if its members do not mix, or are too many."""
+    if len(found.parts) > MAX_MEMBERS:
+        raise InvalidAdapter(
+            f"{len(found.parts)} adapters would answer together, and {MAX_MEMBERS} can", param="adapters"
+        )
+    members = tuple(Member(record.ref, _finite(str(record.ref), weight)) for record, weight in found.parts)
+    check_sum(found.parts)
+    label = "+".join(f"{member.ref}*{member.weight:g}" for member in members)
+    return Resolved(members, label, label, _facts([record for record, _ in found.parts]), found.hops, found.shadow)
 
 
 def _finite(name: str, weight: float) -> float:

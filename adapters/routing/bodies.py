@@ -1,6 +1,7 @@
 """The bodies of routes, one struct a kind, told apart by `kind`. Knows the range of each field, and no registry."""
 
 import math
+import re
 from typing import Annotated, Literal
 
 import msgspec
@@ -16,6 +17,7 @@ MAX_MEMBERS = 8  # adapters of a mixture
 MAX_TEXT = 1 << 18  # characters of all examples together: what a request costs grows with them
 MAX_STATES = 512  # texts of a route that the base runs
 MAX_WEIGHT = 1e4
+_STICKY = re.compile(r"user|header:[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")
 
 Target = Annotated[
     str,
@@ -151,8 +153,7 @@ def _check_split(body: Split) -> None:
         raise InvalidAdapter("the weights of a split are numbers of 0 and more, with a sum over 0", param="arms")
     if body.ramp is not None and body.ramp.arm >= len(body.arms):
         raise InvalidAdapter(f"ramp.arm is {body.ramp.arm}, and there are {len(body.arms)} arms", param="ramp")
-    name = (body.sticky or "header:x").removeprefix("header:")
-    if body.sticky not in (None, "user") and (not name or name == body.sticky or not name.isascii()):
+    if body.sticky is not None and not _STICKY.fullmatch(body.sticky):
         raise InvalidAdapter('sticky is "user", "header:" with the name of a header, or null', param="sticky")
 
 

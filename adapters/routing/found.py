@@ -4,9 +4,9 @@ Weighted sums of what was found, as policies make them. Knows no registry.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
+from ..mixing import Ingredient, check_mixture
 from ..registry_reader import AdapterRecord
 
 
@@ -25,8 +25,7 @@ class Hop(NamedTuple):
     scores: Sequence[tuple[str, float]] = ()
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """The adapters that a target stands for: none of them is the bare base.
 
     parts: versions and weights, each version once. hops: routes on the way, the outermost first.
@@ -38,8 +37,7 @@ class Found:
     shadow: str | None = None
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """The choice of one policy: what it found, and what the route's hop says of it."""
 
     found: Found
@@ -52,6 +50,21 @@ class Choice:
 
 Follow = Callable[[str], Found]
 """Return what a target stands for. Raises AdapterNotFound, NotReady."""
+
+
+def check_sum(parts: Sequence[tuple[AdapterRecord, float]]) -> None:
+    """Check that versions can be added up with their weights, or the only one have its weight. Raises InvalidAdapter.
+
+    Two names of one content are one adapter, called by the last.
+    """
+    if len(parts) == 1 and parts[0][1] == 1:
+        return
+    by_digest: dict[str, Ingredient] = {}
+    for record, weight in parts:
+        before = by_digest.get(record.digest)
+        total = weight + (0.0 if before is None else before.weight)
+        by_digest[record.digest] = Ingredient(str(record.ref), total, record.facts)
+    check_mixture([*by_digest.values()])
 
 
 def weighted_sum(terms: Sequence[tuple[Found, float]]) -> Found:

@@ -6,22 +6,28 @@ score wins. The shares are as the weights; when one weight changes, only those m
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 
 from .bodies import Arm, Ramp, Split
 from .query import Query
 
 
-def choose_arm(body: Split, salt: str, query: Query, created: float) -> int:
-    """Return the number of the arm. created: when the route was put, in seconds since 1970; for its ramp."""
-    weights = [arm.weight for arm in body.arms]
-    if body.ramp is not None:
-        weights = ramped(weights, body.ramp, query.now - created)
-    who = _who(body.sticky, query)
-    if who is None:
-        return _drawn(weights, query.draw())
-    return rendezvous(weights, _keys(body.arms), f"{salt}\0{who}")
+def arm_chooser(body: Split, name: str, created: float) -> Callable[[Query], int]:
+    """Return the function that chooses an arm for a request, by its number.
+
+    name: of the route, the salt of one without. created: when it was put, in seconds since 1970; for its ramp.
+    """
+    fixed, ramp = [arm.weight for arm in body.arms], body.ramp
+    keys, salt = _keys(body.arms), body.salt or name
+    who_asks = _asker(body.sticky)
+
+    def choose(query: Query) -> int:
+        weights = fixed if ramp is None else ramped(fixed, ramp, query.now - created)
+        who = who_asks(query)
+        return rendezvous(weights, keys, f"{salt}\0{who}") if who else _drawn(weights, query.draw())
+
+    return choose
 
 
 def ramped(weights: Sequence[float], ramp: Ramp, seconds: float) -> list[float]:
@@ -41,10 +47,14 @@ def rendezvous(weights: Sequence[float], keys: Sequence[str], who: str) -> int:
     return scores.index(max(scores))
 
 
-def _who(sticky: str | None, query: Query) -> str | None:
+def _asker(sticky: str | None) -> Callable[[Query], str | None]:
+    """Return the function that says by what a request stays with its arm; by nothing where that is empty."""
     if sticky is None:
-        return None
-    return query.user if sticky == "user" else query.header(sticky.removeprefix("header:").lower())
+        return lambda query: None
+    if sticky == "user":
+        return lambda query: query.user
+    header = sticky.removeprefix("header:").lower()
+    return lambda query: query.header(header)
 
 
 def _drawn(weights: Sequence[float], draw: float) -> int:
@@ -72,4 +82,4 @@ def _keys(arms: Sequence[Arm]) -> list[str]:
 def _unit(key: str, who: str) -> float:
     """Return a hash as a number in (0, 1)."""
     digest = blake2b(f"{key}\0{who}".encode("utf-8", "backslashreplace"), digest_size=8).digest()
-    return ((int.from_bytes(digest, "big") >> 11) + 0.5) / (1 << 53)
+    return ((int.from_bytes(digest, "big") >> 12) + 0.5) / (1 << 52)  # a bit more, and the highest would round to 1

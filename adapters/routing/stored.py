@@ -8,19 +8,33 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from ..documents import Document, DocumentFiles
 from ..errors import AdapterConflict, AdapterError, AdapterNotFound, InvalidAdapter
 from ..names import DEFAULT, Reference, check_name, parse_reference
-from ..registry import AdapterRegistry, check_unnamed, drop_lost_default, next_version
-from ..registry_reader import RegistryReader, exists, find_row
+from ..registry import AdapterRegistry, check_unnamed, next_version
+from ..registry_reader import AdapterRecord, RegistryReader, exists, find_row, record_of
 from . import tables
 from .bodies import Body, parse_body
 
 FOLDER = "routes"
 
 TargetsOf = Callable[[Body], Sequence[str]]
+Find = Callable[[str], AdapterRecord | None]
+"""Return the adapter version that a target names, if it names one."""
+Check = Callable[[Body, Find], None]
+"""Check a body whose targets exist by what they are. Raises InvalidAdapter."""
+
+
+class RouteHead(NamedTuple):
+    """One version of a route, without its body, which may be large. created: see `Route`."""
+
+    name: str
+    version: int
+    created: float
 
 
 @dataclass(frozen=True)
@@ -32,6 +46,10 @@ class Route:
     created: float
     text: str
 
+    @property
+    def head(self) -> RouteHead:
+        return RouteHead(self.name, self.version, self.created)
+
     def body(self) -> Body:
         """Parse the body. Raises InvalidAdapter for what no release has written."""
         return parse_body(self.text)
@@ -42,6 +60,11 @@ class RouteReader:
 
     def __init__(self, registry: RegistryReader) -> None:
         self._registry = registry
+
+    def head(self, name: str) -> RouteHead | None:
+        """Return the head of the route of a name; None if there is none."""
+        rows = self._registry.read(tables.HEAD, (name,))
+        return RouteHead(*rows[0]) if rows else None
 
     def find(self, name: str) -> Route | None:
         """Return the route of a name; None if there is none."""
@@ -65,51 +88,56 @@ class RouteStore(RouteReader):
     """The routes in the process that changes them.
 
     base_id: the base's name. targets_of: the names in a body. folder: of the state, for the files beside the registry.
+    check: what its kind asks of a body's targets.
     """
 
-    def __init__(self, registry: AdapterRegistry, base_id: str, targets_of: TargetsOf, folder: Path) -> None:
+    def __init__(
+        self, registry: AdapterRegistry, base_id: str, targets_of: TargetsOf, folder: Path, check: Check | None = None
+    ) -> None:
         super().__init__(registry)
         self._changes = registry
         self._base_id = base_id
         self._targets_of = targets_of
+        self._check = check
         self._files = DocumentFiles(folder)
         self._order = threading.Lock()  # files are written in the order of the rows
         self.on_change: Callable[[str], None] | None = None  # set by who wants to be told of changes, on any thread
 
-    def put(self, name: str, text: bytes | str) -> Route:
-        """Make a route, or its next version. Returns when it is on the disk.
+    def put(self, name: str, text: bytes | str) -> tuple[Route, bool]:
+        """Make a route, or its next version; return it, and whether there was none. Returns when it is on the disk.
 
-        Raises InvalidAdapter for a malformed name or body, an unknown target or a cycle; AdapterConflict for a name
-        that is taken. Nothing is changed then.
+        Raises InvalidAdapter for a malformed name or body, an unknown target, a cycle, or targets that do not mix;
+        AdapterConflict for a name that is taken. Nothing is changed then.
         """
         check_name(name, {self._base_id})
         body = parse_body(text)
         content = text if isinstance(text, str) else text.decode()
         with self._order:
             with self._changes.transaction() as db:
-                before = self.find(name)
+                before = self.head(name)
                 if find_row(db, Reference(name)) is not None:
                     raise AdapterConflict(f"there is an adapter {name!r}; choose another name", param="name")
                 route = Route(name, next_version(db, name), time.time(), content)
                 tables.write(db, _document(route), self._known(db, name, self._targets_of(body)))
                 tables.check_ways(db, name)
+                if self._check is not None:
+                    self._check(body, partial(_record, db))
             self._files.put(_document(route), None if before is None else before.version)
         self._tell(name)
-        return route
+        return route, before is None
 
     def delete(self, name: str, *, force: bool = False) -> Route:
         """Delete a route; return it. A default that it was becomes the bare base.
 
-        force: also if another route names it. Raises AdapterNotFound, AdapterConflict.
+        force: also if another route names it. Raises AdapterNotFound, AdapterConflict, OSError.
         """
-        with self._order:
-            with self._changes.transaction() as db:
-                route = self.get(name)
-                if not force:
-                    check_unnamed(db, Reference(name))
-                tables.erase(db, name)
-                drop_lost_default(db)
-            self._files.remove(name, route.version)
+        with self._order, self._changes.transaction() as db:
+            route = self.get(name)
+            if not force:
+                check_unnamed(db, Reference(name))
+            self._files.remove(name, route.version)  # first: one without a row would be back if the registry were lost
+            tables.erase(db, name)
+            self._changes.drop_lost_default(db)
         self._tell(name)
         return route
 
@@ -147,6 +175,12 @@ def settle_routes(registry: AdapterRegistry, targets_of: TargetsOf, folder: Path
             targets = map(reference_of, targets_of(parse_body(document.body)))
             tables.write(db, document, [reference for reference in targets if reference is not None])
     return [document.name for document in lost]
+
+
+def _record(db: sqlite3.Connection, target: str) -> AdapterRecord | None:
+    reference = reference_of(target)
+    row = None if reference is None else find_row(db, reference)
+    return None if row is None else record_of(row)
 
 
 def reference_of(target: str) -> Reference | None:

@@ -10,6 +10,7 @@ from ..names import Reference
 
 MAX_DEPTH = 8  # routes on one way to an answer
 ROUTES = "SELECT name, version, created, body FROM documents WHERE kind = 'route'"
+HEAD = "SELECT name, version, created FROM documents WHERE kind = 'route' AND name = ?"
 
 # How far one can go from a route, or how far one may have come to it. UNION drops what was there at the same depth.
 _WALK = """

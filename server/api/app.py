@@ -26,7 +26,9 @@ from .processes.searches import search_endpoint
 from .routes import (
     adapter_files,
     adapters,
+    evaluate,
     events,
+    explain,
     generation,
     health,
     jobs,
@@ -34,6 +36,8 @@ from .routes import (
     merges,
     metrics,
     models,
+    rollback,
+    routes,
     tokens,
     trainers,
     vllm_adapters,
@@ -41,11 +45,15 @@ from .routes import (
 from .routes.direct import DirectRoutes
 from .routes.documentation import openapi
 from .services import Adapters, OwnedAdapters, Services, base_id
+from .shadows import Shadows
 from .sources.finder import AdapterFinder
 
 EVERYWHERE = (generation, models, tokens, health)
-# `events` before what takes any name.
-PRIMARY_ONLY = (events, adapters, lifecycle, adapter_files, merges, jobs, vllm_adapters, trainers, metrics)
+PRIMARY_ONLY = (
+    events,  # before what takes any name
+    *(adapters, lifecycle, rollback, adapter_files, merges, jobs, vllm_adapters, trainers, metrics),
+    *(routes, explain, evaluate),
+)
 # Also beyond limits of connections.
 ALWAYS = frozenset({b"/health", b"/health/", b"/health/live", b"/health/ready", b"/metrics"})
 
@@ -80,7 +88,8 @@ def make_services(
     """
     admission = Admission(config.engine.max_running + config.max_queue, counts, number)
     started = int(time.time()) if started is None else started
-    services = Services(config, engine, opened, admission, Metrics(), base_id(config), started)
+    shadows = Shadows(admission, config.engine.max_running)
+    services = Services(config, engine, opened, admission, shadows, Metrics(), base_id(config), started)
     if config.adapter_sources and isinstance(opened, OwnedAdapters):
         owned = (opened.registry, opened.store, opened.library)
         services.finder = AdapterFinder(config.adapter_sources, services.sources, *owned, config.upload_limit)

@@ -145,7 +145,7 @@ def _preload_route(services: Services, name: str, file: Path) -> None:
     if services.owned.routes.find(name) is not None:
         return
     try:
-        route = services.owned.routes.put(name, file.read_bytes())
+        route, _ = services.owned.routes.put(name, file.read_bytes())
     except AdapterConflict as error:
         logger.warning("Route %s from %s is left out: %s", name, file, error.message)
     except AdapterError as error:
@@ -156,8 +156,8 @@ def _preload_route(services: Services, name: str, file: Path) -> None:
 
 async def _drain(services: Services, stopping: "_Signals") -> None:
     """Take no new requests, and wait for those that run: to the end of the grace time or the second signal."""
-    services.admission.drain()
     services.owned.life.events.close()
+    services.drain()
     logger.info("Shutting down; %d sequences are running", services.admission.in_flight_everywhere)
     waiting = [
         asyncio.create_task(_all_idle(services)),

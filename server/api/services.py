@@ -20,7 +20,7 @@ from peftserve.adapters.registry import AdapterRegistry
 from peftserve.adapters.registry_file import NAME as REGISTRY
 from peftserve.adapters.resolved import Resolved
 from peftserve.adapters.router import Router
-from peftserve.adapters.routing.policies import targets_of
+from peftserve.adapters.routing.policies import check_targets, targets_of
 from peftserve.adapters.routing.query import Vector
 from peftserve.adapters.routing.stored import FOLDER as ROUTES
 from peftserve.adapters.routing.stored import RouteReader, RouteStore
@@ -38,6 +38,7 @@ from .metrics.requests import Metrics
 from .processes.pool import SharedLeases, WorkerPool
 from .processes.searches import Finder
 from .request_lease import RequestLease
+from .shadows import Shadows
 from .sources.fetchers import Sources
 from .sources.place import SourceSettings
 from .text.tokenizer import Tokenizer
@@ -83,6 +84,7 @@ class Services:
     engine: RemoteEngine
     adapters: Adapters
     admission: Admission
+    shadows: Shadows
     metrics: Metrics
     base_id: str
     started: int
@@ -117,6 +119,11 @@ class Services:
             self._tokenizer = Tokenizer(info)
         return self._tokenizer
 
+    def drain(self) -> None:
+        """Take no new requests from now on, and give up what no client waits for."""
+        self.admission.drain()
+        self.shadows.stop()
+
     def hold(self, resolved: Resolved, sequences: int) -> RequestLease:
         """Reserve room for a request's sequences and its adapters, for as long as it runs. Raises ApiError 429 or 503.
 
@@ -136,7 +143,7 @@ async def open_adapters(
     """
     with closing(AdapterStore(state_dir)) as store, open_registry(state_dir, store) as (registry, recovery):
         leases = Leases()
-        routes = RouteStore(registry, base_id, targets_of, state_dir / ROUTES)
+        routes = RouteStore(registry, base_id, targets_of, state_dir / ROUTES, check_targets)
         library = AdapterLibrary(
             store,
             registry,

@@ -106,7 +106,7 @@ class ApiWorker:
             case AwaitIdle(digest=digest):
                 await services.adapters.leases.idle(digest)
             case Drain():
-                services.admission.drain()
+                services.drain()
                 await services.admission.idle()
             case GiveStats():
                 return WorkerStats(

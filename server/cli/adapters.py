@@ -36,6 +36,11 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
     remove = _action(actions, "remove", "take adapters away; requests that run on them finish", _remove)
     remove.add_argument("names", metavar="NAME", nargs="+")
+    remove.add_argument("--force", action="store_true", help="also if a route names it")
+
+    back = _action(actions, "rollback", "make an older version's content the newest again", _roll_back)
+    back.add_argument("name", metavar="NAME")
+    back.add_argument("--to", type=int, metavar="N", help="the version (default: the one before the newest)")
 
     load = _action(actions, "load", "bring adapters to the device ahead of use", _load)
     load.add_argument("names", metavar="NAME", nargs="+", help="a name, or NAME@VERSION")
@@ -127,14 +132,14 @@ def _show(arguments: argparse.Namespace) -> int:
         card = server.call("GET", path_of(arguments.name))
     width = max(len(key) for key in card)
     for key, value in card.items():
-        print(f"{key:<{width}}  {_created(value) if key == 'created' else value}")
+        print(f"{key:<{width}}  {created(value) if key == 'created' else value}")
     return 0
 
 
 def _remove(arguments: argparse.Namespace) -> int:
     with Server(arguments.url, arguments.api_key) as server:
         for name in arguments.names:
-            server.call("DELETE", path_of(name))
+            server.call("DELETE", path_of(name), params={"force": "true"} if arguments.force else {})
             print(f"removed {name}")
     return 0
 
@@ -152,6 +157,13 @@ def _restore(arguments: argparse.Namespace) -> int:
         for name in arguments.names:
             for card in server.call("POST", f"{path_of(name)}/restore")["data"]:
                 print(f"restored {card['name']}@{card['version']}")
+    return 0
+
+
+def _roll_back(arguments: argparse.Namespace) -> int:
+    with Server(arguments.url, arguments.api_key) as server:
+        card = server.call("POST", f"{path_of(arguments.name)}/rollback", json={"to": arguments.to})
+    print(f"{card['name']}@{card['version']}: {card['method']}, rank {card['rank']}, {_size(card)}")
     return 0
 
 
@@ -173,14 +185,14 @@ def _default(arguments: argparse.Namespace) -> int:
 
 
 def _row(card: Card) -> Sequence[str]:
-    shown = {**card, "size": _size(card), "running": card["requests_running"], "created": _created(card["created"])}
+    shown = {**card, "size": _size(card), "running": card["requests_running"], "created": created(card["created"])}
     return [str(shown[column]) for column in COLUMNS]
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
+def table(rows: Sequence[Sequence[str]], columns: Sequence[str] = COLUMNS) -> str:
     """Return rows as left-aligned columns under their headings."""
-    lines = [[column.upper() for column in COLUMNS], *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
+    lines = [[column.upper() for column in columns], *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
     return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
@@ -188,5 +200,6 @@ def _size(card: Card) -> str:
     return str(tqdm.format_sizeof(card["size"], suffix="B", divisor=1024))
 
 
-def _created(seconds: float) -> str:
+def created(seconds: float) -> str:
+    """Return a time as people read it, in this machine's time zone."""
     return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M")

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
-from . import adapters, bench, merge, serve, state
+from . import adapters, bench, merge, routes, serve, state
 from .errors import CommandError
 
 
@@ -30,6 +30,7 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     serve.add_parser(commands)
     adapters.add_parser(commands)
+    routes.add_parser(commands)
     state.add_parser(commands)
     bench.add_parser(commands)
     merge.add_parser(commands)

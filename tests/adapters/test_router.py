@@ -1,3 +1,4 @@
+import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from peftserve.adapters.names import VersionRef
 from peftserve.adapters.registry import AdapterRegistry
 from peftserve.adapters.resolved import Member, Resolved
 from peftserve.adapters.router import Router
+from peftserve.adapters.routing.found import Hop
 from peftserve.adapters.routing.policies import targets_of
 from peftserve.adapters.routing.stored import RouteStore
 
@@ -180,3 +182,55 @@ def test_tasks_that_are_missing_or_not_there(
     with pytest.raises(InvalidAdapter, match=message) as error:
         resolved.tasks(task_id)
     assert error.value.param == "task_id"
+
+
+def test_a_fallback_passes_over_what_is_damaged(registry: AdapterRegistry, router: Router, tmp_path: Path) -> None:
+    routes = RouteStore(registry, "org/demo", targets_of, tmp_path / "routes")
+    router = Router(registry, "org/demo", routes)
+    routes.put("safe", '{"kind": "fallback", "targets": ["a", "a@1", "org/demo"]}')
+    assert router.resolve("safe").label == "a@2"
+    registry.set_damaged(A2.digest, "gone")
+    assert router.resolve("safe").label == "a@1"
+    registry.set_damaged(A1.digest, "gone")
+    assert router.resolve("safe") == Resolved(
+        (), "org/demo", "org/demo", hops=(Hop("safe", 1, "org/demo", 2),)
+    )  # fmt: skip
+    routes.put("twice", '{"kind": "fallback", "targets": ["a", "b"]}')
+    with pytest.raises(
+        AdapterNotFound, match="none of the targets of the route 'twice' exists and can be loaded: a, b"
+    ):
+        router.resolve("twice")
+
+
+def test_what_a_request_may_name_is_known_without_asking_a_policy(
+    registry: AdapterRegistry, router: Router, tmp_path: Path
+) -> None:
+    routes = RouteStore(registry, "org/demo", targets_of, tmp_path / "routes")
+    router = Router(registry, "org/demo", routes)
+    routes.put("r", '{"kind": "alias", "target": "b"}')
+    registry.delete("b")
+    assert all(map(router.is_known, (None, "default", "org/demo", "a", "a@1", "r")))
+    assert not any(map(router.is_known, ("b", "a@9", "r@1", "x y")))
+
+
+def test_sums_of_sums_have_a_most_of_members(registry: AdapterRegistry, facts: AdapterFacts, tmp_path: Path) -> None:
+    routes = RouteStore(registry, "org/demo", targets_of, tmp_path / "routes")
+    router = Router(registry, "org/demo", routes)
+    for number in range(9):
+        registry.add(f"c{number}", f"{number}" * 64, facts)
+    for name, numbers in (("low", range(5)), ("high", range(4, 9))):
+        routes.put(name, mixture_of({f"c{number}": 0.5 for number in numbers}))
+    routes.put("all", mixture_of({"low": 1, "high": 2}))
+    with pytest.raises(InvalidAdapter, match="9 adapters would answer together, and 8 can"):
+        router.resolve("all")
+    routes.put("high", mixture_of({f"c{number}": 0.5 for number in range(4, 8)}))
+    resolved = router.resolve("all")
+    assert {member.ref.name: member.weight for member in resolved.members} == {
+        **{f"c{number}": 0.5 for number in range(4)}, "c4": 1.5, **{f"c{number}": 1.0 for number in range(5, 8)},
+    }  # fmt: skip
+    assert [hop.route for hop in resolved.hops] == ["all", "low", "high"]
+
+
+def mixture_of(weights: dict[str, float]) -> str:
+    members = [{"name": name, "weight": weight} for name, weight in weights.items()]
+    return json.dumps({"kind": "mixture", "adapters": members})

@@ -63,14 +63,19 @@ def json_body(model: type[M]) -> Callable[[Request], Awaitable[M]]:
 
 
 async def read_json(request: Request, model: type[M]) -> M:
-    """Return the body as the model.
+    """Return the body as the model. Raises pydantic's ValidationError, and what `read_bytes` raises."""
+    return model.model_validate_json(await read_bytes(request))
 
-    Raises pydantic's ValidationError, ApiError 413, and 400 for so many values that their parsing would stall others.
+
+async def read_bytes(request: Request) -> bytes:
+    """Return a body of JSON as it came.
+
+    Raises ApiError 413, and 400 for so many values that their parsing would stall others.
     """
     body = await _read(request)
     if len(body) > SMALL_BODY:
         await _check_values(body)
-    return model.model_validate_json(body)
+    return body
 
 
 async def _read(request: Request) -> bytes:

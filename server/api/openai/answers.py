@@ -15,6 +15,7 @@ from ..services import Services
 from .event_stream import EventStream
 from .generation import Generation, Plan
 from .responses import CachedTokens, Usage
+from .shadow import shadow_of
 from .text_deltas import Delta
 
 Whole = Callable[[Generation], Awaitable[msgspec.Struct]]
@@ -31,11 +32,12 @@ async def answer(services: Services, request: Request, plan: Plan, whole: Whole,
 
     Raises ApiError, EngineDead.
     """
-    generation = Generation(services, plan)
+    generation = Generation(services, plan, shadow_of(services, request, plan))
     headers = {"x-peftserve-adapter": plan.resolved.label}
     if plan.resolved.hops:
         headers["x-peftserve-route"] = ", ".join(map(_hop, plan.resolved.hops))
     lease = services.hold(plan.resolved, plan.num_sequences)
+    services.shadows.make_room()
     if plan.body.stream:
         return EventStream(stream(generation), lease, headers)
     with lease:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from fastapi import Request, Response
@@ -68,7 +69,8 @@ async def _plan(services: Services, tokenizer: Tokenizer, request: Request, body
     text = await render(tokenizer, body.messages, body)
     # The template has written the special tokens itself.
     [prompt] = await encode_prompts(info, tokenizer, [text], body.add_special_tokens)
-    resolved = await who_answers(services, request, body, lambda: last_words(body.messages))
+    judged = partial(last_words, body.messages)
+    resolved = await who_answers(services, request, body, judged)
     check_ids(info, body, [prompt], resolved)
     sampling = body.sampling(
         max_tokens=fit_length(info, prompt, body.limit, None, resolved.virtual_tokens),
@@ -77,7 +79,7 @@ async def _plan(services: Services, tokenizer: Tokenizer, request: Request, body
     )
     check_min_tokens(body, [sampling])
     adapters = weighted_adapters(resolved, body.task_id)
-    return Plan(body, resolved, adapters, [prompt], [sampling], body.choices, salt_of(request, body))
+    return Plan(body, resolved, adapters, [prompt], [sampling], body.choices, salt_of(request, body), judged)
 
 
 class ChatBuilder:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
+from functools import partial
 
 from fastapi import Request, Response
 from msgspec import UNSET, UnsetType
@@ -34,7 +35,8 @@ async def create_completion(request: Request, services: Services) -> Response:
 async def _plan(services: Services, tokenizer: Tokenizer, request: Request, body: CompletionRequest) -> Plan:
     info = services.model()
     prompts = await encode_prompts(info, tokenizer, body.prompt, body.add_special_tokens)
-    resolved = await who_answers(services, request, body, lambda: _text(tokenizer, prompts[0]))
+    judged = partial(_text, tokenizer, prompts[0])
+    resolved = await who_answers(services, request, body, judged)
     check_ids(info, body, prompts, resolved)
     rerank = body.samples > body.choices  # the best are chosen by their logprobs
     scored = _most(body.prompt_logprobs, body.logprobs if body.echo else None, 0 if body.max_tokens == 0 else None)
@@ -48,7 +50,7 @@ async def _plan(services: Services, tokenizer: Tokenizer, request: Request, body
     ]
     check_min_tokens(body, sampling)
     adapters = weighted_adapters(resolved, body.task_id)
-    return Plan(body, resolved, adapters, prompts, sampling, body.samples, salt_of(request, body))
+    return Plan(body, resolved, adapters, prompts, sampling, body.samples, salt_of(request, body), judged)
 
 
 def _text(tokenizer: Tokenizer, prompt: TokenizedPrompt) -> str:

@@ -45,6 +45,7 @@ class Plan:
     """The plan of one request: `samples` sequences for each prompt, each prompt with its own parameters.
 
     resolved: the adapters that answer, as looked up in this turn of the event loop. adapters: the same for the engine.
+    text: returns what routes judge content by.
     """
 
     body: GenerationRequest
@@ -54,6 +55,7 @@ class Plan:
     sampling: list[SamplingParams]
     samples: int
     salt: str = ""
+    text: Callable[[], str] = str
 
     @property
     def num_sequences(self) -> int:
@@ -70,13 +72,14 @@ SequenceDelta = tuple[int, Delta]  # a sequence, and what a step showed of it
 class Generation:
     """The sequences of one plan, for which `Services.hold` has given a lease.
 
-    Sequence i answers prompt i // samples.
+    Sequence i answers prompt i // samples. begun: called when all are submitted.
     """
 
-    def __init__(self, services: Services, plan: Plan) -> None:
+    def __init__(self, services: Services, plan: Plan, begun: Callable[[], None] | None = None) -> None:
         self.plan = plan
         self.resolved = plan.resolved
         self._services = services
+        self._begun = begun
         self._labels = services.metrics.adapter_labels(plan.resolved)
         self._id = f"{os.getpid()}-{next(_ids)}"
         self._stops = StopTable(plan.body.stop) if plan.body.stop else NO_STOPS
@@ -128,6 +131,8 @@ class Generation:
             timer = SequenceTimer(self._services.metrics, self._labels)
             engine.submit(request, _SequenceSink(engine, request.request_id, index, timer, self._decoder(), emit, fail))
             await turns.spend(SUBMISSION + len(request.prompt_token_ids) // TOKENS_SENT)
+        if self._begun is not None:
+            self._begun()
 
     def _request(self, index: int) -> AddRequest:
         prompt, sample = divmod(index, self.plan.samples)

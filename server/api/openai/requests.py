@@ -11,6 +11,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
+from peftserve.adapters.routing.bodies import MAX_MEMBERS
+
 from ...wire.messages import SamplingParams
 from .adapter_fields import Named, find_named
 
@@ -19,7 +21,6 @@ MAX_STOPS = 16
 MAX_STOP_LENGTH = 1024
 MAX_LOGPROBS = 20
 MAX_BIASES = 1024
-MAX_MIXTURE = 16
 INT64 = 1 << 63
 _NAMED = "\0named"  # no field of a client's
 
@@ -76,7 +77,7 @@ class GenerationRequest(ModelRequest):
     adapters: list[MixtureMember] | None = Field(
         default=None,
         min_length=1,
-        max_length=MAX_MIXTURE,
+        max_length=MAX_MEMBERS,
         description="A mixture: the weighted sum of these adapters' bypasses. `model` is then left out or `default`.",
     )
     task_id: int | None = Field(

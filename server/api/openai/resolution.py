@@ -28,7 +28,7 @@ async def who_answers(
     """
     mixture = None if body.adapters is None else [(part.name, part.weight) for part in body.adapters]
     model = asked_model(services, body, several=mixture is not None)
-    query = Query(text, body.user, request.headers.get, is_chat=isinstance(body, ChatRequest))
+    query = Query(text, body.user, lambda name: request.headers.get(name), is_chat=isinstance(body, ChatRequest))
     return await resolve(services, model, mixture, query, salt_of(request, body))
 
 
@@ -68,6 +68,22 @@ async def _is_found(services: Services, model: str) -> bool:
     if adapters.registry.find(model) is not None or adapters.routes.find(model) is not None:
         return False
     return await services.finder.find(model)
+
+
+async def resolve_route(services: Services, name: str, query: Query) -> Resolved:
+    """Return what a route chooses. Raises AdapterError, also for a name that is no route's."""
+    services.adapters.routes.get(name)
+    resolved = await resolve(services, name, None, query)
+    if not resolved.hops:  # it has gone meanwhile, and an adapter has its name
+        raise AdapterNotFound(f"there is no route {name[:140]!r}", param="name")
+    return resolved
+
+
+async def check_model(services: Services, body: ModelRequest) -> None:
+    """Check that what is asked for exists, without asking a route's policy. Raises AdapterError, ApiError."""
+    model = asked_model(services, body)
+    if not services.adapters.router.is_known(model):
+        await resolve(services, model)  # looks for it wherever that may be, or says why not
 
 
 def asked_model(services: Services, body: ModelRequest, several: bool = False) -> str | None:

@@ -104,12 +104,7 @@ Name = Annotated[str, Path(description="An adapter's name, or `name@version`.", 
     status=201,
     body=AddAdapter,
     form=FORM,
-    examples={
-        "Folder of the server": {"name": "sql", "source": {"type": "path", "uri": "/srv/adapters/sql"}},
-        "Hub": {"name": "sql", "source": {"type": "hub", "uri": "acme/sql-lora", "revision": "v2"}},
-        "Object store": {"name": "sql", "source": {"type": "s3", "uri": "s3://adapters/sql"}},
-        "Web server": {"name": "sql", "source": {"type": "http", "uri": "https://adapters.example.com/sql"}},
-    },
+    examples={"Folder of the server": {"name": "sql", "source": {"type": "path", "uri": "/srv/adapters/sql"}}},
     errors=(403, 409),
 )
 async def add_adapter(request: Request, services: ServicesOf) -> Response:
@@ -171,15 +166,16 @@ async def get_adapter(services: ServicesOf, name: Name) -> Response:
 
 
 @router.delete("/v1/adapters/{name}")
-@Operation("Delete an adapter", Deleted(id="sql@2"), errors=(400, 404))
+@Operation("Delete an adapter", Deleted(id="sql@2"), errors=(400, 404, 409))
 async def delete_adapter(
     services: ServicesOf,
     name: Name,
+    force: Annotated[bool, Query(description="Also if a route names it, which then answers 404.")] = False,
     purge: Annotated[bool, Query(description="At once, also what is kept to be restored.")] = False,
 ) -> Response:
     """Delete all versions of a name, or the one that is named. Requests that run finish on what they have."""
     reference = parse_name(name)
-    await services.owned.library.delete(*reference, purge=purge)
+    await services.owned.library.delete(*reference, force=force, purge=purge)
     return json_response(Deleted(id=name))
 
 

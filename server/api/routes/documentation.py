@@ -44,6 +44,7 @@ TAGS = {
     "Completions": "OpenAI's routes with vLLM's extra fields, streaming and not.",
     "Models": "The base and each adapter, as clients of OpenAI's API list them.",
     "Adapters": "Upload, look at and delete adapters, and choose what answers by default.",
+    "Routes": "Names that stand for a policy: another name, a split, a choice by content, a mixture, a fallback.",
     "Jobs": "What goes on in the background, such as merges.",
     "Tokens": "The base's tokenizer, as vLLM serves it.",
     "vLLM": "vLLM's routes for adapters, so that its tools work.",
@@ -65,8 +66,9 @@ class Operation:
     answer: an example of the answer, whose type is the schema; a text is sent as `text_type`, a file as what it is.
     also: other statuses of success, each with an example of its answer.
     body, form: what is taken as JSON, and the schema of what is taken as a form. examples: name to a JSON body.
+    struct_body: what is taken as JSON, where msgspec parses it: one of its types, or a union of them.
     errors: statuses beside those that follow from the rest. events: what each event of a stream holds.
-    headers: of a successful answer, name to description.
+    headers, optional_headers: of a successful answer, name to description.
     """
 
     summary: str
@@ -75,11 +77,13 @@ class Operation:
     also: Mapping[int, msgspec.Struct] = field(default_factory=dict)
     body: type[BaseModel] | None = None
     form: Mapping[str, Any] | None = None
+    struct_body: Any = None
     examples: Mapping[str, Json] | None = None
     errors: Sequence[int] = ()
     events: msgspec.Struct | None = None
     headers: Mapping[str, str] | None = None
     text_type: str = TEXT
+    optional_headers: Mapping[str, str] | None = None
 
     def __call__(self, endpoint: Endpoint) -> Endpoint:
         setattr(endpoint, _ATTRIBUTE, self)
@@ -129,8 +133,8 @@ def _describe(operation: Operation, guarded: bool) -> Json:
     described: Json = {"summary": operation.summary, "responses": _responses(operation, guarded)}
     if guarded:
         described["security"] = [{KEY: []}]
-    if operation.body is not None:
-        content = {JSON: {"schema": _reference(operation.body)}}
+    if operation.body is not None or operation.struct_body is not None:
+        content = {JSON: {"schema": _body_schema(operation)}}
         if operation.examples:
             content[JSON]["examples"] = {name: {"value": value} for name, value in operation.examples.items()}
         if operation.form is not None:
@@ -139,14 +143,24 @@ def _describe(operation: Operation, guarded: bool) -> Json:
     return described
 
 
+def _body_schema(operation: Operation) -> Json:
+    if operation.body is not None:
+        return _reference(operation.body)
+    (schema,), _ = msgspec.json.schema_components([operation.struct_body], ref_template=SCHEMAS + "{name}")
+    return schema
+
+
 def _responses(operation: Operation, guarded: bool) -> Json:
     success: Json = {"description": HTTPStatus(operation.status).phrase, "content": _contents(operation)}
-    if operation.headers:
-        success["headers"] = {
-            name: {"description": text, "required": True, "schema": {"type": "string"}}
-            for name, text in operation.headers.items()
-        }
-    statuses = {*operation.errors, *((400, 413) if operation.body else ()), *((401,) if guarded else ()), 503}
+    headers = {
+        name: {"description": text, "required": required, "schema": {"type": "string"}}
+        for named, required in ((operation.headers, True), (operation.optional_headers, False))
+        for name, text in (named or {}).items()
+    }
+    if headers:
+        success["headers"] = headers
+    has_body = operation.body is not None or operation.struct_body is not None
+    statuses = {*operation.errors, *((400, 413) if has_body else ()), *((401,) if guarded else ()), 503}
     errors = {str(status): {"$ref": f"#/components/responses/{error_name(status)}"} for status in sorted(statuses)}
     others = {
         str(status): {"description": HTTPStatus(status).phrase, "content": {JSON: _content(example)}}
@@ -206,6 +220,7 @@ def _components(operations: Sequence[Operation], keys: bool) -> Json:
         [(body, "validation") for body in bodies], ref_template=SCHEMAS + "{model}", schema_generator=_WithoutTitles
     )
     structs = {ErrorEnvelope, *(struct for operation in operations for struct in operation.structs)}
+    structs |= {operation.struct_body for operation in operations if operation.struct_body is not None}
     _, answers = msgspec.json.schema_components(structs, ref_template=SCHEMAS + "{name}")
     requests = definitions.get("$defs", {})
     assert not requests.keys() & answers.keys(), "two types of one name"

@@ -40,6 +40,10 @@ DIRECT: Mapping[str, Handler] = {
 
 
 HEADERS = {"x-peftserve-adapter": "What answered: the base's id, `name@version`, or a mixture's members and weights."}
+OF_ROUTES = {
+    "x-peftserve-route": "The routes by which it was chosen, the outermost first, each as `name@version; arm=0; "
+    "score=0.61` with what applies."
+}
 _IDENTITY: dict[str, Any] = {"created": 1_767_225_600, "model": "sql@2"}
 _USAGE = Usage(12, 9, 21, CachedTokens(0))
 
@@ -61,6 +65,7 @@ _USAGE = Usage(12, 9, 21, CachedTokens(0))
     errors=(404, 429),
     events=Completion(id="cmpl-1", choices=[CompletionChoice(0, " FROM")], **_IDENTITY),
     headers=HEADERS,
+    optional_headers=OF_ROUTES,
 )
 async def completions(request: Request, services: ServicesOf) -> Response:
     """Go on with one prompt or several, with the base, an adapter, or a weighted mixture of adapters."""
@@ -88,6 +93,7 @@ async def completions(request: Request, services: ServicesOf) -> Response:
     errors=(404, 429),
     events=ChatChunk(id="chatcmpl-1", choices=[ChatChunkChoice(0, ChatDelta(content="SELECT"))], **_IDENTITY),
     headers=HEADERS,
+    optional_headers=OF_ROUTES,
 )
 async def chat_completions(request: Request, services: ServicesOf) -> Response:
     """Write the assistant's next message, by the model's own chat template."""

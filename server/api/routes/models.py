@@ -1,4 +1,4 @@
-"""GET /v1/models: the base, and each adapter with the base as its parent, its own prefix off the context length."""
+"""GET /v1/models: the base, each adapter with the base as its parent, its own prefix off the context length; routes."""
 
 import asyncio
 from typing import Annotated, Literal
@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from peftserve.adapters.names import DEFAULT
 from peftserve.adapters.registry_reader import AdapterRecord
+from peftserve.adapters.routing.stored import Route
 
 from ..openai.answers import json_response
 from ..openai.resolution import resolve
@@ -18,22 +19,32 @@ from .documentation import Operation
 router = APIRouter(tags=["Models"])
 
 PAGE = 1000
+ROUTES_PAGE = 100  # a body may have a megabyte
+
+
+class _Named(msgspec.Struct):
+    """The part of a route's body that says what it is."""
+
+    kind: str
+    target: str = ""
 
 
 class Model(msgspec.Struct, kw_only=True):
-    """A model or adapter that the `model` field of a request may name."""
+    """A model, adapter or route that the `model` field of a request may name."""
 
     id: str
     object: Literal["model"] = "model"
     created: Annotated[int, Meta(description="Unix time in seconds.")]
-    owned_by: str = "peftserve"
-    root: Annotated[str, Meta(description="An adapter's digest, or the base's id.")]
-    parent: Annotated[str | None, Meta(description="The base of an adapter.")] = None
+    owned_by: Annotated[str, Meta(description="`route` for a route.")] = "peftserve"
+    root: Annotated[
+        str, Meta(description="An adapter's digest, the base's id, what an alias names, or another route's kind.")
+    ]
+    parent: Annotated[str | None, Meta(description="The base of an adapter or a route.")] = None
     max_model_len: Annotated[int, Meta(description="Most tokens of prompt and answer together.")]
 
 
 class ModelList(msgspec.Struct, kw_only=True):
-    """The base, and the newest version of each adapter by name."""
+    """The base, the newest version of each adapter by name, and the routes by name."""
 
     object: Literal["list"] = "list"
     data: list[Model]
@@ -45,12 +56,16 @@ EXAMPLE = Model(id="sql", created=1_767_225_600, root="9f86d081884c7d65", parent
 @router.get("/v1/models")
 @Operation("List models", ModelList(data=[EXAMPLE]))
 async def list_models(services: ServicesOf) -> Response:
-    """List the base, and the newest version of each adapter by name."""
+    """List the base, the newest version of each adapter by name, and the routes by name."""
     models = [_base(services)]
     after = ""
     while records := await asyncio.to_thread(services.adapters.registry.page, after=after, limit=PAGE):
         models += [_adapter(services, record.name, record) for record in records]
         after = records[-1].name
+    after = ""
+    while routes := await asyncio.to_thread(services.adapters.routes.page, after=after, limit=ROUTES_PAGE):
+        models += [_route(services, route) for route in routes]
+        after = routes[-1].name
     return json_response(ModelList(data=models))
 
 
@@ -60,15 +75,23 @@ async def get_model(
     services: ServicesOf,
     model_id: Annotated[str, Path(description="As in the `model` field of a request.", examples=["sql"])],
 ) -> Response:
-    """Return what a request that names this model would be answered by."""
-    if model_id == services.base_id:
+    """Return what a request that names this model would be answered by, or a route without asking it."""
+    name = _default(services) if model_id == DEFAULT else model_id
+    if name == services.base_id:
         return json_response(_base(services))
-    resolved = await resolve(services, model_id)
-    if not resolved.members:
-        return json_response(_base(services))
-    ref = resolved.members[0].ref
-    name = str(ref) if model_id == DEFAULT else model_id
-    return json_response(_adapter(services, name, services.adapters.registry.get(ref.name, ref.version)))
+    route = services.adapters.routes.find(name)
+    if route is not None:
+        return json_response(_route(services, route))
+    ref = (await resolve(services, name)).members[0].ref
+    shown = str(ref) if model_id == DEFAULT else model_id
+    return json_response(_adapter(services, shown, services.adapters.registry.get(ref.name, ref.version)))
+
+
+def _default(services: Services) -> str:
+    default = services.adapters.registry.get_default()
+    if default is None:
+        return services.base_id
+    return default.name if default.version is None else f"{default.name}@{default.version}"
 
 
 def _base(services: Services) -> Model:
@@ -87,4 +110,16 @@ def _adapter(services: Services, name: str, record: AdapterRecord) -> Model:
         root=record.digest,
         parent=services.base_id,
         max_model_len=max(services.model().max_model_len - record.facts.virtual_tokens, 0),
+    )
+
+
+def _route(services: Services, route: Route) -> Model:
+    named = msgspec.json.decode(route.text, type=_Named)
+    return Model(
+        id=route.name,
+        created=int(route.created),
+        owned_by="route",
+        root=named.target or named.kind,
+        parent=services.base_id,
+        max_model_len=services.model().max_model_len,
     )

@@ -12,7 +12,7 @@ from ..openai.answers import json_response
 from ..openai.chat import render
 from ..openai.chat_request import MAX_MESSAGES, Message
 from ..openai.requests import ModelRequest, TokenId
-from ..openai.resolution import asked_model, resolve
+from ..openai.resolution import check_model
 from ..services import Services, ServicesOf
 from ..text.tokenizer import Tokenizer
 from .documentation import Operation
@@ -91,7 +91,7 @@ async def tokenize(
 ) -> Response:
     """Return the tokens of a prompt, or of messages in the model's chat template. Adapters share the tokenizer."""
     tokenizer = services.tokenizer()
-    await resolve(services, asked_model(services, body))
+    await check_model(services, body)
     if body.messages is not None:
         tokens = await tokenizer.encode(await render(tokenizer, body.messages, body), body.add_special_tokens or False)
     else:
@@ -113,7 +113,7 @@ async def detokenize(
 ) -> Response:
     """Return the text of tokens, special ones shown."""
     tokenizer = _with_text(services)
-    await resolve(services, asked_model(services, body))
+    await check_model(services, body)
     if body.tokens and max(body.tokens) >= tokenizer.vocab_size:
         raise bad_request(f"tokens holds an id outside of the vocabulary of {tokenizer.vocab_size}.", "tokens")
     return json_response(Detokenized(await tokenizer.decode_long(body.tokens, skip_special_tokens=False)))

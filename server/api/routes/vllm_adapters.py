@@ -107,7 +107,7 @@ def _nothing_at(path: str, why: str = "") -> ApiError:
     "Success: LoRA adapter 'sql' removed successfully.",
     body=UnloadLora,
     examples={"Adapter": {"lora_name": "sql"}},
-    errors=(404,),
+    errors=(404, 409),
 )
 async def unload_lora_adapter(
     services: ServicesOf, body: Annotated[UnloadLora, Depends(json_body(UnloadLora))]
@@ -120,5 +120,5 @@ async def unload_lora_adapter(
         raise ApiError(
             404, f"The lora adapter '{body.lora_name}' cannot be found.", param="lora_name", code="model_not_found"
         )
-    await services.owned.library.delete(*reference)
+    await services.owned.library.delete(*reference, force=False)
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")

@@ -132,3 +132,17 @@ def test_an_answer_without_an_envelope(stub: Any, capsys: pytest.CaptureFixture[
 def test_no_server(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["adapters", "list", "--url", "http://127.0.0.1:9"]) == 3
     assert "no answer from http://127.0.0.1:9" in capsys.readouterr().err
+
+
+def test_remove_by_force(stub: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    stub.answers["DELETE", "/v1/adapters/a?force=true"] = 200, {}
+    assert main(["adapters", "remove", "a", "--force", "--url", stub.url]) == 0
+    assert capsys.readouterr().out == "removed a\n"
+
+
+@pytest.mark.parametrize(("choice", "sent"), [(["--to", "1"], 1), ([], None)])
+def test_rollback(stub: Any, choice: list[str], sent: int | None, capsys: pytest.CaptureFixture[str]) -> None:
+    stub.answers["POST", "/v1/adapters/sql/rollback"] = 201, {**CARD, "version": 3}
+    assert main(["adapters", "rollback", "sql", *choice, "--url", stub.url]) == 0
+    assert json.loads(stub.asked[0].body) == {"to": sent}
+    assert capsys.readouterr().out == "sql@3: LORA, rank 16, 3.00MB\n"

@@ -58,11 +58,11 @@ async def test_a_link_and_a_folder_that_is_gone_are_damage(server, check_envelop
 
 
 async def test_a_deletion_does_not_break_what_is_being_sent(server, adapter_bytes, until, monkeypatch):
-    monkeypatch.setattr(adapter_files, "_PIECE", 1 << 12)
-    digest = (await server.upload("large", width=1 << 19)).json()["digest"]
-    wanted = adapter_bytes(width=1 << 19)["adapter_model.safetensors"]
+    monkeypatch.setattr(adapter_files, "_PIECE", 1 << 16)
+    digest = (await server.upload("large", width=1 << 18)).json()["digest"]
+    wanted = adapter_bytes(width=1 << 18)["adapter_model.safetensors"]
     async with server.http.stream("GET", "/v1/adapters/large/files/adapter_model.safetensors") as answer:
-        pieces = answer.aiter_bytes(1000)
+        pieces = answer.aiter_bytes(1 << 16)
         content = await anext(pieces)
         await server.http.delete("/v1/adapters/large")
         await until(lambda: not (server.config.state_dir / "adapters" / digest).exists())
@@ -75,10 +75,10 @@ async def test_files_are_closed_when_a_client_leaves(server, until, monkeypatch)
     opened = []
     real = adapter_files._opened
     monkeypatch.setattr(adapter_files, "_opened", lambda *args: opened.append(real(*args)) or opened[-1])
-    monkeypatch.setattr(adapter_files, "_PIECE", 1 << 12)
-    await server.upload("large", width=1 << 19)
+    monkeypatch.setattr(adapter_files, "_PIECE", 1 << 16)
+    await server.upload("large", width=1 << 18)
     async with server.http.stream("GET", "/v1/adapters/large/files/adapter_model.safetensors") as answer:
-        await anext(answer.aiter_bytes(1000))
+        await anext(answer.aiter_bytes(1 << 16))
     await until(lambda: opened[0].closed)
     await asyncio.gather(*(server.http.get("/v1/adapters/large/files/adapter_config.json") for _ in range(8)))
     await until(lambda: all(file.closed for file in opened))

@@ -45,7 +45,7 @@ async def test_every_route_says_what_it_takes_and_gives(make_server):
     assert [page.headers["content-type"] for page in pages] == ["text/html; charset=utf-8"] * 2
     document = response.json()
     openapi_spec_validator.validate(document)
-    assert len({operation["operationId"] for *_, operation in _operations(document)}) == 31
+    assert len({operation["operationId"] for *_, operation in _operations(document)}) == 38
     for path, method, operation in _operations(document):
         place = f"{method} {path}"
         assert operation["summary"], place
@@ -84,10 +84,12 @@ async def test_examples_work(make_server, adapter_bytes, tmp_path):
                 path = path.replace(JOB, job.id)
                 await server.http.post("/v1/unload_lora_adapter", json={"lora_name": "sql"})
                 if operation.path != "/v1/load_lora_adapter":
-                    for name in ("sql", "json"):
-                        await server.upload(name)
+                    for name, rank in (("sql", 4), ("sql", 8), ("json", 8)):
+                        await server.upload(name, rank)
+                if operation.path.startswith("/v1/routes/"):
+                    await server.http.put("/v1/routes/support", json={"kind": "alias", "target": "sql"})
                 if operation.path.endswith("/restore"):
-                    await server.http.delete("/v1/adapters/sql")
+                    await server.http.delete("/v1/adapters/sql?force=true")
                 asked = (
                     None if body is None else json.loads(json.dumps(body).replace("/srv/adapters/sql", str(tmp_path)))
                 )

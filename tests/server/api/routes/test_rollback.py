@@ -1,0 +1,15 @@
+async def test_an_older_version_is_the_newest_again(server, check_envelope):
+    first, second = [(await server.upload("sql", rank)).json() for rank in (4, 8)]
+    assert first["digest"] != second["digest"]
+    back = await server.http.post("/v1/adapters/sql/rollback")
+    assert back.status_code == 201
+    assert (back.json()["version"], back.json()["digest"], back.json()["rank"]) == (3, first["digest"], 4)
+    again = await server.http.post("/v1/adapters/sql/rollback", json={"to": 2})
+    assert (again.json()["version"], again.json()["digest"]) == (4, second["digest"])
+    assert (await server.http.get("/v1/adapters/sql")).json()["version"] == 4
+    check_envelope(await server.http.post("/v1/adapters/sql/rollback", json={"to": 9}), 404, "model_not_found")
+    check_envelope(await server.http.post("/v1/adapters/nobody/rollback", json={}), 404, "model_not_found")
+    check_envelope(await server.http.post("/v1/adapters/sql/rollback", json={"to": 0}), 400)
+    await server.upload("json")
+    error = check_envelope(await server.http.post("/v1/adapters/json/rollback", json={"to": None}), 404)
+    assert "only version" in error["message"]
