@@ -49,9 +49,9 @@ from .shadows import Shadows
 from .sources.finder import AdapterFinder
 
 EVERYWHERE = (generation, models, tokens, health)
-# `events` before what takes any name.
 PRIMARY_ONLY = (
-    *(events, adapters, rollback, lifecycle, adapter_files, merges, jobs, vllm_adapters, trainers, metrics),
+    events,  # before what takes any name
+    *(adapters, lifecycle, rollback, adapter_files, merges, jobs, vllm_adapters, trainers, metrics),
     *(routes, explain, evaluate),
 )
 # Also beyond limits of connections.

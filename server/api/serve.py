@@ -156,8 +156,8 @@ def _preload_route(services: Services, name: str, file: Path) -> None:
 
 async def _drain(services: Services, stopping: "_Signals") -> None:
     """Take no new requests, and wait for those that run: to the end of the grace time or the second signal."""
-    services.drain()
     services.owned.life.events.close()
+    services.drain()
     logger.info("Shutting down; %d sequences are running", services.admission.in_flight_everywhere)
     waiting = [
         asyncio.create_task(_all_idle(services)),

@@ -144,13 +144,6 @@ def _remove(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _roll_back(arguments: argparse.Namespace) -> int:
-    with Server(arguments.url, arguments.api_key) as server:
-        card = server.call("POST", f"{path_of(arguments.name)}/rollback", json={"to": arguments.to})
-    print(f"{card['name']}@{card['version']}: {card['method']}, rank {card['rank']}, {_size(card)}")
-    return 0
-
-
 def _load(arguments: argparse.Namespace) -> int:
     with Server(arguments.url, arguments.api_key) as server:
         for name in arguments.names:
@@ -164,6 +157,13 @@ def _restore(arguments: argparse.Namespace) -> int:
         for name in arguments.names:
             for card in server.call("POST", f"{path_of(name)}/restore")["data"]:
                 print(f"restored {card['name']}@{card['version']}")
+    return 0
+
+
+def _roll_back(arguments: argparse.Namespace) -> int:
+    with Server(arguments.url, arguments.api_key) as server:
+        card = server.call("POST", f"{path_of(arguments.name)}/rollback", json={"to": arguments.to})
+    print(f"{card['name']}@{card['version']}: {card['method']}, rank {card['rank']}, {_size(card)}")
     return 0
 
 

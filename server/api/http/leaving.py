@@ -1,4 +1,4 @@
-"""Work that stops when the client leaves. Knows the connection by its interface; does not know what is sent."""
+"""Work that stops when the client leaves that it is done for."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

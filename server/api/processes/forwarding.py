@@ -45,9 +45,11 @@ class Forwarder:
         except httpx.TransportError:
             raise unavailable("The server cannot answer this now; try again soon.", "unavailable") from None
         try:
-            # An answer may have no end, and nothing else would tell the primary that nobody reads it.
-            with contextlib.suppress(ClientGone):
-                await until_disconnect(scope[CONNECTION], _pass_on(answer, send))
+            headers = [pair for pair in answer.headers.raw if pair[0].lower() not in _OF_ONE_CONNECTION]
+            await send({"type": "http.response.start", "status": answer.status_code, "headers": headers})
+            async for piece in answer.aiter_raw():
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             await answer.aclose()
 
@@ -63,12 +65,3 @@ class Forwarder:
         return self._http.build_request(
             request.method, url, headers=headers, content=request.stream() if has_body else None
         )
-
-
-async def _pass_on(answer: httpx.Response, send: Send) -> None:
-    """Send the client what the primary answers, as it comes."""
-    headers = [pair for pair in answer.headers.raw if pair[0].lower() not in _OF_ONE_CONNECTION]
-    await send({"type": "http.response.start", "status": answer.status_code, "headers": headers})
-    async for piece in answer.aiter_raw():
-        await send({"type": "http.response.body", "body": piece, "more_body": True})
-    await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -82,8 +82,8 @@ class Operation:
     errors: Sequence[int] = ()
     events: msgspec.Struct | None = None
     headers: Mapping[str, str] | None = None
-    optional_headers: Mapping[str, str] | None = None
     text_type: str = TEXT
+    optional_headers: Mapping[str, str] | None = None
 
     def __call__(self, endpoint: Endpoint) -> Endpoint:
         setattr(endpoint, _ATTRIBUTE, self)

@@ -60,8 +60,8 @@ ERRORS: Mapping[int, tuple[str, ErrorBody]] = {
         ),
         (
             429,
-            "The queue is full (`queue_full`), too many unknown adapters are looked for (`too_many_searches`), or too "
-            "many watch (`too_many_watchers`).",
+            "The queue is full (`queue_full`), too many watch (`too_many_watchers`), or too many unknown adapters are "
+            "looked for (`too_many_searches`).",
             "The server's queue is full (512 of 512 sequences); try again later.",
             None,
             "queue_full",

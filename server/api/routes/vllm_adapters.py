@@ -75,8 +75,7 @@ async def load_lora_adapter(
             raise _nothing_at(body.lora_path, f": {error.body.message}") from None
         except ClientGone:
             return PlainTextResponse(status_code=CLIENT_GONE)
-        owner = request.scope.get(TENANT, "")
-        await services.owned.library.add(staged, body.lora_name, origin=origin, owner=owner)
+        await services.owned.library.add(staged, body.lora_name, origin=origin, owner=request.scope.get(TENANT, ""))
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
 

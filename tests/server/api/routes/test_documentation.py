@@ -79,6 +79,8 @@ async def test_examples_work(make_server, adapter_bytes, tmp_path):
         job = server.services.owned.jobs.submit("merge", _nothing, lambda: None)
         for operation in _described(document):
             for path, body in _examples(document, operation):
+                if (body or {}).get("source", {}).get("type", "path") != "path":
+                    continue  # on other machines
                 path = path.replace(JOB, job.id)
                 await server.http.post("/v1/unload_lora_adapter", json={"lora_name": "sql"})
                 if operation.path != "/v1/load_lora_adapter":
