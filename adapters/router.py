@@ -5,7 +5,7 @@ their rows in the registry; knows no files, no HTTP and no model.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Protocol
@@ -18,7 +18,7 @@ from .resolved import Member, Resolved
 from .routing.bodies import MAX_MEMBERS, MAX_WEIGHT
 from .routing.compiled import CompiledRoutes
 from .routing.found import Found, Hop, check_sum
-from .routing.query import Query
+from .routing.query import LoadsNeeded, Query
 from .routing.stored import Route, RouteHead
 from .routing.tables import MAX_DEPTH
 
@@ -44,12 +44,23 @@ class Routes(Protocol):
 
 
 class Router:
-    """The router of a server. base_id: the name that always means the bare base. routes: None where there are none."""
+    """The router of a server.
 
-    def __init__(self, names: Names, base_id: str, routes: Routes | None = None) -> None:
+    base_id: the name that always means the bare base. routes: None where there are none.
+    is_loaded: whether the adapter of a digest is in memory; of others a fallback asks whether they can be loaded.
+    """
+
+    def __init__(
+        self,
+        names: Names,
+        base_id: str,
+        routes: Routes | None = None,
+        is_loaded: Callable[[str], bool] = lambda digest: True,
+    ) -> None:
         self._names = names
         self._base_id = base_id
         self._routes = routes
+        self._is_loaded = is_loaded
         self._compiled = CompiledRoutes()
 
     def resolve(
@@ -111,13 +122,20 @@ class Router:
             raise AdapterNotFound(f"{head.name!r} is reached by more than {MAX_DEPTH} routes", param="model")
         policy = self._compiled.policy(head, partial(self._routes.get, head.name))
         further = (*way, head.name)
-        choice = policy(query, lambda name: self._follow(name, query, further), self._is_healthy)
+        choice = policy(query, lambda name: self._follow(name, query, further), partial(self._can_load, query))
         chosen = choice.chosen if choice.found.parts else choice.chosen or self._base_id
         hop = Hop(head.name, head.version, chosen, choice.arm, choice.score, choice.scores)
         return Found(choice.found.parts, (hop, *choice.found.hops), choice.shadow or choice.found.shadow)
 
-    def _is_healthy(self, found: Found) -> bool:
-        return not any(self._names.is_damaged(record.digest) for record, _ in found.parts)
+    def _can_load(self, query: Query, found: Found) -> bool:
+        """Return whether all that was found can be loaded. Raises LoadsNeeded where that has to be tried."""
+        digests = [record.digest for record, _ in found.parts]
+        if not all(query.loads.get(digest, True) for digest in digests) or any(map(self._names.is_damaged, digests)):
+            return False
+        untried = [digest for digest in digests if digest not in query.loads and not self._is_loaded(digest)]
+        if untried:
+            raise LoadsNeeded(untried)
+        return True
 
     def _answer(self, found: Found) -> Resolved:
         """Return what was found, by way of routes or as the default, as an answer."""

@@ -33,6 +33,7 @@ class Query:
     user: the request's field. header: looks up a header by its lower-case name.
     now: seconds since 1970. draw: a number of [0, 1) for each call.
     vectors: what the router has been told of the request, after it raised VectorsNeeded.
+    loads: digest to whether the adapter could be loaded, after it raised LoadsNeeded.
     """
 
     text: Callable[[], str] = str
@@ -41,6 +42,7 @@ class Query:
     now: float = field(default_factory=time.time)
     draw: Callable[[], float] = random.random
     vectors: Mapping[VectorKey, Vector] = field(default_factory=dict)
+    loads: Mapping[str, bool] = field(default_factory=dict)
     is_chat: bool = False
 
 
@@ -54,6 +56,14 @@ class PolicyNeeded(NotReady):
     def __init__(self, make: Callable[[], object]) -> None:
         super().__init__()
         self.make = make
+
+
+class LoadsNeeded(NotReady):
+    """Whether adapters can be loaded is not known: try, and put the outcomes into the query's loads."""
+
+    def __init__(self, digests: Sequence[str]) -> None:
+        super().__init__()
+        self.digests = digests
 
 
 class VectorsNeeded(NotReady):

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated
 
@@ -159,7 +159,7 @@ async def open_adapters(
         jobs = Jobs()
         try:
             async with open_lifecycle(state_dir, engine, registry, library, holders) as life:
-                router = Router(registry, base_id, routes)
+                router = Router(registry, base_id, routes, partial(_is_loaded, engine))
                 yield OwnedAdapters(registry, leases, router, routes, store, library, workers, jobs, life)
         finally:
             await jobs.close()
@@ -181,12 +181,16 @@ def _doubt(library: AdapterLibrary, stats: EngineStats) -> None:
         library.recheck(digest)
 
 
+def _is_loaded(engine: RemoteEngine, digest: str) -> bool:
+    return digest in engine.stats.device_adapters or digest in engine.stats.host_adapters
+
+
 @contextmanager
-def open_replica(state_dir: Path, base_id: str) -> Iterator[Adapters]:
+def open_replica(state_dir: Path, engine: RemoteEngine, base_id: str) -> Iterator[Adapters]:
     """Open the adapters in a process beside the primary one; it sees each change as soon as that one has made it."""
     with closing(AdapterRegistry(state_dir / REGISTRY)) as registry:
         routes = RouteReader(registry)
-        yield Adapters(registry, Leases(), Router(registry, base_id, routes), routes)
+        yield Adapters(registry, Leases(), Router(registry, base_id, routes, partial(_is_loaded, engine)), routes)
 
 
 def source_settings(config: ServerConfig) -> SourceSettings:

@@ -60,7 +60,7 @@ class ApiWorker:
         set_up_logging(config.log_level)
         await self._engine.attach(self._connection)
         forwarder = Forwarder(Path(begin.folder))
-        with open_replica(config.state_dir, base_id(config)) as adapters:
+        with open_replica(config.state_dir, self._engine, base_id(config)) as adapters:
             counts = view(self._counts)
             services = make_services(self._engine, config, adapters, counts, begin.number, begin.started)
             services.preloaded = False

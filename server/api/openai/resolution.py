@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from fastapi import Request
 
-from peftserve.adapters.errors import AdapterNotFound
+from peftserve.adapters.errors import AdapterError, AdapterNotFound
 from peftserve.adapters.names import DEFAULT, parse_reference
 from peftserve.adapters.resolved import Resolved
-from peftserve.adapters.routing.query import PolicyNeeded, Query, VectorsNeeded
+from peftserve.adapters.routing.query import LoadsNeeded, PolicyNeeded, Query, VectorsNeeded
 
 from ..services import Services
 from .adapter_fields import which_model
@@ -53,10 +54,24 @@ async def resolve(
             await asyncio.to_thread(needed.make)
         except VectorsNeeded as needed:
             query = await with_vectors(services, query, needed.keys, salt)
+        except LoadsNeeded as needed:
+            query = await _with_loads(services, query, needed.digests)
         except AdapterNotFound:
             if is_last or mixture is not None or model is None or not await _is_found(services, model):
                 raise
             is_last = True
+
+
+async def _with_loads(services: Services, query: Query, digests: Sequence[str]) -> Query:
+    """Return the query with whether adapters can be loaded, which are loaded by that. Raises EngineDead."""
+    loads = dict(query.loads)
+    for digest in digests:
+        try:
+            await services.engine.load_adapter(digest)
+            loads[digest] = True
+        except AdapterError:
+            loads[digest] = False
+    return replace(query, loads=loads)
 
 
 async def _is_found(services: Services, model: str) -> bool:

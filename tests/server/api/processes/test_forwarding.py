@@ -52,7 +52,7 @@ async def worker(engine, tmp_path):
         primary = await stack.enter_async_context(contextlib.AsyncExitStack())
         services = make_services(engine, config, owned, counts)
         await primary.enter_async_context(_serving(create_app(services), listen_in(folder), make_connections(services)))
-        replica = stack.enter_context(open_replica(config.state_dir, "base"))
+        replica = stack.enter_context(open_replica(config.state_dir, engine, "base"))
         forwarder = Forwarder(folder)
         stack.push_async_callback(forwarder.close)
         listener = listen("127.0.0.1", 0, shared=True)
