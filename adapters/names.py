@@ -37,7 +37,7 @@ def check_name(name: str, reserved: frozenset[str] | set[str] = frozenset()) -> 
     """Raise InvalidAdapter for a malformed name, AdapterConflict for `default` or one of `reserved`."""
     if not _NAME.fullmatch(name):
         raise InvalidAdapter(
-            f"{name[:140]!r} is not a name for an adapter: 1 to 128 letters, digits, '.', '_' or '-', "
+            f"{name[:140]!r} is not a name for an adapter or a route: 1 to 128 letters, digits, '.', '_' or '-', "
             "the first a letter or a digit",
             param="name",
         )

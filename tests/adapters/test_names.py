@@ -13,7 +13,7 @@ def test_names_that_are_fine(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["", ".a", "-a", "a b", "a@1", "a/b", "../a", "a" * 129, "a\n", "ä", "a\0"])
 def test_malformed_names(name: str) -> None:
-    with pytest.raises(InvalidAdapter, match="is not a name for an adapter"):
+    with pytest.raises(InvalidAdapter, match="is not a name for an adapter or a route"):
         check_name(name)
 
 
