@@ -20,7 +20,6 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from .damage import Damage
-from .errors import AdapterConflict
 from .events import EventLog
 from .facts import AdapterFacts
 from .file_checks import check_files
@@ -127,8 +126,7 @@ class AdapterLibrary:
     def check_name(self, name: str) -> None:
         """Raise InvalidAdapter or AdapterConflict for a name that no adapter may have."""
         check_name(name, self._reserved)
-        if self._registry.is_route(name):
-            raise AdapterConflict(f"there is a route {name!r}; choose another name", param="name")
+        self._registry.check_no_route(name)
 
     async def roll_back(self, name: str, to: int | None = None) -> AdapterRecord:
         """Make an older version's content the newest again, as a version of its own; return it.

@@ -16,8 +16,8 @@ from .errors import AdapterConflict, AdapterNotFound, StoreFull
 from .facts import AdapterFacts
 from .names import Reference, VersionRef, parse_reference
 from .registry_file import COLUMNS, connect, migrate, translate_errors
-from .registry_reader import AdapterRecord, RegistryReader, exists, not_found, read_default
-from .registry_rows import check_no_route, insert_version, mark_unused
+from .registry_reader import AdapterRecord, RegistryReader, check_no_route, exists, not_found, read_default
+from .registry_rows import insert_version, mark_unused
 
 Within = Callable[[sqlite3.Connection], None]
 """A part of a change: runs inside its transaction, and raises AdapterError to take it back."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from .errors import AdapterNotFound
+from .errors import AdapterConflict, AdapterNotFound
 from .facts import AdapterFacts
 from .names import Reference, VersionRef
 from .registry_file import COLUMNS, disposable_in, restorable_in
@@ -118,16 +118,14 @@ class RegistryReader:
             raise AdapterNotFound(f"{found[0].ref} is the only version of {name!r}", param="name")
         return found[1]
 
-    def is_route(self, name: str) -> bool:
-        """Return whether a name is a route's."""
+    def check_no_route(self, name: str) -> None:
+        """Raise AdapterConflict if a route has this name."""
         with self._reading:
-            return is_route(self._reader, name)
+            check_no_route(self._reader, name)
 
     def names_of(self, digest: str) -> list[str]:
         """Return the names of which some version has this digest."""
-        with self._reading:
-            rows = self._reader.execute("SELECT DISTINCT name FROM versions WHERE digest = ? ORDER BY name", (digest,))
-            return [name for (name,) in rows]
+        return list(dict.fromkeys(ref.name for ref in self.refs_of(digest)))
 
     def is_damaged(self, digest: str) -> bool:
         """Return whether the adapter's files are missing or not what was stored."""
@@ -229,6 +227,12 @@ def is_route(db: sqlite3.Connection, name: str) -> bool:
     """Return whether a name is a route's."""
     query = "SELECT EXISTS (SELECT 1 FROM documents WHERE kind = 'route' AND name = ?)"
     return bool(db.execute(query, (name,)).fetchone()[0])
+
+
+def check_no_route(db: sqlite3.Connection, name: str) -> None:
+    """Raise AdapterConflict if a route has this name."""
+    if is_route(db, name):
+        raise AdapterConflict(f"there is a route {name!r}; choose another name", param="name")
 
 
 def read_default(db: sqlite3.Connection) -> Reference | None:

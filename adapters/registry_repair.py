@@ -13,9 +13,7 @@ from .names import Reference, check_name, is_digest
 from .registry import AdapterRegistry, drop_lost_default, put_default
 from .registry_file import COLUMNS, PLACES, with_defaults
 from .registry_reader import AdapterRecord, exists, read_default, record_of, row_of
-
-# The last version of a name is never lowered.
-_RAISE_LAST = "ON CONFLICT (name) DO UPDATE SET last_version = max(last_version, excluded.last_version)"
+from .registry_rows import RAISE_LAST
 
 
 def remove_malformed(registry: AdapterRegistry) -> list[tuple[Any, ...]]:
@@ -28,7 +26,7 @@ def remove_malformed(registry: AdapterRegistry) -> list[tuple[Any, ...]]:
         for name, version, *_ in malformed:
             db.execute(f"DELETE FROM versions WHERE {_is(1, 'name')} AND {_is(2, 'version')}", (name, version))
         db.execute("DELETE FROM names WHERE typeof(name) <> 'text' OR typeof(last_version) <> 'integer'")
-        db.execute(f"INSERT INTO names SELECT name, max(version) FROM versions WHERE true GROUP BY name {_RAISE_LAST}")
+        db.execute(f"INSERT INTO names SELECT name, max(version) FROM versions WHERE true GROUP BY name {RAISE_LAST}")
         db.execute(
             "DELETE FROM default_adapter WHERE typeof(name) <> 'text' OR typeof(version) NOT IN ('integer', 'null')"
         )
@@ -54,7 +52,7 @@ def restore(
     rows = [row_of(record) for record in records]
     once = [*last.items(), *((name, version) for name, version, *_ in rows)]
     with registry.transaction() as db:
-        db.executemany(f"INSERT INTO names VALUES (?, ?) {_RAISE_LAST}", once)
+        db.executemany(f"INSERT INTO names VALUES (?, ?) {RAISE_LAST}", once)
         db.executemany(f"INSERT OR IGNORE INTO versions ({COLUMNS}) VALUES ({PLACES})", rows)
         db.execute("DELETE FROM disposable WHERE digest IN (SELECT digest FROM versions)")
         if default is not None and read_default(db) is None and exists(db, default):

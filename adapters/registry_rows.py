@@ -3,15 +3,11 @@
 import sqlite3
 from collections.abc import Iterable
 
-from .errors import AdapterConflict
 from .registry_file import COLUMNS, PLACES
-from .registry_reader import IN_USE, AdapterRecord, is_route, row_of
+from .registry_reader import IN_USE, AdapterRecord, row_of
 
-
-def check_no_route(db: sqlite3.Connection, name: str) -> None:
-    """Raise AdapterConflict if a route has this name."""
-    if is_route(db, name):
-        raise AdapterConflict(f"there is a route {name!r}; choose another name", param="name")
+RAISE_LAST = "ON CONFLICT (name) DO UPDATE SET last_version = max(last_version, excluded.last_version)"
+"""The end of an INSERT into `names`: the last version of a name is never lowered."""
 
 
 def insert_version(db: sqlite3.Connection, record: AdapterRecord) -> None:

@@ -18,7 +18,7 @@ from .resolved import Member, Resolved
 from .routing.bodies import MAX_MEMBERS, MAX_WEIGHT
 from .routing.compiled import CompiledRoutes
 from .routing.found import Found, Hop, check_sum
-from .routing.query import LoadsNeeded, Query
+from .routing.query import LoadNeeded, Query
 from .routing.stored import Route, RouteHead
 from .routing.tables import MAX_DEPTH
 
@@ -128,13 +128,13 @@ class Router:
         return Found(choice.found.parts, (hop, *choice.found.hops), choice.shadow or choice.found.shadow)
 
     def _can_load(self, query: Query, found: Found) -> bool:
-        """Return whether all that was found can be loaded. Raises LoadsNeeded where that has to be tried."""
-        digests = [record.digest for record, _ in found.parts]
-        if not all(query.loads.get(digest, True) for digest in digests) or any(map(self._names.is_damaged, digests)):
+        """Return whether all that was found can be loaded. Raises LoadNeeded where that has to be tried."""
+        refs = [record.ref for record, _ in found.parts]
+        if any(not query.loads.get(ref.digest, True) or self._names.is_damaged(ref.digest) for ref in refs):
             return False
-        untried = [digest for digest in digests if digest not in query.loads and not self._is_loaded(digest)]
-        if untried:
-            raise LoadsNeeded(untried)
+        for ref in refs:
+            if ref.digest not in query.loads and not self._is_loaded(ref.digest):
+                raise LoadNeeded(ref)
         return True
 
     def _answer(self, found: Found) -> Resolved:

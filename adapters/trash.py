@@ -9,8 +9,8 @@ from typing import Any
 from .errors import AdapterNotFound
 from .names import Reference, VersionRef
 from .registry_file import COLUMNS
-from .registry_reader import AdapterRecord, RegistryReader, record_of
-from .registry_rows import check_no_route, insert_version, mark_unused
+from .registry_reader import AdapterRecord, RegistryReader, check_no_route, record_of
+from .registry_rows import insert_version, mark_unused
 
 _OF = "name = ?1 AND version = ifnull(?2, version)"
 

@@ -2,7 +2,8 @@
 
 import math
 import re
-from typing import Annotated, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta
@@ -128,23 +129,15 @@ def parse_body(text: bytes | str) -> Body:
         raise InvalidAdapter(f"the route's body: {error}{_hint(str(error))}", param="body") from None
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         raise InvalidAdapter("the route's body is no JSON", param="body") from None
-    _check(body)
+    check = _CHECKS.get(type(body))
+    if check is not None:
+        check(body)
     return body
 
 
 def _hint(message: str) -> str:
-    kinds = "alias, split, match, mixture or fallback"
-    return f"; the kind is {kinds}" if "$.kind" in message or "`kind`" in message else ""
-
-
-def _check(body: Body) -> None:
-    match body:
-        case Split():
-            _check_split(body)
-        case Match():
-            _check_match(body)
-        case Mixture():
-            _check_mixture(body)
+    kinds = ", ".join(str(kind.__struct_config__.tag) for kind in get_args(Body))
+    return f"; the kind is one of {kinds}" if "$.kind" in message or "`kind`" in message else ""
 
 
 def _check_split(body: Split) -> None:
@@ -188,3 +181,11 @@ def _check_match(body: Match) -> None:
         )
     if body.layer is not None and body.encoder != "base":
         raise InvalidAdapter('layer is for the encoder "base" only', param="layer")
+
+
+_CHECKS: Mapping[type[Body], Callable[[Any], None]] = {
+    Split: _check_split,
+    Match: _check_match,
+    Mixture: _check_mixture,
+}
+"""What no field can check by itself."""

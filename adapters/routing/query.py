@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from ..names import VersionRef
+
 Vector = Sequence[float]
 
 
@@ -33,7 +35,7 @@ class Query:
     user: the request's field. header: looks up a header by its lower-case name.
     now: seconds since 1970. draw: a number of [0, 1) for each call.
     vectors: what the router has been told of the request, after it raised VectorsNeeded.
-    loads: digest to whether the adapter could be loaded, after it raised LoadsNeeded.
+    loads: digest to whether the adapter could be loaded, after it raised LoadNeeded.
     """
 
     text: Callable[[], str] = str
@@ -58,12 +60,12 @@ class PolicyNeeded(NotReady):
         self.make = make
 
 
-class LoadsNeeded(NotReady):
-    """Whether adapters can be loaded is not known: try, and put the outcomes into the query's loads."""
+class LoadNeeded(NotReady):
+    """Whether a version can be loaded is not known: try, and put the outcome into the query's loads."""
 
-    def __init__(self, digests: Sequence[str]) -> None:
+    def __init__(self, ref: VersionRef) -> None:
         super().__init__()
-        self.digests = digests
+        self.ref = ref
 
 
 class VectorsNeeded(NotReady):

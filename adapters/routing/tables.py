@@ -7,6 +7,7 @@ from typing import Any
 from ..documents import Document
 from ..errors import InvalidAdapter
 from ..names import Reference
+from ..registry_rows import RAISE_LAST
 
 MAX_DEPTH = 8  # routes on one way to an answer
 ROUTES = "SELECT name, version, created, body FROM documents WHERE kind = 'route'"
@@ -28,8 +29,7 @@ def write(db: sqlite3.Connection, route: Document, targets: Iterable[Reference])
     erase(db, route.name)
     db.execute("INSERT INTO documents VALUES ('route', ?, ?, ?, ?)", route)
     db.executemany("INSERT INTO route_targets VALUES (?, ?, ?)", [(*target, route.name) for target in targets])
-    raise_last = "ON CONFLICT (name) DO UPDATE SET last_version = max(last_version, excluded.last_version)"
-    db.execute(f"INSERT INTO names VALUES (?, ?) {raise_last}", (route.name, route.version))
+    db.execute(f"INSERT INTO names VALUES (?, ?) {RAISE_LAST}", (route.name, route.version))
 
 
 def erase(db: sqlite3.Connection, name: object) -> None:

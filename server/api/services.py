@@ -15,10 +15,11 @@ from peftserve.adapters.events import EventLog
 from peftserve.adapters.keeping import ALL, Keeping
 from peftserve.adapters.leases import Leases
 from peftserve.adapters.library import AdapterLibrary
+from peftserve.adapters.names import VersionRef
 from peftserve.adapters.recovery import open_registry
 from peftserve.adapters.registry import AdapterRegistry
 from peftserve.adapters.registry_file import NAME as REGISTRY
-from peftserve.adapters.resolved import Resolved
+from peftserve.adapters.resolved import Member, Resolved
 from peftserve.adapters.router import Router
 from peftserve.adapters.routing.policies import check_targets, targets_of
 from peftserve.adapters.routing.query import Vector
@@ -27,7 +28,7 @@ from peftserve.adapters.routing.stored import RouteReader, RouteStore
 from peftserve.adapters.store import AdapterStore
 
 from ..config import ServerConfig
-from ..wire.messages import EngineStats, ModelInfo
+from ..wire.messages import AdapterLevel, EngineStats, ModelInfo
 from .admission import Admission
 from .engine.in_flight import InFlight
 from .engine.interface import EngineDead, RemoteEngine
@@ -123,6 +124,18 @@ class Services:
         """Take no new requests from now on, and give up what no client waits for."""
         self.admission.drain()
         self.shadows.stop()
+
+    async def load(self, ref: VersionRef) -> AdapterLevel:
+        """Bring a version to the device ahead of use, and return where it is then: nothing can delete it meanwhile.
+
+        To be awaited in the same turn of the event loop as the look-up of `ref`. Raises AdapterError, EngineDead.
+        """
+        held = Resolved((Member(ref, 1.0),), str(ref), ref.name)
+        self.adapters.leases.acquire(held)
+        try:
+            return await self.engine.load_adapter(ref.digest)
+        finally:
+            self.adapters.leases.release(held)
 
     def hold(self, resolved: Resolved, sequences: int) -> RequestLease:
         """Reserve room for a request's sequences and its adapters, for as long as it runs. Raises ApiError 429 or 503.

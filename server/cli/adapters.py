@@ -1,7 +1,7 @@
 """`peftserve adapters`: list, add, show and remove the adapters of a running server, and set its default."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
@@ -137,9 +137,14 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _remove(arguments: argparse.Namespace) -> int:
+    return remove_all(arguments, path_of)
+
+
+def remove_all(arguments: argparse.Namespace, path: Callable[[str], str]) -> int:
+    """Remove what `names` says, with `force` also what a route names. path: of a name on the server."""
     with Server(arguments.url, arguments.api_key) as server:
         for name in arguments.names:
-            server.call("DELETE", path_of(name), params={"force": "true"} if arguments.force else {})
+            server.call("DELETE", path(name), params={"force": "true"} if arguments.force else {})
             print(f"removed {name}")
     return 0
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from .adapters import created, table
+from .adapters import created, remove_all, table
 from .client import Server, add_arguments
 from .errors import CommandError
 
@@ -71,11 +71,7 @@ def _set(arguments: argparse.Namespace) -> int:
 
 
 def _remove(arguments: argparse.Namespace) -> int:
-    with Server(arguments.url, arguments.api_key) as server:
-        for name in arguments.names:
-            server.call("DELETE", _path(name), params={"force": "true"} if arguments.force else {})
-            print(f"removed {name}")
-    return 0
+    return remove_all(arguments, _path)
 
 
 def _explain(arguments: argparse.Namespace) -> int:

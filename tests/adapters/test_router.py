@@ -15,7 +15,7 @@ from peftserve.adapters.resolved import Member, Resolved
 from peftserve.adapters.router import Router
 from peftserve.adapters.routing.found import Hop
 from peftserve.adapters.routing.policies import targets_of
-from peftserve.adapters.routing.query import LoadsNeeded, Query
+from peftserve.adapters.routing.query import LoadNeeded, Query
 from peftserve.adapters.routing.stored import RouteStore
 
 A1, A2, B1 = VersionRef("a", 1, "1" * 64), VersionRef("a", 2, "2" * 64), VersionRef("b", 1, "1" * 64)
@@ -209,9 +209,9 @@ def test_a_fallback_asks_whether_what_is_in_no_memory_can_be_loaded(
     routes = RouteStore(registry, "org/demo", targets_of, tmp_path / "routes")
     router = Router(registry, "org/demo", routes, is_loaded={A1.digest}.__contains__)
     routes.put("safe", '{"kind": "fallback", "targets": ["a", "a@1"]}')
-    with pytest.raises(LoadsNeeded) as needed:
+    with pytest.raises(LoadNeeded) as needed:
         router.resolve("safe")
-    assert needed.value.digests == [A2.digest]
+    assert needed.value.ref == A2
     assert router.resolve("safe", query=Query(loads={A2.digest: True})).label == "a@2"
     assert router.resolve("safe", query=Query(loads={A2.digest: False})).label == "a@1"
     assert router.resolve("a").label == "a@2"

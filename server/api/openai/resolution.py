@@ -7,9 +7,9 @@ from dataclasses import replace
 from fastapi import Request
 
 from peftserve.adapters.errors import AdapterError, AdapterNotFound
-from peftserve.adapters.names import DEFAULT, parse_reference
+from peftserve.adapters.names import DEFAULT, VersionRef, parse_reference
 from peftserve.adapters.resolved import Resolved
-from peftserve.adapters.routing.query import LoadsNeeded, PolicyNeeded, Query, VectorsNeeded
+from peftserve.adapters.routing.query import LoadNeeded, PolicyNeeded, Query, VectorsNeeded
 
 from ..services import Services
 from .adapter_fields import which_model
@@ -54,24 +54,23 @@ async def resolve(
             await asyncio.to_thread(needed.make)
         except VectorsNeeded as needed:
             query = await with_vectors(services, query, needed.keys, salt)
-        except LoadsNeeded as needed:
-            query = await _with_loads(services, query, needed.digests)
+        except LoadNeeded as needed:
+            query = await _with_load(services, query, needed.ref)
         except AdapterNotFound:
             if is_last or mixture is not None or model is None or not await _is_found(services, model):
                 raise
             is_last = True
 
 
-async def _with_loads(services: Services, query: Query, digests: Sequence[str]) -> Query:
-    """Return the query with whether adapters can be loaded, which are loaded by that. Raises EngineDead."""
-    loads = dict(query.loads)
-    for digest in digests:
-        try:
-            await services.engine.load_adapter(digest)
-            loads[digest] = True
-        except AdapterError:
-            loads[digest] = False
-    return replace(query, loads=loads)
+async def _with_load(services: Services, query: Query, ref: VersionRef) -> Query:
+    """Return the query with whether a version can be loaded, which it is by that. Raises EngineDead."""
+    try:
+        await services.load(ref)
+    except AdapterError:
+        can_load = False
+    else:
+        can_load = True
+    return replace(query, loads={**query.loads, ref.digest: can_load})
 
 
 async def _is_found(services: Services, model: str) -> bool:
@@ -80,7 +79,7 @@ async def _is_found(services: Services, model: str) -> bool:
     adapters = services.adapters
     if services.finder is None or reference is None or reference.version is not None or model == DEFAULT:
         return False
-    if adapters.registry.find(model) is not None or adapters.routes.find(model) is not None:
+    if adapters.registry.find(model) is not None or adapters.routes.head(model) is not None:
         return False
     return await services.finder.find(model)
 

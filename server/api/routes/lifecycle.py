@@ -4,13 +4,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
 
-from peftserve.adapters.registry_reader import AdapterRecord
-from peftserve.adapters.resolved import Member, Resolved
-
 from ..http.bodies import json_body
 from ..http.errors import bad_request, unavailable
 from ..openai.answers import json_response
-from ..services import Services, ServicesOf
+from ..services import ServicesOf
 from .adapters import Name, Settings, parse_name
 from .cards import EXAMPLE, CardList, make_card, make_cards
 from .documentation import Operation
@@ -64,19 +61,8 @@ async def load_adapter(services: ServicesOf, name: Name) -> Response:
     services.model()
     reference = parse_name(name)
     record = services.adapters.registry.get(*reference)
-    await _load(services, record)
-    return json_response(await make_card(services, record, "device"))
-
-
-async def _load(services: Services, record: AdapterRecord) -> None:
-    """Load a version, which nothing can delete meanwhile. Raises AdapterError, ApiError 503."""
-    held = Resolved((Member(record.ref, 1.0),), str(record.ref), record.name)
-    services.adapters.leases.acquire(held)
-    try:
-        level = await services.engine.load_adapter(record.digest)
-    finally:
-        services.adapters.leases.release(held)
-    if level != "device":
+    if await services.load(record.ref) != "device":
         raise unavailable(
             f"Running requests take all room for adapters on the device; {record.ref} is in host memory.", "no_room"
         )
+    return json_response(await make_card(services, record, "device"))
