@@ -34,6 +34,6 @@ EXPOSE 8000
 ENV PEFTSERVE_HOST=0.0.0.0 PEFTSERVE_STATE_DIR=/state PYTHONUNBUFFERED=1
 
 HEALTHCHECK --interval=10s --timeout=3s --start-period=120s --retries=3 \
-    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health/live', timeout=2)"]
+    CMD ["python", "-m", "peftserve.server.cli.health"]
 
 ENTRYPOINT ["peftserve", "serve"]

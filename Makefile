@@ -6,7 +6,7 @@ ARGS ?=
 # An index of CPU builds of torch, for machines without a GPU; empty: the usual one, whose builds for Linux have CUDA.
 TORCH_INDEX ?=
 
-.PHONY: serve test test-fast check links docs pins clean
+.PHONY: serve test test-fast check clients links docs pins clean
 
 $(VENV)/.torch: constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -33,6 +33,14 @@ test: $(VENV)/.dev  ## the whole test suite
 test-fast: $(VENV)/.dev  ## what a change needs: no real server, no benchmarks, nothing that is marked slow
 	$(PYTEST) -m "not slow" --ignore tests/end_to_end --ignore tests/benchmarks $(ARGS)
 
+# Other people's clients, in an environment of their own.
+.clients/.done: benchmarks/clients/requirements.txt
+	test -x .clients/bin/python || $(PYTHON) -m venv .clients
+	.clients/bin/pip install --quiet -r benchmarks/clients/requirements.txt
+	touch $@
+
+clients: .clients/.done  ## what the tests of other people's clients need
+
 links:  ## the git-ignored links through which mypy and pyright see the package
 	mkdir -p .links/peftserve
 	for name in server kernels adapters __init__.py; do ln -sfn ../../$$name .links/peftserve/$$name; done
@@ -49,4 +57,4 @@ pins: $(VENV)/.dev  ## constraints.txt anew, with the newest versions that fit t
 	$(BIN)/python docs/pins.py
 
 clean:
-	rm -rf $(VENV) .links build dist *.egg-info
+	rm -rf $(VENV) .clients .links build dist *.egg-info

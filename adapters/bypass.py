@@ -5,11 +5,23 @@ nothing of checkpoints, of the arena or of kernels.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
 from .primitives import ExpertLowRank, LowRank, Primitive, RoutedLowRank
+
+StateKind = Literal["conv", "recurrent", "linear"]
+
+
+@dataclass(frozen=True)
+class StateKey:
+    """One state that a recurrent base keeps beside keys and values. index: among several of one kind in a layer."""
+
+    kind: StateKind
+    layer: int
+    index: int
 
 
 @dataclass(frozen=True)
@@ -17,19 +29,18 @@ class KVPrefix:
     """Keys and values before the first token, which then is at position `length`.
 
     layers: layer index to (keys, values), each (length, kv heads, dim), as the cache holds them: positions applied.
+    states: of a recurrent base, what it keeps behind them, without the dimension of a batch.
     """
 
+    length: int
     layers: Mapping[int, tuple[torch.Tensor, torch.Tensor]]
-
-    @property
-    def length(self) -> int:
-        """Return the number of positions that it takes."""
-        return next(iter(self.layers.values()))[0].shape[0]
+    states: Mapping[StateKey, torch.Tensor] = field(default_factory=dict)
 
     @property
     def num_bytes(self) -> int:
-        """Return the bytes of all keys and values."""
-        return sum(keys.nbytes + values.nbytes for keys, values in self.layers.values())
+        """Return the bytes of all keys, values and states."""
+        states = sum(state.nbytes for state in self.states.values())
+        return states + sum(keys.nbytes + values.nbytes for keys, values in self.layers.values())
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,7 @@ class Bypass:
     invocation: token ids; the adapter works from their last occurrence in the prompt on. Empty: on all tokens.
     exclusive: properties that two adapters of one mixture must not share, such as DoRA's; `mixing` says why.
     num_tasks: number of tasks, of which a request names one; 0 for a method without tasks.
+    vocabulary, predicted: how many tokens it reads, and how many its head can say; 0 where those are the base's.
     """
 
     method: str
@@ -69,6 +81,8 @@ class Bypass:
     invocation: tuple[int, ...] = ()
     exclusive: tuple[str, ...] = ()
     num_tasks: int = 0
+    vocabulary: int = 0
+    predicted: int = 0
 
     @property
     def rank(self) -> int:

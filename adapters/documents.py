@@ -24,12 +24,13 @@ _END = ".json"
 
 
 class Document(NamedTuple):
-    """One text. created: of this version, in seconds since 1970. body: JSON."""
+    """One text. created: of this version, in seconds since 1970. body: JSON. owner: whose it is, as of versions."""
 
     name: str
     version: int
     created: float
     body: str
+    owner: str = ""
 
 
 class DocumentFiles:

@@ -5,9 +5,13 @@ AdapterError            any of these; `message` is safe to show to a client
 ├── UnsupportedAdapter  well-formed, but of a kind that is not served (400)
 ├── AdapterNotFound     no adapter, version or route has this name (404)
 ├── AdapterConflict     the name is reserved, or two operations on it collide (409)
+│   └── NameTaken       another tenant has the name
+├── AdapterForbidden    there is such a name, and who asks may only use it (403)
 ├── AdapterTooLarge     over a size limit (413)
 ├── QuotaExceeded       over what its owner may keep (403)
-├── AdapterDamaged      its files on the server's disk are not what was uploaded (503)
+├── AdapterDamaged      its files on the server's disk are not what was uploaded, or cannot be read (503)
+├── AdapterFailed       the server could not compile or load it, for a reason that is not in its files (500)
+├── NoMemoryForAdapter  the server had no memory to do so just then (503)
 ├── StateUnusable       the state folder's own files cannot be used; the server does not start
 └── StoreFull           the disk has no room for it (503)
 """
@@ -44,6 +48,14 @@ class AdapterConflict(AdapterError):
     pass
 
 
+class NameTaken(AdapterConflict):
+    pass
+
+
+class AdapterForbidden(AdapterError):
+    pass
+
+
 class AdapterTooLarge(AdapterError):
     pass
 
@@ -53,6 +65,14 @@ class QuotaExceeded(AdapterError):
 
 
 class AdapterDamaged(AdapterError):
+    pass
+
+
+class AdapterFailed(AdapterError):
+    pass
+
+
+class NoMemoryForAdapter(AdapterError):
     pass
 
 

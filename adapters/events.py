@@ -23,10 +23,12 @@ Kind = Literal[
     "adapter.unloaded",
     "default.changed",
     "route.changed",
+    "settings.changed",
     "dropped",
 ]
 PAST = 1024
 MAX_WATCHERS = 64
+OWN_WATCHERS = 4  # of each who asks, whoever else has all places
 QUEUE = 2 * PAST
 
 
@@ -34,6 +36,7 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One event. id: counts up, also over restarts. time: in seconds since 1970.
 
     name, version: of the adapter, or of the route; without a name, what it was about exists no more, or is the base.
+    owner: whose it is, for those who do not see all; never sent.
     """
 
     id: int
@@ -42,6 +45,7 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     name: str | None = None
     version: int | None = None
     digest: str | None = None
+    owner: str = ""
 
 
 class TooManyWatchers(Exception):
@@ -49,10 +53,17 @@ class TooManyWatchers(Exception):
 
 
 class Watcher:
-    """One who watches. Close it, or leave its `with` block, when nobody reads any more."""
+    """One who watches. Close it, or leave its `with` block, when nobody reads any more.
 
-    def __init__(self, leave: Callable[["Watcher"], None]) -> None:
+    sees: whether it is told of what happens to an owner's names. who: tells it from others.
+    """
+
+    def __init__(
+        self, leave: Callable[["Watcher"], None], sees: Callable[[str], bool] = lambda _: True, who: str = ""
+    ) -> None:
         self._leave = leave
+        self.who = who
+        self._sees = sees
         self._events: deque[Event] = deque()
         self._news = asyncio.Event()
         self._ended = False
@@ -70,7 +81,9 @@ class Watcher:
         return events or None
 
     def put(self, event: Event) -> None:
-        """Take an event; `dropped` is the last one, in place of the one that found no room."""
+        """Take an event, if it is told of it; `dropped` is the last one, in place of the one that found no room."""
+        if not self._sees(event.owner):
+            return
         self._events.append(event)
         self._news.set()
 
@@ -105,10 +118,15 @@ class EventLog:
         """Call `listener` with every event from now on, in the turn of the loop that tells of it."""
         self._listeners.append(listener)
 
-    def tell(self, kind: Kind, ref: VersionRef | None = None, name: str | None = None) -> None:
-        """Tell all watchers of an event. ref: the version that it is about; name: of something without one."""
+    def tell(self, kind: Kind, ref: VersionRef | None = None, name: str | None = None, owner: str = "") -> None:
+        """Tell all watchers of an event. ref: the version that it is about; name: of something without one.
+
+        owner: whose that is.
+        """
         name, version, digest = (name, None, None) if ref is None else ref
-        event = Event(id=next(self._ids), event=kind, time=time.time(), name=name, version=version, digest=digest)
+        event = Event(
+            id=next(self._ids), event=kind, time=time.time(), name=name, version=version, digest=digest, owner=owner
+        )
         self._past.append(event)
         for listener in self._listeners:
             listener(event)
@@ -118,15 +136,17 @@ class EventLog:
             else:
                 watcher.put(event)
 
-    def watch(self, after: int | None = None) -> Watcher:
+    def watch(self, after: int | None = None, sees: Callable[[str], bool] = lambda _: True, who: str = "") -> Watcher:
         """Begin to watch. Raises TooManyWatchers.
 
+        who: watches. sees: whether this one is told of what happens to an owner's names.
         after: the last event that the watcher has seen. Those behind it come first; the first is `dropped` where some
         of them are no longer known.
         """
-        if len(self._watchers) >= MAX_WATCHERS:
+        total, own = len(self._watchers), sum(watcher.who == who for watcher in self._watchers)
+        if total >= MAX_WATCHERS and (own >= OWN_WATCHERS or total >= 2 * MAX_WATCHERS):
             raise TooManyWatchers
-        watcher = Watcher(self._watchers.discard)
+        watcher = Watcher(self._watchers.discard, sees, who)
         if self._closed:
             watcher.end()
             return watcher

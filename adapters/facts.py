@@ -18,10 +18,13 @@ class AdapterFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     sites: number of modules that it changes. consumed: number of tensors in the checkpoint, each of which is served.
     exclusive: see `Bypass`. num_tasks: 0 for a method without tasks.
     virtual_tokens: positions that it takes before the prompt.
-    vocabulary: size of its vocabulary where that is larger than the base's; else 0.
+    vocabulary: size of its vocabulary where that is not as large as the base's; else 0.
     inputs: modules whose input it changes. outputs: modules whose output it multiplies or replaces. Both by name, with
         `*` for the number of a layer.
+    unused: modules that it has tensors for and that change nothing, by name as above: a vision tower's, which no text
+        passes, and convolutions that the model never calls.
     file_bytes: size of its files; of an adapter in the library.
+    notes: what of its files has no effect here, as it has none in PEFT, in sentences.
     """
 
     method: str
@@ -38,6 +41,8 @@ class AdapterFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     file_bytes: int = 0
+    notes: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
 
     @classmethod
     def from_json(cls, text: str) -> "AdapterFacts":

@@ -5,6 +5,8 @@ An adapter has two files of its own, and two of each expert that it routes token
     adapter_config.json             adapter_model.safetensors
     <expert>/adapter_config.json    <expert>/adapter_model.safetensors
 
+Beside its own two it may have COMPANIONS, which say what its words are and how it talks.
+
 Knows names and places; of the contents, only which experts there are.
 """
 
@@ -22,23 +24,25 @@ from .strict_json import parse_object
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 FILES = (CONFIG, WEIGHTS)
+COMPANIONS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
 MAX_CONFIG_BYTES = 1 << 20
 MAX_EXPERTS = 256
 
 _EXPERT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
 def check_file_name(name: str) -> None:
     """Raise InvalidAdapter for a name that no file of an adapter has."""
-    if name.endswith(_PICKLES):
-        raise InvalidAdapter(
-            f"{name[:128]!r} is a pickle file, which can run code when it is read; save the adapter with "
-            f"save_pretrained(..., safe_serialization=True) and send {WEIGHTS}",
-            param="files",
-        )
     expert, slash, own_name = name.rpartition("/")
-    if own_name not in FILES or (slash and not _EXPERT.fullmatch(expert)):
+    known = FILES if slash else (*FILES, *COMPANIONS)
+    if own_name not in known or (slash and not _EXPERT.fullmatch(expert)):
         raise InvalidAdapter(f"{name[:128]!r} is not part of an adapter; send {CONFIG} and {WEIGHTS}", param="files")
 
 

@@ -1,20 +1,17 @@
 """What an operator has kept of adapters."""
 
-from dataclasses import dataclass, field
-
-from .quotas import Quota
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Keeping:
     """What is kept. deleted: seconds for which what is deleted can be restored; 0: it goes at once.
 
-    versions: the newest so many of a name; 0: all of them. quota: of each owner.
+    versions: the newest so many of a name; 0: all of them.
     """
 
     deleted: float = 0.0
     versions: int = 0
-    quota: Quota = field(default_factory=Quota)
 
 
 ALL = Keeping()

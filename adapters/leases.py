@@ -6,6 +6,8 @@ All calls come from the one event loop. A lease taken in the same turn of the lo
 
 import asyncio
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from .resolved import Resolved
@@ -39,6 +41,15 @@ class Leases:
             self._counts[ref.digest] -= 1
             if self._counts[ref.digest] == 0:
                 self._forget(ref.digest)
+
+    @contextmanager
+    def held(self, resolved: Resolved) -> Iterator[None]:
+        """A context in which the adapters of a request are held. To be entered as `acquire` is called."""
+        self.acquire(resolved)
+        try:
+            yield
+        finally:
+            self.release(resolved)
 
     def count(self, digest: str) -> int:
         """Return the number of requests that hold an adapter."""

@@ -9,16 +9,18 @@ So a kill leaves at most files without a row, which the registry has marked as d
 """
 
 import asyncio
+import copy
 import logging
-import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 import msgspec
 
+from .additions import Addition, Additions
 from .damage import Damage
 from .events import EventLog
 from .facts import AdapterFacts
@@ -26,8 +28,9 @@ from .file_checks import check_files
 from .keeping import ALL, Keeping
 from .leases import Holders
 from .names import Reference, VersionRef, check_name
+from .ownership import SERVER, Actor, owner_of
 from .registry import AdapterRegistry, Within
-from .registry_reader import AdapterRecord
+from .registry_reader import AdapterRecord, check_no_route
 from .removal import Removal
 from .settings import Settings
 from .staging import StagedUpload
@@ -37,26 +40,15 @@ from .stored_settings import SettingsStore
 
 logger = logging.getLogger(__name__)
 
-Inspect = Callable[[str, Path], Awaitable[AdapterFacts]]
+Inspect = Callable[[str, Path, str], Awaitable[AdapterFacts]]
 Release = Callable[[str], Awaitable[None]]
 _T = TypeVar("_T")
-
-
-class _Addition(NamedTuple):
-    """A version about to be registered. See `AdapterLibrary.add`."""
-
-    name: str
-    facts: AdapterFacts
-    origin: Mapping[str, Any]
-    owner: str
-    only_if_new: bool
-    settings: Mapping[str, Any]
 
 
 class AdapterLibrary:
     """All operations on the adapters of a server. Methods run on one event loop; disk work goes to threads.
 
-    inspect: compiles the adapter with a digest, in a folder, against the base; raises AdapterError.
+    inspect: compiles the adapter with a digest, in a folder, against the base, for one who asks; raises AdapterError.
     release: gives the adapter's memory back in the engine.
     reserved: names that no adapter may take: the base's id and routes.
     lost: versions whose files are missing. keeping: for how long what is kept. events: are told what happens.
@@ -81,10 +73,12 @@ class AdapterLibrary:
         self._inspect = inspect
         self._release = release
         self._reserved = reserved
+        self.actor = SERVER
         self.keeping = keeping
         self.events = events or EventLog()
         self.settings = SettingsStore(registry, store.adapters.parent / SETTINGS)
         self._damage = Damage(store, registry, lost)
+        self._additions = Additions(store, registry, self._damage, self.settings)
         self._removal = Removal(registry, self.settings, keeping)
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -94,19 +88,24 @@ class AdapterLibrary:
         """Digest to what is wrong, of versions that cannot be served until their files are uploaded again."""
         return self._damage.reasons
 
+    def acting_for(self, actor: Actor) -> "AdapterLibrary":
+        """Return the same library, which does for `actor` what it is asked to, if that one may."""
+        library = copy.copy(self)
+        library.actor = actor
+        return library
+
     async def add(
         self,
         staged: StagedUpload,
         name: str,
         *,
         origin: Mapping[str, Any] | None = None,
-        owner: str = "",
         only_if_new: bool = False,
         settings: Mapping[str, Any] | None = None,
     ) -> AdapterRecord:
         """Check a complete upload and register it as the newest version of `name`. The upload is used up in any case.
 
-        origin: where it came from, for its card. owner: the tenant that adds it.
+        origin: where it came from, for its card.
         only_if_new: if the newest version has the same content, return that one and make no other; for adapters that
             are named on the command line at every start, and for which there is no quota.
         settings: a merge patch of the name's settings.
@@ -114,19 +113,27 @@ class AdapterLibrary:
         """
         with staged:
             self.check_name(name)
-            Settings().patched(settings or {})
+            self.check_settings(settings or {})
+            await asyncio.to_thread(staged.settle)
             digest = staged.digest
             await asyncio.to_thread(check_files, staged.path, staged.experts)
-            facts = await self._inspect(digest, staged.path)
+            facts = await self._inspect(digest, staged.path, self.actor.name)
             facts = msgspec.structs.replace(facts, file_bytes=staged.num_bytes)
             # From here on a client that leaves must neither stop the work nor delete the files under it.
-            addition = _Addition(name, facts, origin or {}, owner, only_if_new, settings or {})
+            addition = Addition(name, facts, origin or {}, self.actor, only_if_new, settings or {})
             return await asyncio.shield(self._spawn(self._register(staged.hand_over(), addition)))
 
     def check_name(self, name: str) -> None:
-        """Raise InvalidAdapter or AdapterConflict for a name that no adapter may have."""
+        """Raise InvalidAdapter, AdapterConflict or AdapterForbidden for a name to which nothing may be added."""
         check_name(name, self._reserved)
-        self._registry.check_no_route(name)
+        self._registry.ask(partial(self.actor.claim, name=name))
+        self._registry.ask(partial(check_no_route, name=name))
+
+    def check_settings(self, patch: Mapping[str, Any]) -> None:
+        """Raise InvalidAdapter for a patch of settings that no name can have, AdapterForbidden for one of others'."""
+        Settings().patched(patch)
+        if patch.get("pinned"):
+            self.actor.check_admin("pin adapters to the device")
 
     async def roll_back(self, name: str, to: int | None = None) -> AdapterRecord:
         """Make an older version's content the newest again, as a version of its own; return it.
@@ -167,12 +174,14 @@ class AdapterLibrary:
 
     async def set_default(self, name: str | None) -> None:
         """Set the server's default; requests admitted before keep what they have. Raises AdapterNotFound."""
-        await asyncio.to_thread(self._registry.set_default, name)
+        await asyncio.to_thread(self._registry.set_default, name, self.actor)
         self.events.tell("default.changed", name=name)
 
     async def set(self, name: str, patch: Mapping[str, Any]) -> None:
-        """Change settings of a name by a merge patch. Raises AdapterNotFound, InvalidAdapter."""
-        await asyncio.shield(self._spawn(asyncio.to_thread(self.settings.patch, name, patch)))
+        """Change settings of a name by a merge patch. Raises AdapterNotFound, AdapterForbidden, InvalidAdapter."""
+        self.check_settings(patch)
+        await asyncio.shield(self._spawn(asyncio.to_thread(self.settings.patch, name, patch, self.actor)))
+        self.events.tell("settings.changed", name=name, owner=self._owner_of(name))
 
     def collect(self, refs: Iterable[VersionRef]) -> None:
         """Give back, in the background, the memory and the files of versions that are gone."""
@@ -196,21 +205,23 @@ class AdapterLibrary:
         await self.settled()
 
     async def _roll_back(self, name: str, to: int | None) -> AdapterRecord:
+        self._registry.ask(partial(self.actor.check_change, reference=Reference(name, to)))
         record = self._registry.get(name, to) if to is not None else self._registry.before_newest(name)
         async with self._exclusive(record.digest):  # no deletion of it ends meanwhile
             self._registry.get(name, record.version)
             origin = {"kind": "rollback", "version": record.version}
             newest = await asyncio.to_thread(
-                self._registry.add, name, record.digest, record.facts, origin=origin, owner=record.owner
+                self._registry.add, name, record.digest, record.facts, origin=origin, actor=self.actor
             )
-            self.events.tell("adapter.added", newest.ref)
+            self.events.tell("adapter.added", newest.ref, owner=newest.owner)
             return newest
 
     async def _delete(self, reference: Reference, force: bool, purge: bool, within: Within | None) -> list[VersionRef]:
         had_default = self._registry.get_default() is not None
-        removed, discarded = await asyncio.to_thread(self._removal.remove, reference, force, purge, within)
+        owner = self._owner_of(reference.name)
+        removed, discarded = await asyncio.to_thread(self._removal.remove, reference, force, purge, within, self.actor)
         for ref in removed:
-            self.events.tell("adapter.deleted", ref)
+            self.events.tell("adapter.deleted", ref, owner=owner)
         if had_default and self._registry.get_default() is None:
             logger.warning("The default adapter, %s, was deleted: the bare base answers for it now", reference.name)
             self.events.tell("default.changed")
@@ -218,41 +229,22 @@ class AdapterLibrary:
         return [*removed, *discarded]
 
     async def _restore(self, reference: Reference) -> list[AdapterRecord]:
-        records = await asyncio.to_thread(self._removal.take_back, reference)
+        records = await asyncio.to_thread(self._removal.take_back, reference, self.actor)
         for record in records:
-            self.events.tell("adapter.restored", record.ref)
+            self.events.tell("adapter.restored", record.ref, owner=record.owner)
         return records
 
-    async def _register(self, staged: StagedUpload, addition: "_Addition") -> AdapterRecord:
+    async def _register(self, staged: StagedUpload, addition: Addition) -> AdapterRecord:
         async with self._exclusive(staged.digest):
             try:
-                record, is_new = await asyncio.to_thread(self._commit, staged, addition)
+                record, is_new = await asyncio.to_thread(self._additions.commit, staged, addition)
             finally:
                 # Files without a row, if that is what is left, must not wait for the next start.
                 if not self._registry.in_use(staged.digest):
                     self._spawn(self._collect(staged.digest))
             if is_new:
-                self.events.tell("adapter.added", record.ref)
+                self.events.tell("adapter.added", record.ref, owner=record.owner)
             return record
-
-    def _commit(self, staged: StagedUpload, addition: "_Addition") -> tuple[AdapterRecord, bool]:
-        """Store the files and register the version. Returns it, and whether it is a new one."""
-        with staged:
-            self._registry.mark_disposable(staged.digest)
-            digest = self._store.commit(staged)
-            self._damage.mend(digest)
-        name, facts, origin, owner, only_if_new, settings = addition
-        newest = self._registry.find(name) if only_if_new else None
-        if newest is not None and newest.digest == digest:
-            return newest, False
-
-        def within(db: sqlite3.Connection) -> None:
-            change.uploaded(db, name, settings)
-            if not only_if_new:
-                self.keeping.quota.check(db, owner)
-
-        with self.settings.changing() as change:
-            return self._registry.add(name, digest, facts, origin=origin, owner=owner, within=within), True
 
     async def _collect(self, digest: str) -> None:
         """Remove an adapter from memory and disk if nothing refers to it any more."""
@@ -284,6 +276,9 @@ class AdapterLibrary:
         lock = self._locks.setdefault(digest, asyncio.Lock())
         async with lock:
             yield
+
+    def _owner_of(self, name: str) -> str:
+        return self._registry.ask(partial(owner_of, name=name)) or ""
 
     def _spawn(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
         task = asyncio.create_task(work)

@@ -9,7 +9,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -109,7 +109,7 @@ def back_up(root: Path, target: Path, watch: Watch = iter) -> Report:
 def _copy(root: Path, new: Path, watch: Watch) -> Report:
     report, records = Report(), VersionRecords(new / RECORDS)
     for file in [root / BASE_FILE, *(root / RECORDS).glob("*.gone")]:
-        if file.exists():
+        with suppress(FileNotFoundError):  # of a name of which a newer version has come, with a record of its own
             shutil.copyfile(file, new / file.relative_to(root))
     registry_file.copy_to(root / registry_file.NAME, new / registry_file.NAME)
     with closing(AdapterRegistry(new / registry_file.NAME, records)) as registry:

@@ -7,7 +7,11 @@ from .errors import AdapterConflict, InvalidAdapter
 
 DEFAULT = "default"
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+# Parts as in the ids of hubs and of Ray's multiplexed models. None is `..`; and of a slash or a colon, which are three
+# characters in the name of a file, there are few enough for that.
+_NAME = re.compile(r"(?=.{1,128}\Z)[A-Za-z0-9][A-Za-z0-9._-]*(?:[/:][A-Za-z0-9][A-Za-z0-9._-]*){0,16}")
+# What routes have behind a name: a name with such a part would be two things in a path.
+VERBS = ("files", "load", "rollback", "restore", "versions", "explain", "evaluate")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
@@ -37,8 +41,14 @@ def check_name(name: str, reserved: frozenset[str] | set[str] = frozenset()) -> 
     """Raise InvalidAdapter for a malformed name, AdapterConflict for `default` or one of `reserved`."""
     if not _NAME.fullmatch(name):
         raise InvalidAdapter(
-            f"{name[:140]!r} is not a name for an adapter or a route: 1 to 128 letters, digits, '.', '_' or '-', "
-            "the first a letter or a digit",
+            f"{name[:140]!r} is not a name for an adapter or a route: 1 to 128 ASCII letters, digits, '.', '_' or '-', "
+            "the first a letter or a digit; at most 17 such parts with '/' or ':' between",
+            param="name",
+        )
+    if verbs := [part for part in name.split("/")[1:] if part in VERBS]:
+        raise InvalidAdapter(
+            f"{name!r} is not a name for an adapter or a route: behind a '/' there may be no {verbs[0]!r}, which means "
+            "something in the paths of this server",
             param="name",
         )
     if name == DEFAULT or name in reserved:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from .errors import AdapterConflict, AdapterNotFound, StoreFull
 from .facts import AdapterFacts
 from .names import Reference, VersionRef, parse_reference
+from .ownership import SERVER, Actor, is_private, owner_of
 from .registry_file import COLUMNS, connect, migrate, translate_errors
 from .registry_reader import AdapterRecord, RegistryReader, check_no_route, exists, not_found, read_default
 from .registry_rows import insert_version, mark_unused
@@ -69,16 +70,17 @@ class AdapterRegistry(RegistryReader):
         facts: AdapterFacts,
         *,
         origin: Mapping[str, Any] | None = None,
-        owner: str = "",
+        actor: Actor = SERVER,
         within: Within | None = None,
     ) -> AdapterRecord:
         """Make `digest` the newest version of `name`. Versions count up from 1 and are never used twice.
 
-        within: is called inside the transaction, behind the version; what it raises takes all back.
-        Raises AdapterConflict if a route has the name.
+        actor: who adds it. within: is called inside the transaction, behind the version; what it raises takes all back.
+        Raises AdapterConflict if a route has the name, or another tenant; AdapterForbidden.
         """
 
         def insert(db: sqlite3.Connection) -> list[AdapterRecord]:
+            owner = actor.claim(db, name)
             check_no_route(db, name)
             ref = VersionRef(name, next_version(db, name), digest)
             record = AdapterRecord(ref, time.time(), facts, origin or {}, owner)
@@ -137,10 +139,10 @@ class AdapterRegistry(RegistryReader):
             ]
             if not removed:
                 raise not_found(reference)
-            if not force:
-                check_unnamed(db, reference)
             if within is not None:
                 within(db)
+            if not force:
+                check_unnamed(db, reference)
             if self._journal is not None:
                 last = db.execute("SELECT name, last_version FROM names WHERE name = ?", (reference.name,)).fetchall()
                 self._journal.removing(removed, dict(last))
@@ -155,16 +157,21 @@ class AdapterRegistry(RegistryReader):
             default_gone = drop_lost_default(db)
         return removed, default_gone
 
-    def set_default(self, default: str | None) -> None:
+    def set_default(self, default: str | None, actor: Actor = SERVER) -> None:
         """Set the server's default: `name` follows its newest version or is a route, `name@2` does not follow.
 
         None is the bare base.
 
-        Raises AdapterNotFound.
+        Raises AdapterNotFound; AdapterForbidden; AdapterConflict for what not everybody sees.
         """
         with self._writing:
             with self._transaction() as db:
+                actor.check_admin("set the server's default")
                 reference = None if default is None else _existing(db, default)
+                if reference is not None and not actor.shared and is_private(owner_of(db, reference.name) or ""):
+                    raise AdapterConflict(
+                        f"{reference.name!r} is a tenant's own, and the default is everybody's", param="adapter"
+                    )
                 put_default(db, reference)
             if self._journal is not None:
                 self._journal.default_set(reference)

@@ -50,7 +50,9 @@ CREATE TABLE deleted (
 CREATE INDEX deleted_by_digest ON deleted (digest);
 CREATE TABLE damaged (digest TEXT PRIMARY KEY, reason TEXT NOT NULL) WITHOUT ROWID
 """
-_STEPS: Sequence[str] = (_FIRST, _SECOND, _THIRD)  # step i brings a file from schema i to schema i + 1
+# Whose a route is, as `owner` of a version is.
+_FOURTH = "ALTER TABLE documents ADD COLUMN owner TEXT NOT NULL DEFAULT ''"
+_STEPS: Sequence[str] = (_FIRST, _SECOND, _THIRD, _FOURTH)  # step i brings a file from schema i to schema i + 1
 SCHEMA_VERSION = len(_STEPS)
 
 
@@ -186,7 +188,7 @@ def _fault_inside(db: sqlite3.Connection) -> str | None:
 
 def _tables(version: int) -> Sequence[str]:
     tables = ("names", "versions", "default_adapter", "disposable", "documents", "route_targets", "deleted", "damaged")
-    return tables[: (0, 3, 4, 8)[version]]
+    return tables[: (0, 3, 4, 8, 8)[version]]
 
 
 def _lenient(content: bytes) -> str:

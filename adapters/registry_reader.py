@@ -6,10 +6,10 @@ adapters and no requests.
 
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -18,6 +18,7 @@ from .facts import AdapterFacts
 from .names import Reference, VersionRef
 from .registry_file import COLUMNS, disposable_in, restorable_in
 
+T = TypeVar("T")
 Row = tuple[str, int, str, float, str, str, str]
 """The columns `COLUMNS` of one version."""
 IN_USE = "EXISTS (SELECT 1 FROM versions WHERE digest = ?1) OR EXISTS (SELECT 1 FROM deleted WHERE digest = ?1)"
@@ -60,7 +61,7 @@ class RegistryReader:
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._reader = db
-        self._reading = threading.RLock()
+        self._reading: AbstractContextManager[object] = threading.RLock()
 
     def close(self) -> None:
         with self._reading:
@@ -118,10 +119,10 @@ class RegistryReader:
             raise AdapterNotFound(f"{found[0].ref} is the only version of {name!r}", param="name")
         return found[1]
 
-    def check_no_route(self, name: str) -> None:
-        """Raise AdapterConflict if a route has this name."""
+    def ask(self, question: Callable[[sqlite3.Connection], T]) -> T:
+        """Return the answer to a question that changes also ask, inside their transactions. Raises what it raises."""
         with self._reading:
-            check_no_route(self._reader, name)
+            return question(self._reader)
 
     def names_of(self, digest: str) -> list[str]:
         """Return the names of which some version has this digest."""

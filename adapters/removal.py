@@ -6,11 +6,13 @@ Each method is one change, or several of which the next start finishes what a ki
 import sqlite3
 import time
 from collections.abc import Callable
+from functools import partial
 
 from . import trash
 from .errors import AdapterNotFound
 from .keeping import Keeping
 from .names import Reference, VersionRef
+from .ownership import SERVER, Actor
 from .registry import AdapterRegistry, Within
 from .registry_reader import AdapterRecord
 from .stored_settings import SettingsStore
@@ -25,21 +27,27 @@ class Removal:
         self._keeping = keeping
 
     def remove(
-        self, reference: Reference, force: bool, purge: bool, within: Within | None
+        self, reference: Reference, force: bool, purge: bool, within: Within | None, actor: Actor = SERVER
     ) -> tuple[list[VersionRef], list[VersionRef]]:
         """Delete a name or a version. Returns what was there, and what of it could have been restored until now.
 
-        See `AdapterLibrary.delete`. Raises AdapterNotFound, AdapterConflict.
+        See `AdapterLibrary.delete`. Raises AdapterNotFound, AdapterConflict, AdapterForbidden.
         """
+
+        def allowed(db: sqlite3.Connection) -> None:
+            actor.check_change(db, reference)
+            if within is not None:
+                within(db)
+
         is_kept = self._keeping.deleted > 0 and not purge
         keep_until = time.time() + self._keeping.deleted if is_kept else None
         removed: list[VersionRef] = []
         missing: AdapterNotFound | None = None
         try:
-            removed = self._registry.delete(*reference, force=force, keep_until=keep_until, within=within)
+            removed = self._registry.delete(*reference, force=force, keep_until=keep_until, within=allowed)
         except AdapterNotFound as error:
             missing = error
-        discarded = self._discard(lambda db: trash.discard(db, reference)) if purge else []
+        discarded = self._discard(partial(self._give_up, reference, actor)) if purge else []
         if missing is not None and not discarded:
             raise missing
         if not is_kept:
@@ -50,18 +58,23 @@ class Removal:
         """Give up the deleted versions whose time is over. Returns them."""
         return self._discard(lambda db: trash.discard_overdue(db, time.time()))
 
-    def take_back(self, reference: Reference) -> list[AdapterRecord]:
-        """Bring deleted versions back. Raises AdapterNotFound, AdapterConflict, QuotaExceeded."""
+    def take_back(self, reference: Reference, actor: Actor = SERVER) -> list[AdapterRecord]:
+        """Bring deleted versions back. Raises AdapterNotFound, AdapterConflict, AdapterForbidden, QuotaExceeded."""
 
         def work(db: sqlite3.Connection) -> list[AdapterRecord]:
+            actor.check_change(db, reference, trash.nothing_of(reference))
             records = trash.take_back(db, reference, time.time())
             change.renew(db, reference.name)  # or the end of its time would delete it again
-            for owner in {record.owner for record in records}:
-                self._keeping.quota.check(db, owner)
+            actor.quota.check(db, actor.owner)
             return records
 
         with self._settings.changing() as change:
             return self._registry.insert(work)
+
+    @staticmethod
+    def _give_up(reference: Reference, actor: Actor, db: sqlite3.Connection) -> list[VersionRef]:
+        actor.check_change(db, reference)
+        return trash.discard(db, reference)
 
     def _discard(self, discard: Callable[[sqlite3.Connection], list[VersionRef]]) -> list[VersionRef]:
         with self._registry.transaction() as db:

@@ -37,10 +37,9 @@ class Resolved:
     hops: tuple[Hop, ...] = ()
     shadow: str | None = None
 
-    @property
-    def vocabulary(self) -> int:
-        """Return the size of its adapters' vocabulary where that is larger than the base's; else 0."""
-        return max((facts.vocabulary for facts in self.facts.values()), default=0)
+    def vocabulary(self, base: int) -> int:
+        """Return how many tokens its adapters know together. base: the base's own number."""
+        return max((facts.vocabulary or base for facts in self.facts.values()), default=base)
 
     @property
     def virtual_tokens(self) -> int:

@@ -4,8 +4,9 @@ The answer is immutable: a request is answered by the versions that it was admit
 their rows in the registry; knows no files, no HTTP and no model.
 """
 
+import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Protocol
@@ -46,7 +47,7 @@ class Routes(Protocol):
 class Router:
     """The router of a server.
 
-    base_id: the name that always means the bare base. routes: None where there are none.
+    base_id: the name that always means the bare base; so do those in `also`. routes: None where there are none.
     is_loaded: whether the adapter of a digest is in memory; of others a fallback asks whether they can be loaded.
     """
 
@@ -56,12 +57,20 @@ class Router:
         base_id: str,
         routes: Routes | None = None,
         is_loaded: Callable[[str], bool] = lambda digest: True,
+        also: Collection[str] = (),
     ) -> None:
         self._names = names
         self._base_id = base_id
+        self._base_ids = frozenset({base_id, *also})
         self._routes = routes
         self._is_loaded = is_loaded
         self._compiled = CompiledRoutes()
+
+    def seen_by(self, names: Names, routes: Routes) -> "Router":
+        """Return the same router for one who sees these names and routes. Policies are made once for all."""
+        router = copy.copy(self)
+        router._names, router._routes = names, routes
+        return router
 
     def resolve(
         self, model: str | None, adapters: Sequence[tuple[str, float]] | None = None, query: Query | None = None
@@ -75,7 +84,7 @@ class Router:
         """
         if adapters is not None:
             return self._mixture(model, adapters)
-        if model == self._base_id:
+        if model in self._base_ids:
             return self._base()
         query = query or Query()
         if model is None or model == DEFAULT:
@@ -90,9 +99,19 @@ class Router:
 
     def is_known(self, model: str | None) -> bool:
         """Return whether a request may name this: the base, the default, an adapter, a version or a route."""
-        if model in (None, DEFAULT, self._base_id) or self._find(model) is not None:
+        if model is None or model in (DEFAULT, *self._base_ids) or self._find(model) is not None:
             return True
         return self._head(model) is not None
+
+    def alone(self, model: str | None) -> Resolved:
+        """Return the adapter that a name stands for without asking a route; the base for every other name."""
+        if model is None or model == DEFAULT:
+            default = self._names.get_default()
+            if default is None:
+                return self._base()
+            model = default.name if default.version is None else f"{default.name}@{default.version}"
+        record = None if model in self._base_ids else self._find(model)
+        return self._base() if record is None else _alone(record, model)
 
     def _default(self, query: Query) -> Resolved:
         default = self._names.get_default()
@@ -103,7 +122,7 @@ class Router:
 
     def _follow(self, target: str, query: Query, way: tuple[str, ...]) -> Found:
         """Return what a target stands for, inside a snapshot. way: the routes that led to it."""
-        if target == self._base_id:
+        if target in self._base_ids:
             return Found()
         if (record := self._find(target)) is not None:
             return Found(((record, 1.0),))
@@ -151,7 +170,7 @@ class Router:
         return Resolved((), self._base_id, self._base_id)
 
     def _mixture(self, model: str | None, adapters: Sequence[tuple[str, float]]) -> Resolved:
-        if model not in (None, DEFAULT, self._base_id):
+        if model not in (None, DEFAULT, *self._base_ids):
             raise InvalidAdapter(
                 f"give an adapter as model or a mixture as adapters; beside a mixture, model is {self._base_id!r}",
                 param="model",

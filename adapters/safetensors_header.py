@@ -24,8 +24,17 @@ MAX_DIMENSIONS = 8
 MAX_ELEMENTS = 1 << 40
 
 FLOATING = ("F32", "F16", "BF16")
+CAST = (
+    "F64",
+    "F8_E4M3",
+    "F8_E5M2",
+    "F8_E4M3FNUZ",
+    "F8_E5M2FNUZ",
+    "F8_E8M0",
+)  # floating too; PEFT casts them to float32
 # Integers are the indices of sparse methods.
-ITEM_BYTES: Mapping[str, int] = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
+_OTHERS = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
+ITEM_BYTES: Mapping[str, int] = _OTHERS | {dtype: 8 if dtype == "F64" else 1 for dtype in CAST}
 
 # Files that are uploaded by mistake, by their first bytes.
 _PICKLE = "a pickle file, which can run code when it is read; save the adapter as safetensors"

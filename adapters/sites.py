@@ -37,6 +37,9 @@ class Site:
     embed_scale: the factor by which an embedding multiplies its rows (Gemma); 1 elsewhere.
     transposed: whether the weight is stored as (in_features, out_features), as transformers' Conv1D does.
     parameters: of experts, in the module's order.
+    swapped: of experts, whether PEFT does not know that their weights are stored as (experts, in, out): it has the
+        factor A at the outputs, and B at the inputs.
+    heads: of a norm whose weight is a matrix, with a row for each head; 0 of others.
     """
 
     name: str
@@ -46,17 +49,23 @@ class Site:
     embed_scale: float = 1.0
     transposed: bool = False
     parameters: tuple[ExpertParameter, ...] = ()
+    heads: int = 0
+    swapped: bool = False
 
 
 @dataclass(frozen=True)
 class SiteTable:
     """All sites of a base, keyed by module name, in the model's own order.
 
-    tied_head: name of the embedding whose weight the head shares; None where they are separate.
+    embedding: name of the input embedding. tied_head: the same where the head shares its weight; None where they are
+        separate.
     other_modules: names of modules that exist in the base but are not sites (containers, activations), so that a
         configuration that targets one is told apart from one that targets nothing.
-    irregular: linears and embeddings among them that do not run on each token of a step, or on each row whose logits
-        are wanted, or that are called in a way of their own.
+    irregular: modules with parameters of their own among them that do not run on each token of a step, or on each row
+        whose logits are wanted, or that are called in a way of their own. matrices: linears and embeddings among these.
+    unread: names of modules of a multimodal model that no text passes, and that are not loaded.
+    uncalled: convolutions of which the model takes the weight and computes by itself, in prompts and in decodes.
+    read: linears of which it does: most methods of PEFT put a layer around one, which nobody calls.
     """
 
     sites: Mapping[str, Site]
@@ -64,3 +73,8 @@ class SiteTable:
     tied_head: str | None = None
     other_modules: frozenset[str] = frozenset()
     irregular: frozenset[str] = frozenset()
+    embedding: str | None = None
+    unread: frozenset[str] = frozenset()
+    matrices: frozenset[str] = frozenset()
+    uncalled: frozenset[str] = frozenset()
+    read: frozenset[str] = frozenset()

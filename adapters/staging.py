@@ -11,21 +11,28 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
 from .errors import AdapterTooLarge, InvalidAdapter, StoreFull
 from .files import (
+    COMPANIONS,
     CONFIG,
     FILES,
     MAX_CONFIG_BYTES,
     WEIGHTS,
     check_file_name,
     digest_of,
-    expert_folder,
     experts_among,
     experts_of,
     missing_file,
 )
+from .settling import settle
+from .source_folder import SourceFolder, unreadable
+from .upload_names import is_part, is_surpassed, place_of, why_nothing
+
+MOST_SKIPPED = 64
+MOST_SHOWN = 128  # characters of a name
+MAX_COMPANION_BYTES = 1 << 26  # a tokenizer of a quarter of a million words has 17 MB
 
 _CHUNK = 1 << 20
 
@@ -87,14 +94,48 @@ class StagedUpload:
         self._limit = limit
         self._size = 0
         self._hashes: dict[str, str] = {}
+        self._skipped: list[str] = []
         self._owned = True
+
+    def receive(self, sent: str) -> StagedFile | None:
+        """Begin a file of a folder that a client sends, by the client's name; None for one that is not kept.
+
+        `settle` is to be called when all are there. Raises InvalidAdapter, StoreFull.
+        """
+        name = place_of(sent)
+        if name is None or is_surpassed(name, self._hashes):
+            self._skipped += [sent[:MOST_SHOWN]] if len(self._skipped) < MOST_SKIPPED else []
+            return None
+        return self.begin(name)
+
+    def settle(self) -> None:
+        """Bring what was received to the form in which adapters are stored. Reads files that it moves.
+
+        Raises AdapterError, OSError.
+        """
+        with translate_full_disk():
+            if not settle(self.path):
+                return
+            sent, self._hashes, self._size = self._hashes, {}, 0
+            for path in sorted(path for path in self.path.rglob("*") if path.is_file()):
+                with path.open("rb") as file:
+                    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+                self._hashes[path.relative_to(self.path).as_posix()] = sha256
+                self._size += path.stat().st_size
+        kept = {*self._hashes.values()}
+        self._skipped += sorted(name for name, sha256 in sent.items() if sha256 not in kept and not is_part(name))
+        del self._skipped[MOST_SKIPPED:]
 
     def open(self, name: str) -> StagedFile:
         """Begin one of an adapter's files, in any order, each once. Raises InvalidAdapter, StoreFull."""
         check_file_name(name)
+        return self.begin(name)
+
+    def begin(self, name: str) -> StagedFile:
+        """Begin a file whose name the server has chosen, each once. Raises InvalidAdapter, StoreFull."""
         try:
             with translate_full_disk():
-                (self.path / name).parent.mkdir(mode=0o700, exist_ok=True)
+                (self.path / name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 return StagedFile(self, name)
         except FileExistsError:
             raise InvalidAdapter(f"{name} was sent twice", param="files") from None
@@ -105,9 +146,14 @@ class StagedUpload:
         inside: folders below one of which the files must lie, with all links resolved; None allows any.
         Raises InvalidAdapter, AdapterTooLarge, StoreFull.
         """
-        self._copy_files(folder, "", inside)
+        source = SourceFolder(folder, inside)
+        self._copy_files(source, "")
+        for name in COMPANIONS:
+            if (file := source.open(name)) is not None:
+                self._copy(file, name)
         for expert in experts_of(self.path):
-            self._copy_files(expert_folder(folder, expert), f"{expert}/", inside)
+            self._copy_files(source.expert(expert), f"{expert}/")
+        self.settle()
 
     def adopt(self) -> None:
         """Take in an adapter's files that another process has written to the folder, and bring them to disk.
@@ -127,6 +173,8 @@ class StagedUpload:
     def digest(self) -> str:
         """Return the digest of all files. Raises InvalidAdapter if one is missing."""
         if (name := missing_file(self._hashes)) is not None:
+            if (why := why_nothing(self._skipped)) is not None:
+                raise InvalidAdapter(why, param="files")
             raise InvalidAdapter(f"{name} is missing; an adapter is {CONFIG} and {WEIGHTS}", param="files")
         return digest_of(self._hashes)
 
@@ -139,6 +187,11 @@ class StagedUpload:
     def names(self) -> frozenset[str]:
         """Return the names of the files that are whole."""
         return frozenset(self._hashes)
+
+    @property
+    def skipped(self) -> list[str]:
+        """Return the names of files that were sent and are not kept, the first MOST_SKIPPED of them."""
+        return list(self._skipped)
 
     @property
     def num_bytes(self) -> int:
@@ -167,6 +220,8 @@ class StagedUpload:
         self._size += added
         if name.endswith(CONFIG) and file_size > MAX_CONFIG_BYTES:
             raise AdapterTooLarge(f"{CONFIG} is over {MAX_CONFIG_BYTES} bytes", param="files")
+        if name in COMPANIONS and file_size > MAX_COMPANION_BYTES:
+            raise AdapterTooLarge(f"{name} is over {MAX_COMPANION_BYTES} bytes", param="files")
         if self._size > self._limit:
             raise AdapterTooLarge(f"the adapter is over the limit of {self._limit} bytes", param="files")
 
@@ -174,21 +229,16 @@ class StagedUpload:
         """Note the hash of a file that is on the disk."""
         self._hashes[name] = sha256
 
-    def _copy_files(self, folder: Path, prefix: str, inside: Sequence[Path] | None) -> None:
-        for name in FILES:
-            source = (folder / name).resolve()
-            if inside is not None and not any(source.is_relative_to(root.resolve()) for root in inside):
-                raise InvalidAdapter("the source lies outside of the folders that the server allows", param="source")
-            self._copy(source, prefix + name)
+    def _copy_files(self, source: SourceFolder, prefix: str) -> None:
+        for name in source.weights():
+            kept = prefix + (place_of(name) or name)
+            file = source.open(name)
+            if file is None:
+                raise unreadable(kept)
+            self._copy(file, kept)
 
-    def _copy(self, source: Path, name: str) -> None:
-        try:
-            file = source.open("rb") if source.is_file() else None
-        except OSError:
-            file = None
-        if file is None:
-            raise InvalidAdapter(f"the source holds no readable {name}", param="source")
-        with file, self.open(name) as staged:
+    def _copy(self, file: BinaryIO, name: str) -> None:
+        with file, self.begin(name) as staged:
             while chunk := file.read(_CHUNK):
                 staged.write(chunk)
 

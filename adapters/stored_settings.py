@@ -17,12 +17,13 @@ import msgspec
 from .documents import Document, DocumentFiles
 from .errors import AdapterConflict, AdapterError
 from .names import Reference
+from .ownership import SERVER, Actor
 from .registry import AdapterRegistry
 from .registry_reader import RegistryReader, find_row, not_found
 from .settings import Settings, read_settings
 
 FOLDER = "settings"
-_ROWS = "SELECT name, version, created, body FROM documents WHERE kind = 'settings'"
+_ROWS = "SELECT name, version, created, body, owner FROM documents WHERE kind = 'settings'"
 # When a name is to go; NULL for never, and where it has no version.
 _ENDS = (
     "json_extract(body, '$.ttl') + max(created, (SELECT max(created) FROM versions v WHERE v.name = documents.name))"
@@ -117,7 +118,7 @@ class Change:
         db.execute("DELETE FROM documents WHERE kind = 'settings' AND name = ?", (name,))
         if settings != Settings():
             after = Document(name, before.version + 1 if before else 1, time.time(), settings.to_json())
-            db.execute("INSERT INTO documents VALUES ('settings', ?, ?, ?, ?)", after)
+            db.execute("INSERT INTO documents VALUES ('settings', ?, ?, ?, ?, ?)", after)
         self.files.append((name, before, after))
 
 
@@ -142,12 +143,13 @@ class SettingsStore(SettingsReader):
                 elif before is not None:
                     self._files.remove(name, before.version)
 
-    def patch(self, name: str, patch: Mapping[str, Any]) -> Stored:
+    def patch(self, name: str, patch: Mapping[str, Any], actor: Actor = SERVER) -> Stored:
         """Change settings of an existing name. Returns when they are on the disk.
 
-        Raises AdapterNotFound, InvalidAdapter.
+        Raises AdapterNotFound, AdapterForbidden, InvalidAdapter.
         """
         with self.changing() as change, self._registry.transaction() as db:
+            actor.check_change(db, Reference(name))
             if find_row(db, Reference(name)) is None:
                 raise not_found(Reference(name))
             change.patch(db, name, patch)
@@ -183,7 +185,7 @@ def settle_settings(registry: AdapterRegistry, folder: Path, *, is_new: bool) ->
                 db.execute("DELETE FROM documents WHERE kind = 'settings' AND name IS ?", (row.name,))
         rows = [Document(*row) for row in db.execute(_ROWS)]
         lost = DocumentFiles(folder).settle(rows, is_valid, is_new=is_new)
-        db.executemany("INSERT INTO documents VALUES ('settings', ?, ?, ?, ?)", lost)
+        db.executemany("INSERT INTO documents VALUES ('settings', ?, ?, ?, ?, ?)", lost)
     return [document.name for document in lost]
 
 

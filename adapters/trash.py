@@ -23,13 +23,18 @@ def take_back(db: sqlite3.Connection, reference: Reference, now: float) -> list[
     query = f"SELECT {COLUMNS} FROM deleted WHERE {_OF} AND until > ?3 ORDER BY version"
     records = [record_of(row) for row in db.execute(query, (*reference, now))]
     if not records:
-        what = reference.name if reference.version is None else f"{reference.name}@{reference.version}"
-        raise AdapterNotFound(f"there is nothing deleted of {what!r} that could be restored", param="name")
+        raise nothing_of(reference)
     check_no_route(db, reference.name)
     for record in records:
         insert_version(db, record)
         db.execute("DELETE FROM deleted WHERE name = ? AND version = ?", (record.name, record.version))
     return records
+
+
+def nothing_of(reference: Reference) -> AdapterNotFound:
+    """Return the error for a name, or a version of it, of which nothing can be restored."""
+    what = reference.name if reference.version is None else f"{reference.name}@{reference.version}"
+    return AdapterNotFound(f"there is nothing deleted of {what!r} that could be restored", param="name")
 
 
 def discard(db: sqlite3.Connection, reference: Reference) -> list[VersionRef]:

@@ -25,7 +25,7 @@ def openapi() -> dict[str, Any]:
 
 
 async def _ask(transport: httpx.ASGITransport) -> dict[str, Any]:
-    async with httpx.AsyncClient(transport=transport, base_url="http://docs") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         answer = await client.get("/openapi.json")
     document: dict[str, Any] = answer.raise_for_status().json()
     return document

@@ -1,6 +1,7 @@
 """The table of all settings of `peftserve serve`, from the one list that the command line is made of."""
 
-from peftserve.server.cli.settings import SETTINGS, Setting
+from peftserve.server.cli.settings.setting import Setting
+from peftserve.server.cli.settings.table import SETTINGS
 
 
 def settings_table() -> str:

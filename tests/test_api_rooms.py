@@ -4,8 +4,21 @@ from pathlib import Path
 
 API = Path(__file__).resolve().parents[1] / "server" / "api"
 # These know nothing of the modules beside the rooms.
-BELOW = ("private", "engine", "http", "metrics", "text", "processes", "jobs", "sources")
-ORDER = (*BELOW, "openai", "uploads", "routes")  # each imports from rooms before it only, so that there is no cycle
+BELOW = (
+    "private",
+    "engine",
+    "tenancy",
+    "http",
+    "watching",
+    "metrics",
+    "text",
+    "processes",
+    "jobs",
+    "sources",
+    "assistant",
+)
+# Each imports from rooms before it only, so that there is no cycle.
+ORDER = (*BELOW, "openai", "responses_api", "messages_api", "uploads", "routes")
 
 
 def test_every_room_has_a_place_and_says_what_is_in_it() -> None:

@@ -12,7 +12,10 @@ SOURCES = [path for folder in ("kernels", "adapters", "server") for path in (ROO
 # Where a package is not imported by the name that it is installed by.
 NAMED = {
     "huggingface-hub": "huggingface_hub",
+    "opentelemetry-exporter-otlp-proto-http": "opentelemetry",
+    "opentelemetry-sdk": "opentelemetry",
     "prometheus-client": "prometheus_client",
+    "pydantic-core": "pydantic_core",
     "python-multipart": "python_multipart",
 }
 # Whose private parts or whose frequent breaking releases we depend on.

@@ -29,6 +29,7 @@ ALLOWED = {"adapters/peft/probe.py": {"peft"}, "adapters/peft/prefill.py": {"tra
 EXTRAS = {
     "adapters/peft/probe.py": {"peft"},
     "server/cli/load/report.py": {"matplotlib"},
+    "server/api/watching/traces.py": {"opentelemetry"},
 }
 MIRRORED = (*FOLDERS, "benchmarks")
 # Tests of what no one module is: an invariant of all modules of the folder, or what several give together.
@@ -40,6 +41,7 @@ OF_A_FOLDER = {
     "kernels/bypass/test_backends.py",
     "kernels/bypass/triton/test_traffic.py",
     "kernels/test_compiled.py",
+    "server/api/routes/test_tenants.py",
     "server/engine/model/test_pairs.py",
     "server/engine/sampling/test_no_waiting.py",
 }

@@ -1,99 +1,51 @@
-"""adapter_config.json as AdapterHub's `adapters` 1.x writes it (Poth et al. 2023, arXiv:2311.11077).
+"""adapter_config.json as AdapterHub's `adapters` 1.x writes it: one method, or a union of several.
 
-Beside `config`, which describes the adapter, only the adapter's name and the base's `model_type` matter. Knows no
-tensors and no torch.
+Beside `config`, which describes the adapter, only its name, the base's `model_type` and the library's version matter.
+Knows no tensors and no torch.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
-from ..errors import InvalidAdapter, UnsupportedAdapter
+from ..errors import InvalidAdapter
 from ..peft.fields import Fields
-from ..peft.unsupported import refuse_fields, unsupported
-from .models import LAYOUTS
+from ..peft.unsupported import unsupported
+from .bottleneck_config import BottleneckConfig, parse_bottleneck
+from .lora_config import LoraConfig, parse_lora
+from .models import LAYOUTS, Layout
+from .prefix_config import PrefixConfig, parse_prefix
 
-# AdapterHub's names to those of `kernels/ops/formulas.py`.
-ACTIVATIONS: Mapping[str, str] = {
-    "relu": "relu",
-    "leakyrelu": "leaky_relu",
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_fast": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "quick_gelu": "quick_gelu",
-    "silu": "silu",
-    "swish": "silu",
-    "mish": "mish",
-    "tanh": "tanh",
-    "sigmoid": "sigmoid",
+Part = BottleneckConfig | LoraConfig | PrefixConfig
+
+PARSERS: Mapping[str, Callable[[Mapping[str, Any], Layout], Part]] = {
+    "bottleneck": parse_bottleneck,
+    "lora": parse_lora,
+    "mtl_lora": parse_lora,
+    "prefix_tuning": parse_prefix,
 }
-SMALLEST_FACTOR, LARGEST_FACTOR = 2**-10, 2**30
-
 _REFUSED: Mapping[str, str] = {
-    "architecture": "of AdapterHub's methods the bottleneck adapters are served; train the others with PEFT",
-    "inv_adapter": "invertible adapters at the embedding are not served; train with inv_adapter=None",
-    "cross_adapter": "a decoder alone has no cross-attention; train with cross_adapter=False",
-    "use_gating": "the gate is an average over the sequence, so the answer would depend on later tokens; train without",
-    "phm_layer": "Compacter's hypercomplex layers are not served; train with phm_layer=False",
-    "ln_before": "a norm inside of the adapter is not served; train with ln_before=False",
-    "ln_after": "a norm inside of the adapter is not served; train with ln_after=False",
+    "reft": "it changes tokens by their place from the start or the end of what one call of the model reads, which is "
+    "another one in each step; train LoRA",
+    "prompt_tuning": "the library has it for encoders only; train it with PEFT",
 }
-_READ = "mh_adapter output_adapter reduction_factor non_linearity is_parallel scaling leave_out original_ln_before "
-_READ += "original_ln_after residual_before_ln"
-# Fields of training, of initialisation, or of options that are refused.
-_IGNORED = """
-init_weights init_weights_seed dropout stochastic_depth adapter_residual_before_ln inv_adapter_reduction_factor phm_dim
-factorized_phm_W shared_W_phm shared_phm_rule factorized_phm_rule phm_c_init phm_init_range learn_phm
-hypercomplex_nonlinearity phm_rank phm_bias
-"""
-_KNOWN = frozenset(f"{_READ} {_IGNORED}".split())
-
-
-class Form(StrEnum):
-    """The input of the network. y: the output of attention or feed-forward. r: the residual stream before its norm."""
-
-    OUTPUT = "y"  # Houlsby
-    SUM = "y + r"  # Pfeiffer and Adapter+
-    RESIDUAL = "r"  # parallel
-
-
-# Keyed by original_ln_before, original_ln_after and residual_before_ln: those whose result is `y + r` plus the output.
-_SEQUENTIAL: Mapping[tuple[bool, bool, bool], Form] = {
-    (False, True, True): Form.OUTPUT,
-    (False, True, False): Form.OUTPUT,
-    (True, True, True): Form.SUM,
-    (True, False, False): Form.SUM,
-}
+_MOST_PARTS = 16
+_OLD_LORA = re.compile(r"adapters\.(0\.\d+|1\.0)\.|adapters\.1\.1\.0\.?(dev|a|b|rc)")
 
 
 @dataclass(frozen=True)
-class BottleneckConfig:
-    """A bottleneck adapter. name: the adapter's, in its tensors' keys. attention, feed_forward: where it is.
-
-    factors: layer's number, or `default`, to the divisor of the base's width. leave_out: layers without a bottleneck.
-    scaling: a number, or a learned one: a single number (`learned`) or one for each feature (`channel`).
-    """
+class HubConfig:
+    """An adapter of AdapterHub. name: its own, in its tensors' keys."""
 
     name: str
     model_type: str
-    form: Form
-    attention: bool
-    feed_forward: bool
-    factors: Mapping[str, float]
-    activation: str
-    scaling: float | str
-    leave_out: tuple[int, ...]
+    parts: tuple[Part, ...]
 
-    def width(self, layer: int, features: int) -> int:
-        """Return the width of the bottleneck. Raises InvalidAdapter for a layer without a reduction factor."""
-        factor = self.factors.get(str(layer), self.factors.get("default"))
-        if factor is None:
-            raise InvalidAdapter(
-                f"reduction_factor says nothing of layer {layer} and has no default", param="reduction_factor"
-            )
-        return max(int(features // factor), 1)
+    @property
+    def method(self) -> str:
+        """Return the name of its method, as cards show it."""
+        return self.parts[0].method if len(self.parts) == 1 else "UNION"
 
 
 def is_adapterhub(raw: Mapping[str, Any]) -> bool:
@@ -101,81 +53,40 @@ def is_adapterhub(raw: Mapping[str, Any]) -> bool:
     return "peft_type" not in raw and "config" in raw and "model_type" in raw
 
 
-def parse_bottleneck(raw: Mapping[str, Any]) -> BottleneckConfig:
+def parse_adapterhub(raw: Mapping[str, Any]) -> HubConfig:
     """Parse and check the whole file. Raises InvalidAdapter, UnsupportedAdapter."""
-    own = raw["config"]
-    if not isinstance(own, dict):
-        raise InvalidAdapter(f"config must be an object, not {repr(own)[:80]}", param="config")
-    refuse_fields(own, _REFUSED, _KNOWN)
-    fields = Fields(own)
+    own = _as_object(raw["config"])
     model_type = Fields(raw).choice("model_type", "", tuple(LAYOUTS))
-    return BottleneckConfig(
-        name=_name(raw.get("name")),
-        model_type=model_type,
-        form=_form(fields, LAYOUTS[model_type].hooked),
-        attention=fields.boolean("mh_adapter"),
-        feed_forward=fields.boolean("output_adapter"),
-        factors=_factors(fields),
-        activation=_activation(fields),
-        scaling=_scaling(fields),
-        leave_out=fields.integers("leave_out"),
-    )
+    if own.get("architecture") == "lora" and _OLD_LORA.match(str(raw.get("version"))):
+        own = {**own, "alpha": own.get("r")}  # releases before 1.1 trained with this scale, whatever they wrote
+    return HubConfig(_name(raw.get("name")), model_type, tuple(_parts(own, LAYOUTS[model_type])))
+
+
+def _parts(own: Mapping[str, Any], layout: Layout) -> list[Part]:
+    if own.get("architecture") != "union":
+        return [_part(own, layout)]
+    configs = own.get("configs")
+    if not isinstance(configs, list) or not 0 < len(configs) <= _MOST_PARTS:
+        raise InvalidAdapter(f"a union's configs must be a list of 1 to {_MOST_PARTS} objects", param="configs")
+    return [_part(_as_object(config), layout) for config in configs]
+
+
+def _part(own: Mapping[str, Any], layout: Layout) -> Part:
+    name = own.get("architecture") or "bottleneck"
+    if not isinstance(name, str) or name not in PARSERS:
+        why = _REFUSED.get(name) if isinstance(name, str) else None
+        served = f"of AdapterHub's methods {', '.join(PARSERS)} and unions of them are served; train with PEFT"
+        raise unsupported(f"architecture={repr(name)[:80]}", why or served, param="architecture")
+    return PARSERS[name](own, layout)
+
+
+def _as_object(value: object) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise InvalidAdapter(f"config must be an object, not {repr(value)[:80]}", param="config")
+    return value
 
 
 def _name(name: object) -> str:
     if not isinstance(name, str) or not 0 < len(name) <= 500:
         raise InvalidAdapter(f"name must be the adapter's name, not {repr(name)[:80]}", param="name")
     return name
-
-
-def _form(fields: Fields, hooked: bool) -> Form:
-    """Return the form. Raises UnsupportedAdapter where the library would drop the residual stream, or add it twice."""
-    before, after = fields.boolean("original_ln_before"), fields.boolean("original_ln_after", True)
-    if fields.boolean("is_parallel"):
-        form = Form.RESIDUAL if after else None
-    elif fields.value("residual_before_ln") == "post_add":
-        form = None
-    else:
-        form = _SEQUENTIAL.get((before, after, fields.boolean("residual_before_ln", True)))
-    if form is None or (hooked and not after):
-        raise unsupported(
-            "this combination of original_ln_before, original_ln_after and residual_before_ln",
-            "on a model whose norms come first the residual stream would be lost or added twice; train with "
-            "DoubleSeqBnConfig, SeqBnConfig, ParBnConfig or AdapterPlusConfig as they are",
-            param="original_ln_after",
-        )
-    return form
-
-
-def _factors(fields: Fields) -> Mapping[str, float]:
-    value = fields.value("reduction_factor")
-    is_map = isinstance(value, dict)
-    factors = fields.number_map("reduction_factor") if is_map else {"default": fields.number("reduction_factor", 0.0)}
-    for factor in factors.values():
-        if not SMALLEST_FACTOR <= factor <= LARGEST_FACTOR:
-            raise InvalidAdapter(
-                f"reduction_factor must be from {SMALLEST_FACTOR} to {LARGEST_FACTOR}, not {factor}",
-                param="reduction_factor",
-            )
-    return factors
-
-
-def _activation(fields: Fields) -> str:
-    name = fields.value("non_linearity")
-    if not isinstance(name, str):
-        raise InvalidAdapter(f"non_linearity must be a name, not {repr(name)[:80]}", param="non_linearity")
-    if name.lower() not in ACTIVATIONS:
-        raise UnsupportedAdapter(
-            f"non_linearity={name[:80]!r} is not supported yet: served are {', '.join(ACTIVATIONS)}",
-            param="non_linearity",
-        )
-    return ACTIVATIONS[name.lower()]
-
-
-def _scaling(fields: Fields) -> float | str:
-    if isinstance(fields.value("scaling"), str):
-        return fields.choice("scaling", "", ("learned", "channel"))
-    scaling = fields.number("scaling", 1.0)
-    if scaling == 0:
-        raise InvalidAdapter("scaling is 0: the adapter would change nothing", param="scaling")
-    return scaling

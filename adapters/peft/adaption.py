@@ -33,7 +33,8 @@ def compile_adaption_prompt(config: MethodConfig, checkpoint: Checkpoint, base: 
     _check_base(config, model)
     sides: dict[int, SideAttention] = {}
     sites: dict[str, tuple[Primitive, ...]] = {}
-    for name, module in _attentions(config, model):
+    theirs = {own: name for name, own in base.names.items()}
+    for name, module in ((theirs.get(own, own), module) for own, module in _attentions(config, model)):
         base.require_own_inputs(f"{name}.o_proj", config.peft_type)  # PEFT has two products there, and we have one
         sides[int(module.layer_idx)] = _side(name, module, config, checkpoint, base)
         if (bias := base.parameter(f"{name}.o_proj", "bias")) is not None:

@@ -19,12 +19,13 @@ from ..primitives import Bias, Primitive, Replacement, TokenRows
 from ..sites import Site, SiteKind
 from .base import Base, NamedTensor, is_same
 from .config import AuxiliaryConfig
-from .saved_modules import replacement, saved_modules
+from .listing import listed
+from .saved_modules import lacks_bias, replacement, saved_modules
 from .tensors import Checkpoint
 from .token_rows import replaced_rows
 
 _COPIES = ("base_layer.weight", "weight", "token_adapter.base_layer.weight", "original_module.weight")
-_BIASES = ("base_layer.bias", "bias")
+_BIASES = ("base_layer.bias", "bias", "token_adapter.base_layer.bias")
 _SCALE_BIASES = ("GLORA",)
 
 
@@ -44,7 +45,8 @@ class Auxiliary:
     def seen_by_method(self, base: Base) -> Base:
         """Return the base with the copies in place, with which PEFT computes."""
         weights = {name: copy.weight for name, copy in self.copies.items() if copy.weight is not None}
-        return replace(base, replaced=weights)
+        biases = {name: copy.bias for name, copy in self.copies.items() if copy.bias is not None}
+        return replace(base, replaced={**base.replaced, **weights}, biases={**base.biases, **biases})
 
     def joined(self, bypass: Bypass, base: Base) -> Bypass:
         """Return the method's bypass together with these primitives.
@@ -65,18 +67,20 @@ class Auxiliary:
                 f"bias is not supported yet with {method}, which multiplies the base's; train with bias='none'",
                 param="bias",
             )
-        sites = {name: self._at(site, own.get(name, ()), method) for name, site in base.table.sites.items()}
+        sites = {name: self._at(site, own.get(name, ()), method, base) for name, site in base.table.sites.items()}
         served = {name: primitives for name, primitives in sites.items() if primitives}
         return replace(bypass, sites=served)
 
-    def _at(self, site: Site, own: tuple[Primitive, ...], method: str) -> tuple[Primitive, ...]:
+    def _at(self, site: Site, own: tuple[Primitive, ...], method: str, base: Base) -> tuple[Primitive, ...]:
         name = site.name
         if own and (name in self.saved or name in self.rows):
             raise InvalidAdapter(f"{name} is both adapted and replaced, which PEFT does not do", param="files")
-        if name in self.copies:
-            _check_copied(site, self.copies[name], own, method)
+        trained = next((p for p in own if isinstance(p, TokenRows)), None)  # a method by itself
+        own = tuple(p for p in own if p is not trained)
+        if own and name in self.copies and method != "LORA":
+            raise _another_weight(name)
         whole = self.saved.get(name) or self.copies.get(name)
-        replaced = _with_rows(site, whole, self.rows.get(name))
+        replaced = _with_rows(site, whole, self.rows.get(name) or trained, base)
         parts = (*(() if replaced is None else (replaced,)), *own)
         return (*parts, self.biases[name]) if name in self.biases else parts
 
@@ -86,7 +90,7 @@ def compile_auxiliary(config: AuxiliaryConfig, checkpoint: Checkpoint, base: Bas
     saved = saved_modules(config, checkpoint, base)
     copies = dict(_copies(checkpoint, base, saved))
     _tie(copies, checkpoint, base)
-    rows = replaced_rows(config, checkpoint, base, copies)
+    rows = replaced_rows(config, checkpoint, base)
     if both := sorted(rows.keys() & saved.keys()):
         raise InvalidAdapter(
             f"{', '.join(both)}: modules_to_save and trainable_token_indices do not go together there",
@@ -106,15 +110,14 @@ def _copies(checkpoint: Checkpoint, base: Base, saved: Mapping[str, Replacement]
         for suffix in _COPIES:
             copy = checkpoint.find(f"{site.name}.{suffix}")
             if copy is not None and not is_same(base, site.name, copy):
-                yield site.name, replacement(site, copy, _longer_bias(site, copy, checkpoint, base), base)
+                yield site.name, replacement(site, copy, _longer_bias(site, checkpoint, base), base)
 
 
-def _longer_bias(site: Site, copy: NamedTensor, checkpoint: Checkpoint, base: Base) -> NamedTensor | None:
+def _longer_bias(site: Site, checkpoint: Checkpoint, base: Base) -> NamedTensor | None:
     """Take the bias of a head that has more rows than the base's; None where the base's has no bias."""
-    longer = site.kind is SiteKind.HEAD and copy.tensor.dim() == 2 and len(copy.tensor) > site.out_features
-    if not longer or base.parameter(site.name, "bias") is None:
+    if lacks_bias(site, base) is None:
         return None
-    found = next((suffix for suffix in _BIASES if f"{site.name}.{suffix}" in checkpoint), _BIASES[-1])
+    found = next((suffix for suffix in _BIASES if f"{site.name}.{suffix}" in checkpoint), "bias")
     return checkpoint.take(f"{site.name}.{found}")
 
 
@@ -136,33 +139,46 @@ def _tied(site: Site, other: Replacement, checkpoint: Checkpoint, base: Base) ->
     """Return the replacement of one module of a tied pair by the other's copy."""
     assert other.weight is not None
     weight = NamedTensor(f"the weight of {site.name}", other.weight)
-    return replacement(site, weight, _longer_bias(site, weight, checkpoint, base), base)
+    return replacement(site, weight, _longer_bias(site, checkpoint, base), base)
 
 
-def _check_copied(site: Site, copy: Replacement, own: tuple[Primitive, ...], method: str) -> None:
-    """Refuse an adapter on a module whose weight it brings too, unless it is a LoRA over the same vocabulary.
-
-    Other methods derive what they need from the base's weight before PEFT loads the copy. Raises UnsupportedAdapter.
-    """
-    vocabulary = site.in_features if site.kind is SiteKind.EMBEDDING else site.out_features
-    resized = copy.weight is not None and copy.weight.shape[0] != vocabulary
-    if own and (resized or method != "LORA"):
-        raise UnsupportedAdapter(
-            f"an adapter on {site.name} beside another weight of it is not supported yet, unless it is a LoRA over the "
-            "same vocabulary; train with modules_to_save or trainable_token_indices",
-            param="files",
-        )
+def _another_weight(name: str) -> UnsupportedAdapter:
+    """Return the refusal of a method that derives what it needs from the base's weight before PEFT loads the copy."""
+    return UnsupportedAdapter(
+        f"an adapter on {name} beside another weight of it is not supported yet, unless it is a LoRA; train with "
+        "modules_to_save or trainable_token_indices",
+        param="files",
+    )
 
 
-def _with_rows(site: Site, whole: Replacement | None, rows: TokenRows | None) -> Replacement | TokenRows | None:
+def _with_rows(
+    site: Site, whole: Replacement | None, rows: TokenRows | None, base: Base
+) -> Replacement | TokenRows | None:
     """Join a replaced module and replaced rows of it, since both replace the module's output.
 
-    A replaced weight is stored before an embedding's scale, and rows after it.
+    A replaced weight is stored before an embedding's scale, and rows after it. A head with rows has no bias in PEFT.
     """
-    if whole is None or whole.weight is None or rows is None:
-        return whole if rows is None else rows
+    if rows is None:
+        return whole
+    biased = site.kind is SiteKind.HEAD and base.parameter(site.name, "bias") is not None
+    if biased and whole is None and int(rows.ids[-1]) < (own := base.weight(site.name, "trained tokens")).shape[0]:
+        whole = Replacement(own.to("cpu", base.dtype))
+    if whole is None or whole.weight is None:
+        return rows
     values = rows.values if site.kind is SiteKind.HEAD else (rows.values.float() / site.embed_scale)
-    return Replacement(whole.weight.index_copy(0, rows.ids.long(), values.to(whole.weight.dtype)), whole.bias)
+    bias = torch.zeros(site.out_features, dtype=base.dtype) if biased else whole.bias
+    return Replacement(whole.weight.index_copy(0, rows.ids.long(), values.to(whole.weight.dtype)), bias)
+
+
+def _refuse_biases_beside(checkpoint: Checkpoint, base: Base) -> None:
+    """Raise UnsupportedAdapter for biases of modules that are no sites, as a mixer's convolution is none."""
+    beside = {name.removesuffix(".bias").removesuffix(".base_layer") for name in checkpoint if name.endswith(".bias")}
+    if beside := beside & base.table.other_modules:
+        raise UnsupportedAdapter(
+            f"bias='all' takes in those of {listed(sorted(beside))}, which this base adds in a computation of its own; "
+            "a change of them is not supported yet: train with bias='none' or 'lora_only'",
+            param="bias",
+        )
 
 
 def _biases(
@@ -172,6 +188,8 @@ def _biases(
     saved: Mapping[str, Replacement],
     copies: Mapping[str, Replacement],
 ) -> Iterator[tuple[str, Primitive]]:
+    if config.bias == "all":
+        _refuse_biases_beside(checkpoint, base)
     touched = _parents(checkpoint) if config.bias not in ("all", "none") else set()
     for site in base.table.sites.values():
         wanted = config.bias == "all" or site.name in touched

@@ -2,18 +2,22 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from ..errors import InvalidAdapter, UnsupportedAdapter
-from ..sites import SiteKind, SiteTable
+from ..sites import Site, SiteKind, SiteTable
+from .dequantise import is_quantised_again
+from .naming import Naming
+from .patterns import Deadline
 from .plain import compute_dtype, has_plain_parameters, is_plain, read_weight
 from .twin import twin
 
 _ROWS_AT_ONCE = 4096
+_TAKES_CODES = ("HRA", "PEANUT")  # without an error, where it has as many codes as numbers
 
 
 @dataclass(frozen=True)
@@ -25,8 +29,12 @@ class Base:
         need either. It is shared: to change or run it, call `fresh_model` for a copy.
     max_dense_delta: most bytes that one adapter's dense deltas may take together, and its bases of full rank.
     task: the task to compile, of a method that has several (multitask prompt tuning, Poly).
-    replaced: site to the weight that the adapter brings in place of the base's; `weight` then returns it.
+    replaced: site to the weight that the adapter brings in place of the base's; `weight` then returns it. biases: the
+        same for `parameter`.
+    resized: sites as the base's modules are, where the table has them with another vocabulary.
     runs: whether the model, run as it is, computes what is served.
+    names: of modules in the model, by those that the table and the adapter have for them; others are the same.
+    deadline: of all expressions of the adapter that is compiled.
     """
 
     table: SiteTable
@@ -36,14 +44,32 @@ class Base:
     max_dense_delta: int = 1 << 30
     task: int = 0
     replaced: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    biases: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    resized: Mapping[str, Site] = field(default_factory=dict)
     runs: bool = True
+    names: Mapping[str, str] = field(default_factory=dict)
+    deadline: Deadline = field(default_factory=Deadline)
+
+    def renamed(self, naming: Naming) -> "Base":
+        """Return the base under an adapter's names."""
+        modules = (*self.table.sites, *self.table.other_modules)
+        return replace(
+            self, table=naming.renamed(self.table), names={naming.theirs(module): module for module in modules}
+        )
+
+    def module(self, name: str) -> nn.Module:
+        """Return a module of the model, by the table's name."""
+        assert self.model is not None
+        return self.model.get_submodule(self.names.get(name, name))
 
     def parameter(self, site: str, name: str) -> torch.Tensor | None:
         """Return the base's own parameter of a module, such as its `bias`; None if it has none.
 
         Raises UnsupportedAdapter where it is quantised.
         """
-        value = None if self.model is None else getattr(self.model.get_submodule(site), name, None)
+        if name == "bias" and site in self.biases:
+            return self.biases[site]
+        value = None if self.model is None else getattr(self.module(site), name, None)
         if value is not None and not is_plain(value):
             raise UnsupportedAdapter(
                 f"this adapter needs the {name} of {site}, {self.form}, which cannot be read",
@@ -69,7 +95,9 @@ class Base:
             raise UnsupportedAdapter(
                 f"{method} needs the base's weight at {site}, which is not at hand", param="peft_type"
             )
-        weight = read_weight(self.model.get_submodule(site), self.table.sites[site], self.compute_dtype)
+        if method in _TAKES_CODES:
+            self.require_floats(site, method, "takes these codes for the weight")
+        weight = read_weight(self.module(site), self._own_site(site), self.compute_dtype)
         if weight is None or (weight.rounds_inputs and not rounded_inputs):
             why = "cannot be read" if weight is None else "is multiplied by inputs that are quantised too"
             raise UnsupportedAdapter(
@@ -90,24 +118,46 @@ class Base:
     def require_own_inputs(self, site: str, method: str) -> None:
         """Raise UnsupportedAdapter if the module quantises its inputs, which PEFT's module of `method` does not."""
         if self.model is not None:
-            weight = read_weight(self.model.get_submodule(site), self.table.sites[site], self.compute_dtype)
+            weight = read_weight(self.module(site), self._own_site(site), self.compute_dtype)
             if weight is not None and weight.rounds_inputs:
                 raise UnsupportedAdapter(
                     f"{method} is not supported on this base: {site}, {self.form}, quantises its inputs too",
                     param="peft_type",
                 )
 
+    def require_floats(self, site: str, method: str, what: str) -> None:
+        """Raise UnsupportedAdapter if the module stores integers. what: PEFT does with that type, for the message."""
+        weight = None if self.model is None else getattr(self.module(site), "weight", None)
+        if isinstance(weight, torch.Tensor) and not weight.is_floating_point():
+            kind = str(weight.dtype).removeprefix("torch.")
+            raise UnsupportedAdapter(
+                f"{method} is not supported on this base: {site}, {self.form}, stores {kind}, and PEFT {what}",
+                param="peft_type",
+            )
+
+    def require_one_rounding(self, site: str, method: str) -> None:
+        """Raise UnsupportedAdapter if PEFT, to load an adapter of `method`, quantises the base's weight again."""
+        if self.model is not None and is_quantised_again(self.module(site)):
+            raise UnsupportedAdapter(
+                f"{method} is not supported on this base: PEFT takes its initial factors from {site}, {self.form}, and "
+                "quantises what is left anew; convert it to a plain LoRA (path_initial_model_for_weight_conversion)",
+                param="init_lora_weights",
+            )
+
     def is_quantised(self, site: str) -> bool:
         """Return whether the module would multiply a weight put in place of its own differently than its own."""
         if self.model is None:
             return False
-        module = self.model.get_submodule(site)
+        module = self.module(site)
         if not has_plain_parameters(module):
             return True
         if self.table.sites[site].kind is SiteKind.NORM:
             return False
-        weight = read_weight(module, self.table.sites[site], self.compute_dtype)
+        weight = read_weight(module, self._own_site(site), self.compute_dtype)
         return weight is None or weight.rounds_inputs
+
+    def _own_site(self, site: str) -> Site:
+        return self.resized.get(site) or self.table.sites[site]
 
     @property
     def form(self) -> str:

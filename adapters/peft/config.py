@@ -1,7 +1,7 @@
 """adapter_config.json parsed and checked, as every PEFT up to 0.21 writes it.
 
-Every field is known, refused by name, or without effect at inference; a field that `methods` does not list is refused
-as soon as it is set. Knows no tensors and no torch.
+Every field is known, refused by name, or without effect at inference; one that `methods` does not list is ignored, as
+PEFT ignores it, and noted. Knows no tensors and no torch.
 """
 
 from collections.abc import Mapping
@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..adapterhub.config import BottleneckConfig, is_adapterhub, parse_bottleneck
+from ..adapterhub.config import HubConfig, is_adapterhub, parse_adapterhub
 from ..errors import InvalidAdapter
 from ..files import CONFIG, read_raw_config
 from .fields import Fields
+from .listing import listed
 from .methods import METHODS, Method
 from .unsupported import refuse_fields, refuse_lora_values, refuse_type
 from .variant import LoraVariant, parse_variant
@@ -101,9 +102,13 @@ class MethodConfig:
 class AdapterHubConfig:
     """The configuration of an adapter that AdapterHub's library saved, which is no method of PEFT."""
 
-    bottleneck: BottleneckConfig
-    peft_type: str = "BOTTLENECK"
+    hub: HubConfig
     auxiliary: AuxiliaryConfig = AuxiliaryConfig()
+
+    @property
+    def peft_type(self) -> str:
+        """Return the name of the method, which is PEFT's where PEFT has it."""
+        return self.hub.method
 
 
 AnyConfig = LoraConfig | MethodConfig | AdapterHubConfig
@@ -117,7 +122,7 @@ def read_config(folder: Path) -> AnyConfig:
 def parse_config(raw: Mapping[str, Any]) -> AnyConfig:
     """Check a configuration. Raises InvalidAdapter, UnsupportedAdapter."""
     if is_adapterhub(raw):
-        return AdapterHubConfig(parse_bottleneck(raw))
+        return AdapterHubConfig(parse_adapterhub(raw))
     if "peft_type" not in raw:
         raise InvalidAdapter(
             f"{CONFIG} has no peft_type; is it the configuration of a PEFT adapter?", param="peft_type"
@@ -125,8 +130,18 @@ def parse_config(raw: Mapping[str, Any]) -> AnyConfig:
     peft_type = raw["peft_type"]
     refuse_type(peft_type, METHODS.keys())
     method = METHODS[peft_type]
-    refuse_fields(raw, method.refused, method.known)
+    refuse_fields(raw, method.refused)
     return parse_lora(raw) if peft_type == "LORA" else _parse_method(peft_type, method, raw)
+
+
+def notes_on_fields(raw: Mapping[str, Any]) -> list[str]:
+    """Say which fields of a parsed configuration are set and unknown: they have no effect, as in PEFT."""
+    if is_adapterhub(raw):
+        return []
+    method = METHODS[raw["peft_type"]]
+    unknown = [name for name, value in raw.items() if value and name not in method.known | method.refused.keys()]
+    what = "adapter_config.json sets fields that PEFT's release 0.21 does not have, and that are ignored"
+    return [f"{what}: {listed(unknown)}"] if unknown else []
 
 
 def _parse_method(peft_type: str, method: Method, raw: Mapping[str, Any]) -> MethodConfig:

@@ -15,7 +15,7 @@ from ..sites import Site
 from .base import Base, NamedTensor
 from .config import MethodConfig
 from .linears import ALL_KINDS, sites_of
-from .patterns import Deadline, Pattern
+from .patterns import Pattern
 from .saved_modules import stored_shape
 from .tensors import Checkpoint
 
@@ -25,7 +25,7 @@ def compile_ia3(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Byp
 
     Reads ia3_l: (1, in_features) at a feedforward module, (out_features, 1) at any other. Raises InvalidAdapter.
     """
-    is_feedforward = _feedforward(config)
+    is_feedforward = _feedforward(config, base)
     sites = {}
     for site in sites_of(config, base):
         scale = checkpoint.take(f"{site.name}.ia3_l")
@@ -33,7 +33,7 @@ def compile_ia3(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Byp
     return Bypass(config.peft_type, sites)
 
 
-def _feedforward(config: MethodConfig) -> Callable[[Site, torch.Tensor], bool]:
+def _feedforward(config: MethodConfig, base: Base) -> Callable[[Site, torch.Tensor], bool]:
     """Return the predicate for modules whose input is scaled. PEFT compares ends of names without regard to dots.
 
     A configuration without the field is left to PEFT's defaults by architecture: the tensors' shapes tell the same.
@@ -45,7 +45,7 @@ def _feedforward(config: MethodConfig) -> Callable[[Site, torch.Tensor], bool]:
         return lambda site, _: site.name.endswith(modules)
     if not modules:
         return lambda site, _: False
-    pattern = Pattern(modules, "feedforward_modules", Deadline())
+    pattern = Pattern(modules, "feedforward_modules", base.deadline)
     return lambda site, _: pattern.fullmatch(site.name)
 
 

@@ -26,11 +26,11 @@ def low_rank(key: str, a: torch.Tensor, b: torch.Tensor, base: Base) -> LowRank:
     return LowRank(NamedTensor(key, a).converted(base.dtype), NamedTensor(key, b).converted(base.dtype))
 
 
-def ranks_of(config: MethodConfig, sites: list[Site], default: int) -> dict[str, int]:
+def ranks_of(config: MethodConfig, sites: list[Site], default: int, deadline: Deadline) -> dict[str, int]:
     """Return site to rank: `r`, or what rank_pattern has for it. Raises InvalidAdapter."""
     patterns = config.fields.integer_map("rank_pattern", 1)
     return values_at(
-        patterns, config.fields.integer("r", default, 1), [s.name for s in sites], "rank_pattern", Deadline()
+        patterns, config.fields.integer("r", default, 1), [s.name for s in sites], "rank_pattern", deadline
     )
 
 
@@ -87,7 +87,7 @@ def compile_delora(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> 
     Bini et al. 2025, arXiv:2503.18225. Raises AdapterError.
     """
     sites = sites_of(config, base)
-    ranks = ranks_of(config, sites, 8)
+    ranks = ranks_of(config, sites, 8, base.deadline)
     compiled = {}
     for site in sites:
         rank, why = ranks[site.name], f"rank {ranks[site.name]} at {site.name} takes"

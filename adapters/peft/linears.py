@@ -19,9 +19,14 @@ _BELOW = r".*\.{}$"
 
 
 def sites_of(config: MethodConfig, base: Base, kinds: frozenset[SiteKind] = LINEARS) -> list[Site]:
-    """Return the targeted sites. Raises InvalidAdapter if there is none, or if one is of another kind."""
+    """Return the targeted sites, without modules that never run.
+
+    Raises InvalidAdapter if there is none, or if one is of another kind.
+    """
     assert config.targets is not None
-    return [base.table.sites[name] for name in targeted_sites(config.targets, base.table, Deadline(), kinds=kinds)]
+    idle = base.table.uncalled
+    names = targeted_sites(config.targets, base.table, base.deadline, kinds=kinds, without=idle)
+    return [base.table.sites[name] for name in names]
 
 
 def own_bias(site: Site, base: Base) -> torch.Tensor | None:
@@ -34,12 +39,13 @@ def own_bias(site: Site, base: Base) -> torch.Tensor | None:
     return None if bias is None else bias.to("cpu", torch.float32)
 
 
-def values_below(patterns: Mapping[str, int], default: int, names: Iterable[str], field: str) -> dict[str, int]:
+def values_below(
+    patterns: Mapping[str, int], default: int, names: Iterable[str], field: str, deadline: Deadline
+) -> dict[str, int]:
     """Return name to value as PEFT looks up n_frequency_pattern and block_size_pattern.
 
     A key is an expression after a dot, or a name in full. Raises InvalidAdapter.
     """
-    deadline = Deadline()
     keys = [(patterns[text], Pattern(text, field, deadline, template=_BELOW)) for text in patterns]
     return {
         name: next((value for value, key in keys if key.match(name)), patterns.get(name, default)) for name in names

@@ -11,22 +11,26 @@ from .base import Base, NamedTensor
 from .config import LoraConfig
 from .keys import PREFIX, check_complete, factors_of, sort_keys
 from .lora_variants import extra_factors, stored_shapes
-from .patterns import Deadline
 from .targets import targeted_sites, values_at
 from .tensors import Checkpoint
 from .variant import LoraVariant
+
+# Kinds of models on whose `conv1d` PEFT 0.21 refuses a LoRA.
+_NO_CONVOLUTIONS = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
 
 
 @dataclass(frozen=True)
 class LoraModule:
     """The LoRA of one module.
 
+    variant: the form that PEFT gives it at this module.
     factors: by PEFT's names. A: (rank, in_features) and B: (out_features, rank), or what the variant stores.
     """
 
     site: Site
     rank: int
     scaling: float
+    variant: LoraVariant = field(default_factory=LoraVariant)
     factors: Mapping[str, NamedTensor] = field(default_factory=dict)
 
     @property
@@ -54,15 +58,16 @@ def read_modules(config: LoraConfig, checkpoint: Checkpoint, base: Base) -> dict
     }
     for name, module in modules.items():
         if name in named:
-            _check_shapes(module, named[name], variant)
+            modules[name] = module = replace(module, variant=_variant_at(module.site, named[name], variant, base))
+            _check_shapes(module, named[name], module.variant)
     if embedding is not None and base.table.head is not None:
         named[base.table.head] = _tied_factors(named[embedding], named.get(base.table.head, {}))
     return {name: replace(module, factors=named[name]) for name, module in modules.items()}
 
 
 def _targeted(config: LoraConfig, base: Base) -> dict[str, LoraModule]:
-    deadline = Deadline()
-    names = targeted_sites(config.targets, base.table, deadline, tie=config.tie)
+    deadline = base.deadline
+    names = targeted_sites(config.targets, base.table, deadline, tie=config.tie, without=_idle_modules(base))
     ranks = values_at(config.ranks, config.r, names, "rank_pattern", deadline)
     alphas = values_at(config.alphas, config.alpha, names, "alpha_pattern", deadline)
     if (rank := max(ranks.values())) > base.max_rank:
@@ -71,9 +76,23 @@ def _targeted(config: LoraConfig, base: Base) -> dict[str, LoraModule]:
     return {name: LoraModule(base.table.sites[name], ranks[name], scalings[name]) for name in names}
 
 
+def _idle_modules(base: Base) -> frozenset[str]:
+    """Return the modules on which PEFT puts a LoRA that nobody calls: not on convolutions of all kinds of models."""
+    kind = getattr(getattr(base.model, "config", None), "model_type", None)
+    refused = "conv1d" if kind in _NO_CONVOLUTIONS else None
+    return frozenset(name for name in base.table.uncalled if name.rpartition(".")[2] != refused)
+
+
 def _idle(key: str, variant: LoraVariant, modules: Mapping[str, LoraModule]) -> bool:
     """Return whether only training uses a tensor."""
     return bool(variant.idle) and key.removeprefix(PREFIX).partition(f".{variant.idle}")[0] in modules
+
+
+def _variant_at(site: Site, factors: Mapping[str, NamedTensor], variant: LoraVariant, base: Base) -> LoraVariant:
+    """Return the variant at one module. On layers that are not quantised PEFT makes a plain LoRA of QALoRA."""
+    a = factors[factors_of(site)[0]].tensor
+    plain = variant.pool > 1 and tuple(a.shape[1:]) == (site.in_features,) and not base.is_quantised(site.name)
+    return replace(variant, pool=0) if plain else variant
 
 
 def _check_shapes(module: LoraModule, factors: Mapping[str, NamedTensor], variant: LoraVariant) -> None:

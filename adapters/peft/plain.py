@@ -1,7 +1,7 @@
 """The numbers that a module of the base multiplies by, where it holds them and where it is quantised.
 
 A quantised module keeps codes and scales, under types of tensors, classes or a `forward` of its own, and there are
-ever more of them. So none is told by its name: a matrix is the module's weight if the module's own outputs say so.
+ever more of them. So none is trusted by its name: a matrix is the module's weight if the module's own outputs say so.
 Knows no methods and no checkpoints.
 """
 
@@ -16,6 +16,8 @@ from torch import nn
 
 from ..private.torch_private import copy_with_parameter, has_hooks
 from ..sites import Site, SiteKind
+from .dequantise import dequantiser
+from .memory import is_servers
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +74,8 @@ def read_weight(module: nn.Module, site: Site, dtype: torch.dtype) -> Weight | N
                 if (weight := _checked(read(), module, site, dtype)) is not None:
                     return weight
         except Exception as error:  # packages of quantised types raise whatever is at hand
+            if is_servers(error):
+                raise
             logger.debug("%s cannot be read in one way: %s", site.name, error)
     return None
 
@@ -105,15 +109,16 @@ def _is_untouched(module: nn.Module) -> bool:
 def _ways(module: nn.Module, site: Site, dtype: torch.dtype) -> Iterator[Callable[[], object]]:
     """Iterate over ways to get a weight, cheap ones first.
 
-    They are the parameter, what its type or the module dequantises it to, and the outputs for unit vectors.
+    They are the parameter, what its format or its type of tensor dequantises it to, and the outputs for unit vectors.
     """
     weight = getattr(module, "weight", None)
     if is_plain(weight):
         yield lambda: weight
+    if (dequantise := dequantiser(module)) is not None:
+        yield lambda: dequantise(module)
+        yield lambda: dequantise(module).T.contiguous()
     elif isinstance(weight, torch.Tensor) and type(weight) not in (torch.Tensor, nn.Parameter):
         yield weight.dequantize
-    if callable(dequantize := getattr(module, "dequantize", None)):
-        yield dequantize
     if site.kind is not SiteKind.EMBEDDING:
         yield lambda: _read_off(module, site, dtype)
 

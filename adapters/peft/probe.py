@@ -28,6 +28,7 @@ from .config import MethodConfig
 from .fields import Fields
 from .keys import PREFIX
 from .listing import listed
+from .memory import is_servers
 from .patterns import Deadline
 from .targets import targeted_sites
 from .tensors import Checkpoint
@@ -50,6 +51,7 @@ class Probed:
     rank: the bound on every delta's rank, from PEFT's configuration; None if it can be full.
     needs_weight: whether PEFT decomposes the base's weights.
     replaces: whether PEFT's module computes W' itself instead of what it adds.
+    casts_scales: whether PEFT casts what it draws to the type of the base's weight.
     conv1d, embeddings: whether PEFT has it for these too.
     check: checks that what PEFT will allocate fits the checkpoint.
     settle: computes again what a module of PEFT's took from tensors that were not yet the checkpoint's.
@@ -61,14 +63,15 @@ class Probed:
     numbers: str = ""
     flags: str = ""
     words: str = ""
-    options: Callable[[Fields, list[str]], Mapping[str, Any]] = lambda fields, names: {}
+    options: Callable[[Fields, list[str], Deadline], Mapping[str, Any]] = lambda fields, names, deadline: {}
     rank: Callable[[Any], int] | None = None
     needs_weight: bool = False
     replaces: bool = False
     conv1d: bool = True
     embeddings: bool = False
+    casts_scales: bool = False
     check: Callable[[Any, list[str], Tensors], None] = lambda config, names, tensors: None
-    settle: Callable[[Any], None] = lambda module: None
+    settle: Callable[[Any, torch.dtype], None] = lambda module, dtype: None
     requires: tuple[str, str] = _PEFT
 
 
@@ -77,14 +80,16 @@ def compile_probed(probed: Probed, config: MethodConfig, checkpoint: Checkpoint,
     method = config.peft_type
     _require(method, _PEFT, probed.requires)
     names = _targeted(probed, config, base)
-    options = _options(probed, config.fields, names)
+    for name in names if probed.casts_scales else ():
+        base.require_floats(name, method, "rounds the adapter's own scales to that type, so that nothing is left of it")
+    options = _options(probed, config.fields, names, base.deadline)
     tensors = checkpoint.take_all()
     stand_ins = _stand_ins([base.table.sites[name] for name in names], base, method if probed.needs_weight else None)
     with _alone():
         peft_config = _peft_config(probed, options, names, tensors, base)
         model = _loaded(stand_ins, peft_config, tensors)
         for name in names:
-            probed.settle(model.get_submodule(name))
+            probed.settle(model.get_submodule(name), base.compute_dtype)
         bound = None if probed.rank is None else probed.rank(peft_config)
         sites = {
             name: tuple(_primitives(model.get_submodule(name), name, bound, probed, method, base)) for name in names
@@ -105,7 +110,7 @@ def _require(peft_type: str, *packages: tuple[str, str]) -> None:
 def _targeted(probed: Probed, config: MethodConfig, base: Base) -> list[str]:
     assert config.targets is not None
     kinds = {SiteKind.LINEAR, SiteKind.HEAD} | ({SiteKind.EMBEDDING} if probed.embeddings else set())
-    names = targeted_sites(config.targets, base.table, Deadline(), kinds=frozenset(kinds))
+    names = targeted_sites(config.targets, base.table, base.deadline, kinds=frozenset(kinds))
     transposed = [name for name in names if base.table.sites[name].transposed]
     if transposed and not probed.conv1d:
         raise InvalidAdapter(
@@ -126,10 +131,12 @@ def _alone() -> Iterator[None]:
     except AdapterError:
         raise
     except Exception as error:  # PEFT raises exceptions of all kinds
+        if is_servers(error):
+            raise
         raise InvalidAdapter(f"PEFT cannot load it on this base: {error}"[:500], param="files") from None
 
 
-def _options(probed: Probed, fields: Fields, names: list[str]) -> dict[str, Any]:
+def _options(probed: Probed, fields: Fields, names: list[str], deadline: Deadline) -> dict[str, Any]:
     """Return the checkpoint's fields, each of its type and within its limit. Raises InvalidAdapter."""
     options: dict[str, Any] = {}
     for name, greatest in probed.integers.items():
@@ -140,7 +147,7 @@ def _options(probed: Probed, fields: Fields, names: list[str]) -> dict[str, Any]
     options |= {name: fields.boolean(name) for name in probed.flags.split()}
     options |= {name: fields.value(name) for name in probed.words.split()}
     given = {name: value for name, value in options.items() if fields.value(name) is not None}
-    return {**given, **probed.options(fields, names)}
+    return {**given, **probed.options(fields, names, deadline)}
 
 
 def _peft_config(probed: Probed, options: Mapping[str, Any], names: list[str], tensors: Tensors, base: Base) -> Any:

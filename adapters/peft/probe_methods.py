@@ -37,13 +37,13 @@ def _check_tinylora(config: Any, names: list[str], tensors: Tensors) -> None:
         raise AdapterTooLarge(f"u and r have PEFT draw {drawn} numbers at load; the limit is {_MAX_DRAWN}", param="u")
 
 
-def _frequencies(fields: Fields, names: list[str]) -> Mapping[str, Any]:
+def _frequencies(fields: Fields, names: list[str], deadline: Deadline) -> Mapping[str, Any]:
     """Return `n_frequency_pattern` with the names in full.
 
     PEFT would evaluate its expressions without a limit of time.
     """
     patterns = fields.integer_map("n_frequency_pattern", 1)
-    found = values_at(patterns, 0, names, "n_frequency_pattern", Deadline())
+    found = values_at(patterns, 0, names, "n_frequency_pattern", deadline)
     return {"n_frequency_pattern": {name.replace(".", r"\."): n for name, n in found.items() if n}}
 
 
@@ -53,6 +53,7 @@ PROBED: Mapping[str, Probed] = {
         {"r": _COUNT, "theta_d_length": _COUNT, "proj_seed": _SEED},
         flags="save_indices",
         rank=lambda config: int(config.r),
+        casts_scales=True,
         check=_check_unilora,
     ),
     "TINYLORA": Probed(
@@ -97,7 +98,7 @@ PROBED: Mapping[str, Probed] = {
         {"projection_prng_key": _SEED},
         numbers="sparse_rate regularization_alpha",
         flags="save_projection",
-        options=lambda fields, names: {"progressbar": False},
+        options=lambda fields, names, deadline: {"progressbar": False},
         needs_weight=True,
         replaces=True,
         settle=solve_frod_again,

@@ -10,7 +10,6 @@ from .base import Base, NamedTensor
 from .config import MethodConfig
 from .factored import low_rank, ranks_of
 from .linears import require_room, sites_of
-from .patterns import Deadline
 from .targets import values_at
 from .tensors import Checkpoint
 
@@ -22,7 +21,7 @@ def compile_loha(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> By
     Hyeon-Woo et al. 2022, arXiv:2108.06098. Raises AdapterError.
     """
     sites = sites_of(config, base)
-    ranks, scaling = ranks_of(config, sites, 8), _scaling(config, sites)
+    ranks, scaling = ranks_of(config, sites, 8, base.deadline), _scaling(config, sites, base)
     dense = [site for site in sites if _is_smaller_dense(site, ranks[site.name])]
     require_room(dense, base)
     return Bypass(
@@ -57,7 +56,7 @@ def compile_lokr(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> By
     Yeh et al. 2024, arXiv:2309.14859. Raises AdapterError.
     """
     sites = sites_of(config, base)
-    ranks, scaling = ranks_of(config, sites, 8), _scaling(config, sites)
+    ranks, scaling = ranks_of(config, sites, 8, base.deadline), _scaling(config, sites, base)
     config.fields.boolean("decompose_both")
     return Bypass(
         config.peft_type, {s.name: (_lokr(s, ranks[s.name], scaling[s.name], checkpoint, base),) for s in sites}
@@ -106,10 +105,9 @@ def _matrix(found: NamedTensor) -> NamedTensor:
     return found
 
 
-def _scaling(config: MethodConfig, sites: list[Site]) -> dict[str, float]:
+def _scaling(config: MethodConfig, sites: list[Site], base: Base) -> dict[str, float]:
     names = [site.name for site in sites]
-    alphas = values_at(
-        config.fields.number_map("alpha_pattern"), config.fields.number("alpha", 8), names, "alpha_pattern", Deadline()
-    )
-    ranks = ranks_of(config, sites, 8)
+    patterns, alpha = config.fields.number_map("alpha_pattern"), config.fields.number("alpha", 8)
+    alphas = values_at(patterns, alpha, names, "alpha_pattern", base.deadline)
+    ranks = ranks_of(config, sites, 8, base.deadline)
     return {name: alphas[name] / ranks[name] for name in names}

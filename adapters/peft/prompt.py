@@ -7,6 +7,7 @@ arXiv:2101.00190) and CARTRIDGE (Eyuboglu et al. 2025, arXiv:2506.06266): the ke
 applied. Encoders and projections are folded in by PEFT when it saves.
 """
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from ..errors import AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
 from .base import Base, NamedTensor
 from .config import MethodConfig
 from .plain import compute_dtype
-from .prefill import Layer, prefill
+from .prefill import Cached, needs_token_ids, of_tokens, prefill
 from .tensors import Checkpoint
 
 _EXCLUSIVE = ("KV prefix",)
@@ -28,9 +29,9 @@ def compile_soft_prompt(config: MethodConfig, checkpoint: Checkpoint, base: Base
 
     Reads prompt_embeddings: (n, width of the base's embeddings). Raises AdapterError.
     """
-    model: Any = base.fresh_model(config.peft_type)
+    model = _fresh_model(config, base)
     prompt = _prompt(config, checkpoint, model)
-    return _bypass(config, _read_by_base(model, prompt, config), base)
+    return _bypass(config, len(prompt.tensor), _read_by_base(model, prompt, config), base)
 
 
 def compile_cpt(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
@@ -54,15 +55,15 @@ def compile_multitask_prompt(config: MethodConfig, checkpoint: Checkpoint, base:
         raise InvalidAdapter(
             f"task_id {base.task} is not among this adapter's {tasks} tasks, 0 to {tasks - 1}", param="task_id"
         )
-    model: Any = base.fresh_model(config.peft_type)
+    model = _fresh_model(config, base)
     prompt = _prompt(config, checkpoint, model)
     length, width = prompt.tensor.shape
     why = f"{tasks} tasks of rank {ranks} and {length} virtual tokens take"
     cols = checkpoint.take("prefix_task_cols").require_shape((tasks, length, ranks), why).converted(torch.float32)
     rows = checkpoint.take("prefix_task_rows").require_shape((tasks, ranks, width), why).converted(torch.float32)
     scaled = prompt.converted(torch.float32) * (cols[base.task] @ rows[base.task])
-    layers = _read_by_base(model, NamedTensor(prompt.key, scaled), config)
-    return _bypass(config, layers, base, num_tasks=tasks)
+    cached = _read_by_base(model, NamedTensor(prompt.key, scaled), config)
+    return _bypass(config, length, cached, base, num_tasks=tasks)
 
 
 def compile_kv_prefix(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Bypass:
@@ -71,35 +72,65 @@ def compile_kv_prefix(config: MethodConfig, checkpoint: Checkpoint, base: Base) 
     Reads prompt_embeddings: (n, layers · 2 · kv heads · dim), of each token layer 0's key, its value, then layer 1's.
     Raises AdapterError.
     """
-    model: Any = base.fresh_model(config.peft_type)
+    model = _fresh_model(config, base)
     length = _checked_length(config, model)
-    heads, dim, layers = _cache_shape(config, model)
+    cached = _cache_shapes(config, model)
+    heads, dim = (max(sizes) for sizes in zip(*cached.values(), strict=True))
+    layers = _num_layers(config, model, cached)
+    _require(config, "num_attention_heads", heads, "kv heads")
+    _require(config, "token_dim", heads * dim, f"features of {heads} kv heads of {dim}")
     wanted = (length, layers * 2 * heads * dim)
     why = f"{length} virtual tokens take, in {layers} layers of {heads} kv heads of {dim},"
     stored = checkpoint.take("prompt_embeddings").require_shape(wanted, why).converted(base.dtype)
     pairs = stored.view(length, layers, 2, heads, dim)
-    return _bypass(config, {i: (pairs[:, i, 0], pairs[:, i, 1]) for i in range(layers)}, base)
+    own = {i: pairs[:, i, :, :own_heads, :own_dim] for i, (own_heads, own_dim) in cached.items()}
+    return _bypass(config, length, Cached({i: (pair[:, 0], pair[:, 1]) for i, pair in own.items()}, {}), base)
 
 
-def _cache_shape(config: MethodConfig, model: Any) -> tuple[int, int, int]:
-    """Return kv heads, dim of each, and layers of the base's cache, with which the configuration must agree.
-
-    Raises InvalidAdapter, UnsupportedAdapter.
-    """
-    one = torch.zeros(1, _width(model), dtype=compute_dtype(model))
-    cache = prefill(model, one)
-    shapes = {(keys.shape[1:], values.shape[1:]) for keys, values in cache.values()}
-    keys, values = next(iter(shapes))
-    if len(shapes) > 1 or keys != values:
+def _fresh_model(config: MethodConfig, base: Base) -> Any:
+    """Return a copy of the base to run. Raises UnsupportedAdapter where PEFT does not carry virtual tokens along."""
+    model = base.fresh_model(config.peft_type)
+    if "past_key_values" not in inspect.signature(model.forward).parameters:
         raise UnsupportedAdapter(
-            f"{config.peft_type} is not supported on this base: its layers have keys and values of several shapes",
+            f"{config.peft_type} is not supported on this base: it does not take its cache as past_key_values, the one "
+            "name that PEFT knows, so that PEFT's generation puts the virtual tokens before every single token",
             param="peft_type",
         )
-    heads, dim = keys
-    _require(config, "num_layers", len(cache), "layers with a cache")
-    _require(config, "num_attention_heads", heads, "kv heads")
-    _require(config, "token_dim", heads * dim, f"features of {heads} kv heads of {dim}")
-    return heads, dim, len(cache)
+    return model
+
+
+def _cache_shapes(config: MethodConfig, model: Any) -> dict[int, tuple[int, int]]:
+    """Return kv heads and the size of each, of every layer that has keys and values of its own.
+
+    PEFT makes the prefix as wide as the widest layer reads it; others read its first heads, and their first numbers.
+    Raises UnsupportedAdapter.
+    """
+    cache, states = of_tokens(model, [0])
+    if states:
+        raise UnsupportedAdapter(
+            f"{config.peft_type} is not supported on this base: keys and values do not say what its recurrent layers "
+            "keep of the virtual tokens, and PEFT does not run such an adapter either",
+            param="peft_type",
+        )
+    if any(keys.shape != values.shape for keys, values in cache.values()):
+        raise UnsupportedAdapter(
+            f"{config.peft_type} is not supported on this base: its keys and values have several shapes",
+            param="peft_type",
+        )
+    return {i: (keys.shape[1], keys.shape[2]) for i, (keys, _) in cache.items()}
+
+
+def _num_layers(config: MethodConfig, model: Any, cached: Mapping[int, tuple[int, int]]) -> int:
+    """Return the layers that the prefix is of: all, or those with a cache, where others read another layer's.
+
+    Raises InvalidAdapter.
+    """
+    last = 1 + max(cached)
+    everything = int(getattr(model.config.get_text_config(), "num_hidden_layers", last))
+    if last < everything == config.fields.integer("num_layers", last, 1):
+        return everything
+    _require(config, "num_layers", last, "layers with a cache")
+    return last
 
 
 def _prompt(config: MethodConfig, checkpoint: Checkpoint, model: Any) -> NamedTensor:
@@ -110,20 +141,27 @@ def _prompt(config: MethodConfig, checkpoint: Checkpoint, model: Any) -> NamedTe
     )
 
 
-def _read_by_base(model: Any, prompt: NamedTensor, config: MethodConfig) -> dict[int, Layer]:
+def _read_by_base(model: Any, prompt: NamedTensor, config: MethodConfig) -> Cached:
     _require(config, "num_layers", int(model.config.get_text_config().num_hidden_layers), "layers")
+    if needs_token_ids(model):
+        raise UnsupportedAdapter(
+            f"{config.peft_type} is not supported on this base: it reads token ids beside their embeddings, which "
+            "virtual tokens do not have, and PEFT's generation does not give it those of the prompt either",
+            param="peft_type",
+        )
     return prefill(model, prompt.converted(compute_dtype(model)))
 
 
-def _bypass(config: MethodConfig, layers: Mapping[int, Layer], base: Base, num_tasks: int = 0) -> Bypass:
-    cached = {
+def _bypass(config: MethodConfig, length: int, cached: Cached, base: Base, num_tasks: int = 0) -> Bypass:
+    layers = {
         i: (
             NamedTensor(f"the keys of layer {i}", keys).converted(base.dtype),
             NamedTensor(f"the values of layer {i}", values).converted(base.dtype),
         )
-        for i, (keys, values) in layers.items()
+        for i, (keys, values) in cached.layers.items()
     }
-    return Bypass(config.peft_type, {}, prefix=KVPrefix(cached), exclusive=_EXCLUSIVE, num_tasks=num_tasks)
+    prefix = KVPrefix(length, layers, cached.states)
+    return Bypass(config.peft_type, {}, prefix=prefix, exclusive=_EXCLUSIVE, num_tasks=num_tasks)
 
 
 def _checked_length(config: MethodConfig, model: Any) -> int:

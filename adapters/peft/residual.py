@@ -37,6 +37,8 @@ def without_initial_factors(
             "train with it left out of target_modules",
             param="init_lora_weights",
         )
+    if name == "olora":  # as to PiSSA and KaSA, PEFT itself refuses such a base, or leaves its weight alone
+        base.require_one_rounding(site.name, _TITLES[name])
     if 2 * rank > base.max_rank:
         raise AdapterTooLarge(
             f"{name} of rank {rank} is served with twice the rank; the server's limit is {base.max_rank}", param="r"

@@ -1,8 +1,10 @@
 """`modules_to_save`: modules of the base that an adapter replaces whole, as PEFT 0.21 finds and saves them."""
 
+import torch
+
 from ..errors import InvalidAdapter, UnsupportedAdapter
 from ..primitives import Replacement
-from ..sites import Site, SiteKind
+from ..sites import Site, SiteKind, SiteTable
 from .base import Base, NamedTensor
 from .config import AuxiliaryConfig
 from .listing import listed
@@ -30,53 +32,60 @@ def saved_modules(config: AuxiliaryConfig, checkpoint: Checkpoint, base: Base) -
 def replacement(site: Site, weight: NamedTensor, bias: NamedTensor | None, base: Base) -> Replacement:
     """Return a replaced module. Raises InvalidAdapter, UnsupportedAdapter.
 
-    weight: in the layout in which the module stores its own; an embedding or a head may have more rows than the base's.
-    bias: None keeps the base's.
+    weight: in the layout in which the module stores its own. bias: None keeps the base's.
     """
-    shape = stored_shape(site)
-    if site.kind in (SiteKind.EMBEDDING, SiteKind.HEAD) and weight.tensor.dim() == 2:
-        shape = (max(weight.tensor.shape[0], shape[0]), shape[1])
-    weight.require_shape(shape, f"the weight of {site.name} in this base takes")
+    weight.require_shape(stored_shape(site), f"the weight of {site.name} in this base takes")
     if base.is_quantised(site.name):
         raise UnsupportedAdapter(
             f"{weight.key} is not supported yet: it replaces a module that is {base.form}", param="modules_to_save"
         )
-    outputs = shape[0] if site.kind is SiteKind.HEAD else site.out_features
     if bias is not None:
-        bias.require_shape((outputs,), f"the bias of {site.name} takes")
-    elif outputs > site.out_features and base.parameter(site.name, "bias") is not None:
+        bias.require_shape((site.out_features,), f"the bias of {site.name} takes")
+    elif (own := lacks_bias(site, base)) is not None:
         raise InvalidAdapter(
-            f"{weight.key} has {outputs} rows, and the base's {site.name} a bias of {site.out_features}: the adapter "
-            f"must bring one of {outputs}",
+            f"{weight.key} has {site.out_features} rows, and the base's {site.name} a bias of {len(own)}: the adapter "
+            f"must bring one of {site.out_features}",
             param="files",
         )
     return Replacement(weight.converted(base.dtype), None if bias is None else bias.converted(base.dtype))
 
 
+def lacks_bias(site: Site, base: Base) -> torch.Tensor | None:
+    """Return the base's bias of a head that was trained with more tokens than this has entries for; else None."""
+    own = base.parameter(site.name, "bias") if site.kind is SiteKind.HEAD else None
+    return own if own is not None and len(own) < site.out_features else None
+
+
 def stored_shape(site: Site) -> tuple[int, ...]:
     """Return the shape of the module's own weight."""
     if site.kind is SiteKind.NORM:
-        return (site.out_features,)
+        return (site.heads, site.out_features) if site.heads else (site.out_features,)
     if site.kind is SiteKind.EMBEDDING or site.transposed:
         return site.in_features, site.out_features
     return site.out_features, site.in_features
 
 
 def _sites(modules: tuple[str, ...], base: Base) -> list[str]:
-    """Return the sites at or below the named modules. Raises InvalidAdapter for a name that no module has.
+    """Return the sites at or below the named modules. Raises UnsupportedAdapter for a module that is no site.
 
     PEFT compares ends of names without regard to dots: `norm` takes in `input_layernorm`.
     """
     everything = (*base.table.sites, *base.table.other_modules)
     roots = {name for name in everything if name.endswith(modules)}
-    chosen = [name for name in base.table.sites if roots.intersection(_with_parents(name))]
-    idle = [end for end in modules if not any(parent.endswith(end) for n in chosen for parent in _with_parents(n))]
-    if idle:
-        raise InvalidAdapter(
-            f"modules_to_save {listed(idle)} matches no module of this base that has parameters",
+    if lost := sorted(name for name in base.table.irregular if roots.intersection(_with_parents(name))):
+        raise UnsupportedAdapter(
+            f"modules_to_save takes in {listed(lost)}, which this base does not run on every token, or on every token "
+            "that it predicts from; another such module is not supported yet",
             param="modules_to_save",
         )
-    return chosen
+    return [name for name in base.table.sites if roots.intersection(_with_parents(name))]
+
+
+def note_on_modules(config: AuxiliaryConfig, table: SiteTable) -> list[str]:
+    """Say which of the names match no module of this base: they have no effect, as in PEFT."""
+    everything = (*table.sites, *table.other_modules, *table.unread)
+    idle = [end for end in config.modules if not any(name.endswith(end) for name in everything)]
+    return [f"modules_to_save names what this base does not have, and is ignored there: {listed(idle)}"] if idle else []
 
 
 def _with_parents(name: str) -> list[str]:

@@ -50,7 +50,7 @@ def compile_fourierft(config: MethodConfig, checkpoint: Checkpoint, base: Base) 
     fields = config.fields
     sites = sites_of(config, base)
     default, patterns = fields.integer("n_frequency", 1000, 1), fields.integer_map("n_frequency_pattern", 1)
-    counts = values_below(patterns, default, [site.name for site in sites], "n_frequency_pattern")
+    counts = values_below(patterns, default, [site.name for site in sites], "n_frequency_pattern", base.deadline)
     for site in sites:
         _check_count(site, counts[site.name])
     drawn = _Drawn(fields.integer("random_loc_seed", 777, _LEAST_SEED))
@@ -141,7 +141,7 @@ def compile_c3a(config: MethodConfig, checkpoint: Checkpoint, base: Base) -> Byp
     """Compile a C3A adapter. Reads c3a_kernel: (out_features / k, in_features / k, k). Raises InvalidAdapter."""
     sites = sites_of(config, base)
     default, patterns = config.fields.integer("block_size", 256, 1), config.fields.integer_map("block_size_pattern", 1)
-    sizes = values_below(patterns, default, [site.name for site in sites], "block_size_pattern")
+    sizes = values_below(patterns, default, [site.name for site in sites], "block_size_pattern", base.deadline)
     return Bypass(config.peft_type, {s.name: (_circulant(sizes[s.name], s, checkpoint, base),) for s in sites})
 
 

@@ -6,13 +6,17 @@ from collections import Counter
 from ..bypass import Bypass
 from ..facts import AdapterFacts
 from ..primitives import InputRotation, InputScale, OutputScale, PairRotation, Primitive, Replacement, TokenRows
-from ..sites import SiteKind, SiteTable
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
-def facts_of(bypass: Bypass, num_tensors: int, table: SiteTable) -> AdapterFacts:
-    """Summarise a bypass. num_tensors: of the checkpoint, all of which went into it."""
+def facts_of(
+    bypass: Bypass, num_tensors: int, notes: tuple[str, ...] = (), unused: tuple[str, ...] = ()
+) -> AdapterFacts:
+    """Summarise a bypass. num_tensors: of the checkpoint, all of which went into it but those at `unused` modules.
+
+    notes: as in `AdapterFacts`.
+    """
     return AdapterFacts(
         method=bypass.method,
         rank=bypass.rank,
@@ -23,9 +27,11 @@ def facts_of(bypass: Bypass, num_tensors: int, table: SiteTable) -> AdapterFacts
         exclusive=bypass.exclusive,
         num_tasks=bypass.num_tasks,
         virtual_tokens=0 if bypass.prefix is None else bypass.prefix.length,
-        vocabulary=_larger_vocabulary(bypass, table),
+        vocabulary=bypass.vocabulary,
+        notes=notes,
         inputs=_modules_with(bypass, (InputScale, InputRotation)),
         outputs=_modules_with(bypass, (OutputScale, PairRotation, Replacement, TokenRows)),
+        unused=unused,
     )
 
 
@@ -37,18 +43,6 @@ def _count_primitives(bypass: Bypass) -> dict[str, int]:
         "gate": int(bool(bypass.invocation)),
     }
     return {**counts, **{kind: count for kind, count in beside.items() if count}}
-
-
-def _larger_vocabulary(bypass: Bypass, table: SiteTable) -> int:
-    """Return the rows of an embedding that has more of them than the base's; 0 if none has."""
-    embeddings = [site for site in table.sites.values() if site.kind is SiteKind.EMBEDDING]
-    rows = (
-        (primitive.weight.shape[0], site.in_features)
-        for site in embeddings
-        for primitive in bypass.sites.get(site.name, ())
-        if isinstance(primitive, Replacement) and primitive.weight is not None
-    )
-    return max((own for own, base in rows if own > base), default=0)
 
 
 def _modules_with(bypass: Bypass, kinds: tuple[type[Primitive], ...]) -> tuple[str, ...]:

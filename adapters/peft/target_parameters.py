@@ -11,12 +11,11 @@ from typing import NamedTuple
 
 from ..errors import AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
 from ..primitives import ExpertLowRank, LowRank, Primitive
-from ..sites import ExpertParameter, Site, SiteKind
+from ..sites import ExpertParameter, Site, SiteKind, SiteTable
 from .base import Base
 from .config import LoraConfig
 from .listing import listed
-from .patterns import Deadline
-from .targets import values_at
+from .targets import matches_any, values_at
 from .tensors import Checkpoint
 from .variant import LoraVariant
 
@@ -41,7 +40,9 @@ def compile_parameters(config: LoraConfig, checkpoint: Checkpoint, base: Base) -
         return {}
     if config.variant != LoraVariant():
         raise UnsupportedAdapter("target_parameters goes with plain LoRA only", param="target_parameters")
-    targets, deadline = _targets(config.parameters, base), Deadline()
+    targets, deadline = _targets(config, checkpoint, base), base.deadline
+    if not targets:
+        return {}
     names = [target.name for target in targets]
     ranks = values_at(config.ranks, config.r, names, "rank_pattern", deadline)
     alphas = values_at(config.alphas, config.alpha, names, "alpha_pattern", deadline)
@@ -60,16 +61,40 @@ def compile_parameters(config: LoraConfig, checkpoint: Checkpoint, base: Base) -
     return sites
 
 
-def _targets(parameters: tuple[str, ...], base: Base) -> list[_Target]:
-    found = [t for site in base.table.sites.values() for t in _targets_at(site, parameters)]
-    missed = [end for end in parameters if not any(_matches(target.name, end) for target in found)]
-    if missed:
+def note_on_parameters(config: LoraConfig, table: SiteTable) -> list[str]:
+    """Say which of the names match no parameter of a base that the adapter fits: they have no effect, as in PEFT."""
+    idle = _missed(config.parameters, _found(config.parameters, table))
+    what = "target_parameters names what this base does not have, and is ignored there"
+    return [f"{what}: {listed(idle)}"] if idle else []
+
+
+def _targets(config: LoraConfig, checkpoint: Checkpoint, base: Base) -> list[_Target]:
+    """Return what is targeted: nothing is an error only where the adapter is on no module either, as in PEFT."""
+    found = _found(config.parameters, base.table)
+    missed = _missed(config.parameters, found)
+    there = [end for end in missed if _has_factors(end, found, checkpoint)]
+    if there or not (found or matches_any(config.targets, base.table, base.deadline)):
         raise InvalidAdapter(
-            f"target_parameters {listed(missed)}: no such weight of a linear, and no such stacked weights of experts "
-            "that transformers' interface for experts computes, are in this base",
+            f"target_parameters {listed(there or missed)}: no such weight of a linear, and no such stacked weights of "
+            "experts that transformers' interface for experts computes, are in this base",
             param="target_parameters",
         )
     return found
+
+
+def _found(parameters: tuple[str, ...], table: SiteTable) -> list[_Target]:
+    return [target for site in table.sites.values() for target in _targets_at(site, parameters)]
+
+
+def _missed(parameters: tuple[str, ...], found: list[_Target]) -> list[str]:
+    return [end for end in parameters if not any(_matches(target.name, end) for target in found)]
+
+
+def _has_factors(end: str, found: list[_Target], checkpoint: Checkpoint) -> bool:
+    """Return whether the checkpoint has factors at the module of a parameter that the base does not have there."""
+    module, sites = end.rpartition(".")[0], {target.site.name for target in found}
+    wrapped = {name.partition(".lora_")[0].replace(".base_layer", "") for name in checkpoint if ".lora_" in name}
+    return bool(module) and any(_matches(name, module) for name in wrapped - sites)
 
 
 def _targets_at(site: Site, parameters: tuple[str, ...]) -> Iterator[_Target]:
@@ -102,9 +127,12 @@ def _expert_factors(
     target: _Target, stacked: ExpertParameter, rank: int, scaling: float, checkpoint: Checkpoint, base: Base
 ) -> ExpertLowRank:
     name, experts, width_in, width_out = stacked
+    columns, rows = (width_out, width_in) if target.site.swapped else (width_in, width_out)
     why = f"rank {rank} of {experts} experts at {target.name} of this base takes"
-    a = checkpoint.take(f"{target.wrapper}.lora_A.weight").require_shape((experts * rank, width_in), why)
-    b = checkpoint.take(f"{target.wrapper}.lora_B.weight").require_shape((width_out, rank * experts), why)
-    by_expert = a.converted(base.dtype).view(experts, rank, width_in)
-    fastest = b.converted(base.dtype, scaling).view(width_out, rank, experts)
+    a = checkpoint.take(f"{target.wrapper}.lora_A.weight").require_shape((experts * rank, columns), why)
+    b = checkpoint.take(f"{target.wrapper}.lora_B.weight").require_shape((rows, rank * experts), why)
+    by_expert = a.converted(base.dtype, scaling if target.site.swapped else 1.0).view(experts, rank, columns)
+    fastest = b.converted(base.dtype, 1.0 if target.site.swapped else scaling).view(rows, rank, experts)
+    if target.site.swapped:
+        return ExpertLowRank(fastest.permute(2, 1, 0).contiguous(), by_expert.mT.contiguous(), name)
     return ExpertLowRank(by_expert, fastest.permute(2, 0, 1).contiguous(), name)

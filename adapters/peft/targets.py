@@ -75,10 +75,12 @@ def targeted_sites(
     *,
     tie: bool = False,
     kinds: frozenset[SiteKind] = _MATRICES,
+    without: frozenset[str] = frozenset(),
 ) -> list[str]:
     """Return the names of the targeted sites, in the table's order.
 
     kinds: that the method can be on. tie: an adapter on one of a tied pair of embedding and head is on both.
+    without: modules that may be targeted and are no site, where the method changes nothing.
     Raises InvalidAdapter if there is none, or if a module is targeted that is no site; UnsupportedAdapter if that is a
     linear or an embedding all the same.
     """
@@ -86,8 +88,8 @@ def targeted_sites(
     if targets.all_linear:
         return _found([name for name in _all_linear(table) if not matches.excludes(name)], targets)
     unfit = {name for name, site in table.sites.items() if site.kind not in kinds}
-    others = sorted(name for name in table.other_modules | unfit if name and matches(name))
-    if irregular := table.irregular.intersection(others):
+    others = sorted(name for name in (table.other_modules | unfit) - without if name and matches(name))
+    if irregular := (table.irregular if SiteKind.NORM in kinds else table.matrices).intersection(others):
         raise UnsupportedAdapter(
             f"target_modules takes in {listed(sorted(irregular))}, which this base does not run on every token, or on "
             "every token that it predicts from; an adapter there is not supported yet",
@@ -99,7 +101,18 @@ def targeted_sites(
             param="target_modules",
         )
     pair = _tied_pair(targets, table, deadline) if tie else frozenset()
-    return _found([name for name in table.sites if name in pair or matches(name)], targets)
+    found = [name for name in table.sites if name in pair or matches(name)]
+    if not found and (unread := sorted(filter(matches, table.unread | without))):
+        raise InvalidAdapter(
+            f"target_modules takes in {listed(unread)} alone, which no text passes", param="target_modules"
+        )
+    return _found(found, targets)
+
+
+def matches_any(targets: Targets, table: SiteTable, deadline: Deadline) -> bool:
+    """Return whether a configuration targets any module of the base at all. Raises InvalidAdapter."""
+    matches = Matcher(targets, deadline)
+    return targets.all_linear or any(matches(name) for name in (*table.sites, *table.other_modules))
 
 
 def values_at(
@@ -107,7 +120,11 @@ def values_at(
 ) -> dict[str, _T]:
     """Return, for each name, the value of the first pattern that matches its end, else the default."""
     keys = pattern_keys(patterns, field, deadline)
-    return {name: next((patterns[key] for key, p in keys if p.match(name)), default) for name in names}
+    found = {}
+    for name in names:
+        with deadline.running(field):
+            found[name] = next((patterns[key] for key, p in keys if p.match(name)), default)
+    return found
 
 
 def _all_linear(table: SiteTable) -> list[str]:

@@ -10,12 +10,11 @@ import torch
 
 from ..bypass import Bypass
 from ..errors import InvalidAdapter
-from ..primitives import Replacement, TokenRows
+from ..primitives import TokenRows
 from ..sites import Site, SiteKind
 from .base import Base, NamedTensor
-from .config import AuxiliaryConfig, MethodConfig, parse_targets
+from .config import AnyConfig, AuxiliaryConfig, MethodConfig, parse_targets
 from .listing import listed
-from .patterns import Deadline
 from .targets import targeted_sites
 from .tensors import Checkpoint
 
@@ -31,23 +30,31 @@ def compile_trainable_tokens(config: MethodConfig, checkpoint: Checkpoint, base:
     """Compile a TRAINABLE_TOKENS adapter: the method by itself. Raises InvalidAdapter."""
     fields = config.fields
     if fields.value("target_modules"):
-        names = targeted_sites(parse_targets(fields), base.table, Deadline(), kinds=_KINDS)
+        names = targeted_sites(parse_targets(fields), base.table, base.deadline, kinds=_KINDS)
     else:
         names = [_input_embedding(checkpoint, base, "")]
     ids = fields.integers("token_indices")
-    rows = _taken(dict.fromkeys(names, ids), checkpoint, base, "", {})
+    rows = _taken(dict.fromkeys(names, ids), checkpoint, base, "")
     return Bypass(config.peft_type, {name: (rows[name],) for name in base.table.sites if name in rows})
 
 
-def replaced_rows(
-    config: AuxiliaryConfig, checkpoint: Checkpoint, base: Base, copies: Mapping[str, Replacement]
-) -> dict[str, TokenRows]:
+def replaced_rows(config: AuxiliaryConfig, checkpoint: Checkpoint, base: Base) -> dict[str, TokenRows]:
     """Compile `trainable_token_indices` beside any method. Returns site to rows.
 
-    copies: embeddings that the adapter brings, which may have more rows than the base's. Raises InvalidAdapter.
+    Raises InvalidAdapter.
     """
-    sizes = {name: copy.weight.shape[0] for name, copy in copies.items() if copy.weight is not None}
-    return _taken(_ids_by_site(config.tokens, checkpoint, base), checkpoint, base, _BESIDE, sizes)
+    return _taken(_ids_by_site(config.tokens, checkpoint, base), checkpoint, base, _BESIDE)
+
+
+def trained_ids(config: AnyConfig) -> Ids:
+    """Return the ids of all tokens whose rows an adapter trains, at whatever module."""
+    own = config.fields.integers("token_indices") if isinstance(config, MethodConfig) else ()
+    return (*own, *(token for ids in config.auxiliary.tokens.values() for token in ids))
+
+
+def has_rows(checkpoint: Checkpoint, site: str) -> bool:
+    """Return whether the checkpoint has trained rows of an embedding or a head."""
+    return any(f"{site}.{beside}{_ROWS}" in checkpoint for beside in ("", _BESIDE))
 
 
 def _ids_by_site(tokens: Mapping[str, Ids], checkpoint: Checkpoint, base: Base) -> dict[str, Ids]:
@@ -77,12 +84,10 @@ def _input_embedding(checkpoint: Checkpoint, base: Base, beside: str) -> str:
     return names[0]
 
 
-def _taken(
-    ids: Mapping[str, Ids], checkpoint: Checkpoint, base: Base, beside: str, sizes: Mapping[str, int]
-) -> dict[str, TokenRows]:
+def _taken(ids: Mapping[str, Ids], checkpoint: Checkpoint, base: Base, beside: str) -> dict[str, TokenRows]:
     """Take the rows of each site. PEFT ties a head to its embedding's rows, unless it was given other ids for it.
 
-    beside: a part of the tensors' names. sizes: of vocabularies that the adapter enlarges. Raises AdapterError.
+    beside: a part of the tensors' names. Raises AdapterError.
     """
     sites, head, tied = base.table.sites, base.table.head, base.table.tied_head
     together = tied is not None and head is not None and tied in ids and ids.get(head, ids[tied]) == ids[tied]
@@ -94,11 +99,11 @@ def _taken(
             base.require_own_inputs(name, "An adapter of single tokens")
         saved = checkpoint.take(f"{name}.{beside}{_ROWS}")
         checkpoint.find(f"{name}.{beside}{_ORIGINAL}")
-        rows[name] = _rows(sites[name], own, saved, sizes.get(name), base.dtype)
+        rows[name] = _rows(sites[name], own, saved, base.dtype)
         if together and head is not None and name == tied:
             _check_tied(saved, checkpoint.find(f"{head}.{beside}{_ROWS}"))
             checkpoint.find(f"{head}.{beside}{_ORIGINAL}")
-            rows[head] = _rows(sites[head], own, saved, sizes.get(name), base.dtype)
+            rows[head] = _rows(sites[head], own, saved, base.dtype)
     return rows
 
 
@@ -108,11 +113,11 @@ def _check_tied(saved: NamedTensor, again: NamedTensor | None) -> None:
         raise InvalidAdapter(f"{again.key} is not {saved.key}, which ties it", param="files")
 
 
-def _rows(site: Site, ids: Ids, saved: NamedTensor, size: int | None, dtype: torch.dtype) -> TokenRows:
-    """Return the rows of one site, in the order of their ids. size: of a larger vocabulary."""
+def _rows(site: Site, ids: Ids, saved: NamedTensor, dtype: torch.dtype) -> TokenRows:
+    """Return the rows of one site, in the order of their ids."""
     embeds = site.kind is SiteKind.EMBEDDING
     vocabulary, width = (site.in_features, site.out_features) if embeds else (site.out_features, site.in_features)
-    _check_ids(ids, size or vocabulary)
+    _check_ids(ids, vocabulary)
     saved.require_shape((len(ids), width), f"{len(ids)} tokens at {site.name} take")
     order = torch.tensor(ids).argsort()
     values = saved.converted(dtype, site.embed_scale if embeds else 1.0)

@@ -24,14 +24,19 @@ def twin(model: _Model) -> _Model:
 
     To be called before the model's modules are wrapped for serving. Raises what a module that cannot be copied raises.
     """
-    tensors = [*model.parameters(), *model.buffers()]
-    for module in model.modules():
-        tensors += _tensors_in(vars(module), _DEPTH)
-    copied = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    copied = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors_of(model)})
     for module in copied.modules():
         if not isinstance(vars(module).get("forward"), types.MethodType | functools.partial):
             vars(module).pop("forward", None)  # a closure over the original, which the copy must not run
     return copied
+
+
+def tensors_of(model: nn.Module) -> list[torch.Tensor]:
+    """Return all tensors that a model's modules hold: parameters, buffers, and what they keep aside, as scales are."""
+    tensors = [*model.parameters(), *model.buffers()]
+    for module in model.modules():
+        tensors += _tensors_in(vars(module), _DEPTH)
+    return tensors
 
 
 def carries_extras(model: nn.Module) -> bool:
@@ -40,10 +45,10 @@ def carries_extras(model: nn.Module) -> bool:
 
 
 def _tensors_in(value: Any, depth: int) -> Iterator[torch.Tensor]:
-    """Iterate over tensors that a module keeps neither as parameters nor as buffers: the copy shares them."""
+    """Iterate over tensors that a module keeps neither as parameters nor as buffers, or beside a parameter."""
     if isinstance(value, torch.Tensor):
         yield value
-    elif depth and not isinstance(value, nn.Module | type):
+    if depth and not isinstance(value, nn.Module | type):
         for part in _parts_of(value):
             yield from _tensors_in(part, depth - 1)
 

@@ -6,7 +6,7 @@ from typing import Any
 from ..errors import InvalidAdapter, UnsupportedAdapter
 
 # Initialisations that change the base by something that cannot be computed from the base again.
-BASE_CHANGING_INITS = ("pissa_niter", "corda", "loftq", "lora_ga")
+BASE_CHANGING_INITS = ("pissa_niter", "corda", "lora_ga")
 SERVED_INITS = ("gaussian", "eva", "orthogonal", "mica", "pissa", "olora")
 
 # Methods that a server of one base cannot serve as PEFT computes them.
@@ -31,16 +31,17 @@ def refuse_type(peft_type: Any, served: Collection[str]) -> None:
         )
 
 
-def refuse_fields(raw: Mapping[str, Any], table: Mapping[str, str], known: frozenset[str]) -> None:
-    """Raise UnsupportedAdapter for the first field that is set and is in `table`, or is not `known` at all."""
+def refuse_fields(raw: Mapping[str, Any], table: Mapping[str, str], known: frozenset[str] | None = None) -> None:
+    """Raise UnsupportedAdapter for the first field that is set and is in `table`, or is not `known`.
+
+    known: None where other fields have no effect.
+    """
     for name, why in table.items():
         if raw.get(name):
             raise unsupported(name, why, param=name)
-    for name, value in raw.items():
-        if value and name not in known and name not in table:
-            raise unsupported(
-                name[:80], "no such field of PEFT is known here; it may change the result", param=name[:80]
-            )
+    for name, value in raw.items() if known is not None else ():
+        if value and name not in (known or ()) and name not in table:
+            raise unsupported(name[:80], "no such field is known here; it may change the result", param=name[:80])
 
 
 def refuse_lora_values(raw: Mapping[str, Any]) -> None:
@@ -53,6 +54,12 @@ def refuse_lora_values(raw: Mapping[str, Any]) -> None:
         why = (
             "it leaves the base changed by what is random or depends on data; save the adapter with "
             "path_initial_model_for_weight_conversion, which makes it one for the original base"
+        )
+        raise unsupported(name, why, param="init_lora_weights")
+    if isinstance(init, str) and init.lower() == "loftq":
+        why = (
+            "it belongs to weights that LoftQ put in place of the base's; serve that base, as "
+            "`get_base_model().save_pretrained` writes it, and upload the adapter with init_lora_weights=true"
         )
         raise unsupported(name, why, param="init_lora_weights")
     raise unsupported(name, "no such initialisation of PEFT is known here", param="init_lora_weights")

@@ -3,10 +3,11 @@
 A change is one transaction that checks names, targets and cycles against the same state of the file. Knows no policy.
 """
 
+import copy
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import NamedTuple
 from ..documents import Document, DocumentFiles
 from ..errors import AdapterConflict, AdapterError, AdapterNotFound, InvalidAdapter
 from ..names import DEFAULT, Reference, check_name, parse_reference
+from ..ownership import SERVER, Actor, is_private, owner_of
 from ..registry import AdapterRegistry, check_unnamed, next_version
 from ..registry_reader import AdapterRecord, RegistryReader, exists, find_row, record_of
 from . import tables
@@ -39,12 +41,13 @@ class RouteHead(NamedTuple):
 
 @dataclass(frozen=True)
 class Route:
-    """One version of a route. created: when it was put, in seconds since 1970. text: its body as JSON."""
+    """One version of a route. created: when it was put, in seconds since 1970. text: its body as JSON. owner: whose."""
 
     name: str
     version: int
     created: float
     text: str
+    owner: str = ""
 
     @property
     def head(self) -> RouteHead:
@@ -87,77 +90,105 @@ class RouteReader:
 class RouteStore(RouteReader):
     """The routes in the process that changes them.
 
-    base_id: the base's name. targets_of: the names in a body. folder: of the state, for the files beside the registry.
+    base_ids: the base's names. targets_of: the names in a body. folder: of the state, for files beside the registry.
     check: what its kind asks of a body's targets.
     """
 
     def __init__(
-        self, registry: AdapterRegistry, base_id: str, targets_of: TargetsOf, folder: Path, check: Check | None = None
+        self,
+        registry: AdapterRegistry,
+        base_ids: str | Collection[str],
+        targets_of: TargetsOf,
+        folder: Path,
+        check: Check | None = None,
     ) -> None:
         super().__init__(registry)
         self._changes = registry
-        self._base_id = base_id
+        self._base_ids = frozenset({base_ids} if isinstance(base_ids, str) else base_ids)
         self._targets_of = targets_of
         self._check = check
         self._files = DocumentFiles(folder)
         self._order = threading.Lock()  # files are written in the order of the rows
-        self.on_change: Callable[[str], None] | None = None  # set by who wants to be told of changes, on any thread
+        self._actor = SERVER
+        self.on_change: Callable[[str, str], None] | None = None  # told of a name and its owner, on any thread
+
+    def acting_for(self, actor: Actor, seen: RegistryReader) -> "RouteStore":
+        """Return the same routes as `actor` sees them, whose changes are made for that one, if it may.
+
+        seen: the registry, as that one sees it.
+        """
+        routes = copy.copy(self)
+        routes._actor, routes._registry = actor, seen
+        return routes
 
     def put(self, name: str, text: bytes | str) -> tuple[Route, bool]:
         """Make a route, or its next version; return it, and whether there was none. Returns when it is on the disk.
 
         Raises InvalidAdapter for a malformed name or body, an unknown target, a cycle, or targets that do not mix;
-        AdapterConflict for a name that is taken. Nothing is changed then.
+        AdapterConflict for a name that is taken; AdapterForbidden. Nothing is changed then.
         """
-        check_name(name, {self._base_id})
+        check_name(name, self._base_ids)
         body = parse_body(text)
         content = text if isinstance(text, str) else text.decode()
         with self._order:
             with self._changes.transaction() as db:
+                owner = self._actor.claim(db, name)
                 before = self.head(name)
                 if find_row(db, Reference(name)) is not None:
                     raise AdapterConflict(f"there is an adapter {name!r}; choose another name", param="name")
-                route = Route(name, next_version(db, name), time.time(), content)
-                tables.write(db, _document(route), self._known(db, name, self._targets_of(body)))
+                route = Route(name, next_version(db, name), time.time(), content, owner)
+                tables.write(db, _document(route), self._known(db, route, self._targets_of(body)))
                 tables.check_ways(db, name)
                 if self._check is not None:
                     self._check(body, partial(_record, db))
             self._files.put(_document(route), None if before is None else before.version)
-        self._tell(name)
+        self._tell(route)
         return route, before is None
 
     def delete(self, name: str, *, force: bool = False) -> Route:
         """Delete a route; return it. A default that it was becomes the bare base.
 
-        force: also if another route names it. Raises AdapterNotFound, AdapterConflict, OSError.
+        force: also if another route names it. Raises AdapterNotFound, AdapterConflict, AdapterForbidden, OSError.
         """
         with self._order, self._changes.transaction() as db:
             route = self.get(name)
+            self._actor.check_change(db, Reference(name))
             if not force:
                 check_unnamed(db, Reference(name))
             self._files.remove(name, route.version)  # first: one without a row would be back if the registry were lost
             tables.erase(db, name)
             self._changes.drop_lost_default(db)
-        self._tell(name)
+        self._tell(route)
         return route
 
-    def _tell(self, name: str) -> None:
+    def _tell(self, route: Route) -> None:
         if self.on_change is not None:
-            self.on_change(name)
+            self.on_change(route.name, route.owner)
 
-    def _known(self, db: sqlite3.Connection, name: str, targets: Sequence[str]) -> list[Reference]:
-        """Return the targets beside the base as references. Raises InvalidAdapter for one that is not there."""
+    def _known(self, db: sqlite3.Connection, route: Route, targets: Sequence[str]) -> list[Reference]:
+        """Return the targets beside the base as references.
+
+        Raises InvalidAdapter for one that is not there, for who may use the route.
+        """
         references = []
         for target in targets:
-            if target == self._base_id:
+            if target in self._base_ids:
                 continue
             reference = reference_of(target)
-            if reference is None or not (reference == Reference(name) or exists(db, reference)):
-                raise InvalidAdapter(
-                    f"there is no adapter, version or route {target[:140]!r} to be a target", param="target"
-                )
+            if reference is None or not (reference == Reference(route.name) or exists(db, reference)):
+                raise _no_target(target)
+            self._check_common(db, route, target, reference.name)
             references.append(reference)
         return references
+
+    def _check_common(self, db: sqlite3.Connection, route: Route, target: str, name: str) -> None:
+        """Raise InvalidAdapter for a target that not everybody sees who sees the route."""
+        owner = route.owner if name == route.name else owner_of(db, name) or ""
+        if self._actor.shared or not is_private(owner) or owner == route.owner:
+            return
+        if not self._actor.sees(owner):
+            raise _no_target(target)
+        raise InvalidAdapter(f"{target[:140]!r} is a tenant's own, and others may use this route", param="target")
 
 
 def settle_routes(registry: AdapterRegistry, targets_of: TargetsOf, folder: Path, *, is_new: bool) -> list[str]:
@@ -166,7 +197,7 @@ def settle_routes(registry: AdapterRegistry, targets_of: TargetsOf, folder: Path
     Rows that no release has written are deleted. is_new: the registry has just been made.
     """
     with registry.transaction() as db:
-        for name, _, _, text in tables.all_rows(db):
+        for name, _, _, text, _ in tables.all_rows(db):
             if not _is_valid(name, text):
                 tables.erase(db, name)
         rows = [Document(*row) for row in tables.all_rows(db)]
@@ -175,6 +206,10 @@ def settle_routes(registry: AdapterRegistry, targets_of: TargetsOf, folder: Path
             targets = map(reference_of, targets_of(parse_body(document.body)))
             tables.write(db, document, [reference for reference in targets if reference is not None])
     return [document.name for document in lost]
+
+
+def _no_target(target: str) -> InvalidAdapter:
+    return InvalidAdapter(f"there is no adapter, version or route {target[:140]!r} to be a target", param="target")
 
 
 def _record(db: sqlite3.Connection, target: str) -> AdapterRecord | None:
@@ -201,4 +236,4 @@ def _is_valid(name: object, text: object) -> bool:
 
 
 def _document(route: Route) -> Document:
-    return Document(route.name, route.version, route.created, route.text)
+    return Document(route.name, route.version, route.created, route.text, route.owner)

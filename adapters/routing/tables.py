@@ -10,7 +10,7 @@ from ..names import Reference
 from ..registry_rows import RAISE_LAST
 
 MAX_DEPTH = 8  # routes on one way to an answer
-ROUTES = "SELECT name, version, created, body FROM documents WHERE kind = 'route'"
+ROUTES = "SELECT name, version, created, body, owner FROM documents WHERE kind = 'route'"
 HEAD = "SELECT name, version, created FROM documents WHERE kind = 'route' AND name = ?"
 
 # How far one can go from a route, or how far one may have come to it. UNION drops what was there at the same depth.
@@ -27,7 +27,7 @@ _UP = _WALK.format(here="name", to="route")
 def write(db: sqlite3.Connection, route: Document, targets: Iterable[Reference]) -> None:
     """Write a version of a route, in place of the one before. targets: what it names beside the base."""
     erase(db, route.name)
-    db.execute("INSERT INTO documents VALUES ('route', ?, ?, ?, ?)", route)
+    db.execute("INSERT INTO documents VALUES ('route', ?, ?, ?, ?, ?)", route)
     db.executemany("INSERT INTO route_targets VALUES (?, ?, ?)", [(*target, route.name) for target in targets])
     db.execute(f"INSERT INTO names VALUES (?, ?) {RAISE_LAST}", (route.name, route.version))
 
@@ -49,5 +49,5 @@ def check_ways(db: sqlite3.Connection, name: str) -> None:
 
 
 def all_rows(db: sqlite3.Connection) -> list[tuple[Any, ...]]:
-    """Return name, version, created and body of all routes, each of whatever type it is."""
+    """Return name, version, created, body and owner of all routes, each of whatever type it is."""
     return db.execute(ROUTES).fetchall()

@@ -53,7 +53,7 @@ class HttpScenario:
     def request(self) -> bytes:
         """Return the whole HTTP request."""
         body = json.dumps({"model": "instant", **self.body}).encode()
-        head = f"POST {self.path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+        head = f"POST {self.path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 

@@ -48,9 +48,9 @@ class _Loop:
                 if isinstance(command, AddRequest):
                     self._running[command.request_id] = command.sampling.max_tokens
                 self._open = self._open and not isinstance(command, Shutdown)
+            self._say_stats()
             if self._running:
                 self._socket.send(Outputs([self._output(*entry) for entry in list(self._running.items())]))
-                self._say_stats()
                 time.sleep(max(0.0, due - time.monotonic()))
 
     def _output(self, request_id: str, left: int) -> SequenceOutput:

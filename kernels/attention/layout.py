@@ -6,7 +6,7 @@ contiguous. Position p of a sequence lies in its page p // page_size, at place p
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, overload
+from typing import NamedTuple, Protocol, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -15,15 +15,33 @@ import torch
 from ..integers import Ints
 
 Pages = Sequence[int] | npt.NDArray[np.integer]
+Position = TypeVar("Position", int, Ints, torch.Tensor)
+
+
+class Reach(NamedTuple):
+    """How far back a query sees. window: keys, its own included; None for all.
+
+    restarts: whether windows do not slide with the query, but lie one after the other from position 0 on (the chunks of
+    Llama 4): it then sees those keys of its own window that are not after it.
+    """
+
+    window: int | None = None
+    restarts: bool = False
+
+    def first(self, position: Position) -> Position:
+        """Return the first position that each query sees; it may be negative, where that is the first of all."""
+        if self.window is None:
+            return position * 0
+        return position // self.window * self.window if self.restarts else position - self.window + 1
 
 
 @dataclass(frozen=True)
 class AttentionLayer:
     """The heads of one layer, and how it turns products into weights.
 
-    scale: of the products, positive. window: keys that a query sees, itself included; None for all. softcap: scores are
-    bent to within plus and minus it (Gemma 2, arXiv:2408.00118). sinks: whether each head has a logit that joins the
-    softmax's denominator and has no value (gpt-oss).
+    scale: of the products, positive. window, restarts: see `Reach`. softcap: scores are bent to within plus and minus
+    it (Gemma 2, arXiv:2408.00118). sinks: whether each head has a logit that joins the softmax's denominator and has
+    no value (gpt-oss). biased: whether a number is added to each score, by head and key (ALiBi, arXiv:2108.12409).
     """
 
     heads: int
@@ -34,6 +52,12 @@ class AttentionLayer:
     window: int | None = None
     softcap: float | None = None
     sinks: bool = False
+    restarts: bool = False
+    biased: bool = False
+
+    @property
+    def reach(self) -> Reach:
+        return Reach(self.window, self.restarts)
 
     @property
     def group(self) -> int:
@@ -116,11 +140,13 @@ class AttentionBackend(Protocol):
         keys: torch.Tensor,
         values: torch.Tensor,
         sinks: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Store the step's key and value in a layer's cache. Returns (rows, heads, value_dim), contiguous.
 
         query: (1, heads, rows, key_dim), key and value: (1, kv_heads, rows, dim), of any strides. keys, values: the
-        layer's cache. sinks: (heads,), for a layer that has them.
+        layer's cache. sinks: (heads,), for a layer that has them. bias: (heads, positions) float32, contiguous, for a
+        layer that is biased, of all positions that keys may have.
 
         Each row sees the positions of its sequence up to its own, within the layer's window, as the cache holds them.
         Sequences may share pages that the step fills if those are of a span of several rows. What a span of one row

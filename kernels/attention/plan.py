@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from ..device.step_memory import ALIGNMENT
 from ..integers import Ints, cdiv, repeated
-from .layout import Limits, Span, SpanTable, columns_of
+from .layout import Limits, Reach, Span, SpanTable, columns_of
 from .page_tables import PageTables
 
 HEADER_FIELDS, ITEM_FIELDS = 2, 10
@@ -38,7 +38,7 @@ class PlanShape(NamedTuple):
 
     group: int
     kv_heads: int
-    window: int | None
+    reach: Reach
     block_m: int
     block_n: int
     programs: int

@@ -1,6 +1,6 @@
 """Paged attention as formulas in float64, span by span: the oracle of the kernels.
 
-out[row, h] = sum over seen keys j:  softmax(cap(scale · query[h, row] · key[j]), sinks[h]) · value[j]
+out[row, h] = sum over seen keys j:  softmax(cap(scale · query[h, row] · key[j]) + bias[h, j], sinks[h]) · value[j]
 """
 
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from ..integers import cdiv
-from .layout import AttentionLayer, Span
+from .layout import AttentionLayer, Reach, Span
 
 
 def naive_write(spans: Sequence[Span], new: torch.Tensor, cache: torch.Tensor) -> None:
@@ -28,6 +28,7 @@ def naive_attend(
     keys: torch.Tensor,
     values: torch.Tensor,
     sinks: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attend span by span. query: (1, heads, rows, key_dim).
 
@@ -40,7 +41,9 @@ def naive_attend(
         scores = torch.einsum("hrd,khd->hrk", rows, k) * layer.scale
         if layer.softcap is not None:
             scores = torch.tanh(scores / layer.softcap) * layer.softcap
-        scores = scores.masked_fill(~_seen(span, layer.window, query.device), float("-inf"))
+        if bias is not None:
+            scores += bias[:, None, : span.total].double()
+        scores = scores.masked_fill(~_seen(span, layer.reach, query.device), float("-inf"))
         if sinks is not None:
             scores = torch.cat([scores, sinks.double()[:, None, None].expand(-1, span.rows, 1)], -1)
         weights = scores.softmax(-1)[..., : span.total]
@@ -57,9 +60,8 @@ def _gathered(cache: torch.Tensor, span: Span) -> torch.Tensor:
     return found.flatten(0, 1)[: span.total].nan_to_num()
 
 
-def _seen(span: Span, window: int | None, device: torch.device) -> torch.Tensor:
+def _seen(span: Span, reach: Reach, device: torch.device) -> torch.Tensor:
     """Return which keys each row sees, (rows, total) booleans."""
     key = torch.arange(span.total, device=device)
     position = key[span.total - span.rows :, None]
-    seen = key <= position
-    return seen if window is None else seen & (key > position - window)
+    return (key <= position) & (key >= reach.first(position))

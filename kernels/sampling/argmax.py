@@ -1,14 +1,23 @@
 """The argmax of each row without NaNs: the greedy token of each row of logits. On a GPU each number is read once."""
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 
 
-def argmax_ids(rows: torch.Tensor) -> torch.Tensor:
-    """Return the argmax of each row, (rows,) int64, on the same device, without waiting for it.
+class Best(NamedTuple):
+    """The best of each row. ids: (rows,) int64, where it is. highest: (rows,) float32, the number; NaN if any is."""
+
+    ids: torch.Tensor
+    highest: torch.Tensor
+
+
+def argmax_ids(rows: torch.Tensor) -> Best:
+    """Return the best of each row, on the same device, without waiting for it.
 
         ids[i] = the least j with rows[i, j] = max over k of rows[i, k] that are no NaN; 0 if all are
+        highest[i] = max over k of rows[i, k]; NaN if any of them is
 
     rows: (rows, columns) of any floating dtype.
     """
@@ -19,9 +28,10 @@ def argmax_ids(rows: torch.Tensor) -> torch.Tensor:
     return triton_argmax_ids(rows)
 
 
-def naive_argmax_ids(rows: torch.Tensor) -> torch.Tensor:
-    """Return the same in plain torch, on any device, in two passes."""
-    return rows.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).argmax(dim=-1)
+def naive_argmax_ids(rows: torch.Tensor) -> Best:
+    """Return the same in plain torch, on any device, in some passes."""
+    ids = rows.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).argmax(dim=-1)
+    return Best(ids, rows.amax(dim=-1).to(torch.float32))
 
 
 def warm_up(device: torch.device, dtypes: Iterable[torch.dtype], columns: int) -> None:

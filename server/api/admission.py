@@ -1,9 +1,14 @@
-"""The limit on sequences in flight, and whether the server takes new ones at all."""
+"""The limit on sequences in flight, each tenant's share of it, and whether the server takes new ones at all."""
 
 import asyncio
 from collections.abc import MutableSequence
 
-from .http.errors import RETRY_SECONDS, ApiError, bad_request, unavailable
+from .http.errors import ApiError, bad_request, unavailable
+from .tenancy.counts import TenantCounts, counts_of_one
+from .tenancy.rate import FreeRate
+from .tenancy.tenant import SERVER, Tenant
+
+GUARANTEED = 16  # of so many places one is each tenant's own, whoever else has all of them
 
 
 class Admission:
@@ -12,13 +17,21 @@ class Admission:
     capacity: most sequences in flight, running and waiting together, in all processes of the server. counts: sequences
     in flight by process; all processes read it, and each writes its own at the place `own`. Two processes that look at
     the same moment may overshoot the capacity by what one of them admits then.
+
+    Whoever asks may have all places that are free. A tenant that has few finds some even where others have taken all:
+    these lie beside the capacity, and are as many again at most. tenants: sequences in flight by tenant.
     """
 
-    def __init__(self, capacity: int, counts: MutableSequence[int], own: int = 0) -> None:
+    def __init__(
+        self, capacity: int, counts: MutableSequence[int], own: int = 0, tenants: TenantCounts | None = None
+    ) -> None:
         self.capacity = capacity
+        self.guaranteed = max(1, capacity // GUARANTEED)
         self.draining = False
         self._counts = counts
         self._own = own
+        self._tenants = tenants or counts_of_one()
+        self._rate = FreeRate()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -32,16 +45,21 @@ class Admission:
         """Return the number of sequences of all processes."""
         return sum(self._counts)
 
-    def enter(self, count: int) -> None:
+    def enter(self, count: int, tenant: Tenant = SERVER) -> None:
         """Take room for the `count` sequences of one request. Raises ApiError 400, 429 or 503."""
-        self._check(count)
+        self._check(count, tenant)
         self._counts[self._own] += count
+        self._tenants.add(tenant.name, count)
+        self._rate.began()
         self._idle.clear()
 
-    def leave(self, count: int) -> None:
+    def leave(self, count: int, tenant: Tenant = SERVER) -> None:
         """Give back the room of `count` sequences."""
         self._counts[self._own] -= count
-        if self._counts[self._own] == 0:
+        self._tenants.add(tenant.name, -count)
+        is_idle = self._counts[self._own] == 0
+        self._rate.freed(count, is_idle)
+        if is_idle:
             self._idle.set()
 
     def drain(self) -> None:
@@ -57,15 +75,31 @@ class Admission:
         if self.draining:
             raise unavailable("The server is shutting down and takes no new requests.", "shutting_down")
 
-    def _check(self, count: int) -> None:
+    def _check(self, count: int, tenant: Tenant) -> None:
         self.check_open()
         if count > self.capacity:
             raise bad_request(f"The request asks for {count} sequences; this server takes {self.capacity} at once.")
-        in_flight = self.in_flight_everywhere
-        if in_flight + count > self.capacity:
-            raise ApiError(
-                429,
-                f"The server's queue is full ({in_flight} of {self.capacity} sequences); try again later.",
-                code="queue_full",
-                headers={"Retry-After": str(RETRY_SECONDS)},
+        total, own = self.in_flight_everywhere, self._tenants.of(tenant.name)
+        if tenant.max_queued is not None and own + count > tenant.max_queued:
+            raise self._no_share(count, own, tenant.max_queued, total)
+        beside = own + count <= self.guaranteed and total + count <= 2 * self.capacity
+        if total + count > self.capacity and not beside:
+            raise self._full(
+                f"The server's queue is full ({total} of {self.capacity} sequences); try again later.",
+                "queue_full",
+                total + count - self.capacity,
             )
+
+    def _no_share(self, count: int, own: int, most: int, total: int) -> ApiError:
+        """Return the error for who has no place left of its share. total: sequences of all."""
+        message = (
+            f"The request asks for {count} sequences, and {own} of the {most} that this key may have are in flight"
+        )
+        advice = "; ask for fewer." if count > most else "; try again later."
+        needed = min(own + count - most, own) or 1
+        return self._full(message + advice, "rate_limit_exceeded", needed * max(total, 1) // max(own, 1))
+
+    def _full(self, message: str, code: str, places: int) -> ApiError:
+        """Return the error for who may come again when so many places have come free."""
+        seconds = self._rate.seconds_until(places, len(self._counts))
+        return ApiError(429, message, code=code, headers={"Retry-After": str(seconds)})

@@ -15,6 +15,7 @@ from peftserve.adapters.errors import (
     AdapterNotFound,
     AdapterTooLarge,
     InvalidAdapter,
+    NameTaken,
     error_of,
 )
 from peftserve.adapters.merging.kinds import Options, check_options
@@ -36,10 +37,8 @@ Answer = Callable[[AdapterRecord], Awaitable[Any]]
 _decode = msgspec.json.Decoder(MergeMessage).decode
 
 
-async def start_merge(
-    services: Services, name: str, weighted: Weighted, options: Options, answer: Answer, owner: str = ""
-) -> Job:
-    """Check a merge and put it in the queue. answer: makes the job's result of the new version, which is the owner's.
+async def start_merge(services: Services, name: str, weighted: Weighted, options: Options, answer: Answer) -> Job:
+    """Check a merge and put it in the queue. answer: makes the job's result of the new version.
 
     Raises AdapterNotFound, InvalidAdapter, UnsupportedAdapter, AdapterTooLarge, AdapterDamaged, ApiError.
     """
@@ -55,7 +54,7 @@ async def start_merge(
         sources = [_source(services, member) for member in members]
         plan = await asyncio.to_thread(plan_merge, sources, options)
         _check_size(services, plan)
-        merge = _Merge(services, name, MergeOrder(sources, options, ""), _origin(members, options), answer, owner)
+        merge = _Merge(services, name, MergeOrder(sources, options, ""), _origin(members, options), answer)
         return services.owned.jobs.submit(KIND, merge.run, lambda: leases.release(held))
     except BaseException:
         leases.release(held)
@@ -72,14 +71,12 @@ class _Merge:
         order: MergeOrder,
         origin: Mapping[str, Any],
         answer: Answer,
-        owner: str,
     ) -> None:
         self._services = services
         self._name = name
         self._order = order
         self._origin = origin
         self._answer = answer
-        self._owner = owner
 
     async def run(self, ticket: Ticket) -> Any:
         """Merge in another process, and register what it writes. Raises AdapterError, EngineDead, OSError."""
@@ -89,7 +86,7 @@ class _Merge:
             await self._merge(ticket, str(staged.path))
             await asyncio.to_thread(staged.adopt)
             ticket.commit()
-            record = await owned.library.add(staged, self._name, origin=self._origin, owner=self._owner)
+            record = await owned.library.add(staged, self._name, origin=self._origin)
         return await self._answer(record)
 
     async def _merge(self, ticket: Ticket, folder: str) -> None:
@@ -122,9 +119,11 @@ def _origin(members: Sequence[Member], options: Options) -> dict[str, Any]:
 
 
 def _check_name(services: Services, name: str) -> None:
-    """Raise InvalidAdapter for a name that the result cannot have."""
+    """Raise InvalidAdapter for a name that the result cannot have; NameTaken, AdapterForbidden for one of another."""
     try:
         services.owned.library.check_name(name)
+    except NameTaken:
+        raise
     except AdapterConflict as error:
         raise InvalidAdapter(error.message, param="name") from None
 
@@ -132,7 +131,7 @@ def _check_name(services: Services, name: str) -> None:
 def _find(services: Services, text: str) -> AdapterRecord:
     """Look up a name or `name@version`. Raises AdapterNotFound, InvalidAdapter, AdapterDamaged."""
     reference = parse_reference(text)
-    if text == services.base_id:
+    if text in services.base_ids:
         raise InvalidAdapter(f"{text!r} is the base, which is in every adapter already", param="adapters")
     record = None if reference is None else services.adapters.registry.find(*reference)
     if record is None:

@@ -12,6 +12,7 @@ from peftserve.adapters.events import Event
 from peftserve.adapters.registry import AdapterRegistry
 from peftserve.adapters.stored_settings import SettingsReader
 
+from ..wire.messages import EngineStats, ModelInfo
 from .engine.interface import EngineDead, RemoteEngine
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ class Pins:
         self._registry = registry
         self._settings = settings
         self._told: Sequence[str] | None = ()  # None: what the engine made of them is not known
+        self._told_engine: ModelInfo | None = None  # what the engine that was told has said of its model
         self._one_at_a_time = asyncio.Lock()
         self._awake = asyncio.Event()
 
@@ -51,10 +53,17 @@ class Pins:
         if event.event not in ("adapter.loaded", "adapter.unloaded"):
             self._awake.set()
 
+    def observe(self, stats: EngineStats) -> None:
+        """Look soon, if another engine has taken the place of the one that was told."""
+        if self._engine.info is not self._told_engine:
+            self._awake.set()
+
     async def sync(self) -> None:
         """Tell the engine what is pinned now. Raises AdapterError, EngineDead."""
         async with self._one_at_a_time:
             wanted = await asyncio.to_thread(self._settings.pinned)
+            if self._engine.info is not self._told_engine:  # it begins with no pins
+                self._told, self._told_engine = (), self._engine.info
             if self._told is None or list(wanted) != list(self._told):
                 self._told = wanted
                 await self._engine.pin_adapters(wanted)

@@ -1,4 +1,4 @@
-"""The lease of one request: room for its sequences, its adapters, and a timer, held for as long as it runs."""
+"""The lease of one request: room for its sequences, its adapters, its tokens and a timer, for as long as it runs."""
 
 from types import TracebackType
 
@@ -6,7 +6,9 @@ from peftserve.adapters.leases import Leases
 from peftserve.adapters.resolved import Resolved
 
 from .admission import Admission
+from .http.errors import ApiError
 from .metrics.requests import Metrics, Outcome, RequestTimer
+from .tenancy.spending import NoTokens, Spending
 
 
 class RequestLease:
@@ -17,10 +19,28 @@ class RequestLease:
     """
 
     def __init__(
-        self, admission: Admission, leases: Leases, metrics: Metrics, resolved: Resolved, sequences: int
+        self,
+        admission: Admission,
+        leases: Leases,
+        metrics: Metrics,
+        resolved: Resolved,
+        sequences: int,
+        spending: Spending,
     ) -> None:
-        """Take room for so many `sequences`. Raises ApiError 400, 429 or 503, and nothing is held then."""
-        admission.enter(sequences)
+        """Take room for so many `sequences`, and tokens. Raises ApiError 400, 429 or 503, and nothing is held then."""
+        self._metrics, self._spending = metrics, spending
+        try:
+            admission.enter(sequences, spending.tenant)
+        except ApiError:
+            self._count("refused")
+            raise
+        try:
+            spending.begin()
+        except NoTokens as error:
+            admission.leave(sequences, spending.tenant)
+            self._count("refused")
+            headers = {"Retry-After": str(error.seconds), **spending.headers()}
+            raise ApiError(429, str(error), code="rate_limit_exceeded", headers=headers) from None
         leases.acquire(resolved)
         self._admission = admission
         self._leases = leases
@@ -28,6 +48,11 @@ class RequestLease:
         self._resolved = resolved
         self._sequences = sequences
         self._given_back = False
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of the answer that say what is left to who asks."""
+        return self._spending.headers()
 
     def __enter__(self) -> None:
         pass
@@ -50,4 +75,11 @@ class RequestLease:
         self._given_back = True
         self._leases.release(self._resolved)
         self._timer.end(outcome)
-        self._admission.leave(self._sequences)
+        self._admission.leave(self._sequences, self._spending.tenant)
+        self._spending.end()
+        self._count(outcome)
+
+    def _count(self, outcome: str) -> None:
+        use = self._spending.use
+        tokens = (0, 0) if outcome == "refused" else (use.prompt, use.generated)
+        self._metrics.count_tenant(self._spending.tenant.shown, outcome, *tokens)

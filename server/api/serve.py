@@ -2,37 +2,49 @@
 
 The port answers at once: alive, not ready, until the model and the command line's adapters are loaded. On SIGTERM or
 SIGINT the server is not ready any more, what runs may finish within the grace time, and the rest is ended; a second
-signal ends the grace time.
+signal ends all at once.
 """
 
 import asyncio
-import contextlib
 import logging
-import signal
-from collections.abc import Iterator
+import socket
 from dataclasses import replace
 from pathlib import Path
 
 import uvloop
 
 from peftserve.adapters.base_binding import BaseIdentity, bind
-from peftserve.adapters.errors import AdapterConflict, AdapterError
+from peftserve.adapters.errors import AdapterConflict, AdapterError, NameTaken
 
 from ..config import ServerConfig
 from ..logs import set_up_logging
 from ..wire.messages import ModelInfo
-from .app import create_app, make_connections, make_services
+from .app import create_primary_apps, make_connections, make_services
+from .edges import tls_context
+from .ending import Ending, heed_signals
 from .engine.interface import EngineDead
 from .engine.launched import LaunchedEngine
-from .http.server import CLOSING_SECONDS, HttpServer
+from .http.server import HttpServer
 from .lifecycle import keeping_of
+from .opened import open_adapters
 from .processes.resources import ServerResources, open_resources
-from .services import Services, base_id, open_adapters
+from .services import Services, base_id
 from .sources.watcher import FolderWatcher
+from .tenancy.key_file import KeyFileError
+from .watching.traces import MissingPackage
 
 logger = logging.getLogger(__name__)
 
 FAILED = 1
+PATIENCE_SHARE, MOST_PATIENCE = 0.4, 5.0  # of the time that is left, and seconds, for one part of the end
+ENGINE_LOST = 4  # the engine has ended or hangs, and is not to be started again
+
+
+class EngineLost(Exception):
+    """The engine has ended or hangs, and whoever runs the server wants to start it again with the server."""
+
+
+_Servers = list[tuple[HttpServer, socket.socket]]  # each with what it listens on
 
 
 def run(config: ServerConfig) -> int:
@@ -40,54 +52,112 @@ def run(config: ServerConfig) -> int:
     set_up_logging(config.log_level)
     try:
         return uvloop.run(serve(config))
+    except EngineLost as error:
+        logger.error("The server ends: %s", error)
+        return ENGINE_LOST
     except AdapterError as error:
-        logger.error("Cannot start: %s", error.message)
-    except (EngineDead, OSError) as error:
-        logger.error("Cannot start: %s", error)
+        logger.error("Cannot start: %s", " ".join(error.message.split()))
+    except (EngineDead, KeyFileError, MissingPackage, OSError) as error:
+        logger.error("Cannot start: %s", " ".join(str(error).split()))
     return FAILED
 
 
 async def serve(config: ServerConfig) -> int:
-    """Serve until a signal comes. Raises EngineDead, AdapterError or OSError if the start fails."""
-    engine = LaunchedEngine(replace(config.engine, store=config.engine.store or config.state_dir / "adapters"))
+    """Serve until a signal comes.
+
+    Raises EngineDead, AdapterError, MissingPackage or OSError if the start fails, EngineLost.
+    """
+    engine = LaunchedEngine(
+        replace(config.engine, store=config.engine.store or config.state_dir / "adapters"),
+        patience=config.engine_timeout,
+    )
+    ending = heed_signals(config.grace_period, engine.kill)
     with open_resources(config, engine) as resources:
         async with open_adapters(
-            config.state_dir, engine, base_id(config), resources.workers, keeping_of(config)
+            config.state_dir,
+            engine,
+            base_id(config),
+            resources.workers,
+            keeping_of(config),
+            config.other_model_names,
         ) as adapters:
-            services = make_services(engine, config, adapters, resources.counts, started=resources.started)
+            services = make_services(
+                engine,
+                config,
+                adapters,
+                resources.counts,
+                started=resources.started,
+                tenants=resources.tenants,
+                buckets=resources.buckets,
+            )
             services.preloaded = False
-            server = HttpServer(create_app(services), make_connections(services, resources.connections))
-            with _signals() as stopping:
+            servers = _make_servers(services, resources)
+            with services.keys.watching():
                 try:
                     await engine.launch()
                     resources.workers.launch()
-                    await _serve_until(stopping, server, resources, services, engine)
+                    await _serve_until(ending, servers, resources, services, engine)
                 finally:
                     if services.finder is not None:
                         await services.finder.close()
                     await engine.shutdown()
+                    await services.watchers.close()
     return 0
 
 
+def _make_servers(services: Services, resources: ServerResources) -> _Servers:
+    """Make what answers clients, and what answers the workers. Raises OSError for files of TLS that do not do."""
+    apps = create_primary_apps(services)
+    connections = make_connections(services, resources.connections)
+    servers = [(HttpServer(apps.public, connections, tls=tls_context(services.config)), resources.public)]
+    return [*servers, *((HttpServer(apps.private, private=True), listener) for listener in resources.private)]
+
+
 async def _serve_until(
-    stopping: "_Signals", server: HttpServer, resources: ServerResources, services: Services, engine: LaunchedEngine
+    ending: Ending, servers: _Servers, resources: ServerResources, services: Services, engine: LaunchedEngine
 ) -> None:
-    http = asyncio.create_task(server.serve(resources.listeners), name="http")
+    serving = [asyncio.create_task(server.serve([listener]), name="http") for server, listener in servers]
     start = asyncio.create_task(_start(services, engine, resources), name="start")
-    asked = asyncio.create_task(stopping.first.wait(), name="signal")
+    asked = asyncio.create_task(ending.first.wait(), name="signal")
+    keeping = asyncio.create_task(_keep(engine, resources, services.config.engine_restart), name="engine")
+    ends = {*serving, asked, keeping}
     try:
-        await asyncio.wait({http, start, asked}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({*ends, start}, return_when=asyncio.FIRST_COMPLETED)
         if start.done():
-            start.result()
-            await asyncio.wait({http, asked}, return_when=asyncio.FIRST_COMPLETED)
-        await _drain(services, stopping)
+            _raise(start, ending, FAILED)
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if keeping.done() and not asked.done():
+            _raise(keeping, ending, ENGINE_LOST)
+        await _drain(services, ending)
     finally:
-        for task in (start, asked):
+        for task in (start, asked, keeping):
             task.cancel()
-        await asyncio.gather(start, asked, return_exceptions=True)
+        await asyncio.gather(start, asked, keeping, return_exceptions=True)
         # Ends what is still running with an error, and then the connections.
-        await asyncio.gather(resources.workers.stop(CLOSING_SECONDS + 1), engine.shutdown())
-        await server.close(http)
+        patience = _patience(ending)
+        await asyncio.gather(resources.workers.stop(patience), engine.shutdown(patience))
+        patience = _patience(ending)
+        await asyncio.gather(*(s.close(task, patience) for (s, _), task in zip(servers, serving, strict=True)))
+
+
+def _raise(task: "asyncio.Task[None]", ending: Ending, status: int) -> None:
+    """Raise what a task that is done has raised, if anything, which ends the process with this status."""
+    if task.exception() is not None:
+        ending.fail(status)
+    task.result()
+
+
+def _patience(ending: Ending) -> float:
+    """Return the seconds that a part of the end may take."""
+    return min(MOST_PATIENCE, ending.left * PATIENCE_SHARE)
+
+
+async def _keep(engine: LaunchedEngine, resources: ServerResources, restart: bool) -> None:
+    """Have an engine run for as long as the server does. Raises EngineLost where it is not to be started again."""
+    await engine.has_model()
+    if restart:
+        await engine.keep(resources.give_engine)
+    raise EngineLost(await engine.over())
 
 
 async def _start(services: Services, engine: LaunchedEngine, resources: ServerResources) -> None:
@@ -103,10 +173,18 @@ async def _start(services: Services, engine: LaunchedEngine, resources: ServerRe
         await asyncio.to_thread(_preload_route, services, name, file)
     await resources.workers.serve()
     services.preloaded = True
-    host, port = resources.listeners[0].getsockname()[:2]
-    logger.info("Serving %s on http://%s:%d", services.base_id, f"[{host}]" if ":" in host else host, port)
+    logger.info("Serving %s on %s", services.base_id, _address(services.config, resources))
     if watcher is not None:
         await watcher.run()
+
+
+def _address(config: ServerConfig, resources: ServerResources) -> str:
+    """Return where the server is, as people give it to their programs."""
+    if config.uds is not None:
+        return f"the Unix socket {config.uds}"
+    host, port = resources.public.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    return f"{'https' if config.ssl_certfile else 'http'}://{shown}:{port}"
 
 
 def _watcher(services: Services) -> FolderWatcher | None:
@@ -132,6 +210,9 @@ async def _preload(services: Services, name: str, folder: Path) -> None:
         try:
             await asyncio.to_thread(staged.copy_folder, folder)
             record = await services.owned.library.add(staged, name, only_if_new=True)
+        except NameTaken:
+            logger.warning("Adapter %s from %s is left out: a tenant has the name", name, folder)
+            return
         except AdapterError as error:
             raise type(error)(f"adapter {name!r} from {str(folder)!r}: {error.message}", param=error.param) from None
     logger.info("Adapter %s: %s, rank %d", record.ref, record.facts.method, record.facts.rank)
@@ -154,16 +235,16 @@ def _preload_route(services: Services, name: str, file: Path) -> None:
         logger.info("Route %s@%d", name, route.version)
 
 
-async def _drain(services: Services, stopping: "_Signals") -> None:
-    """Take no new requests, and wait for those that run: to the end of the grace time or the second signal."""
+async def _drain(services: Services, ending: Ending) -> None:
+    """Take no new requests, and wait for those that run: as long as the grace time allows, or to the second signal."""
     services.owned.life.events.close()
     services.drain()
     logger.info("Shutting down; %d sequences are running", services.admission.in_flight_everywhere)
     waiting = [
         asyncio.create_task(_all_idle(services)),
-        asyncio.create_task(_hurried(stopping)),
+        asyncio.create_task(_hurried(ending)),
     ]
-    await asyncio.wait(waiting, timeout=services.config.grace_period, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait(waiting, timeout=ending.for_requests, return_when=asyncio.FIRST_COMPLETED)
     for task in waiting:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
@@ -173,28 +254,5 @@ async def _all_idle(services: Services) -> None:
     await asyncio.gather(services.admission.idle(), services.owned.workers.drain())
 
 
-async def _hurried(stopping: "_Signals") -> None:
-    await stopping.second.wait()
-
-
-class _Signals:
-    """The signals so far. first: set when the server is asked to stop. second: set when it is to stop at once."""
-
-    def __init__(self) -> None:
-        self.first = asyncio.Event()
-        self.second = asyncio.Event()
-
-    def count(self) -> None:
-        (self.second if self.first.is_set() else self.first).set()
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[_Signals]:
-    loop, signals = asyncio.get_running_loop(), _Signals()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, signals.count)
-    try:
-        yield signals
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
+async def _hurried(ending: Ending) -> None:
+    await ending.second.wait()

@@ -1,85 +1,71 @@
 """The services that the routes share, made once by `create_app` and found through the request's app."""
 
 import asyncio
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+import copy
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, partial
-from pathlib import Path
+from functools import cached_property
 from typing import Annotated
 
 from fastapi import Depends, Request
+from msgspec.structs import replace
 
-from peftserve.adapters.events import EventLog
-from peftserve.adapters.keeping import ALL, Keeping
-from peftserve.adapters.leases import Leases
-from peftserve.adapters.library import AdapterLibrary
 from peftserve.adapters.names import VersionRef
-from peftserve.adapters.recovery import open_registry
-from peftserve.adapters.registry import AdapterRegistry
-from peftserve.adapters.registry_file import NAME as REGISTRY
+from peftserve.adapters.ownership import Actor
+from peftserve.adapters.quotas import Quota
 from peftserve.adapters.resolved import Member, Resolved
-from peftserve.adapters.router import Router
-from peftserve.adapters.routing.policies import check_targets, targets_of
 from peftserve.adapters.routing.query import Vector
-from peftserve.adapters.routing.stored import FOLDER as ROUTES
-from peftserve.adapters.routing.stored import RouteReader, RouteStore
-from peftserve.adapters.store import AdapterStore
+from peftserve.adapters.staging import StagedUpload
+from peftserve.adapters.store import ADAPTERS
 
 from ..config import ServerConfig
-from ..wire.messages import AdapterLevel, EngineStats, ModelInfo
+from ..model_files import model_id
+from ..wire.messages import AdapterLevel, ModelInfo
 from .admission import Admission
 from .engine.in_flight import InFlight
 from .engine.interface import EngineDead, RemoteEngine
+from .http.auth import TENANT
 from .http.errors import unavailable
-from .jobs.jobs import Jobs
-from .lifecycle import Lifecycle, open_lifecycle
 from .metrics.requests import Metrics
-from .processes.pool import SharedLeases, WorkerPool
+from .opened import Adapters, OwnedAdapters
 from .processes.searches import Finder
 from .request_lease import RequestLease
 from .shadows import Shadows
 from .sources.fetchers import Sources
 from .sources.place import SourceSettings
+from .tenancy.buckets import TokenBuckets
+from .tenancy.keyring import Keyring
+from .tenancy.spending import Spending, TokenUse
+from .tenancy.tenant import SERVER, Tenant
+from .text.adapter_tokenizers import AdapterTokenizers, Speech
 from .text.tokenizer import Tokenizer
+from .upload_places import UploadPlaces
+from .watching.watchers import Watchers
+
+MOST_VIEWS = 256  # of the adapters, of those who asked last
 
 
-@dataclass(frozen=True)
-class Adapters:
-    """The adapters of one state folder, as every API process sees them. leases: of this process's requests."""
+@dataclass
+class _Shared:
+    """What all views of a process's services make at first use, and have in common.
 
-    registry: AdapterRegistry
-    leases: Leases
-    router: Router
-    routes: RouteReader
-
-
-@dataclass(frozen=True)
-class OwnedAdapters(Adapters):
-    """The adapters in the primary process, which alone changes the folder. workers: the other processes.
-
-    jobs: what goes on in the background.
+    views: the adapters as those see them who asked last.
     """
 
-    routes: RouteStore
-    store: AdapterStore
-    library: AdapterLibrary
-    workers: WorkerPool
-    jobs: Jobs
-    life: Lifecycle
-
-    async def requests_running(self) -> Counter[str]:
-        """Return digest to requests that hold it, in all processes."""
-        total = Counter(self.leases.counts())
-        for stats in await self.workers.stats():
-            total.update(stats.leases)
-        return total
+    tokenizer: Tokenizer | None = None
+    speeches: AdapterTokenizers | None = None
+    views: OrderedDict[Actor, Adapters] = field(default_factory=OrderedDict)
 
 
 @dataclass
 class Services:
-    """All that the routes of one process share. started: Unix time of the server's start, in seconds."""
+    """All that the routes of one process share, as one who asks sees it.
+
+    started: Unix time of the server's start, in seconds. keys: who may ask. buckets: of tokens.
+    tenant: who asks.
+    """
 
     config: ServerConfig
     engine: RemoteEngine
@@ -89,10 +75,37 @@ class Services:
     metrics: Metrics
     base_id: str
     started: int
+    keys: Keyring = field(default_factory=Keyring)
+    buckets: TokenBuckets = field(default_factory=TokenBuckets, repr=False)
+    uploads: UploadPlaces = field(default_factory=UploadPlaces, repr=False)
+    tenant: Tenant = SERVER
     finder: Finder | None = None  # set where the operator names places to look for adapters in
     preloaded: bool = True  # False until serve() has loaded the adapters of the command line
+    watchers: Watchers = field(default_factory=Watchers)  # set by make_services()
     examples: InFlight[Vector] = field(default_factory=InFlight, repr=False)  # of routes, that the base runs
-    _tokenizer: Tokenizer | None = field(default=None, repr=False)  # set when the model's first use asks for it
+    _shared: _Shared = field(default_factory=_Shared, repr=False)
+
+    def seen_by(self, tenant: Tenant) -> "Services":
+        """Return the services as they are for one who asks. Raises StateUnusable."""
+        services, views = copy.copy(self), self._shared.views
+        actor = tenant.actor(self.config.shared_adapters)
+        if actor not in views:
+            views[actor] = self.adapters.seen_by(actor)
+            while len(views) > MOST_VIEWS:
+                views.popitem(last=False)
+        views.move_to_end(actor)
+        services.tenant, services.adapters = tenant, views[actor]
+        return services
+
+    @property
+    def actor(self) -> Actor:
+        """Who asks, as one who sees and changes adapters."""
+        return self.tenant.actor(self.config.shared_adapters)
+
+    @cached_property
+    def base_ids(self) -> frozenset[str]:
+        """All names of the base."""
+        return frozenset({self.base_id, *self.config.other_model_names})
 
     @property
     def owned(self) -> OwnedAdapters:
@@ -116,14 +129,42 @@ class Services:
     def tokenizer(self) -> Tokenizer:
         """Return the tokenizer, made at first use. Raises what `model` raises."""
         info = self.model()
-        if self._tokenizer is None:
-            self._tokenizer = Tokenizer(info)
-        return self._tokenizer
+        if self._shared.tokenizer is None:
+            template = self.config.chat_template
+            self._shared.tokenizer = Tokenizer(info if template is None else replace(info, chat_template=template))
+        return self._shared.tokenizer
+
+    async def speech_of(self, resolved: Resolved) -> Speech:
+        """Return how what answers reads and writes: an adapter alone in its own words, all else in the base's.
+
+        The adapters have to be held meanwhile. Raises AdapterDamaged, and what `model` raises.
+        """
+        base = self.tokenizer()
+        if len(resolved.weights()) != 1:
+            return Speech(base)
+        if self._shared.speeches is None:
+            store, templates = self.config.state_dir / ADAPTERS, self.config.adapter_templates
+            self._shared.speeches = AdapterTokenizers(store, base, self.model(), templates)
+        return await self._shared.speeches.of(
+            resolved.members[0].ref.digest, resolved.vocabulary(self.model().vocab_size)
+        )
+
+    async def tokenizer_of(self, resolved: Resolved) -> Tokenizer:
+        """Return the tokenizer that makes the prompts and the texts of what answers. Raises what `speech_of` does."""
+        return (await self.speech_of(resolved)).tokenizer
 
     def drain(self) -> None:
         """Take no new requests from now on, and give up what no client waits for."""
         self.admission.drain()
         self.shadows.stop()
+
+    @asynccontextmanager
+    async def staging(self) -> AsyncIterator[StagedUpload]:
+        """Hold a place for an upload, and its files, while the block runs. Raises ApiError 429, AdapterError."""
+        with self.uploads.take(self.tenant):
+            staged = await asyncio.to_thread(self.owned.store.stage, self.config.upload_limit)
+            with staged:
+                yield staged
 
     async def load(self, ref: VersionRef) -> AdapterLevel:
         """Bring a version to the device ahead of use, and return where it is then: nothing can delete it meanwhile.
@@ -131,79 +172,17 @@ class Services:
         To be awaited in the same turn of the event loop as the look-up of `ref`. Raises AdapterError, EngineDead.
         """
         held = Resolved((Member(ref, 1.0),), str(ref), ref.name)
-        self.adapters.leases.acquire(held)
-        try:
+        with self.adapters.leases.held(held):
             return await self.engine.load_adapter(ref.digest)
-        finally:
-            self.adapters.leases.release(held)
 
-    def hold(self, resolved: Resolved, sequences: int) -> RequestLease:
+    def hold(self, resolved: Resolved, sequences: int, use: TokenUse | None = None) -> RequestLease:
         """Reserve room for a request's sequences and its adapters, for as long as it runs. Raises ApiError 429 or 503.
 
+        use: of its tokens, which is kept up to date; None where nobody pays for them.
         To be called in the same turn of the event loop as the look-up of `resolved`.
         """
-        return RequestLease(self.admission, self.adapters.leases, self.metrics, resolved, sequences)
-
-
-@asynccontextmanager
-async def open_adapters(
-    state_dir: Path, engine: RemoteEngine, base_id: str, workers: WorkerPool, keeping: Keeping = ALL
-) -> AsyncIterator[OwnedAdapters]:
-    """Open the adapters of a state folder, brought into order first, and close them at the end.
-
-    keeping: for how long what is kept of them.
-    Raises AdapterConflict if another server has it, StateUnusable, OSError.
-    """
-    with closing(AdapterStore(state_dir)) as store, open_registry(state_dir, store) as (registry, recovery):
-        leases = Leases()
-        routes = RouteStore(registry, base_id, targets_of, state_dir / ROUTES, check_targets)
-        library = AdapterLibrary(
-            store,
-            registry,
-            holders := SharedLeases(leases, workers),
-            inspect=engine.inspect_adapter,
-            release=engine.release_adapter,
-            reserved=frozenset({base_id}),
-            lost=recovery.lost,
-            keeping=keeping,
-        )
-        routes.on_change = _teller(library.events)
-        engine.add_stats_listener(lambda stats: _doubt(library, stats))
-        jobs = Jobs()
-        try:
-            async with open_lifecycle(state_dir, engine, registry, library, holders) as life:
-                router = Router(registry, base_id, routes, partial(_is_loaded, engine))
-                yield OwnedAdapters(registry, leases, router, routes, store, library, workers, jobs, life)
-        finally:
-            await jobs.close()
-            await library.close()
-
-
-def _teller(events: EventLog) -> Callable[[str], None]:
-    """Return what tells of a route's change, from any thread."""
-    loop = asyncio.get_running_loop()
-
-    def tell(name: str) -> None:
-        loop.call_soon_threadsafe(events.tell, "route.changed", None, name)
-
-    return tell
-
-
-def _doubt(library: AdapterLibrary, stats: EngineStats) -> None:
-    for digest in stats.damaged_adapters:
-        library.recheck(digest)
-
-
-def _is_loaded(engine: RemoteEngine, digest: str) -> bool:
-    return digest in engine.stats.device_adapters or digest in engine.stats.host_adapters
-
-
-@contextmanager
-def open_replica(state_dir: Path, engine: RemoteEngine, base_id: str) -> Iterator[Adapters]:
-    """Open the adapters in a process beside the primary one; it sees each change as soon as that one has made it."""
-    with closing(AdapterRegistry(state_dir / REGISTRY)) as registry:
-        routes = RouteReader(registry)
-        yield Adapters(registry, Leases(), Router(registry, base_id, routes, partial(_is_loaded, engine)), routes)
+        spending = Spending(self.buckets, self.tenant, use or TokenUse())
+        return RequestLease(self.admission, self.adapters.leases, self.metrics, resolved, sequences, spending)
 
 
 def source_settings(config: ServerConfig) -> SourceSettings:
@@ -218,18 +197,30 @@ def source_settings(config: ServerConfig) -> SourceSettings:
     )
 
 
+def quota_of(config: ServerConfig) -> Quota:
+    """Return what each who asks may keep, unless more is said of him."""
+    return Quota(config.max_adapters_per_key, config.max_adapter_bytes_per_key)
+
+
+def keyring_of(config: ServerConfig) -> Keyring:
+    """Return the keys that are known. Raises KeyFileError."""
+    return Keyring(config.api_keys, config.api_key_file, quota_of(config))
+
+
 def base_id(config: ServerConfig) -> str:
     """Return the base's name to clients: the operator's, else the model folder's or the hub's."""
     if config.served_model_name is not None:
         return config.served_model_name
-    model = Path(config.engine.model)
-    return model.resolve().name if model.is_dir() else config.engine.model
+    return model_id(config.engine.model)
 
 
 async def get_services(request: Request) -> Services:
-    """Return the services of the request's app. Async, as the framework would run it on a thread otherwise."""
+    """Return the services of the request's app, as who asks sees them.
+
+    Async, as the framework would run it on a thread otherwise.
+    """
     services: Services = request.app.state.services
-    return services
+    return services.seen_by(request.scope[TENANT])
 
 
 ServicesOf = Annotated[Services, Depends(get_services)]

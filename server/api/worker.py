@@ -1,20 +1,23 @@
 """A worker: an API process that answers requests to the model itself, and forwards all others to the primary process.
 
-    python -m peftserve.server.api.worker CONTROL ENGINE COUNTS
+    python -m peftserve.server.api.worker CONTROL DOOR COUNTS [LISTENER]
 
-takes three descriptors: the connections to the primary and to the engine, and the file of shared counts. A worker reads
-the registry that the primary writes. It ends when it is told to, or when the primary ends.
+takes descriptors: the connection to the primary, the door through which that passes connections to engines, the file of
+shared counts, and the socket to listen on unless it opens one of its own on the port. A worker reads the registry that
+the primary writes. It ends when it is told to, or when the primary ends.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import shutil
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import uvloop
@@ -22,26 +25,34 @@ import uvloop
 from ..config import ServerConfig
 from ..logs import set_up_logging
 from ..wire.control import AwaitIdle, Begin, Call, Done, Drain, GiveStats, Order, Serve, Stop, WorkerStats
+from ..wire.engine_socket import MOST_AT_ONCE
 from ..wire.launch import decode_config
 from ..wire.transport import Channel
 from .app import create_worker_app, make_connections, make_services
+from .edges import tls_context
 from .engine.client import EngineClient
 from .http.server import HttpServer, listen
 from .metrics.totals import samples_of
+from .opened import open_replica
 from .processes.forwarding import Forwarder
 from .processes.searches import RemoteFinder
-from .processes.shared_counts import view, view_of_connections
-from .services import Services, base_id, open_replica
+from .processes.shared_counts import view, view_of_buckets, view_of_connections, view_of_tenants
+from .services import Services, base_id
 
 logger = logging.getLogger(__name__)
 
 
 class ApiWorker:
-    """The worker of this process. engine: the connection to it. counts: descriptor of the file of counts."""
+    """The worker of this process.
 
-    def __init__(self, engine: socket.socket, counts: int) -> None:
-        self._connection = engine
+    door: brings connections to engines. counts: descriptor of the file of counts. listener: of the socket, if it is
+    shared.
+    """
+
+    def __init__(self, door: socket.socket, counts: int, listener: int | None = None) -> None:
+        self._door = door
         self._counts = counts
+        self._listener = listener
         self._engine = EngineClient()
         self._channel: Channel[Done, Order] = Channel(msgspec.msgpack.Decoder(Order), self._obey, self._orphaned)
         self._begin: asyncio.Future[Begin] = asyncio.get_running_loop().create_future()
@@ -58,18 +69,21 @@ class ApiWorker:
         begin = await self._begin
         config = self._config = decode_config(begin.config, ServerConfig)
         set_up_logging(config.log_level)
-        await self._engine.attach(self._connection)
+        self._door.setblocking(False)
+        asyncio.get_running_loop().add_reader(self._door.fileno(), self._welcome)
         forwarder = Forwarder(Path(begin.folder))
-        with open_replica(config.state_dir, self._engine, base_id(config)) as adapters:
+        with open_replica(config.state_dir, self._engine, base_id(config), config.other_model_names) as adapters:
             counts = view(self._counts)
-            services = make_services(self._engine, config, adapters, counts, begin.number, begin.started)
+            shares = (view_of_tenants(self._counts, begin.number), view_of_buckets(self._counts))
+            services = make_services(self._engine, config, adapters, counts, begin.number, begin.started, *shares)
             services.preloaded = False
             services.finder = RemoteFinder(Path(begin.folder)) if config.adapter_sources else None
             connections = make_connections(services, view_of_connections(self._counts, begin.number))
-            self._server = HttpServer(create_worker_app(services, forwarder), connections)
+            self._server = HttpServer(create_worker_app(services, forwarder), connections, tls=tls_context(config))
             self._services.set_result(services)
             try:
-                await self._stopped
+                with services.keys.watching():
+                    await self._stopped
             finally:
                 self._engine.leave()
                 if self._http is not None:
@@ -77,7 +91,20 @@ class ApiWorker:
                 await forwarder.close()
                 if services.finder is not None:
                     await services.finder.close()
+                await services.watchers.close()
                 self._channel.close()
+
+    def _welcome(self) -> None:
+        """Take the newest connection to an engine from the door, in place of the one before."""
+        with contextlib.suppress(BlockingIOError):
+            knock, descriptors, _, _ = socket.recv_fds(self._door, MOST_AT_ONCE, MOST_AT_ONCE)
+            if not knock:  # the primary has gone, of which the other connection tells
+                asyncio.get_running_loop().remove_reader(self._door.fileno())
+            connections = [socket.socket(fileno=descriptor) for descriptor in descriptors]
+            for connection in connections[:-1]:
+                connection.close()
+            if connections:
+                self._keep(self._engine.attach(connections[-1]))
 
     def _obey(self, order: Order) -> None:
         match order:
@@ -86,9 +113,12 @@ class ApiWorker:
             case Stop():
                 self._stop(None)
             case _:
-                task = asyncio.create_task(self._answer(order))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._keep(self._answer(order))
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _answer(self, call: Call) -> None:
         services = await self._services
@@ -117,15 +147,19 @@ class ApiWorker:
         return None
 
     async def _serve(self, services: Services) -> None:
-        """Wait for the model, and return when this process listens. Raises EngineDead, OSError."""
+        """Wait for a model, and return when this process listens. Raises EngineDead, OSError."""
         assert self._server is not None
-        await self._engine.loaded()
+        await self._engine.has_model()
         await asyncio.to_thread(services.tokenizer)
         services.preloaded = True
-        listener = listen(services.config.host, self._begin.result().port, shared=True)
-        self._http = asyncio.create_task(self._server.serve([listener]), name="http")
+        self._http = asyncio.create_task(self._server.serve([self._listening(services.config)]), name="http")
         while not self._server.started:
             await asyncio.sleep(0.01)
+
+    def _listening(self, config: ServerConfig) -> socket.socket:
+        if self._listener is not None:
+            return socket.socket(fileno=self._listener)
+        return listen(config.host, self._begin.result().port, shared=True)
 
     def _stop(self, error: Exception | None) -> None:
         if self._stopped.done():
@@ -144,8 +178,8 @@ class ApiWorker:
         os._exit(1)
 
 
-async def _run(control: int, engine: int, counts: int) -> None:
-    await ApiWorker(socket.socket(fileno=engine), counts).run(socket.socket(fileno=control))
+async def _run(control: int, door: int, counts: int, listener: int | None = None) -> None:
+    await ApiWorker(socket.socket(fileno=door), counts, listener).run(socket.socket(fileno=control))
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -11,6 +11,7 @@ from peftserve.adapters.facts import AdapterFacts
 from peftserve.adapters.files import FILES, digest_of, read_raw_config
 from peftserve.adapters.mixing import Ingredient, check_mixture
 from peftserve.adapters.peft.compile import compile_adapter
+from peftserve.adapters.peft.listing import listed
 from peftserve.adapters.sites import SiteKind, SiteTable
 
 from .bases import MergeBase
@@ -121,8 +122,12 @@ def _check(one: Chosen, bypass: Bypass, facts: AdapterFacts, table: SiteTable) -
             raise _refused(one, _BY_PRIMITIVE[kind])
         if kind not in FOLDABLE:
             raise _refused(one, f"it has a {kind.replace('_', ' ')}, which is not affine")
+    if facts.unused:
+        raise _refused(one, f"it is also on {listed(facts.unused)}, which no text passes and are not merged")
     if facts.num_tasks:
         raise _refused(one, f"it is {facts.num_tasks} tasks in one, of which each request names another")
+    if table.embedding is not None and 0 < bypass.vocabulary < (own := table.sites[table.embedding].in_features):
+        raise _refused(one, f"it was trained with the first {bypass.vocabulary} of the base's {own} tokens alone")
     for name, primitives in bypass.sites.items():
         if table.sites[name].kind is SiteKind.NORM and any(p.kind != "replacement" for p in primitives):
             raise _refused(one, f"it changes the output of the norm {name} by more than its parameters")

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, PreTrainedConfig, PreTrainedModel
 
+from ..engine.model.text_part import leave_out, wrapped_class
 from .errors import MergeRefused
 from .private.transformers_private import real_buffers
 
@@ -14,14 +15,17 @@ COMPUTED = torch.float32
 """The type in which everything is folded, whatever type is read and written."""
 
 
-def skeleton(config: PreTrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
+def skeleton(config: PreTrainedConfig, trust_remote_code: bool = False, *, text_alone: bool = False) -> PreTrainedModel:
     """Return a model of this configuration with nothing but the buffers that no checkpoint has.
 
-    Raises MergeRefused if there is no such model.
+    text_alone: without those modules of a multimodal model that are not served. Raises MergeRefused if there is no such
+    model.
     """
+    wrapped = wrapped_class(config, trust_remote_code)
+    auto: Any = AutoModelForCausalLM if wrapped is None else AutoModelForMultimodalLM
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            model: PreTrainedModel = auto.from_config(
                 copy.deepcopy(config),
                 dtype=COMPUTED,
                 attn_implementation="eager",
@@ -29,6 +33,8 @@ def skeleton(config: PreTrainedConfig, trust_remote_code: bool = False) -> PreTr
             )
     except (ValueError, ImportError, NotImplementedError) as error:
         raise MergeRefused(f"transformers makes no model of this configuration: {error}") from None
+    if wrapped is not None and text_alone:
+        leave_out(model)
     real_buffers(model)
     model.eval().requires_grad_(False)
     return model

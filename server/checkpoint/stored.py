@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from ..model_files import model_files
 from .errors import MergeRefused
 
 INDEX = "model.safetensors.index.json"
@@ -84,6 +85,8 @@ class Stored:
 
 def checkpoint_folder(model: str) -> Path:
     """Return the folder of a checkpoint; a hub's model is fetched into the cache. Raises MergeRefused."""
+    if (file := model_files(model).gguf) is not None:
+        raise MergeRefused(f"{file} is a GGUF file: take the checkpoint in Hugging Face format that it was made of")
     if Path(model).is_dir():
         return Path(model)
     try:

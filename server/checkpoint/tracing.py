@@ -15,31 +15,39 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from peftserve.adapters.sites import SiteTable
 
-from ..engine.model.attention import PagedAttention
+from ..engine.model.attention import PagedAttention, index_by_call
+from ..engine.model.errors import UnservableModel
 from ..engine.model.experts import ExpertsBypass
 from ..engine.model.loading import forward_logits
 from ..engine.model.sites import SiteTracer
+from ..engine.model.state.tracing import trace_states
+from ..engine.model.text_part import implementation_of_text
+from ..engine.private.own_state_private import keep_states_in_a_cache
 from .errors import MergeRefused
 from .skeleton import skeleton
 
-_TOKENS = 24
+_TOKENS = 23  # as many as no model has heads
 
 
 def trace_sites(config: PreTrainedConfig, trust_remote_code: bool = False) -> SiteTable:
     """Return the sites of a model with this configuration. Raises MergeRefused if it cannot be run."""
-    model = skeleton(config, trust_remote_code)
+    model = skeleton(config, trust_remote_code, text_alone=True)
     _fill_with_zeros(model)
-    attention, _ = PagedAttention(), _NoExperts(model)
-    model.set_attn_implementation(attention.name)
     ids = torch.zeros(_tokens(config), dtype=torch.int64)
     try:
-        with torch.inference_mode(), _NoProducts(), SiteTracer(model, len(ids)) as tracer:
+        attention, _ = PagedAttention(), _NoExperts(model)
+        with _NoProducts():
+            keep_states_in_a_cache(model)
+            states = trace_states(model, ids)
+        model.set_attn_implementation(implementation_of_text(model, attention.name))
+        index_by_call(model)
+        with torch.inference_mode(), _NoProducts(), SiteTracer(model, len(ids), states) as tracer:
             forward_logits(model, ids)
-            rows = torch.arange(1, len(ids), 2)
+            rows = torch.arange(1, len(ids), 3)  # others, the other way round
             tracer.keep(rows)
-            attention.layers.clear()  # which this pass notes once more
+            attention.forget()  # what this pass notes once more
             forward_logits(model, ids, rows)
-    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
+    except (UnservableModel, RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
         raise MergeRefused(f"a {type(model).__name__} cannot be traced without its weights: {error}") from error
     return tracer.result().table
 

@@ -7,15 +7,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from peftserve.adapters.errors import AdapterError
-from peftserve.adapters.files import FILES, expert_folder, experts_of
+from peftserve.adapters.files import COMPANIONS, FILES, expert_folder, experts_of
+from peftserve.adapters.source_folder import SourceFolder
 
+from . import from_checkpoint
 from .adapters_merge import add_merge_arguments, run_merge
 from .client import Server, add_arguments
 from .errors import CommandError
 from .export import export, path_of
+from .progress import CountedFile, Counter, progress
 
 COLUMNS = ("name", "version", "method", "rank", "size", "state", "running", "created")
 Card = Mapping[str, Any]
@@ -48,6 +49,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     restore = _action(actions, "restore", "bring back deleted adapters, where the server keeps them", _restore)
     restore.add_argument("names", metavar="NAME", nargs="+", help="a name, or NAME@VERSION")
 
+    from_checkpoint.add_action(actions)
     add_merge_arguments(_action(actions, "merge", "make a new adapter out of others", run_merge))
     export = _action(actions, "export", "write an adapter's files to a folder, as they were uploaded", _export)
     export.add_argument("name", metavar="NAME", help="an adapter, or name@version")
@@ -81,35 +83,21 @@ def _add(arguments: argparse.Namespace) -> int:
     with (
         Server(arguments.url, arguments.api_key) as server,
         ExitStack() as stack,
-        tqdm(total=total, unit="B", unit_scale=True, desc=arguments.name, disable=None) as progress,
+        progress(arguments.name, total, is_bytes=True) as show,
     ):
-        opened = {name: _Counted(stack.enter_context(path.open("rb")), progress) for name, path in paths.items()}
+        sent = Counter(show, total).advance
+        opened = {name: CountedFile(stack.enter_context(path.open("rb")), sent) for name, path in paths.items()}
         files = [("files", part) for part in opened.items()]
         card = server.call("POST", "/v1/adapters", data={"name": arguments.name}, files=files)
     print(f"{card['name']}@{card['version']}: {card['method']}, rank {card['rank']}, {_size(card)}")
     return 0
 
 
-class _Counted:
-    """A file that tells a progress bar how far it has been read. httpx asks it for its length by seeking."""
-
-    def __init__(self, file: Any, progress: "tqdm[Any]") -> None:
-        self._file = file
-        self._progress = progress
-
-    def read(self, size: int = -1) -> bytes:
-        chunk: bytes = self._file.read(size)
-        self._progress.update(len(chunk))
-        return chunk
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-
 def files_of(folder: Path) -> dict[str, Path]:
     """Return an adapter's files by the names under which they are sent. Raises CommandError for what is missing."""
-    own = {name: _file(folder, name) for name in FILES}
     try:
+        own = {name: _file(folder, name) for name in SourceFolder(folder).weights()}
+        own |= {name: folder / name for name in COMPANIONS if (folder / name).is_file()}
         experts = experts_of(folder)
     except AdapterError as error:
         raise CommandError(f"{folder}: {error.message}") from None
@@ -202,7 +190,16 @@ def table(rows: Sequence[Sequence[str]], columns: Sequence[str] = COLUMNS) -> st
 
 
 def _size(card: Card) -> str:
-    return str(tqdm.format_sizeof(card["size"], suffix="B", divisor=1024))
+    return readable_size(card["size"])
+
+
+def readable_size(num_bytes: float) -> str:
+    """Return a size with three digits: `1.06MB` is of 1024 times 1024 bytes."""
+    unit, units = "", iter("KMGTP")
+    while num_bytes >= 999.5:
+        num_bytes, unit = num_bytes / 1024, next(units)
+    digits = 2 if num_bytes < 9.995 else 1 if num_bytes < 99.95 else 0
+    return f"{num_bytes:.{digits}f}{unit}B"
 
 
 def created(seconds: float) -> str:

@@ -1,19 +1,18 @@
 """`peftserve adapters merge`: make a new adapter out of others on a running server, with a bar of progress."""
 
 import argparse
-import sys
 import time
 from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import Any
 from urllib.parse import quote
 
 from peftserve.adapters.merging.kinds import KINDS
 
 from .client import Server
 from .errors import FAILED, CommandError
+from .progress import progress
 
 PAUSE = 0.2  # seconds between two looks at the job
-WIDTH = 30
 DONE = ("succeeded", "failed", "cancelled")
 
 
@@ -50,17 +49,15 @@ def run_merge(arguments: argparse.Namespace) -> int:
 def _follow(server: Server, job: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a job when it has ended. Whoever interrupts this cancels it."""
     path = f"/v1/jobs/{quote(job['id'], safe='')}"
-    bar = _Bar(sys.stderr)
     try:
-        while job["status"] not in DONE:
-            bar.show(job["progress"], job["status"])
-            time.sleep(PAUSE)
-            job = server.call("GET", path)
+        with progress("merging", 100) as show:
+            while job["status"] not in DONE:
+                show(round(100 * job["progress"]), 100)
+                time.sleep(PAUSE)
+                job = server.call("GET", path)
     except KeyboardInterrupt:
         server.call("DELETE", path)
         raise
-    finally:
-        bar.clear()
     return job
 
 
@@ -71,23 +68,3 @@ def _result(job: Mapping[str, Any]) -> Mapping[str, Any]:
         raise CommandError("the merge was cancelled", FAILED)
     card: Mapping[str, Any] = job["result"]
     return card
-
-
-class _Bar:
-    """A line that is written over; nothing where the output is no terminal."""
-
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
-        self._shows = out.isatty()
-
-    def show(self, part: float, status: str) -> None:
-        filled = "#" * round(part * WIDTH)
-        self._write(f"[{filled:<{WIDTH}}] {part:4.0%} {status}")
-
-    def clear(self) -> None:
-        self._write("")
-
-    def _write(self, text: str) -> None:
-        if self._shows:
-            self._out.write(f"\r\x1b[K{text}")
-            self._out.flush()

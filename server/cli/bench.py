@@ -19,7 +19,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = commands.add_parser("bench", help="measure a running server")
     kinds = parser.add_subparsers(title="benchmarks", required=True, metavar="BENCHMARK")
     serve = kinds.add_parser("serve", help="load over HTTP", description=__doc__)
-    client.add_arguments(serve, "--base-url")
+    client.add_arguments(serve)
     options.add_target_arguments(serve)
     options.add_arguments(serve)
     serve.add_argument("--out", type=Path, metavar="FILE", help="also write the result as JSON")
@@ -31,10 +31,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure and report; return FAILED if any request failed. Raises CommandError."""
     if arguments.plot and not report.can_plot():
         raise CommandError("--plot: it needs matplotlib: pip install 'peftserve[bench]'")
+    for flag, file in (("--out", arguments.out), ("--plot", arguments.plot)):
+        check_writable(flag, file)  # before minutes are spent on what cannot be kept
     renames = options.parse_renames(arguments.rename)
     load = options.load(arguments)
-    url = arguments.url.rstrip("/").removesuffix("/v1")  # as OpenAI's clients have it, too
-    target = Target(url, arguments.api_key, arguments.dialect, renames)
+    target = Target(arguments.url, arguments.api_key, arguments.dialect, renames)
     measured, seconds = measure(load.trace, target, load.concurrency)
     about = {"command": report.command_line(["peftserve"]), "url": target.url, "dialect": target.dialect}
     made = {**about, **report.make_report(load, measured, seconds)}
@@ -43,6 +44,19 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         report.plot(measured, load.slo_ttft, arguments.plot)
     return FAILED if made["all"]["failed"] else 0
+
+
+def check_writable(flag: str, file: Path | None) -> None:
+    """Raise CommandError if a file cannot be written where it is to be. What is there stays as it is."""
+    if file is None:
+        return
+    is_new = not file.exists()
+    try:
+        file.open("ab").close()
+    except OSError as error:
+        raise CommandError(f"{flag}: cannot write {str(file)!r}: {error.strerror}") from None
+    if is_new:
+        file.unlink()
 
 
 def _write(made: Mapping[str, Any], out: Path | None) -> None:

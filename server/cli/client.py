@@ -1,8 +1,9 @@
 """The command line's client of a running server: one httpx client, and its errors as sentences."""
 
 import argparse
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,11 +15,14 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 _TIMEOUT = httpx.Timeout(300.0, connect=10.0)  # the answer to an upload comes when the adapter has been checked
 
 
-def add_arguments(parser: argparse.ArgumentParser, url_flag: str = "--url") -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that set `url` and `api_key`."""
     parser.add_argument(
-        url_flag,
+        "--url",
+        "--base-url",
         dest="url",
+        metavar="URL",
+        type=_base,
         default=os.environ.get("PEFTSERVE_URL", DEFAULT_URL),
         help=f"the server (default: PEFTSERVE_URL or {DEFAULT_URL})",
     )
@@ -27,8 +31,16 @@ def add_arguments(parser: argparse.ArgumentParser, url_flag: str = "--url") -> N
 
 def add_key_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--api-key", default=os.environ.get("PEFTSERVE_API_KEY"), help="Bearer key (default: PEFTSERVE_API_KEY)"
+        "--api-key",
+        metavar="KEY",
+        default=os.environ.get("PEFTSERVE_API_KEY"),
+        help="Bearer key (default: PEFTSERVE_API_KEY)",
     )
+
+
+def _base(url: str) -> str:
+    """Return a server's address, also where it is given as OpenAI's clients have it, with /v1 behind it."""
+    return url.rstrip("/").removesuffix("/v1")
 
 
 def headers(api_key: str | None) -> dict[str, str]:
@@ -56,8 +68,13 @@ class Server:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise CommandError(f"no answer from {self.url}: {error}", UNREACHABLE) from None
         if response.is_error:
-            raise CommandError(message_of(response), FAILED)
+            raise _refusal(response)
         return response.json() if response.content else None
+
+    def text(self, path: str) -> str:
+        """Get what is no JSON, as text. Raises CommandError."""
+        with self.download(path) as pieces:
+            return b"".join(pieces).decode()
 
     @contextmanager
     def download(self, path: str) -> Iterator[Iterator[bytes]]:
@@ -66,10 +83,38 @@ class Server:
             with self._client.stream("GET", path) as response:
                 if response.is_error:
                     response.read()
-                    raise CommandError(message_of(response), FAILED)
+                    raise _refusal(response)
                 yield response.iter_bytes()
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise CommandError(f"no answer from {self.url}: {error}", UNREACHABLE) from None
+
+    def events(self, path: str, body: Any) -> Iterator[Any]:
+        """Post a request and yield the events of its stream. To close the iterator is to leave. Raises CommandError."""
+        try:
+            with self._client.stream("POST", path, json=body) as response:
+                if response.is_error:
+                    response.read()
+                    raise _refusal(response)
+                yield from _parsed(response.iter_lines())
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise CommandError(f"no answer from {self.url}: {error}", UNREACHABLE) from None
+
+
+def _parsed(lines: Iterable[str]) -> Iterator[Any]:
+    for line in lines:
+        if line.startswith("data:") and (data := line[5:].strip()) != "[DONE]":
+            event = json.loads(data)
+            if "error" in event:
+                raise CommandError(str(event["error"].get("message")), FAILED)
+            yield event
+
+
+def _refusal(response: httpx.Response) -> CommandError:
+    try:
+        code = response.json()["error"].get("code")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        code = None
+    return CommandError(message_of(response), FAILED, code if isinstance(code, str) else None)
 
 
 def message_of(response: httpx.Response) -> str:

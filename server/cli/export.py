@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from tqdm import tqdm
-
 from peftserve.adapters.errors import AdapterError
 from peftserve.adapters.files import check_file_name, digest_of
 
@@ -15,6 +13,7 @@ from ..checkpoint.errors import MergeRefused
 from ..checkpoint.publication import published
 from .client import Server
 from .errors import FAILED, CommandError
+from .progress import Counter, progress
 
 
 def path_of(name: str) -> str:
@@ -43,14 +42,16 @@ def export(server: Server, name: str, out: Path) -> str:
 def _write(server: Server, version: str, files: Mapping[str, int], folder: Path) -> dict[str, str]:
     """Write the files. Returns the SHA-256 of each."""
     hashes = {}
-    with tqdm(total=sum(files.values()), unit="B", unit_scale=True, desc=version, disable=None) as progress:
+    total = sum(files.values())
+    with progress(version, total, is_bytes=True) as show:
+        counter = Counter(show, total)
         for name in files:
             (folder / name).parent.mkdir(exist_ok=True)
             digest = hashlib.sha256()
             with server.download(f"{path_of(version)}/files/{quote(name)}") as pieces, (folder / name).open("wb") as to:
                 for piece in pieces:
                     digest.update(piece)
-                    progress.update(to.write(piece))
+                    counter.advance(to.write(piece))
             hashes[name] = digest.hexdigest()
     return hashes
 

@@ -4,18 +4,17 @@ import argparse
 import math
 import os
 from pathlib import Path
-from typing import Any
-
-from tqdm import tqdm
 
 from peftserve.adapters.errors import AdapterError
 
 from ..config import EngineConfig
 from ..demo import DEMO_ADAPTERS, DEMO_MODEL, DEMO_NAME
+from ..sizes import show_size
 from . import values
 from .errors import FAILED, CommandError
+from .progress import progress
 from .serve import default_state_dir, model_name
-from .settings import ENV_PREFIX
+from .settings.setting import ENV_PREFIX
 
 _DTYPES = ("auto", "bfloat16", "float16", "float32")
 
@@ -48,7 +47,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--dequantize", action="store_true", help="write a quantised base as plain numbers")
     _size_argument(parser, "--max-shard-size", "5GB", "of one file")
     _size_argument(
-        parser, "--max-dense-delta", values.show_size(EngineConfig.max_dense_delta), "of an adapter's full-rank deltas"
+        parser, "--max-dense-delta", show_size(EngineConfig.max_dense_delta), "of an adapter's full-rank deltas"
     )
     parser.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
     parser.set_defaults(run=run)
@@ -117,16 +116,11 @@ def _merge(
         max_dense_delta=max_dense_delta,
         trust_remote_code=arguments.trust_remote_code,
     )
-    with tqdm(unit="B", unit_scale=True, desc="merging", disable=None) as bar:
-        members = merge(request, lambda done, total: _show(bar, done, total))
+    with progress("merging", is_bytes=True) as show:
+        members = merge(request, show)
     mixture = " + ".join(f"{member.weight:g} {member.name}" for member in members)
     print(f"{arguments.out}: {name} + {mixture}")
     return 0
-
-
-def _show(bar: "tqdm[Any]", done: int, total: int) -> None:
-    bar.total = total
-    bar.update(done - bar.n)
 
 
 def _state_dir(arguments: argparse.Namespace, name: str) -> Path:

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from . import spellings
 from .errors import CommandError
-from .settings import ENV_PREFIX, SETTINGS, Setting
+from .settings.setting import ENV_PREFIX, Setting
+from .settings.table import SETTINGS
 
 _BY_KEY = {setting.key: setting for setting in SETTINGS}
 
@@ -19,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS, help="TOML file with any of these keys")
     for setting in SETTINGS[1:]:
         _add_flag(parser, setting)
+    spellings.add_arguments(parser)
 
 
 def _add_flag(parser: argparse.ArgumentParser, setting: Setting) -> None:
@@ -99,12 +102,13 @@ def _parse(setting: Setting, raw: Any, where: str) -> Any:
 
 def _parse_one(setting: Setting, raw: Any, where: str) -> Any:
     as_text = json.dumps(raw) if isinstance(raw, bool | dict) else str(raw)
+    shown = "the key" if setting.is_secret else repr(as_text)
     try:
         if isinstance(raw, list):
             raise ValueError("is a list, and one value is asked for")
         return setting.parse(as_text)
     except ValueError as error:
-        raise CommandError(f"{where}: {as_text!r} {error}{_hint(setting, as_text)}") from None
+        raise CommandError(f"{where}: {shown} {error}{_hint(setting, as_text)}") from None
 
 
 def _hint(setting: Setting, value: str) -> str:

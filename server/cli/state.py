@@ -5,13 +5,12 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from tqdm import tqdm
-
 from peftserve.adapters.errors import AdapterError
 from peftserve.adapters.maintenance import Report, back_up, check, repair
 
 from .errors import FAILED, CommandError
-from .settings import ENV_PREFIX
+from .progress import watched
+from .settings.setting import ENV_PREFIX
 from .values import path
 
 STATE_DIR = f"{ENV_PREFIX}STATE_DIR"
@@ -84,4 +83,4 @@ def _back_up(folder: Path, arguments: argparse.Namespace) -> Report:
 
 
 def _progress(what: str) -> Callable[[list[str]], Iterable[str]]:
-    return lambda digests: tqdm(digests, desc=what, unit="adapter", disable=None)
+    return lambda digests: watched(digests, what)

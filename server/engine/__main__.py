@@ -5,10 +5,13 @@ time.
 """
 
 import gc
+import signal
 import sys
 
 
 def run() -> int:
+    for number in (signal.SIGINT, signal.SIGTERM):  # are for the API process, which drains and then says Shutdown
+        signal.signal(number, signal.SIG_IGN)
     gc.disable()
     from .process import main
 

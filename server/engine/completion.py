@@ -1,5 +1,7 @@
 """From a step's logits to the outputs of its sequences: samples, appends tokens, and ends sequences."""
 
+import logging
+import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -7,11 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..wire.faults import InvalidLogits
 from ..wire.messages import FinishReason, SequenceOutput, TokenLogprobs
 from . import staging
 from .model.inputs import Feed
 from .model.pooling import ends_pooling
 from .model.runner import StepLogits
+from .requests import ended_by, failed
 from .sampling import (
     Append,
     PendingLogprobs,
@@ -24,6 +28,10 @@ from .sampling import (
 )
 from .scheduling.batch import Batch, Chunk, Lineup
 from .scheduling.sequence import Sequence as EngineSequence
+
+logger = logging.getLogger(__name__)
+
+UNSOUND = "the model gave numbers that are not finite, by which no token can be chosen; the server's log says more"
 
 
 class _Scoring(NamedTuple):
@@ -43,11 +51,13 @@ class _Pooled(NamedTuple):
 class Finished(NamedTuple):
     """The results of one step.
 
-    outputs: one for every sequence that has something new. ended: the sequences of which that was the last.
+    outputs: one for every sequence that has something new. ended: the sequences of which that was the last; of them,
+    unsound: those for which the model gave no numbers.
     """
 
     outputs: list[SequenceOutput]
     ended: list[EngineSequence]
+    unsound: list[EngineSequence]
 
 
 class PendingStep:
@@ -107,10 +117,9 @@ class PendingStep:
         assert self._sampling is not None
         for sequence, logprobs in self._scorings:
             sequence.prompt_logprobs += logprobs.result()
+        finished = Finished([], [], [])
         if self._pooled is not None:
-            for sequence, vector in zip(self._pooled.sequences, self._pooled.vectors.result(), strict=True):
-                sequence.pooled_bytes = vector.numpy().astype("<f4").tobytes()
-        finished = Finished([], [])
+            _take_pooled(self._pooled, finished)
         _record(self._sampled.sequences, self._sampling.result(), finished)
         for chunk in self.batch.prefills:
             if _is_only_scored(chunk) and not chunk.sequence.is_over:
@@ -161,14 +170,36 @@ def _start_pooled(batch: Batch) -> _Pooled | None:
     return _Pooled(sequences, staging.Returning(vectors)) if sequences else None
 
 
+def _take_pooled(pooled: _Pooled, finished: Finished) -> None:
+    """Give each sequence its vector."""
+    for sequence, vector in zip(pooled.sequences, pooled.vectors.result(), strict=True):
+        if not sequence.is_over and not bool(vector.isfinite().all()):
+            _fail_unsound(sequence, finished)
+        sequence.pooled_bytes = vector.numpy().astype("<f4").tobytes()
+
+
+def _fail_unsound(sequence: EngineSequence, finished: Finished) -> None:
+    """End a sequence for which the model gave no numbers."""
+    adapters = ", ".join(adapter.key for adapter in sequence.adapters) or "the base"
+    logger.error("the logits of a sequence are not finite; it ran on %s", adapters)
+    sequence.is_over = True
+    finished.outputs.append(ended_by(sequence.request_id, InvalidLogits(UNSOUND)))
+    finished.ended.append(sequence)
+    finished.unsound.append(sequence)
+
+
 def _record(sequences: Iterable[EngineSequence], sampled: Sampled, finished: Finished) -> None:
     """Give each sequence its token. The fast path is for those that report nothing else."""
-    outputs, reports = finished.outputs, sampled.logprobs
+    outputs, reports, unsound = finished.outputs, sampled.logprobs, sampled.unsound
     for place, (sequence, token) in enumerate(zip(sequences, sampled.token_ids, strict=True)):
         if sequence.is_over:
             continue
+        if place in unsound:
+            _fail_unsound(sequence, finished)
+            continue
         tokens, output = sequence.tokens, sequence.output
-        is_plain = len(tokens) < sequence.limit and token not in sequence.end_token_ids and len(output) > 0
+        goes_on = len(tokens) < sequence.limit and token not in sequence.end_token_ids and sequence.form is None
+        is_plain = goes_on and len(output) > 0
         tokens[-1] = token
         output.append(token)
         if is_plain and place not in reports:
@@ -181,6 +212,10 @@ def _report_all(sequence: EngineSequence, token: int, logprobs: TokenLogprobs | 
     """Add a sequence's full output: its token, logprobs, finish reason, and what comes with the first token."""
     first = len(sequence.output) == 1
     reason, stop = _finish(sequence, token)
+    if sequence.form is not None and sequence.form.error is not None:
+        finished.outputs.append(failed(sequence, sequence.form.error))
+        finished.ended.append(sequence)
+        return
     finished.outputs.append(
         SequenceOutput(
             request_id=sequence.request_id,
@@ -192,6 +227,8 @@ def _report_all(sequence: EngineSequence, token: int, logprobs: TokenLogprobs | 
             stop_token_id=stop,
             cached_tokens=sequence.num_cached if first else None,
             queue_seconds=sequence.queue_seconds if first else None,
+            load_seconds=sequence.load_seconds or None if first else None,
+            prefill_seconds=time.monotonic() - sequence.begun if first else None,
         )
     )
     if reason is not None:
@@ -199,8 +236,11 @@ def _report_all(sequence: EngineSequence, token: int, logprobs: TokenLogprobs | 
 
 
 def _finish(sequence: EngineSequence, token: int) -> tuple[FinishReason | None, int | None]:
-    if token in sequence.end_token_ids and len(sequence.output) > sequence.sampling.min_tokens:
+    is_early = len(sequence.output) <= sequence.sampling.min_tokens and sequence.form is None
+    if token in sequence.end_token_ids and not is_early:  # whatever its grammar allows beside an end has been asked
         return "stop", token
+    if sequence.form is not None and sequence.form.take(token):
+        return "stop", None
     return ("length", None) if sequence.is_full else (None, None)
 
 
@@ -213,6 +253,7 @@ def _sample_row(sequence: EngineSequence) -> SampleRow:
         banned_token_ids=tuple(sequence.end_token_ids),
         banned_before=sequence.sampling.min_tokens,
         num_before=sequence.num_prompt,
+        form=sequence.form,
     )
 
 
@@ -232,6 +273,8 @@ def _report_scores(sequence: EngineSequence, finished: Finished) -> None:
             finish_reason="length",
             cached_tokens=sequence.num_cached,
             queue_seconds=sequence.queue_seconds,
+            load_seconds=sequence.load_seconds or None,
+            prefill_seconds=time.monotonic() - sequence.begun,
         )
     )
 

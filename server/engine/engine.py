@@ -4,36 +4,41 @@ One thread calls everything here. Nothing in `step` waits for a client, a disk o
 """
 
 import logging
-import os
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 
-from peftserve.adapters.errors import AdapterDamaged, AdapterError
 from peftserve.adapters.facts import AdapterFacts
 from peftserve.kernels.attention.layout import Limits
 from peftserve.kernels.device.step_memory import StepMemory
 
 from ..config import EngineConfig
-from ..wire.messages import AdapterLevel, AddRequest, EngineStats, ModelInfo, SequenceOutput
+from ..wire.faults import EngineFault
+from ..wire.messages import AdapterLevel, AddRequest, EngineStats, SequenceOutput
 from .adapters.service import AdapterService
 from .assembly import lay_out_products, make_runner
-from .memory import kv_pages
+from .faults import of_adapter
+from .grammar.compiler import GrammarCompiler, words_of
+from .grammar_queue import Compiled, GrammarQueue
+from .memory import kv_pages, state_slots
 from .memory_report import describe_memory
-from .model.fingerprint import fingerprint
-from .model.loading import load_model, vocabulary_size
-from .model.tokenizer_facts import eos_token_ids, tokenizer_facts
+from .model.loading import load_model
+from .model.state.pool import StatePool
+from .model_info import describe_model
 from .pipeline import Pipeline
-from .requests import check_prompt, count_adapters, failed, make_sequence, refusal
+from .requests import check_request, count_adapters, ended_by, failed, make_sequence, not_loaded, refusal, timed_out
 from .sampling import Sampler
 from .scheduling.page_pool import PagePool
 from .scheduling.scheduler import Scheduler
 from .scheduling.sequence import Lease, Sequence
+from .scheduling.snapshots import Snapshots
+from .scheduling.start_limits import StartLimits
 from .staging import is_host
 
 logger = logging.getLogger(__name__)
@@ -57,9 +62,13 @@ class Engine:
         self._model = loaded.model
         self._hidden = loaded.hidden
         products = lay_out_products(loaded, config.wide_columns)
-        most_rows = max(config.max_batch_tokens, len(loaded.trace.token_ids))  # which the check at start runs
+        most_rows = config.max_batch_tokens
         memory = StepMemory(loaded.device, spare=config.max_running * SPARE_FIELDS)
         self.adapters = AdapterService(config, loaded, most_rows, memory, products.wide)
+        slots = state_slots(config, loaded.states.bytes_per_sequence, loaded.device)
+        self._config = config = replace(config, max_running=slots.sequences)
+        shapes = loaded.states.shapes
+        states = StatePool(shapes, sum(slots), loaded.device) if shapes else None
         num_pages = kv_pages(
             config.kv_cache_tokens,
             loaded.attention.layers,
@@ -70,7 +79,9 @@ class Engine:
         )
         self._max_model_len = min(loaded.max_model_len, num_pages * config.page_size)
         limits = Limits(most_rows, config.max_running, self._max_model_len)
-        self._runner = make_runner(config, loaded, products.fused, self.adapters.attachments, num_pages, limits, memory)
+        self._runner = make_runner(
+            config, loaded, products.fused, self.adapters.attachments, num_pages, limits, memory, states
+        )
         self._scheduler = Scheduler(
             PagePool(num_pages),
             self.adapters.residency,
@@ -79,45 +90,25 @@ class Engine:
             max_running=config.max_running,
             prefix_caching=config.prefix_caching,
             refuse=self._refuse,
+            snapshots=Snapshots(range(slots.sequences, sum(slots))),
+            keeps_state=states is not None,
         )
-        self.memory = describe_memory(config, loaded, self.adapters, packed=products.packed, num_pages=num_pages)
+        self.memory = describe_memory(
+            config, loaded, self.adapters, packed=products.packed, num_pages=num_pages, slots=slots
+        )
         logger.info("%s", self.memory)
-        facts = tokenizer_facts(config.model, config.trust_remote_code)
-        self.info = self._describe(num_pages, *facts)
+        num_graphs = None if is_host(self._model.device) else self._runner.num_graphs
+        self.info = describe_model(config, loaded, num_pages, self._max_model_len, num_graphs)
         sampler = Sampler(loaded.trace.logits.shape[-1], loaded.device, config.max_running)
         sampler.warm_up(loaded.trace.logits.dtype)
         overlapped = loaded.device.type == "cuda" if config.async_scheduling is None else config.async_scheduling
         self._pipeline = Pipeline(self._runner, sampler, self._scheduler, self._end, overlapped=overlapped)
         self._sequences: dict[str, Sequence] = {}
+        self._failures: list[SequenceOutput] = []  # of the step that goes on, until it returns them
+        self._start_limits = StartLimits()
+        self._forming = GrammarQueue(GrammarCompiler(words_of(self.info)))
         self._arrivals = count()
         self._steps = 0
-
-    def _describe(
-        self, num_pages: int, tokenizer: str | None, template: str | None, special: dict[str, str], eos: int | None
-    ) -> ModelInfo:
-        config, model = self._config, self._model
-        return ModelInfo(
-            model_name=Path(config.model).name if Path(config.model).is_dir() else config.model,
-            architecture=type(model).__name__,
-            dtype=str(model.dtype).removeprefix("torch."),
-            device=str(model.device),
-            vocab_size=vocabulary_size(model),
-            max_model_len=self._max_model_len,
-            eos_token_ids=sorted(eos_token_ids(model, eos)),
-            num_kv_pages=num_pages,
-            page_size=config.page_size,
-            max_running=config.max_running,
-            max_loras=config.max_loras,
-            max_adapter_rank=config.max_lora_rank,
-            tokenizer=tokenizer,
-            chat_template=template,
-            special_tokens=special,
-            pid=os.getpid(),
-            fingerprint=fingerprint(config.model),
-            cuda_graphs=None if is_host(model.device) else self._runner.num_graphs,
-            hidden_size=self._hidden.width,
-            num_layers=self._hidden.num_layers,
-        )
 
     # Requests
 
@@ -127,7 +118,7 @@ class Engine:
         Raises ValueError if it could never be served: no prompt, too long, unknown tokens, too many adapters, pooled
         hidden states that the model does not have.
         """
-        check_prompt(request, self.info.vocab_size, self._max_model_len)
+        check_request(request, self.info.vocab_size, self._max_model_len)
         if request.pooling is not None:
             self._hidden.check(request.pooling.layer)
         if request.request_id in self._sequences:
@@ -137,13 +128,20 @@ class Engine:
         )
         if len(sequence.adapters) > self._config.max_loras:
             raise ValueError(f"a mixture of {len(sequence.adapters)} adapters needs --max-loras of at least as many")
+        self._start_limits.add(sequence)
+        if request.sampling.grammar is None:
+            self._scheduler.add(sequence)
+        else:
+            self._forming.add(sequence, request.added_tokens)
         self._sequences[request.request_id] = sequence
-        self._scheduler.add(sequence)
 
     def abort(self, request_id: str) -> None:
         """Forget a sequence and free its pages. Unknown ids are ignored: it may just have ended."""
         sequence = self._sequences.pop(request_id, None)
-        if sequence is not None:
+        if sequence is None:
+            return
+        sequence.is_over = True
+        if not self._forming.remove(sequence):
             self._scheduler.remove(sequence)
 
     def has_work(self) -> bool:
@@ -156,14 +154,31 @@ class Engine:
 
         These are none while everything waits for adapters, or for the first step's tokens.
         """
-        failures = self._fail_unloadable()
+        for fail in (self._fail_unloadable, self._fail_expired, self._queue_formed):
+            self._failures += fail()
         batch = self._scheduler.schedule()
-        failures += self._fail_refused()
-        if not batch and not self._pipeline:
-            time.sleep(IDLE_SECONDS if self.has_work() else 0)
-            return failures
-        self._steps += bool(batch)
-        return failures + self._pipeline.advance(batch)
+        self._failures += self._fail_refused()
+        outputs: list[SequenceOutput] = []
+        if batch or self._pipeline:
+            self._steps += bool(batch)
+            outputs = self._pipeline.advance(batch)
+        elif self.has_work():
+            time.sleep(IDLE_SECONDS)
+        failures, self._failures = self._failures, []
+        return failures + outputs
+
+    def fail_all(self, fault: EngineFault) -> list[SequenceOutput]:
+        """End all sequences, such as when a step could not even be scheduled, and return their last outputs.
+
+        Raises AssertionError if the books do not agree after that: the engine cannot go on.
+        """
+        failures, self._failures = self._failures, []
+        for sequence in [*self._sequences.values()]:
+            self.abort(sequence.request_id)
+            failures.append(ended_by(sequence.request_id, fault))
+        self._scheduler.forget_prefixes()
+        self.check_integrity()
+        return failures
 
     def _end(self, sequence: Sequence) -> None:
         self.abort(sequence.request_id)
@@ -171,15 +186,29 @@ class Engine:
     def _fail_unloadable(self) -> list[SequenceOutput]:
         self.adapters.poll(self._uses)
         outputs = []
-        for digests, error in self.adapters.take_failures().items():
-            if not isinstance(error, AdapterError):
-                logger.error("An adapter could not be loaded", exc_info=error)
-                error = AdapterDamaged("its files could not be read now; try again, or upload the same files again")
-            kind = type(error).__name__ if isinstance(error, AdapterDamaged) else None
+        for digests, raised in self.adapters.take_failures().items():
+            error = of_adapter(raised)
             for sequence in [s for s in self._sequences.values() if {p.key for p in s.adapters}.issuperset(digests)]:
-                outputs.append(failed(sequence, f"the adapter could not be loaded: {error.message}", kind))
+                outputs.append(not_loaded(sequence, error))
                 self.abort(sequence.request_id)
         return outputs
+
+    def _fail_expired(self) -> list[SequenceOutput]:
+        """End the sequences that have waited longer for their first step than they may."""
+        expired = self._start_limits.take_expired(time.monotonic())
+        for sequence in expired:
+            self.abort(sequence.request_id)
+        return [timed_out(sequence) for sequence in expired]
+
+    def _queue_formed(self) -> list[SequenceOutput]:
+        """Queue the sequences whose grammars have been compiled, and end those whose cannot be."""
+        compiled = self._forming.take() if self._forming else Compiled([], [])
+        for sequence in compiled.ready:
+            self._scheduler.add(sequence)
+        for sequence, _ in compiled.failed:
+            del self._sequences[sequence.request_id]
+            sequence.is_over = True
+        return [failed(sequence, why) for sequence, why in compiled.failed]
 
     def _fail_refused(self) -> list[SequenceOutput]:
         refused, self._scheduler.refused = self._scheduler.refused, []
@@ -196,8 +225,9 @@ class Engine:
         """Compile a checkpoint and keep it at hand under `digest`. Raises AdapterError."""
         return self.start_inspection(digest, folder).result()
 
-    def start_inspection(self, digest: str, folder: Path) -> Future[AdapterFacts]:
-        return self.adapters.inspect(digest, folder)
+    def start_inspection(self, digest: str, folder: Path, tenant: str = "") -> Future[AdapterFacts]:
+        """Begin to inspect a checkpoint. tenant: whose it is; tenants take turns."""
+        return self.adapters.inspect(digest, folder, tenant)
 
     def release_adapter(self, digest: str) -> None:
         """Give back an adapter's memory. Raises ValueError while a request uses it."""
@@ -241,17 +271,19 @@ class Engine:
 
     # Statistics
 
+    @property
+    def num_failed_steps(self) -> int:
+        return self._pipeline.num_failed
+
     def stats(self) -> EngineStats:
         scheduler = self._scheduler
         waiting = [*scheduler.waiting, *scheduler.preempted]
         return EngineStats(
-            num_running=len(scheduler.running),
-            num_waiting=len(waiting),
-            kv_pages_used=scheduler.pool.num_used,
-            kv_pages_total=scheduler.pool.num_pages,
-            prefix_query_tokens=scheduler.prefix_query_tokens,
-            prefix_hit_tokens=scheduler.prefix_hit_tokens,
-            preemptions=scheduler.num_preemptions,
+            **scheduler.stats(),
+            num_waiting=len(waiting) + len(self._forming),
+            queue_timeouts=self._start_limits.num_expired,
+            failed_steps=self._pipeline.num_failed,
+            invalid_logits=self._pipeline.num_unsound,
             steps=self._steps,
             running_adapters=count_adapters(scheduler.running),
             waiting_adapters=count_adapters(waiting),
@@ -264,4 +296,5 @@ class Engine:
         self.adapters.check_integrity()
 
     def close(self) -> None:
+        self._forming.close()
         self.adapters.close()

@@ -1,17 +1,23 @@
 """Free memory, and the share of it that the KV cache gets when the operator does not say."""
 
 import ctypes
+import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from peftserve.kernels.attention.layout import AttentionLayer
 
+from ..config import EngineConfig
 from .model.kv_cache import elements_per_token
+
+logger = logging.getLogger(__name__)
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _KV_SHARE = {"cuda": 0.9, "cpu": 0.3}
+_STATE_SHARE = 0.3  # for states, beside which a hybrid model needs pages
 
 
 def free_bytes(device: torch.device) -> int:
@@ -49,5 +55,31 @@ def kv_pages(
     if asked_tokens is not None:
         return max(asked_tokens // page_size, 1)
     page_bytes = page_size * dtype.itemsize * sum(map(elements_per_token, layers.values()))
-    fitting = int(free_bytes(device) * _KV_SHARE[device.type]) // page_bytes
+    fitting = int(free_bytes(device) * _KV_SHARE[device.type]) // max(page_bytes, 1)  # without attention: of nothing
     return max(min(fitting, -(-max_tokens // page_size)), 1)
+
+
+class StateSlots(NamedTuple):
+    """How many slots of state there are. sequences: of those that run at once. snapshots: behind known prefixes."""
+
+    sequences: int
+    snapshots: int
+
+
+def state_slots(config: EngineConfig, bytes_per_sequence: int, device: torch.device) -> StateSlots:
+    """Divide memory into slots of what the model keeps of a sequence beside pages.
+
+    There are `max_running` for sequences, or as many as fit, and up to as many again for snapshots.
+    """
+    if not bytes_per_sequence:
+        return StateSlots(config.max_running, 0)
+    fitting = max(int(free_bytes(device) * _STATE_SHARE) // bytes_per_sequence, 1)
+    sequences = min(config.max_running, fitting)
+    if sequences < config.max_running:
+        logger.warning(
+            "only %d sequences run at once, not %d: the model keeps %d bytes of state for each",
+            sequences,
+            config.max_running,
+            bytes_per_sequence,
+        )
+    return StateSlots(sequences, min(fitting - sequences, config.max_running) if config.prefix_caching else 0)

@@ -6,14 +6,17 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from peftserve.adapters.peft.twin import tensors_of
 from peftserve.kernels.bypass.layout import Group
 
 from ..config import EngineConfig
 from .adapters.service import AdapterService
 from .adapters.sizing import linear_groups, lora_bytes
-from .memory import free_bytes
+from .assembly import COPIED_SHARE
+from .memory import StateSlots, free_bytes
 from .model.kv_cache import elements_per_token
 from .model.loading import LoadedModel
+from .staging import is_host
 
 SHOWN_RANKS = (16, 64)  # beside the largest one that is taken
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
@@ -25,6 +28,8 @@ class MemoryReport:
 
     device: where all of it is but for `host`. base: the model's weights, with spare columns behind them.
     packed: second copies of weights, in the layout that this processor multiplies fastest. kv: the KV cache.
+    copied: at most, what a CPU keeps once more of sequences that decode together.
+    states: what a recurrent model keeps, of sequences that run and in snapshots. slots: how many of each.
     fitting: pairs of a rank and how many LoRAs of that rank at all linears the arena holds, at most `max_loras`.
     scratch: what the kernels of bypasses keep between steps; 0 where they keep nothing.
     host: most bytes of compiled adapters off the device. free: what can still be allocated.
@@ -34,8 +39,11 @@ class MemoryReport:
     base: int
     packed: int
     kv: int
+    copied: int
     kv_pages: int
     page_size: int
+    states: int
+    slots: StateSlots
     arena: int
     fitting: Sequence[tuple[int, int]]
     max_loras: int
@@ -49,6 +57,8 @@ class MemoryReport:
             ("base model", self.base, ""),
             ("packed weights", self.packed, "second copies in a faster layout"),
             ("KV cache", self.kv, f"{self.kv_pages * self.page_size} tokens in {self.kv_pages} pages"),
+            ("copied keys, values", self.copied, "of sequences that decode together, at most"),
+            ("states", self.states, f"of {self.slots.sequences} sequences and {self.slots.snapshots} snapshots"),
             ("adapters", self.arena, f"{self.max_loras} at once; LoRAs at all linears: {fits}"),
             ("bypass scratch", self.scratch, "of the kernels"),
             ("free", self.free, "for steps, and for others"),
@@ -59,18 +69,31 @@ class MemoryReport:
 
 
 def describe_memory(
-    config: EngineConfig, loaded: LoadedModel, adapters: AdapterService, *, packed: int, num_pages: int
+    config: EngineConfig,
+    loaded: LoadedModel,
+    adapters: AdapterService,
+    *,
+    packed: int,
+    num_pages: int,
+    slots: StateSlots,
 ) -> MemoryReport:
-    """Return how an engine that has just started has divided memory. packed: bytes of second copies of weights."""
+    """Return how an engine that has just started has divided memory.
+
+    packed: bytes of second copies of weights. slots: of state.
+    """
     linears = linear_groups(loaded.sites.groups, loaded.sites.table)
     per_token = sum(map(elements_per_token, loaded.attention.layers.values())) * loaded.dtype.itemsize
+    kv = num_pages * config.page_size * per_token
     return MemoryReport(
         device=str(loaded.device),
         base=model_bytes(loaded.model),
         packed=packed,
-        kv=num_pages * config.page_size * per_token,
+        kv=kv,
+        copied=int(kv * COPIED_SHARE) if is_host(loaded.device) else 0,
         kv_pages=num_pages,
         page_size=config.page_size,
+        states=(sum(slots) + 1) * loaded.states.bytes_per_sequence,
+        slots=slots,
         arena=adapters.arena_bytes,
         fitting=fitting_loras(adapters.arena_bytes, linears, config.max_lora_rank, config.max_loras, loaded.dtype),
         max_loras=config.max_loras,
@@ -100,8 +123,8 @@ def fitting_loras(
 
 
 def model_bytes(model: nn.Module) -> int:
-    """Return the bytes of all parameters and buffers, those that share memory once."""
-    return storage_bytes([*model.parameters(), *model.buffers()])
+    """Return the bytes of all that a model's modules hold, what shares memory once."""
+    return storage_bytes(tensors_of(model))
 
 
 def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:

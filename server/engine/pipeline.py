@@ -13,9 +13,12 @@ dropped.
 import logging
 from collections.abc import Callable
 
+from ..wire.faults import EngineFault
 from ..wire.messages import SequenceOutput
 from .completion import PendingStep
+from .faults import of_step
 from .model.runner import ModelRunner
+from .requests import ended_by
 from .sampling import Sampler
 from .scheduling.batch import Batch
 from .scheduling.scheduler import Scheduler
@@ -46,6 +49,8 @@ class Pipeline:
         self._scheduler = scheduler
         self._end = end
         self._overlapped = overlapped
+        self.num_failed = 0  # steps
+        self.num_unsound = 0  # sequences that ended for numbers that are none
         self._started: PendingStep | None = None
 
     def __bool__(self) -> bool:
@@ -56,29 +61,29 @@ class Pipeline:
         """Launch the batch, if any, and return the outputs of the step before; of this one if not overlapped."""
         step = self._launch(batch) if batch else None
         outputs = self._collect()
-        if step is not None:
+        if isinstance(step, PendingStep):
             outputs += self._go_on(step)
-        elif batch:
-            outputs += self._fail(batch)
+        elif step is not None:
+            outputs += self._fail(batch, step)
         return outputs if self._overlapped else outputs + self._collect()
 
-    def _launch(self, batch: Batch) -> PendingStep | None:
+    def _launch(self, batch: Batch) -> PendingStep | EngineFault:
         try:
             step = PendingStep(self._sampler, batch)
             feed = self._started.feed if self._started else None
             step.launched(self._runner.run(batch, feed, also=step.tell))
-        except Exception:
+        except Exception as error:
             logger.exception("a step of %d sequences could not be launched", len(batch.lineup))
-            return None
+            return of_step(error)
         return step
 
     def _go_on(self, step: PendingStep) -> list[SequenceOutput]:
         self._scheduler.launched(step.batch)
         try:
             step.tokens_known()
-        except Exception:
+        except Exception as error:
             logger.exception("a step of %d sequences could not be sampled", len(step.batch.lineup))
-            return self._fail(step.batch)
+            return self._fail(step.batch, of_step(error))
         self._started = step
         return []
 
@@ -87,23 +92,24 @@ class Pipeline:
         if started is None:
             return []
         try:
-            outputs, ended = started.finish()
-        except Exception:
+            finished = started.finish()
+        except Exception as error:
             logger.exception("a step of %d sequences failed", len(started.batch.lineup))
-            return self._fail(started.batch)
-        for sequence in ended:
+            return self._fail(started.batch, of_step(error))
+        self.num_unsound += len(finished.unsound)
+        for sequence in finished.ended:
             self._end(sequence)
-        return outputs
+        return finished.outputs
 
-    def _fail(self, batch: Batch) -> list[SequenceOutput]:
+    def _fail(self, batch: Batch, fault: EngineFault) -> list[SequenceOutput]:
         """End the sequences of a step that failed, and forget all prefixes: its pages may be half-written.
 
         Raises RuntimeError if the device is lost and no step will run any more; the process then ends.
         """
         self._runner.check_device()
-        self._scheduler.pool.forget_all()
+        self._scheduler.forget_prefixes()
         failed = [sequence for sequence in batch.lineup.sequences if not sequence.is_over]
         for sequence in failed:
             self._end(sequence)
-        message = "the engine could not run this request's step; the server's log has the cause"
-        return [SequenceOutput(request_id=s.request_id, token_ids=[], error=message) for s in failed]
+        self.num_failed += 1
+        return [ended_by(sequence.request_id, fault) for sequence in failed]

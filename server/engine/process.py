@@ -5,7 +5,6 @@ The API process starts it, with the arguments that `wire/launch.py` describes.
 
 import gc
 import logging
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -14,8 +13,8 @@ from pathlib import Path
 
 import msgspec
 
-from peftserve.adapters.errors import AdapterError
 from peftserve.adapters.facts import AdapterFacts
+from peftserve.adapters.peft.memory import is_out_of_memory
 
 from ..logs import set_up_logging
 from ..wire.engine_socket import EngineSocket
@@ -24,6 +23,7 @@ from ..wire.messages import (
     AbortRequest,
     AdapterLevel,
     AddRequest,
+    Beat,
     Command,
     EngineFailed,
     EngineStats,
@@ -37,7 +37,9 @@ from ..wire.messages import (
     Shutdown,
 )
 from .engine import Engine
+from .faults import of_adapter, of_step
 from .model.errors import UnservableModel
+from .requests import ended_by
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +47,7 @@ STATS_SECONDS = 0.25
 LIST_SECONDS = 5.0
 BUSY_POLL_SECONDS = 0.002  # while only a load or an inspection is awaited
 IDLE_POLL_SECONDS = 0.5
+BEAT_SECONDS = 0.5
 CHECK_SHARE = 0.01  # of the time, for comparing the books when there is nothing to do
 SWITCH_SECONDS = 0.0001  # for which a thread that loads an adapter may keep the interpreter from the steps
 
@@ -59,6 +62,7 @@ class EngineLoop:
         self._calls: dict[int, Future[AdapterFacts] | Future[AdapterLevel] | Future[None]] = {}
         self._stats_due = 0.0
         self._stats_are_final = False
+        self._beat_due = 0.0
         self._check_due = 0.0
         self._listed_changes = -1  # of the host's adapters, when they were listed last
         self._list_due = 0.0
@@ -68,12 +72,37 @@ class EngineLoop:
         while self._running:
             for command in self._socket.poll(self._patience()):
                 self._handle(command)
+            self._advance()
+            self._account()
+            self._beat()
+
+    def _advance(self) -> None:
+        """Run a step, or what an idle engine does. Where memory is wanting, what runs ends, and the engine goes on.
+
+        Raises what else goes wrong, and AssertionError where the books do not agree after that: the process ends.
+        """
+        failed = self._engine.num_failed_steps
+        try:
             if self._engine.has_work():
                 self._send_outputs(self._engine.step())
             else:
                 self._engine.poll()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.exception("memory is wanting outside of a step")
+            self._send_outputs(self._engine.fail_all(of_step(error)))
+        if self._engine.num_failed_steps != failed:
+            self._check_due = 0.0
+            self._check_integrity()
+
+    def _account(self) -> None:
+        """Send what has changed beside the outputs; where there is no memory for it, the next time."""
+        try:
             self._reply_to_finished()
             self._send_stats()
+        except MemoryError:
+            logger.warning("there is no memory for statistics; they are sent later")
 
     def _patience(self) -> float:
         if self._engine.has_work():
@@ -90,8 +119,8 @@ class EngineLoop:
                 self._add(command)
             case AbortRequest(request_id):
                 self._engine.abort(request_id)
-            case InspectAdapter(call_id, digest, path):
-                self._calls[call_id] = self._engine.start_inspection(digest, Path(path))
+            case InspectAdapter(call_id, digest, path, tenant):
+                self._calls[call_id] = self._engine.start_inspection(digest, Path(path), tenant)
             case ReleaseAdapter(call_id, digest):
                 self._calls[call_id] = self._engine.start_release(digest)
             case LoadAdapter(call_id, digest):
@@ -106,6 +135,9 @@ class EngineLoop:
             self._engine.add_request(request)
         except ValueError as error:
             self._send_outputs([SequenceOutput(request_id=request.request_id, token_ids=[], error=str(error))])
+        except MemoryError as error:
+            logger.exception("there is no memory to queue a request")
+            self._send_outputs([ended_by(request.request_id, of_step(error))])
 
     def _send_outputs(self, outputs: list[SequenceOutput]) -> None:
         if outputs:
@@ -129,6 +161,12 @@ class EngineLoop:
         if due and not active:
             self._check_integrity()
         self._stats_are_final = not active
+
+    def _beat(self) -> None:
+        """Tell that the loop turns, which an idle engine's does as often as it polls."""
+        if (now := time.monotonic()) >= self._beat_due:
+            self._socket.send(Beat())
+            self._beat_due = now + BEAT_SECONDS
 
     def _stats(self) -> EngineStats:
         """Return the statistics, with the list of the host's adapters only when it has changed and every LIST_SECONDS.
@@ -156,14 +194,12 @@ class EngineLoop:
 
 
 def _reply(call_id: int, call: Future[AdapterFacts] | Future[AdapterLevel] | Future[None]) -> Reply:
-    error = call.exception()
-    if error is None:
+    raised = call.exception()
+    if raised is None:
         result = call.result()
         return Reply(call_id, level=result) if isinstance(result, str) else Reply(call_id, facts=result)
-    if isinstance(error, AdapterError):
-        return Reply(call_id, error_kind=type(error).__name__, error=error.message, error_param=error.param)
-    logger.error("an adapter's inspection failed", exc_info=error)
-    return Reply(call_id, error_kind="InvalidAdapter", error="the adapter could not be read", error_param="files")
+    error = of_adapter(raised)
+    return Reply(call_id, error_kind=type(error).__name__, error=error.message, error_param=error.param)
 
 
 def _calm_interpreter() -> None:
@@ -181,8 +217,6 @@ def main(arguments: Sequence[str]) -> int:
     """Run the process. Returns exit status 0 after `Shutdown`, 1 if the engine failed."""
     door, config = parse_engine_arguments(arguments)
     set_up_logging(config.log_level)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is for the API process, which drains and then says Shutdown
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     exit_with_parent()
     socket = EngineSocket(door)
     try:

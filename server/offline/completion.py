@@ -5,9 +5,8 @@ from typing import Protocol
 
 import numpy as np
 
-from peftserve.adapters.errors import error_of
-
 from ..api.openai.text_deltas import Delta, SequenceDecoder
+from ..wire.faults import received
 from ..wire.messages import AddRequest, FinishReason, SequenceOutput, TokenLogprobs
 
 
@@ -16,7 +15,8 @@ class Completion:
     """The answer to one prompt.
 
     prompt: the text, or None where token ids were given. text: without what stopped it.
-    finish_reason: `stop` or `length`. stop_reason: the stop string or the token id that ended it, if one did.
+    finish_reason: `stop` or `length`. stop_reason: the stop string or token id of the
+    request that ended it, if one did.
     adapter: who answered: the base's name, `sql@1`, or `a@1*0.7+b@2*0.3`.
     logprobs, prompt_logprobs: by token, where the sampling parameters ask for them; a prompt's first token has none.
     """
@@ -49,7 +49,7 @@ class RunningPrompt:
         self.vector: list[float] = []
 
     def push(self, output: SequenceOutput) -> bool:
-        """Take in the output. Raises AdapterError or ValueError where the engine could not serve it."""
+        """Take in the output. Raises AdapterError, EngineFault or ValueError where the engine could not serve it."""
         _check(output)
         assert output.pooled is not None
         self.vector = np.frombuffer(output.pooled, "<f4").tolist()
@@ -69,7 +69,7 @@ class RunningSequence:
     def push(self, output: SequenceOutput) -> bool:
         """Take in a step's output. Returns whether the sequence is over; of a stop string the engine does not know.
 
-        Raises AdapterError or ValueError where the engine could not serve it.
+        Raises AdapterError, EngineFault or ValueError where the engine could not serve it.
         """
         _check(output)
         self._whole.extend(self._decoder.push(output))
@@ -96,4 +96,4 @@ class RunningSequence:
 def _check(output: SequenceOutput) -> None:
     """Raise what the engine says of a sequence that it could not serve."""
     if output.error is not None:
-        raise error_of(output.error_kind, output.error) if output.error_kind else ValueError(output.error)
+        raise received(output.error_kind, output.error) if output.error_kind else ValueError(output.error)

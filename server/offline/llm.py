@@ -175,10 +175,13 @@ class LLM:
         stop: Sequence[str],
         task_id: int | None,
     ) -> RunningSequence:
-        check_sampling(sampling, max(self.engine.info.vocab_size, resolved.vocabulary))
+        check_sampling(sampling, resolved.vocabulary(self.engine.info.vocab_size))
         request = self._request(token_ids, resolved, sampling, task_id)
         decoder = SequenceDecoder(
-            self._tokenizer.detokenizer(), StopStrings(list(stop)), min_tokens=sampling.min_tokens
+            self._tokenizer.detokenizer(),
+            StopStrings(list(stop)),
+            min_tokens=sampling.min_tokens,
+            ends=() if sampling.ignore_eos else self.engine.info.eos_token_ids,
         )
         return RunningSequence(request, prompt if isinstance(prompt, str) else None, resolved.label, decoder)
 

@@ -4,8 +4,10 @@ Connections come through the door, a socket that the parent has given the engine
 there is one end of a pair, of which an API process has the other. Knows nothing of who starts whom.
 """
 
+import logging
 import select
 import socket
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -27,15 +29,25 @@ from .messages import (
 )
 from .transport import Connection, encode
 
+logger = logging.getLogger(__name__)
+
 LINGER_SECONDS = 0.5  # what a closing engine waits for its last message (`EngineFailed`) to leave
 KNOCK = b"c"  # comes with each connection: a message of descriptors needs a byte of content
 MOST_AT_ONCE = 16  # connections taken through the door with one call
+RETRY_SECONDS = 0.02  # after which what memory was wanting for is tried again
 
 
 @dataclass(eq=False)
 class _Client:
+    """One client. requests: ids of its sequences that have not ended.
+
+    unread, unsaid: messages that came and go, for which there was no memory yet.
+    """
+
     connection: Connection
-    requests: set[str] = field(default_factory=set)  # ids of its sequences that have not ended
+    requests: set[str] = field(default_factory=set)
+    unread: deque[memoryview] = field(default_factory=deque)
+    unsaid: deque[Event] = field(default_factory=deque)
 
 
 class EngineSocket:
@@ -43,7 +55,8 @@ class EngineSocket:
 
     door: a descriptor, which this takes over.
 
-    Calls (`Call`) may come from one client only; their ids would be mixed up.
+    Calls (`Call`) may come from one client only; their ids would be mixed up. Where memory is wanting, messages wait in
+    their order, and are tried again with each `poll`.
     """
 
     def __init__(self, door: int) -> None:
@@ -56,6 +69,7 @@ class EngineSocket:
         self._owners: dict[str, _Client] = {}  # by request id
         self._callers: dict[int, _Client] = {}  # by call id
         self._info: ModelInfo | None = None  # set by `send`, for clients that come later
+        self._delayed: set[_Client] = set()  # whose messages wait for memory
         self._welcome()
 
     def poll(self, timeout: float | None = 0.0) -> list[Command]:
@@ -64,11 +78,19 @@ class EngineSocket:
         Of a client that has gone, the sequences are aborted.
         """
         commands: list[Command] = []
+        if self._delayed:
+            timeout = RETRY_SECONDS if timeout is None else min(timeout, RETRY_SECONDS)
+        delayed, self._delayed = self._delayed, set()
+        for client in delayed:
+            self._say(client)
+            commands += self._read(client)
         for descriptor, what in self._poller.poll(None if timeout is None else timeout * 1000):
             if descriptor == self._door.fileno():
                 self._welcome()
                 continue
-            client = self._clients[descriptor]
+            if (there := self._clients.get(descriptor)) is None:
+                continue
+            client = there
             if what & select.POLLOUT:
                 self._flush(client)
             if what & ~select.POLLOUT:
@@ -80,17 +102,16 @@ class EngineSocket:
         match event:
             case Outputs(outputs):
                 for client, own in self._by_owner(outputs).items():
-                    self._send(client, encode(Outputs(own)))
+                    self._send(client, Outputs(own))
             case Reply(call_id):
                 if (caller := self._callers.pop(call_id, None)) is not None:
-                    self._send(caller, encode(event))
+                    self._send(caller, event)
             case _:
                 if isinstance(event, ModelInfo):
                     self._info = event
                 self._welcome()
-                encoded = encode(event)
                 for client in self._clients.values():
-                    self._send(client, encoded)
+                    self._send(client, event)
 
     def close(self) -> None:
         self._door.close()
@@ -114,13 +135,20 @@ class EngineSocket:
         self._clients[client.connection.fileno()] = client
         self._poller.register(client.connection, select.POLLIN)
         if self._info is not None:
-            self._send(client, encode(self._info))
+            self._send(client, self._info)
 
     def _read(self, client: _Client) -> Iterator[Command]:
-        for message in client.connection.receive():
-            command = self._decode(message)
-            self._note(client, command)
-            yield command
+        try:
+            client.unread.extend(client.connection.receive())
+            while client.unread:
+                command = self._decode(client.unread[0])
+                client.unread.popleft()
+                self._note(client, command)
+                yield command
+        except MemoryError:
+            logger.warning("there is no memory to read what has come; it is tried again")
+            self._delayed.add(client)
+            return
         if not client.connection.open:
             yield from self._leave(client)
 
@@ -135,6 +163,7 @@ class EngineSocket:
                 self._callers[call_id] = client
 
     def _leave(self, client: _Client) -> Iterator[Command]:
+        self._delayed.discard(client)
         self._poller.unregister(client.connection)
         del self._clients[client.connection.fileno()]
         client.connection.close(0)
@@ -161,8 +190,18 @@ class EngineSocket:
         if (owner := self._owners.pop(request_id, None)) is not None:
             owner.requests.discard(request_id)
 
-    def _send(self, client: _Client, encoded: bytes) -> None:
-        client.connection.send(encoded)
+    def _send(self, client: _Client, event: Event) -> None:
+        client.unsaid.append(event)
+        self._say(client)
+
+    def _say(self, client: _Client) -> None:
+        try:
+            while client.unsaid:
+                client.connection.send(encode(client.unsaid[0]))
+                client.unsaid.popleft()
+        except MemoryError:
+            logger.warning("there is no memory to send what is new; it is tried again")
+            self._delayed.add(client)
         self._watch(client)
 
     def _flush(self, client: _Client) -> None:

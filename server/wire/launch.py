@@ -5,7 +5,9 @@ API processes' connections come, and an `EngineConfig` in JSON. The parent holds
 input and never writes to it.
 """
 
+import ctypes
 import os
+import signal
 import sys
 import threading
 from collections.abc import Sequence
@@ -17,6 +19,7 @@ import msgspec
 from ..config import EngineConfig, ServerConfig
 
 ENGINE_MODULE = "peftserve.server.engine"
+PR_SET_PDEATHSIG = 1  # prctl(2)
 
 Config = TypeVar("Config", EngineConfig, ServerConfig)
 
@@ -59,8 +62,11 @@ def decode_config(text: str, kind: type[Config]) -> Config:
 def exit_with_parent(descriptor: int = 0) -> None:
     """End this process as soon as the other end of `descriptor` is closed, whatever it is doing then.
 
-    A thread of its own, so that a parent that dies while the model loads or a step runs takes the engine with it.
+    A thread of its own, so that a parent that dies while the model loads or a step runs takes the engine with it. Where
+    this process is stopped, so is the thread: there Linux ends it, with the thread that has started it.
     """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
     def wait() -> None:
         while os.read(descriptor, 1):

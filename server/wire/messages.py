@@ -9,6 +9,9 @@ import msgspec
 
 from peftserve.adapters.facts import AdapterFacts
 
+from ..added_tokens import AddedToken
+from .statistics import EngineStats as EngineStats
+
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How one sequence is sampled. Defaults are OpenAI's. The engine relies on ranges that its callers have checked.
@@ -21,6 +24,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     min_tokens: no end of sequence or stop token before so many tokens.
     logprobs: number of most likely alternatives to report for each token; None reports nothing, 0 the token only.
     prompt_logprobs: the same for each prompt token (OpenAI's echo).
+    grammar: what the output must be, in llguidance's own text (`LLMatcher.grammar_from`); None: anything.
     """
 
     max_tokens: int = 16
@@ -38,6 +42,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    grammar: str | None = None
 
 
 class WeightedAdapter(msgspec.Struct, frozen=True):
@@ -78,7 +83,14 @@ class AddRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """One sequence. n and best_of are several of these.
 
     adapters: empty for the bare base. salt: separates the prefix caches of tenants. pooling: the vector of its prompt
-    that comes with the first output, if any; with max_tokens=0 that is all that it asks for.
+    that comes with the first output, if any; with max_tokens=0 that is all that it asks for. eos_token_ids: what ends
+    it, in place of the model's own, where its adapter brings others. added_tokens: those of its adapter, over which its
+    grammar is; empty without a grammar.
+    tenant: a stable name of who asks; the empty one is a tenant like any other. weight: its share of the engine while
+    others wait too, over 0; that of its newest request holds. priority: of one tenant's, those of a lower number begin
+    first; between tenants it says nothing, so that nobody takes another's share by it.
+    queue_timeout: most seconds that it may wait before it begins; None for any number. One that has waited longer ends
+    with an error of the kind `QueueTimeout`, and is never begun.
     """
 
     request_id: str
@@ -87,6 +99,12 @@ class AddRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     adapters: list[WeightedAdapter] = []
     salt: str = ""
     pooling: Pooling | None = None
+    eos_token_ids: list[int] | None = None
+    added_tokens: tuple[AddedToken, ...] = ()
+    priority: int = 0
+    tenant: str = ""
+    weight: float = 1.0
+    queue_timeout: float | None = None
 
 
 class AbortRequest(msgspec.Struct, frozen=True, tag=True):
@@ -98,12 +116,14 @@ class AbortRequest(msgspec.Struct, frozen=True, tag=True):
 class InspectAdapter(msgspec.Struct, frozen=True, tag=True):
     """Compile the checkpoint in folder `path` (adapter_config.json and adapter_model.safetensors) against the base.
 
-    The reply carries its facts or says what is wrong with it. Nothing is admitted to the device yet.
+    The reply carries its facts or says what is wrong with it. Nothing is admitted to the device yet. tenant: whose it
+    is; inspections for one tenant never wait behind all of another's.
     """
 
     call_id: int
     digest: str
     path: str
+    tenant: str = ""
 
 
 class ReleaseAdapter(msgspec.Struct, frozen=True, tag=True):
@@ -151,6 +171,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     cuda_graphs: recorded at start, of decode steps; 0 where a GPU runs without, None where there is no GPU.
     hidden_size: width of pooled hidden states; 0 where those behind the last norm cannot be had. num_layers: whose
     outputs can be pooled; 0 where none can.
+    sampling_defaults: fields of SamplingParams to what the model wants where a request leaves them out.
     """
 
     model_name: str
@@ -173,6 +194,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     cuda_graphs: int | None = None
     hidden_size: int = 0
     num_layers: int = 0
+    sampling_defaults: dict[str, int | float] = {}
 
 
 class Logprob(msgspec.Struct, frozen=True):
@@ -201,8 +223,12 @@ class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     pooled: the vector that the request asks for, as float32 in little-endian; with the first output.
     cached_tokens: prompt tokens taken from the prefix cache; with the first output.
     queue_seconds: from arrival in the engine to its first step; with the first output.
+    load_seconds: the part of them in which it waited for its adapters to come to the device; None for none.
+    prefill_seconds: from its first step to its first token, or to the end of a prompt that is only run; with the first
+    output.
     error: the sequence could not be served after all; what went wrong, for the client.
-    error_kind: name of a class of adapters/errors.py, where it is the server's fault and not the request's.
+    error_kind: name of a class of adapters/errors.py or wire/faults.py, where it is not the request's fault.
+    retry_seconds: with `error`, after which it may be worth to ask again.
     """
 
     request_id: str
@@ -214,8 +240,11 @@ class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     stop_token_id: int | None = None
     cached_tokens: int | None = None
     queue_seconds: float | None = None
+    load_seconds: float | None = None
+    prefill_seconds: float | None = None
     error: str | None = None
     error_kind: str | None = None
+    retry_seconds: float | None = None
 
 
 class Outputs(msgspec.Struct, frozen=True, tag=True):
@@ -227,7 +256,8 @@ class Outputs(msgspec.Struct, frozen=True, tag=True):
 class Reply(msgspec.Struct, frozen=True, tag=True):
     """The answer to the call of the same `call_id`.
 
-    facts: of an inspected adapter. error_kind: name of a class of adapters/errors.py; with `error`, None on success.
+    facts: of an inspected adapter. error_kind: name of a class of adapters/errors.py or wire/faults.py; with `error`,
+    None on success.
     level: of a loaded adapter; `host` where no slot became free in time.
     """
 
@@ -239,38 +269,8 @@ class Reply(msgspec.Struct, frozen=True, tag=True):
     level: AdapterLevel | None = None
 
 
-class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """State of the engine, sent at most a few times a second while it works and once when it goes idle.
-
-    Counters are totals since the start. adapter_load_seconds: durations of loads since the last message.
-    adapter_integrity_failures: files of adapters that were not what was stored, uploaded or compiled.
-    damaged_adapters: digests of adapters whose uploaded files were found damaged since the last message.
-    pinned_adapters: digests of those that never leave the device, once they are there.
-    running_adapters, waiting_adapters: digest to number of sequences.
-    host_unchanged: host_adapters are those of the message before, and left out of this one.
-    """
-
-    num_running: int = 0
-    num_waiting: int = 0
-    kv_pages_used: int = 0
-    kv_pages_total: int = 0
-    prefix_query_tokens: int = 0
-    prefix_hit_tokens: int = 0
-    preemptions: int = 0
-    steps: int = 0
-    adapter_loads: int = 0
-    adapter_evictions: int = 0
-    adapter_load_seconds: list[float] = []
-    adapter_integrity_failures: int = 0
-    damaged_adapters: list[str] = []
-    device_adapters: list[str] = []
-    host_adapters: list[str] = []
-    pinned_adapters: list[str] = []
-    host_unchanged: bool = False
-    device_adapter_bytes: int = 0
-    host_adapter_bytes: int = 0
-    running_adapters: dict[str, int] = {}
-    waiting_adapters: dict[str, int] = {}
+class Beat(msgspec.Struct, frozen=True, tag=True):
+    """The engine's loop turns, and its statistics are as sent last. Twice a second, or behind a longer step."""
 
 
 class EngineFailed(msgspec.Struct, frozen=True, tag=True):
@@ -279,4 +279,4 @@ class EngineFailed(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-Event = ModelInfo | Outputs | Reply | EngineStats | EngineFailed
+Event = ModelInfo | Outputs | Reply | EngineStats | Beat | EngineFailed

@@ -9,6 +9,7 @@ how they are coded.
 import asyncio
 import contextlib
 import socket
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar, cast
 
@@ -82,13 +83,17 @@ class Channel(asyncio.Protocol, Generic[Out, In]):
 
 
 class Connection:
-    """A polling thread's end of a connection. Nothing here waits but `close`."""
+    """A polling thread's end of a connection. Nothing here waits but `close`.
+
+    Where there is no memory, nothing is lost: what was raised as MemoryError can be tried again.
+    """
 
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
         self._socket.setblocking(False)
         self._unframer = Unframer()
-        self._unsent = bytearray()
+        self._held: bytes | None = None  # arrived, and not yet cut into messages for want of memory
+        self._unsent: deque[memoryview] = deque()
         self.open = True  # False when the other end has gone
 
     @property
@@ -99,41 +104,60 @@ class Connection:
         return self._socket.fileno()
 
     def receive(self) -> list[memoryview]:
-        """Return all messages that have arrived."""
+        """Return all messages that have arrived. Raises MemoryError."""
         messages: list[memoryview] = []
         while self.open:
-            try:
-                data = self._socket.recv(READ_SIZE)
-            except BlockingIOError:
+            data = self._held if self._held is not None else self._recv()
+            if data is None:
                 break
-            except OSError:
-                data = b""
+            try:
+                self._held = data
+                messages += self._unframer.push(data)
+                self._held = None
+            except MemoryError:
+                if not messages:
+                    raise
+                break
             self.open = bool(data)
-            messages += self._unframer.push(data)
             if len(data) < READ_SIZE:
                 break
         return messages
 
     def send(self, data: bytes) -> None:
         """Send what `encode` made; to an end that has gone, nothing happens."""
+        view = memoryview(data)
         if self._unsent:
-            self._unsent += data
-        elif (sent := self._try_to_send(data)) < len(data):
-            self._unsent += memoryview(data)[sent:]
+            self._unsent.append(view)
+        elif (sent := self._try_to_send(view)) < len(view):
+            self._unsent.append(view[sent:])
 
     def flush(self) -> None:
         """Send as much as fits now of what did not fit before."""
-        if self._unsent:
-            del self._unsent[: self._try_to_send(self._unsent)]
+        while self._unsent:
+            view = self._unsent[0]
+            if (sent := self._try_to_send(view)) < len(view):
+                self._unsent[0] = view[sent:]
+                return
+            self._unsent.popleft()
 
     def close(self, patience: float) -> None:
         """Wait for at most `patience` seconds for what is still to be sent, and close."""
         with contextlib.suppress(OSError):
             self._socket.settimeout(patience)
-            self._socket.sendall(self._unsent)
+            for view in self._unsent:
+                self._socket.sendall(view)
         self._socket.close()
 
-    def _try_to_send(self, data: bytes | bytearray) -> int:
+    def _recv(self) -> bytes | None:
+        """Return what has arrived; nothing but b"" when the other end has gone, None while there is nothing."""
+        try:
+            return self._socket.recv(READ_SIZE)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return b""
+
+    def _try_to_send(self, data: memoryview) -> int:
         """Return the number of bytes that are sent, or lost with the other end."""
         try:
             return self._socket.send(data)

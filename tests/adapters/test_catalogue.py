@@ -13,7 +13,7 @@ def test_ten_thousand_adapters_are_paged_by_what_is_wanted(registry: AdapterRegi
             ((f"n{i:05}", v, f"{2 * i + v:064x}", facts.to_json()) for i in range(NUMBER) for v in (1, 2)),
         )
         db.executemany(
-            "INSERT INTO documents VALUES ('settings', ?, 1, 0, ?)",
+            "INSERT INTO documents VALUES ('settings', ?, 1, 0, ?, '')",
             ((f"n{i:05}", f'{{"tags": ["t{i % 7}", "u{i % 5}"]}}') for i in range(NUMBER)),
         )
     among = {f"{2 * i + 2:064x}" for i in range(0, NUMBER, 3)}

@@ -34,7 +34,7 @@ class FakeEngine:
     inspected: list[str] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
 
-    async def inspect(self, digest: str, path: Path) -> AdapterFacts:
+    async def inspect(self, digest: str, path: Path, tenant: str) -> AdapterFacts:
         assert (path / WEIGHTS).exists()
         self.inspected.append(digest)
         await self.gate.wait()
@@ -115,19 +115,15 @@ async def test_malformed_files_do_not_reach_the_engine(
     assert engine.inspected == []
 
 
-@pytest.mark.parametrize(
-    ("named", "sent", "message"),
-    [
-        (["a", "b"], ["a"], "the expert b is not there"),
-        (["a"], ["a", "b"], "the expert b is none of arrow_config's"),
-        ([], ["a"], "the expert a is none"),
-    ],
-)
 async def test_the_experts_are_those_that_the_configuration_names(
-    library: AdapterLibrary, router_upload: RouterUpload, named: list[str], sent: list[str], message: str
+    library: AdapterLibrary, router_upload: RouterUpload, store: AdapterStore
 ) -> None:
-    with pytest.raises(InvalidAdapter, match=message):
-        await library.add(router_upload(named, sent), "routed")
+    with pytest.raises(InvalidAdapter, match="the expert b is not there"):
+        await library.add(router_upload(["a", "b"], ["a"]), "routed")
+    staged = router_upload(["a"], ["a", "b"])
+    stored = store.path((await library.add(staged, "routed")).digest)
+    assert {path.name for path in stored.iterdir() if path.is_dir()} == {"a"}
+    assert all(name.startswith("b/") for name in staged.skipped)
 
 
 async def test_a_broken_expert_is_named(library: AdapterLibrary, router_upload: RouterUpload) -> None:

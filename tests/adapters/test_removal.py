@@ -13,6 +13,7 @@ from peftserve.adapters.leases import Leases
 from peftserve.adapters.library import AdapterLibrary
 from peftserve.adapters.maintenance import check
 from peftserve.adapters.names import Reference
+from peftserve.adapters.ownership import Actor
 from peftserve.adapters.quotas import Quota
 from peftserve.adapters.recovery import open_registry
 from peftserve.adapters.registry import AdapterRegistry
@@ -33,7 +34,7 @@ class World:
             store, registry, Leases(), inspect=self.inspect, release=self.release, keeping=keeping
         )
 
-    async def inspect(self, digest: str, path: Path) -> AdapterFacts:
+    async def inspect(self, digest: str, path: Path, tenant: str) -> AdapterFacts:
         return self._facts
 
     async def release(self, digest: str) -> None:
@@ -101,15 +102,16 @@ async def test_a_restore_is_refused_where_the_name_is_a_routes_or_the_quota_is_u
     store: AdapterStore, upload: Upload, facts: AdapterFacts, tmp_path: Path
 ) -> None:
     with open_registry(tmp_path / "state", store) as (registry, _):
-        world = World(store, registry, facts, Keeping(deleted=60.0, quota=Quota(max_adapters=1)))
-        await world.library.add(upload("x"), "a", owner="me")
-        await world.library.delete("a")
-        await world.library.add(upload("y"), "b", owner="me")
+        world = World(store, registry, facts, Keeping(deleted=60.0))
+        mine = world.library.acting_for(Actor("me", quota=Quota(max_adapters=1)))
+        await mine.add(upload("x"), "a")
+        await mine.delete("a")
+        await mine.add(upload("y"), "b")
         with pytest.raises(QuotaExceeded, match="2 adapters"):
-            await world.library.restore("a")
-        await world.library.delete("b", purge=True)
+            await mine.restore("a")
+        await mine.delete("b", purge=True)
         with registry.transaction() as db:
-            db.execute("INSERT INTO documents VALUES ('route', 'a', 1, 0, '{}')")
+            db.execute("INSERT INTO documents VALUES ('route', 'a', 1, 0, '{}', '')")
         with pytest.raises(AdapterConflict, match="route"):
             await world.library.restore("a")
         assert len(registry.restorable()) == 1, "and nothing has changed"

@@ -31,11 +31,12 @@ def router(registry: AdapterRegistry, facts: AdapterFacts) -> Router:
 
 def test_the_base(router: Router) -> None:
     assert router.resolve("org/demo") == router.resolve(None) == router.resolve("default") == BASE
+    assert router.alone("org/demo") == router.alone(None) == router.alone("a route") == BASE
 
 
 @pytest.mark.parametrize(("model", "ref"), [("a", A2), ("a@1", A1), ("a@2", A2), ("b", B1)])
 def test_one_adapter(router: Router, model: str, ref: VersionRef) -> None:
-    assert router.resolve(model) == Resolved((Member(ref, 1.0),), str(ref), model)
+    assert router.resolve(model) == Resolved((Member(ref, 1.0),), str(ref), model) == router.alone(model)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,7 @@ def test_the_default_follows_its_setting(router: Router, registry: AdapterRegist
     assert router.resolve(None).label == "a@3"
     registry.set_default("a@1")
     assert router.resolve(None).label == "a@1"
+    assert router.alone(None) == router.resolve(None)
     registry.set_default(None)
     assert router.resolve(None) == BASE
 

@@ -56,7 +56,7 @@ def test_reads_what_safetensors_writes(tmp_path: Path) -> None:
         ({"x": entry(0, 8), "y": entry(12, 16)}, b"\0" * 16, "gap or an overlap before y"),
         ({"x": entry(0, 8, [3])}, b"\0" * 8, "gives x 8 bytes"),
         ({"x": entry(8, 0, [])}, b"", "gives x -8 bytes"),
-        ({"x": entry(0, 8, [1], "F64")}, b"\0" * 8, "holds x as F64; served are F32, F16, BF16, I64"),
+        ({"x": entry(0, 8, [1], "C64")}, b"\0" * 8, "holds x as C64; served are F32, F16, BF16, I64"),
         ({"x": entry(0, 8, [1], "C64")}, b"\0" * 8, "holds x as C64"),
         ({"x": entry(0, 4, [-1])}, b"\0" * 4, "impossible shape"),
         ({"x": entry(0, 4, [True])}, b"\0" * 4, "impossible shape"),

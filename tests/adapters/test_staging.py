@@ -83,10 +83,13 @@ def test_a_file_whose_sender_failed_is_not_finished(staged: StagedUpload) -> Non
         _ = staged.digest
 
 
-@pytest.mark.parametrize("name", ["adapter_model.bin", "x.pt", "x.pkl"])
-def test_pickles_are_refused_by_name(staged: StagedUpload, name: str) -> None:
+@pytest.mark.parametrize("name", ["adapter_model.bin", "folder/pytorch_adapter.bin"])
+def test_pickled_weights_alone_are_refused_by_name(staged: StagedUpload, name: str) -> None:
+    write(staged, CONFIG, b"{}")
+    assert staged.receive(name) is None
     with pytest.raises(InvalidAdapter, match="pickle"):
-        staged.open(name)
+        _ = staged.digest
+    assert staged.skipped == [name]
 
 
 @pytest.mark.parametrize(

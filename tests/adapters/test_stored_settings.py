@@ -21,7 +21,7 @@ Upload = Callable[..., StagedUpload]
 
 
 def library_of(store: AdapterStore, registry: AdapterRegistry, facts: AdapterFacts) -> AdapterLibrary:
-    async def inspect(digest: str, path: Path) -> AdapterFacts:
+    async def inspect(digest: str, path: Path, tenant: str) -> AdapterFacts:
         return facts
 
     async def release(digest: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 GAP = "…"
+TABLES = ("_ADAPTER_ANSWERS", "_FAULT_ANSWERS", "CODES")  # of errors' classes to what is answered
 
 
 @cache
@@ -45,7 +46,7 @@ def fields_of(name: str) -> list[str]:
 
 
 def error_codes() -> set[str]:
-    """Return the codes of the API's errors: of those raised by name or place, and of the table of adapters' errors."""
+    """Return the codes of the API's errors: of those raised by name or place, and of the tables."""
     return {code for tree in trees() for node in ast.walk(tree) for code in _codes(node)}
 
 
@@ -57,6 +58,6 @@ def _codes(node: ast.AST) -> Iterator[str]:
             given = [word.value for word in node.keywords if word.arg == "code"]
             given += node.args[place : place + 1] if place is not None else []
             yield from (code for value in given if (code := _text(value)))
-    if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == "_ADAPTER_ANSWERS":
+    if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") in TABLES:
         assert isinstance(node.value, ast.Dict)
-        yield from (_text(value.elts[1]) for value in node.value.values if isinstance(value, ast.Tuple))
+        yield from (_text(value.elts[1] if isinstance(value, ast.Tuple) else value) for value in node.value.values)

@@ -12,12 +12,12 @@ import yaml
 
 from docs.generate import PAGES, render
 from peftserve.server.cli.main import make_parser
-from peftserve.server.cli.settings import SETTINGS
+from peftserve.server.cli.settings.table import SETTINGS
 
 from .sources import error_codes, fields_of, says
 
 ROOT = Path(__file__).resolve().parents[2]
-WRITTEN = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md"]
+WRITTEN = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md", "deploy/README.md"]
 WRITTEN += sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))
 
 
@@ -48,7 +48,7 @@ def test_error_codes_are_all_of_them() -> None:
 
 
 def test_fields_of_requests_are_all_named() -> None:
-    requests = ("ModelRequest", "GenerationRequest", "CompletionRequest", "ChatRequest")
+    requests = ("ModelRequest", "AnsweredRequest", "GenerationRequest", "CompletionRequest", "ChatRequest")
     fields = {field for request in requests for field in fields_of(request)} - {"named"}
     by_hand = text_of("docs/api.md").partition("<!-- reference")[0]
     assert {field for field in fields if f"`{field}`" not in by_hand} == set()

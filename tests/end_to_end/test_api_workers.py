@@ -150,5 +150,9 @@ async def test_a_killed_engine_is_an_error_at_once_on_every_connection(server: A
     answers = await asyncio.wait_for(asking, SOON)
     assert all('"engine_dead"' in answer.text for answer in answers)
     assert {answer.status_code for answer in await post_all(client, body)} == {503}
-    live = await asyncio.gather(*(client.http.get("/health/live") for _ in range(AT_ONCE)))
-    assert {answer.status_code for answer in live} == {503}
+    ready = await asyncio.gather(*(client.http.get("/health") for _ in range(AT_ONCE)))
+    assert {answer.status_code for answer in ready} == {503}
+    while 200 not in {answer.status_code for answer in ready}:
+        ready = await asyncio.gather(*(client.http.get("/health") for _ in range(AT_ONCE)))
+    while {answer.status_code for answer in await post_all(client, SHORT)} != {200}:
+        await asyncio.sleep(0.1)

@@ -24,6 +24,8 @@ from peftserve.server.wire.messages import AddRequest, SamplingParams, SequenceO
 pytestmark = pytest.mark.slow
 
 ARCHITECTURES = ["llama", "llama_biased", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "gpt2", "opt"]
+ARCHITECTURES += ["llama4", "gemma4", "falcon", "bloom", "gpt_neo", "mpt"]
+ARCHITECTURES += ["qwen3_5_text", "granitemoehybrid"]  # which keep state beside the cache
 OF_EVERY_SETTING = ["llama", "gemma2", "gpt2"]
 MOST_STEPS = 20_000
 ALL_AT_ONCE = "preemption, chunks, shared prefixes and few slots"

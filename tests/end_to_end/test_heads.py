@@ -22,6 +22,7 @@ from peftserve.server.engine import Engine
 from peftserve.server.wire.messages import AddRequest, SamplingParams, WeightedAdapter
 
 MAX_TOKENS = 6
+QV = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"])
 MORE = 7  # tokens of a larger vocabulary, beyond the base's
 SETTINGS: Mapping[str, dict[str, Any]] = {
     "whole prompts": {"max_batch_tokens": 512, "prefix_caching": False},
@@ -141,7 +142,11 @@ def kin(oracle: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Callabl
 
 def _answered(oracle: ModuleType, models: Mapping[str, Any]) -> list[tuple[str, list[int], Any]]:
     names = [name for name in models for _ in range(2)]
-    pairs = list(zip(names, _prompts(len(names)), strict=True))
+    sizes = {name: model.get_input_embeddings().weight.shape[0] for name, model in models.items()}
+    pairs = [
+        (name, [token % sizes[name] for token in prompt])
+        for name, prompt in zip(names, _prompts(len(names)), strict=True)
+    ]
     random.Random(4).shuffle(pairs)
     return [(name, prompt, oracle.peft_generate(models[name], prompt, MAX_TOKENS)) for name, prompt in pairs]
 
@@ -200,26 +205,47 @@ def wide(request: pytest.FixtureRequest, oracle: ModuleType, tmp_path_factory: p
         name: oracle.method_adapter(model, folder / name, config, randomize=_quiet) for name, config in configs.items()
     }
     models = {"": oracle.plain_model(model)} | {n: oracle.peft_model(model, a) for n, a in adapters.items()}
-    for more in (MORE, 2 * MORE):
-        name = f"{more} tokens more"
-        models[name] = _grown(oracle, model, folder / name, more)
+    lora = {"task_type": "CAUSAL_LM", "r": 4}
+    new = {"trainable_token_indices": {"embed_tokens": [300, 7, 301], "lm_head": [300, 7, 301]}}
+    trained = {"trainable_token_indices": [3, 289]}
+    both = {**lora, "target_modules": ["q_proj", "embed_tokens", "lm_head"]}
+    resized = {
+        f"{MORE} tokens more": (300 + MORE, QV),
+        f"{2 * MORE} tokens more": (300 + 2 * MORE, QV),
+        "more, with LoRA on both": (300 + MORE, peft.LoraConfig(**both)),
+        "more, with DoRA on both": (300 + MORE, peft.LoraConfig(**both, use_dora=True)),
+        "more, with trained tokens": (302, peft.LoraConfig(**lora, target_modules=["q_proj"], **new)),
+        "fewer": (280, QV),
+        "fewer, with LoRA on both": (270, peft.LoraConfig(**both)),
+        "fewer, with DoRA on both": (270, peft.LoraConfig(**both, use_dora=True)),
+        "fewer, saved": (290, peft.LoraConfig(**lora, target_modules=["q_proj"], modules_to_save=head)),
+        "fewer, with trained tokens": (290, peft.LoraConfig(**lora, target_modules=["k_proj"], **trained)),
+    }
+    for name, (size, config) in resized.items():
+        models[name] = _resized(oracle, model, folder / name, size, config)
         adapters[name] = folder / name
     return World(model, adapters, _answered(oracle, models))
 
 
-def _grown(oracle: ModuleType, model: Path, folder: Path, more: int) -> Any:
+def _resized(oracle: ModuleType, model: Path, folder: Path, size: int, config: Any) -> Any:
+    """Train with a vocabulary of another size, and save as PEFT does by itself. Returns the model as it was trained."""
     base = oracle.plain_model(model)
-    base.resize_token_embeddings(300 + more, mean_resizing=False)
+    base.resize_token_embeddings(size, mean_resizing=False)
+    more = max(size - 300, 0)
     with torch.no_grad():  # so that it says the new ones
         if base.lm_head.bias is not None:
             base.lm_head.bias[300:] = 0.3
         base.lm_head.weight[300:] = 1.5 * base.lm_head.weight[20 : 20 + more] + 0.2 * torch.randn(more, 64)
-    config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"])
+    generator = torch.Generator().manual_seed(size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        grown = peft.get_peft_model(base, config)
-        grown.save_pretrained(folder, save_embedding_layers=True)
-    return grown.eval()
+        trained = peft.get_peft_model(base, config)
+        with torch.no_grad():
+            for name, parameter in trained.named_parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(_quiet(name, parameter, generator))
+        trained.save_pretrained(folder)
+    return trained.eval()
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -229,12 +255,18 @@ def test_a_larger_vocabulary_beside_every_adapter_on_the_head(wide: World, setti
     assert not _serve(wide, device, **SETTINGS[setting])
 
 
+def test_an_adapter_with_fewer_tokens_reads_no_others(wide: World, device: str) -> None:
+    requests = [("fewer", [5, 279, token], None) for token in (280, 299)]
+    refused = "fewer: the prompt holds a token id outside of the vocabulary of 280"
+    assert _serve(wide._replace(requests=requests), device) == [refused, refused]
+
+
 def test_a_larger_vocabulary_in_a_mixture(oracle: ModuleType, tmp_path: Path, device: str) -> None:
     """The base says and reads nothing of the new tokens, and nor does an adapter of its vocabulary."""
     model = oracle.tiny_model("qwen2", 3, tmp_path / "model", tie_word_embeddings=False)
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["embed_tokens", "k_proj", "lm_head"])
     other = oracle.method_adapter(model, tmp_path / "other", config, randomize=_quiet)
-    grown = _grown(oracle, model, tmp_path / "grown", MORE)
+    grown = _resized(oracle, model, tmp_path / "grown", 300 + MORE, QV)
     mixed = oracle.plain_model(model)
     base = {name: _padded(value) for name, value in mixed.state_dict().items()}
     mixed.resize_token_embeddings(300 + MORE, mean_resizing=False)

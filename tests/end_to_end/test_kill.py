@@ -19,7 +19,7 @@ SOON = 15.0
 
 async def test_kills_lose_nothing_acknowledged_and_are_errors_at_once(world: Any, serve: Callable[..., Any]) -> None:
     """In the middle of uploads, twice on one state folder: what was acknowledged is there, and all that is there is
-    whole. In the end of the engine alone, while requests run on the default.
+    whole. In the end of the engine alone, while requests run on the default: another takes its place, and all is there.
     """
     tried: dict[str, Path] = {}
     again = serve()
@@ -34,6 +34,9 @@ async def test_kills_lose_nothing_acknowledged_and_are_errors_at_once(world: Any
         assert list((again.state / "staging").iterdir()) == []
         await _check_adapters(world, again, {name: tried[name] for name in names})
     await _kill_the_engine(world, again)
+    again.wait_until(again._is_ready, "have another engine")
+    await _check_adapters(world, again, {name: tried[name] for name in names})
+    assert again.client.get("/v1/default-adapter").json()["adapter"] >= default
 
 
 async def _upload_until_killed(
@@ -81,7 +84,7 @@ async def _check_adapters(world: Any, server: Any, adapters: dict[str, Path]) ->
 
 
 async def _kill_the_engine(world: Any, server: Any) -> None:
-    """Kill the engine. Open requests, streamed or not, new ones and the liveness probe get an error at once."""
+    """Kill the engine. Open requests, streamed or not, new ones and the readiness probe get an error at once."""
     body = {"model": "default", "prompt": [20, 30, 40], "max_tokens": 240, "ignore_eos": True}
     streamed = [i % 2 == 0 for i in range(STREAMS)]
     async with world.connect(server) as client:
@@ -93,11 +96,11 @@ async def _kill_the_engine(world: Any, server: Any) -> None:
         server.kill_engine()
         answers = await asyncio.wait_for(asyncio.gather(*asking), SOON)
         late = await client.http.post("/v1/completions", json=body)
-        live = await client.http.get("/health/live")
+        ready = await client.http.get("/health/ready")
     for answer, stream in zip(answers, streamed, strict=True):  # a stream of which nothing was sent is none
         assert answer.status_code in ((200, 503) if stream else (503,))
     assert all(_error_message(answer.text) for answer in answers)
-    assert (late.status_code, live.status_code) == (503, 503)
+    assert (late.status_code, ready.status_code) == (503, 503)
 
 
 def _error_message(text: str) -> str:

@@ -354,7 +354,6 @@ def _broken(files: list[Any], *, whatever_the_method: bool) -> Iterator[tuple[st
         ("without its tensors", config, save({})),
         ("with a tensor more", config, save({**tensors, "base_model.model.model.layers.0.other": torch.ones(2)})),
         ("with a tensor of another name", config, save({**others, first + "_": tensors[first]})),
-        ("with an unknown field", config.replace(b"{", b'{"a_field_that_nobody_knows": 1,', 1), weights),
     ):
         yield (
             what,

@@ -33,6 +33,13 @@ def upload(engine: Engine, digest: str, adapter: Path) -> None:
     inspection.result()
 
 
+def sure_tokens(oracle: ModuleType, model: Any, prompt: list[int], margin: float) -> list[int]:
+    """Return a model's own greedy tokens up to the first that stands above the next best by less than `margin`."""
+    answer: Any = oracle.peft_generate(model, prompt, MAX_TOKENS)
+    tokens: list[int] = answer.token_ids
+    return tokens[: next((i for i, m in enumerate(answer.margins) if m < margin), MAX_TOKENS)]
+
+
 def answers(engine: Engine, digests: list[str]) -> dict[str, list[int]]:
     """Return the greedy tokens of each adapter, all in one batch. "" is the base."""
     sampling = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, ignore_eos=True)
@@ -62,10 +69,9 @@ def test_every_way_to_read_a_base_in_one_batch(form: str, plain: Path, oracle: M
     finally:
         engine.close()
     for name, model in wanted.items():
-        answer: Any = oracle.peft_generate(model, PROMPT, MAX_TOKENS)
-        sure = next((i for i, margin in enumerate(answer.margins) if margin < 1e-3), MAX_TOKENS)
-        assert got[name][:sure] == answer.token_ids[:sure], name
-        assert sure > 0
+        wanted_tokens = sure_tokens(oracle, model, PROMPT, 1e-3)
+        assert got[name][: len(wanted_tokens)] == wanted_tokens, name
+        assert wanted_tokens
 
 
 def test_inputs_are_quantised_in_every_pass(plain: Path, oracle: ModuleType, tmp_path: Path) -> None:
@@ -79,6 +85,26 @@ def test_inputs_are_quantised_in_every_pass(plain: Path, oracle: ModuleType, tmp
         got = answers(engine, [])[""]
     finally:
         engine.close()
-    answer: Any = oracle.peft_generate(oracle.plain_model(quantised), PROMPT, MAX_TOKENS)
-    sure = next((i for i, margin in enumerate(answer.margins) if margin < 0.05), MAX_TOKENS)
-    assert got[:sure] == answer.token_ids[:sure]
+    wanted = sure_tokens(oracle, oracle.plain_model(quantised), PROMPT, 0.05)
+    assert got[: len(wanted)] == wanted
+
+
+def test_neighbours_change_nothing_where_a_scale_is_shared(plain: Path, oracle: ModuleType, tmp_path: Path) -> None:
+    """A linear that takes one scale from all rows of a call runs each sequence by itself, as transformers does."""
+    quantised, _ = oracle.quantised_model(plain, tmp_path, "mixing")
+    sampling = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, ignore_eos=True)
+    prompts = [PROMPT, PROMPT[::-1], [3, 3, 3], [250]]
+    tokens: dict[str, list[int]] = {str(i): [] for i in range(len(prompts))}
+    engine = start(quantised)
+    try:
+        for i, prompt in enumerate(prompts):
+            engine.add_request(AddRequest(request_id=str(i), prompt_token_ids=prompt, sampling=sampling))
+        while engine.has_work():
+            for output in engine.step():
+                tokens[output.request_id] += output.token_ids
+    finally:
+        engine.close()
+    model = oracle.plain_model(quantised)
+    for i, prompt in enumerate(prompts):
+        wanted = sure_tokens(oracle, model, prompt, 0.05)
+        assert tokens[str(i)][: len(wanted)] == wanted

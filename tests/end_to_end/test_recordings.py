@@ -23,6 +23,7 @@ from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine, assembly
 from peftserve.server.engine.adapters import service
 from peftserve.server.engine.model import graphs
+from peftserve.server.engine.model.self_check import StartCheck
 from peftserve.server.wire.messages import AddRequest, SamplingParams, WeightedAdapter
 
 pytestmark = pytest.mark.slow
@@ -66,7 +67,7 @@ def run_on_kernels(monkeypatch: pytest.MonkeyPatch, cuda: Any) -> None:
     monkeypatch.setattr(assembly, "make_attention_backend", make_attention)
     monkeypatch.setattr(service, "make_bypass_backend", TritonBypass)
     monkeypatch.setattr(assembly, "make_recorder", graphs.CudaRecorder)
-    monkeypatch.setattr(assembly, "check_paged_attention", lambda *args: None)
+    monkeypatch.setattr(StartCheck, "run", lambda *args: None)
 
 
 def tensors_of(thing: Any, name: str, seen: dict[int, Any]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -178,3 +179,33 @@ def test_nothing_is_captured_after_the_start(
     assert simulated_cuda.captures == captures
     after = read_by_graphs()
     assert {name: after.get(name) for name in places} == places
+
+
+@pytest.mark.parametrize("name", ["mamba2", "mamba"])
+def test_decodes_of_states_are_replayed_on_the_slots_of_their_sequences(
+    name: str, oracle: ModuleType, simulated_cuda: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of a model without attention, so that replays compute all of a bare step; prompts of one token begin anew."""
+    run_on_kernels(monkeypatch, simulated_cuda)
+    model = oracle.tiny_model(name, 0, tmp_path / "model")
+    options = {"device": "cpu", "dtype": "float32", "max_batch_tokens": 16, "max_running": 4, "num_threads": 1}
+    reference, engine = oracle.PeftOracle(model), Engine(EngineConfig(model=str(model), **options))
+    captures, before = simulated_cuda.captures, simulated_cuda.replays
+    wanted, found = dict[str, list[int]](), dict[str, list[int]]()
+    try:
+        for lengths in ((30, 2, 17, 1), (1,), (1, 1)):  # the later ones on seats whose states are others' still
+            for length in lengths:
+                prompt = [(7 * j + len(wanted)) % 280 + 9 for j in range(length)]
+                request_id = str(len(wanted))
+                wanted[request_id] = reference.sure(prompt, 8)
+                sampling = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+                engine.add_request(AddRequest(request_id=request_id, prompt_token_ids=prompt, sampling=sampling))
+            while engine.has_work():
+                for output in engine.step():
+                    assert output.error is None
+                    found.setdefault(output.request_id, []).extend(output.token_ids)
+    finally:
+        engine.close()
+    assert {key: found[key][: len(sure)] for key, sure in wanted.items()} == wanted
+    assert simulated_cuda.replays > before + 5
+    assert simulated_cuda.captures == captures > 1

@@ -216,6 +216,31 @@ def test_prompts_run_through_flash_kernels(
     assert {past for _, past in calls} == {False, True}
 
 
+@pytest.mark.parametrize(
+    ("architecture", "options"), [("llama4", {"num_hidden_layers": 1, "moe_layers": []}), ("bloom", {"n_layer": 1})]
+)
+def test_layers_whose_windows_restart_and_those_with_a_bias(
+    oracle: ModuleType, graphs_of: Recordings, device: str, tmp_path: Path, architecture: str, options: dict[str, Any]
+) -> None:
+    """In chunks and past the border of a window, beside a decode; decodes by graphs."""
+    model = oracle.tiny_model(architecture, 3, tmp_path / "model", **options)
+    engine = Engine(EngineConfig(model=str(model), device=device, dtype="float32", max_batch_tokens=16, max_running=2))
+    prompts = {"long": [*range(20, 41)], "short": PROMPT}
+    found: dict[str, list[int]] = {name: [] for name in prompts}
+    try:
+        for name, prompt in prompts.items():
+            sampling = SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True)
+            engine.add_request(AddRequest(request_id=name, prompt_token_ids=prompt, sampling=sampling, adapters=[]))
+        while engine.has_work():
+            for output in engine.step():
+                assert not output.error
+                found[output.request_id] += output.token_ids
+    finally:
+        engine.close()
+    plain = oracle.plain_model(model)
+    assert found == {name: oracle.peft_generate(plain, prompt, 3).token_ids for name, prompt in prompts.items()}
+
+
 def request(name: str, parts: list[WeightedAdapter], max_tokens: int = MAX_TOKENS) -> AddRequest:
     sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True, logprobs=0)
     return AddRequest(request_id=name, prompt_token_ids=PROMPT, sampling=sampling, adapters=parts)

@@ -44,7 +44,7 @@ TARGETS = {
 DESIGNS = {"rows apart": rows_apart(), "rows in tiles": rows_in_tiles()}
 MODES = ("shrink", "expand", "gather")
 MOST_PARTS = {True: 16, False: 64}  # of 14,336 input features: for tiles of several rows, for single ones
-POINTERS = {"table_ptr": "*i64", "list_ptr": "*i32", "h_ptr": "*fp32", "partial_ptr": "*fp32"}
+POINTERS = {"table_ptr": "*i64", "list_ptr": "*i32", "h_ptr": "*fp32", "partial_ptr": "*fp32", "bias_ptr": "*fp32"}
 POINTERS |= {"records_ptr": "*i32", "ids_ptr": "*i64"}
 LAYERS = {  # by their heads' dim
     64: AttentionLayer(64, 8, 64, 64, 0.125, window=128, sinks=True),
@@ -112,11 +112,12 @@ def compile_argmax(dtype: str, target: GPUTarget) -> Any:
     signature = {
         "rows_ptr": f"*{dtype}",
         "ids_ptr": "*i64",
+        "highest_ptr": "*fp32",
         "row_stride": "i32",
         "columns": "i32",
         "BLOCK": "constexpr",
     }
-    aligned = {(i,): [["tt.divisibility", 16]] for i in range(4)}
+    aligned = {(i,): [["tt.divisibility", 16]] for i in range(5)}
     source = ASTSource(argmax_kernel, signature, {"BLOCK": BLOCK}, aligned)
     return triton.compile(source, target=target, options={"num_warps": WARPS})
 

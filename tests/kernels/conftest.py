@@ -138,6 +138,14 @@ class AttentionCase:
     def sinks(self) -> torch.Tensor | None:
         return self._randn(1, self.layer.heads, 1).flatten() if self.layer.sinks else None
 
+    def bias(self) -> torch.Tensor | None:
+        """Return biases of all positions: of ALiBi, shaken."""
+        positions = self.num_pages * self.page_size
+        slopes = torch.linspace(0.02, 0.3, self.layer.heads)[:, None]
+        drawn = torch.randn(self.layer.heads, positions, generator=self.generator)
+        made = slopes * torch.arange(positions) + drawn
+        return made.to(DEVICE) if self.layer.biased else None
+
     def _randn(self, rows: int, heads: int, dim: int) -> torch.Tensor:
         made = torch.randn(1, rows, heads, dim, generator=self.generator)
         return made.to(DEVICE, self.dtype).transpose(1, 2)
@@ -149,14 +157,14 @@ def check_attention(
     """Check one step of the only layer against the reference, and that the cache is the same, bit for bit."""
     used = sum(span.rows for span in spans)
     query, key, value = case.inputs(capacity or used)
-    keys, values, sinks = case.keys.clone(), case.values.clone(), case.sinks()
+    keys, values, sinks, bias = case.keys.clone(), case.values.clone(), case.sinks(), case.bias()
     naive_write(spans, key, keys)
     naive_write(spans, value, values)
     backend.begin(spans, capacity=capacity)
-    got = backend.attend(0, query, key, value, case.keys, case.values, sinks)
+    got = backend.attend(0, query, key, value, case.keys, case.values, sinks, bias)
     assert torch.equal(case.keys.nan_to_num(9.0), keys.nan_to_num(9.0))
     assert torch.equal(case.values.nan_to_num(9.0), values.nan_to_num(9.0))
-    expected = naive_attend(spans, case.layer, query, keys, values, sinks)
+    expected = naive_attend(spans, case.layer, query, keys, values, sinks, bias)
     if used:
         assert_close("attention", expected[:used], got[:used], tol)
     assert not got[used:].any()

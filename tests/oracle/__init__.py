@@ -7,8 +7,9 @@ from peft.tuners.boft import layer as boft
 from transformers.utils.logging import disable_progress_bar
 
 from .adapters import random_adapter, varied_adapters
-from .catalog import CATALOG, is_fault, kind_of
+from .catalog import CATALOG, Kind, is_fault, kind_of
 from .client import Answer, Client
+from .gguf import GGUF_TYPES, gguf_model
 from .methods import (
     method_adapter,
     naive_logits,
@@ -20,11 +21,12 @@ from .methods import (
     plain_model,
     shaken,
 )
-from .models import ARCHITECTURES, BOS, EOS, PAD, VOCAB_SIZE, tiny_model, tiny_tokenizer
+from .models import ARCHITECTURES, BOS, EOS, PAD, VOCAB_SIZE, read_model, tiny_model, tiny_tokenizer
 from .quantised import QUANTISED_FORMS, CodesLinear, CodesTensor, quantised_model
-from .reference import Greedy, Mixture, PeftOracle
+from .reference import CLEAR, Greedy, Mixture, PeftOracle
 from .running_server import RunningServer, adapter_files, free_port
 from .workload import Request, random_workload
+from .wrapped import WRAPPED, text_model, wrapped_model
 
 disable_progress_bar()
 # The README.md of a checkpoint, which nobody reads, took a third of the time that PEFT takes to make one.
@@ -36,21 +38,26 @@ __all__ = [
     "ARCHITECTURES",
     "BOS",
     "CATALOG",
+    "CLEAR",
     "EOS",
+    "GGUF_TYPES",
     "PAD",
     "QUANTISED_FORMS",
     "VOCAB_SIZE",
+    "WRAPPED",
     "Answer",
     "Client",
     "CodesLinear",
     "CodesTensor",
     "Greedy",
+    "Kind",
     "Mixture",
     "PeftOracle",
     "Request",
     "RunningServer",
     "adapter_files",
     "free_port",
+    "gguf_model",
     "is_fault",
     "kind_of",
     "method_adapter",
@@ -64,8 +71,11 @@ __all__ = [
     "quantised_model",
     "random_adapter",
     "random_workload",
+    "read_model",
     "shaken",
+    "text_model",
     "tiny_model",
     "tiny_tokenizer",
     "varied_adapters",
+    "wrapped_model",
 ]

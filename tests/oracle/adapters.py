@@ -13,16 +13,43 @@ from transformers import AutoConfig, AutoModelForCausalLM
 _STRENGTH = 0.6
 """Size of an adapter's delta beside the weight that it bypasses: enough to change the text, not to blow it up."""
 
-_MODULES = {
+_OF_FALCON = {
+    "attention": ["query_key_value", "dense"],
+    "mlp": ["dense_h_to_4h", "dense_4h_to_h"],
+    "embedding": "word_embeddings",
+    "layers": "h",
+}
+_MODULES: dict[str, dict[str, Any]] = {
+    "bloom": {**_OF_FALCON},
+    "codegen": {"attention": ["qkv_proj", "out_proj"], "mlp": ["fc_in", "fc_out"], "embedding": "wte", "layers": "h"},
+    "falcon": {**_OF_FALCON},
+    "gpt_neo": {
+        "attention": ["q_proj", "k_proj", "v_proj", "out_proj"],
+        "mlp": ["c_fc", "c_proj"],
+        "embedding": "wte",
+        "layers": "h",
+    },
+    "gpt_neox_japanese": {**_OF_FALCON, "embedding": "embed_in", "layers": "layers"},
+    "gptj": {"attention": ["q_proj", "v_proj"], "mlp": ["fc_in", "fc_out"], "embedding": "wte", "layers": "h"},
+    "mpt": {"attention": ["Wqkv", "out_proj"], "mlp": ["up_proj", "down_proj"], "embedding": "wte", "layers": "blocks"},
+    "openai-gpt": {"attention": ["c_attn"], "mlp": ["c_fc", "mlp.c_proj"], "embedding": "tokens_embed", "layers": "h"},
+    "xglm": {"attention": ["q_proj", "k_proj", "v_proj", "out_proj"], "mlp": ["fc1", "fc2"]},
     "gpt2": {"attention": ["c_attn"], "mlp": ["c_fc", "mlp.c_proj"], "embedding": "wte", "layers": "h"},
     "opt": {"attention": ["q_proj", "v_proj"], "mlp": ["fc1", "fc2"]},
+    "llama4_text": {"unsupported": ["router"]},
     "phi3": {"attention": ["qkv_proj", "o_proj"], "mlp": ["gate_up_proj", "down_proj"]},
+    "qwen3_5_text": {"attention": ["in_proj_qkv", "in_proj_a", "out_proj", "q_proj", "v_proj"]},
+    "granitemoehybrid": {
+        "attention": ["in_proj", "out_proj", "q_proj", "v_proj"],
+        "mlp": ["shared_mlp.input_linear", "shared_mlp.output_linear"],
+    },
 }
 _USUAL = {
     "attention": ["q_proj", "k_proj", "v_proj", "o_proj"],
     "mlp": ["gate_proj", "up_proj", "down_proj"],
     "embedding": "embed_tokens",
     "layers": "layers",
+    "unsupported": [],  # linears that PEFT takes for its own and then cannot run
 }
 
 
@@ -42,16 +69,22 @@ def varied_adapters(model_folder: Path, folder: Path, seed: int = 0) -> list[Pat
 def _variety(model_folder: Path) -> dict[str, dict[str, Any]]:
     kind = AutoConfig.from_pretrained(model_folder).model_type
     own = modules_of(kind)
-    attention, mlp = list(own["attention"]), list(own["mlp"])
+    attention, mlp, unsupported = list(own["attention"]), list(own["mlp"]), list(own["unsupported"])
     last = mlp[-1].rpartition(".")[2]
     return {
         "suffixes": {"r": 8, "lora_alpha": 16, "target_modules": attention},
         "regex": {"r": 1, "lora_alpha": 2, "target_modules": rf".*\.\d+\..*({'|'.join(mlp)})"},
-        "all_rslora": {"r": 16, "lora_alpha": 32, "use_rslora": True, "target_modules": "all-linear"},
+        "all_rslora": {
+            "r": 16,
+            "lora_alpha": 32,
+            "use_rslora": True,
+            "target_modules": "all-linear",
+            "exclude_modules": unsupported or None,
+        },
         "excluded": {
             "r": 4,
             "target_modules": "all-linear",
-            "exclude_modules": [attention[0]],
+            "exclude_modules": [attention[0], *unsupported],
             "file_dtype": torch.bfloat16,
         },
         "one_layer": {
@@ -85,7 +118,7 @@ def random_adapter(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         base = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
-        options.setdefault("fan_in_fan_out", base.config.model_type == "gpt2")
+        options.setdefault("fan_in_fan_out", base.config.model_type in ("gpt2", "openai-gpt"))
         model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **options))
         _randomize(model, torch.Generator().manual_seed(seed))
         model.save_pretrained(folder)

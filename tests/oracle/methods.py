@@ -19,13 +19,14 @@ import torch
 from peft import ArrowConfig, LoraConfig, PeftConfig, PeftModel, create_arrow_model, get_peft_model
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from peftserve.adapters.bypass import Bypass, SideAttention
 from peftserve.adapters.primitives import Primitive, Replacement
 from peftserve.kernels.ops.formulas import Op, Stage, chained
 
+from .models import read_model
 from .reference import Greedy
 
 Randomize = Callable[[str, torch.Tensor, torch.Generator], torch.Tensor]
@@ -38,9 +39,8 @@ def plain_model(folder: Path) -> PreTrainedModel:
 
 @lru_cache(maxsize=8)
 def _read_model(folder: Path) -> PreTrainedModel:
-    """Load a model with eager attention: in transformers 5.17 the fused one leaves out Gemma 2's soft cap."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    return model.eval().requires_grad_(False)
+    model: PreTrainedModel = read_model(folder)
+    return model.requires_grad_(False)
 
 
 def shaken(name: str, parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -245,14 +245,26 @@ def _attach(model: nn.Module, name: str, primitives: tuple[Primitive, ...]) -> N
 
     def after(_: nn.Module, __: object, output: torch.Tensor) -> torch.Tensor:
         x, y = raw[0][0], output[0]
-        for stage in (Stage.REPLACE, Stage.OUTPUT, Stage.ADD):
-            terms = [op(streams[op.source] if op.source else x, y) for op in ops if op.formula.stage is stage]
+        width, known = y.shape[-1], True if x.is_floating_point() else (x < module.num_embeddings)[:, None]
+        for op in (op for op in ops if op.formula.stage is Stage.REPLACE):
+            y = op(x, y)
+        for stage in (Stage.OUTPUT, Stage.ADD):  # which know the base's vocabulary only, where another is larger
+            own = y[..., :width]
+            terms = [
+                _term(op, streams[op.source] if op.source else x, own, known) for op in ops if op.formula.stage is stage
+            ]
             if terms:
-                y = terms[0] if stage is Stage.REPLACE else y + sum(terms)
+                y = torch.cat([own + sum(terms), y[..., width:]], -1)
         return y[None]
 
     module.register_forward_pre_hook(before)
     module.register_forward_hook(after)
+
+
+def _term(op: Op, x: torch.Tensor, y: torch.Tensor, known: torch.Tensor | bool) -> torch.Tensor:
+    if known is True or op.kind != "low_rank":
+        return op(x, y)
+    return op(torch.where(known[:, 0], x, 0), y) * known
 
 
 def _op(module: nn.Module, primitive: Primitive) -> Op:

@@ -13,6 +13,8 @@ import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from .hybrids import HYBRIDS
+
 VOCAB_SIZE = 300
 BOS, EOS, PAD = 0, 1, 2
 _SPECIAL = ["<s>", "</s>", "<pad>", "<|user|>", "<|assistant|>"]
@@ -109,6 +111,19 @@ ARCHITECTURES: dict[str, Callable[..., PretrainedConfig]] = {
         topk_group=1,
         tie_word_embeddings=False,
     ),
+    "llama4": _decoder(
+        transformers.Llama4TextConfig,
+        head_dim=16,
+        num_hidden_layers=3,
+        no_rope_layer_interval=3,
+        attention_chunk_size=16,
+        floor_scale=8,
+        attn_scale=0.5,
+        intermediate_size_mlp=96,
+        num_local_experts=4,
+        moe_layers=[1],
+        tie_word_embeddings=False,
+    ),
     "phi3": _decoder(transformers.Phi3Config, tie_word_embeddings=False, original_max_position_embeddings=256),
     "gpt2": lambda **overrides: transformers.GPT2Config(
         **{
@@ -123,6 +138,55 @@ ARCHITECTURES: dict[str, Callable[..., PretrainedConfig]] = {
             **overrides,
         }
     ),
+    "gemma4": _decoder(
+        transformers.Gemma4TextConfig,
+        head_dim=16,
+        global_head_dim=16,
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=VOCAB_SIZE,
+        num_hidden_layers=4,
+        num_kv_shared_layers=2,
+        sliding_window=24,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        use_bidirectional_attention="vision",  # of images alone
+    ),
+    **{name: _decoder(config, **own) for name, (config, own) in HYBRIDS.items()},
+    "falcon": _decoder(
+        transformers.FalconConfig, num_kv_heads=2, new_decoder_architecture=True, tie_word_embeddings=False
+    ),
+    "falcon_multi_query": _decoder(transformers.FalconConfig, multi_query=True, parallel_attn=True, bias=True),
+    "gptj": _decoder(transformers.GPTJConfig, num_key_value_heads=4, rotary_dim=8, n_inner=96),
+    "codegen": _decoder(transformers.CodeGenConfig, num_key_value_heads=4, rotary_dim=8, n_inner=96),
+    "gpt_neo": _decoder(
+        transformers.GPTNeoConfig, window_size=24, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]]
+    ),
+    "gpt_neox_japanese": _decoder(transformers.GPTNeoXJapaneseConfig, intermediate_multiple_size=2),
+    "bloom": _decoder(transformers.BloomConfig, num_key_value_heads=4, n_layer=2, n_head=4),
+    "mpt": _decoder(transformers.MptConfig, d_model=64, n_layers=2, n_heads=4, max_seq_len=256, expansion_ratio=2),
+    "xglm": _decoder(transformers.XGLMConfig, d_model=64, ffn_dim=96, num_layers=2, attention_heads=4),
+    "openai-gpt": _decoder(transformers.OpenAIGPTConfig, n_positions=256, n_embd=64, n_layer=2, n_head=4),
+    "rembert": _decoder(transformers.RemBertConfig, is_decoder=True, input_embedding_size=32, output_embedding_size=32),
+    "megatron-bert": _decoder(transformers.MegatronBertConfig, is_decoder=True),
+    "diffllama": _decoder(transformers.DiffLlamaConfig, head_dim=16),
+    "hrm_text": _decoder(
+        transformers.HrmTextConfig, num_layers_per_stack=2, H_cycles=2, L_cycles=1, head_dim=16, num_hidden_layers=8
+    ),
+    "longcat_flash": _decoder(
+        transformers.LongcatFlashConfig,
+        num_layers=2,
+        ffn_hidden_size=96,
+        expert_ffn_hidden_size=48,
+        n_routed_experts=4,
+        zero_expert_num=2,
+        moe_topk=3,
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_nope_head_dim=16,
+        qk_rope_head_dim=8,
+        v_head_dim=16,
+        head_dim=8,
+        num_key_value_heads=4,
+    ),
     # It has no grouped heads, but keeps the name that it is given, and PEFT reads it.
     "opt": _decoder(transformers.OPTConfig, ffn_dim=96, word_embed_proj_dim=64, num_key_value_heads=4),
 }
@@ -134,20 +198,33 @@ def tiny_model(architecture: str, seed: int, folder: Path, **overrides: Any) -> 
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(_drawn(model, name, parameter, generator))
+            parameter.copy_(drawn(model, name, parameter, generator))
     model.generation_config.do_sample = False
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
 
 
-def _drawn(model: PreTrainedModel, name: str, parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def read_model(folder: Path) -> Any:
+    """Load a checkpoint in float32, by the class that it was saved from, with eager attention.
+
+    In transformers 5.17 the fused one leaves out Gemma 2's soft cap.
+    """
+    saved = transformers.AutoConfig.from_pretrained(folder).architectures or ["AutoModelForCausalLM"]
+    own = getattr(transformers, saved[0])
+    return own.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def drawn(model: PreTrainedModel, name: str, parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Draw a parameter of a random model."""
     noise = torch.randn(parameter.shape, generator=generator)
     if parameter is model.get_output_embeddings().weight:
         noise[EOS] *= 1.5  # or too few texts would end by themselves
     kind = model.config.model_type
     if parameter.dim() == 1:
-        loud = kind.startswith("gemma") and name == "model.norm.weight"  # makes up for the quiet embedding it meets
+        loud = kind.startswith("gemma") and name.endswith(
+            ("model.norm.weight", "language_model.norm.weight")
+        )  # makes up for the quiet embedding it meets
         return parameter + 0.2 * noise + (7.0 if loud else 0.0)
     if parameter is model.get_input_embeddings().weight:
         return (0.04 if kind.startswith("gemma") else 0.3) * noise  # Gemma multiplies it by 8

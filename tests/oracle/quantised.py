@@ -5,6 +5,7 @@
     hook     codes that a hook multiplies out in the first pass, linears with a `forward` of their own, as
              compressed-tensors' do
     inputs   the same as "class", with inputs rounded to float8 too, as "dynamic" checkpoints have it
+    mixing   the same as "inputs", with one scale for all rows of a call
 
 `quantised_model` writes such a checkpoint, which transformers then loads as any other, and the plain one that it means.
 """
@@ -24,7 +25,7 @@ from transformers.quantizers import HfQuantizer, register_quantization_config, r
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 QUANT_METHOD = "codes-and-scales"
-QUANTISED_FORMS = ("class", "tensor", "hook", "inputs")
+QUANTISED_FORMS = ("class", "tensor", "hook", "inputs", "mixing")
 _CODES = torch.float8_e4m3fn
 
 
@@ -57,7 +58,7 @@ def _write(plain: Path, folder: Path, weights: Mapping[str, torch.Tensor], confi
 class CodesLinear(nn.Linear):
     """y = x (codes · scales)ᵀ + b"""
 
-    rounds_inputs = False
+    shares_scale: bool | None = None  # of the inputs: one for all rows, one for each, or no rounding
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
@@ -68,11 +69,16 @@ class CodesLinear(nn.Linear):
         return self.weight.to(self.weight_scale.dtype) * self.weight_scale
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return F.linear(_rounded(input) if self.rounds_inputs else input, self.numbers(), self.bias)
+        x = input if self.shares_scale is None else _rounded(input, None if self.shares_scale else -1)
+        return F.linear(x, self.numbers(), self.bias)
 
 
 class RoundingLinear(CodesLinear):
-    rounds_inputs = True
+    shares_scale = False
+
+
+class MixingLinear(CodesLinear):
+    shares_scale = True
 
 
 class CodesTensor(torch.Tensor):
@@ -102,8 +108,8 @@ class CodesTensor(torch.Tensor):
         return super().__torch_function__(func, types, args, kwargs or {})
 
 
-def _rounded(x: torch.Tensor) -> torch.Tensor:
-    scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-12) / torch.finfo(_CODES).max
+def _rounded(x: torch.Tensor, over: int | None) -> torch.Tensor:
+    scale = x.abs().amax(over, keepdim=True).clamp(min=1e-12) / torch.finfo(_CODES).max
     return (x / scale).to(_CODES).to(x.dtype) * scale
 
 
@@ -121,7 +127,8 @@ class _Config(QuantizationConfigMixin):
 @register_quantizer(QUANT_METHOD)
 class _Quantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
-        made = RoundingLinear if self.quantization_config.form == "inputs" else CodesLinear  # type: ignore[attr-defined]
+        forms = {"inputs": RoundingLinear, "mixing": MixingLinear}
+        made = forms.get(self.quantization_config.form, CodesLinear)  # type: ignore[attr-defined]
         for name, module in list(model.named_modules()):
             if name.endswith("_proj"):
                 assert isinstance(module, nn.Linear)

@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from transformers import AutoModelForCausalLM
+
+from .models import read_model
 
 Mixture = tuple[tuple[Path, float], ...]
 """Folders of adapters with their weights; empty for the bare base."""
+
+_OF_STATES_ONLY = ("mamba", "mamba2", "falcon_mamba")
 
 CLEAR = 1e-3
 """Smallest margin between the best two logits at which every correct implementation must agree."""
@@ -72,9 +75,7 @@ class PeftOracle:
         return self._models[mixture]
 
     def _load(self, mixture: Mixture) -> Any:
-        base = AutoModelForCausalLM.from_pretrained(
-            self._folder, dtype=torch.float32, attn_implementation="eager"
-        ).eval()
+        base = read_model(self._folder)
         if not mixture:
             return base
         if len(mixture) == 1 and mixture[0][1] == 1.0:
@@ -87,7 +88,8 @@ class PeftOracle:
         A tied head first gets its own copy of the weight: LoRA on the embedding leaves the head alone, and the
         other way round.
         """
-        base.lm_head.weight = torch.nn.Parameter(base.lm_head.weight.detach().clone())
+        head = base.get_output_embeddings()
+        head.weight = torch.nn.Parameter(head.weight.detach().clone())
         sums: dict[str, torch.Tensor] = {}
         for folder, weight in mixture:
             for name, delta in self._deltas(folder).items():
@@ -106,13 +108,16 @@ class PeftOracle:
 @torch.inference_mode()
 def _continue(model: Any, prompt: list[int], max_tokens: int) -> Greedy:
     answer, cache, ids = Greedy([], [], []), None, torch.tensor([prompt])
+    states_only = model.config.model_type in _OF_STATES_ONLY
+    argument = "cache_params" if states_only else "past_key_values"
     for i in range(max_tokens):
-        mask = torch.ones(1, len(prompt) + i, dtype=torch.int64)
-        out = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True)
-        logits, cache = out.logits[0, -1], out.past_key_values
+        # Without attention, some would multiply the one token by all entries of the mask.
+        mask = None if states_only else torch.ones(1, len(prompt) + i, dtype=torch.int64)
+        out = model(input_ids=ids, attention_mask=mask, **{argument: cache}, use_cache=True)
+        logits, cache = out.logits[0, -1], out.get(argument)
         best, token_ids = logits.topk(2)
         answer.token_ids.append(int(token_ids[0]))
         answer.margins.append(float(best[0] - best[1]))
         answer.logprobs.append(float(logits.log_softmax(-1)[token_ids[0]]))
-        ids = token_ids[None, :1]
+        ids = token_ids[None, :1] if cache is not None else torch.cat([ids, token_ids[None, :1]], 1)
     return answer

@@ -73,9 +73,10 @@ class MixedAttention:
         keys: torch.Tensor,
         values: torch.Tensor,
         sinks: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
         if not self._sequences or layer not in self._assisted:
-            return self._own.attend(layer, query, key, value, keys, values, sinks)
+            return self._own.attend(layer, query, key, value, keys, values, sinks, bias)
         self._own.write(key, value, keys, values)
         spec = self._layers[layer]
         packed, places = self._sequences[spec.window]
@@ -86,7 +87,7 @@ class MixedAttention:
             )
         out = self._flash(_by_rows(query), seen_keys, seen_values, packed, spec).contiguous()
         if self._rest:  # over what the flash kernel made of their rows
-            self._own.attend_to_rest(layer, query, key, value, keys, values, sinks, out)
+            self._own.attend_to_rest(layer, query, key, value, keys, values, sinks, bias, out)
         return out
 
     def _on_device(self, plan: FlashPlan) -> tuple[Packed, torch.Tensor | None]:

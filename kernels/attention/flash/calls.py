@@ -1,6 +1,7 @@
 """Attention of long spans by torch's own flash kernels, which take several sequences one after the other.
 
-They support grouped heads and windows, but no soft caps, no sinks, and no values of another dim than keys.
+They support grouped heads and sliding windows, but no windows that restart, no soft caps, no sinks, no biases, and
+no values of another dim than keys.
 """
 
 import inspect
@@ -43,7 +44,7 @@ class Flash(Protocol):
 
 def supports(layer: AttentionLayer) -> bool:
     """Return whether flash kernels support all that the layer needs."""
-    plain = layer.softcap is None and not layer.sinks
+    plain = layer.softcap is None and not (layer.sinks or layer.restarts or layer.biased)
     return plain and layer.key_dim == layer.value_dim <= MOST_DIM and layer.key_dim % 8 == 0
 
 

@@ -73,6 +73,7 @@ class TorchAttention:
         keys: torch.Tensor,
         values: torch.Tensor,
         sinks: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
         self._write(key, value, keys, values)
         spec, rows = self._layers[layer], query[0].transpose(0, 1)
@@ -82,11 +83,11 @@ class TorchAttention:
         for decode in self._decodes:
             there = self._keys(decode, layer, keys, values)
             if decode.rows is None:
-                return attend_decodes(decode, rows, *there, spec, sinks)
-            out[decode.rows] = attend_decodes(decode, rows[decode.rows], *there, spec, sinks)
+                return attend_decodes(decode, rows, *there, spec, sinks, bias)
+            out[decode.rows] = attend_decodes(decode, rows[decode.rows], *there, spec, sinks, bias)
         for span in self._prefills:
             seen = self._seen(span, keys, values)
-            result = attend_prefill(span, query[0, :, span.begin : span.end], *seen, spec, sinks)
+            result = attend_prefill(span, query[0, :, span.begin : span.end], *seen, spec, sinks, bias)
             out[span.begin : span.end] = result.transpose(0, 1)
         return out
 

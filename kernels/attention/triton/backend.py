@@ -159,11 +159,12 @@ class TritonAttention:
         keys: torch.Tensor,
         values: torch.Tensor,
         sinks: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
     ) -> torch.Tensor:
         if not self._writes:
             self.write(key, value, keys, values)
         out = query.new_empty(self._num_rows, query.shape[1], values.shape[3])
-        self.attend_to_rest(layer, query, key, value, keys, values, sinks, out)
+        self.attend_to_rest(layer, query, key, value, keys, values, sinks, bias, out)
         return out
 
     def write(self, key: torch.Tensor, value: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
@@ -188,6 +189,7 @@ class TritonAttention:
         keys: torch.Tensor,
         values: torch.Tensor,
         sinks: torch.Tensor | None,
+        bias: torch.Tensor | None,
         out: torch.Tensor,
     ) -> None:
         """Attend to the spans that no other backend attends to, and leave the other rows of `out` as they are.
@@ -195,9 +197,11 @@ class TritonAttention:
         Where another backend attends to some, the step's key and value must have been written before.
         """
         assert query.shape[2] == self._num_rows
-        assert self._layers[layer].sinks == (sinks is not None)
+        spec = self._layers[layer]
+        assert (spec.sinks, spec.biased) == (sinks is not None, bias is not None)
         tensors = _adjoining(query), _adjoining(key), _adjoining(value), keys, values
-        self._attend(layer, *tensors, out if sinks is None else sinks, out, self._records)
+        given_sinks, given_bias = (out if extra is None else extra for extra in (sinks, bias))
+        self._attend(layer, *tensors, given_sinks, given_bias, out, self._records)
 
     def warm_up(self) -> list[Any]:
         """Compile the kernels that steps may launch, which takes seconds for each that triton has not kept on disk.
@@ -215,7 +219,7 @@ class TritonAttention:
             out = new(1, spec.heads, spec.value_dim, dtype=self._dtype)
             for wide, writes in _FORMS:
                 self._wide, self._writes = [wide] * len(self._wide), writes
-                tensors = query, key, value, keys, values, out, out
+                tensors = query, key, value, keys, values, out, out, out
                 kernels.append(self._attend(self._layers.index(spec), *tensors, nothing))
         return [kernel for kernel in kernels if kernel is not None]
 
@@ -228,6 +232,7 @@ class TritonAttention:
         keys: torch.Tensor,
         values: torch.Tensor,
         sinks: torch.Tensor,
+        bias: torch.Tensor,
         out: torch.Tensor,
         records: torch.Tensor,
     ) -> Any:
@@ -240,6 +245,7 @@ class TritonAttention:
             keys,
             values,
             sinks,
+            bias,
             out,
             records,
             self._partials,
@@ -247,6 +253,7 @@ class TritonAttention:
             *query.stride()[1:3],
             *key.stride()[1:3],
             *value.stride()[1:3],
+            bias.stride(0),
             plan,
             spec.scale,
             **compile_options(spec, tiles, self._page_size, writes=self._writes),

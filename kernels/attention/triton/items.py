@@ -83,9 +83,9 @@ class RunningItems:
         (span, first, queries), shape = self._tiles, self._shape
         before = context[span]
         end = before + (np.minimum(first + shape.block_m, queries) - 1) // shape.group + 1
-        if shape.window is None:
+        if shape.reach.window is None:
             return np.zeros_like(end), end
-        seen = np.maximum(before + first // shape.group - shape.window + 1, 0)
+        seen = np.maximum(shape.reach.first(before + first // shape.group), 0)
         return seen // shape.block_n * shape.block_n, end
 
     def _lay_out(self, step: SpanArrays, chunk: int, splits: Ints, begin: Ints, end: Ints) -> None:

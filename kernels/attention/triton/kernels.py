@@ -1,7 +1,7 @@
 # mypy: disallow-untyped-decorators=False
 """Paged attention in Triton, for CUDA and ROCm: one launch a layer, whatever the step. Oracle: `../reference.py`.
 
-    out[row, h] = sum over seen keys j:  softmax(cap(scale · query[h, row] · key[j]), sinks[h]) · value[j]
+    out[row, h] = sum over seen keys j:  softmax(cap(scale · query[h, row] · key[j]) + bias[h, j], sinks[h]) · value[j]
 
 The grid is as many programs as the device runs at once, whatever the step is. They share out units, from the lists of
 `../plan.py` in device memory, so that a captured launch serves any step. A unit is one kv head of an item: of
@@ -35,6 +35,7 @@ def attention_kernel(
     keys_ptr: tl.tensor,
     values_ptr: tl.tensor,
     sinks_ptr: tl.tensor,
+    bias_ptr: tl.tensor,
     out_ptr: tl.tensor,
     list_ptr: tl.tensor,
     partial_ptr: tl.tensor,
@@ -45,12 +46,15 @@ def attention_kernel(
     key_row_stride: tl.tensor,
     value_head_stride: tl.tensor,
     value_row_stride: tl.tensor,
+    bias_stride: tl.tensor,
     plan: tl.tensor,
     scale: tl.tensor,
     WRITES: tl.constexpr,
     SINKS: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    BIASED: tl.constexpr,
     WINDOW: tl.constexpr,
+    RESTARTS: tl.constexpr,
     PAGE_SIZE: tl.constexpr,
     GROUP: tl.constexpr,
     KV_HEADS: tl.constexpr,
@@ -63,18 +67,20 @@ def attention_kernel(
 ) -> None:
     """Attend for each unit of a plan's list, one after the other.
 
-    query: (heads, rows, KEY_DIM) of these strides. out: (rows, heads, VALUE_DIM). sinks: (heads,) if SINKS. key, value:
-    (KV_HEADS, rows, dim) of the step, of their strides; read if WRITES. keys, values: (pages, PAGE_SIZE, KV_HEADS,
+    query: (heads, rows, KEY_DIM) of these strides. out: (rows, heads, VALUE_DIM). sinks: (heads,) if SINKS. bias: fp32
+    (heads, positions) if BIASED, rows bias_stride apart. key, value: (KV_HEADS, rows, dim) of the step, of their
+    strides; read if WRITES. keys, values: (pages, PAGE_SIZE, KV_HEADS,
     dim). counters: int32, one for each slot and kv head, all 0 before and after. BLOCK_M: queries of an item. BLOCK_N:
     keys at a time. BLOCK_K, BLOCK_V: powers of two, no less than the dims.
     """
     factor = (scale if SOFTCAP is None else SOFTCAP) * LOG2_E
+    unit = LOG2_E / factor
     header = list_ptr + plan * HEADER
     items = list_ptr + tl.load(header)
     num_units = tl.load(header + 1) * KV_HEADS
-    for unit in range(tl.program_id(0), num_units, tl.num_programs(0)):
-        item = items + unit // KV_HEADS * ITEM
-        kv_head = unit % KV_HEADS
+    for number in range(tl.program_id(0), num_units, tl.num_programs(0)):
+        item = items + number // KV_HEADS * ITEM
+        kv_head = number % KV_HEADS
         row = tl.load(item)
         first = tl.load(item + 1)
         num_queries = tl.load(item + 2)
@@ -117,7 +123,7 @@ def attention_kernel(
             key = key_start + tl.arange(0, BLOCK_N)
             there = key < stop
             if WINDOW is not None:  # what lies before the first query's window may be any page
-                there &= key > context + first // GROUP - WINDOW
+                there &= key >= _oldest(context + first // GROUP, WINDOW, RESTARTS)
             page = tl.load(pages + key // PAGE_SIZE, mask=there, other=0)
             place = (page.to(tl.int64) * PAGE_SIZE + key % PAGE_SIZE) * KV_HEADS + kv_head
             keys = tl.load(
@@ -131,9 +137,12 @@ def attention_kernel(
                 other=0.0,
             )
             scores = _bent(tl.dot(query, tl.trans(keys), input_precision="ieee"), scale, SOFTCAP)
+            if BIASED:  # in what the scores are in: they are multiplied by the factor
+                here = (index < num_queries)[:, None] & there[None, :]
+                scores += tl.load(bias_ptr + head[:, None] * bias_stride + key[None, :], mask=here, other=0.0) * unit
             seen = key[None, :] < stop if WRITES else key[None, :] <= position[:, None]
             if WINDOW is not None:
-                seen &= key[None, :] > position[:, None] - WINDOW
+                seen &= key[None, :] >= _oldest(position, WINDOW, RESTARTS)[:, None]
             scores = tl.where(seen, scores, float("-inf"))
             new_top = tl.maximum(top, tl.max(scores, 1) * factor)
             weights = tl.exp2(scores * factor - new_top[:, None])
@@ -146,6 +155,9 @@ def attention_kernel(
             if own:
                 score = tl.sum(query.to(tl.float32) * new_key.to(tl.float32)[None, :], 1)
                 score = _bent(score, scale, SOFTCAP) * factor
+                if BIASED:
+                    own_bias = bias_ptr + head * bias_stride + context
+                    score += tl.load(own_bias, mask=index < num_queries, other=0.0) * LOG2_E
                 new_top = tl.maximum(top, score)
                 fade = tl.exp2(top - new_top)
                 weight = tl.exp2(score - new_top)
@@ -183,6 +195,12 @@ def attention_kernel(
                         partial_ptr + slot.to(tl.int64) * SIZE, splits, block, row, first, num_queries, kv_head,
                         out_ptr, sinks_ptr, SINKS, GROUP, KV_HEADS, VALUE_DIM, BLOCK_M, BLOCK_V,
                     )  # fmt: skip
+
+
+@triton.jit
+def _oldest(position: tl.tensor, WINDOW: tl.constexpr, RESTARTS: tl.constexpr) -> tl.tensor:
+    """Return the first key that queries see, as `layout.Reach.first` does; it may be negative."""
+    return position // WINDOW * WINDOW if RESTARTS else position - WINDOW + 1
 
 
 @triton.jit

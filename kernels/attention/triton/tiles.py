@@ -41,7 +41,7 @@ def tiles_for(layer: AttentionLayer, dtype: torch.dtype, *, wide: bool) -> TileC
 
 
 def shape_of(layer: AttentionLayer, tiles: TileConfig, num_programs: int) -> PlanShape:
-    return PlanShape(layer.group, layer.kv_heads, layer.window, tiles.block_m, tiles.block_n, num_programs)
+    return PlanShape(layer.group, layer.kv_heads, layer.reach, tiles.block_m, tiles.block_n, num_programs)
 
 
 def compile_options(layer: AttentionLayer, tiles: TileConfig, page_size: int, *, writes: bool) -> dict[str, Any]:
@@ -53,7 +53,9 @@ def compile_options(layer: AttentionLayer, tiles: TileConfig, page_size: int, *,
         "WRITES": writes,
         "SINKS": layer.sinks,
         "SOFTCAP": layer.softcap,
+        "BIASED": layer.biased,
         "WINDOW": layer.window,
+        "RESTARTS": layer.restarts,
         "PAGE_SIZE": page_size,
         "GROUP": layer.group,
         "KV_HEADS": layer.kv_heads,

@@ -24,7 +24,7 @@ class CannotCompile(Exception):
 
 def compiled(element: str) -> Path:
     """Return the library for elements of that type of the source, compiling it if needed. Raises CannotCompile."""
-    compiler = _compiler()
+    compiler = find_compiler()
     command = [compiler, *FLAGS, *filter(None, [NATIVE.get(platform.machine())]), f"-DTYPE={element}"]
     folder = _folder()
     library = folder / f"loop-{_digest(command)}.so"
@@ -33,7 +33,8 @@ def compiled(element: str) -> Path:
     return library
 
 
-def _compiler() -> str:
+def find_compiler() -> str:
+    """Return the path of the compiler that is used. Raises CannotCompile."""
     for name in filter(None, (os.environ.get("CXX"), "g++", "clang++", "c++")):
         if (found := shutil.which(name)) is not None:
             return found

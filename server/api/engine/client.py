@@ -1,110 +1,125 @@
-"""A client of the engine: it submits sequences, delivers their outputs, makes calls, and reports the engine's death.
+"""A client of the engine: one face for whichever engine process answers now.
 
-Knows the messages; does not know who started the engine, HTTP, names of adapters, or text.
+It submits sequences, delivers their outputs, makes calls, and reports an engine's death; another connection may take
+its place then. Knows the messages; does not know who starts engines, HTTP, names of adapters, or text.
 """
 
 import asyncio
 import itertools
-import logging
 import socket
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-import msgspec
 
 from peftserve.adapters.errors import AdapterError, error_of
 from peftserve.adapters.facts import AdapterFacts
 
 from ...wire.messages import (
-    AbortRequest,
     AdapterLevel,
     AddRequest,
     Call,
-    Command,
-    EngineFailed,
     EngineStats,
     Event,
     InspectAdapter,
     LoadAdapter,
     ModelInfo,
-    Outputs,
     PinAdapters,
     Pooling,
     ReleaseAdapter,
     Reply,
     WeightedAdapter,
 )
-from ...wire.transport import Channel
+from .connection import SHUTTING_DOWN, EngineConnection, with_host_adapters
 from .interface import MEAN, EngineDead, Sink, StatsListener
+from .pulse import LOOK_SECONDS, Pulse, Vitals
 from .vectors import embed
-
-logger = logging.getLogger(__name__)
-
-SHUTTING_DOWN = "the server is shutting down"
+from .vitals import vitals_of
 
 
 class EngineClient:
-    """A client on one connection to an engine. Call `attach` first, and all methods on the same event loop."""
+    """A client on one connection to an engine at a time. All methods are for the same event loop."""
 
     def __init__(self) -> None:
-        self.info: ModelInfo | None = None  # set by the engine's first event
         self.stats = EngineStats()
-        self._channel: Channel[Command, Event] | None = None  # set by attach()
-        self._loaded: asyncio.Future[ModelInfo] | None = None  # set by attach()
-        self._dead: EngineDead | None = None  # set when the engine ends, for good
-        self._end_task: asyncio.Task[None] | None = None  # set when the connection ends
-        self._sinks: dict[str, Sink] = {}
-        self._calls: dict[int, asyncio.Future[Reply]] = {}
+        self.restarts = 0  # counted by who starts engines
+        self._connection: EngineConnection | None = None  # set by attach()
+        self._first: ModelInfo | None = None  # set by the first engine that loads its model
+        self._pulse = Pulse()
+        self._out_since: float | None = time.monotonic()  # of time.monotonic(); None while a model answers
+        self._looking: asyncio.Task[None] | None = None  # set by attach()
+        self._has_model = asyncio.Event()
         self._call_ids = itertools.count(1)
         self._listeners: list[StatsListener] = []
 
     @property
+    def info(self) -> ModelInfo | None:
+        """Return the facts of the model, or None while it loads."""
+        return None if self._connection is None else self._connection.info
+
+    @property
     def alive(self) -> bool:
         """Return whether the connection stands, whether or not the model is loaded."""
-        return self._channel is not None and self._dead is None
+        return self._connection is not None and self._connection.dead is None
+
+    @property
+    def silence(self) -> float:
+        """Return the seconds without a sign of life; of an engine that has ended, those since then."""
+        if self._out_since is not None and self._is_out():
+            return time.monotonic() - self._out_since
+        return self._pulse.silence
+
+    @property
+    def stats_age(self) -> float:
+        """Return the seconds since a message said what the statistics are, or that they are as before."""
+        return self._pulse.age
 
     @property
     def num_sequences(self) -> int:
         """Return the number of sequences that have not ended."""
-        return len(self._sinks)
+        return 0 if self._connection is None else self._connection.num_sequences
 
     def add_stats_listener(self, listener: StatsListener) -> None:
         """Call `listener` with every `EngineStats` from now on."""
         self._listeners.append(listener)
 
-    async def attach(self, connection: socket.socket) -> None:
-        """Take over a connection to the engine, whether or not its model is loaded."""
-        self._loaded = asyncio.get_running_loop().create_future()
-        # Whether or not anyone waits for the model, its failure is no unhandled exception.
-        self._loaded.add_done_callback(lambda future: future.exception())
-        decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
-        self._channel = Channel(decoder, self._receive, self._disconnected)
-        await self._channel.open(connection)
+    async def attach(self, end: socket.socket) -> None:
+        """Take over a connection to an engine, whether or not its model is loaded, in place of the one before."""
+        if self._connection is not None:
+            self._connection.close("another engine has taken its place")
+        connection = EngineConnection(self._heard, self._cause_of_end, self._ended)
+        self._connection = connection
+        self._pulse.begin()
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._look_for_ever(), name="engine-pulse")
+        await connection.open(end)
 
     async def loaded(self) -> ModelInfo:
-        """Wait for the model. Raises EngineDead."""
-        assert self._loaded is not None
-        return await asyncio.shield(self._loaded)
+        """Wait for the model of the engine of now. Raises EngineDead."""
+        return await self._now().loaded()
+
+    async def has_model(self) -> None:
+        """Wait until an engine has loaded its model, however many fail before it."""
+        await self._has_model.wait()
 
     def leave(self) -> None:
         """End the connection: open sequences and calls get EngineDead, and the engine aborts the sequences."""
-        self._die(SHUTTING_DOWN)
-        if self._channel is not None:
-            self._channel.close()
+        if self._looking is not None:
+            self._looking.cancel()
+        if self._connection is not None:
+            self._connection.close(SHUTTING_DOWN)
 
     def submit(self, request: AddRequest, sink: Sink) -> None:
         """Begin a sequence, whose outputs go to `sink`. Raises EngineDead."""
-        self._send(request)
-        self._sinks[request.request_id] = sink
+        self._now().submit(request, sink)
 
     def abort(self, request_id: str) -> None:
         """End a sequence, of which its sink hears nothing more. An unknown id is ignored: it may have ended."""
-        if self._sinks.pop(request_id, None) is not None and self.alive:
-            self._send(AbortRequest(request_id))
+        if self._connection is not None:
+            self._connection.abort(request_id)
 
-    async def inspect_adapter(self, digest: str, path: Path) -> AdapterFacts:
+    async def inspect_adapter(self, digest: str, path: Path, tenant: str = "") -> AdapterFacts:
         """Return the facts of an adapter's files in the folder `path`. Raises AdapterError, EngineDead."""
-        reply = await self._call(InspectAdapter(next(self._call_ids), digest, str(path)))
+        reply = await self._call(InspectAdapter(next(self._call_ids), digest, str(path), tenant))
         if reply.facts is None:
             raise _adapter_error(reply)
         return reply.facts
@@ -142,82 +157,67 @@ class EngineClient:
         """Return why the connection has ended."""
         return "the engine has closed its connection"
 
-    def _send(self, command: Command) -> None:
-        if self._channel is None or self._dead is not None:
-            raise EngineDead(*(self._dead.args if self._dead else ("the engine is not running",)))
-        self._channel.send(command)
-
     async def _call(self, command: Call) -> Reply:
-        self._send(command)
-        reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self._calls[command.call_id] = reply
-        try:
-            return await reply
-        finally:
-            self._calls.pop(command.call_id, None)
+        return await self._now().call(command)
 
-    def _receive(self, event: Event) -> None:
-        try:
-            self._dispatch(event)
-        except Exception as error:
-            # Later outputs would be lost: an error for all sequences is better than a client that waits for ever.
-            logger.exception("An engine's message could not be handled")
-            self._die(f"an engine's message could not be handled: {error!r}")
+    def _now(self) -> EngineConnection:
+        if self._connection is None:
+            raise EngineDead("the engine is not running")
+        return self._connection
 
-    def _dispatch(self, event: Event) -> None:
+    def _heard(self, event: Event) -> None:
+        self._pulse.heard()
         match event:
-            case Outputs():
-                self._deliver(event)
             case EngineStats():
-                if event.host_unchanged:
-                    event = msgspec.structs.replace(event, host_adapters=self.stats.host_adapters)
-                self.stats = event
+                self.stats = with_host_adapters(event, self.stats)
                 for listener in self._listeners:
-                    listener(event)
-            case Reply():
-                if (call := self._calls.get(event.call_id)) is not None and not call.done():
-                    call.set_result(event)
+                    listener(self.stats)
             case ModelInfo():
-                self.info = event
-                assert self._loaded is not None
-                if not self._loaded.done():
-                    self._loaded.set_result(event)
-            case EngineFailed():
-                self._die(event.message)
+                self._take(event)
 
-    def _deliver(self, event: Outputs) -> None:
-        for output in event.outputs:
-            sink = self._sinks.get(output.request_id)
-            if sink is None:
-                continue
-            if output.finish_reason is not None or output.error is not None:
-                del self._sinks[output.request_id]
-            sink.push(output)
-
-    def _disconnected(self, fault: msgspec.MsgspecError | None) -> None:
-        if fault is not None:
-            self._die(f"the engine does not speak this server's language: {fault}")
-        elif self._dead is None:
-            self._end_task = asyncio.create_task(self._report_end(), name="engine-end")
-
-    async def _report_end(self) -> None:
-        self._die(await self._cause_of_end())
-
-    def _die(self, message: str) -> None:
-        if self._dead is not None:
+    def _take(self, info: ModelInfo) -> None:
+        """Take a model in, unless it is another than before: adapters, and texts under way, are of that one."""
+        self._first = self._first or info
+        if _identity(info) != _identity(self._first):
+            self._now().die("the model is another than before; restart the server to serve it")
             return
-        if message != SHUTTING_DOWN:
-            logger.error("The engine is gone: %s", message)
-        self._dead = EngineDead(message)
-        sinks, self._sinks = self._sinks, {}
-        for sink in sinks.values():
-            sink.fail(EngineDead(message))
-        waiting: list[asyncio.Future[Reply] | asyncio.Future[ModelInfo]] = [*self._calls.values()]
-        if self._loaded is not None:
-            waiting.append(self._loaded)
-        for future in waiting:
-            if not future.done():
-                future.set_exception(EngineDead(message))
+        self._out_since = None
+        self._has_model.set()
+
+    def _ended(self) -> None:
+        """Count the time from its last sign of life on, and forget what the engine has said of itself."""
+        self._has_model.clear()
+        if self._out_since is None:
+            self._out_since = time.monotonic() - self._pulse.silence
+        self.stats = EngineStats()
+
+    def _is_out(self) -> bool:
+        """Return whether no engine is there, or none that is expected to answer."""
+        return not self.alive
+
+    async def _look_for_ever(self) -> None:
+        while True:
+            self._look()
+            await asyncio.sleep(LOOK_SECONDS)
+
+    def _look(self) -> None:
+        """Look for signs of life. A process that loads is not judged unless the system says something of it."""
+        vitals, loading = self._vitals(), self.info is None
+        if self.alive and not (loading and vitals is None):
+            self._pulse.look(vitals, works=loading or self._computes_here())
+
+    def _vitals(self) -> Vitals | None:
+        return None if self.info is None else vitals_of(self.info.pid)
+
+    def _computes_here(self) -> bool:
+        """Return whether the processor computes the steps. While a GPU does, it takes time as well, but to wait."""
+        return self.info is not None and self.info.device == "cpu"
+
+
+def _identity(info: ModelInfo) -> tuple[object, ...]:
+    """Return what two engines have alike that serve one model in the same words."""
+    words = (info.tokenizer, info.chat_template, info.special_tokens, info.eos_token_ids)
+    return (info.fingerprint, info.architecture, info.dtype, info.vocab_size, info.hidden_size, *words)
 
 
 def _adapter_error(reply: Reply) -> AdapterError:

@@ -43,11 +43,23 @@ class RemoteEngine(Protocol):
 
     @property
     def alive(self) -> bool:
-        """Return whether the process runs, whether or not it has loaded its model."""
+        """Return whether a process runs, whether or not it has loaded its model."""
+
+    @property
+    def silence(self) -> float:
+        """Return the seconds without a sign of life; of an engine that has ended, those since then."""
 
     @property
     def stats(self) -> EngineStats:
-        """Return the newest statistics that the engine has sent."""
+        """Return the newest statistics that the engine has sent; empty ones once it has ended."""
+
+    @property
+    def stats_age(self) -> float:
+        """Return the seconds since a message said what the statistics are, or that they are as before."""
+
+    @property
+    def restarts(self) -> int:
+        """Return how many engines this process has started in place of another."""
 
     def add_stats_listener(self, listener: StatsListener) -> None:
         """Call `listener` with every `EngineStats` from now on."""
@@ -58,7 +70,7 @@ class RemoteEngine(Protocol):
     def abort(self, request_id: str) -> None:
         """End a sequence, of which its sink hears nothing more. An unknown id is ignored: it may have ended."""
 
-    async def inspect_adapter(self, digest: str, path: Path) -> AdapterFacts:
+    async def inspect_adapter(self, digest: str, path: Path, tenant: str = "") -> AdapterFacts:
         """Return the facts of an adapter's files in the folder `path`. Raises AdapterError, EngineDead."""
 
     async def release_adapter(self, digest: str) -> None:

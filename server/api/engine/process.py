@@ -6,6 +6,8 @@ outlives its parent. Knows processes and sockets; does not know what the message
 
 import asyncio
 import contextlib
+import os
+import signal
 import socket
 from collections.abc import Callable
 
@@ -42,6 +44,10 @@ class EngineProcess:
                 raise
         return cls(ours, process)
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def connect(self) -> socket.socket:
         """Return a new connection, which the engine accepts between steps. Raises OSError if the engine has ended."""
         ours, theirs = socket.socketpair()
@@ -61,6 +67,10 @@ class EngineProcess:
         """End the process as `end_process` does, and return its exit code."""
         return await end_process(self._process, patience)
 
+    def kill(self) -> None:
+        """Kill the process and what it has started."""
+        kill_group(self._process.pid)
+
     def close(self) -> None:
         """Close the door and the standard input of a process that has ended."""
         if self._process.stdin is not None:
@@ -69,12 +79,17 @@ class EngineProcess:
 
 
 async def end_process(process: asyncio.subprocess.Process, patience: float) -> int:
-    """Wait at most `patience` seconds for a child process to end by itself, then kill it.
+    """Wait at most `patience` seconds for a child process to end by itself, then kill it and what it has started.
 
-    Returns its exit code; one that has ended already is fine.
+    The process has a session of its own. Returns its exit code; one that has ended already is fine.
     """
     with contextlib.suppress(TimeoutError):
-        return await asyncio.wait_for(process.wait(), patience)
-    with contextlib.suppress(ProcessLookupError):
-        process.kill()
+        await asyncio.wait_for(process.wait(), patience)
+    kill_group(process.pid)
     return await process.wait()
+
+
+def kill_group(leader: int) -> None:
+    """Kill a process that leads a session, and what it has left there, such as compilers."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)

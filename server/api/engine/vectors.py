@@ -4,11 +4,10 @@ import array
 import asyncio
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from peftserve.adapters.errors import error_of
-
+from ...wire.faults import received
 from ...wire.messages import AddRequest, Pooling, SamplingParams, SequenceOutput, WeightedAdapter
 from .interface import EngineDead, Sink
 
@@ -33,7 +32,18 @@ async def embed(
         salt=salt,
         pooling=pooling,
     )
-    sink = _VectorSink()
+    return floats(await pooled(engine, request))
+
+
+async def pooled(
+    engine: Sequences, request: AddRequest, observe: Callable[[SequenceOutput], None] | None = None
+) -> bytes:
+    """Run a request for the vector of its prompt, and return that as float32 in little-endian.
+
+    observe: told of the output. Raises ValueError for what this model cannot take, AdapterError, EngineFault,
+    EngineDead. A caller that is cancelled aborts it.
+    """
+    sink = _VectorSink(observe)
     engine.submit(request, sink)
     try:
         return await sink.vector
@@ -44,25 +54,29 @@ async def embed(
 class _VectorSink:
     """The vector of one sequence, as a future."""
 
-    def __init__(self) -> None:
-        self.vector: asyncio.Future[list[float]] = asyncio.get_running_loop().create_future()
+    def __init__(self, observe: Callable[[SequenceOutput], None] | None) -> None:
+        self.vector: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._observe = observe
 
     def push(self, output: SequenceOutput) -> None:
         if self.vector.done():
             return
+        if self._observe is not None:
+            self._observe(output)
         if output.error_kind is not None:
-            self.vector.set_exception(error_of(output.error_kind, output.error or "the request failed"))
+            what = output.error or "the request failed"
+            self.vector.set_exception(received(output.error_kind, what, retry_seconds=output.retry_seconds))
         elif output.error is not None or output.pooled is None:
             self.vector.set_exception(ValueError(output.error or "the engine sent no vector"))
         else:
-            self.vector.set_result(_floats(output.pooled))
+            self.vector.set_result(output.pooled)
 
     def fail(self, death: EngineDead) -> None:
         if not self.vector.done():
             self.vector.set_exception(death)
 
 
-def _floats(pooled: bytes) -> list[float]:
+def floats(pooled: bytes) -> list[float]:
     """Return numbers from float32 in little-endian."""
     numbers = array.array("f", pooled)
     if sys.byteorder == "big":

@@ -1,38 +1,54 @@
-"""Bearer keys."""
-
-import hashlib
-import hmac
-from collections.abc import Sequence
+"""Who asks: a bearer key, or the client's address where no key is asked for."""
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from peftserve.adapters.quotas import Quota
+
+from ..tenancy.keyring import Keyring
+from ..tenancy.tenant import ANYONE, of_address
 from .errors import ApiError, error_response
 
-TENANT = "peftserve.tenant"  # in the ASGI scope: what tells callers with different keys apart
-GUARDED = ("/tokenize", "/detokenize", "/tokenizer_info", "/load_lora_adapter", "/reset_prefix_cache")
+TENANT = "peftserve.tenant"  # in the ASGI scope: the Tenant that asks
+GUARDED = (
+    *("/tokenize", "/detokenize", "/tokenizer_info", "/load_lora_adapter", "/reset_prefix_cache"),
+    *("/score", "/rerank", "/v2/rerank"),
+)
+NAMING = ("/metrics", "/openapi.json")  # say which adapters there are
 
 
 class BearerAuth:
-    """Guards /v1 and the tokenizer's routes, whether or not a route exists; health and metrics stay open."""
+    """Says who asks, and guards /v1 and the tokenizer's routes, whether or not a route exists; health stays open.
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+    quota: of an address. scrapers: of those who may read metrics besides who may do all; without any, everybody may.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Keyring, quota: Quota, scrapers: Keyring) -> None:
         self._app = app
-        self._keys = [key.encode() for key in keys]
+        self._keys = keys
+        self._scrapers = scrapers
+        self._quota = quota
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and is_guarded(scope["path"]):
+        if scope["type"] == "http":
             key = _bearer(Headers(scope=scope).get("authorization", ""))
-            if not self._knows(key):
+            if self._keys.is_open:
+                client = scope["client"]
+                tenant = of_address(client[0] if client else "", self._quota)
+            else:
+                tenant = self._keys.find(key) or ANYONE
+            if (tenant is ANYONE and is_guarded(scope["path"])) or not self._may_scrape(key, scope["path"]):
                 await _refusal()(scope, receive, send)
                 return
-            scope[TENANT] = hashlib.sha256(key).hexdigest()[:32]
+            scope[TENANT] = tenant
         await self._app(scope, receive, send)
 
-    def _knows(self, key: bytes) -> bool:
-        """Compares with every key, each in constant time, so that the time tells nothing about any of them."""
-        matches = [hmac.compare_digest(key, known) for known in self._keys]
-        return any(matches)
+    def _may_scrape(self, key: bytes, path: str) -> bool:
+        """Return whether a key, if one is needed at all, is one for what names adapters of all tenants."""
+        if self._scrapers.is_open or path.rstrip("/") not in NAMING:
+            return True
+        tenant = self._keys.find(key)
+        return (tenant is not None and tenant.is_admin) or self._scrapers.find(key) is not None
 
 
 def is_guarded(path: str) -> bool:

@@ -7,13 +7,14 @@ answered beyond all limits.
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
 from .clock import Timeouts
 from .connection_counts import ConnectionCounts, counts_of_one
+from .refusals import Refused, id_alone
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class OpenConnections:
 
     counts: the counts of all processes; None for a server that is one process. always: paths that are answered even
     beyond the limits. count: called with the reason for which a connection or a request was turned away.
+    refused: called for each request that is, with no application to tell of it; returns headers for its answer.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class OpenConnections:
         *,
         always: frozenset[bytes] = frozenset(),
         count: Callable[[str], None] = _count_nothing,
+        refused: Callable[[Refused], Iterable[tuple[bytes, bytes]]] = id_alone,
     ) -> None:
         self._limits = limits or ConnectionLimits()
         self._counts = counts or counts_of_one()
@@ -80,6 +83,7 @@ class OpenConnections:
         self._waiting: OrderedDict[Connection, None] = OrderedDict()  # those without a request, the longest idle first
         self._spare: OrderedDict[Connection, None] = OrderedDict()
         self.count = count
+        self.refused = refused
         self.head_limit = self._limits.header_bytes
         self.timeouts = self._limits.timeouts
 

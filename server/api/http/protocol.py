@@ -6,35 +6,40 @@ bounded nor timed: what it forwards has come through a public connection.
 """
 
 import asyncio
-import socket
 from collections.abc import Callable
 from typing import Any, cast
 
 from .clock import ConnectionClock, Doing, Overdue
 from .connections import OpenConnections, Place
 from .parser import BoundedHttp
-from .refusals import CROWDED, CROWDED_ADDRESS, SLOW_BODY, SLOW_HEAD, Refusal
+from .refusals import CROWDED, CROWDED_ADDRESS, SLOW_BODY, SLOW_HEAD, Refusal, Refused
+from .request_ids import REQUEST_ID
 from .transport import JoinedWrites
 
 MOST_DROPPED = 256 << 10  # bytes that a refused client may still send, before it is closed in its midst
 CONNECTION = "peftserve.connection"  # in the ASGI scope: the `HttpProtocol`
+REFUSED = "peftserve.refused"  # in the ASGI scope: the `Refusal` that the client got instead of an answer
 SPARE = {Place.SPARE: CROWDED, Place.SPARE_OF_ADDRESS: CROWDED_ADDRESS}
 
 
 class HttpProtocol(BoundedHttp):
-    """One connection, which answers one request at a time. connections: where it takes its place among all others."""
+    """One connection, which answers one request at a time.
+
+    connections: where it takes its place among all others. private: it is on the socket between the processes.
+    """
 
     address = ""  # of the client, where it is counted
     _leave: Callable[[], None] | None = None
-    _lost = False
+    is_lost = False  # the client has left
     _parting = False  # the client has been told why it is refused
     _dropped = 0  # bytes since then
     _place: Place | None = None  # None on the private socket
     _has_full_place = False
     _joined: JoinedWrites  # set by connection_made()
 
-    def __init__(self, connections: OpenConnections, **uvicorns: Any) -> None:
+    def __init__(self, connections: OpenConnections, *, private: bool = False, **uvicorns: Any) -> None:
         super().__init__(**uvicorns)
+        self._private = private
         self._connections = connections
         self._clock = ConnectionClock(connections.timeouts)
 
@@ -42,7 +47,7 @@ class HttpProtocol(BoundedHttp):
         """Join this connection's writes, and take a place among the others unless it is private."""
         self._joined = JoinedWrites(transport, self.loop)
         super().connection_made(cast(asyncio.Transport, self._joined))
-        if transport.get_extra_info("socket").family == socket.AF_UNIX:
+        if self._private:
             return
         self.bound(self._connections.head_limit)
         self.address = self.client[0] if self.client else ""
@@ -85,7 +90,7 @@ class HttpProtocol(BoundedHttp):
     def connection_lost(self, exc: Exception | None) -> None:
         """Give the place back, and call what `watch` was given."""
         super().connection_lost(exc)
-        self._lost = True
+        self.is_lost = True
         if self._place is not None:
             self._connections.leave(self)
         if self._leave is not None:
@@ -95,7 +100,7 @@ class HttpProtocol(BoundedHttp):
         """Call `leave` when the client leaves, at once if it has left, until `unwatch`."""
         self._leave = leave
         self.flow.resume_reading()  # a connection that is not read does not end
-        if self._lost:
+        if self.is_lost:
             leave()
 
     def unwatch(self) -> None:
@@ -147,6 +152,7 @@ class HttpProtocol(BoundedHttp):
             self.transport.close()
         else:
             self._part(refusal)
+            cast(dict[str, object], self.scope)[REFUSED] = refusal
         cycle.disconnected = True
         cycle.message_event.set()
 
@@ -155,16 +161,30 @@ class HttpProtocol(BoundedHttp):
 
         What it sends to a closed connection would make its system discard what it has not read.
         """
-        if answer := refusal.answer():
+        answer = refusal.answer(self._connections.refused(self.refused_request(refusal)))
+        if answer:
             self.transport.write(answer)
         if answer and self._place in (Place.FULL, *SPARE):
             self._parting = True
             self._connections.part(self)
             self._joined.flush()
-            self.transport.write_eof()
+            if self.transport.can_write_eof():  # TLS has no half of an end
+                self.transport.write_eof()
             self.flow.resume_reading()  # to see it leave
         else:
             self.transport.close()
+
+    def refused_request(self, refusal: Refusal) -> Refused:
+        """Return what is known of the request that is turned away: its whole head, a part of it, or nothing."""
+        status = None if refusal.error is None else refusal.error.status_code
+        if self.in_body:
+            method, headers = self.scope["method"], list(self.scope["headers"])
+        else:
+            method, headers = "", self.headers or []
+        known = self.in_head or self.in_body
+        url, headers = (self.url, headers) if known else (b"", [])
+        request_id = cast(dict[str, Any], self.scope).get(REQUEST_ID) if self._is_answering() else None
+        return Refused(refusal.reason, status, method, url, headers, self.address, request_id)
 
     def drop(self, number: int) -> None:
         """Count what a refused client still sends, and close after too much of it."""
@@ -197,8 +217,8 @@ class HttpProtocol(BoundedHttp):
             self._close()
 
     def _close(self) -> None:
-        """Close at once, even if the client does not take what it was sent."""
-        if self._joined.unsent:
+        """Close at once, even if the client does not take what it was sent, or by TLS says no good-bye."""
+        if self._joined.unsent or self.scheme == "https":
             self.transport.abort()
         else:
             self.transport.close()

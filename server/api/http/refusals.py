@@ -1,9 +1,12 @@
 """The answers to clients that are turned away before any route sees them, in OpenAI's envelope."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..private.uvicorn_private import STATUS_LINE
 from .errors import RETRY_SECONDS, ApiError, error_response, unavailable
+from .request_ids import HEADER as REQUEST_ID_HEADER
+from .request_ids import id_of
 
 
 @dataclass(frozen=True)
@@ -13,14 +16,36 @@ class Refusal:
     reason: str
     error: ApiError | None = None
 
-    def answer(self) -> bytes:
-        """Return the whole answer as it is sent; empty without an error."""
+    def answer(self, more: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
+        """Return the whole answer as it is sent; empty without an error. more: headers beside its own."""
         if self.error is None:
             return b""
         response = error_response(self.error)
-        headers = [*response.raw_headers, (b"connection", b"close")]
+        headers = [*response.raw_headers, *more, (b"connection", b"close")]
         head = b"".join(b"%b: %b\r\n" % pair for pair in headers)
         return STATUS_LINE[response.status_code] + head + b"\r\n" + bytes(response.body)
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A request that is turned away, as far as it has come. method, url, client: empty where they are not known.
+
+    headers: in lower case. status: of the answer; None where there is none. request_id: where an application works on
+    it already, and will tell of it.
+    """
+
+    reason: str
+    status: int | None
+    method: str
+    url: bytes
+    headers: Sequence[tuple[bytes, bytes]]
+    client: str
+    request_id: str | None = None
+
+
+def id_alone(refused: Refused) -> list[tuple[bytes, bytes]]:
+    """Return the headers that every answer has."""
+    return [(REQUEST_ID_HEADER, (refused.request_id or id_of(refused.headers)).encode())]
 
 
 INVALID = Refusal("invalid", ApiError(400, "The request is not valid HTTP/1.1.", code="invalid_http"))

@@ -6,13 +6,16 @@ import functools
 import logging
 import resource
 import socket
+import ssl
 from collections.abc import Iterator
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from .connections import OpenConnections
 from .protocol import HttpProtocol
+from .tls import TlsBeginning
 
 BACKLOG = 2048
 CLOSING_SECONDS = 5  # for answers on their way out after the engine has stopped
@@ -25,15 +28,25 @@ logger = logging.getLogger(__name__)
 class HttpServer(uvicorn.Server):
     """uvicorn's server without its handling of signals, which closes the port before the grace time.
 
-    connections: the open connections with their limits; None for the defaults.
+    connections: the open connections with their limits; None for the defaults. tls: for connections by TLS only.
+    private: what listens is the socket between the processes, without limits.
     """
 
-    def __init__(self, app: ASGIApp, connections: OpenConnections | None = None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        connections: OpenConnections | None = None,
+        *,
+        tls: ssl.SSLContext | None = None,
+        private: bool = False,
+    ) -> None:
         self._connections = connections or OpenConnections()
+        self._tls = tls
+        self._private = private
         super().__init__(
             uvicorn.Config(
                 app,
-                http=functools.partial(HttpProtocol, self._connections),  # type: ignore[arg-type]
+                http=self._protocol,  # type: ignore[arg-type]
                 ws="none",
                 log_config=None,
                 access_log=False,
@@ -42,6 +55,13 @@ class HttpServer(uvicorn.Server):
                 proxy_headers=False,  # nobody asks who the client is
             )
         )
+
+    def _protocol(self, **uvicorns: Any) -> asyncio.Protocol:
+        """Return the protocol of a new connection. uvicorns: what uvicorn gives to its own."""
+        make = functools.partial(HttpProtocol, self._connections, private=self._private, **uvicorns)
+        if self._tls is None:
+            return make()
+        return TlsBeginning(self._tls, self._connections, make, uvicorns["server_state"])
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve on these sockets until `close`, and look at the connections meanwhile."""
@@ -57,14 +77,17 @@ class HttpServer(uvicorn.Server):
         """Leave signals as they are."""
         yield
 
-    async def close(self, serving: "asyncio.Task[None]") -> None:
+    async def close(self, serving: "asyncio.Task[None]", patience: float = CLOSING_SECONDS) -> None:
         """End the server. serving: the task that runs `serve`.
 
-        Requests have been ended with an error by now; their answers have CLOSING_SECONDS to leave.
+        Requests have been ended with an error by now; their answers have `patience` seconds to leave.
         """
         self.should_exit = True
-        await asyncio.wait({serving}, timeout=CLOSING_SECONDS)
+        await asyncio.wait({serving}, timeout=patience)
         self.force_exit = True
+        for connection in list(self.server_state.connections):
+            if connection.transport is not None:
+                connection.transport.abort()  # of a client that reads nothing, or still sends
         await serving
 
 

@@ -5,6 +5,7 @@ and ends with it.
 """
 
 import asyncio
+import copy
 import logging
 import secrets
 import time
@@ -15,11 +16,14 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from peftserve.adapters.ownership import SERVER, Actor
+
 from ..http.errors import RETRY_SECONDS, ApiError, ErrorBody, translate
 
 logger = logging.getLogger(__name__)
 
 MAX_RUNNING, MAX_QUEUED, MAX_KEPT = 2, 64, 1000
+OWN_QUEUED = 2  # of each who asks, whoever else has all places of the queue
 
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
@@ -57,10 +61,11 @@ Work = Callable[[Ticket], Awaitable[Any]]
 
 
 class _Entry:
-    """A job with what runs it. fault: the answer to who waits for it, if it has failed."""
+    """A job with what runs it. owner: who asked for it. fault: the answer to who waits for it, if it has failed."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, owner: str) -> None:
         self.job = job
+        self.owner = owner
         self.ticket = Ticket(job)
         self.fault: ApiError | None = None
         self.task: asyncio.Task[Any]  # set by submit()
@@ -78,6 +83,13 @@ class Jobs:
         self._turns = asyncio.Semaphore(running)
         self._max_queued = queued
         self._max_kept = kept
+        self._actor = SERVER
+
+    def acting_for(self, actor: Actor) -> "Jobs":
+        """Return the same jobs, as far as they are those of `actor`; an administrator's are all."""
+        jobs = copy.copy(self)
+        jobs._actor = actor
+        return jobs
 
     def submit(self, kind: str, work: Work, ended: Callable[[], None]) -> Job:
         """Put a job in the queue. work: its result is the job's. ended: is called once, however the job ends.
@@ -86,7 +98,7 @@ class Jobs:
         """
         self._check_room()
         job = Job(id=f"job-{secrets.token_hex(12)}", kind=kind, created=int(time.time()))
-        entry = self._entries[job.id] = _Entry(job)
+        entry = self._entries[job.id] = _Entry(job, self._actor.owner)
         entry.task = asyncio.create_task(self._run(entry, work), name=job.id)
         entry.task.add_done_callback(lambda _: self._end(entry, ended))
         return job
@@ -97,7 +109,7 @@ class Jobs:
 
     def list(self) -> list[Job]:
         """Return all jobs that are remembered, the newest first."""
-        return [entry.job for entry in reversed(self._entries.values())]
+        return [entry.job for entry in reversed(self._entries.values()) if self._is_mine(entry)]
 
     async def wait(self, job_id: str, seconds: float) -> Job:
         """Wait for a job's end for so many seconds at most. Raises ApiError: 404, or what the job has failed with."""
@@ -151,7 +163,7 @@ class Jobs:
 
     def _entry(self, job_id: str) -> _Entry:
         entry = self._entries.get(job_id)
-        if entry is None:
+        if entry is None or not self._is_mine(entry):
             raise ApiError(
                 404,
                 f"There is no job {job_id[:80]!r}; jobs end with the server, and old ones are forgotten.",
@@ -160,9 +172,13 @@ class Jobs:
             )
         return entry
 
+    def _is_mine(self, entry: _Entry) -> bool:
+        return self._actor.is_admin or entry.owner == self._actor.owner
+
     def _check_room(self) -> None:
-        waiting = sum(entry.job.status == "queued" for entry in self._entries.values())
-        if waiting >= self._max_queued:
+        queued = [entry.owner for entry in self._entries.values() if entry.job.status == "queued"]
+        waiting, own = len(queued), queued.count(self._actor.owner)
+        if waiting >= self._max_queued and (own >= OWN_QUEUED or waiting >= 2 * self._max_queued):
             raise ApiError(
                 429,
                 f"{waiting} jobs are waiting already; try again later.",

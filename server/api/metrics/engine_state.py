@@ -51,6 +51,14 @@ class EngineCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         stats, info = self._engine.stats, self._engine.info
+        yield GaugeMetricFamily(
+            "peftserve_engine_stats_age_seconds",
+            "Since the engine has last said how it is; over 5 something is wrong, unless a step takes that long",
+            self._engine.stats_age,
+        )
+        yield CounterMetricFamily(
+            "peftserve_engine_restarts", "Engines that were started in place of another", self._engine.restarts
+        )
         yield from _engine_gauges(stats)
         yield from _engine_counters(stats)
         yield from _adapter_tiers(stats)
@@ -127,6 +135,11 @@ def _engine_gauges(stats: EngineStats) -> Iterable[Metric]:
     yield GaugeMetricFamily("peftserve_sequences_running", "Sequences in the engine's batch", stats.num_running)
     yield GaugeMetricFamily("peftserve_sequences_waiting", "Sequences that wait for the engine", stats.num_waiting)
     yield GaugeMetricFamily("peftserve_kv_cache_usage_ratio", "Share of KV pages in use", _kv_usage(stats))
+    if stats.state_slots is not None and stats.state_snapshots is not None:
+        states = GaugeMetricFamily("peftserve_state_slots", "Slots of recurrent state in use", labels=["of"])
+        states.add_metric(["sequences"], stats.state_slots)
+        states.add_metric(["snapshots"], stats.state_snapshots)
+        yield states
 
 
 def _engine_counters(stats: EngineStats) -> Iterable[Metric]:
@@ -137,6 +150,9 @@ def _engine_counters(stats: EngineStats) -> Iterable[Metric]:
         ("prefix_cache_hit_tokens", "Prompt tokens found in the prefix cache", stats.prefix_hit_tokens),
         ("adapter_loads", "Adapters brought to the device", stats.adapter_loads),
         ("adapter_evictions", "Adapters moved off the device to make room", stats.adapter_evictions),
+        ("queue_timeouts", "Sequences that waited longer for their first step than they may", stats.queue_timeouts),
+        ("failed_steps", "Steps that failed, with all their sequences", stats.failed_steps),
+        ("invalid_logits", "Sequences that ended for logits that are not finite", stats.invalid_logits),
     ):
         yield CounterMetricFamily(f"peftserve_{name}", text, value)
     yield CounterMetricFamily(

@@ -7,12 +7,14 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 import msgspec
 from fastapi import Request, Response
 
+from peftserve.adapters.resolved import Resolved
 from peftserve.adapters.routing.found import Hop
 
 from ..http.leaving import CLIENT_GONE, ClientGone, until_disconnect
 from ..http.protocol import CONNECTION
 from ..services import Services
-from .event_stream import EventStream
+from ..watching.record import RECORD
+from .event_stream import OF_COMPLETIONS, Ending, EventStream
 from .generation import Generation, Plan
 from .responses import CachedTokens, Usage
 from .shadow import shadow_of
@@ -22,24 +24,25 @@ Whole = Callable[[Generation], Awaitable[msgspec.Struct]]
 Stream = Callable[[Generation], AsyncGenerator[bytes]]
 
 
-def new_id(prefix: str) -> tuple[str, int]:
-    """Return (id, created) of an answer."""
-    return f"{prefix}-{secrets.token_hex(16)}", int(time.time())
+def new_id(prefix: str, given: str | None = None) -> tuple[str, int]:
+    """Return (id, created) of an answer. given: the request's own id, if it has one."""
+    return f"{prefix}-{given or secrets.token_hex(16)}", int(time.time())
 
 
-async def answer(services: Services, request: Request, plan: Plan, whole: Whole, stream: Stream) -> Response:
+async def answer(
+    services: Services, request: Request, plan: Plan, whole: Whole, stream: Stream, ending: Ending = OF_COMPLETIONS
+) -> Response:
     """Run a plan made in this turn of the event loop, and answer as the client asked: whole or as a stream.
 
-    Raises ApiError, EngineDead.
+    ending: of a stream. Raises ApiError, EngineDead.
     """
-    generation = Generation(services, plan, shadow_of(services, request, plan))
-    headers = {"x-peftserve-adapter": plan.resolved.label}
-    if plan.resolved.hops:
-        headers["x-peftserve-route"] = ", ".join(map(_hop, plan.resolved.hops))
-    lease = services.hold(plan.resolved, plan.num_sequences)
+    generation = Generation(services, plan, shadow_of(services, request, plan), request.scope.get(RECORD))
+    headers = identity_headers(plan.resolved)
+    lease = services.hold(plan.resolved, plan.num_sequences, generation.use)
+    headers |= lease.headers
     services.shadows.make_room()
     if plan.body.stream:
-        return EventStream(stream(generation), lease, headers)
+        return EventStream(stream(generation), lease, headers, ending)
     with lease:
         try:
             content = msgspec.json.encode(await until_disconnect(request.scope[CONNECTION], whole(generation)))
@@ -47,6 +50,14 @@ async def answer(services: Services, request: Request, plan: Plan, whole: Whole,
             lease.close()
             return Response(status_code=CLIENT_GONE)
     return json_response(content, headers=headers)
+
+
+def identity_headers(resolved: Resolved) -> dict[str, str]:
+    """Return the headers that say what answers, and by which routes it was chosen."""
+    headers = {"x-peftserve-adapter": resolved.label}
+    if resolved.hops:
+        headers["x-peftserve-route"] = ", ".join(map(_hop, resolved.hops))
+    return headers
 
 
 def _hop(hop: Hop) -> str:

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
+from .model_request import faulty
 from .requests import MAX_CHOICES, MAX_LOGPROBS, GenerationRequest, TokenId
 
 MAX_PROMPTS = 1024
@@ -27,6 +28,9 @@ class CompletionRequest(GenerationRequest):
         lt=1 << 31,
         description=f"Most tokens of the answer; 0 only with `echo`. Default: {COMPLETION_MAX_TOKENS}.",
     )
+    max_completion_tokens: int | None = Field(
+        default=None, ge=0, lt=1 << 31, description="The newer name of `max_tokens`, which chats have."
+    )
     best_of: int | None = Field(
         default=None, ge=1, le=MAX_CHOICES, description="Sample so many answers, and give the `n` likeliest."
     )
@@ -41,16 +45,24 @@ class CompletionRequest(GenerationRequest):
     @field_validator("prompt", mode="plain", json_schema_input_type=_AsSent)
     @classmethod
     def _prompts(cls, prompt: Any) -> list[PromptInput]:
-        return _list_prompts(prompt)
+        return list_prompts(prompt, MAX_PROMPTS)
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> "CompletionRequest":
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            raise faulty("max_completion_tokens and max_tokens mean the same, and differ", "max_completion_tokens")
+        if self.max_tokens is None:
+            self.max_tokens = self.max_completion_tokens
+        return self
 
     @model_validator(mode="after")
     def _completion_fields_agree(self) -> "CompletionRequest":
         if self.best_of is not None and self.best_of < self.choices:
-            raise ValueError("best_of must be at least n")
+            raise faulty("best_of must be at least n", "best_of")
         if self.best_of is not None and self.best_of > self.choices and self.stream:
-            raise ValueError("best_of cannot be streamed; leave it out or equal to n")
+            raise faulty("best_of cannot be streamed; leave it out or equal to n", "best_of")
         if self.max_tokens == 0 and not self.echo:
-            raise ValueError("max_tokens must be at least 1, or echo be true")
+            raise faulty("max_tokens must be at least 1, or echo be true", "max_tokens")
         return self
 
     @property
@@ -59,14 +71,14 @@ class CompletionRequest(GenerationRequest):
         return self.best_of or self.choices
 
 
-def _list_prompts(prompt: Any) -> list[PromptInput]:
-    """Return str | list[str] | list[int] | list[list[int]] as a list of prompts. Raises ValueError."""
+def list_prompts(prompt: Any, most: int) -> list[PromptInput]:
+    """Return str | list[str] | list[int] | list[list[int]] as a list of `most` prompts at most. Raises ValueError."""
     if isinstance(prompt, str):
         return [prompt]
     if not isinstance(prompt, list) or not prompt:
         raise ValueError("must be a text, a list of texts, a list of token ids or a list of such lists, and not empty")
-    if len(prompt) > MAX_PROMPTS and not _are_token_ids(prompt):
-        raise ValueError(f"at most {MAX_PROMPTS} prompts in one request")
+    if len(prompt) > most and not _are_token_ids(prompt):
+        raise ValueError(f"at most {most} prompts in one request")
     if _are_token_ids(prompt):
         return [prompt]
     if all(isinstance(p, str) for p in prompt) or all(isinstance(p, list) and p and _are_token_ids(p) for p in prompt):

@@ -12,13 +12,14 @@ from ..http.bodies import read_json
 from ..services import Services
 from ..text.tokenizer import Tokenizer
 from .answers import UsageCounter, answer, new_id, usage_of
-from .completion_request import COMPLETION_MAX_TOKENS, CompletionRequest
+from .completion_request import COMPLETION_MAX_TOKENS, CompletionRequest, PromptInput
 from .event_stream import TextFrames, frame
 from .generation import Generation, Plan, SequenceDelta, TokenizedPrompt, Turns
-from .logprobs import completion_logprobs, prompt_logprobs
-from .planning import check_ids, check_min_tokens, encode_prompts, fit_length, salt_of, weighted_adapters
+from .logprobs import completion_logprobs, prompt_logprobs, spelling
+from .planning import check_ids, check_min_tokens, cut_of, encode_prompts, fit_length, salt_of, weighted_adapters
 from .resolution import who_answers
 from .responses import Completion, CompletionChoice, Usage
+from .structured import grammar_of
 from .text_deltas import Delta, ShownToken
 
 CHOICE = 10  # microseconds to make one, beside one for each token that it shows
@@ -26,17 +27,21 @@ CHOICE = 10  # microseconds to make one, beside one for each token that it shows
 
 async def create_completion(request: Request, services: Services) -> Response:
     body = await read_json(request, CompletionRequest)
-    tokenizer = services.tokenizer()
-    plan = await _plan(services, tokenizer, request, body)
-    builder = CompletionBuilder(body, tokenizer)
+    plan = await _plan(services, request, body)
+    builder = CompletionBuilder(body, plan.tokenizer)
     return await answer(services, request, plan, builder.whole, builder.stream)
 
 
-async def _plan(services: Services, tokenizer: Tokenizer, request: Request, body: CompletionRequest) -> Plan:
+async def _plan(services: Services, request: Request, body: CompletionRequest) -> Plan:
     info = services.model()
-    prompts = await encode_prompts(info, tokenizer, body.prompt, body.add_special_tokens)
-    judged = partial(_text, tokenizer, prompts[0])
+    grammar = await grammar_of(body)
+    judged = partial(_text, services.tokenizer(), body.prompt[0])
     resolved = await who_answers(services, request, body, judged)
+    with services.adapters.leases.held(resolved):  # until `answer` holds them: no await comes in between
+        tokenizer, ends = await services.speech_of(resolved)
+        wanted = COMPLETION_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+        cut = cut_of(info, body, resolved.virtual_tokens + wanted)
+        prompts = await encode_prompts(info, tokenizer, body.prompt, body.add_special_tokens, cut)
     check_ids(info, body, prompts, resolved)
     rerank = body.samples > body.choices  # the best are chosen by their logprobs
     scored = _most(body.prompt_logprobs, body.logprobs if body.echo else None, 0 if body.max_tokens == 0 else None)
@@ -45,16 +50,19 @@ async def _plan(services: Services, tokenizer: Tokenizer, request: Request, body
             max_tokens=fit_length(info, prompt, body.max_tokens, COMPLETION_MAX_TOKENS, resolved.virtual_tokens),
             logprobs=_most(body.logprobs, 0 if rerank else None),
             prompt_logprobs=scored,
+            defaults=info.sampling_defaults,
+            grammar=grammar,
         )
         for prompt in prompts
     ]
     check_min_tokens(body, sampling)
     adapters = weighted_adapters(resolved, body.task_id)
-    return Plan(body, resolved, adapters, prompts, sampling, body.samples, salt_of(request, body), judged)
+    salt = salt_of(request, body)
+    return Plan(body, resolved, adapters, prompts, sampling, body.samples, tokenizer, salt, judged, ends)
 
 
-def _text(tokenizer: Tokenizer, prompt: TokenizedPrompt) -> str:
-    return tokenizer.decode(prompt.token_ids, True) if prompt.text is None else prompt.text
+def _text(tokenizer: Tokenizer, prompt: PromptInput) -> str:
+    return prompt if isinstance(prompt, str) else tokenizer.decode(prompt, True)
 
 
 def _most(*numbers: int | None) -> int | None:
@@ -68,8 +76,9 @@ class CompletionBuilder:
         self._body = body
         self._tokenizer = tokenizer
         self._echo = Echo(tokenizer, body.skip_special_tokens) if body.echo else None
-        self._text_only = body.logprobs is None and not body.echo and not body.return_token_ids
-        self._id, self._created = new_id("cmpl")
+        plain = body.logprobs is None and not body.echo and not body.return_token_ids
+        self._text_only = plain and not body.continuous_usage
+        self._id, self._created = new_id("cmpl", body.request_id)
 
     async def whole(self, generation: Generation) -> Completion:
         wholes = await generation.collect()
@@ -108,11 +117,14 @@ class CompletionBuilder:
             if self._text_only and delta.finish_reason is None:
                 yield text_frames(index, delta.text)
             else:
-                yield frame(self._chunk(generation, index, delta, first))
+                usage = counter.usage() if self._body.continuous_usage else None
+                yield frame(self._chunk(generation, index, delta, first, usage))
 
-    def _chunk(self, generation: Generation, index: int, delta: Delta, first: bool) -> Completion:
+    def _chunk(
+        self, generation: Generation, index: int, delta: Delta, first: bool, so_far: Usage | None = None
+    ) -> Completion:
         prompt = generation.plan.prompts[index // generation.plan.samples]
-        usage = None if self._body.include_usage else UNSET
+        usage = so_far if self._body.include_usage else UNSET
         return self._completion(generation, [self._choice(index, prompt, delta, first)], usage)
 
     def _best(self, plan: Plan, wholes: list[Delta]) -> list[tuple[TokenizedPrompt, Delta]]:
@@ -133,7 +145,7 @@ class CompletionBuilder:
         )
 
     def _choice(self, index: int, prompt: TokenizedPrompt, delta: Delta, first: bool) -> CompletionChoice:
-        body, token_bytes = self._body, self._tokenizer.token_bytes
+        body, token_bytes = self._body, spelling(self._tokenizer.token_bytes, self._body.return_tokens_as_token_ids)
         shown = delta if self._echo is None else self._echo.apply(prompt, delta, first)
         choice = CompletionChoice(index, shown.text, None, delta.finish_reason, delta.stop_reason)
         if body.logprobs is not None:

@@ -7,19 +7,38 @@ import logging
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
 
 import msgspec
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
-from ..http.errors import ErrorEnvelope, error_response, translate
+from ..http.errors import ErrorBody, ErrorEnvelope, error_response, translate
 from ..http.leaving import ClientGone, until_disconnect
 from ..http.protocol import CONNECTION
+from ..http.request_ids import REQUEST_ID
 from ..request_lease import RequestLease
 
 logger = logging.getLogger(__name__)
 
+encode = msgspec.json.Encoder().encode
+
 DONE = b"data: [DONE]\n\n"
+
+
+def frame(event: msgspec.Struct) -> bytes:
+    return b"data: %b\n\n" % encode(event)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a stream ends. failed: returns the event that tells of an error. done: the bytes behind all events."""
+
+    failed: Callable[[ErrorBody], bytes]
+    done: bytes = b""
+
+
+OF_COMPLETIONS = Ending(lambda error: frame(ErrorEnvelope(error)), DONE)
 
 
 class EventStream(Response):
@@ -30,11 +49,14 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes], lease: RequestLease, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self, events: AsyncGenerator[bytes], lease: RequestLease, headers: Mapping[str, str], ending: Ending
+    ) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no", **headers})
         del self.headers["content-length"]
         self._events = events
         self._lease = lease
+        self._ending = ending
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -58,14 +80,14 @@ class EventStream(Response):
                                 await self._begin(send)
                             await _send_part(send, events)
         except Exception as error:
+            _log_unexpected(error, scope)
             if not begun:
-                _log_unexpected(error)
                 await error_response(error)(scope, receive, send)
                 return
-            await _send_part(send, _error_event(error))
+            await _send_part(send, self._ending.failed(translate(error).body))
         if not begun:
             await self._begin(send)
-        await send({"type": "http.response.body", "body": DONE, "more_body": False})
+        await send({"type": "http.response.body", "body": self._ending.done, "more_body": False})
 
     async def _begin(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -75,23 +97,12 @@ async def _send_part(send: Send, body: bytes) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
-def _error_event(error: Exception) -> bytes:
-    _log_unexpected(error)
-    return frame(ErrorEnvelope(translate(error).body))
-
-
-def _log_unexpected(error: Exception) -> None:
+def _log_unexpected(error: Exception, scope: Scope) -> None:
     if translate(error).status_code == 500:
-        logger.error("A stream has failed", exc_info=error)
+        logger.error("The stream of the request %s has failed", scope[REQUEST_ID], exc_info=error)
 
-
-encode = msgspec.json.Encoder().encode
 
 _MARK = uuid.uuid4().hex  # where a template's text goes: no client can have put the same into another field
-
-
-def frame(event: msgspec.Struct) -> bytes:
-    return b"data: %b\n\n" % encode(event)
 
 
 class TextFrames:

@@ -9,18 +9,23 @@ import os
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 import msgspec
 
-from peftserve.adapters.errors import error_of
 from peftserve.adapters.resolved import Resolved
 
+from ...wire.faults import received
 from ...wire.messages import AddRequest, SamplingParams, SequenceOutput, WeightedAdapter
+from ..assistant.reading import Reading
 from ..engine.interface import EngineDead, RemoteEngine
 from ..http.errors import bad_request
 from ..metrics.requests import SequenceTimer
 from ..services import Services
+from ..tenancy.spending import TokenUse
+from ..text.tokenizer import Tokenizer
+from ..watching.record import RequestRecord, SequenceRecord
+from .asking import asked_by
+from .mailbox import Mailbox
 from .requests import GenerationRequest
 from .stop_strings import NO_STOPS, StopStrings, StopTable
 from .text_deltas import Delta, SequenceDecoder
@@ -44,8 +49,9 @@ class TokenizedPrompt:
 class Plan:
     """The plan of one request: `samples` sequences for each prompt, each prompt with its own parameters.
 
-    resolved: the adapters that answer, as looked up in this turn of the event loop. adapters: the same for the engine.
-    text: returns what routes judge content by.
+    resolved: the adapters that answer, held until this turn of the event loop. adapters: the same for the engine.
+    tokenizer: theirs, which has made the prompts. text: returns what routes judge content by.
+    eos_token_ids: as `AddRequest` has them. reading: of a chat's messages; None where they are content only.
     """
 
     body: GenerationRequest
@@ -54,8 +60,11 @@ class Plan:
     prompts: list[TokenizedPrompt]
     sampling: list[SamplingParams]
     samples: int
+    tokenizer: Tokenizer
     salt: str = ""
     text: Callable[[], str] = str
+    eos_token_ids: list[int] | None = None
+    reading: Reading | None = None
 
     @property
     def num_sequences(self) -> int:
@@ -72,16 +81,28 @@ SequenceDelta = tuple[int, Delta]  # a sequence, and what a step showed of it
 class Generation:
     """The sequences of one plan, for which `Services.hold` has given a lease.
 
-    Sequence i answers prompt i // samples. begun: called when all are submitted.
+    Sequence i answers prompt i // samples. begun: called when all are submitted. record: where they are noted, if they
+    are.
     """
 
-    def __init__(self, services: Services, plan: Plan, begun: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        services: Services,
+        plan: Plan,
+        begun: Callable[[], None] | None = None,
+        record: RequestRecord | None = None,
+    ) -> None:
         self.plan = plan
         self.resolved = plan.resolved
         self._services = services
         self._begun = begun
+        self._record = record
         self._labels = services.metrics.adapter_labels(plan.resolved)
         self._id = f"{os.getpid()}-{next(_ids)}"
+        own_ends = services.model().eos_token_ids if plan.eos_token_ids is None else plan.eos_token_ids
+        self._ends = frozenset(() if plan.body.ignore_eos else own_ends)
+        most = sum(sampling.max_tokens for sampling in plan.sampling) * plan.samples
+        self.use = TokenUse(plan.num_prompt_tokens, most)
         self._stops = StopTable(plan.body.stop) if plan.body.stop else NO_STOPS
 
     async def deltas(self) -> AsyncGenerator[list[SequenceDelta]]:
@@ -127,9 +148,17 @@ class Generation:
         """Submit the sequences; a thousand of them in several turns of the event loop."""
         engine, turns = self._services.engine, Turns()
         self._services.metrics.prompt_tokens.inc(self.plan.num_prompt_tokens)
+        if self._record is not None:
+            self._record.ask(
+                self.plan.body.model, self.plan.sampling[0], self.plan.num_prompt_tokens, self.plan.samples
+            )
         for index, request in enumerate(requests):
             timer = SequenceTimer(self._services.metrics, self._labels)
-            engine.submit(request, _SequenceSink(engine, request.request_id, index, timer, self._decoder(), emit, fail))
+            record = None if self._record is None else self._record.sequence()
+            sink = _SequenceSink(
+                engine, request.request_id, index, timer, self._decoder(), emit, fail, record, self.use
+            )
+            engine.submit(request, sink)
             await turns.spend(SUBMISSION + len(request.prompt_token_ids) // TOKENS_SENT)
         if self._begun is not None:
             self._begun()
@@ -145,15 +174,20 @@ class Generation:
             sampling=sampling,
             adapters=self.plan.adapters,
             salt=self.plan.salt,
+            eos_token_ids=self.plan.eos_token_ids,
+            added_tokens=() if sampling.grammar is None else self.plan.tokenizer.added,
+            **asked_by(self._services, self.plan.body.priority),
         )
 
     def _decoder(self) -> SequenceDecoder:
-        body = self.plan.body
+        body, reading = self.plan.body, self.plan.reading
+        shown = reading.marks if reading is not None else frozenset()
         return SequenceDecoder(
-            self._services.tokenizer().detokenizer(body.skip_special_tokens),
+            self.plan.tokenizer.detokenizer(body.skip_special_tokens, shown),
             StopStrings(self._stops, body.include_stop_str_in_output),
             min_tokens=body.min_tokens or 0,
             show_stop_token=body.include_stop_str_in_output,
+            ends=self._ends,
         )
 
 
@@ -169,7 +203,10 @@ class _SequenceSink:
         decoder: SequenceDecoder,
         emit: Callable[[SequenceDelta], None],
         fail: Callable[[Exception], None],
+        record: SequenceRecord | None,
+        use: TokenUse,
     ) -> None:
+        self._use = use
         self._engine = engine
         self._request_id = request_id
         self._index = index
@@ -177,6 +214,7 @@ class _SequenceSink:
         self._decoder = decoder
         self._emit = emit
         self._fail = fail
+        self._record = record
 
     def push(self, output: SequenceOutput) -> None:
         try:
@@ -190,11 +228,14 @@ class _SequenceSink:
 
     def _take(self, output: SequenceOutput) -> None:
         if output.error_kind is not None:
-            raise error_of(output.error_kind, output.error or "the request failed")
+            raise received(output.error_kind, output.error or "the request failed", retry_seconds=output.retry_seconds)
         if output.error is not None:
             raise bad_request(output.error, code="sequence_failed")
         self._timer.observe(output)
+        self._use.generated += len(output.token_ids)
         delta = self._decoder.push(output)
+        if self._record is not None:
+            self._record.observe(output, delta.finish_reason)
         if delta.finish_reason is not None and output.finish_reason is None:
             self._engine.abort(self._request_id)  # a stop string, of which the engine does not know
         self._emit((self._index, delta))
@@ -218,33 +259,6 @@ class _Collector:
     def fail(self, error: Exception) -> None:
         if not self.ended.done():
             self.ended.set_exception(error)
-
-
-T = TypeVar("T")
-
-
-class Mailbox(Generic[T]):
-    """A queue for one reader, who takes all at once, and one event loop.
-
-    asyncio's would wake its reader for every item.
-    """
-
-    def __init__(self) -> None:
-        self._items: list[T] = []
-        self._reader: asyncio.Future[None] | None = None  # set while `take` waits
-
-    def put(self, item: T) -> None:
-        self._items.append(item)
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
-
-    async def take(self) -> list[T]:
-        """Return all that has come, at least one item."""
-        while not self._items:
-            self._reader = asyncio.get_running_loop().create_future()
-            await self._reader
-        items, self._items = self._items, []
-        return items
 
 
 TURN = 4000  # microseconds, as estimated by who spends them

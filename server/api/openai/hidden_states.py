@@ -27,11 +27,11 @@ async def _vector(services: Services, query: Query, key: VectorKey, salt: str) -
     if key.text is not None:
         example = key.text
         return await services.examples.run(key, lambda: _states(services, example, key))
-    services.admission.enter(1)
+    services.admission.enter(1, services.tenant)
     try:
         return await _states(services, query.text(), key, salt)
     finally:
-        services.admission.leave(1)
+        services.admission.leave(1, services.tenant)
 
 
 async def _states(services: Services, text: str, key: VectorKey, salt: str = "") -> Vector:

@@ -16,6 +16,11 @@ from .text_deltas import ShownToken
 TokenBytes = Callable[[int], bytes]
 
 
+def spelling(token_bytes: TokenBytes, as_ids: bool | None) -> TokenBytes:
+    """Return how tokens are written: by their bytes, or as vLLM's `token_id:17`."""
+    return (lambda token_id: f"token_id:{token_id}".encode()) if as_ids else token_bytes
+
+
 def completion_logprobs(tokens: Sequence[ShownToken], token_bytes: TokenBytes, num_top: int) -> CompletionLogprobs:
     return CompletionLogprobs(
         text_offset=[token.offset for token in tokens],

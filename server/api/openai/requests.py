@@ -6,23 +6,20 @@ field out, or giving it the value that changes nothing, is fine. Knows no engine
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-from pydantic.json_schema import SkipJsonSchema
-
-from peftserve.adapters.routing.bodies import MAX_MEMBERS
+from pydantic import Field, field_validator, model_validator
 
 from ...wire.messages import SamplingParams
-from .adapter_fields import Named, find_named
+from .model_request import INT64, AnsweredRequest, Body, faulty, refuse_unsupported
+from .structured_fields import StructuredFields
 
 MAX_CHOICES = 128
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 1024
 MAX_LOGPROBS = 20
 MAX_BIASES = 1024
-INT64 = 1 << 63
-_NAMED = "\0named"  # no field of a client's
 
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
@@ -30,59 +27,18 @@ Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 Stops = Annotated[list[Stop], Field(max_length=MAX_STOPS)]
 
 
-class Body(BaseModel):
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
-
-
-class ModelRequest(Body):
-    """A body that names a model. named: the adapter that another server's field names, found before all fields."""
-
-    model: str | None = Field(
-        default=None,
-        max_length=512,
-        description="The base's id, an adapter's name for its newest version, `name@2` for a version, or `default`. "
-        "Left out: `default`.",
-    )
-    named: SkipJsonSchema[Named | None] = Field(default=None, validation_alias=_NAMED)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _look_at_fields(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        cls._refuse_what_is_not_served(data)
-        return {**data, _NAMED: named} if (named := find_named(data)) is not None else data
-
-    @classmethod
-    def _refuse_what_is_not_served(cls, data: dict[str, Any]) -> None:
-        """Check for fields that are known and not served. Raises ValueError."""
-
-
 class StreamOptions(Body):
     """Options of a stream."""
 
+    continuous_usage_stats: bool = Field(
+        default=False, description="With `include_usage`: send the usage so far in every event."
+    )
     include_usage: bool = Field(default=False, description="Send the usage in a last event, whose choices are empty.")
 
 
-class MixtureMember(Body):
-    """One adapter of a mixture with its weight."""
-
-    name: str = Field(min_length=1, max_length=256, description="An adapter's name, or `name@version`.")
-    weight: float = Field(default=1.0, description="By which the adapter's bypass is multiplied.")
-
-
-class GenerationRequest(ModelRequest):
+class GenerationRequest(AnsweredRequest, StructuredFields):
     """The fields that completions and chats share."""
 
-    adapters: list[MixtureMember] | None = Field(
-        default=None,
-        min_length=1,
-        max_length=MAX_MEMBERS,
-        description="A mixture: the weighted sum of these adapters' bypasses. `model` is then left out or `default`.",
-    )
-    task_id: int | None = Field(
-        default=None, ge=0, lt=1 << 31, description="The task, for adapters of a method that has several."
-    )
     temperature: float | None = Field(default=None, ge=0, le=100, description="0 is greedy. Default: 1.")
     top_p: float | None = Field(
         default=None, gt=0, le=1, description="Sample from the likeliest tokens that together have this probability."
@@ -126,17 +82,16 @@ class GenerationRequest(ModelRequest):
     )
     stream: bool | None = Field(default=None, description="Send the answer as server-sent events while it is made.")
     stream_options: StreamOptions | None = Field(default=None, description="Only with `stream`.")
-    user: str | None = Field(default=None, max_length=1024, description="An id of the end user.")
-    cache_salt: str | None = Field(
-        default=None, max_length=256, description="Share cached prefixes only with requests of the same salt."
-    )
     include_stop_str_in_output: bool = Field(default=False, description="Show what ended the answer in its text.")
     skip_special_tokens: bool = Field(default=True, description="Leave special tokens out of the text.")
-    return_token_ids: bool = Field(default=False, description="Give the token ids beside the text.")
+    return_token_ids: bool | None = Field(default=None, description="Give the token ids beside the text.")
+    return_tokens_as_token_ids: bool | None = Field(
+        default=None, description="In logprobs, write each token as `token_id:17`."
+    )
 
     @classmethod
     def _refuse_what_is_not_served(cls, data: dict[str, Any]) -> None:
-        refuse_unsupported(data)
+        refuse_unsupported(data, NEUTRAL_VALUES)
 
     @field_validator("stop", mode="before", json_schema_input_type=Stop | Stops | None)
     @classmethod
@@ -156,9 +111,9 @@ class GenerationRequest(ModelRequest):
     @model_validator(mode="after")
     def _fields_agree(self) -> "GenerationRequest":
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options is for streams; set stream to true")
+            raise faulty("stream_options is for streams; set stream to true", "stream_options")
         if self.stream and self.prompt_logprobs is not None:
-            raise ValueError("prompt_logprobs cannot be streamed")
+            raise faulty("prompt_logprobs cannot be streamed", "prompt_logprobs")
         return self
 
     @property
@@ -169,15 +124,32 @@ class GenerationRequest(ModelRequest):
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
-    def sampling(self, *, max_tokens: int, logprobs: int | None, prompt_logprobs: int | None) -> SamplingParams:
-        """Return one sequence's parameters, before its seed is set; fields left out are the engine's defaults."""
-        given = {name: value for name in _SAMPLED if (value := getattr(self, name)) is not None}
+    @property
+    def continuous_usage(self) -> bool:
+        return self.include_usage and self.stream_options is not None and self.stream_options.continuous_usage_stats
+
+    def sampling(
+        self,
+        *,
+        max_tokens: int,
+        logprobs: int | None,
+        prompt_logprobs: int | None,
+        grammar: str | None = None,
+        defaults: Mapping[str, int | float] = MappingProxyType({}),
+    ) -> SamplingParams:
+        """Return one sequence's parameters, before its seed is set.
+
+        defaults: the model's, of fields that are left out; others are the engine's.
+        """
+        given: dict[str, Any] = {name: defaults[name] for name in _SAMPLED if name in defaults}
+        given |= {name: value for name in _SAMPLED if (value := getattr(self, name)) is not None}
         given["top_k"] = max(given.get("top_k", 0), 0)
         return SamplingParams(
             max_tokens=max_tokens,
             ignore_eos=self.ignore_eos,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
+            grammar=grammar,
             **given,
         )
 
@@ -189,12 +161,11 @@ _SAMPLED = (
 
 _NOTHING: tuple[Any, ...] = (None, False, "", [], {})
 
-NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
+NEUTRAL_VALUES: Mapping[str, tuple[Any, ...]] = {
     "tools": _NOTHING,
     "tool_choice": (None, "none", "auto"),
     "functions": _NOTHING,
     "function_call": (None, "none", "auto"),
-    "response_format": (None, {"type": "text"}),
     "suffix": _NOTHING,
     "audio": _NOTHING,
     "modalities": (None, ["text"]),
@@ -204,23 +175,29 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "use_beam_search": _NOTHING,
     "length_penalty": (None, 1, 1.0),
     "prompt_embeds": _NOTHING,
-    "truncate_prompt_tokens": (None,),
     "allowed_token_ids": _NOTHING,
     "bad_words": _NOTHING,
     "logits_processors": _NOTHING,
-    "structured_outputs": _NOTHING,
-    "guided_json": _NOTHING,
-    "guided_regex": _NOTHING,
-    "guided_choice": _NOTHING,
-    "guided_grammar": _NOTHING,
     "documents": _NOTHING,
     "chat_template": (None,),
+    "watermarking": _NOTHING,
+    "spaces_between_special_tokens": (None, True),
+    "logprob_token_ids": _NOTHING,
+    "repetition_detection": _NOTHING,
+    "thinking_token_budget": (None, -1),
+    "routed_experts_prompt_start": (None, 0),
+    "kv_transfer_params": _NOTHING,
+    "ec_transfer_params": _NOTHING,
+    "vllm_xargs": _NOTHING,
+    "mm_processor_kwargs": _NOTHING,
+    "media_io_kwargs": _NOTHING,
+    "verbosity": (None, "medium"),
+    **dict.fromkeys(("min_new_tokens", "max_new_tokens", "n_predict", "num_predict"), (None,)),  # of other servers
+    **dict.fromkeys(("options", "custom_logit_processor", "no_stop_trim", "return_hidden_states"), _NOTHING),
+    **dict.fromkeys(("typical_p", "tfs_z"), (None, 1)),
+    **dict.fromkeys(
+        ("mirostat", "dry_multiplier", "xtc_probability", "epsilon_cutoff", "eta_cutoff", "no_repeat_ngram_size"),
+        (None, 0),
+    ),
 }
 """Fields that are not served to the values that change nothing."""
-
-
-def refuse_unsupported(body: Mapping[str, Any]) -> None:
-    """Check that no field asks for what is not served. Raises ValueError that names the first one."""
-    for name, neutral in NEUTRAL_VALUES.items():
-        if name in body and body[name] not in neutral:
-            raise ValueError(f"{name} is not supported by this server; leave it out")

@@ -12,16 +12,15 @@ from peftserve.adapters.resolved import Resolved
 from peftserve.adapters.routing.query import LoadNeeded, PolicyNeeded, Query, VectorsNeeded
 
 from ..services import Services
+from ..text.tokenizer import Tokenizer
 from .adapter_fields import which_model
 from .chat_request import ChatRequest
 from .hidden_states import with_vectors
+from .model_request import AnsweredRequest, ModelRequest
 from .planning import salt_of
-from .requests import GenerationRequest, ModelRequest
 
 
-async def who_answers(
-    services: Services, request: Request, body: GenerationRequest, text: Callable[[], str]
-) -> Resolved:
+async def who_answers(services: Services, request: Request, body: AnsweredRequest, text: Callable[[], str]) -> Resolved:
     """Look up the adapters that answer.
 
     text: returns what routes judge content by. No await may come between the return and `answer`: see `Services.hold`.
@@ -93,11 +92,17 @@ async def resolve_route(services: Services, name: str, query: Query) -> Resolved
     return resolved
 
 
-async def check_model(services: Services, body: ModelRequest) -> None:
-    """Check that what is asked for exists, without asking a route's policy. Raises AdapterError, ApiError."""
+async def tokenizer_named(services: Services, body: ModelRequest) -> Tokenizer:
+    """Return the tokenizer of what is asked for; of a route, whose policy is not asked, the base's.
+
+    Raises AdapterError, ApiError, EngineDead.
+    """
     model = asked_model(services, body)
     if not services.adapters.router.is_known(model):
         await resolve(services, model)  # looks for it wherever that may be, or says why not
+    resolved = services.adapters.router.alone(model)
+    with services.adapters.leases.held(resolved):
+        return await services.tokenizer_of(resolved)
 
 
 def asked_model(services: Services, body: ModelRequest, several: bool = False) -> str | None:
@@ -105,4 +110,4 @@ def asked_model(services: Services, body: ModelRequest, several: bool = False) -
 
     Raises ApiError where they differ.
     """
-    return which_model(body.model, several, body.named, (None, DEFAULT, services.base_id))
+    return which_model(body.model, several, body.named, (None, DEFAULT, *services.base_ids))

@@ -13,8 +13,13 @@ Index = Annotated[int, Meta(description="Number of the choice, from 0.")]
 Created = Annotated[int, Meta(description="Unix time in seconds.")]
 Answered = Annotated[str, Meta(description="What answered: the base's id, or `name@version` of an adapter.")]
 Ended = Annotated[FinishReason | None, Meta(description="Why the answer ended; null while it goes on.")]
+ChatEnded = Annotated[
+    FinishReason | Literal["tool_calls", "function_call"] | None,
+    Meta(description="Why the answer ended, `tool_calls` where tools are to be called; null while it goes on."),
+]
 Stopped = Annotated[
-    str | int | None, Meta(description="The stop string or token id that ended the answer, if one did.")
+    str | int | None,
+    Meta(description="Which of `stop` and `stop_token_ids` ended the answer; else null."),
 ]
 TokenIds = Annotated[list[int] | UnsetType, Meta(description="The answer's tokens, with `return_token_ids`.")]
 PromptTokenIds = Annotated[list[int] | UnsetType, Meta(description="The prompt's tokens, with `return_token_ids`.")]
@@ -36,6 +41,14 @@ class Usage(msgspec.Struct):
 
     prompt_tokens: int
     completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: CachedTokens
+
+
+class PooledUsage(msgspec.Struct):
+    """The tokens of a request for vectors, which generates none."""
+
+    prompt_tokens: int
     total_tokens: int
     prompt_tokens_details: CachedTokens
 
@@ -105,12 +118,43 @@ class Completion(msgspec.Struct, kw_only=True):
     usage: Annotated[Usage | UnsetType | None, Meta(description="In streams only with `include_usage`.")] = UNSET
 
 
-class ChatMessage(msgspec.Struct):
-    """The assistant's message."""
+class CalledFunction(msgspec.Struct, omit_defaults=True):
+    """A function to call, in a stream the next piece. arguments: JSON, as the model wrote it."""
 
-    content: str
+    name: str | UnsetType = UNSET
+    arguments: str | UnsetType = UNSET
+
+
+class ToolCall(msgspec.Struct):
+    """A call of a tool."""
+
+    id: str
+    function: CalledFunction
+    type: Literal["function"] = "function"
+
+
+class ToolCallDelta(msgspec.Struct, omit_defaults=True):
+    """The next piece of a call. id, type and name come with the first one."""
+
+    index: Annotated[int, Meta(description="Which of the message's calls, from 0.")]
+    function: CalledFunction
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+
+
+Reasoning = Annotated[str | UnsetType, Meta(description="What a reasoning model thought before it answered.")]
+
+
+class ChatMessage(msgspec.Struct):
+    """The assistant's message. content: null where there is nothing but calls or reasoning."""
+
+    content: str | None
     role: Literal["assistant"] = "assistant"
     refusal: None = None
+    tool_calls: list[ToolCall] | UnsetType = UNSET
+    function_call: Annotated[CalledFunction | UnsetType, Meta(description="For requests with `functions`.")] = UNSET
+    reasoning: Reasoning = UNSET
+    reasoning_content: Reasoning = UNSET
 
 
 class ChatDelta(msgspec.Struct, omit_defaults=True):
@@ -118,6 +162,10 @@ class ChatDelta(msgspec.Struct, omit_defaults=True):
 
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
+    function_call: CalledFunction | UnsetType = UNSET
+    reasoning: Reasoning = UNSET
+    reasoning_content: Reasoning = UNSET
 
 
 class ChatChoice(msgspec.Struct):
@@ -126,7 +174,7 @@ class ChatChoice(msgspec.Struct):
     index: Index
     message: ChatMessage
     logprobs: ChatLogprobs | None = None
-    finish_reason: Ended = None
+    finish_reason: ChatEnded = None
     stop_reason: Stopped = None
     token_ids: TokenIds = UNSET
 
@@ -150,7 +198,7 @@ class ChatChunkChoice(msgspec.Struct):
     index: Index
     delta: ChatDelta
     logprobs: ChatLogprobs | None = None
-    finish_reason: Ended = None
+    finish_reason: ChatEnded = None
     stop_reason: Stopped = None
     token_ids: TokenIds = UNSET
 
@@ -163,4 +211,5 @@ class ChatChunk(msgspec.Struct, kw_only=True):
     created: Created
     model: Answered
     choices: list[ChatChunkChoice]
+    prompt_token_ids: PromptTokenIds = UNSET
     usage: Annotated[Usage | UnsetType | None, Meta(description="Only with `include_usage`.")] = UNSET

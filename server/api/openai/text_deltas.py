@@ -4,6 +4,7 @@ Knows no HTTP and no engine; it is fed.
 """
 
 from collections import deque
+from collections.abc import Container
 
 import msgspec
 
@@ -25,7 +26,7 @@ class Delta(msgspec.Struct):
 
     token_ids: as the engine made them, whether or not their text is shown yet.
     shown: the tokens whose text has begun to show, where the engine reports logprobs; they cover all of the text.
-    finish_reason: with the last delta. stop_reason: the stop string or token id that ended it.
+    finish_reason: with the last delta. stop_reason: the request's stop string or token id that ended it.
     """
 
     text: str = ""
@@ -57,16 +58,24 @@ class SequenceDecoder:
 
     show_stop_token: whether the token that ended the sequence is part of the text.
 
-    min_tokens: stop strings that begin before so many tokens do not count.
+    min_tokens: stop strings that begin before so many tokens do not count. ends: tokens whose end of a sequence is a
+    plain one, without a stop reason.
     """
 
     def __init__(
-        self, detokenizer: Detokenizer, stops: StopStrings, *, min_tokens: int = 0, show_stop_token: bool = False
+        self,
+        detokenizer: Detokenizer,
+        stops: StopStrings,
+        *,
+        min_tokens: int = 0,
+        show_stop_token: bool = False,
+        ends: Container[int] = (),
     ) -> None:
         self._detokenizer = detokenizer
         self._stops = stops
         self._min_tokens = min_tokens
         self._show_stop_token = show_stop_token
+        self._ends = ends
         self._num_tokens = 0
         self._decoded = 0  # characters that the detokenizer has given
         self._emitted = 0  # characters that have been shown
@@ -121,7 +130,8 @@ class SequenceDecoder:
             delta.finish_reason, delta.stop_reason = "stop", self._stops.matched
         elif output.finish_reason is not None:
             delta.text += self._stops.flush()
-            delta.finish_reason, delta.stop_reason = output.finish_reason, output.stop_token_id
+            delta.finish_reason = output.finish_reason
+            delta.stop_reason = None if output.stop_token_id in self._ends else output.stop_token_id
 
     def _release(self, delta: Delta) -> None:
         """Move the tokens whose text shows to `delta.shown`; at the end all but those behind a stop string."""

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from ..http.errors import ApiError, unavailable
 from ..http.leaving import ClientGone, until_disconnect
 from ..http.protocol import CONNECTION
+from .clients import with_client
 
 PRIMARY = "primary"  # the socket's name in the server's private folder
 PRIVATE = "/private/"  # where paths begin that only the processes themselves ask for
@@ -58,7 +59,8 @@ class Forwarder:
         await self._http.aclose()
 
     def _request(self, request: Request) -> httpx.Request:
-        headers = [pair for pair in request.headers.raw if pair[0] not in _OF_ONE_CONNECTION]
+        kept = [pair for pair in request.headers.raw if pair[0] not in _OF_ONE_CONNECTION]
+        headers = with_client(kept, request.scope)
         has_body = "content-length" in request.headers or "transfer-encoding" in request.headers
         target = request.scope["raw_path"] + (b"?" + query if (query := request.scope["query_string"]) else b"")
         url = httpx.URL(scheme="http", host=PRIMARY, raw_path=target)

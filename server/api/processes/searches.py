@@ -6,6 +6,7 @@ The question goes over the private socket, on a path that the public port answer
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import quote
 
 import httpx
 import msgspec
@@ -15,7 +16,7 @@ from starlette.responses import Response
 from ..http.errors import ApiError, ErrorEnvelope, error_response, unavailable
 from .forwarding import PRIMARY, PRIVATE
 
-PATH = PRIVATE + "searches/{name}"
+PATH = PRIVATE + "searches/{name:path}"
 
 
 class Finder(Protocol):
@@ -37,7 +38,7 @@ class RemoteFinder:
     async def find(self, name: str) -> bool:
         """Return whether an adapter was found, and is registered now. Raises ApiError."""
         try:
-            answer = await self._http.post(PATH.format(name=name))
+            answer = await self._http.post(f"{PRIVATE}searches/{quote(name, safe='')}")
         except httpx.TransportError:
             raise unavailable("The server cannot answer this now; try again soon.", "unavailable") from None
         if answer.status_code in (200, 204):

@@ -55,7 +55,7 @@ EXAMPLE = AdapterFiles(
 )
 
 
-@router.get("/v1/adapters/{name}/files")
+@router.get("/v1/adapters/{name:named}/files")
 @Operation("List an adapter's files", EXAMPLE, errors=(404,))
 async def list_files(services: ServicesOf, name: Name) -> Response:
     """List the files of an adapter's newest version, or of the version that is named."""
@@ -64,7 +64,7 @@ async def list_files(services: ServicesOf, name: Name) -> Response:
     return json_response(AdapterFiles(id=str(record.ref), digest=record.digest, data=files))
 
 
-@router.get("/v1/adapters/{name}/files/{file:path}")
+@router.get("/v1/adapters/{name:named}/files/{file:path}")
 @Operation(
     "Get one of an adapter's files",
     BINARY,

@@ -5,18 +5,18 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from msgspec import UNSET
 from pydantic import Field
 
 from peftserve.adapters.catalogue import Wanted, list_newest
 from peftserve.adapters.errors import AdapterNotFound
-from peftserve.adapters.names import Reference, check_name, parse_reference
+from peftserve.adapters.names import Reference, parse_reference
 
-from ..http.auth import TENANT
 from ..http.bodies import FRAMING, json_body
 from ..http.leaving import CLIENT_GONE, ClientGone, until_disconnect
 from ..http.protocol import CONNECTION
 from ..openai.answers import json_response
-from ..openai.requests import Body
+from ..openai.model_request import Body
 from ..services import Services, ServicesOf
 from ..sources.place import Place
 from ..uploads.form import Received, receive_upload
@@ -58,7 +58,7 @@ class AddAdapter(Settings):
     """An adapter that the server gets from somewhere. Files are uploaded as a form instead."""
 
     name: str = Field(
-        max_length=256, description="1 to 128 letters, digits, `.`, `_` or `-`, the first a letter or a digit."
+        max_length=256, description="1 to 128 ASCII letters, digits, `.`, `_` or `-`, the first a letter or a digit."
     )
     source: Source
 
@@ -88,7 +88,8 @@ FORM = {
             "type": "array",
             "items": {"type": "string", "format": "binary"},
             "minItems": 2,
-            "description": "`adapter_config.json` and `adapter_model.safetensors`, by these names of the files.",
+            "description": "`adapter_config.json` and `adapter_model.safetensors`, by these names; what is "
+            "beside them in the folder may be sent, too.",
         },
     },
 }
@@ -113,27 +114,27 @@ async def add_adapter(request: Request, services: ServicesOf) -> Response:
     """
     services.model()
     services.admission.check_open()
-    owner: str = request.scope.get(TENANT, "")
-    staged = await asyncio.to_thread(services.owned.store.stage, services.config.upload_limit)
     origin: dict[str, Any] | None = None
-    with staged:
+    async with services.staging() as staged:
         content_type = request.headers.get("content-type", "")
         if content_type.lower().startswith("multipart/form-data"):
-            await asyncio.to_thread(_check_quota, services, owner, None, _declared_bytes(request))
+            await asyncio.to_thread(_check_quota, services, None, _declared_bytes(request))
             name, settings = await receive_upload(content_type, request.stream(), staged)
         else:
             body = await json_body(AddAdapter)(request)
             name, settings = Received(body.name, body.patch())
-            check_name(name, {services.base_id})
-            await asyncio.to_thread(_check_quota, services, owner, name, 0)
+            services.owned.library.check_name(name)
+            await asyncio.to_thread(_check_quota, services, name, 0)
             place = Place(body.source.type, body.source.uri, body.source.revision)
             try:
                 origin = await until_disconnect(request.scope[CONNECTION], services.sources.fetch(place, staged))
             except ClientGone:
                 return Response(status_code=CLIENT_GONE)
-        record = await services.owned.library.add(staged, name, origin=origin, owner=owner, settings=settings)
+        record = await services.owned.library.add(staged, name, origin=origin, settings=settings)
     services.owned.life.settings_changed()
-    return json_response(await make_card(services, record), 201)
+    card = await make_card(services, record)
+    card.skipped = staged.skipped or UNSET
+    return json_response(card, 201)
 
 
 @router.get("/v1/adapters")
@@ -156,7 +157,7 @@ async def list_adapters(
     return json_response(CardList(data=await make_cards(services, records), has_more=has_more))
 
 
-@router.get("/v1/adapters/{name}")
+@router.get("/v1/adapters/{name:named}")
 @Operation("Show an adapter", EXAMPLE, errors=(404,))
 async def get_adapter(services: ServicesOf, name: Name) -> Response:
     """Return the card of an adapter's newest version, or of the version that is named."""
@@ -165,7 +166,7 @@ async def get_adapter(services: ServicesOf, name: Name) -> Response:
     return json_response(await make_card(services, record))
 
 
-@router.delete("/v1/adapters/{name}")
+@router.delete("/v1/adapters/{name:named}")
 @Operation("Delete an adapter", Deleted(id="sql@2"), errors=(400, 404, 409))
 async def delete_adapter(
     services: ServicesOf,
@@ -213,9 +214,10 @@ def _declared_bytes(request: Request) -> int:
     return max(int(declared) - FRAMING, 0) if declared.isdigit() and len(declared) < 20 else 0
 
 
-def _check_quota(services: Services, owner: str, name: str | None, num_bytes: int) -> None:
+def _check_quota(services: Services, name: str | None, num_bytes: int) -> None:
     """Raise QuotaExceeded before anything is received, where it is known already."""
-    services.owned.library.keeping.quota.check_upload(services.adapters.registry, owner, name, num_bytes)
+    actor = services.actor
+    actor.quota.check_upload(services.adapters.registry, actor.owner, name, num_bytes)
 
 
 def _default_name(services: Services) -> str | None:

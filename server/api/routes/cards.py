@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from peftserve.adapters.ownership import tenant_of
 from peftserve.adapters.registry_reader import AdapterRecord
 from peftserve.adapters.settings import Settings
 from peftserve.adapters.stored_settings import NOTHING_SET, Stored
@@ -29,7 +30,14 @@ class Card(msgspec.Struct, kw_only=True):
     size: Annotated[int, Meta(description="Bytes in the device's memory.")]
     primitives: Annotated[dict[str, int], Meta(description="Kind of bypass to the number of modules that have it.")]
     modules: Annotated[int, Meta(description="Modules of the base that the adapter changes.")]
-    tensors: Annotated[int, Meta(description="Tensors of the files, all of which are served.")]
+    tensors: Annotated[int, Meta(description="Tensors of the files that are served, but for `unused`.")]
+    notes: Annotated[
+        list[str] | UnsetType, Meta(description="What of the files has no effect here, as it has none in PEFT.")
+    ] = UNSET
+    unused: Annotated[
+        list[str] | UnsetType,
+        Meta(description="Modules that it has tensors for and no text passes, such as a vision tower's."),
+    ] = UNSET
     virtual_tokens: Annotated[
         int | UnsetType, Meta(description="Positions of the context that the adapter takes, if any.")
     ] = UNSET
@@ -40,11 +48,16 @@ class Card(msgspec.Struct, kw_only=True):
         dict[str, Any] | UnsetType, Meta(description="Where it came from, if not from an upload; never a secret.")
     ] = UNSET
     created: Annotated[int, Meta(description="Unix time in seconds.")]
+    owner: Annotated[str | UnsetType, Meta(description="The tenant whose it is, if it is not everybody's.")] = UNSET
     pinned: Annotated[bool | UnsetType, Meta(description="Whether the name never leaves the device.")] = UNSET
     ttl: Annotated[float | UnsetType, Meta(description="Seconds from the last upload or change to its end.")] = UNSET
     expires_at: Annotated[int | UnsetType, Meta(description="When the name is deleted; Unix time in seconds.")] = UNSET
     tags: Annotated[list[str] | UnsetType, Meta(description="Short texts to find it by.")] = UNSET
     metadata: Annotated[dict[str, Any] | UnsetType, Meta(description="What its owner has noted.")] = UNSET
+    skipped: Annotated[
+        list[str] | UnsetType,
+        Meta(description="In the answer to an upload: names of files that were sent and are not kept."),
+    ] = UNSET
     error: Annotated[str | UnsetType, Meta(description="Why it cannot be read from the disk, if it cannot.")] = UNSET
 
 
@@ -111,12 +124,15 @@ async def _cards(services: Services, records: Sequence[AdapterRecord], stored: M
             primitives=dict(record.facts.primitives),
             modules=record.facts.sites,
             tensors=record.facts.consumed,
+            notes=list(record.facts.notes) or UNSET,
+            unused=list(record.facts.unused) or UNSET,
             virtual_tokens=record.facts.virtual_tokens or UNSET,
             num_tasks=record.facts.num_tasks or UNSET,
             state="device" if record.digest in device else "host" if record.digest in host else "disk",
             requests_running=running[record.digest],
             origin=dict(record.origin) or UNSET,
             created=int(record.created),
+            owner=tenant_of(record.owner) or UNSET,
             error=services.owned.library.damaged.get(record.digest, UNSET),
             **_settings(*stored.get(record.name, NOTHING_SET)),
         )

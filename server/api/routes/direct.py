@@ -10,7 +10,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from fastapi import Request, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ..http.auth import TENANT
 from ..http.errors import EXPECTED, error_response
+from ..http.request_ids import REQUEST_ID
 from ..services import Services
 
 logger = logging.getLogger(__name__)
@@ -31,14 +33,14 @@ class DirectRoutes:
         if handler is None:
             await self._app(scope, receive, send)
             return
-        response = await self._answer(handler, Request(scope, receive))
+        response = await self._answer(handler, Request(scope, receive), self._services.seen_by(scope[TENANT]))
         await response(scope, receive, send)
 
-    async def _answer(self, handler: Handler, request: Request) -> Response:
+    async def _answer(self, handler: Handler, request: Request, services: Services) -> Response:
         try:
-            return await handler(request, self._services)
+            return await handler(request, services)
         except EXPECTED as error:
             return error_response(error)
         except Exception as error:
-            logger.exception("A request has failed")
+            logger.exception("The request %s has failed", request.scope[REQUEST_ID])
             return error_response(error)

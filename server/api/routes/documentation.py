@@ -42,6 +42,7 @@ envelope. Numbers and truth values may be sent as text that spells them. Bodies 
 
 TAGS = {
     "Completions": "OpenAI's routes with vLLM's extra fields, streaming and not.",
+    "Embeddings": "Vectors of texts by the base or an adapter, and texts compared by them.",
     "Models": "The base and each adapter, as clients of OpenAI's API list them.",
     "Adapters": "Upload, look at and delete adapters, and choose what answers by default.",
     "Routes": "Names that stand for a policy: another name, a split, a choice by content, a mixture, a fallback.",
@@ -68,6 +69,7 @@ class Operation:
     body, form: what is taken as JSON, and the schema of what is taken as a form. examples: name to a JSON body.
     struct_body: what is taken as JSON, where msgspec parses it: one of its types, or a union of them.
     errors: statuses beside those that follow from the rest. events: what each event of a stream holds.
+    ends_with_done: whether a stream's last event is `[DONE]`. failure: an error, where its envelope is not OpenAI's.
     headers, optional_headers: of a successful answer, name to description.
     """
 
@@ -81,6 +83,8 @@ class Operation:
     examples: Mapping[str, Json] | None = None
     errors: Sequence[int] = ()
     events: msgspec.Struct | None = None
+    ends_with_done: bool = True
+    failure: msgspec.Struct | None = None
     headers: Mapping[str, str] | None = None
     text_type: str = TEXT
     optional_headers: Mapping[str, str] | None = None
@@ -93,7 +97,9 @@ class Operation:
     def structs(self) -> Iterator[type[msgspec.Struct]]:
         """The types of what is answered as JSON."""
         yield from (
-            type(one) for one in (self.answer, self.events, *self.also.values()) if isinstance(one, msgspec.Struct)
+            type(one)
+            for one in (self.answer, self.events, self.failure, *self.also.values())
+            if isinstance(one, msgspec.Struct)
         )
 
 
@@ -161,12 +167,18 @@ def _responses(operation: Operation, guarded: bool) -> Json:
         success["headers"] = headers
     has_body = operation.body is not None or operation.struct_body is not None
     statuses = {*operation.errors, *((400, 413) if has_body else ()), *((401,) if guarded else ()), 503}
-    errors = {str(status): {"$ref": f"#/components/responses/{error_name(status)}"} for status in sorted(statuses)}
+    errors = {str(status): _error(operation, status) for status in sorted(statuses)}
     others = {
         str(status): {"description": HTTPStatus(status).phrase, "content": {JSON: _content(example)}}
         for status, example in operation.also.items()
     }
     return {str(operation.status): success, **others, **errors}
+
+
+def _error(operation: Operation, status: int) -> Json:
+    if operation.failure is None:
+        return {"$ref": f"#/components/responses/{error_name(status)}"}
+    return {"description": HTTPStatus(status).phrase, "content": {JSON: _content(operation.failure)}}
 
 
 def _contents(operation: Operation) -> Json:
@@ -179,11 +191,26 @@ def _contents(operation: Operation) -> Json:
         }
     contents = {JSON: _content(operation.answer)}
     if operation.events is not None:
-        contents[EVENTS] = _stream(operation.events)
+        contents[EVENTS] = _completion(operation.events) if operation.ends_with_done else _stream(operation.events)
     return contents
 
 
 def _stream(event: msgspec.Struct) -> Json:
+    """Return the schema of each event, of which there are more kinds than the one of the example."""
+    data = {"type": "string", "contentMediaType": JSON, "contentSchema": {"type": "object", "required": ["type"]}}
+    name = event.__struct_config__.tag
+    return {
+        "schema": {
+            "type": "object",
+            "description": "An event. `event` is the `type` of its data. The last one says how the answer ended.",
+            "required": ["event", "data"],
+            "properties": {"event": {"type": "string"}, "data": data},
+        },
+        "example": f"event: {name}\ndata: {msgspec.json.encode(event).decode()}\n\n",
+    }
+
+
+def _completion(event: msgspec.Struct) -> Json:
     """Return the schema of each event: 3.1 has no other form for streams, and 3.2 calls the same `itemSchema`."""
     schema = {"anyOf": [_reference(type(event)), _reference(ErrorEnvelope)]}
     data = {

@@ -32,14 +32,17 @@ ERRORS: Mapping[int, tuple[str, ErrorBody]] = {
         ),
         (
             403,
-            "More than this key may keep on the server (`quota_exceeded`).",
+            "More than this key may keep on the server (`quota_exceeded`), or no adapter and so not to be "
+            "deleted as a model (`not_deletable`); a web page of another origin, or a name that is not this machine's "
+            "(`origin_not_allowed`, `host_not_allowed`).",
             "with this upload there would be 11 adapters of this key, and 10 are allowed; delete some first",
             None,
             "quota_exceeded",
         ),
         (
             404,
-            "Nothing has this name or id (`model_not_found`, `adapter_not_found`, `file_not_found`, `job_not_found`).",
+            "Nothing has this name or id (`model_not_found`, `adapter_not_found`, `file_not_found`, `job_not_found`, "
+            "`response_not_found`).",
             "there is no model or adapter 'nobody'",
             "model",
             "model_not_found",
@@ -68,8 +71,8 @@ ERRORS: Mapping[int, tuple[str, ErrorBody]] = {
         ),
         (
             503,
-            "The server cannot answer now: `loading`, `shutting_down`, `engine_dead`, `adapter_damaged`, "
-            "`store_full`, `no_room`, `unavailable`, or too many bodies or connections at once.",
+            "The server cannot answer now: `loading`, `shutting_down`, `engine_dead`, `engine_silent`, "
+            "`adapter_damaged`, `store_full`, `no_room`, `unavailable`, or too many bodies or connections at once.",
             "The model is being loaded; try again soon.",
             None,
             "loading",

@@ -18,7 +18,7 @@ from peftserve.adapters.routing.query import Query
 from ..http.bodies import json_body
 from ..openai.answers import json_response
 from ..openai.generation import Turns
-from ..openai.requests import Body
+from ..openai.model_request import Body
 from ..openai.resolution import resolve_route
 from ..services import Services, ServicesOf
 from .documentation import Operation
@@ -53,7 +53,7 @@ class Evaluated(msgspec.Struct):
     ]
 
 
-@router.post("/v1/routes/{name}/evaluate")
+@router.post("/v1/routes/{name:named}/evaluate")
 @Operation(
     "Evaluate a route",
     Evaluated(0.75, 0.21, 1.0, {"sql": {"sql": 3, "demo": 1}}),

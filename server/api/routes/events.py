@@ -6,6 +6,7 @@ from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter, Header, Response
+from msgspec.structs import replace
 from starlette.types import Receive, Scope, Send
 
 from peftserve.adapters.events import MAX_WATCHERS, Event, TooManyWatchers, Watcher
@@ -65,7 +66,8 @@ def _watch(services: ServicesOf, last_event_id: str | None) -> Watcher:
     if after is not None and not (after.isascii() and after.isdigit() and len(after) < 20):
         raise bad_request("Last-Event-ID must be the id of an event of this server.", "Last-Event-ID")
     try:
-        return services.owned.life.events.watch(None if after is None else int(after))
+        actor = services.actor
+        return services.owned.life.events.watch(None if after is None else int(after), actor.sees, actor.name)
     except TooManyWatchers:
         raise ApiError(
             429,
@@ -77,7 +79,11 @@ def _watch(services: ServicesOf, last_event_id: str | None) -> Watcher:
 
 def frame(event: Event) -> bytes:
     """Return an event as it is sent."""
-    return b"id: %d\nevent: %b\ndata: %b\n\n" % (event.id, event.event.encode(), msgspec.json.encode(event))
+    return b"id: %d\nevent: %b\ndata: %b\n\n" % (
+        event.id,
+        event.event.encode(),
+        msgspec.json.encode(replace(event, owner="")),
+    )
 
 
 async def _send(send: Send, body: bytes) -> None:

@@ -14,7 +14,7 @@ from ..http.bodies import json_body
 from ..openai.answers import json_response
 from ..openai.chat import last_words
 from ..openai.chat_request import MAX_MESSAGES, Message
-from ..openai.requests import Body
+from ..openai.model_request import Body
 from ..openai.resolution import resolve_route
 from ..services import ServicesOf
 from .documentation import Operation
@@ -68,7 +68,7 @@ class Explanation(msgspec.Struct):
 EXAMPLE = Explanation("support", 2, "sql@1", [], 0, [Score("sql", 0.61), Score("json", 0.07)])
 
 
-@router.post("/v1/routes/{name}/explain")
+@router.post("/v1/routes/{name:named}/explain")
 @Operation(
     "Explain a route's choice",
     EXAMPLE,

@@ -15,7 +15,7 @@ from .documentation import Operation
 router = APIRouter(tags=["Adapters"])
 
 
-@router.patch("/v1/adapters/{name}")
+@router.patch("/v1/adapters/{name:named}")
 @Operation(
     "Change an adapter's settings",
     EXAMPLE,
@@ -32,6 +32,7 @@ async def change_settings(
     reference = parse_name(name)
     if reference.version is not None:
         raise bad_request("Settings are of a name with all its versions: leave the version out.", "name")
+    services.owned.library.check_settings(body.patch())
     if body.pinned:
         services.model()
         await services.owned.life.pins.try_out(reference.name)
@@ -42,7 +43,7 @@ async def change_settings(
     return json_response(await make_card(services, services.adapters.registry.get(reference.name)))
 
 
-@router.post("/v1/adapters/{name}/restore")
+@router.post("/v1/adapters/{name:named}/restore")
 @Operation("Restore a deleted adapter", CardList(data=[EXAMPLE]), errors=(403, 404, 409))
 async def restore_adapter(services: ServicesOf, name: Name) -> Response:
     """Bring back all deleted versions of a name, or the one that is named, with their numbers. Only for as long as the
@@ -52,7 +53,7 @@ async def restore_adapter(services: ServicesOf, name: Name) -> Response:
     return json_response(CardList(data=await make_cards(services, records)))
 
 
-@router.post("/v1/adapters/{name}/load")
+@router.post("/v1/adapters/{name:named}/load")
 @Operation("Load an adapter ahead of use", EXAMPLE, errors=(404, 409))
 async def load_adapter(services: ServicesOf, name: Name) -> Response:
     """Bring an adapter's newest version, or the one that is named, to the device. Others may need its room later: see

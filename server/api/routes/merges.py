@@ -8,12 +8,11 @@ from pydantic import Field
 from peftserve.adapters.merging.kinds import KINDS, MAX_SEED, MAX_SOURCES, MAX_SVD_RANK, MajoritySign, Options
 from peftserve.adapters.registry_reader import AdapterRecord
 
-from ..http.auth import TENANT
 from ..http.bodies import json_body
 from ..jobs.jobs import Job
 from ..merges import start_merge
 from ..openai.answers import json_response
-from ..openai.requests import Body, MixtureMember
+from ..openai.model_request import Body, MixtureMember
 from ..services import ServicesOf
 from .cards import EXAMPLE, Card, make_cards
 from .documentation import Operation
@@ -89,8 +88,7 @@ async def merge_adapters(
         return (await make_cards(services, [record]))[0]
 
     weighted = [(member.name, member.weight) for member in body.adapters]
-    owner: str = request.scope.get(TENANT, "")
-    job = await start_merge(services, body.name, weighted, body.options, answer, owner)
+    job = await start_merge(services, body.name, weighted, body.options, answer)
     if wait:
         job = await services.owned.jobs.wait(job.id, wait)
     done = job.status == "succeeded"

@@ -56,8 +56,8 @@ EXAMPLE = Model(id="sql", created=1_767_225_600, root="9f86d081884c7d65", parent
 @router.get("/v1/models")
 @Operation("List models", ModelList(data=[EXAMPLE]))
 async def list_models(services: ServicesOf) -> Response:
-    """List the base, the newest version of each adapter by name, and the routes by name."""
-    models = [_base(services)]
+    """List the base by each of its names, the newest version of each adapter by name, and the routes by name."""
+    models = [_base(services, name) for name in (services.base_id, *services.config.other_model_names)]
     after = ""
     while records := await asyncio.to_thread(services.adapters.registry.page, after=after, limit=PAGE):
         models += [_adapter(services, record.name, record) for record in records]
@@ -77,8 +77,8 @@ async def get_model(
 ) -> Response:
     """Return what a request that names this model would be answered by, or a route without asking it."""
     name = _default(services) if model_id == DEFAULT else model_id
-    if name == services.base_id:
-        return json_response(_base(services))
+    if name in services.base_ids:
+        return json_response(_base(services, name))
     route = services.adapters.routes.find(name)
     if route is not None:
         return json_response(_route(services, route))
@@ -94,9 +94,9 @@ def _default(services: Services) -> str:
     return default.name if default.version is None else f"{default.name}@{default.version}"
 
 
-def _base(services: Services) -> Model:
+def _base(services: Services, name: str) -> Model:
     return Model(
-        id=services.base_id,
+        id=name,
         created=services.started,
         root=services.base_id,
         max_model_len=services.model().max_model_len,

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from ..http.bodies import read_bytes
 from ..openai.answers import json_response
-from ..openai.requests import Body
+from ..openai.model_request import Body
 from ..services import ServicesOf
 from .cards import EXAMPLE, make_cards
 from .documentation import Operation
@@ -23,7 +23,7 @@ class RollBack(Body):
     )
 
 
-@router.post("/v1/adapters/{name}/rollback")
+@router.post("/v1/adapters/{name:named}/rollback")
 @Operation(
     "Roll an adapter back",
     EXAMPLE,

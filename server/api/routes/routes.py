@@ -62,7 +62,7 @@ Name = Annotated[str, Path(description="A route's name.", examples=["support"])]
 Force = Annotated[bool, Query(description="Also if a route names it.")]
 
 
-@router.put("/v1/routes/{name}")
+@router.put("/v1/routes/{name:named}")
 @Operation("Put a route", EXAMPLE, status=201, also={200: EXAMPLE}, struct_body=Body, examples=BODIES, errors=(409,))
 async def put_route(request: Request, services: ServicesOf, name: Name) -> Response:
     """Make a route, or its next version in place of the last: 201 the first time, 200 after. Between two requests."""
@@ -84,14 +84,14 @@ async def list_routes(
     return json_response(msgspec.json.encode({"object": "list", "data": cards, "has_more": has_more}))
 
 
-@router.get("/v1/routes/{name}")
+@router.get("/v1/routes/{name:named}")
 @Operation("Show a route", EXAMPLE, errors=(404,))
 async def get_route(services: ServicesOf, name: Name) -> Response:
     """Return a route's card."""
     return json_response(_card(services.adapters.routes.get(name)))
 
 
-@router.delete("/v1/routes/{name}")
+@router.delete("/v1/routes/{name:named}")
 @Operation("Delete a route", DeletedRoute(id="support"), errors=(400, 404, 409))
 async def delete_route(services: ServicesOf, name: Name, force: Force = False) -> Response:
     """Delete a route that no other names. A default that it was becomes the bare base."""

@@ -11,9 +11,10 @@ from ..http.errors import bad_request
 from ..openai.answers import json_response
 from ..openai.chat import render
 from ..openai.chat_request import MAX_MESSAGES, Message
-from ..openai.requests import ModelRequest, TokenId
-from ..openai.resolution import check_model
-from ..services import Services, ServicesOf
+from ..openai.model_request import ModelRequest
+from ..openai.requests import TokenId
+from ..openai.resolution import tokenizer_named
+from ..services import ServicesOf
 from ..text.tokenizer import Tokenizer
 from .documentation import Operation
 
@@ -66,13 +67,20 @@ class Detokenized(msgspec.Struct):
 
 
 class TokenizerInfo(msgspec.Struct):
-    """The base's tokenizer."""
+    """The base's tokenizer, with the names that tokenizer_config.json has.
+
+    What lm-eval asks for is always there, so that it knows which token begins a text and which ends it.
+    """
 
     tokenizer_class: str
     chat_template: str | None
     model_max_length: int
     vocab_size: int
-    special_tokens: dict[str, str]
+    bos_token: str | None
+    eos_token: Annotated[str | None, msgspec.Meta(description="The tokenizer's, else the model's first.")]
+    pad_token: str | None
+    unk_token: str | None
+    special_tokens: Annotated[dict[str, str], msgspec.Meta(description="All that the tokenizer names.")]
 
 
 @router.post("/tokenize")
@@ -89,9 +97,8 @@ class TokenizerInfo(msgspec.Struct):
 async def tokenize(
     services: ServicesOf, body: Annotated[TokenizeRequest, Depends(json_body(TokenizeRequest))]
 ) -> Response:
-    """Return the tokens of a prompt, or of messages in the model's chat template. Adapters share the tokenizer."""
-    tokenizer = services.tokenizer()
-    await check_model(services, body)
+    """Return the tokens of a prompt, or of messages in the chat template, in the words of the adapter that is named."""
+    tokenizer = await tokenizer_named(services, body)
     if body.messages is not None:
         tokens = await tokenizer.encode(await render(tokenizer, body.messages, body), body.add_special_tokens or False)
     else:
@@ -112,8 +119,7 @@ async def detokenize(
     services: ServicesOf, body: Annotated[DetokenizeRequest, Depends(json_body(DetokenizeRequest))]
 ) -> Response:
     """Return the text of tokens, special ones shown."""
-    tokenizer = _with_text(services)
-    await check_model(services, body)
+    tokenizer = _with_text(await tokenizer_named(services, body))
     if body.tokens and max(body.tokens) >= tokenizer.vocab_size:
         raise bad_request(f"tokens holds an id outside of the vocabulary of {tokenizer.vocab_size}.", "tokens")
     return json_response(Detokenized(await tokenizer.decode_long(body.tokens, skip_special_tokens=False)))
@@ -122,26 +128,40 @@ async def detokenize(
 @router.get("/tokenizer_info")
 @Operation(
     "Show the tokenizer",
-    TokenizerInfo("PreTrainedTokenizerFast", None, 2048, 50257, {"bos_token": "<s>"}),
+    TokenizerInfo(
+        "PreTrainedTokenizerFast",
+        None,
+        2048,
+        50257,
+        "<s>",
+        "</s>",
+        None,
+        None,
+        {"bos_token": "<s>", "eos_token": "</s>"},
+    ),
     errors=(400,),
 )
 async def tokenizer_info(services: ServicesOf) -> Response:
     """Return what a client needs to know of the tokenizer. 400 where the model has none."""
-    tokenizer = _with_text(services)
-    info = services.model()
+    tokenizer = _with_text(services.tokenizer())
+    info, named = services.model(), tokenizer.special_tokens
+    ends = await tokenizer.token_strings(info.eos_token_ids[:1])
     return json_response(
         TokenizerInfo(
             "PreTrainedTokenizerFast",
             tokenizer.chat_template,
             info.max_model_len,
             tokenizer.vocab_size,
-            dict(tokenizer.special_tokens),
+            named.get("bos_token"),
+            named.get("eos_token") or (ends[0] if ends else None) or None,
+            named.get("pad_token"),
+            named.get("unk_token"),
+            dict(named),
         )
     )
 
 
-def _with_text(services: Services) -> Tokenizer:
-    tokenizer = services.tokenizer()
+def _with_text(tokenizer: Tokenizer) -> Tokenizer:
     if not tokenizer.has_text:
         raise bad_request("This model has no tokenizer.")
     return tokenizer

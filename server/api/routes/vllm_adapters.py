@@ -1,6 +1,5 @@
 """vLLM's routes for adapters, with its bodies and answers, so that its tools work."""
 
-import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -11,12 +10,11 @@ from pydantic import Field
 
 from peftserve.adapters.names import parse_reference
 
-from ..http.auth import TENANT
 from ..http.bodies import json_body
 from ..http.errors import ApiError, bad_request
 from ..http.leaving import CLIENT_GONE, ClientGone, until_disconnect
 from ..http.protocol import CONNECTION
-from ..openai.requests import Body
+from ..openai.model_request import Body
 from ..services import Services, ServicesOf
 from ..sources.local import allowed_folder
 from ..sources.place import Place, SourceMissing, parse_place
@@ -67,15 +65,14 @@ async def load_lora_adapter(
             "lora_name",
         )
     place = _place(services, body.lora_path)
-    staged = await asyncio.to_thread(services.owned.store.stage, services.config.upload_limit)
-    with staged:
+    async with services.staging() as staged:
         try:
             origin = await until_disconnect(request.scope[CONNECTION], services.sources.fetch(place, staged))
         except SourceMissing as error:
             raise _nothing_at(body.lora_path, f": {error.body.message}") from None
         except ClientGone:
             return PlainTextResponse(status_code=CLIENT_GONE)
-        await services.owned.library.add(staged, body.lora_name, origin=origin, owner=request.scope.get(TENANT, ""))
+        await services.owned.library.add(staged, body.lora_name, origin=origin)
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
 

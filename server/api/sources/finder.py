@@ -85,8 +85,10 @@ class AdapterFinder:
         await asyncio.gather(*searches, return_exceptions=True)
 
     async def _search(self, name: str) -> None:
-        """Look for a name, and remember if it was not found."""
+        """Look for a name, and remember if it was not found. Another tenant's is there, though not for all."""
         self._failed.pop(name, None)
+        if self._registry.find(name) is not None:
+            return
         try:
             async with self._places:
                 failure, found = None, await self._ask_all(name)

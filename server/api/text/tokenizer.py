@@ -10,6 +10,7 @@ from functools import partial
 
 from tokenizers import Tokenizer as FastTokenizer
 
+from ...added_tokens import AddedToken, add_tokens
 from ...wire.messages import ModelInfo
 from ..http.errors import bad_request
 from .chat_template import ChatTemplate
@@ -27,20 +28,24 @@ PORTION = 1 << 15  # characters of several texts that are encoded together
 class Tokenizer:
     """The tokenizer of one model. A model without one takes token ids only, and answers with ids and no text.
 
+    added: tokens beyond those of the model's own file, in the order of their ids. whose: template it is, in errors.
     most_characters: the longest text that is encoded. most_in_context: the longest that may fit the model's context.
     """
 
-    def __init__(self, info: ModelInfo) -> None:
+    def __init__(self, info: ModelInfo, added: Sequence[AddedToken] = (), whose: str = "model") -> None:
         self.vocab_size = info.vocab_size
         self.chat_template = info.chat_template
         self.special_tokens: Mapping[str, str] = info.special_tokens
         self._fast = FastTokenizer.from_str(info.tokenizer) if info.tokenizer is not None else None
+        self.added = tuple(added)
+        if self._fast is not None:
+            add_tokens(self._fast, added)
         self._byte_level = info.tokenizer is not None and _is_byte_level(info.tokenizer)
         self._special_ids = _special_ids(self._fast)
         self._token_bytes = TokenBytes(self._fast, self._byte_level) if self._fast is not None else None
         self._long_texts = LongTexts()
         self._chat = (
-            ChatTemplate(info.chat_template, info.special_tokens, self._long_texts)
+            ChatTemplate(info.chat_template, info.special_tokens, self._long_texts, whose)
             if info.chat_template is not None
             else None
         )
@@ -48,8 +53,11 @@ class Tokenizer:
         per_token = (
             characters_per_token(info.tokenizer, _normalizer(self._fast)) if info.tokenizer is not None else None
         )
+        if per_token is not None:
+            per_token = max(per_token, *(len(token.content) for token in added), 0)
         self.most_in_context = min(self.most_characters, (per_token or self.most_characters) * info.max_model_len)
-        self._texts: dict[bool, dict[int, str]] = {True: {}, False: {}}  # by whether special tokens are skipped
+        self._texts: dict[frozenset[int], dict[int, str]] = {}  # by the tokens that are hidden
+        self._hidden: dict[frozenset[str], frozenset[int]] = {frozenset(): self._special_ids}  # by those shown anyway
 
     @property
     def has_text(self) -> bool:
@@ -80,16 +88,25 @@ class Tokenizer:
         """Do what `decode` does, for any number of tokens. Raises ApiError 429."""
         return await self._long_texts.run(len(token_ids), lambda: self.decode(token_ids, skip_special_tokens))
 
-    def detokenizer(self, skip_special_tokens: bool = True) -> Detokenizer:
-        """Return a new detokenizer, for one sequence."""
-        hidden = self._special_ids if skip_special_tokens else frozenset()
+    def detokenizer(self, skip_special_tokens: bool = True, shown: frozenset[str] = frozenset()) -> Detokenizer:
+        """Return a new detokenizer, for one sequence. shown: special tokens that are shown though others are not."""
+        hidden = self._hidden_but(shown) if skip_special_tokens else frozenset()
         fast, table = self._fast, self._token_bytes
         if fast is None or table is None:
             return WindowDetokenizer(lambda ids: "", frozenset())
         if self._byte_level:
-            texts = self._texts[skip_special_tokens]
+            texts = self._texts.setdefault(hidden, {})
             return ByteLevelDetokenizer(lambda token_id: b"" if token_id in hidden else table(token_id), texts)
         return WindowDetokenizer(lambda ids: fast.decode(ids, skip_special_tokens=False), hidden)
+
+    def vocabulary(self) -> dict[str, int]:
+        """Return token to id, with added tokens; empty without a tokenizer."""
+        return {} if self._fast is None else self._fast.get_vocab(with_added_tokens=True)
+
+    def special_id(self, token: str) -> int | None:
+        """Return the id of a special token; None for a text that is none."""
+        token_id = self._fast.token_to_id(token) if self._fast is not None else None
+        return token_id if token_id in self._special_ids else None
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes of one token by itself; b"" without a tokenizer."""
@@ -106,6 +123,11 @@ class Tokenizer:
                 "This model has no chat template; use /v1/completions with a prompt.", code="no_chat_template"
             )
         return self._chat
+
+    def _hidden_but(self, shown: frozenset[str]) -> frozenset[int]:
+        if shown not in self._hidden:
+            self._hidden[shown] = self._special_ids - {self.special_id(token) for token in shown}
+        return self._hidden[shown]
 
     def _check(self, text: str) -> None:
         if self._fast is None:

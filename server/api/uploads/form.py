@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from peftserve.adapters.files import MAX_EXPERTS
 from peftserve.adapters.staging import StagedFile, StagedUpload
 
 from ..http.errors import ApiError, bad_request
@@ -17,7 +16,7 @@ from ..http.threads import to_the_end
 from .fields import settings_of
 
 BLOCK = 1 << 20  # bytes gathered before a thread writes them
-MAX_PARTS = 2 * MAX_EXPERTS + 8
+MAX_PARTS = 4096  # a folder with all that a trainer has left in it
 MAX_HEADER_BYTES = 8192
 # Bytes of each field that is no file.
 MAX_FIELD_BYTES = {"name": 1024, "pinned": 16, "ttl": 64, "tags": 8 << 10, "metadata": 32 << 10}
@@ -87,7 +86,7 @@ class _Form:
         field = options.get(b"name", b"").decode("utf-8", "replace")
         filename = options.get(b"filename")
         if field == "files" and filename is not None:
-            self._file = self._staged.open(filename.decode("utf-8", "replace"))
+            self._file = self._staged.receive(filename.decode("utf-8", "replace"))
         elif field in MAX_FIELD_BYTES and filename is None and field not in self._fields:
             self._field = field
         else:

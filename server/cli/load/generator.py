@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
-from tqdm import tqdm
 
 from ..client import headers
 from ..errors import FAILED, UNREACHABLE, CommandError
+from ..progress import Counter, progress
 from .stream import Endpoint, Measurement, ask
 from .trace import Request
 
@@ -97,9 +97,10 @@ async def send(
     is_open = trace[0].arrival is not None
     calls = [Call(request, target.body(request)) for request in trace]
     endpoint = Endpoint(httpx.URL(target.url), headers(target.api_key))
-    with tqdm(total=len(calls), unit="req", disable=quiet or None) as progress:
+    with progress("requests", len(calls), quiet=quiet) as show:
+        counter = Counter(show, len(calls))
         start = time.perf_counter()
-        sent = _open(endpoint, calls, progress) if is_open else _closed(endpoint, calls, concurrency, progress)
+        sent = _open(endpoint, calls, counter) if is_open else _closed(endpoint, calls, concurrency, counter)
         return await sent, time.perf_counter() - start
 
 
@@ -114,33 +115,31 @@ async def _check(target: Target) -> None:
         raise CommandError(f"{url}/v1/models answered {response.status_code}", FAILED)
 
 
-async def _closed(
-    endpoint: Endpoint, calls: Sequence[Call], concurrency: int, progress: "tqdm[Any]"
-) -> list[Measurement]:
+async def _closed(endpoint: Endpoint, calls: Sequence[Call], concurrency: int, counter: Counter) -> list[Measurement]:
     measured = [Measurement(call.request.model, 0.0) for call in calls]
     waiting = iter(zip(calls, measured, strict=True))
-    await asyncio.gather(*(_one_client(endpoint, waiting, progress) for _ in range(min(concurrency, len(calls)))))
+    await asyncio.gather(*(_one_client(endpoint, waiting, counter) for _ in range(min(concurrency, len(calls)))))
     return measured
 
 
-async def _one_client(endpoint: Endpoint, waiting: Iterator[tuple[Call, Measurement]], progress: "tqdm[Any]") -> None:
+async def _one_client(endpoint: Endpoint, waiting: Iterator[tuple[Call, Measurement]], counter: Counter) -> None:
     for call, measurement in waiting:
         measurement.start = time.perf_counter()
         await ask(endpoint, call.body, measurement)
-        progress.update()
+        counter.advance()
 
 
-async def _open(endpoint: Endpoint, calls: Sequence[Call], progress: "tqdm[Any]") -> list[Measurement]:
+async def _open(endpoint: Endpoint, calls: Sequence[Call], counter: Counter) -> list[Measurement]:
     start = time.perf_counter()
     measured = [Measurement(call.request.model, start + (call.request.arrival or 0.0)) for call in calls]
     async with asyncio.TaskGroup() as tasks:
         for call, measurement in zip(calls, measured, strict=True):
             await asyncio.sleep(max(0.0, measurement.start - time.perf_counter()))
-            tasks.create_task(_send(endpoint, call, measurement, progress))
+            tasks.create_task(_send(endpoint, call, measurement, counter))
     return measured
 
 
-async def _send(endpoint: Endpoint, call: Call, measurement: Measurement, progress: "tqdm[Any]") -> None:
+async def _send(endpoint: Endpoint, call: Call, measurement: Measurement, counter: Counter) -> None:
     measurement.late = max(0.0, time.perf_counter() - measurement.start)
     await ask(endpoint, call.body, measurement)
-    progress.update()
+    counter.advance()

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from peftserve.adapters.errors import AdapterConflict, AdapterDamaged, AdapterError, AdapterNotFound, AdapterTooLarge
+from peftserve.adapters.errors import AdapterConflict, AdapterError, AdapterNotFound, AdapterTooLarge
 
 from ...wire.messages import AdapterLevel, WeightedAdapter
+from ..faults import of_adapter
 from .residency import AdapterResidency
 
 PINNED_SHARE = 0.5  # of the arena, for pinned adapters
@@ -111,7 +112,7 @@ class AheadOfUse:
         while pinning.left:
             digest = pinning.left[0]
             if (failure := failures.get((digest,))) is not None:
-                problem: AdapterError | None = _told(failure)
+                problem: AdapterError | None = of_adapter(failure)
             elif not residency.prepare([WeightedAdapter(digest)]):
                 return False
             elif (problem := self._objection(digest, pinning)) is None:
@@ -148,7 +149,7 @@ class AheadOfUse:
     def _go_on(self, digest: str, failure: BaseException | None) -> None:
         load = self._loads[digest]
         if failure is not None:
-            _fail(load, _told(failure))
+            _fail(load, of_adapter(failure))
         elif self._residency.bring(digest):
             _answer(load, "device")
         elif time.monotonic() > load.deadline and digest in self._residency.host:
@@ -166,10 +167,3 @@ def _answer(load: _Load, level: AdapterLevel) -> None:
 def _fail(load: _Load, error: AdapterError) -> None:
     for future in load.waiting:
         future.set_exception(error)
-
-
-def _told(failure: BaseException) -> AdapterError:
-    """Return what went wrong with an adapter, as it can be told."""
-    if isinstance(failure, AdapterError):
-        return failure
-    return AdapterDamaged("its files could not be read now; try again, or upload the same files again")

@@ -6,6 +6,7 @@ from itertools import takewhile
 import torch
 from torch import nn
 
+from peftserve.adapters.bypass import StateKey
 from peftserve.kernels.bypass.columns.spare import SpareColumns
 from peftserve.kernels.bypass.layout import BypassBackend, Capacity, Segment, StepKind
 from peftserve.kernels.ops.side import SideOps
@@ -20,6 +21,7 @@ class Attachments:
 
     arena: the memory of all adapters, (elements,). backend: of the low-rank bypasses. side: of the other primitives.
     modules: the base's, by name. head: the name of the output head. columns: spare columns of the base's weights.
+    inner_norms: norms that run in parts, with the number of tensors that they are given.
     """
 
     def __init__(
@@ -31,11 +33,12 @@ class Attachments:
         head: str | None,
         sites: SiteGroups,
         columns: SpareColumns | None = None,
+        inner_norms: Mapping[str, int] | None = None,
     ) -> None:
         self.backend = backend
         self.side = side
         self.columns = columns
-        self._preparation = Preparation(arena, backend, modules, head, sites, columns)
+        self._preparation = Preparation(arena, backend, modules, head, sites, columns, inner_norms)
         self._wide = _sites_of(sites, columns)
         self._adapters: dict[int, PreparedAdapter] = {}
         self._forms: dict[int, Form] = {}  # that they are in now
@@ -43,7 +46,7 @@ class Attachments:
         self._operators: set[int] = set()  # slots with any of these
         self._barred: set[int] = set()  # slots with any at a module that has spare columns, which then go unused
         self._side_attention: dict[int, Mapping[int, SideView]] = {}
-        self._vocabularies: dict[int, int] = {}  # of slots that bring a larger one than the base's
+        self._predicted: dict[int, int] = {}  # of slots that say another number of tokens than the base
 
     def prepare(self, base: int, layout: AdapterLayout, shared: Mapping[str, int]) -> PreparedAdapter:
         """Return all that serves the blob at element `base` of the arena. Runs on the loader's thread.
@@ -59,8 +62,8 @@ class Attachments:
             self._fused.add(slot)
         if adapter.side_attention:
             self._side_attention[slot] = adapter.side_attention
-        if adapter.vocabulary:
-            self._vocabularies[slot] = adapter.vocabulary
+        if adapter.predicted:
+            self._predicted[slot] = adapter.predicted
         self._take(slot, adapter.form)
 
     def detach(self, slot: int) -> None:
@@ -73,7 +76,7 @@ class Attachments:
         self._operators.discard(slot)
         self._barred.discard(slot)
         self._side_attention.pop(slot, None)
-        self._vocabularies.pop(slot, None)
+        self._predicted.pop(slot, None)
 
     def begin(self, tokens: Sequence[Segment], logits: Sequence[Segment], *, capacity: Capacity | None = None) -> bool:
         """Set the step's work: segments over token rows, and over the rows that reach the head.
@@ -117,13 +120,22 @@ class Attachments:
             for slot in slots:
                 self._unfuse(slot)
 
-    def vocabulary(self, slots: Sequence[int], base: int) -> int:
-        """Return the size of the largest vocabulary of the adapters in `slots`. base: of the base's own."""
-        return max((self._vocabularies.get(slot, base) for slot in slots), default=base)
+    @property
+    def predict_alike(self) -> bool:
+        """Return whether all that are attached say as many tokens as the base."""
+        return not self._predicted
+
+    def predicted(self, slots: Sequence[int], base: int) -> int:
+        """Return how many tokens the adapters in `slots` can say together. base: the base's own number."""
+        return max((self._predicted.get(slot, base) for slot in slots), default=base)
 
     def prefix(self, slot: int) -> Mapping[int, KeysAndValues]:
         """Return a slot's prefix: layer to keys and values, each (length, kv heads, dim)."""
         return self._adapters[slot].prefix
+
+    def states(self, slot: int) -> Mapping[StateKey, torch.Tensor]:
+        """Return what a recurrent base keeps of a sequence behind a slot's prefix."""
+        return self._adapters[slot].states
 
     def side_attention(self, tokens: Sequence[Segment]) -> list[tuple[Segment, Mapping[int, SideView]]]:
         """Return the segments whose adapters have side attention, each with that, by layer."""

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from peftserve.adapters.bypass import Bypass
-from peftserve.adapters.primitives import LowRank, Primitive, Replacement
+from peftserve.adapters.bypass import Bypass, StateKey
+from peftserve.adapters.primitives import LowRank, Primitive
 from peftserve.kernels.bypass.layout import BlobLayout, Group, GroupLayout
 
 _NOTHING: Mapping[str, int] = {}
@@ -35,7 +35,7 @@ class SiteGroups:
 class Place(NamedTuple):
     """One tensor in the blob.
 
-    offset: in elements of the arena's dtype. dtype: int32, or None for the arena's own.
+    offset: in elements of the arena's dtype. dtype: None for the arena's own, else int32, or a state's.
     shared: key of the piece that holds it instead, if other adapters have the same tensor.
     """
 
@@ -62,6 +62,13 @@ class OpLayout(NamedTuple):
     values: Mapping[str, Any]
 
 
+class StateLayout(NamedTuple):
+    """What a recurrent base keeps of one kind behind a prefix."""
+
+    key: StateKey
+    place: Place
+
+
 class SideLayout(NamedTuple):
     """Attention beside one layer's own. scale: of its scores."""
 
@@ -75,17 +82,20 @@ class AdapterLayout:
     """The places of an adapter's tensors in its blob, and the facts that the engine needs.
 
     groups: the low-rank bypasses. ops: the other primitives, by site. prefix: layer to places of keys and values.
-    side_attention: by layer. prefix_length: tokens of the prefix; 0 without one. invocation: as in `Bypass`.
-    vocabulary: rows of a replaced embedding; 0 if none is.
+    states: what a recurrent base keeps behind it. side_attention: by layer. prefix_length: tokens of the prefix; 0
+    without one. invocation: as in `Bypass`.
+    vocabulary, predicted: as in `Bypass`.
     """
 
     groups: BlobLayout = field(default_factory=dict)
     ops: Mapping[str, tuple[OpLayout, ...]] = field(default_factory=dict)
     prefix: Mapping[int, tuple[Place, Place]] = field(default_factory=dict)
+    states: tuple[StateLayout, ...] = ()
     side_attention: Mapping[int, SideLayout] = field(default_factory=dict)
     prefix_length: int = 0
     invocation: tuple[int, ...] = ()
     vocabulary: int = 0
+    predicted: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +131,7 @@ class Blob:
 
 
 class _Writer:
-    """Collects tensors at aligned offsets. dtype: the arena's, to which all but integers are converted."""
+    """Collects tensors at aligned offsets. dtype: the arena's, to which all but integers and states are converted."""
 
     def __init__(self, dtype: torch.dtype, pin: bool) -> None:
         self.shared: dict[int, SharedPiece] = {}
@@ -131,7 +141,14 @@ class _Writer:
         self._size = 0
 
     def add(self, tensor: torch.Tensor) -> Place:
-        place = Place(self._size, tensor.shape, _stored_as(tensor))
+        return self._add(tensor, _stored_as(tensor))
+
+    def keep(self, tensor: torch.Tensor) -> Place:
+        """Add a tensor in its own type."""
+        return self._add(tensor, None if tensor.dtype == self._dtype else tensor.dtype)
+
+    def _add(self, tensor: torch.Tensor, stored_as: torch.dtype | None) -> Place:
+        place = Place(self._size, tensor.shape, stored_as)
         self._pieces.append((place, tensor))
         self._size += -(-self._num_elements(place) // ALIGNMENT) * ALIGNMENT
         return place
@@ -175,24 +192,20 @@ def pack(bypass: Bypass, sites: SiteGroups, dtype: torch.dtype, *, pin: bool = F
     writer = _Writer(dtype, pin)
     groups = _pack_groups(writer, bypass, sites)
     ops = {name: tuple(_pack_op(writer, p) for p in _others(primitives)) for name, primitives in bypass.sites.items()}
-    prefix = {} if bypass.prefix is None else bypass.prefix.layers
+    prefix, states = ({}, {}) if bypass.prefix is None else (bypass.prefix.layers, bypass.prefix.states)
     side = bypass.side_attention or {}
     layout = AdapterLayout(
         groups=groups,
         ops={name: layouts for name, layouts in ops.items() if layouts},
         prefix={layer: (writer.add(keys), writer.add(values)) for layer, (keys, values) in prefix.items()},
+        states=tuple(StateLayout(key, writer.keep(state)) for key, state in states.items()),
         side_attention={i: SideLayout(writer.add(s.keys), writer.add(s.values), s.scale) for i, s in side.items()},
         prefix_length=0 if bypass.prefix is None else bypass.prefix.length,
         invocation=bypass.invocation,
-        vocabulary=_vocabulary(bypass, sites),
+        vocabulary=bypass.vocabulary,
+        predicted=bypass.predicted,
     )
     return Blob(writer.write(), layout, tuple(writer.shared.values()))
-
-
-def _vocabulary(bypass: Bypass, sites: SiteGroups) -> int:
-    embeddings = [name for name in bypass.sites if name in sites.places and sites.groups[sites.places[name][0]].gather]
-    replaced = [p for name in embeddings for p in bypass.sites[name] if isinstance(p, Replacement)]
-    return max((p.weight.shape[0] for p in replaced if p.weight is not None), default=0)
 
 
 def _others(primitives: tuple[Primitive, ...]) -> list[Primitive]:

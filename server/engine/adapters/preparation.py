@@ -1,20 +1,22 @@
-"""All that is attached to the model for one adapter, made on the loader's thread: the step loop only puts it in place.
+"""All that is attached to the model for one adapter, made on a thread of the loader's: steps only put it in place.
 
 Its tensors are views of the arena. It is made when the adapter's range of the arena is known, and is valid until the
 adapter leaves that range.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import nn
 
+from peftserve.adapters.bypass import StateKey
 from peftserve.kernels.bypass.columns.spare import SpareColumns, Stored
 from peftserve.kernels.bypass.layout import BlobLayout, BypassBackend, Prepared
 from peftserve.kernels.ops.formulas import Op
 
+from ..model.wrapped_module import side_by_side
 from ..private.torch_private import bare_copy
 from .fused_scales import Ops, split
 from .packing import AdapterLayout, OpLayout, SiteGroups
@@ -49,15 +51,17 @@ class PreparedAdapter:
 
     form: how it runs unless others of the step bar it. fused: the scales and biases that are fused then, by site.
     plain: how it runs with all scales and biases as operators; None if none is fused.
-    prefix, side_attention: by layer. vocabulary: tokens of its head, if it brings one; else 0.
+    prefix, side_attention: by layer. states: what a recurrent base keeps behind the prefix.
+    predicted: how many tokens it can say; 0 for those of the base.
     """
 
     form: Form
     fused: Ops
     plain: Form | None
     prefix: Mapping[int, KeysAndValues]
+    states: Mapping[StateKey, torch.Tensor]
     side_attention: Mapping[int, SideView]
-    vocabulary: int
+    predicted: int
 
 
 class Slots(Protocol):
@@ -75,6 +79,7 @@ class Preparation:
     """Prepares adapters. Changes nothing that steps read.
 
     arena: the memory of all adapters, (elements,). modules: the base's, by name. head: the name of the output head.
+    inner_norms: norms that run in parts, with the number of tensors that they are given.
     """
 
     def __init__(
@@ -85,6 +90,7 @@ class Preparation:
         head: str | None,
         sites: SiteGroups,
         columns: SpareColumns | None = None,
+        inner_norms: Mapping[str, int] | None = None,
     ) -> None:
         self._arena = arena
         self._backend = backend
@@ -92,6 +98,7 @@ class Preparation:
         self._head = head
         self._sites = sites
         self._columns = columns
+        self._inner_norms = inner_norms or {}
 
     def prepare(self, base: int, layout: AdapterLayout, shared: Mapping[str, int]) -> PreparedAdapter:
         """Return all that serves the blob at element `base` of the arena.
@@ -108,11 +115,12 @@ class Preparation:
                 layer: (keys.view(self._arena, base), values.view(self._arena, base))
                 for layer, (keys, values) in layout.prefix.items()
             },
+            states={key: place.view(self._arena, base) for key, place in layout.states},
             side_attention={
                 layer: SideView(keys.view(self._arena, base), values.view(self._arena, base), scale)
                 for layer, (keys, values, scale) in layout.side_attention.items()
             },
-            vocabulary=self._vocabulary(layout),
+            predicted=layout.predicted,
         )
 
     def _form(self, groups: BlobLayout, layouts: Ops, base: int, shared: Mapping[str, int]) -> Form:
@@ -124,13 +132,11 @@ class Preparation:
         tensors = {name: place.view(self._arena, base, shared) for name, place in op.places.items()}
         if op.kind == "replacement":
             width = tensors["weight"].shape[0] if site == self._head and "weight" in tensors else 0
-            return Op(op.kind, {"module": shell(self._modules[site], tensors), "width": width})
+            module: Callable[[torch.Tensor], torch.Tensor] = shell(self._modules[site], tensors)
+            if site in self._inner_norms:
+                module = side_by_side(module, self._inner_norms[site])
+            return Op(op.kind, {"module": module, "width": width})
         return Op(op.kind, {**tensors, **op.values})
-
-    def _vocabulary(self, layout: AdapterLayout) -> int:
-        there = layout.ops.get(self._head or "", ())
-        replaced = [op.places["weight"] for op in there if op.kind == "replacement" and "weight" in op.places]
-        return replaced[-1].shape[0] if replaced else 0
 
 
 def shell(module: nn.Module, parameters: Mapping[str, torch.Tensor]) -> nn.Module:

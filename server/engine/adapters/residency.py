@@ -31,7 +31,7 @@ MOST_DURATIONS = 1024  # of loads, where nobody takes them
 class _Resident:
     """An adapter on the device, or on its way there.
 
-    holders: leases on it. requested: when it was asked for, of time.monotonic().
+    holders: leases on it. requested: when it was asked for, of time.monotonic(). attached: when it was there; 0 before.
     """
 
     slot: int
@@ -39,6 +39,7 @@ class _Resident:
     layout: AdapterLayout
     holders: int
     requested: float
+    attached: float = 0.0
 
 
 class AdapterResidency:
@@ -96,12 +97,16 @@ class AdapterResidency:
             weights=tuple(adapter.weight for adapter in adapters),
             digests=tuple(digests),
             prefix_length=sum(resident.layout.prefix_length for resident in residents),
-            vocabulary=max((resident.layout.vocabulary for resident in residents), default=0),
+            vocabularies=tuple(resident.layout.vocabulary for resident in residents),
             invocation=residents[0].layout.invocation if len(residents) == 1 else (),
         )
 
     def is_ready(self, lease: Lease) -> bool:
         return self._loading.keys().isdisjoint(lease.digests)
+
+    def ready_since(self, lease: Lease) -> float:
+        """Return since when a lease's adapters are there, of time.monotonic(); 0 where it has none."""
+        return max((self._residents[digest].attached for digest in lease.digests), default=0.0)
 
     def release(self, lease: Lease) -> None:
         self._let_go(lease.digests)
@@ -275,17 +280,27 @@ class AdapterResidency:
 
     def _attach(self, digest: str) -> None:
         resident = self._residents[digest]
-        self._slots.attach(resident.slot, self._loading.pop(digest).result())
+        try:
+            prepared = self._loading.pop(digest).result()
+        except Exception as error:  # the device had no memory for what belongs to it, or a fault of ours
+            self._vacate(digest)  # a pinned one too, until somebody asks for it again
+            self._failures[(digest,)] = error
+            return
+        self._slots.attach(resident.slot, prepared)
         self.num_loads += 1
-        self.load_seconds.append(time.monotonic() - resident.requested)
+        resident.attached = time.monotonic()
+        self.load_seconds.append(resident.attached - resident.requested)
 
     def _remove(self, digest: str) -> None:
-        resident = self._residents.pop(digest)
-        self._slots.detach(resident.slot)
-        self._places.free(resident.place)
-        self._free_slots.append(resident.slot)
+        self._slots.detach(self._residents[digest].slot)
+        self._vacate(digest)
         if digest in self.pinned:
             self._absent.add(digest)
+
+    def _vacate(self, digest: str) -> None:
+        resident = self._residents.pop(digest)
+        self._places.free(resident.place)
+        self._free_slots.append(resident.slot)
 
     def check_integrity(self) -> None:
         """Raises AssertionError where slots, ranges and residents do not agree."""

@@ -6,18 +6,17 @@ from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 from weakref import WeakValueDictionary
 
 import msgspec
 import torch
 
-from peftserve.adapters.bypass import KVPrefix
-from peftserve.adapters.errors import AdapterDamaged, AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
+from peftserve.adapters.errors import AdapterDamaged, AdapterError, AdapterTooLarge, InvalidAdapter
 from peftserve.adapters.facts import AdapterFacts
 from peftserve.adapters.files import content_digest
 from peftserve.adapters.peft.compile import CompiledAdapter, compile_adapter
-from peftserve.kernels.attention.layout import AttentionLayer
 from peftserve.kernels.bypass.columns.spare import SpareColumns
 from peftserve.kernels.bypass.factory import make_bypass_backend
 from peftserve.kernels.device.step_memory import StepMemory
@@ -32,6 +31,7 @@ from .copies import make_copies
 from .host_tier import HostTier, digest_of
 from .loader import AdapterLoader
 from .packing import ALIGNMENT, Blob, SharedPiece, pack
+from .prefixes import prefix_of_base
 from .ranges import RangeAllocator
 from .residency import AdapterResidency
 from .sizing import arena_bytes, largest_stored_bytes, linear_groups, lora_bytes
@@ -73,27 +73,33 @@ class AdapterService:
         side, head = SideOps(loaded.sites.rows()), loaded.sites.table.head
         sites = loaded.sites.groups
         columns = SpareColumns(self._arena, sites.groups, wide) if wide else None
-        self.attachments = Attachments(self._arena, backend, side, loaded.modules, head, sites, columns)
+        self.attachments = Attachments(
+            self._arena, backend, side, loaded.modules, head, sites, columns, loaded.states.norms
+        )
         self._loader = AdapterLoader(self._compile_key, make_copies(self._arena))
         self._spill = _spill(config, loaded)
         host = HostTier(config.host_adapter_memory, config.max_cpu_loras, self._spill.keep)
         ranges = RangeAllocator(self._arena.numel(), ALIGNMENT)
         self.residency = AdapterResidency(self._loader, self.attachments, host, ranges, config.max_loras)
         self.ahead = AheadOfUse(self.residency, config.max_loras, ranges.capacity, self._arena.element_size())
-        self._pieces: WeakValueDictionary[str, SharedPiece] = WeakValueDictionary()  # the loader's thread's
-        self._compiled: deque[tuple[str, Blob]] = deque()  # by the loader's thread, for `poll` to take in
+        self._lock = Lock()  # of what the loader's threads share
+        self._pieces: WeakValueDictionary[str, SharedPiece] = WeakValueDictionary()  # the loader's threads'
+        self._compiled: deque[tuple[str, Blob]] = deque()  # by the loader's threads, for `poll` to take in
         self._releases: dict[str, list[Future[None]]] = {}
         self._failures: dict[tuple[str, ...], BaseException] = {}
-        self._num_damaged = 0  # counted by the loader's thread
-        self._damaged: deque[str] = deque()  # found by it, since the last account
+        self._num_damaged = 0  # counted by the loader's threads
+        self._damaged: deque[str] = deque()  # found by them, since the last account
 
     @property
     def arena_bytes(self) -> int:
         return self._arena.nbytes
 
-    def inspect(self, digest: str, folder: Path) -> Future[AdapterFacts]:
-        """Compile on the loader's thread and put the blob into the host tier. The future raises AdapterError."""
-        return self._loader.submit(partial(self._inspect, digest, folder))
+    def inspect(self, digest: str, folder: Path, tenant: str = "") -> Future[AdapterFacts]:
+        """Compile on a thread of the loader's, and put the blob into the host tier. The future raises AdapterError.
+
+        tenant: whose adapter it is; tenants take turns.
+        """
+        return self._loader.inspect(tenant, partial(self._inspect, digest, folder))
 
     def release(self, digest: str) -> Future[None]:
         """Drop an adapter from device, host and disk, pinned or not.
@@ -153,10 +159,14 @@ class AdapterService:
         self._loader.close()
         self._spill.close()
 
-    # On the loader's thread
+    # On the loader's threads
 
     def _inspect(self, digest: str, folder: Path) -> AdapterFacts:
-        compiled = self._compile(folder)
+        try:
+            compiled = self._compile(folder)
+        except AdapterError:
+            self._verify(digest, folder)  # what has changed since it came is no mistake of who sent it
+            raise
         blob = self._pack(compiled)
         self._check_beside_pinned(digest, blob)
         if self._config.store is None:
@@ -176,7 +186,8 @@ class AdapterService:
         """Compare files on the disk with the digest of what was uploaded. Raises AdapterDamaged."""
         if self._config.store is None or content_digest(folder) == digest:
             return
-        self._num_damaged += 1
+        with self._lock:
+            self._num_damaged += 1
         self._damaged.append(digest)
         what = "are damaged" if folder.is_dir() else "are gone"
         raise AdapterDamaged(f"its files on the server's disk {what}; upload the same files again, which mends it")
@@ -194,7 +205,8 @@ class AdapterService:
             runs=self._loaded.twin_runs,
         )
         if compiled.bypass.prefix is not None:
-            _check_prefix(compiled.bypass.prefix, self._loaded.attention.layers)
+            prefix = prefix_of_base(compiled.bypass.prefix, self._loaded.attention, self._loaded.states.shapes or {})
+            return replace(compiled, bypass=replace(compiled.bypass, prefix=prefix))
         return compiled
 
     def _pack(self, compiled: CompiledAdapter) -> Blob:
@@ -217,7 +229,8 @@ class AdapterService:
 
     def _interned(self, blob: Blob) -> Blob:
         """Return the blob with the shared pieces that other blobs on the host have already, so that these are one."""
-        pieces = tuple(self._pieces.setdefault(piece.key, piece) for piece in blob.shared)
+        with self._lock:
+            pieces = tuple(self._pieces.setdefault(piece.key, piece) for piece in blob.shared)
         return replace(blob, shared=pieces)
 
     def _folder_of(self, digest: str) -> Path:
@@ -226,28 +239,6 @@ class AdapterService:
         if digest not in self._folders:
             raise InvalidAdapter(f"no adapter with digest {digest} was inspected")
         return self._folders[digest]
-
-
-def _check_prefix(prefix: KVPrefix, layers: Mapping[int, AttentionLayer]) -> None:
-    """Compare a prefix's shapes with those of the base's cache. Raises UnsupportedAdapter where they differ.
-
-    They do where the cache is compressed: it does not hold what attention reads.
-    """
-    for index, (keys, values) in prefix.layers.items():
-        layer = layers[index]
-        brought, read = [
-            f"keys of {heads} heads of {key_dim} and values of {value_dim}"
-            for heads, key_dim, value_dim in (
-                (keys.shape[1], keys.shape[2], values.shape[2]),
-                (layer.kv_heads, layer.key_dim, layer.value_dim),
-            )
-        ]
-        if brought != read:
-            raise UnsupportedAdapter(
-                f"virtual tokens are not supported on this base: its cache holds {brought}, and its attention reads "
-                f"{read}, as that of compressed keys and values does",
-                param="peft_type",
-            )
 
 
 def _make_arena(config: EngineConfig, loaded: LoadedModel) -> torch.Tensor:

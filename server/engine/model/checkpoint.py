@@ -6,62 +6,125 @@ is refused here, the second prevented. Knows nothing of attention and sites.
 
 import json
 import logging
+import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from peftserve.adapters.peft.listing import listed
+from peftserve.adapters.peft.plain import is_plain
 
+from ...model_files import ModelFiles, model_files
 from ..private.transformers_private import find_adapter_config_file
-from .errors import UnservableModel
+from .errors import UnservableModel, reason_of
+from .quantisation import GGUF, method_of
+from .text_part import restore, spare_parameters, text_part, wrapped_class
 
 logger = logging.getLogger(__name__)
 
 _NOWHERE = {"subfolder": "no-adapter-of-this-base"}  # where transformers is to look for an adapter, and finds none
 _NO_MODEL = (OSError, ValueError, ImportError)  # without files, of an unknown kind, of a kind that needs a package
+# Of names beside a weight: what its codes are multiplied or shifted by.
+_OF_CODES = re.compile(r"\.[^.]*(scale|absmax|SCB|zero|quant)[^.]*$")
 _UNREADABLE = (SafetensorError, RuntimeError, EOFError)
 
 
 def read_config(name: str, trust_remote_code: bool) -> PreTrainedConfig:
-    """Read a model's configuration. name: a folder or a hub's id. Raises UnservableModel if there is no model."""
+    """Read a model's configuration. name: as `model_files` takes it. Raises UnservableModel if there is no model."""
+    files = model_files(name)
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            files.place, **files.told, trust_remote_code=trust_remote_code
+        )
     except _NO_MODEL as error:
-        _refuse_adapter(name)
-        raise UnservableModel(f"transformers finds no model in {name}: {error}") from error
+        _refuse_adapter(files.place)
+        _refuse_without_reader(files, error)
+        raise UnservableModel(f"transformers finds no model in {name}: {reason_of(error)}") from error
+    except Exception as error:  # of whatever the values in it lead to
+        raise UnservableModel(f"the configuration in {name} cannot be read: {reason_of(error)}") from error
     return config
 
 
-def read_model(name: str, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
+def read_model(
+    name: str, dtype: torch.dtype, trust_remote_code: bool, quantisation: Mapping[str, Any] = MappingProxyType({})
+) -> PreTrainedModel:
     """Load a model, every weight of it from its checkpoint.
 
+    quantisation: what transformers is told of it (`quantisation.py`).
     Raises UnservableModel if there is no model, or if weights are missing, misshapen or unreadable; OutOfMemoryError.
     """
+    files, config = model_files(name), read_config(name, trust_remote_code)
+    wrapped = wrapped_class(config, trust_remote_code)
+    loader: Any = AutoModelForCausalLM if wrapped is None else text_part(wrapped.own)
+    own = {} if wrapped is None else {"config": wrapped.config}
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name,
+        loaded: Any = loader.from_pretrained(
+            files.place,
+            **files.told,
+            **own,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
             attn_implementation="eager",
             adapter_kwargs=dict(_NOWHERE),
             ignore_mismatched_sizes=True,  # so that they are told, and not raised without a name
             output_loading_info=True,
+            **quantisation,
         )
     except torch.OutOfMemoryError:
         raise
-    except _UNREADABLE as error:
-        raise UnservableModel(f"the weights in {name} cannot be read: {error}") from error
-    except _NO_MODEL as error:
-        _refuse_adapter(name)
-        raise UnservableModel(f"transformers finds no model in {name}: {error}") from error
+    except Exception as error:
+        raise _refusal(error, name, config, bool(quantisation)) from error
     model: PreTrainedModel = loaded[0]
-    _check_bare(model, name)
+    _check_bare(model, files.place)
     _check_whole(model, loaded[1], name)
+    if method_of(config) in ("", GGUF):
+        _check_plain(model, loaded[1], name)
+    if wrapped is not None:
+        restore(model, wrapped.own)
+    if files.gguf is not None:
+        _forget_ends(model)
+    if "quantization_config" in quantisation:
+        _let_go_of_files(model)
     return model
+
+
+def _refusal(error: Exception, name: str, config: PreTrainedConfig, is_quantised: bool) -> UnservableModel:
+    """Return why a model could not be loaded, in words, for whatever transformers, a package or its code raised.
+
+    Raises UnservableModel where more is known of it than that.
+    """
+    if is_quantised and not isinstance(error, SafetensorError):
+        what = f"quantised by {method}, " if (method := method_of(config)) else ""
+        return UnservableModel(f"the weights in {name}, {what}cannot be loaded here: {reason_of(error)}")
+    if isinstance(error, _UNREADABLE):
+        return UnservableModel(f"the weights in {name} cannot be read: {reason_of(error)}")
+    if isinstance(error, _NO_MODEL):
+        _refuse_adapter(model_files(name).place)
+        _refuse_kind(config)
+        return UnservableModel(f"transformers finds no model in {name}: {reason_of(error)}")
+    return UnservableModel(f"the model in {name} cannot be made: {reason_of(error)}")
+
+
+def _let_go_of_files(model: PreTrainedModel) -> None:
+    """Copy what was not quantised: as views of the mapped checkpoint, these keep all pages of it that were read."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if is_plain(tensor) and tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()
+
+
+def _forget_ends(model: PreTrainedModel) -> None:
+    """Take the id that ends a sequence from the configurations: a GGUF file states it with its tokenizer.
+
+    transformers fills in what its class of configuration has by default, which is one checkpoint's.
+    """
+    for config in (model.config, model.generation_config):
+        config.eos_token_id = None
 
 
 def _check_whole(model: PreTrainedModel, info: Mapping[str, Any], name: str) -> None:
@@ -69,11 +132,11 @@ def _check_whole(model: PreTrainedModel, info: Mapping[str, Any], name: str) -> 
 
     info: transformers' account of the loading, without tied weights and what its own classes compute.
     """
-    unknown = sorted(info["unexpected_keys"])
-    if wrong := sorted(info["mismatched_keys"]):
+    unknown, spare = sorted(info["unexpected_keys"]), spare_parameters(model)
+    if wrong := sorted(mismatch for mismatch in info["mismatched_keys"] if mismatch[0] not in spare):
         shapes = [f"{key} {tuple(stored)}, where its configuration says {tuple(own)}" for key, stored, own in wrong]
         raise UnservableModel(f"tensors in {name} have other shapes than its configuration says: {listed(shapes)}")
-    if missing := info["missing_keys"]:
+    if missing := info["missing_keys"] - spare:
         tensors = list(model.state_dict(keep_vars=True))
         lacking = [key for key in tensors if key in missing] or sorted(missing)
         instead = f", and has others that this architecture does not know: {listed(unknown)}" if unknown else ""
@@ -86,6 +149,20 @@ def _check_whole(model: PreTrainedModel, info: Mapping[str, Any], name: str) -> 
     if unknown:
         logger.warning(
             "tensors in %s that a %s does not have are left out: %s", name, type(model).__name__, listed(unknown)
+        )
+
+
+def _check_plain(model: PreTrainedModel, info: Mapping[str, Any], name: str) -> None:
+    """Raise UnservableModel if a checkpoint that is loaded as plain numbers has scales of codes beside weights.
+
+    transformers takes what lies under a weight's name for the weight, whatever its type.
+    """
+    own = {path for path, module in model.named_modules() if "weight" in vars(module).get("_parameters", {})}
+    scales = [key for key in sorted(info["unexpected_keys"]) if key.rpartition(".")[0] in own and _OF_CODES.search(key)]
+    if scales:
+        raise UnservableModel(
+            f"the checkpoint in {name} holds scales of quantised weights ({listed(scales)}), and its config.json has "
+            "no quantization_config that says how to read them"
         )
 
 
@@ -114,6 +191,18 @@ def _refuse_adapter(name: str) -> None:
         f"{name} holds an adapter and no model. Start with the adapter's base and name the adapter beside it: "
         f"peftserve serve {base if isinstance(base, str) and base else 'BASE'} --adapter NAME={name}"
     )
+
+
+def _refuse_without_reader(files: ModelFiles, error: BaseException) -> None:
+    """Raise UnservableModel that names the package by which transformers reads GGUF files, if that is missing."""
+    if files.gguf is not None and isinstance(error, ImportError):
+        raise UnservableModel("a GGUF file of this architecture needs gguf: pip install gguf") from error
+
+
+def _refuse_kind(config: PreTrainedConfig) -> None:
+    """Raise UnservableModel if transformers has no causal language model of this type."""
+    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not getattr(config, "auto_map", None):
+        raise UnservableModel(f"it is of type {config.model_type}, of which transformers has no causal language model")
 
 
 def _adapter_config(name: str) -> Mapping[str, Any] | None:

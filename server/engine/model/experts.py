@@ -6,10 +6,14 @@ A step without such an adapter at a module runs what transformers would run ther
 
 with the deltas of each token's own adapters: as transformers' grouped products do, on all pairs of a token and an
 expert in the order of the experts, among them in that of the adapters. Expert parallelism is not served.
+
+Classes that do not call that interface, but keep their experts in such weights, are computed so in steps with an
+adapter there, and by their own forward in all others (`own_experts_private.py`).
 """
 
 import itertools
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -23,6 +27,7 @@ from peftserve.kernels.ops.experts.products import grouped_product
 from peftserve.kernels.ops.experts.routing import Routing
 from peftserve.kernels.ops.site_plan import OpSegment
 
+from ..private.own_experts_private import OwnExperts, own_experts
 from ..private.transformers_private import (
     ALL_EXPERTS_FUNCTIONS,
     eager_experts,
@@ -54,9 +59,11 @@ class ExpertsBypass:
             for module in model.modules():
                 if is_experts(module):
                     set_experts_implementation(cast(Any, module).config, self.name)
-            alike = {
-                parameter for module in model.modules() if is_experts(module) for parameter in expert_parameters(module)
-            }
+        for module in model.modules():
+            if (own := own_experts(module)) is not None and expert_parameters(module):
+                module.forward = partial(self._call_own, module, own, module.forward)
+        kept = [module for module in model.modules() if keeps_experts(module)]
+        if alike := {parameter for module in kept for parameter in expert_parameters(module)}:
             warm_up(sorted(alike), model.dtype, model.device)
 
     def begin(self, parts: Mapping[nn.Module, Sequence[OpSegment]]) -> None:
@@ -84,13 +91,24 @@ class ExpertsBypass:
         self, module: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
         if module in self._working:
-            terms = self._terms_of(hidden_states)[module]
+            terms = self._terms_of(hidden_states, len(hidden_states))[module]
             return _with_terms(module, hidden_states, top_k_index, top_k_weights, terms)
         function: Any = ALL_EXPERTS_FUNCTIONS.get_interface(self._default or "eager", eager_experts(module))
         return cast(torch.Tensor, function(module, hidden_states, top_k_index, top_k_weights))
 
-    def _terms_of(self, hidden_states: torch.Tensor) -> Mapping[nn.Module, ExpertTerms]:
-        rows = len(hidden_states)
+    def _call_own(self, module: nn.Module, own: OwnExperts, base: Any, *args: torch.Tensor) -> torch.Tensor:
+        """Compute a module of a class of `own_experts`, called as its forward `base` is."""
+        self.called.add(module)
+
+        def run(owner: nn.Module, *args: torch.Tensor) -> torch.Tensor:
+            if owner not in self._working:
+                return cast(torch.Tensor, base(*args))
+            terms = self._terms_of(args[0], own.tokens(owner, *args))[owner]
+            return own.run(owner, partial(_products, owner, own.num_experts(owner), terms), *args)
+
+        return call_out(Call(module, run, _like), *args)
+
+    def _terms_of(self, hidden_states: torch.Tensor, rows: int) -> Mapping[nn.Module, ExpertTerms]:
         if self._terms is None or self._rows != rows:
             self._terms, self._rows = expert_terms(self._parts, rows, hidden_states.device), rows
         return self._terms
@@ -100,21 +118,43 @@ def _like(module: nn.Module, hidden_states: torch.Tensor, *_: torch.Tensor) -> t
     return torch.empty_like(hidden_states)
 
 
-def is_dispatched(module: nn.Module) -> bool:
-    """Return whether a module of experts has been computed by an `ExpertsBypass`."""
+def keeps_experts(module: nn.Module) -> bool:
+    """Return whether adapters may be on the stacked weights of a module."""
+    return is_experts(module) or (own_experts(module) is not None and bool(expert_parameters(module)))
+
+
+def tokens_of(module: nn.Module, args: tuple[torch.Tensor, ...]) -> int | None:
+    """Return the tokens of a call of such a module; None of one that no `ExpertsBypass` has computed."""
+    if (own := own_experts(module)) is not None:
+        forward: Any = module.forward
+        bypass = getattr(forward.func, "__self__", None) if isinstance(forward, partial) else None
+        return own.tokens(module, *args) if isinstance(bypass, ExpertsBypass) else None
     function = ALL_EXPERTS_FUNCTIONS.get(experts_implementation(cast(Any, module).config))
-    return isinstance(function, ExpertsBypass) and module in function.called
+    dispatched = isinstance(function, ExpertsBypass) and module in function.called
+    whole = len(args) == 3 and args[0].dim() == 2 and len(args[0]) == len(args[1])
+    return len(args[0]) if whole and dispatched else None
+
+
+def is_swapped(module: nn.Module) -> bool:
+    """Return whether the weights are stored as (experts, in, out) and the class does not say so."""
+    own = own_experts(module)
+    return own is not None and own.transposed
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Return whether the weights are stored as (experts, in, out)."""
+    return is_swapped(module) or bool(getattr(module, "is_transposed", False))
 
 
 def expert_parameters(module: nn.Module) -> tuple[ExpertParameter, ...]:
     """List the stacked weights of a module of experts, in the module's order."""
-    known = ("gate_up_proj" if module.has_gate else "up_proj", "down_proj")
+    known = ("gate_up_proj" if getattr(module, "has_gate", True) else "up_proj", "down_proj")
     stacked = [
         (name, p)
         for name, p in module.named_parameters(recurse=False)
         if name in known and p.dim() == 3 and is_plain(p)
     ]
-    shapes = [(name, p.shape if module.is_transposed else p.transpose(1, 2).shape) for name, p in stacked]
+    shapes = [(name, p.shape if is_transposed(module) else p.transpose(1, 2).shape) for name, p in stacked]
     return tuple(ExpertParameter(name, *shape) for name, shape in shapes)
 
 
@@ -131,11 +171,22 @@ def _with_terms(
     return (routing.restored(out) * weights[..., None]).sum(1).to(x.dtype)
 
 
+def _products(
+    module: nn.Module, num_experts: int, terms: ExpertTerms, x: torch.Tensor, index: torch.Tensor
+) -> torch.Tensor:
+    """Compute each pair by its expert, as `Products` says, in a module of gated experts without biases."""
+    routing = terms.route(index, num_experts)
+    up = _project(module, "gate_up_proj", x.flatten(0, 1)[routing.order], routing, terms)
+    gated, plain = up.chunk(2, dim=-1)
+    return routing.restored(_project(module, "down_proj", plain * cast(Any, module).act_fn(gated), routing, terms))
+
+
 def _project(module: nn.Module, name: str, x: torch.Tensor, routing: Routing, terms: ExpertTerms) -> torch.Tensor:
     """Multiply each pair by its expert's weight, and add the adapters' terms. x: (pairs, in). Returns (pairs, out)."""
     weight = cast(torch.Tensor, getattr(module, name))
-    y = grouped_product(x, weight if module.is_transposed else weight.mT, routing.ends)
-    if module.has_bias:
+    matrices = weight[: len(routing.ends)]  # more there are where some experts use none
+    y = grouped_product(x, matrices if is_transposed(module) else matrices.mT, routing.ends)
+    if getattr(module, "has_bias", False):
         y += cast(torch.Tensor, getattr(module, f"{name}_bias"))[routing.experts]
     terms.add_(name, x, y, routing)
     return y

@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ...model_files import ModelFiles, model_files
 from ..private.transformers_private import cached_path
 
 logger = logging.getLogger(__name__)
@@ -54,8 +55,9 @@ def fingerprint(model: str) -> dict[str, str]:
 
 
 def _fingerprint(model: str) -> dict[str, str]:
-    config = _file(model, "config.json")
-    tensors = sorted(_tensors(_weights(model)), key=lambda tensor: tensor.name)
+    files = model_files(model)
+    config = _file(files.place, "config.json") if files.gguf is None else None
+    tensors = sorted(_tensors(_weights(files)), key=lambda tensor: tensor.name)
     return {
         "config": _digest([_canonical(json.loads(config.read_bytes()))] if config is not None else []),
         "tensors": _digest(f"{tensor.name} {tensor.kind}".encode() for tensor in tensors),
@@ -72,7 +74,11 @@ def _file(model: str, name: str) -> Path | None:
     return None if found is None else Path(found)
 
 
-def _weights(model: str) -> list[Path]:
+def _weights(files: ModelFiles) -> list[Path]:
+    model = files.place
+    if files.gguf is not None:
+        found = _file(model, files.gguf)
+        return [] if found is None else [found]
     index = _file(model, _INDEX)
     if index is not None:
         shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))

@@ -20,7 +20,9 @@ from ..adapters.packing import SiteGroups
 from .callouts import Call, is_traced
 from .experts import ExpertsBypass
 from .siblings import Siblings
-from .wrapped_module import WrappedModule
+from .state.joining import Joint
+from .token_axes import token_rows
+from .wrapped_module import WrappedModule, flat_rows, side_by_side
 
 
 class BypassHooks:
@@ -41,11 +43,18 @@ class BypassHooks:
         fused: Mapping[int, nn.Linear] | None = None,
         fused_rows: int | None = None,
         columns: SpareColumns | None = None,
+        joint: Joint | None = None,
+        token_axes: Mapping[str, int] | None = None,
+        inner_norms: Mapping[str, int] | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         """Wrap the `forward` of every module in a group of `sites`, for good.
 
         fused: by group, its linears as one, used for inputs of up to `fused_rows` rows; None for any. columns: spare
-        ones behind weights, by which the base's own products add some bypasses.
+        ones behind weights, by which the base's own products add some bypasses. joint: where calls from within modules
+        that run a step in parts are made for all of its rows. token_axes: of norms, the axis of the tokens.
+        inner_norms: norms within such modules, with the number of tensors that they are given. dtype: of the adapters'
+        tensors; None for that of every input.
         """
         self.active = False
         self._backend = backend
@@ -53,7 +62,11 @@ class BypassHooks:
         self._side = side
         self._experts = experts
         self._columns = columns
+        self._joint = joint or Joint()
+        self._token_axes = token_axes or {}
+        self._inner_norms = inner_norms or {}
         self._streams: dict[str, torch.Tensor] = {}  # inputs of modules that another module's adapters read
+        self._sources = frozenset[str]()  # the names of these modules
         self._handles: list[Any] = []
         self._places = sites.places
         members: list[list[WrappedModule]] = [[] for _ in sites.groups]
@@ -64,6 +77,8 @@ class BypassHooks:
             Siblings(backend, index, group, self._streams, sites.groups[index].in_features)
             for index, group in enumerate(members)
         ]
+        for siblings in self._groups:
+            siblings.dtype = dtype
         for group_index, module in (fused or {}).items():
             self._groups[group_index].fused = module
             self._groups[group_index].fused_rows = fused_rows
@@ -87,8 +102,9 @@ class BypassHooks:
             if name in self._places:
                 self._groups[self._places[name][0]].plans[name] = plan
             elif Stage.INSIDE not in plan.stages:
-                self._hook(self._modules[name], plan)
-        for source in {source for plan in plans.values() for source in plan.sources}:
+                self._hook(name, plan)
+        self._sources = frozenset[str]().union(*(plan.sources for plan in plans.values()))
+        for source in self._sources - self._places.keys():
             # Prepended: the input as the module is given it, before any hook of its own changes it.
             self._handles.append(self._modules[source].register_forward_pre_hook(self._keep(source), prepend=True))
 
@@ -98,7 +114,7 @@ class BypassHooks:
 
         Hooks would not run, and the shapes of outputs are compiled in.
         """
-        return not self._handles and all(group.keeps_widths for group in self._groups if group.plans)
+        return not (self._handles or self._sources) and all(group.keeps_widths for group in self._groups if group.plans)
 
     def end(self) -> None:
         """Take the step's hooks off, and keep none of its tensors alive."""
@@ -119,10 +135,22 @@ class BypassHooks:
                 # The trace is for all steps, so it must not look at the adapters of one: the call does, in each step.
                 call = Call(group.members[position].name, self._whole, self._like_whole)
                 return group.called_out(args[0], position, call)
-            together = self.active or group.fuses(args[0])
-            return group.output(args[0], position, self.active) if together else base(*args, **kwargs)
+            if self._joint.active:
+                name = group.members[position].name
+                return self._joint.call(name, lambda x: self._one(group, position, x), args[0])
+            if self.active or group.fuses(args[0]):
+                return self._one(group, position, args[0])
+            return base(*args, **kwargs)
 
         return forward
+
+    def _one(self, group: "Siblings", position: int, x: torch.Tensor) -> torch.Tensor:
+        """Return one module's output for all rows of a step."""
+        if (name := group.members[position].name) in self._sources:
+            self._streams[name] = flat_rows(x)
+        if self.active or group.fuses(x):
+            return group.output(x, position, self.active)
+        return group.members[position].forward(x)
 
     def _whole(self, name: str, x: torch.Tensor) -> torch.Tensor:
         """Return all outputs, side by side, of the group that the named module is in."""
@@ -143,14 +171,34 @@ class BypassHooks:
         place = self._places.get(owner) if isinstance(owner, str) else None
         return 0 if place is None or self._columns is None else self._columns.columns_of(place[0])
 
-    def _hook(self, module: nn.Module, plan: SitePlan) -> None:
+    def _hook(self, name: str, plan: SitePlan) -> None:
         """Put a plan behind a module for this step: a norm, as other sites are in groups, or have their work inside."""
+        if name in self._inner_norms:
+            self._hook_inside(name, plan)
+            return
+        axis = self._token_axes.get(name)
+
+        def rows_of(tensor: torch.Tensor) -> torch.Tensor:
+            return _rows(tensor) if axis is None else token_rows(tensor, axis)
 
         def change_output(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             # The plan may call the base again on some rows, by `forward`: a call of the module would run this hook.
-            plan.after(_rows(args[0]), _rows(output), module.forward, self._streams)
+            plan.after(rows_of(args[0]), rows_of(output), module.forward, self._streams)
 
-        self._handles.append(module.register_forward_hook(change_output))
+        self._handles.append(self._modules[name].register_forward_hook(change_output))
+
+    def _hook_inside(self, name: str, plan: SitePlan) -> None:
+        """Put a plan behind a norm that runs in parts: its inputs, side by side, are the input of its primitives."""
+
+        def change_output(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+            def whole(*tensors: torch.Tensor) -> torch.Tensor:
+                *inputs, y = (tensor[0] for tensor in tensors)
+                run = side_by_side(module.forward, len(inputs))
+                return plan.after(torch.cat(inputs, -1), y.clone(), run, self._streams)[None]
+
+            return self._joint.call_by_rows(name, whole, *args, output)
+
+        self._handles.append(self._modules[name].register_forward_hook(change_output))
 
     def _keep(self, name: str) -> Callable[..., None]:
         def keep_input(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:

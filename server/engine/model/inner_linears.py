@@ -1,7 +1,8 @@
 """Linear products that a module makes by itself with a weight of its own, as a mixture's router does.
 
 Each gets an nn.Linear over the same parameters, to which adapters attach as to any other. While the module's forward
-runs, its `F.linear` with that weight goes to this linear; everything else of it is as it was.
+runs, its `F.linear` with that weight goes to this linear; everything else of it is as it was. The weight may be cast
+before: routers work in float32, whatever the model's type.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -17,18 +18,39 @@ from peftserve.adapters.peft.plain import is_plain
 Product = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]  # input, weight, bias
 
 
+_CASTS = frozenset({torch.Tensor.to, torch.Tensor.type, torch.Tensor.float})
+
+
 class _Products(TorchFunctionMode):
-    """Inside, each `F.linear` is first offered to `take`, and made as it was where that returns None."""
+    """Inside, each `F.linear` is first offered to `take`, and made as it was where that returns None.
+
+    A weight that was cast from a parameter inside is offered as that parameter.
+    """
 
     def __init__(self, take: Callable[[Product], torch.Tensor | None]) -> None:
         super().__init__()
         self._take = take
+        self._cast: dict[int, tuple[torch.Tensor, nn.Parameter]] = {}  # by the id of what they were cast to
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        taken = self._take(_product(*args, **(kwargs or {}))) if func is F.linear else None
-        return func(*args, **(kwargs or {})) if taken is None else taken
+        if func is F.linear:
+            x, weight, bias = _product(*args, **(kwargs or {}))
+            _, own = self._cast.get(id(weight), (weight, weight))
+            if (taken := self._take((x, own, bias))) is not None:
+                return taken
+        output = func(*args, **(kwargs or {}))
+        if func in _CASTS and isinstance(args[0], nn.Parameter) and output is not args[0]:
+            self._cast[id(output)] = output, args[0]
+        return output
+
+
+class _Product(nn.Linear):
+    """A linear in the type of its input."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return F.linear(input, self.weight.to(input.dtype), None if self.bias is None else self.bias.to(input.dtype))
 
 
 def inner_linears(modules: Iterable[nn.Module], tell: Callable[[nn.Module, torch.Tensor], None]) -> TorchFunctionMode:
@@ -46,7 +68,7 @@ def inner_linears(modules: Iterable[nn.Module], tell: Callable[[nn.Module, torch
 def redirect(module: nn.Module) -> nn.Linear:
     """Return a linear over the module's `weight` and `bias`, which from now on makes the module's product with them."""
     weight: Any = module.weight
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=hasattr(module, "bias"), device="meta")
+    linear = _Product(weight.shape[1], weight.shape[0], bias=hasattr(module, "bias"), device="meta")
     linear.weight = weight
     if hasattr(module, "bias"):
         linear.bias = module.bias  # type: ignore[assignment]

@@ -6,6 +6,7 @@ transformers' own eager attention gives, whatever the architecture.
 
 import logging
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,58 +19,35 @@ from peftserve.adapters.peft.twin import carries_extras, twin
 from peftserve.adapters.sites import SiteKind
 
 from ...config import EngineConfig
+from ...model_files import model_files
+from ..private.own_state_private import keep_states_in_a_cache
 from ..private.torch_private import guard_or_false
-from .attention import PagedAttention
+from .attention import PagedAttention, index_by_call
 from .checkpoint import read_config, read_model
-from .errors import UnservableModel
+from .counted_positions import give_positions
+from .errors import UnservableModel, reason_of
 from .experts import ExpertsBypass
+from .generation import first_generated, generated_logits
 from .hidden_states import HiddenStates, HiddenStatesTracer
+from .idle_modules import IdleTracer, without_idle
 from .inner_linears import redirect
+from .older_attention import attend_in_older_classes
 from .placement import choose_device, choose_dtype
+from .quantisation import how_to_load
+from .rehearsal import Rehearsal, longest, rehearsals
+from .rounding import quantised_linears, rounds_inputs
+from .row_positions import pass_row_positions
+from .separate_rows import StepSpans, separate_mixing
 from .sites import SiteTracer, TracedSites
+from .state.tracing import TracedStates, trace_states
+from .text_part import implementation_of_text
+from .trace import Trace
 
 logger = logging.getLogger(__name__)
 
-TRACE_TOKENS = 24
-# What log-probabilities may differ by, in standard deviations of the logits.
-_TOLERANCE = 0.01  # in float32, of any token
-_TOLERANCE_OF_16_BITS = 0.2  # root mean square of a token's, for half of the tokens: rounding can flip an expert
+TRACE_TOKENS = 23  # as many as no model has heads, by which the axis of the tokens is told
 _TOLERANCE_OF_TWINS = 1e-3  # of any logit, in standard deviations of all: the same kernels over the same weights
-_LAYER_TYPES = {"full_attention", "sliding_attention"}
-
-
-@dataclass(frozen=True)
-class Trace:
-    """A prompt and the logits that transformers' own attention gives for it: what other ways of running must give.
-
-    token_ids: (tokens,). logits: (tokens, vocabulary) float32. dtype: the model's.
-    """
-
-    token_ids: torch.Tensor
-    logits: torch.Tensor
-    dtype: torch.dtype
-
-    def first(self, num_tokens: int) -> "Trace":
-        """Return the trace of the first tokens alone: attention is causal, so their logits are the same."""
-        return Trace(self.token_ids[:num_tokens], self.logits[:num_tokens], self.dtype)
-
-    def of(self, rows: torch.Tensor) -> "Trace":
-        """Return the trace with the logits of these rows only."""
-        return replace(self, logits=self.logits[rows])
-
-    def check(self, logits: torch.Tensor, what: str) -> None:
-        """Raise UnservableModel if logits differ from these by more than the rounding of the model's type explains.
-
-        what: what gave them, for the message.
-        """
-        differences = logits.float().log_softmax(-1) - self.logits.log_softmax(-1)
-        scale = max(self.logits.std(-1).mean().item(), 1.0)
-        if self.dtype == torch.float32:
-            difference, tolerance = differences.abs().max().item(), _TOLERANCE
-        else:
-            difference, tolerance = differences.square().mean(-1).sqrt().median().item(), _TOLERANCE_OF_16_BITS
-        if not difference <= scale * tolerance:
-            raise UnservableModel(f"its logits with {what} are off by {difference:.3g}: it uses attention unknown here")
+_INDEXED = {"indexed_attention", "compressed_sparse_attention", "heavily_compressed_attention", "minimax_m3_sparse"}
 
 
 @dataclass(frozen=True)
@@ -78,10 +56,12 @@ class LoadedModel:
 
     max_model_len: tokens that the positions allow. sites: where adapters attach.
 
+    rehearsals: sequences for the check at start, with transformers' own logits.
     twin: the model once more, with transformers' own attention over the same weights, for the compilers of adapters.
     twin_runs: whether it computes what the model does. Where weights are quantised, it need not.
     modules: of the model, by name; of a module that makes a linear product by itself, that linear.
-    hidden: where its hidden states can be read.
+    hidden: where its hidden states can be read. states: what it keeps of a sequence beside keys and values.
+    spans: the step's rows by sequence, for linears that are run so; None where no linear is.
     """
 
     model: PreTrainedModel
@@ -92,8 +72,11 @@ class LoadedModel:
     sites: TracedSites
     max_model_len: int
     trace: Trace
+    rehearsals: tuple[Rehearsal, ...]
     modules: dict[str, nn.Module]
     hidden: HiddenStates
+    states: TracedStates
+    spans: StepSpans | None = None
 
     @property
     def device(self) -> torch.device:
@@ -105,37 +88,65 @@ class LoadedModel:
 
 
 def load_model(config: EngineConfig) -> LoadedModel:
-    """Load the base and find its sites. Raises UnservableModel with the reason if it cannot be served."""
+    """Load the base and find its sites.
+
+    Raises UnservableModel with the reason if it cannot be served, whatever that is; OutOfMemoryError.
+    """
+    try:
+        return _load(config)
+    except (UnservableModel, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # of whatever its code does with a prompt
+        raise UnservableModel(f"a pass over a prompt fails: {reason_of(error)}") from error
+
+
+def _load(config: EngineConfig) -> LoadedModel:
     hf_config = read_config(config.model, config.trust_remote_code)
     check_structure(hf_config)
     device = choose_device(config.device)
-    model = read_model(config.model, choose_dtype(config.dtype, hf_config, device), config.trust_remote_code)
+    dtype = choose_dtype(config.dtype, hf_config, device)
+    quantisation = how_to_load(
+        config.quantization, hf_config, dtype, device, is_gguf=model_files(config.model).gguf is not None
+    )
+    model = read_model(config.model, dtype, config.trust_remote_code, quantisation)
     model.to(device)  # type: ignore[arg-type]  # transformers' decorator hides that this is a method
     model.eval().requires_grad_(False)
     limit = _max_model_len(hf_config.get_text_config(), config.max_model_len)
     trace = _trace(model, max(2, min(TRACE_TOKENS, limit)))
     copied, runs = _copied(model, trace)
+    keep_states_in_a_cache(model)
+    states = trace_states(model, trace.token_ids)
+    with IdleTracer(model) as tracer:
+        rehearsed = _rehearsals(model, trace, states, limit)
     experts = ExpertsBypass(model)
     with torch.inference_mode():
-        attention, sites, hidden = _attach(model, trace)
+        attention, sites, hidden = _attach(model, trace, states, limit)
+    sites = without_idle(sites, tracer.idle(), tracer.read())
     inner = [name for name, site in sites.table.sites.items() if site.kind is SiteKind.INNER]
     modules = dict(model.named_modules())
     modules |= {name: redirect(modules[name]) for name in inner}
-    return LoadedModel(model, copied, runs, attention, experts, sites, limit, trace, modules, hidden)
+    spans = separate_mixing(model, trace.dtype) if trace.rounded else None
+    return LoadedModel(
+        model, copied, runs, attention, experts, sites, limit, trace, rehearsed, modules, hidden, states, spans
+    )
 
 
 def check_structure(config: PreTrainedConfig) -> None:
     text = config.get_text_config()
     if config.is_encoder_decoder:
         raise UnservableModel("it is an encoder-decoder; only decoder-only language models are served")
-    if unknown := set(getattr(text, "layer_types", None) or ()) - _LAYER_TYPES:
-        raise UnservableModel(f"its layers of type {', '.join(sorted(unknown))} keep state outside the paged KV cache")
-    if not getattr(text, "is_causal", True) or getattr(text, "use_bidirectional_attention", False):
+    types = set(getattr(text, "layer_types", None) or ())
+    if indexed := types & _INDEXED:
+        raise UnservableModel(
+            f"its layers of type {', '.join(sorted(indexed))} choose the keys that they see by an index of their own, "
+            "which is kept beside the KV cache; that is not supported"
+        )
+    if not getattr(text, "is_causal", True) or getattr(text, "use_bidirectional_attention", False) in (True, "all"):
         raise UnservableModel("its attention is bidirectional")
 
 
 def _max_model_len(config: PreTrainedConfig, asked: int | None) -> int:
-    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
+    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len")]
     limits.append(_longrope_limit(config))
     limit = min((int(n) for n in limits if n), default=asked or 2048)
     if asked is not None and asked > limit:
@@ -166,11 +177,31 @@ def _trace(model: PreTrainedModel, num_tokens: int) -> Trace:
     ids = torch.arange(3, 3 + 7 * num_tokens, 7, device=model.device) % vocabulary_size(model)
     trace = Trace(ids, forward_logits(model, ids), compute_dtype(model))
     model.requires_grad_(False)
+    trace = replace(trace, rounded=any(rounds_inputs(m, trace.dtype) for _, m in quantised_linears(model)))
     if not trace.logits.isfinite().all():
         broken = [name for name, p in model.named_parameters() if is_plain(p) and not p.isfinite().all()]
         where = f": {listed(broken)} hold such numbers" if broken else f" in {str(trace.dtype).removeprefix('torch.')}"
         raise UnservableModel(f"its logits are NaN or infinite{where}")
+    _check_positions(model, trace)
     return trace
+
+
+def _check_positions(model: PreTrainedModel, trace: Trace) -> None:
+    """Raise UnservableModel if the model counts positions otherwise than from 0 on when it generates (Kosmos-2.5)."""
+    try:
+        logits = first_generated(model, trace.token_ids)
+    except Exception as error:  # of whatever a class wants to be given
+        logger.debug("%s does not generate by itself: %s", type(model).__name__, error)
+        return
+    trace.of(torch.tensor([-1], device=logits.device)).check(logits, "positions from 0 on")
+
+
+@torch.no_grad()
+def _rehearsals(model: PreTrainedModel, trace: Trace, states: TracedStates, limit: int) -> tuple[Rehearsal, ...]:
+    length = longest(model.config.get_text_config(), model.device, limit)
+    drawn = torch.randint(vocabulary_size(model), (length,), generator=torch.Generator().manual_seed(0))
+    forward = partial(generated_logits, model, partial(forward_logits, model))
+    return rehearsals(trace, drawn.to(model.device), forward, generated=bool(states.mixers))
 
 
 def _copied(model: PreTrainedModel, trace: Trace) -> tuple[PreTrainedModel, bool]:
@@ -196,18 +227,30 @@ def _copied(model: PreTrainedModel, trace: Trace) -> tuple[PreTrainedModel, bool
     return copied, runs
 
 
-def _attach(model: PreTrainedModel, trace: Trace) -> tuple[PagedAttention, TracedSites, HiddenStates]:
-    """Find sites, hidden states and the shapes of keys and values, and compare our attention with transformers' own."""
+def _attach(
+    model: PreTrainedModel, trace: Trace, states: TracedStates, limit: int
+) -> tuple[PagedAttention, TracedSites, HiddenStates]:
+    """Find sites, hidden states and the shapes of keys and values, and compare our attention with transformers' own.
+
+    limit: positions of the longest sequence.
+    """
     attention = PagedAttention()
-    model.set_attn_implementation(attention.name)
-    with SiteTracer(model, len(trace.token_ids)) as tracer:
+    pass_row_positions(model)
+    give_positions(model)
+    if not (older := attend_in_older_classes(model, attention, limit)):
+        model.set_attn_implementation(implementation_of_text(model, attention.masks.name))
+    index_by_call(model)
+    with SiteTracer(model, len(trace.token_ids), states) as tracer:
         with HiddenStatesTracer(model, len(trace.token_ids)) as hidden:
             logits = forward_logits(model, trace.token_ids)
-        rows = torch.arange(1, len(trace.token_ids), 2, device=model.device)
+        rows = torch.arange(1, len(trace.token_ids), 3, device=model.device)  # others, the other way round
         tracer.keep(rows)
-        attention.layers.clear()  # which this pass notes once more
+        attention.forget()  # what this pass notes once more
         kept = forward_logits(model, trace.token_ids, rows)
-    if not attention.layers:
+    if not older:
+        model.set_attn_implementation(implementation_of_text(model, attention.name))
+    attention.masks.clear()
+    if not attention.layers and not states.mixers:
         raise UnservableModel(f"{type(model).__name__} does not call transformers' attention interface")
     trace.check(logits, "attention behind transformers' interface")
     trace.of(rows).check(kept, "only some of the rows wanted")

@@ -24,6 +24,9 @@ from .kv_cache import KVCache
 from .loading import kept_rows
 from .pooling import readers_of
 from .rows import RunningRows, StepRows
+from .separate_rows import StepSpans
+from .state.mixers import Mixers
+from .state.parts import PartsMemory, are_fresh
 
 if TYPE_CHECKING:
     from .compiled import CompiledForward
@@ -53,12 +56,16 @@ class ModelRunner:
         inputs: InputMemory,
         vocab_size: int | None = None,
         hidden: HiddenStates | None = None,
+        mixers: Mixers | None = None,
+        parts: PartsMemory | None = None,
+        spans: StepSpans | None = None,
     ) -> None:
         """Let the model's attention use the cache and a backend from now on.
 
         backend: of the attention. inputs: in the memory by which backends are told of a step, which may be one for
         all. vocab_size: width of the base's logits; None leaves wider ones as they are. hidden: the model's hidden
-        states, for the prompts that are pooled.
+        states, for the prompts that are pooled. mixers, parts: of models that keep state beside the cache.
+        spans: to tell linears that are run sequence by sequence.
         """
         attention.connect(cache, backend)
         self._cache = cache
@@ -72,6 +79,9 @@ class ModelRunner:
         self._running = RunningRows()
         self._vocab_size = vocab_size
         self._hidden = hidden or HiddenStates()
+        self._mixers = mixers
+        self._parts = parts
+        self._spans = spans or StepSpans()
         self._bypassed = False  # whether the step has adapters
         self._graphs: DecodeGraphs | None = None
         self._compiled: CompiledForward | None = None
@@ -123,8 +133,10 @@ class ModelRunner:
         if self._backend.reads_whole_pages:
             self._cache.clear(self._tensor(self._begun_pages(batch.chunks)))
         self._fill_prefixes(batch.prefills)
+        self._copy_states((span.restore, span.sequence.seat) for span in batch.prefills)
         with self._hidden.read(readers_of(batch, rows.offsets)):
             logits = self._run(rows, feed, also)
+        self._copy_states((span.sequence.seat, span.save and span.save.slot) for span in batch.prefills)
         return StepLogits(self._without_foreign(logits, rows), rows.logit_offsets)
 
     def _run(self, rows: StepRows, feed: Feed | None, also: Callable[[Append], None] | None) -> torch.Tensor:
@@ -146,6 +158,8 @@ class ModelRunner:
         """Return the capacity of the graph that can run such a step; None if there is none."""
         if self._graphs is None or not rows.one_each or not self._attachments.run_in_the_backend(rows.tokens):
             return None
+        if self._parts is not None and are_fresh(rows).any():  # a prompt of one token
+            return None
         return self._graphs.capacity_for(len(rows), self._attachments.kind_of(rows.tokens))
 
     def _prepare(self, capacity: Capacity, bypassed: bool) -> None:
@@ -153,6 +167,7 @@ class ModelRunner:
         nothing = RunningRows().rows_of(Batch())
         self._memory.begin()
         self._inputs.write(nothing, None, capacity.rows)
+        self._write_parts(nothing, capacity)
         self._begin(nothing, bypassed, capacity)
         self._memory.send()
 
@@ -160,11 +175,18 @@ class ModelRunner:
         """Write the step's memory, but for what others add. Returns None if a graph of that capacity has no room."""
         self._memory.begin()
         inputs = self._inputs.write(rows, feed, None if capacity is None else capacity.rows)
+        self._write_parts(rows, capacity)
         return inputs if self._begin(rows, bool(rows.tokens), capacity) else None
+
+    def _write_parts(self, rows: StepRows, capacity: Capacity | None) -> None:
+        """Tell the modules that keep state which slots the step's rows have."""
+        if self._mixers is not None and self._parts is not None:
+            self._mixers.parts = self._parts.write(rows, None if capacity is None else capacity.rows)
 
     def _begin(self, rows: StepRows, bypassed: bool, capacity: Capacity | None = None) -> bool:
         """Tell the kernels of the step. capacity: of the graph that is to run it, if any; False if it cannot."""
         self._bypassed = bypassed
+        self._spans.offsets = rows.offsets
         if bypassed and not self._attachments.begin(rows.tokens, rows.logits, capacity=capacity):
             return False
         self._backend.begin(rows.attention, capacity=None if capacity is None else capacity.rows)
@@ -177,6 +199,7 @@ class ModelRunner:
     def _forward(self, inputs: StepInputs) -> torch.Tensor:
         """Run the model on the step that has begun. Returns logits (rows, vocabulary)."""
         self._hooks.begin(self._bypassed)
+        self._attention.begin()
         try:
             if self._compiled is not None and self._hooks.fits_compiled and not self._hidden.is_read:
                 return self._compiled(inputs)
@@ -193,27 +216,38 @@ class ModelRunner:
         return logits if inputs.logit_rows is None else kept_rows(logits, inputs.logit_rows)
 
     def _without_foreign(self, logits: torch.Tensor, rows: StepRows) -> torch.Tensor:
-        """Set the logits of tokens that an adapter adds to the vocabulary to -inf in all rows of others."""
+        """Set to -inf the logits of tokens that a row's adapters do not have, be they the base's or another's."""
         base = self._vocab_size
-        if base is None or logits.shape[-1] == base:
+        if base is None or (logits.shape[-1] == base and self._attachments.predict_alike):
             return logits
         offsets = rows.logit_offsets
         for lease, begin, end in zip(rows.leases, offsets, offsets[1:], strict=False):
-            slots = () if lease is None else lease.slots
-            logits[begin:end, self._attachments.vocabulary(slots, base) :] = float("-inf")
+            known = self._attachments.predicted(() if lease is None else lease.slots, base)
+            if known < logits.shape[-1]:
+                logits[begin:end, known:] = float("-inf")
         return logits
 
     def _tensor(self, values: Sequence[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64).to(self._model.device, non_blocking=True)
 
     def _fill_prefixes(self, spans: Sequence[Chunk]) -> None:
-        """Copy the keys and values that adapters bring to the pages of sequences that begin with them."""
+        """Copy the keys, values and states that adapters bring to the pages and slots of sequences that begin so."""
         for span in spans:
             if span.fill is not None and span.sequence.lease is not None:
                 rows = self._tensor(list(self._cache_rows(span, span.fill, span.start)))
                 for slot in span.sequence.lease.slots:
                     for layer, (keys, values) in self._attachments.prefix(slot).items():
                         self._cache.write(layer, rows, keys[span.fill : span.start], values[span.fill : span.start])
+                    if self._mixers is not None:
+                        self._mixers.pool.fill(span.sequence.seat, self._attachments.states(slot))
+
+    def _copy_states(self, pairs: Iterable[tuple[int | None, int | None]]) -> None:
+        """Copy what the model keeps of sequences from slots to others, but for those that are None."""
+        if self._mixers is None:
+            return
+        for source, target in pairs:
+            if source is not None and target is not None:
+                self._mixers.pool.copy(source, target)
 
     def _begun_pages(self, spans: list[Chunk]) -> list[int]:
         """Return the pages that the step begins and does not fill: decodes read the rest of them as well, masked."""

@@ -24,6 +24,7 @@ class Siblings:
     plans: the step's, by the module's name; filled by the hooks.
     fused: all modules as one linear, for up to `fused_rows` rows; None if each has a product of its own.
     columns: spare ones behind the modules' weights; None without any.
+    dtype: of the adapters' tensors, in which the backend works; None for that of every input.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Siblings:
         self.fused: nn.Linear | None = None
         self.fused_rows: int | None = None
         self.columns: SpareColumns | None = None
+        self.dtype: torch.dtype | None = None
         self.plans: dict[str, SitePlan] = {}
         self._backend = backend
         self._index = index
@@ -128,6 +130,9 @@ class Siblings:
         if self._all_in_columns:
             return
         rows = flat_rows(x)
+        if self._is_foreign(rows):
+            self._add_in_own_type(rows, sites)
+            return
         if rows.is_floating_point() or not self.plans:
             self._backend.add_(self._index, rows, sites)
             return
@@ -138,9 +143,22 @@ class Siblings:
         self._backend.add_(self._index, rows.clamp(max=member.ids - 1), [y])
         y.copy_(torch.where(known, y, before))
 
+    def _is_foreign(self, rows: torch.Tensor) -> bool:
+        """Return whether an input is of another type than the factors, as a router's is that works in float32."""
+        return self.dtype is not None and rows.is_floating_point() and rows.dtype != self.dtype
+
+    def _add_in_own_type(self, rows: torch.Tensor, sites: Sequence[torch.Tensor | None]) -> None:
+        """Add the bypasses by way of the factors' type. Rows without any stay as they are, to the bit."""
+        before = [None if y is None else y.to(self.dtype) for y in sites]
+        after = [None if y is None else y.clone() for y in before]
+        self._backend.add_(self._index, rows.to(self.dtype), after)
+        for y, old, new in zip(sites, before, after, strict=True):
+            if y is not None and old is not None and new is not None:
+                y += new.to(y.dtype) - old.to(y.dtype)
+
     def _start(self, x: torch.Tensor, active: bool) -> None:
         """Start what the backend of the bypasses can run beside the base's products of the same input."""
-        if active and not self.plans and not self._all_in_columns:
+        if active and not self.plans and not self._all_in_columns and not self._is_foreign(x):
             self._backend.start(self._index, flat_rows(x))
 
     @property

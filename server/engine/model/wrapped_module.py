@@ -70,3 +70,8 @@ def flat_rows(x: torch.Tensor) -> torch.Tensor:
 def _leading(x: torch.Tensor) -> torch.Size:
     """Return all dimensions of the output but its width."""
     return x.shape[:-1] if x.is_floating_point() else x.shape
+
+
+def side_by_side(norm: Callable[..., torch.Tensor], count: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return a norm as a function of one tensor, which holds its `count` inputs side by side."""
+    return lambda x: norm(*x.chunk(count, -1))

@@ -1,11 +1,12 @@
 """transformers' private parts, and helpers of modules that it does not document, that the engine uses."""
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import AutoModelForMultimodalLM, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.hub import cached_file
@@ -15,12 +16,16 @@ __all__ = [
     "ALL_EXPERTS_FUNCTIONS",
     "Conv1D",
     "cached_path",
+    "class_in",
     "eager_experts",
     "experts_implementation",
     "find_adapter_config_file",
     "gate",
     "has_post_norm",
+    "ignore_tensors_of",
     "is_experts",
+    "is_stateful",
+    "multimodal_mapping",
     "set_experts_implementation",
 ]
 
@@ -53,6 +58,10 @@ NAMES: Mapping[str, str] = {
     f"all(hasattr({_MADE}, name) for name in ('has_gate', 'has_bias', 'is_transposed', 'num_experts'))": (
         "How the weights of a module of experts are stacked. " + _NO_EXPERTS
     ),
+    "hasattr(transformers.PreTrainedModel, '_is_stateful')": (
+        "Whether a model remembers more of a text than keys and values; where transformers' cache has no room for it, "
+        "the model is refused with this reason. Instead: the check at start, which refuses it for its logits."
+    ),
     "transformers.pytorch_utils.Conv1D": (
         "GPT-2's linear, whose weight is transposed. Instead: a module with `nx` and `nf`."
     ),
@@ -67,6 +76,14 @@ NAMES: Mapping[str, str] = {
     "transformers.utils.peft_utils.find_adapter_config_file": (
         "Whether an adapter lies in the folder that is named as a base: transformers would load both. Instead: "
         "cached_file with the name adapter_config.json."
+    ),
+    "hasattr(transformers.PreTrainedModel, '_keys_to_ignore_on_load_unexpected')": (
+        "Keeps tensors of what is not loaded out of transformers' warning of tensors that it does not know. Instead: "
+        "the warning, with thousands of lines."
+    ),
+    "hasattr(transformers.AutoModelForMultimodalLM, '_model_mapping')": (
+        "Which class a multimodal checkpoint has, where that takes other inputs than images. Instead: the architecture "
+        "that its configuration names."
     ),
 }
 OPTIONAL: Mapping[str, str] = {
@@ -105,6 +122,11 @@ def has_post_norm(module: nn.Module) -> bool:
     return bool(getattr(module, "has_post_expert_norm", False))
 
 
+def is_stateful(model: PreTrainedModel) -> bool:
+    """Return whether a model keeps more of a sequence than keys and values."""
+    return bool(model._is_stateful)
+
+
 def experts_implementation(config: PreTrainedConfig) -> str | None:
     """Return the name under which modules with this configuration look up their implementation."""
     name: str | None = config._experts_implementation
@@ -120,3 +142,23 @@ def cached_path(model: str, name: str) -> str | None:
     """Return where a file of a hub's model lies in the cache of this machine; None if it does not."""
     path: str | None = cached_file(model, name, local_files_only=True, _raise_exceptions_for_missing_entries=False)
     return path
+
+
+def class_in(mapping: Any, config: PreTrainedConfig) -> Any:
+    """Return the class that a mapping of transformers has for a configuration; None if it has none."""
+    try:
+        found = mapping[type(config)]
+    except KeyError:
+        return None
+    return found[0] if isinstance(found, tuple | list) else found
+
+
+def multimodal_mapping() -> Any:
+    """Return transformers' mapping from configurations to classes that take any of several kinds of input."""
+    return AutoModelForMultimodalLM._model_mapping
+
+
+def ignore_tensors_of(model: PreTrainedModel, modules: Iterable[str]) -> None:
+    """Let a model that is being loaded say nothing of tensors of these modules in its checkpoint."""
+    known = set(model._keys_to_ignore_on_load_unexpected or ())
+    model._keys_to_ignore_on_load_unexpected = known | {rf"^{re.escape(name)}\." for name in modules}

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from peftserve.kernels.sampling.argmax import argmax_ids, naive_argmax_ids
+from peftserve.kernels.sampling.argmax import Best, argmax_ids, naive_argmax_ids
 
 from .. import staging
 
@@ -19,13 +19,13 @@ def take_best(scores: Tensor) -> Tensor:
     return torch.from_numpy(scores.to(torch.float32).numpy().argmax(axis=-1))
 
 
-def best_numbers(logits: Tensor) -> Tensor:
-    """Return the ids (rows,) int64 of the highest logits, NaNs aside; 0 in a row of NaNs alone.
+def best_numbers(logits: Tensor) -> Best:
+    """Return the ids of the highest logits, NaNs aside (0 in a row of NaNs alone), and the highest, NaN if any is.
 
     logits: (rows, vocab) of any floating dtype. An infinity counts as the highest number. Each number is read once.
     """
     if not staging.is_host(logits.device):
         return argmax_ids(logits)
     best = take_best(logits)
-    is_nan = logits.gather(1, best[:, None]).squeeze(1).isnan()
-    return torch.where(is_nan, naive_argmax_ids(logits), best) if bool(is_nan.any()) else best
+    highest = logits.gather(1, best[:, None]).squeeze(1).to(torch.float32)
+    return naive_argmax_ids(logits) if bool(highest.isnan().any()) else Best(best, highest)

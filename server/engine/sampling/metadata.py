@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..staging import Arrays, to_device
+from .masks import Masks
 from .penalties import Edits
 from .randomness import uniforms
 from .selection import Selection
@@ -57,12 +58,17 @@ class SamplingMetadata:
 
     @property
     def needs_tokens(self) -> bool:
-        return self._selection.penalized
+        return self._selection.needs_tokens
 
     def edits(self, width: int) -> Edits:
         """Send the edits of single logits, of which a row has `width`: in a copy of their own, if there are any."""
         host = self._selection.edits(self._positions, width)
         return Edits(*(to_device(host, self._device) if any(host) else host))
+
+    def masks(self, width: int) -> Masks | None:
+        """Send the masks of rows whose output has a form, in a copy of their own; None if there are none."""
+        host = self._selection.masks(width)
+        return Masks(*to_device([host], self._device)[0]) if host else None
 
 
 def _asks_for_anything(selection: Selection) -> bool:

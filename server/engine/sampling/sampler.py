@@ -1,6 +1,6 @@
 """One token for each row of a step's logits, each row by its own parameters, all rows together.
 
-scores = penalties(logits); greedy: argmax; otherwise: truncate(softmax(scores / temperature)), inverse CDF
+scores = penalties(mask(logits)); greedy: argmax; otherwise: truncate(softmax(scores / temperature)), inverse CDF
 
 Nothing waits for the device before `PendingTokens.result`: what is known before the launch goes over with it, edits of
 single logits go over in a copy of their own, no decision on the host looks at a tensor, and all results come back in
@@ -8,6 +8,7 @@ one copy.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from .. import staging
 from .draw import draw
 from .greedy import best_numbers, take_best
 from .logprobs import Scores, reports, score
+from .masks import Masks, mask
 from .metadata import Append, SamplingMetadata
 from .penalties import edit
 from .rows import Sampled, SampleRow
@@ -34,25 +36,27 @@ class PendingTokens:
     token_ids: (rows,) int64 on the device.
     """
 
-    def __init__(self, token_ids: Tensor, reported: Sequence[int], tops: Sequence[int], scores: Sequence[Tensor]):
+    def __init__(self, chosen: "_Chosen", reported: Sequence[int], tops: Sequence[int], scores: Sequence[Tensor]):
         """Begin to copy the results to the host.
 
         reported: the rows that want logprobs. tops: how many alternatives each wants. scores: theirs, if any.
         """
-        self.token_ids = token_ids
+        self.token_ids = chosen.token_ids
         self._reported = reported
         self._tops = tops
-        self._returning = staging.Returning((token_ids, *scores))
+        self._returning = staging.Returning((*chosen, *scores))
 
     def result(self) -> Sampled:
         """Wait for the tokens, and for nothing that was enqueued after them, and return them."""
-        there, *scores = self._returning.result()
+        there, sound, *scores = self._returning.result()
         token_ids: list[int] = there.tolist()
+        unsound = frozenset(np.flatnonzero(~sound.numpy()).tolist())
         if not self._reported:
-            return Sampled(token_ids, {})
+            return Sampled(token_ids, {}, unsound)
         found = reports([token_ids[i] for i in self._reported], Scores(*scores))
         ranked = zip(self._reported, self._tops, found, strict=True)
-        return Sampled(token_ids, {i: TokenLogprobs(report.chosen, report.top[:top]) for i, top, report in ranked})
+        logprobs = {i: TokenLogprobs(report.chosen, report.top[:top]) for i, top, report in ranked}
+        return Sampled(token_ids, logprobs, unsound)
 
 
 class Sampler:
@@ -90,21 +94,32 @@ class Sampler:
         logits: (rows, vocab or more, where an adapter brings more tokens) of any floating dtype on the device; left
         as they are.
 
-        A row whose logits hold a NaN or an infinity, or whose every token is banned, gets the most likely token of
-        its raw logits, NaNs aside: the step must go on for the others, and a sequence needs some token to end with.
+        A row whose every token is banned gets the most likely token of its raw logits; where its output has a form, it
+        is the most likely one of those that may come. So does a row whose logits hold a NaN or an infinity above all,
+        which is also reported as unsound: the step must go on for the others.
         """
         fits = logits.shape[0] == metadata.num_rows and logits.shape[1] >= self.vocab_size
         assert fits, f"logits {tuple(logits.shape)} for {metadata.num_rows} rows"
-        token_ids = _choose(logits, metadata)
+        chosen = _choose(logits, metadata)
         reported = metadata.reported
-        scores = score(reported.of(logits), reported.of(token_ids), max(metadata.tops)) if reported else ()
-        return PendingTokens(token_ids, reported.rows.tolist(), metadata.tops, scores)
+        scores = score(reported.of(logits), reported.of(chosen.token_ids), max(metadata.tops)) if reported else ()
+        return PendingTokens(chosen, reported.rows.tolist(), metadata.tops, scores)
 
 
-def _choose(logits: Tensor, metadata: SamplingMetadata) -> Tensor:
+class _Chosen(NamedTuple):
+    """The choice of a step. token_ids: (rows,) int64. sound: (rows,) bool, whether there was anything to choose by."""
+
+    token_ids: Tensor
+    sound: Tensor
+
+
+def _choose(logits: Tensor, metadata: SamplingMetadata) -> _Chosen:
+    masks = metadata.masks(logits.shape[1])
+    if masks is not None:
+        logits = mask(logits, masks)
     scores, drawn = edit(logits, metadata.edits(logits.shape[1])), metadata.drawn
     if scores is logits and not (drawn and drawn.has_all):
-        return _choose_unedited(logits, metadata)
+        return _choose_unedited(logits, metadata, masks)
     if drawn and drawn.has_all:
         known, token_ids = _draw(scores, metadata)
     else:
@@ -113,19 +128,25 @@ def _choose(logits: Tensor, metadata: SamplingMetadata) -> Tensor:
         if drawn:
             for tensor, values in zip((known, token_ids), _draw(drawn.of(scores), metadata), strict=True):
                 drawn.put(tensor, values)
-    sound = known.isfinite()
-    if staging.is_host(logits.device) and bool(sound.all()):
-        return token_ids
-    return torch.where(sound, token_ids, best_numbers(logits))
+    has_token = known.isfinite()
+    if staging.is_host(logits.device) and bool(has_token.all()):
+        return _Chosen(token_ids, has_token)
+    best = best_numbers(logits)
+    return _Chosen(torch.where(has_token, token_ids, best.ids), has_token | _is_sound(best.highest, masks))
 
 
-def _choose_unedited(logits: Tensor, metadata: SamplingMetadata) -> Tensor:
+def _choose_unedited(logits: Tensor, metadata: SamplingMetadata, masks: Masks | None) -> _Chosen:
     """Choose tokens of unedited logits, some greedily: a row without a distribution gets the greedy token as well."""
-    token_ids, drawn = best_numbers(logits), metadata.drawn
+    (token_ids, highest), drawn = best_numbers(logits), metadata.drawn
     if drawn:
         total, token = _draw(drawn.of(logits), metadata)
         drawn.put(token_ids, torch.where(total.isfinite(), token, drawn.of(token_ids)))
-    return token_ids
+    return _Chosen(token_ids, _is_sound(highest, masks))
+
+
+def _is_sound(highest: Tensor, masks: Masks | None) -> Tensor:
+    """Return whether rows have a token to choose. A mask may leave none but those that the model never says."""
+    return highest.isfinite() if masks is None else highest < torch.inf
 
 
 def _draw(scores: Tensor, metadata: SamplingMetadata) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..staging import Arrays
+from .masks import masks
 from .penalties import edits
 from .rows import SampleRow
 from .truncation import cuts
@@ -22,6 +23,7 @@ COLUMNS = np.dtype(
         ("logprobs", np.int64),  # -1 for none
         ("biased", np.bool_),
         ("penalized", np.bool_),
+        ("formed", np.bool_),
     ]
 )
 
@@ -37,7 +39,7 @@ class Selection:
     drawn: the rows that are not greedy; temperature, seeds and cuts are theirs, in order. max_k: their highest top-k.
 
     reported: the rows that want logprobs, with as many alternatives as `tops` says.
-    penalized: whether any row's scores depend on what tokens came before.
+    needs_tokens: whether any row's scores depend on what tokens came before.
     """
 
     def __init__(self, columns: NDArray[np.void], rows: Sequence[SampleRow | None]) -> None:
@@ -56,9 +58,10 @@ class Selection:
         self.reported: Ints = np.flatnonzero(columns["logprobs"] >= 0)
         self.tops: list[int] = columns["logprobs"][self.reported].tolist()
         self.num_before = columns["num_before"].copy()
-        self.penalized = bool(columns["penalized"].any())
+        self.needs_tokens = bool(columns["penalized"].any() or columns["formed"].any())
         self._biased = np.flatnonzero(columns["biased"]).tolist()
         self._penalized = np.flatnonzero(columns["penalized"]).tolist()
+        self._formed = np.flatnonzero(columns["formed"]).tolist()
         self._banned_before = columns["banned_before"].copy() if columns["banned_before"].any() else None
         self._rows = rows
 
@@ -66,6 +69,10 @@ class Selection:
         """Collect the edits for tokens that come at these positions of the outputs. width: of the logits."""
         banned = [] if self._banned_before is None else np.flatnonzero(positions < self._banned_before).tolist()
         return edits(self._of(self._biased), self._of(banned), self._of(self._penalized), width)
+
+    def masks(self, width: int) -> Arrays:
+        """Collect the masks of rows whose output has a form, all of which has been followed. width: of the logits."""
+        return masks(self._of(self._formed), width)
 
     def _of(self, places: list[int]) -> dict[int, SampleRow]:
         return {place: row for place in places if (row := self._rows[place]) is not None}

@@ -32,6 +32,7 @@ class SamplingTable:
             -1 if params.logprobs is None else params.logprobs,
             bool(params.logit_bias),
             penalizes(params),
+            row.form is not None,
         )
         self._last = None
 

@@ -13,12 +13,20 @@ from .sequence import Sequence
 Ints = NDArray[np.int64]
 
 
+class Save(NamedTuple):
+    """A copy of a sequence's state to make behind a chunk. slot: where to. key: of the last page that it covers."""
+
+    slot: int
+    key: bytes
+
+
 class Chunk(NamedTuple):
     """Tokens [start, start + num_tokens) of a sequence, which one step runs.
 
     samples: whether the logits of the last one give the sequence's next token.
     fill: tokens of the adapter's prefix, from the first of these to `start`, whose keys and values are to be copied
         to the sequence's pages first; None if they lie there.
+    restore: the slot of the snapshot that the sequence's state is to be copied from first. save: a copy to make after.
     """
 
     sequence: Sequence
@@ -26,6 +34,8 @@ class Chunk(NamedTuple):
     num_tokens: int
     samples: bool
     fill: int | None = None
+    restore: int | None = None
+    save: Save | None = None
 
     @property
     def end(self) -> int:

@@ -6,19 +6,18 @@ something else than one more token is due: a page, or their end.
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Hashable
 
 import numpy as np
 
 from .batch import Batch, Ints, Lineup
-from .sequence import UNKNOWN, Sequence
+from .sequence import UNKNOWN, Payer, Sequence
 
 
 class Decodes:
     """The sequences that decode. most: sequences at once. page_size: tokens of a page."""
 
     def __init__(self, most: int, page_size: int) -> None:
-        self.tenants: Counter[Hashable] = Counter()  # sequences of each
+        self.payers: Counter[Payer] = Counter()  # sequences of each
         self.cost = 0  # of a token of all
         self._page_size = page_size
         self._sequences: list[Sequence] = []
@@ -39,7 +38,7 @@ class Decodes:
         self._slots.insert(place, sequence.slots)
         self._numbers[:, place + 1 : end + 1] = self._numbers[:, place:end]
         self._numbers[:, place] = len(sequence.tokens), len(sequence.pages) * self._page_size, sequence.limit
-        self.tenants[sequence.tenant] += 1
+        self.payers[sequence.payer] += 1
         self.cost += sequence.cost
         self._lineup = None
 
@@ -87,9 +86,9 @@ class Decodes:
 
     def _count_off(self, sequence: Sequence) -> None:
         self.cost -= sequence.cost
-        self.tenants[sequence.tenant] -= 1
-        if not self.tenants[sequence.tenant]:
-            del self.tenants[sequence.tenant]
+        self.payers[sequence.payer] -= 1
+        if not self.payers[sequence.payer]:
+            del self.payers[sequence.payer]
 
     def check_integrity(self) -> None:
         """Raises AssertionError where the numbers are not those of the sequences."""
@@ -97,4 +96,4 @@ class Decodes:
         numbers = [[len(s.tokens), len(s.pages) * self._page_size, s.limit] for s in self._sequences]
         assert self._columns.T.tolist() == numbers, "what is noted of sequences that decode is not so"
         assert self.cost == sum(sequence.cost for sequence in self._sequences), "the cost of a step is another"
-        assert self.tenants == Counter(sequence.tenant for sequence in self._sequences), "tenants are miscounted"
+        assert self.payers == Counter(sequence.payer for sequence in self._sequences), "payers are miscounted"

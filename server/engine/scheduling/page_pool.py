@@ -5,14 +5,15 @@ else, least recently freed first. Knows no tokens and no tensors.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 
 class PagePool:
-    """The pages, numbered from 0."""
+    """The pages, numbered from 0. forgotten: called with the key of each page that is needed for something else."""
 
-    def __init__(self, num_pages: int) -> None:
+    def __init__(self, num_pages: int, forgotten: Callable[[bytes], None] = lambda _: None) -> None:
         self.num_pages = num_pages
+        self.forgotten = forgotten
         self._holders = [0] * num_pages
         self._free: OrderedDict[int, None] = OrderedDict((page, None) for page in range(num_pages))
         self._page_of_key: dict[bytes, int] = {}
@@ -86,6 +87,7 @@ class PagePool:
         key = self._key_of_page.pop(page, None)
         if key is not None:
             del self._page_of_key[key]
+            self.forgotten(key)
 
     def check_integrity(self) -> None:
         """Raises AssertionError where the books do not agree."""

@@ -76,6 +76,7 @@ class RunningSequences:
         hits = self._prefixes.find(sequence)
         found = len(hits) * self._page_size
         start = max(found, sequence.num_virtual)
+        sequence.num_saved = found
         count = self._chunk_size(sequence, start, most)
         needed = self._num_pages(start + count) - len(hits)
         if self._pool.num_free_without(hits) < needed:
@@ -86,13 +87,17 @@ class RunningSequences:
         self.sequences.append(sequence)
         self._prefills.append(sequence)
         sequence.seat = self._seats.pop()
-        return self._chunk(sequence, count, fill=found if found < start else None)
+        self._prefixes.begun(sequence)
+        restore = self._prefixes.restore(sequence, hits)
+        return self._chunk(sequence, count, fill=found if found < start else None, restore=restore)
 
     def launched(self, batch: Batch) -> None:
         """Note that the device has the step: what comes after it finds its keys and values, and its tokens, there."""
         for sequence in self.decodes.launched():
             self._prefixes.publish(sequence, sequence.num_computed)
         for chunk in batch.prefills:
+            if chunk.save is not None:
+                self._prefixes.saved(chunk.save)
             if not chunk.sequence.is_over:
                 self._launched_prefill(chunk)
 
@@ -104,6 +109,7 @@ class RunningSequences:
         if chunk.end < len(sequence.tokens):
             return
         self._prefills.remove(sequence)
+        self._prefixes.stopped(sequence)
         if chunk.samples:
             sequence.expect()
             if not sequence.is_full:
@@ -122,10 +128,11 @@ class RunningSequences:
         return max((self.budget_left(chunks) - behind) // sequence.cost, 1)
 
     def _chunk_size(self, sequence: Sequence, start: int, most: int) -> int:
-        count = min(len(sequence.tokens) - start, most)
+        end = min(len(sequence.tokens), start + most)
+        count = self._prefixes.next_end(sequence, start, end) - start
         return min(count, PROMPT_LOGPROBS_CHUNK) if sequence.wants_prompt_logprobs else count
 
-    def _chunk(self, sequence: Sequence, count: int, fill: int | None = None) -> Chunk:
+    def _chunk(self, sequence: Sequence, count: int, fill: int | None = None, restore: int | None = None) -> Chunk:
         """Return the chunk to run, and publish the pages that it fills.
 
         They can be shared from this step on, as every layer writes before it reads. One that a single token fills,
@@ -135,7 +142,13 @@ class RunningSequences:
         if count > 1:
             self._prefixes.publish(sequence, min(end, sequence.num_known))
         samples = end == len(sequence.tokens) and sequence.sampling.max_tokens > 0
-        return Chunk(sequence, begin, count, samples, fill)
+        return Chunk(sequence, begin, count, samples, fill, restore, self._prefixes.save(sequence, end))
+
+    def is_coming(self, sequence: Sequence) -> bool:
+        """Return whether a waiting sequence had better wait for what one that runs will leave."""
+        assert sequence.lease is not None
+        sequence.begin(sequence.lease)
+        return self._prefixes.is_coming(sequence)
 
     def _unless_preempted(self, sequences: Seq[Sequence]) -> Iterator[Sequence]:
         """Yield those that have not been preempted for one before them."""
@@ -167,6 +180,7 @@ class RunningSequences:
         self.sequences.remove(sequence)
         if sequence in self._prefills:
             self._prefills.remove(sequence)
+            self._prefixes.stopped(sequence)
         elif sequence in self.decodes:
             self.decodes.remove(sequence)
         self._seats.append(sequence.seat)

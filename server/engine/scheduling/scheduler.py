@@ -1,7 +1,7 @@
 """The choice of the tokens that a step runs: continuous batching with chunked prefill under a token budget.
 
 Running sequences go first, decodes before prefills; then waiting ones whose adapters are on the device, fairly
-between adapters. Knows no tensors.
+between tenants and, inside each, between adapters. Knows no tensors.
 
 A token takes one of the budget for each adapter that works on it, at least one. Each running sequence advances in every
 step, by one token if no more fit, and one begins only where the budget has something left. So no step takes more than
@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
-from typing import Protocol
+from typing import Any, Protocol
 
 from ...wire.messages import WeightedAdapter
 from .batch import Batch, Chunk
@@ -21,6 +21,7 @@ from .page_pool import PagePool
 from .prefix_cache import PrefixCache
 from .running import RunningSequences
 from .sequence import Lease, Sequence
+from .snapshots import Snapshots
 
 STARVATION_STEPS = 32  # steps that a sequence waits for a slot before resident adapters take no new sequences
 FORGET_STEPS = 1024  # steps between clearances of the counters of tenants that have gone
@@ -37,6 +38,8 @@ class Residency(Protocol):
         """Return slots for all prepared adapters, and start to load them; None: no room until someone releases."""
 
     def is_ready(self, lease: Lease) -> bool: ...
+
+    def ready_since(self, lease: Lease) -> float: ...
 
     def release(self, lease: Lease) -> None: ...
 
@@ -58,8 +61,13 @@ class Scheduler:
         max_running: int,
         prefix_caching: bool,
         refuse: Callable[[Sequence, Lease], str | None] = lambda *_: None,
+        snapshots: Snapshots | None = None,
+        keeps_state: bool = False,
     ) -> None:
-        """refuse: returns what, if anything, stands against a sequence, now that its adapters are there to tell."""
+        """refuse: returns what, if anything, stands against a sequence, now that its adapters are there to tell.
+
+        snapshots: of the state behind prefixes, of a model that keeps some.
+        """
         self.pool = pool
         self.refused: list[tuple[Sequence, str]] = []  # waiting ones, and why; for the engine to end
         self.waiting = FairQueue()
@@ -67,7 +75,11 @@ class Scheduler:
         self.prefix_hit_tokens = 0
         self._refuse = refuse
         self._residency = residency
-        prefixes = PrefixCache(pool, page_size, enabled=prefix_caching)
+        self.keeps_state = keeps_state
+        self.snapshots = snapshots or Snapshots()
+        self._prefixes = prefixes = PrefixCache(
+            pool, page_size, enabled=prefix_caching, snapshots=self.snapshots, keeps_state=keeps_state
+        )
         self._running = RunningSequences(
             pool, prefixes, page_size=page_size, max_batch_tokens=max_batch_tokens, most=max_running
         )
@@ -109,11 +121,15 @@ class Scheduler:
             self._residency.release(sequence.lease)
             sequence.lease = None
 
+    def forget_prefixes(self) -> None:
+        """Let no known prefix be found any more, such as when a step has failed."""
+        self._prefixes.forget_all()
+
     def schedule(self) -> Batch:
         """Return the next step's batch; an empty one when everything waits for adapters."""
         self._step += 1
         if self._step % FORGET_STEPS == 0:
-            self.waiting.forget_idle({sequence.tenant for sequence in [*self.running, *self.preempted]})
+            self.waiting.forget_idle({sequence.payer for sequence in [*self.running, *self.preempted]})
         preemptions = self.num_preemptions
         chunks = self._running.continued()
         started = self._admit(chunks) if preemptions == self.num_preemptions else []
@@ -125,10 +141,10 @@ class Scheduler:
 
         All tokens of the steps before are known by now.
         """
-        for tenant, rows in self._running.decodes.tenants.items():
-            self.waiting.charge(tenant, rows)
+        for payer, rows in self._running.decodes.payers.items():
+            self.waiting.charge(payer, rows)
         for chunk in batch.prefills:
-            self.waiting.charge(chunk.sequence.tenant, chunk.num_tokens)
+            self.waiting.charge(chunk.sequence.payer, chunk.num_tokens)
         self._running.launched(batch)
 
     def _admit(self, chunks: list[Chunk]) -> list[Sequence]:
@@ -147,7 +163,7 @@ class Scheduler:
                     break
             if sequence.lease is None and not (starving and sequence.adapters):
                 starving = self._reserve(sequence) or starving
-            if not room or not self._may_begin(sequence):
+            if not room or not self._may_begin(sequence) or self._running.is_coming(sequence):
                 continue
             chunk = self._running.start(sequence, max(budget // sequence.cost, 1))
             if chunk is None:
@@ -193,9 +209,25 @@ class Scheduler:
         sequence, cached = chunk.sequence, chunk.start - chunk.sequence.num_virtual
         if sequence.num_cached is None:
             sequence.num_cached = cached
-            sequence.queue_seconds = time.monotonic() - sequence.arrived
+            sequence.begun = time.monotonic()
+            sequence.queue_seconds = sequence.begun - sequence.arrived
+            if sequence.lease is not None:
+                sequence.load_seconds = max(self._residency.ready_since(sequence.lease) - sequence.arrived, 0.0)
             self.prefix_query_tokens += len(sequence.prompt)
             self.prefix_hit_tokens += cached
+
+    def stats(self) -> dict[str, Any]:
+        """Return the fields of EngineStats that it knows."""
+        return {
+            "num_running": len(self.running),
+            "kv_pages_used": self.pool.num_used,
+            "kv_pages_total": self.pool.num_pages,
+            "state_slots": len(self.running) if self.keeps_state else None,
+            "state_snapshots": len(self.snapshots) if self.keeps_state else None,
+            "prefix_query_tokens": self.prefix_query_tokens,
+            "prefix_hit_tokens": self.prefix_hit_tokens,
+            "preemptions": self.num_preemptions,
+        }
 
     def check_integrity(self) -> None:
         """Raises AssertionError where pages, seats and sequences do not agree."""
@@ -206,3 +238,4 @@ class Scheduler:
                 holders[page] += 1
         assert holders == self.pool.holders(), "a page's holders are not the sequences that list it"
         self._running.check_integrity()
+        self.snapshots.check_integrity()

@@ -1,18 +1,27 @@
 """One sequence: the request, the tokens so far, and how much of them is in the KV cache."""
 
+import math
 import time
-from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ...wire.messages import Pooling, SamplingParams, TokenLogprobs, WeightedAdapter
 
 if TYPE_CHECKING:
     import torch
 
+    from ..grammar.matcher import Matcher
+
 VIRTUAL = -1  # stands for a token of a prefix, which has keys and values and no id
 UNKNOWN = -2  # stands for a token that a step is sampling, until it reaches the host
 NEVER = 1 << 62
+
+
+class Payer(NamedTuple):
+    """Who is charged for a sequence's tokens. tenant: who asks. mixture: the keys of its adapters; none of the base."""
+
+    tenant: str
+    mixture: tuple[str, ...]
 
 
 @dataclass(eq=False, slots=True)
@@ -25,23 +34,29 @@ class Sequence:
     seed: the request's, or one that the engine drew.
     lease: the adapters' slots; set by the scheduler when it reserves them, None before and after.
     pages, page_keys: pages held, in order, and the prefix-cache keys of the full ones; set by the scheduler.
-    num_published: first pages that others can find; counted by the scheduler.
+    num_published: first pages that others can find; counted by the scheduler. num_saved: first tokens behind which the
+        last snapshot of its state was made or found.
     prompt_logprobs: of the prompt's tokens so far, if the request wants them; the first token has none.
+    priority: of a tenant's waiting sequences, those of a lower one begin first.
+    tenant, weight: who asks, and its share of the engine. queue_timeout: most seconds that it may wait.
     pooling: the vector of the prompt that the request wants, if any. pooled: what the tokens run so far come to,
         (width,) float32 on the device; set when a step is launched. pooled_bytes: the whole, on the host; set when the
         step has run that has the prompt's last token.
     num_cached: prompt tokens found in the prefix cache at the first admission.
-    arrived: when it was made, of time.monotonic(). queue_seconds: from then to its first step; set by the scheduler.
+    arrived: when it was made, of time.monotonic(). queue_seconds: from then to its first step, at the time `begun`.
+        load_seconds: the part of them in which its adapters were not there yet. All set by the scheduler.
     num_virtual: tokens before the prompt whose keys and values the adapter brings. active_from: the first of `tokens`
         that the adapters work on; past all tokens if none. Both are set by `begin`.
     seat: number by which others keep what is its own while it runs, of which no other that runs has it; -1 while it
         does not run. Set by the scheduler.
     blocked_steps: steps in which the device had no room for its adapters; counted by the scheduler.
+    form: its grammar, which has followed its output; None: anything. Set by the engine before it is queued.
     is_over: it has ended or was aborted; steps that still run it say nothing. Set by the scheduler.
 
     Worked out once, since each step needs them:
 
-    tenant: the adapter or the mixture, between which the scheduler is fair.
+    payer: its tenant and its adapters, between which the scheduler is fair.
+    latest_start: when it must have begun, of time.monotonic().
     cost: what a token of it takes of a step's budget: one for each of its adapters, and one without any.
     end_token_ids: tokens that end it: its stop ids, and the model's ends of sequence unless it ignores them.
     limit: most tokens that it may have. Grows when `begin` puts tokens before the prompt.
@@ -57,6 +72,10 @@ class Sequence:
     arrival: int = 0
     max_len: int = 1 << 62
     pooling: Pooling | None = None
+    priority: int = 0
+    tenant: str = ""
+    weight: float = 1.0
+    queue_timeout: float | None = None
     tokens: list[int] = field(init=False)
     output: list[int] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=lambda: [None])
@@ -67,22 +86,28 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     page_keys: list[bytes] = field(default_factory=list)
     num_published: int = 0
+    num_saved: int = 0
     seat: int = -1
     lease: "Lease | None" = None
     arrived: float = field(default_factory=time.monotonic)
+    begun: float = 0.0
     queue_seconds: float | None = None
+    load_seconds: float = 0.0
     num_virtual: int = 0
     active_from: int = 0
     blocked_steps: int = 0
     is_over: bool = False
-    tenant: Hashable = field(init=False)
+    form: "Matcher | None" = None
+    payer: Payer = field(init=False)
+    latest_start: float = field(init=False)
     cost: int = field(init=False)
     end_token_ids: frozenset[int] = field(init=False)
     limit: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt)
-        self.tenant = tuple(adapter.key for adapter in self.adapters)
+        self.payer = Payer(self.tenant, tuple(adapter.key for adapter in self.adapters))
+        self.latest_start = math.inf if self.queue_timeout is None else self.arrived + self.queue_timeout
         self.cost = max(len(self.adapters), 1)
         ends = frozenset(self.sampling.stop_token_ids)
         self.end_token_ids = ends if self.sampling.ignore_eos else ends | self.eos_token_ids
@@ -130,6 +155,11 @@ class Sequence:
         return min(self.num_prompt + self.sampling.max_tokens, self.max_len)
 
     @property
+    def has_begun(self) -> bool:
+        """Return whether a step has ever run any of it."""
+        return self.queue_seconds is not None
+
+    @property
     def num_remaining(self) -> int:
         """Return how many tokens have no keys and values yet: 1 in decode."""
         return len(self.tokens) - self.num_computed
@@ -154,7 +184,7 @@ class Lease:
     """Slots reserved for a sequence's adapters, one for each of them.
 
     prefix_length: tokens whose keys and values the adapter brings. invocation: token ids, from whose last occurrence
-    in the prompt on the adapter works; empty: everywhere. vocabulary: tokens that the adapters know beyond the base's.
+    in the prompt on the adapter works; empty: everywhere. vocabularies: of each adapter; 0 for the base's.
     """
 
     digests: tuple[str, ...]
@@ -162,7 +192,7 @@ class Lease:
     weights: tuple[float, ...]
     prefix_length: int = 0
     invocation: tuple[int, ...] = ()
-    vocabulary: int = 0
+    vocabularies: tuple[int, ...] = ()
 
 
 def _last_occurrence(wanted: tuple[int, ...], tokens: list[int]) -> int:

@@ -47,11 +47,12 @@ def hub_base(oracle: ModuleType) -> Callable[[str], HubBase]:
 def hub_adapter(tmp_path: Path) -> Callable[..., Path]:
     """A copy of one of the Llama's adapters, whose `config` has other values."""
 
-    def copy(case: str, **changes: Any) -> Path:
+    def copy(case: str, model_type: str = "llama", **changes: Any) -> Path:
         folder = Path(shutil.copytree(FIXTURE / "llama" / case, tmp_path / case))
         file = folder / "adapter_config.json"
         saved = json.loads(file.read_text())
         saved["config"] |= changes
+        saved["model_type"] = model_type
         file.write_text(json.dumps(saved))
         return folder
 

@@ -1,5 +1,7 @@
-"""Every form of bottleneck against the logits of AdapterHub's own library; see `make_fixture.py`."""
+"""Every method of AdapterHub against the logits of its own library; see `make_fixture.py`."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -9,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from peftserve.adapters.errors import InvalidAdapter
+from peftserve.adapters.errors import AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
 from peftserve.adapters.peft.compile import CompiledAdapter, compile_adapter
 from peftserve.adapters.primitives import Bottleneck, ParallelBottleneck
 
@@ -24,7 +26,7 @@ def compiled(base: Any, folder: Path, dtype: torch.dtype = torch.float32) -> Com
 
 
 def test_the_fixture_is_all_there() -> None:
-    assert len(CASES) == 14
+    assert len(CASES) == 39
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -100,6 +102,79 @@ def test_numbers_that_are_none(
     save_file(tensors, folder / "adapter_model.safetensors")
     with pytest.raises(InvalidAdapter, match=f"{end} holds NaN or infinity"):
         compiled(hub_base("llama"), folder)
+
+
+def with_union(folder: Path, *others: str) -> Path:
+    """Return the union of an adapter's parts and those of others, by its configuration alone."""
+    file = folder / "adapter_config.json"
+    saved = json.loads(file.read_text())
+    configs = [json.loads((FIXTURE / "llama" / name / "adapter_config.json").read_text())["config"] for name in others]
+    file.write_text(json.dumps({**saved, "config": {"architecture": "union", "configs": [saved["config"], *configs]}}))
+    return folder
+
+
+def test_unions_that_are_none(hub_base: Callable[[str], Any], hub_adapter: Callable[..., Path], tmp_path: Path) -> None:
+    base = hub_base("llama")
+    with pytest.raises(InvalidAdapter, match=r"two parts of the union are on model\.layers\.0\.mlp\.down_proj"):
+        compiled(base, with_union(hub_adapter("lora"), "lora"))
+    folder = with_union(hub_adapter("houlsby"), "lora")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    loras = load_file(FIXTURE / "llama/lora/adapter_model.safetensors")
+    renamed = {key.replace(".loras.lora.", ".loras.houlsby."): tensor for key, tensor in loras.items()}
+    save_file(tensors | renamed, folder / "adapter_model.safetensors")
+    with pytest.raises(UnsupportedAdapter, match="a union of a bottleneck and a LoRA on model"):
+        compiled(base, folder)
+
+
+def test_a_prefix_whose_copies_differ(hub_base: Callable[[str], Any], hub_adapter: Callable[..., Path]) -> None:
+    folder = hub_adapter("prefix")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    one = {key: tensor for key, tensor in tensors.items() if key.startswith("model.prefix_tuning.")}
+    save_file(one, folder / "adapter_model.safetensors")  # as a tool that keeps one of several copies has it
+    assert compiled(hub_base("llama"), folder).bypass.prefix is not None
+    next(value for key, value in tensors.items() if key.startswith("model.layers.0") and "wte" in key).mul_(2)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    with pytest.raises(InvalidAdapter, match="are the same tensor, but differ"):
+        compiled(hub_base("llama"), folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sliding_window": 4}, "its layers see a window, which the prefix would leave"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "change with the length"),
+    ],
+)
+def test_bases_on_which_a_prefix_means_something_else(
+    changes: dict[str, Any], message: str, hub_base: Callable[[str], Any]
+) -> None:
+    base = hub_base("llama")
+    model = type(base.model)(type(base.model.config)(**(base.model.config.to_dict() | changes)))
+    with pytest.raises(UnsupportedAdapter, match=message):
+        compile_adapter(FIXTURE / "llama/prefix", base.table, torch.float32, model=model)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_a_prefix_that_leaves_no_position(architecture: str, hub_base: Callable[[str], Any], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(FIXTURE / architecture / "prefix", tmp_path / "prefix"))
+    file = folder / "adapter_config.json"
+    saved = json.loads(file.read_text())
+    saved["config"]["prefix_length"] = 64
+    file.write_text(json.dumps(saved))
+    with pytest.raises(AdapterTooLarge, match="prefix_length is 64, and this base has 64 positions"):
+        compiled(hub_base(architecture), folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"use_dora": True}, "DoRA on transformer.h.0.attn.c_attn"), ({"vera_d": 0.1}, "VERA on transformer.h.0.attn")],
+)
+def test_what_the_library_cannot_run_itself(
+    changes: dict[str, Any], message: str, hub_base: Callable[[str], Any], hub_adapter: Callable[..., Path]
+) -> None:
+    folder = hub_adapter("lora", model_type="gpt2", **changes)
+    with pytest.raises(UnsupportedAdapter, match=message):
+        compiled(hub_base("gpt2"), folder)
 
 
 def test_a_base_of_another_kind(hub_base: Callable[[str], Any]) -> None:

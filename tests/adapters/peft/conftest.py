@@ -108,6 +108,7 @@ def _table(model: PreTrainedModel) -> SiteTable:
     return SiteTable(
         sites,
         head=names[head],
+        embedding=names[embedding],
         tied_head=names[embedding] if head.weight is embedding.weight else None,
         other_modules=frozenset(modules.keys() - sites.keys()),
     )

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from peftserve.adapters.errors import InvalidAdapter, UnsupportedAdapter
+from peftserve.adapters.errors import InvalidAdapter
 from peftserve.adapters.peft.compile import compile_adapter
 from peftserve.adapters.primitives import Bias, LowRank, Replacement
 
@@ -187,9 +187,11 @@ def refused(folder: Path, base: Any, kind: type[Exception], message: str) -> Non
 
 def test_what_does_not_fit_is_named(folder: Path, llama: Any) -> None:
     edit(folder, lambda t: t.update({f"{EMBEDDING}.base_layer.weight": torch.zeros(301, 64)}))
-    refused(folder, llama, UnsupportedAdapter, "adapter on model.embed_tokens beside another weight of it is not")
-    edit(folder, lambda t: t.update({f"{EMBEDDING}.base_layer.weight": torch.zeros(299, 64)}))
-    refused(folder, llama, InvalidAdapter, r"has the shape \(299, 64\); the weight of model.embed_tokens .*\(300, 64\)")
+    refused(
+        folder, llama, InvalidAdapter, "vocabularies of several sizes: 301 at .*base_layer.weight, 300 at .*embedding_A"
+    )
+    edit(folder, lambda t: t.update({f"{EMBEDDING}.base_layer.weight": torch.zeros(300, 63)}))
+    refused(folder, llama, InvalidAdapter, r"has the shape \(300, 63\); the weight of model.embed_.*\(300, 64\)")
     edit(folder, lambda t: t.pop(f"{EMBEDDING}.base_layer.weight"))
     edit(folder, lambda t: t.update({"base_model.model.model.norm.weight": torch.zeros(63)}))
     refused(folder, llama, InvalidAdapter, r"norm.weight has the shape \(63,\)")
@@ -202,11 +204,9 @@ def test_what_does_not_fit_is_named(folder: Path, llama: Any) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"modules_to_save": ["norm", "classifier"]}, "modules_to_save classifier matches no module of this base"),
         ({"modules_to_save": "norm"}, "modules_to_save must be a list"),
         ({"modules_to_save": [""]}, "modules_to_save must be a list"),
         ({"modules_to_save": [3]}, "modules_to_save must be a list"),
-        ({"modules_to_save": ["act_fn"]}, "matches no module of this base that has parameters"),
         ({"trainable_token_indices": [3]}, "rows of the trained tokens are missing"),
         ({"trainable_token_indices": {"q_proj": [3]}}, "names 'q_proj', which is no embedding"),
         ({"trainable_token_indices": {"lm_head": [3]}}, "missing: .*lm_head.token_adapter.trainable_tokens_delta"),
@@ -225,10 +225,24 @@ def test_configurations_that_do_not_fit(folder: Path, llama: Any, fields: Any, m
     refused(folder, llama, InvalidAdapter, message)
 
 
+def test_modules_to_save_that_the_base_does_not_have(folder: Path, llama: Any, oracle: ModuleType) -> None:
+    """PEFT passes over them; of a tensor for one that nobody takes it is said as of any other."""
+    wanted = oracle.peft_logits(llama.folder, folder, [5, 17, 42])
+    edit_config(folder, modules_to_save=["norm", "classifier", "score", "act_fn"])
+    adapter = compile_adapter(folder, llama.table, torch.float32, model=llama.model)
+    assert torch.equal(oracle.peft_logits(llama.folder, folder, [5, 17, 42]), wanted)
+    got = oracle.naive_logits(oracle.plain_model(llama.folder), adapter.bypass, [5, 17, 42])
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=2e-4)
+    assert adapter.facts.notes[0].endswith("ignored there: classifier, score")
+    edit(folder, lambda t: t.update({"base_model.model.score.weight": torch.ones(2, 64)}))
+    refused(folder, llama, InvalidAdapter, "does not put on this base: base_model.model.score.weight")
+
+
 def test_rows_that_do_not_fit(llama: Any, tmp_path: Path, oracle: ModuleType) -> None:
     folder = oracle.method_adapter(llama.folder, tmp_path, peft.TrainableTokensConfig(token_indices=[3, 9]))
     for ids, message in (
-        ([3, 300], "token 300 is trained, but the vocabulary has 300 tokens"),
+        ([3, 302], "token 302 is trained, but the vocabulary has 300 tokens"),
+        ([3, 301], "has 302 tokens, 2 more than the base, but at model.embed_tokens it lacks the rows of 300"),
         ([3, 3], "not distinct"),
         ([], "are none"),
         ([3], r"has the shape \(2, 64\); 1 tokens at model.embed_tokens take: \(1, 64\)"),

@@ -17,8 +17,10 @@ from peft import (
     TinyLoraConfig,
     UniLoraConfig,
     WaveFTConfig,
+    get_peft_model,
 )
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from peftserve.adapters.errors import AdapterError, AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
 from peftserve.adapters.peft.compile import compile_adapter
@@ -357,3 +359,31 @@ def test_frod_takes_the_checkpoint_s_basis_whole(llama: Any, oracle: ModuleType,
         deltas.append(delta.w)
     torch.testing.assert_close(*deltas, rtol=1e-4, atol=1e-4)
     assert deltas[0].abs().max() > 0.01
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_frod_has_peft_s_factors_in_16_bit(saved: bool, llama: Any, tmp_path: Path, oracle: ModuleType) -> None:
+    """Its U is that of a rounded V, and takes the place of the base's weight: other factors would be another model."""
+
+    def base(dtype: torch.dtype) -> Any:
+        loaded = AutoModelForCausalLM.from_pretrained(llama.folder, dtype=torch.bfloat16, attn_implementation="eager")
+        return loaded.to(dtype).eval()
+
+    config = FrodConfig(target_modules=["q_proj", "down_proj"], progressbar=False, save_projection=saved)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        trained = get_peft_model(base(torch.bfloat16), config)
+        generator = torch.Generator().manual_seed(0)
+        for parameter in trained.parameters():
+            if parameter.requires_grad:
+                parameter.mul_(1 + 0.1 * torch.randn(parameter.shape, generator=generator))
+                parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+        trained.save_pretrained(tmp_path)
+    ids = [5, 17, 42, 99, 7]
+    with torch.inference_mode():
+        wanted = trained.to(torch.bfloat16).float().eval()(torch.tensor([ids])).logits[0]
+        bare = base(torch.float32)(torch.tensor([ids])).logits[0]
+    bypass = compile_adapter(tmp_path, llama.table, torch.float32, model=base(torch.bfloat16)).bypass
+    got = oracle.naive_logits(base(torch.float32), bypass, ids)
+    assert (wanted - bare).abs().max() > 0.5
+    torch.testing.assert_close(got, wanted, rtol=1e-3, atol=5e-3)

@@ -13,22 +13,15 @@ from peftserve.adapters.primitives import (
     Replacement,
     TokenRows,
 )
-from peftserve.adapters.sites import Site, SiteKind, SiteTable
 
 V = torch.zeros(4)
 LOW_RANK = LowRank(torch.zeros(2, 4), torch.zeros(4, 2))
-TABLE = SiteTable(
-    {
-        "emb": Site("emb", SiteKind.EMBEDDING, 9, 4),
-        "head": Site("head", SiteKind.HEAD, 4, 9),
-    }
-)
 KEYS = torch.zeros(5, 1, 4)
 
 
 def test_primitives_are_counted_by_kind() -> None:
     sites = {"h.0.q": (LOW_RANK, OutputScale(V)), "h.1.q": (LOW_RANK, LOW_RANK, Bias(V)), "h.1.up": (Dense(V),)}
-    facts = facts_of(Bypass("LORA", sites), 9, TABLE)
+    facts = facts_of(Bypass("LORA", sites), 9)
     assert facts.primitives == {"low_rank": 3, "output_scale": 1, "bias": 1, "dense": 1}
     assert (facts.method, facts.rank, facts.sites, facts.consumed) == ("LORA", 4, 3, 9)
     assert facts.num_bytes == 3 * 64 + 3 * 16
@@ -40,13 +33,13 @@ def test_what_is_beside_the_modules_is_counted_too() -> None:
     bypass = Bypass(
         "X",
         {},
-        prefix=KVPrefix({0: (KEYS, KEYS), 1: (KEYS, KEYS)}),
+        prefix=KVPrefix(len(KEYS), {0: (KEYS, KEYS), 1: (KEYS, KEYS)}),
         side_attention={0: side, 1: side, 3: side},
         invocation=(7, 8),
         exclusive=("DoRA",),
         num_tasks=3,
     )
-    facts = facts_of(bypass, 2, TABLE)
+    facts = facts_of(bypass, 2)
     assert facts.primitives == {"kv_prefix": 1, "side_attention": 3, "gate": 1}
     assert (facts.virtual_tokens, facts.exclusive, facts.num_tasks, facts.rank) == (5, ("DoRA",), 3, 0)
 
@@ -65,13 +58,6 @@ def test_modules_where_an_order_matters_are_named_once_for_all_layers() -> None:
         "emb": (rows,),
         "h.0.o": (LOW_RANK,),
     }
-    facts = facts_of(Bypass("X", sites), 1, TABLE)
+    facts = facts_of(Bypass("X", sites), 1)
     assert facts.inputs == ("h.*.mlp.experts.*.up", "h.*.q")
     assert facts.outputs == ("h.*.k", "h.*.v2.*", "head", "emb")
-
-
-def test_a_larger_vocabulary_is_told_by_its_embedding() -> None:
-    def vocabulary(rows: int) -> int:
-        return facts_of(Bypass("X", {"emb": (Replacement(torch.zeros(rows, 4)),)}), 1, TABLE).vocabulary
-
-    assert [vocabulary(rows) for rows in (9, 11)] == [0, 11]

@@ -23,6 +23,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "one layer": {"r": 2, "target_parameters": ["layers.1.mlp." + DOWN]},
     "patterns": {"target_parameters": [UP, DOWN], "rank_pattern": {DOWN: 2}, "alpha_pattern": {"gate_up_proj": 5}},
     "with attention": {"target_parameters": [UP, DOWN], "target_modules": ["q_proj"]},
+    "names that are not there": {"target_parameters": [UP, "experts.w1", "norm.scale"], "target_modules": ["none"]},
+    "nothing but attention": {"target_parameters": ["experts.up"], "target_modules": ["q_proj"]},
 }
 
 
@@ -45,7 +47,10 @@ def _config(options: dict[str, Any]) -> LoraConfig:
 @pytest.mark.parametrize("options", CONFIGS.values(), ids=CONFIGS)
 def test_each_delta_is_that_of_peft(mixtral: Any, oracle: ModuleType, tmp_path: Path, options: dict[str, Any]) -> None:
     adapter = oracle.method_adapter(mixtral.folder, tmp_path, _config(options))
-    bypass = compile_adapter(adapter, mixtral.table, torch.float32).bypass
+    compiled = compile_adapter(adapter, mixtral.table, torch.float32)
+    bypass, idle = compiled.bypass, sorted({*options["target_parameters"]} - {UP, DOWN, "layers.1.mlp." + DOWN})
+    noted = [sorted(note.rpartition("ignored there: ")[2].split(", ")) for note in compiled.facts.notes]
+    assert noted == ([idle] if idle else [])  # PEFT saves a set, in no order
     found = {(s, p.parameter): p for s, ps in bypass.sites.items() for p in ps if isinstance(p, ExpertLowRank)}
     compared = 0
     for name, module in oracle.peft_model(mixtral.folder, adapter).base_model.model.named_modules():
@@ -53,10 +58,10 @@ def test_each_delta_is_that_of_peft(mixtral: Any, oracle: ModuleType, tmp_path: 
             primitive = found[name.replace(".base_layer", ""), module.parameter_name]
             torch.testing.assert_close(primitive.b @ primitive.a, module.get_delta_weight("default"))
             compared += 1
-    assert compared == len(found) > 0
+    assert compared == len(found)
     lows = [p for ps in bypass.sites.values() for p in ps if isinstance(p, LowRank)]
-    assert bool(lows) == ("target_modules" in options)
-    assert bypass.rank == max(p.rank for p in found.values())
+    assert bool(lows) == (options.get("target_modules") == ["q_proj"])
+    assert bypass.rank == max(p.rank for p in (*found.values(), *lows)) > 0
 
 
 def test_what_cannot_be_served_is_refused(mixtral: Any, tiny_base: Any, oracle: ModuleType, tmp_path: Path) -> None:

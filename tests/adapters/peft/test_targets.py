@@ -119,8 +119,21 @@ def test_tying_adds_the_pair_only_where_peft_knows_the_names() -> None:
 
 
 def test_a_linear_that_is_no_site_is_refused_for_what_it_is() -> None:
-    table = replace(TABLE, other_modules=OTHERS | {"model.pooler"}, irregular=frozenset({"model.pooler"}))
+    table = replace(
+        TABLE,
+        other_modules=OTHERS | {"model.pooler"},
+        irregular=frozenset({"model.pooler"}),
+        matrices=frozenset({"model.pooler"}),
+    )
     with pytest.raises(UnsupportedAdapter, match=r"takes in model\.pooler, which this base does not run on"):
         targeted_sites(targets({"target_modules": ["pooler", "q_proj"]}), table, Deadline())
     with pytest.raises(InvalidAdapter, match=r"neither linear layers nor embeddings: model\.norm"):
         targeted_sites(targets({"target_modules": ["norm", "q_proj"]}), table, Deadline())
+
+
+def test_modules_that_no_text_passes_are_left_out_and_not_enough() -> None:
+    table = replace(TABLE, unread=frozenset({"model.eyes", "model.eyes.layers.0.q_proj", "model.eyes.only"}))
+    named = targeted_sites(Targets(("q_proj", "only")), table, Deadline())
+    assert named == [name for name in LINEARS if name.endswith("q_proj")]
+    with pytest.raises(InvalidAdapter, match=r"takes in model\.eyes\.only alone, which no text passes"):
+        targeted_sites(Targets(("only",)), table, Deadline())

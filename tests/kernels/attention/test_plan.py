@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peftserve.kernels.attention.layout import Limits, Span
+from peftserve.kernels.attention.layout import Limits, Reach, Span
 from peftserve.kernels.attention.plan import PlanShape, most_fields, most_slots, positions_of, span_arrays
 from peftserve.kernels.attention.triton.items import RunningItems
 from peftserve.kernels.device.step_memory import ALIGNMENT
@@ -17,7 +17,7 @@ shapes = st.builds(
     PlanShape,
     group=st.sampled_from([1, 3, 20]),
     kv_heads=st.sampled_from([1, 2]),
-    window=st.sampled_from([None, 1, 5, 50]),
+    reach=st.builds(Reach, st.sampled_from([None, 1, 5, 50]), st.booleans()),
     block_m=st.sampled_from([16, 64]),
     block_n=st.sampled_from([16, 64]),
     programs=st.sampled_from([1, 8, 100]),

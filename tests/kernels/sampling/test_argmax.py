@@ -24,9 +24,11 @@ def by_hand(row: list[float]) -> int:
 def test_the_first_of_the_highest_numbers(device: str, rows: list[list[float]]) -> None:
     there = torch.tensor(rows, device=device)
     expected = [by_hand(row) for row in rows]
-    assert naive_argmax_ids(there).tolist() == expected
-    assert argmax_ids(there).tolist() == expected
-    assert triton_argmax_ids(there).tolist() == expected
+    highest = torch.tensor([math.nan if any(map(math.isnan, row)) else max(row) for row in rows])
+    for find in (naive_argmax_ids, argmax_ids, triton_argmax_ids):
+        best = find(there)
+        assert best.ids.tolist() == expected
+        assert torch.equal(best.highest.cpu().nan_to_num(7.0), highest.nan_to_num(7.0))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -37,19 +39,20 @@ def test_the_kernel_at_any_width(device: str, dtype: torch.dtype, columns: int) 
     rows[3, [columns // 2, columns - 1]] = 50.0  # equals, in two blocks
     rows[4, 0] = math.nan
     rows[5, columns - 1] = math.inf
-    ids = triton_argmax_ids(rows)
-    assert ids.dtype == torch.int64
-    assert ids.tolist() == naive_argmax_ids(rows).tolist()
+    ids, highest = triton_argmax_ids(rows)
+    assert (ids.dtype, highest.dtype) == (torch.int64, torch.float32)
+    assert ids.tolist() == naive_argmax_ids(rows).ids.tolist()
+    assert torch.equal(highest.nan_to_num(7.0), naive_argmax_ids(rows).highest.nan_to_num(7.0))
     assert ids[[1, 2, 3, 5]].tolist() == [0, 0, columns // 2, columns - 1]
 
 
 def test_rows_that_do_not_follow_each_other(device: str) -> None:
     wide = torch.randn(4, 100, device=device)
-    assert torch.equal(triton_argmax_ids(wide[:, :63]), naive_argmax_ids(wide[:, :63]))
-    assert torch.equal(triton_argmax_ids(wide.T), naive_argmax_ids(wide.T))
-    assert triton_argmax_ids(wide[:0]).tolist() == []
+    for rows in (wide[:, :63], wide.T):
+        assert torch.equal(triton_argmax_ids(rows).ids, naive_argmax_ids(rows).ids)
+    assert [found.tolist() for found in triton_argmax_ids(wide[:0])] == [[], []]
 
 
 def test_warming_up_leaves_nothing_to_compile(device: str) -> None:
     warm_up(torch.device(device), DTYPES, 64)
-    assert argmax_ids(torch.eye(5, device=device)).tolist() == [0, 1, 2, 3, 4]
+    assert argmax_ids(torch.eye(5, device=device)).ids.tolist() == [0, 1, 2, 3, 4]

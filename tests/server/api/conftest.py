@@ -16,12 +16,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from peftserve.adapters.errors import AdapterTooLarge, InvalidAdapter
 from peftserve.adapters.facts import AdapterFacts
 from peftserve.server.api.app import create_app, make_connections, make_services
+from peftserve.server.api.edges import tls_context
 from peftserve.server.api.engine.interface import MEAN, EngineDead
 from peftserve.server.api.engine.vectors import embed
 from peftserve.server.api.http.server import HttpServer
 from peftserve.server.api.lifecycle import keeping_of
+from peftserve.server.api.opened import open_adapters
 from peftserve.server.api.processes.pool import WorkerPool
-from peftserve.server.api.services import open_adapters
 from peftserve.server.config import EngineConfig, ServerConfig
 from peftserve.server.wire.messages import (
     EngineStats,
@@ -30,6 +31,7 @@ from peftserve.server.wire.messages import (
     SequenceOutput,
     TokenLogprobs,
 )
+from tests.server.api.fake_server import starting
 
 EOS = 1
 VECTOR_WIDTH = 16
@@ -51,6 +53,9 @@ class FakeEngine:
     def __init__(self, info):
         self.info = info
         self.alive = True
+        self.silence = 0.0
+        self.stats_age = 0.0
+        self.restarts = 0
         self.stats = EngineStats()
         self.delay = 0.0
         self.error = None
@@ -99,11 +104,11 @@ class FakeEngine:
                 del self.running[request.request_id]
             sink.push(output)
 
-    async def inspect_adapter(self, digest, path):
+    async def inspect_adapter(self, digest, path, tenant=""):
         config = json.loads((path / "adapter_config.json").read_text())
         if config["target_modules"] == ["nowhere"]:
             raise InvalidAdapter("target_modules matches no module", param="target_modules")
-        facts = {"method": "LORA", "rank": config["r"], "num_bytes": 640, "primitives": {"low_rank": 2}}
+        facts = {"method": "LORA", "rank": config.get("r", 8), "num_bytes": 640, "primitives": {"low_rank": 2}}
         return AdapterFacts(**{**facts, "sites": 2, "consumed": 4, **self.facts})
 
     async def release_adapter(self, digest):
@@ -200,6 +205,7 @@ def model_info():
             "chat_template": None,
             "special_tokens": {},
             "pid": 0,
+            "hidden_size": VECTOR_WIDTH,
         }
         return ModelInfo(**{**defaults, **fields})
 
@@ -225,14 +231,15 @@ def make_server(engine, tmp_path):
             **{"max_queue": 12, **fields},
         )
         pool, keeping = WorkerPool(0, None, None), keeping_of(config)
-        async with open_adapters(config.state_dir, engine, "base", pool, keeping) as adapters:
+        async with open_adapters(config.state_dir, engine, "base", pool, keeping, config.other_model_names) as adapters:
             services = make_services(engine, config, adapters, [0])
             app, connections = create_app(services), make_connections(services)
-            async with _uvicorn(app, connections) as url, _Clients(url) as clients:
+            async with _uvicorn(app, connections, tls_context(config)) as url, _Clients(url) as clients:
                 clients.engine = engine
                 clients.services = services
                 clients.config = config
                 yield clients
+            await services.watchers.close()
 
     return make
 
@@ -243,13 +250,33 @@ async def server(make_server):
         yield server
 
 
+@pytest.fixture
+async def speaker(make_server, engine, model_info):
+    """A server whose model calls tools as Hermes does and thinks as Qwen does, and says what a test wants.
+
+    `speaker.say(post, text)`: returns `post(words, seed)`, called so that the answer to the user's words is the text.
+    """
+    kept = {name: getattr(engine.info, name) for name in ("tokenizer", "chat_template", "special_tokens")}
+    engine.info = model_info(**kept, max_model_len=8192)
+
+    async def say(post, text):
+        words = f"<s>{text}</s>"  # the engine repeats its prompt, and the seed is where it begins
+        await post(words, 0)
+        prompt = engine.requests[-1].prompt_token_ids
+        return await post(words, len(prompt) - prompt[::-1].index(0))
+
+    async with make_server(tool_call_parser="hermes", reasoning_parser="qwen3") as server:
+        server.say = say
+        yield server
+
+
 @contextlib.asynccontextmanager
-async def _uvicorn(app, connections):
+async def _uvicorn(app, connections, tls):
     listener = socket.create_server(("127.0.0.1", 0))
-    server = HttpServer(app, connections)
+    server = HttpServer(app, connections, tls=tls)
     task = asyncio.create_task(server.serve([listener]))
     try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield f"http{'s' if tls else ''}://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = server.force_exit = True
         await task
@@ -290,6 +317,23 @@ def adapter_bytes(rank=8, *, width=4, target="q_proj"):
 @pytest.fixture(name="adapter_bytes")
 def adapter_bytes_fixture():
     return adapter_bytes
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts servers in processes of their own on one state folder, one after the other; see `fake_server.starting`."""
+    with starting(tmp_path) as start:
+        yield start
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """An adapter on disk."""
+    folder = tmp_path / "sql"
+    folder.mkdir()
+    for name, content in adapter_bytes().items():
+        (folder / name).write_bytes(content)
+    return str(folder)
 
 
 @pytest.fixture

@@ -1,13 +1,18 @@
 """An engine process without a model: speaks the real transport, answers with the prompt's tokens in turn.
 
 Run as `python fake_engine_process.py DOOR CONFIG`; the model's name chooses what goes wrong: `fails` says
-EngineFailed, `crashes` exits, `loads` never ends loading, `garbage` sends what is no message, `slow` gives a token
-each 50 ms.
+EngineFailed, `once:FILE` does so where the file is, `crashes` exits, `loads` never ends loading, `garbage` sends what
+is no message, `slow` gives a token each 50 ms, `flood` as many as one wants, `kills` is killed by any inspection.
 """
 
+import os
+import signal
 import struct
 import sys
 import time
+from pathlib import Path
+
+import msgspec
 
 from peftserve.adapters.facts import AdapterFacts
 from peftserve.server.wire.engine_socket import EngineSocket
@@ -16,6 +21,7 @@ from peftserve.server.wire.launch import exit_with_parent, parse_engine_argument
 from peftserve.server.wire.messages import (
     AbortRequest,
     AddRequest,
+    Beat,
     Call,
     EngineFailed,
     EngineStats,
@@ -53,7 +59,7 @@ def main() -> None:
     door, config = parse_engine_arguments(sys.argv[1:])
     exit_with_parent()
     socket = EngineSocket(door)
-    if config.model == "fails":
+    if config.model == "fails" or (config.model.startswith("once:") and Path(config.model[5:]).exists()):
         socket.send(EngineFailed("no such model"))
         socket.close()
         sys.exit(1)
@@ -61,24 +67,27 @@ def main() -> None:
         sys.exit(3)
     if config.model == "loads":
         time.sleep(3600)
-    socket.send(INFO)
+    socket.send(msgspec.structs.replace(INFO, max_model_len=1 << 24) if config.model == "flood" else INFO)
     if config.model == "garbage":
         for client in socket._clients.values():
             client.connection.send(framed(b"\xc1"))
-    serve(socket, 0.05 if config.model == "slow" else 0.0)
+    serve(socket, 0.05 if config.model == "slow" else 0.0, is_mortal=config.model == "kills")
     socket.close()
 
 
-def serve(socket: EngineSocket, delay: float) -> None:
+def serve(socket: EngineSocket, delay: float, *, is_mortal: bool) -> None:
     running: dict[str, tuple[AddRequest, int]] = {}
     while True:
-        for command in socket.poll(None if not running else delay):
+        socket.send(Beat())
+        for command in socket.poll(0.5 if not running else delay):
             if isinstance(command, Shutdown):
                 return
             if isinstance(command, AddRequest):
                 running[command.request_id] = (command, 0)
             elif isinstance(command, AbortRequest):
                 running.pop(command.request_id, None)
+            elif is_mortal and isinstance(command, InspectAdapter):
+                os.kill(os.getpid(), signal.SIGKILL)
             else:
                 socket.send(reply(command))
             socket.send(EngineStats(num_running=len(running), steps=1))

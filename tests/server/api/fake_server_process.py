@@ -33,6 +33,8 @@ def main() -> int:
         allow_private_sources=True,
         adapter_sources=tuple(options.get("adapter_sources", ())),
         adapter_dir=Path(options["adapter_dir"]) if "adapter_dir" in options else None,
+        **{key: Path(value) for key, value in options.get("paths", {}).items()},
+        **options.get("fields", {}),
     )
     serve.LaunchedEngine = functools.partial(LaunchedEngine, make_command=engine_command)
     return serve.run(config)

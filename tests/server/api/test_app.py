@@ -219,7 +219,8 @@ async def test_tokenizer_routes(server, tokenizer, check_envelope):
     chat = (await server.http.post("/tokenize", json={"messages": [{"role": "user", "content": "hi"}]})).json()
     assert chat["tokens"] == tokenizer.encode("<s>user: hi\nassistant: ", add_special_tokens=False).ids
     info = (await server.http.get("/tokenizer_info")).json()
-    assert info["special_tokens"]["bos_token"] == "<s>"
+    assert info["special_tokens"]["bos_token"] == info["bos_token"] == "<s>"
+    assert (info["eos_token"], info["pad_token"], info["model_max_length"]) == ("</s>", None, 128)
     check_envelope(await server.http.post("/tokenize", json={"prompt": "a", "model": "nobody"}), 404)
     check_envelope(await server.http.post("/tokenize", json={}), 400)
     check_envelope(await server.http.post("/detokenize", json={"tokens": [400]}), 400)

@@ -5,8 +5,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -14,88 +12,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-SCRIPT = Path(__file__).with_name("fake_server_process.py")
-LONG = {"prompt": [5, 6], "max_tokens": 60, "stream": True}  # 3 s and more on the slow engine
+from tests.server.api.certificates import Authority
+from tests.server.api.fake_server import LONG, PATIENCE
+
 SHORT = {**LONG, "max_tokens": 20}
-
-
-class _Server:
-    def __init__(self, process, port):
-        self.process = process
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20, verify=False)
-
-    def wait_for(self, path="/health/ready", status=200):
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            with contextlib.suppress(httpx.TransportError):
-                if self.http.get(path).status_code == status:
-                    return
-            time.sleep(0.02)
-        raise TimeoutError(path)
-
-    def stop(self):
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(20)
-
-    @property
-    def children(self):
-        pid = self.process.pid
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-    @property
-    def engine_pid(self):
-        (child,) = self.children
-        return child
-
-    @contextlib.contextmanager
-    def stream(self, body=LONG):
-        """A stream in a thread: a list that holds its lines, and the thread."""
-        lines, begun = [], threading.Event()
-
-        def read():
-            with (
-                contextlib.suppress(httpx.TransportError),
-                self.http.stream("POST", "/v1/completions", json=body) as response,
-            ):
-                for line in filter(None, response.iter_lines()):
-                    lines.append(line)
-                    begun.set()
-
-        thread = threading.Thread(target=read)
-        thread.start()
-        assert begun.wait(20)
-        yield lines, thread
-        thread.join(20)
-
-
-@pytest.fixture
-def start(tmp_path):
-    """Starts servers on one state folder, one after the other, and ends what is left of them."""
-    with contextlib.ExitStack() as stack:
-
-        def start(model="fake", grace=10.0, preload=(), api_workers=1, folder=None, **more):
-            with socket.create_server(("127.0.0.1", 0)) as probe:
-                port = probe.getsockname()[1]
-            options = {"model": model, "state": str(tmp_path / "state"), "port": port, "preload": preload}
-            options |= {"grace": grace, "api_workers": api_workers, **more}
-            environment = {**os.environ, **({"TMPDIR": str(folder)} if folder else {})}
-            command = [sys.executable, str(SCRIPT), json.dumps(options)]
-            process = stack.enter_context(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment))
-            stack.callback(process.kill)
-            server = _Server(process, port)
-            stack.callback(server.http.close)
-            return server
-
-        yield start
-
-
-@pytest.fixture
-def folder(tmp_path, adapter_bytes):
-    folder = tmp_path / "sql"
-    folder.mkdir()
-    for name, content in adapter_bytes().items():
-        (folder / name).write_bytes(content)
-    return str(folder)
 
 
 @pytest.mark.slow
@@ -125,7 +45,9 @@ def test_routes_of_the_command_line_are_put_where_there_are_none(start, folder, 
         assert (answer.headers["x-peftserve-route"], answer.json()["model"]) == ("r@1", "sql@1")
         assert server.stop() == 0
     server = start(preload=[("sql", folder)], routes=[("new", "/dev/null")])
-    assert "route 'new' from '/dev/null': the route's body is no JSON" in server.process.communicate(timeout=20)[1]
+    assert (
+        "route 'new' from '/dev/null': the route's body is no JSON" in server.process.communicate(timeout=PATIENCE)[1]
+    )
     assert server.process.returncode == 1
 
 
@@ -137,8 +59,8 @@ def test_sigterm_lets_streams_finish_and_takes_no_new_requests(start):
         server.wait_for("/health/ready", 503)
         refused = server.http.post("/v1/completions", json={"prompt": [5]})
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
-        thread.join(20)
-    assert server.process.wait(20) == 0
+        thread.join(PATIENCE)
+    assert server.process.wait(PATIENCE) == 0
     assert lines[-1] == "data: [DONE]"
     assert '"finish_reason":"length"' in lines[-2]
 
@@ -152,23 +74,9 @@ def test_after_the_grace_time_streams_end_with_an_error_and_the_exit_is_clean(st
         if ended_by == "second signal":
             server.wait_for("/health/ready", 503)
             server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(20) == 0
+        assert server.process.wait(PATIENCE) == 0
     assert lines[-1] == "data: [DONE]"
     assert '"error"' in lines[-2]
-
-
-def test_kill_of_the_engine_is_an_error_at_once_and_fails_liveness(start):
-    server = start("slow")
-    server.wait_for()
-    with server.stream() as (lines, thread):
-        killed = time.monotonic()
-        os.kill(server.engine_pid, signal.SIGKILL)
-        thread.join(20)
-        assert time.monotonic() - killed < 2
-    assert '"engine_dead"' in lines[-2]
-    assert server.http.get("/health/live").status_code == 503
-    assert server.http.post("/v1/completions", json={"prompt": [5]}).status_code == 503
-    assert server.stop() == 0
 
 
 def test_kill_of_the_server_takes_every_process_with_it_and_leaves_nothing(start, tmp_path):
@@ -177,8 +85,9 @@ def test_kill_of_the_server_takes_every_process_with_it_and_leaves_nothing(start
     server.wait_for()
     children = server.children
     assert len(children) == 2
+    os.kill(server.engines[0], signal.SIGSTOP)
     server.process.kill()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while any(map(_runs, children)) or list((tmp_path / "tmp").iterdir()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -191,13 +100,57 @@ def _runs(pid):
 
 
 @pytest.mark.slow
+def test_every_process_answers_by_tls_and_on_a_unix_socket(start, folder, tmp_path):
+    """And what they pass on to each other goes by neither."""
+    certificate, key = Authority(tmp_path).issue("server")
+    tls = {"ssl_certfile": str(certificate), "ssl_keyfile": str(key)}
+    path = tmp_path / "socket"
+    for paths in (tls, {"uds": str(path)}):
+        server = start(preload=[("sql", folder)], api_workers=2, paths=paths)
+        if paths is tls:
+            server.http.base_url = str(server.http.base_url).replace("http:", "https:")
+        else:
+            server.http.close()
+            server.http = httpx.Client(base_url="http://x", transport=httpx.HTTPTransport(uds=str(path)))
+            _wait_to_connect(path)  # httpx leaves a socket open where nobody listens
+        server.wait_for()
+        for _ in range(12):  # connections, which come to both
+            with _again(server.http, paths.get("uds")) as http:
+                answer = http.post("/v1/completions", json={"model": "sql", "prompt": [5]})
+                assert answer.headers["x-peftserve-adapter"] == "sql@1"
+                card = http.get("/v1/adapters/sql", headers={"x-request-id": "a-7"})
+                assert (card.status_code, card.headers.get_list("x-request-id")) == (200, ["a-7"])
+        if "uds" in paths:
+            other = start(paths=paths, folder=None)
+            assert other.process.wait(PATIENCE) == 1
+            assert "another server does" in other.process.stderr.read()
+        server.http.close()
+        assert server.stop() == 0
+    assert not path.exists()
+
+
+def _wait_to_connect(path):
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect(str(path))
+        time.sleep(0.02)
+    raise TimeoutError(path)
+
+
+def _again(http, uds):
+    """The same client with connections of its own."""
+    return httpx.Client(base_url=http.base_url, transport=httpx.HTTPTransport(uds=uds, verify=False))
+
+
+@pytest.mark.slow
 def test_sigterm_drains_every_process(start):
     server = start("slow", api_workers=2)
     server.wait_for()
     with contextlib.ExitStack() as stack:
         streams = [stack.enter_context(server.stream(SHORT))[0] for _ in range(6)]
         server.process.send_signal(signal.SIGTERM)
-    assert server.process.wait(20) == 0
+    assert server.process.wait(PATIENCE) == 0
     assert [lines[-1] for lines in streams] == ["data: [DONE]"] * 6
     assert all('"finish_reason":"length"' in lines[-2] for lines in streams)
 
@@ -205,7 +158,7 @@ def test_sigterm_drains_every_process(start):
 @pytest.mark.parametrize("model", ["fails", "crashes"])
 def test_an_engine_that_cannot_start_ends_the_server_with_its_reason(start, model):
     server = start(model)
-    assert server.process.wait(20) == 1
+    assert server.process.wait(PATIENCE) == 1
     said = server.process.stderr.read()
     assert {"fails": "no such model", "crashes": "exit code 3"}[model] in said
     assert "Traceback" not in said
@@ -215,7 +168,7 @@ def test_a_port_or_a_state_folder_in_use_is_said(start, tmp_path):
     first = start()
     first.wait_for()
     second = start()
-    assert second.process.wait(20) == 1
+    assert second.process.wait(PATIENCE) == 1
     assert "another server uses this state folder" in second.process.stderr.read()
     assert first.stop() == 0
 
@@ -223,7 +176,7 @@ def test_a_port_or_a_state_folder_in_use_is_said(start, tmp_path):
 def test_a_faulty_adapter_on_the_command_line_is_named(start, folder):
     Path(folder, "adapter_config.json").write_text("{}")
     server = start(preload=[("sql", folder)])
-    assert server.process.wait(20) == 1
+    assert server.process.wait(PATIENCE) == 1
     assert "adapter 'sql'" in server.process.stderr.read()
 
 
@@ -272,8 +225,8 @@ def test_a_kill_during_a_fetch_leaves_nothing_half_there(start, tmp_path):
         while not [file for folder in staging.iterdir() for file in folder.iterdir()]:
             time.sleep(0.01)
         server.process.kill()
-        server.process.wait(20)
-        asking.join(20)
+        server.process.wait(PATIENCE)
+        asking.join(PATIENCE)
         connection.close()
     assert list(staging.iterdir())
     server = start()

@@ -214,3 +214,19 @@ def test_what_is_no_change_of_weights_is_refused_by_name_and_leaves_nothing(orac
     with pytest.raises(MergeRefused, match=r"its folder holds no adapter_model\.safetensors"):
         merged(model, out, {made["oft"]: 1.0})
     assert not list(out.parent.iterdir())
+
+
+def test_a_multimodal_model_keeps_its_towers(oracle: ModuleType, tmp_path: Path) -> None:
+    """Its text is merged, all else is copied; what is on towers as well is refused by name."""
+    model = oracle.wrapped_model("llava", 1, tmp_path / "model")
+    text = LoraConfig(r=4, target_modules=r".*language_model.*\.(q_proj|up_proj)|lm_head")
+    adapter = oracle.method_adapter(model, tmp_path / "text", text)
+    made = merged(model, tmp_path / "out", {adapter: 1.0})
+    wanted = oracle.peft_model(model, adapter)
+    torch.testing.assert_close(logits(oracle.read_model(made)), logits(wanted), rtol=1e-4, atol=1e-4)
+    before, after = load_file(model / "model.safetensors"), load_file(made / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[key], tensor) for key, tensor in before.items() if "vision" in key)
+    both = oracle.method_adapter(model, tmp_path / "both", LoraConfig(r=4, target_modules=["q_proj"]))
+    with pytest.raises(MergeRefused, match=r"vision_tower.*no text passes"):
+        merged(model, tmp_path / "none", {both: 1.0})

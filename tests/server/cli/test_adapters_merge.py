@@ -41,8 +41,8 @@ def test_a_merge_is_asked_for_and_followed(
         "seed": 7,
     }
     shown = terminal.getvalue()
-    assert "0% queued" in shown
-    assert shown.endswith("\r\x1b[K")
+    assert "merging" in shown
+    assert shown.endswith("\x1b[2K")  # nothing of it stays
 
 
 def test_failures_are_sentences_and_an_interrupt_cancels(

@@ -110,3 +110,11 @@ def test_a_picture(stub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_mistake_in_a_rename(stub: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(stub, "--rename", "m") == 2
     assert "--rename: 'm' is not OLD=NEW" in capsys.readouterr().err
+
+
+def test_where_the_result_goes_is_looked_at_before_the_run(
+    stub: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(stub, "--out", str(tmp_path / "missing" / "x.json")) == 2
+    assert "--out: cannot write" in capsys.readouterr().err
+    assert stub.asked == []

@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
-from peftserve.server.cli import resolution, settings
+from peftserve.server.cli import resolution
 from peftserve.server.cli.errors import CommandError
+from peftserve.server.cli.settings.setting import Setting
+from peftserve.server.cli.settings.table import SETTINGS
 
 Resolve = Callable[..., dict[str, Any]]
 
@@ -44,8 +46,8 @@ def test_the_environment_may_name_the_file(resolve: Resolve, tmp_path: Path) -> 
     assert (chosen["model"], chosen["adapter_memory"], chosen["prefix_caching"]) == ("m", 1 << 30, False)
 
 
-@pytest.mark.parametrize("setting", settings.SETTINGS, ids=lambda setting: setting.name)
-def test_every_setting_has_all_three_spellings(resolve: Resolve, setting: settings.Setting) -> None:
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_every_setting_has_all_three_spellings(resolve: Resolve, setting: Setting) -> None:
     raw = _some_value(setting)
     flags = [raw] if setting.name == "model" else [f"--{setting.name}", *([] if setting.is_switch else [raw])]
     listed = f'["{raw}"]' if setting.many else f'"{raw}"'
@@ -56,7 +58,7 @@ def test_every_setting_has_all_three_spellings(resolve: Resolve, setting: settin
     assert by_flag not in (None, (), "")
 
 
-def _some_value(setting: settings.Setting) -> str:
+def _some_value(setting: Setting) -> str:
     by_metavar = {
         "NAME=PATH": "a=/b",
         "NAME=FILE": "a=/b",
@@ -66,8 +68,16 @@ def _some_value(setting: settings.Setting) -> str:
         "SOURCE": "hub",
     }
     by_metavar |= {"URI/{name}": "/srv/{name}"}
+    by_metavar |= {
+        "ORIGINS": "https://a.example",
+        "FORM": "json",
+        "FILE|TEMPLATE": "{{ messages }}",
+        "URL": "http://127.0.0.1:4318",
+    }
     named = {"DEVICE": "cpu", "DTYPE": "float32", "LEVEL": "debug", "SECONDS": "7", "N": "7", "PORT": "7"}
-    return {**by_metavar, **named}.get(setting.metavar, "x")
+    by_name = {"tool-call-parser": "hermes", "reasoning-parser": "qwen3", "override-generation-config": "{}"}
+    by_name |= {"forwarded-allow-ips": "10.0.0.0/8"}
+    return by_name.get(setting.name) or {**by_metavar, **named}.get(setting.metavar, "x")
 
 
 def test_repeatable_flags_collect_and_leave_the_model_alone(resolve: Resolve) -> None:

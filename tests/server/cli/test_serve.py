@@ -27,7 +27,9 @@ def test_a_folder_and_a_hub_id_name_themselves(tmp_path: Path) -> None:
     by_id = config_of({"XDG_STATE_HOME": "/state"}, model="org/tiny")
     assert (by_id.served_model_name, by_id.state_dir) == ("org/tiny", Path("/state/peftserve/org--tiny"))
     assert by_id.preload == by_id.preload_routes == ()
-    assert config_of(model="org/tiny", served_model_name="mine").served_model_name == "mine"
+    assert config_of(model="org/tiny", served_model_name=("mine",)).served_model_name == "mine"
+    several = config_of(model="org/tiny", served_model_name=("mine", "org/tiny", "mine"))
+    assert (several.served_model_name, several.other_model_names) == ("mine", ("org/tiny",))
 
 
 def test_every_setting_arrives(tmp_path: Path) -> None:
@@ -59,7 +61,7 @@ def test_every_setting_arrives(tmp_path: Path) -> None:
         trust_remote_code="true",
     )
     assert [getattr(config.engine, field) for field in numbers] == list(range(1, len(numbers) + 1))
-    assert config.api_keys == ("k1", "k2")
+    assert (config.api_keys, config.api_key_file) == ((), tmp_path / "keys")
     assert config.preload == (("b", tmp_path), ("a", tmp_path))
     assert config.preload_routes == (("r", tmp_path / "keys"),)
     assert (config.allow_adapter_paths, config.allow_adapter_sources) == ((tmp_path,), {"hub", "s3"})
@@ -95,7 +97,7 @@ def test_limits_of_clients_arrive_and_are_as_the_readme_says_by_default() -> Non
         ({"route": ["r=/"]}, "--route r: there is no file '/'"),
         ({"route": ["r=/dev/null"]}, "--route r: there is no file"),
         ({"allow_adapter_path": ["/nowhere"]}, "--allow-adapter-path: there is no folder"),
-        ({"api_key_file": "/nowhere"}, "--api-key-file: cannot read '/nowhere'"),
+        ({"api_key_file": "/nowhere"}, "--api-key-file: '/nowhere' cannot be read"),
         ({"api_key_file": "/dev/null"}, "has no key in it"),
         ({"enable_lora": False}, "adapters are always on"),
     ],

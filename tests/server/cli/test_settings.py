@@ -5,7 +5,8 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 from peftserve.server.cli import resolution, serve
-from peftserve.server.cli.settings import DEFAULTS, SETTINGS, Setting
+from peftserve.server.cli.settings.setting import DEFAULTS, Setting
+from peftserve.server.cli.settings.table import SETTINGS
 from peftserve.server.config import EngineConfig, ServerConfig
 from peftserve.server.demo import DEMO_ADAPTERS, DEMO_MODEL, DEMO_ROUTES
 
@@ -13,6 +14,7 @@ from peftserve.server.demo import DEMO_ADAPTERS, DEMO_MODEL, DEMO_ROUTES
 MADE = {
     "store",
     "served_model_name",
+    "other_model_names",
     "preload",
     "preload_routes",
     "allow_adapter_paths",
@@ -20,6 +22,7 @@ MADE = {
     "allow_source_hosts",
     "adapter_sources",
     "api_keys",
+    "metrics_keys",
 }
 
 
@@ -41,7 +44,7 @@ def test_who_sets_nothing_gets_the_configurations_own_defaults() -> None:
 def test_every_field_with_a_default_has_a_setting() -> None:
     defaults = {f.name for kind in (EngineConfig, ServerConfig) for f in fields(kind) if f.default is not MISSING}
     assert {setting.key for setting in SETTINGS} >= defaults - MADE
-    assert DEFAULTS.keys() == defaults | {"enable_lora"}
+    assert DEFAULTS.keys() == defaults | {"enable_lora", "enable_auto_tool_choice"}
 
 
 def test_defaults_are_shown_as_people_write_them() -> None:

@@ -5,27 +5,6 @@ import pytest
 from peftserve.server.cli import values
 
 
-@pytest.mark.parametrize(
-    ("text", "num_bytes"),
-    [
-        ("2GiB", 2 << 30),
-        ("512MB", 512_000_000),
-        ("2G", 2_000_000_000),
-        ("64 KiB", 65536),
-        ("1.5gib", 3 << 29),
-        ("7", 7),
-    ],
-)
-def test_sizes(text: str, num_bytes: int) -> None:
-    assert values.size(text) == num_bytes
-
-
-@pytest.mark.parametrize("text", ["", "GiB", "-1GiB", "2XB", "2 GiB more", "0", "0.0001", "1e9"])
-def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(ValueError, match="is not a size"):
-        values.size(text)
-
-
 @pytest.mark.parametrize("text", ["0", "65536", "1.5", "ten", "", "0x10", "1e3", "tcp://10.0.0.1:80"])
 def test_whole_numbers_have_a_span(text: str) -> None:
     with pytest.raises(ValueError, match="is not a whole number from 1 to 65535"):
@@ -69,6 +48,49 @@ def test_what_is_no_named_path(text: str) -> None:
         values.named_path(text)
 
 
-@pytest.mark.parametrize("text", ["1B", "1023B", "1KiB", "1025B", "1536MiB", "4GiB", "3TiB"])
-def test_sizes_are_shown_as_they_are_read(text: str) -> None:
-    assert values.show_size(values.size(text)) == text.removesuffix("B" if text[-2].isdigit() else "")
+def test_a_template_is_a_file_or_its_own_source(tmp_path: Path) -> None:
+    file = tmp_path / "chat.jinja"
+    file.write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    assert values.template_source(str(file)) == file.read_text() == values.template_source(file.read_text())
+    with pytest.raises(ValueError, match="cannot be read as a file"):
+        values.template_source(str(tmp_path / "none"))
+    with pytest.raises(ValueError, match=r"is no template: .*line 1"):
+        values.template_source("{% for %}")
+
+
+def test_origins_come_with_commas_or_as_vllms_list() -> None:
+    assert values.origins("https://A.example, http://localhost:3000") == ("https://a.example", "http://localhost:3000")
+    assert values.origins('["*"]') == ("*",)
+    assert values.names("GET,POST") == ("GET", "POST")
+
+
+@pytest.mark.parametrize(
+    "text", ["a.example", "https://a.example/", "https://a,", '["https://a", 1]', "[", "https://a/b"]
+)
+def test_what_is_no_origin(text: str) -> None:
+    with pytest.raises(ValueError, match=r"no origin|empty name|list of names|not JSON"):
+        values.origins(text)
+
+
+def test_prefixes_of_proxies() -> None:
+    assert [values.root_path(text) for text in ("/llm/", "llm", "/a/b", "/", " ")] == ["/llm", "/llm", "/a/b", "", ""]
+    for text in ("/a?b", "/ü", "//a//b", "/a b"):
+        with pytest.raises(ValueError, match="is not a path"):
+            values.root_path(text)
+
+
+def test_addresses() -> None:
+    assert values.url("http://127.0.0.1:4318") == "http://127.0.0.1:4318"
+    for text in ("127.0.0.1:4318", "grpc://a:4317", "http://", "http://a b"):
+        with pytest.raises(ValueError, match="is not an address"):
+            values.url(text)
+
+
+def test_hosts_are_names_without_ports_and_networks_are_addresses() -> None:
+    assert values.hosts("Box.example, *.lan,::1,*") == ("box.example", "*.lan", "::1", "*")
+    for text in ("box:80", "http://box", "a b", "*.", "a.*"):
+        with pytest.raises(ValueError, match=r"no name of a machine|empty"):
+            values.hosts(text)
+    assert values.networks('["10.0.0.0/8", "*"]') == ("10.0.0.0/8", "*")
+    with pytest.raises(ValueError, match="no address"):
+        values.networks("10.0.0.0/8,box")

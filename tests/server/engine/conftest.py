@@ -49,6 +49,8 @@ class Bench:
         adapters: Any = (),
         salt: str = "",
         pooling: Pooling | None = None,
+        tenant: str = "",
+        queue_timeout: float | None = None,
         **sampling: Any,
     ) -> None:
         """adapters: digests, or (digest, weight) pairs. Greedy unless a temperature is given."""
@@ -62,6 +64,8 @@ class Bench:
                 adapters=parts,
                 salt=salt,
                 pooling=pooling,
+                tenant=tenant,
+                queue_timeout=queue_timeout,
             )
         )
 

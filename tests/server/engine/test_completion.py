@@ -62,7 +62,7 @@ def expect(chunks: list[Chunk]) -> None:
 
 
 def update(chunks: list[Chunk], *tokens: int) -> dict[str, Any]:
-    outputs, ended = start(chunks, *tokens).finish()
+    outputs, ended, _ = start(chunks, *tokens).finish()
     assert {sequence.request_id for sequence in ended} == {o.request_id for o in outputs if o.finish_reason}
     assert len({output.request_id for output in outputs}) == len(outputs)
     return {output.request_id: output for output in outputs}
@@ -160,7 +160,7 @@ def test_a_sequence_that_is_over_says_nothing() -> None:
     assert [output.token_ids for output in start(chunks, 3, 4).finish().outputs] == [[3]]
     started = start([Chunk(one, 1, 1, samples=True)], 5)
     one.is_over = True
-    assert started.finish() == ([], [])
+    assert started.finish() == ([], [], [])
     assert one.output == [3]
 
 

@@ -297,6 +297,7 @@ def test_a_step_that_fails_fails_only_its_batch(
         failed = {output.request_id: output.error for output in bench.step()}
     assert set(failed) == {"first", "second"}
     assert all("could not run this request's step" in error for error in failed.values())
+    assert bench.engine.stats().failed_steps == 1
     answer = bench.run()["third"]
     assert answer.outputs[0].cached_tokens == 0, "what a broken step may have written is not trusted"
     assert answer.token_ids == peft.greedy(PROMPT, 4).token_ids
@@ -330,3 +331,21 @@ def test_what_the_model_is_said_to_be(make_bench: MakeBench, tiny_llama: Path, o
     assert (info.num_kv_pages, info.page_size, info.max_running, info.max_loras) == (256, 4, 7, 3)
     assert info.eos_token_ids == [oracle.EOS]
     assert info.tokenizer is not None
+
+
+def test_what_waits_past_its_time_ends_and_is_never_begun(make_bench: MakeBench) -> None:
+    """One that has begun goes on, however long it takes; one that waits for nothing else than its turn does not."""
+    bench = make_bench(max_running=1)
+    bench.add("runs", PROMPT, max_tokens=40, queue_timeout=60.0)
+    begun = bench.step()
+    for name in ("late", "patient"):
+        bench.add(name, PROMPT, max_tokens=2, tenant=name, queue_timeout=0.0 if name == "late" else None)
+    answers = bench.run()
+    late = answers["late"].outputs
+    assert [(output.error_kind, output.token_ids, output.retry_seconds) for output in late] == [
+        ("QueueTimeout", [], 0.0)
+    ]
+    assert len(begun) + len(answers["runs"].outputs) == 40
+    assert len(answers["patient"].token_ids) == 2
+    assert bench.engine.stats().queue_timeouts == 1
+    bench.assert_idle()

@@ -1,20 +1,23 @@
 """Adapters in the engine: their answers, their comings and goings, and what is given back."""
 
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from peftserve.adapters.errors import AdapterTooLarge, InvalidAdapter
+from peftserve.adapters.errors import AdapterDamaged, AdapterTooLarge, InvalidAdapter
 from peftserve.adapters.files import WEIGHTS, content_digest
 from peftserve.kernels.bypass.cpp.loading import load_loop
 from peftserve.kernels.bypass.torch import calibration
 from peftserve.server.engine.adapters import service
 from peftserve.server.engine.adapters.copies import Copy, Event, HostCopies, Pieces, copy_pieces
+from peftserve.server.wire.messages import Pooling
 
 MakeBench = Callable[..., Any]
 PROMPT = [7, 250, 31, 90, 44, 44, 120, 9, 10, 200, 201]
@@ -48,6 +51,37 @@ def test_each_request_gets_its_own_adapters(make_bench: MakeBench, adapters: dic
     answers = bench.run()
     for i, parts in enumerate(mixtures):
         assert answers[str(i)].token_ids == peft.greedy(PROMPT, 8, mixture_of(adapters, *parts)).token_ids
+    bench.assert_idle()
+
+
+@pytest.mark.parametrize("overlapped", [False, True])
+def test_an_adapter_that_gives_no_numbers_fails_its_own_requests_alone(
+    make_bench: MakeBench,
+    adapters: dict[str, Path],
+    peft: Any,
+    tmp_path: Path,
+    overlapped: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Beside it and behind it, on the pages and the arena that it has left, others get their own answers."""
+    shutil.copytree(adapters["a"], tmp_path / "wild")
+    tensors = load_file(tmp_path / "wild" / WEIGHTS)
+    save_file({key: tensor.sign() * 1e30 for key, tensor in tensors.items()}, tmp_path / "wild" / WEIGHTS)
+    known = [*adapters.items(), ("wild", tmp_path / "wild")]
+    bench = make_bench(known, kv_cache_tokens=160, max_loras=2, async_scheduling=overlapped)
+    for turn in range(3):
+        for name, parts in (("wild", ["wild"]), ("base", []), ("mixed", [("a", 0.5), ("wild", 0.5)]), ("b", ["b"])):
+            sampling = {"temperature": 1.0, "seed": 1} if name == "mixed" else {}
+            bench.add(name, PROMPT, parts, max_tokens=8, **sampling)
+        pooled = Pooling("last") if turn else Pooling("mean")
+        bench.add("vector", PROMPT, ["wild"], max_tokens=0, pooling=pooled)
+        answers = bench.run()
+        assert answers["base"].token_ids == peft.greedy(PROMPT, 8).token_ids
+        assert answers["b"].token_ids == peft.greedy(PROMPT, 8, mixture_of(adapters, ("b", 1.0))).token_ids
+        for name in ("wild", "mixed", "vector"):
+            assert [output.error_kind for output in answers[name].outputs] == ["InvalidLogits"], name
+            assert not answers[name].token_ids
+    assert bench.engine.stats().invalid_logits == 9
     bench.assert_idle()
 
 
@@ -224,6 +258,57 @@ def test_damaged_files_of_the_store_are_never_computed_with(
     assert bench.engine.stats().damaged_adapters == []
 
 
+def test_a_cold_adapter_comes_while_all_inspections_are_held(
+    make_bench: MakeBench,
+    adapters: dict[str, Path],
+    stored: dict[str, str],
+    tmp_path: Path,
+    peft: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However many uploads of however many tenants take however long."""
+    bench = make_bench(store=tmp_path)
+    service, go = bench.engine.adapters, threading.Event()
+    compile_one = service._compile
+
+    def held(folder: Path, task: int = 0) -> Any:
+        if folder.name == "hostile":
+            assert go.wait(PATIENCE)
+        return compile_one(folder, task)
+
+    monkeypatch.setattr(service, "_compile", held)
+    hostile = [bench.engine.start_inspection("h", tmp_path / "hostile", f"tenant {i % 3}") for i in range(8)]
+    answer = bench.ask(PROMPT, [stored["b"]], max_tokens=4)
+    assert answer.token_ids == peft.greedy(PROMPT, 4, mixture_of(adapters, ("b", 1.0))).token_ids
+    assert not any(inspection.done() for inspection in hostile)
+    go.set()
+    assert all(isinstance(inspection.exception(PATIENCE), AdapterDamaged) for inspection in hostile)
+
+
+def test_what_changes_before_it_is_inspected_is_no_mistake_of_who_sent_it(
+    make_bench: MakeBench, adapters: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make_bench(store=tmp_path / "store")
+    upload = shutil.copytree(adapters["a"], tmp_path / "upload")
+    tensors = load_file(upload / WEIGHTS)
+    save_file({key: tensor.T.contiguous() for key, tensor in tensors.items()}, upload / WEIGHTS)
+    digest = content_digest(upload) or ""
+    with pytest.raises(InvalidAdapter, match="has the shape"):
+        bench.engine.inspect_adapter(digest, upload)
+    content = bytearray((upload / WEIGHTS).read_bytes())
+    content[-5] ^= 1
+    (upload / WEIGHTS).write_bytes(content)
+    with pytest.raises(AdapterDamaged):
+        bench.engine.inspect_adapter(digest, upload)
+    shutil.rmtree(upload)
+    with pytest.raises(AdapterDamaged):
+        bench.engine.inspect_adapter(digest, upload)
+    for error in (MemoryError(), OSError(5, "Input/output error")):
+        monkeypatch.setattr("peftserve.adapters.peft.compile._compile", Mock(side_effect=error))
+        with pytest.raises(type(error)):
+            bench.engine.inspect_adapter(content_digest(adapters["b"]) or "", adapters["b"])
+
+
 @pytest.mark.parametrize("from_store", [True, False])
 def test_an_adapter_that_is_missing_fails_its_requests_alone(
     make_bench: MakeBench,
@@ -321,7 +406,7 @@ def test_an_adapter_that_overflows_spoils_nobody_elses_text(
     bench = make_bench([*adapters.items(), ("huge", tmp_path)], kv_cache_tokens=64)
     expected = peft.greedy(PROMPT, 12).token_ids
     for _ in range(3):
-        assert len(bench.ask([*PROMPT, *PROMPT], ["huge"], max_tokens=20).token_ids) == 20
+        assert bench.ask([*PROMPT, *PROMPT], ["huge"], max_tokens=20).last.error_kind == "InvalidLogits"
         bench.add("huge", PROMPT[:5], ["huge"], max_tokens=12)
         bench.add("base", PROMPT, max_tokens=12)
         bench.add("short", PROMPT[:1], max_tokens=12)

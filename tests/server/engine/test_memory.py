@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from peftserve.kernels.attention.layout import AttentionLayer
+from peftserve.server.config import EngineConfig
 from peftserve.server.engine import memory
-from peftserve.server.engine.memory import free_bytes, kv_pages
+from peftserve.server.engine.memory import StateSlots, free_bytes, kv_pages, state_slots
 from peftserve.server.wire.launch import engine_environment
 
 CPU = torch.device("cpu")
@@ -72,3 +73,21 @@ print(before - held() > size // 2)
 """
     run = subprocess.run([sys.executable, "-c", script], env=engine_environment(), capture_output=True, text=True)
     assert run.stdout.strip() == "True", run.stderr
+
+
+@pytest.mark.parametrize(
+    ("size", "caching", "expected"),
+    [
+        (0, True, StateSlots(8, 0)),
+        (GIB // 100, True, StateSlots(8, 8)),
+        (GIB // 100, False, StateSlots(8, 0)),
+        (GIB // 4, True, StateSlots(8, 4)),
+        (GIB, True, StateSlots(3, 0)),
+        (20 * GIB, True, StateSlots(1, 0)),
+    ],
+)
+def test_states_of_all_sequences_come_before_snapshots(
+    free: None, size: int, caching: bool, expected: StateSlots
+) -> None:
+    config = EngineConfig(model="model", max_running=8, prefix_caching=caching)
+    assert state_slots(config, size, CPU) == expected

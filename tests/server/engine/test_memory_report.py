@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from peftserve.kernels.bypass.layout import Group
 from peftserve.server.engine.adapters.sizing import lora_bytes
-from peftserve.server.engine.memory_report import MemoryReport, fitting_loras, show_bytes, storage_bytes
+from peftserve.server.engine.memory import StateSlots
+from peftserve.server.engine.memory_report import MemoryReport, fitting_loras, model_bytes, show_bytes, storage_bytes
 
 GIB, MIB = 1 << 30, 1 << 20
 REPORT = MemoryReport(
@@ -18,8 +20,11 @@ REPORT = MemoryReport(
     base=15 * GIB,
     packed=0,
     kv=41 * GIB,
+    copied=0,
     kv_pages=20_000,
     page_size=16,
+    states=2 * GIB,
+    slots=StateSlots(256, 64),
     arena=6 * GIB,
     fitting=[(16, 32), (512, 2)],
     max_loras=32,
@@ -34,12 +39,14 @@ def test_the_block_has_a_line_for_all_that_takes_memory() -> None:
         "Memory on cuda:0",
         "  base model                15.0 GiB",
         "  KV cache                  41.0 GiB  320000 tokens in 20000 pages",
+        "  states                     2.0 GiB  of 256 sequences and 64 snapshots",
         "  adapters                   6.0 GiB  32 at once; LoRAs at all linears: 32 of rank 16, 2 of rank 512",
         "  bypass scratch           120.0 MiB  of the kernels",
         "  free                       4.0 GiB  for steps, and for others",
         "  adapters off the device    1.0 GiB  in host memory, at most",
     ]
     assert "packed weights" in str(replace(REPORT, packed=MIB))
+    assert "  copied keys, values        1.0 MiB  of seq" in str(replace(REPORT, copied=MIB))
 
 
 def test_how_many_loras_fit() -> None:
@@ -59,6 +66,28 @@ def test_sizes(size: int, shown: str) -> None:
 def test_memory_that_tensors_share_counts_once() -> None:
     whole = torch.zeros(10)
     assert storage_bytes([whole, whole[:3], torch.zeros(2, dtype=torch.int8)]) == 42
+
+
+class _State:
+    """Scales that a package keeps beside the codes, in an object of its own."""
+
+    def __init__(self) -> None:
+        self.scales = torch.zeros(5)
+
+
+def test_what_quantised_modules_keep_beside_their_parameters_counts() -> None:
+    linear = nn.Linear(4, 4, bias=False)
+    linear.weight = nn.Parameter(torch.zeros(8, dtype=torch.uint8), requires_grad=False)
+    linear.state = _State()  # type: ignore[assignment]
+    assert model_bytes(nn.Sequential(linear, nn.LayerNorm(4))) == 8 + 5 * 4 + 2 * 4 * 4
+
+
+def test_a_4_bit_linear_takes_half_a_byte_a_weight_and_its_scales() -> None:
+    bnb: Any = pytest.importorskip("bitsandbytes")
+    linear = bnb.nn.Linear4bit(512, 256, bias=False, quant_type="nf4", compress_statistics=True)
+    linear.load_state_dict(nn.Linear(512, 256, bias=False).state_dict())
+    weights = 512 * 256
+    assert model_bytes(linear.to("cpu")) == pytest.approx(weights * (0.5 + 1 / 64), rel=0.05)
 
 
 def test_an_engine_says_what_it_has_taken(make_bench: Callable[..., Any], adapters: dict[str, Path]) -> None:

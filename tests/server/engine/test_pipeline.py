@@ -25,10 +25,12 @@ MOST_STEPS = 100
 class CountingModel:
     """The token after t is t + 1, and after the last one 0; it fails in the steps of `fails`, counted from 0.
 
-    lost: the device runs nothing any more.
+    lost: the device runs nothing any more. unsound: the token after which there are no numbers.
     """
 
     lost = False
+    unsound = -1
+    error: Exception = RuntimeError("out of luck")
 
     def __init__(self) -> None:
         self.fails: set[int] = set()
@@ -45,8 +47,10 @@ class CountingModel:
             seen.append(token)
         self.steps.append(seen)
         if len(self.steps) - 1 in self.fails:
-            raise RuntimeError("out of luck")
-        return StepLogits(torch.eye(VOCAB)[[(token + 1) % VOCAB for token in seen]], list(range(len(seen) + 1)))
+            raise self.error
+        logits = torch.eye(VOCAB)[[(token + 1) % VOCAB for token in seen]]
+        logits[[i for i, token in enumerate(seen) if token == self.unsound]] = torch.nan
+        return StepLogits(logits, list(range(len(seen) + 1)))
 
     def check_device(self) -> None:
         if self.lost:
@@ -63,17 +67,20 @@ class NoAdapters:
     def is_ready(self, lease: Lease) -> bool:
         return True
 
+    def ready_since(self, lease: Lease) -> float:
+        return 0.0
+
     def release(self, lease: Lease) -> None: ...
 
 
 class WatchedPool(PagePool):
-    forgotten = 0
+    times_forgotten = 0
 
     def _publish(self, *_: object) -> None: ...
 
     def forget_all(self) -> None:
         super().forget_all()
-        self.forgotten += 1
+        self.times_forgotten += 1
 
 
 class Line:
@@ -149,10 +156,46 @@ def test_a_step_that_cannot_be_launched_takes_nothing_from_the_one_before(
     outputs = there.pipeline.advance(there.scheduler.schedule())
     assert [output.token_ids for output in outputs] == [[1], []]
     assert "could not run this request's step" in (outputs[1].error or "")
-    assert there.pool.forgotten == 1
+    assert outputs[1].error_kind == "StepFailed"
+    assert there.pipeline.num_failed == 1
+    there.scheduler.check_integrity()
+    assert there.pool.times_forgotten == 1
     assert not there.pipeline
     there.add("two", 2)
     assert [output.token_ids for output in there.run()["two"]][:2] == [[3], [4]]
+
+
+@pytest.mark.parametrize("overlapped", [False, True])
+def test_a_sequence_without_numbers_ends_and_its_neighbours_go_on(
+    line: Callable[[bool], Line], overlapped: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    there = line(overlapped)
+    there.model.unsound = 4
+    for name, first in (("sound", 0), ("breaks", 2), ("at once", 4), ("late", 5)):
+        there.add(name, first, max_tokens=3)
+    outputs = there.run()
+    assert [output.error_kind for output in outputs["breaks"]] == [None, None, "InvalidLogits"]
+    assert [output.error_kind for output in outputs["at once"]] == ["InvalidLogits"]
+    assert [output.token_ids for output in outputs["sound"]] == [[1], [2], [3]]
+    assert [output.token_ids for output in outputs["late"]] == [[6], [7]]
+    assert there.pipeline.num_unsound == 2
+    assert there.pipeline.num_failed == 0
+    assert there.pool.num_used == 0
+    there.scheduler.check_integrity()
+
+
+@pytest.mark.parametrize("overlapped", [False, True])
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_a_step_without_memory_is_told_as_such(
+    line: Callable[[bool], Line], overlapped: bool, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    there = line(overlapped)
+    there.model.fails, there.model.error = {0}, error
+    there.add("one", 0)
+    ((output,),) = there.run().values()
+    assert output.error_kind == "OutOfMemory"
+    there.add("two", 5)
+    assert [output.token_ids for output in there.run()["two"]] == [[6], [7]]
 
 
 def test_an_aborted_sequence_says_nothing_more(line: Callable[[bool], Line]) -> None:

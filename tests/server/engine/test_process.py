@@ -165,8 +165,9 @@ def test_what_is_wrong_with_an_adapter_is_replied(
 
     monkeypatch.setattr(bench.engine.adapters, "_compile", fail)
     socket = run_loop(bench, (at_once, [InspectAdapter(2, "x", str(tmp_path))]), (lambda s: 2 in s.replies(), []))
-    assert socket.replies()[2].error == "the adapter could not be read"
-    assert "an adapter's inspection failed" in caplog.text
+    assert socket.replies()[2].error_kind == "AdapterFailed"
+    assert str(tmp_path) not in (socket.replies()[2].error or "")
+    assert "an adapter could not be read or loaded" in caplog.text
 
 
 def test_a_request_that_can_never_run_gets_its_error_and_others_run(make_bench: MakeBench) -> None:
@@ -176,6 +177,58 @@ def test_a_request_that_can_never_run_gets_its_error_and_others_run(make_bench: 
         "the prompt is empty; it must have at least one token"
     ]
     assert [output.error for output in socket.outputs("good") if output.error] == ["request id 'good' is in use"]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_without_memory_outside_of_a_step_what_runs_ends_and_the_engine_goes_on(
+    make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    bench = make_bench(max_running=2)
+    schedule, add = bench.engine._scheduler.schedule, bench.engine._scheduler.add
+    raised = [error]
+
+    def failing_once(call: Callable[..., Any], when: Callable[[], bool]) -> Callable[..., Any]:
+        def failing(*arguments: Any) -> Any:
+            if raised and when():
+                raise raised.pop()
+            return call(*arguments)
+
+        return failing
+
+    running = bench.engine._scheduler.running
+    monkeypatch.setattr(bench.engine._scheduler, "schedule", failing_once(schedule, lambda: len(running) == 2))
+    names = ["one", "two", "waits"]
+    again = [request("again"), request("unlucky"), request("lucky")]
+
+    def prepare(socket: ScriptedSocket) -> bool:
+        if not all(map(socket.is_done, names)):
+            return False
+        if isinstance(error, MemoryError):
+            raised.append(MemoryError())
+        unlucky = failing_once(add, lambda: True)
+        monkeypatch.setattr(
+            bench.engine._scheduler, "add", lambda s: unlucky(s) if s.request_id == "unlucky" else add(s)
+        )
+        return True
+
+    socket = run_loop(
+        bench,
+        (at_once, [request(name, max_tokens=50) for name in names]),
+        (prepare, again),  # type: ignore[list-item]
+        (lambda s: all(map(s.is_done, ("again", "unlucky", "lucky"))), []),
+    )
+    assert {socket.outputs(name)[-1].error_kind for name in names} == {"OutOfMemory"}
+    assert len(socket.tokens("again")) == len(socket.tokens("lucky")) == 6
+    expected = "OutOfMemory" if isinstance(error, MemoryError) else None
+    assert socket.outputs("unlucky")[-1].error_kind == expected
+    bench.assert_idle()
+
+
+def test_what_is_no_want_of_memory_ends_the_engine(make_bench: MakeBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = make_bench()
+    monkeypatch.setattr(bench.engine._scheduler, "schedule", lambda: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        run_loop(bench, (at_once, [request()]), (lambda s: s.is_done("one"), []))
 
 
 def test_an_aborted_request_says_nothing_more(make_bench: MakeBench) -> None:

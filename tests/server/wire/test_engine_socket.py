@@ -149,6 +149,50 @@ def test_the_engine_never_blocks_on_a_client_that_does_not_read(engine, connect)
     assert engine.poll(0.01) == []
 
 
+def test_without_memory_messages_wait_and_none_is_lost(engine, connect, monkeypatch):
+    """Whether a message cannot be read or cannot be sent: later ones stay behind it, and others' go on."""
+    first, second = _take_in(engine, connect)
+    first.say(_request("a"), AbortRequest("unknown"), _request("b"))
+    decode, left = engine._decode, [3]
+
+    def scarce(call):
+        def tried(*arguments):
+            if left[0]:
+                left[0] -= 1
+                raise MemoryError
+            return call(*arguments)
+
+        return tried
+
+    monkeypatch.setattr(engine, "_decode", scarce(decode))
+    commands = [engine.poll(0.01) for _ in range(5)]
+    assert commands[:3] == [[], [], []]
+    assert [command for there in commands for command in there] == [
+        _request("a"),
+        AbortRequest("unknown"),
+        _request("b"),
+    ]
+    second.say(_request("c"))
+    assert engine.poll(1) == [_request("c")]
+    left[0] = 2
+    monkeypatch.setattr("peftserve.server.wire.engine_socket.encode", scarce(encode))
+    engine.send(Outputs([_output("a")]))
+    engine.send(Outputs([_output("a")]))
+    engine.send(Outputs([_output("c", "stop"), _output("a"), _output("b", "stop")]))
+    assert engine.poll(0.01) == []
+    one = Outputs([_output("a")])
+    assert first.events() == [one, one, Outputs([_output("a"), _output("b", "stop")])]
+    assert second.events() == [Outputs([_output("c", "stop")])]
+    left[0] = 10**9
+    first.say(_request("d"))
+    assert engine.poll(0.01) == []
+    first.close(0)
+    left[0] = 0
+    read, *aborted = [command for _ in range(3) for command in engine.poll(0.05)]
+    assert read == _request("d")
+    assert sorted(abort.request_id for abort in aborted) == ["a", "d"]
+
+
 def test_poll_wakes_for_a_command(engine, connect):
     (client,) = _take_in(engine, connect, 1)
     timer = threading.Timer(0.05, client.say, [Shutdown()])

@@ -98,7 +98,7 @@ def test_decodes_and_graphs_are_our_own_kernels(kit: ModuleType) -> None:
     assert not flash.calls
 
 
-@pytest.mark.parametrize("change", [{"softcap": 2.0}, {"sinks": True}], ids=str)
+@pytest.mark.parametrize("change", [{"softcap": 2.0}, {"sinks": True}, {"window": 7, "restarts": True}], ids=str)
 def test_a_layer_that_flash_kernels_do_not_know_runs_beside_one_that_they_do(
     kit: ModuleType, change: dict[str, Any]
 ) -> None:

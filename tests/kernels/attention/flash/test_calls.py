@@ -19,6 +19,8 @@ INTS = torch.tensor([0, 4, 7], dtype=torch.int32)
     [
         ({}, True),
         ({"window": 5}, True),
+        ({"window": 5, "restarts": True}, False),
+        ({"biased": True}, False),
         ({"softcap": 30.0}, False),
         ({"sinks": True}, False),
         ({"value_dim": 8}, False),

@@ -31,9 +31,12 @@ def make(kit: ModuleType, layer: AttentionLayer) -> tuple[Any, TorchAttention]:
         AttentionLayer(7, 1, 80, 96, 0.1, window=17),
         AttentionLayer(8, 2, 16, 128, 0.2, softcap=4.0),
         AttentionLayer(4, 2, 128, 16, 0.1, sinks=True),
+        AttentionLayer(4, 2, 32, 32, 0.2, window=15, restarts=True),
+        AttentionLayer(6, 3, 32, 16, 0.2, biased=True),
+        AttentionLayer(20, 1, 16, 16, 0.2, window=40, softcap=3.0, sinks=True, biased=True),
         AttentionLayer(6, 2, 16, 8, 0.3, window=40, softcap=2.0, sinks=True),
     ],
-    ids=["plain", "window", "softcap", "sinks", "all"],
+    ids=["plain", "window", "softcap", "sinks", "window that restarts", "biased", "biased and all", "all"],
 )
 @pytest.mark.parametrize("kind", ["decode", "mixed"])
 def test_any_layer(kit: ModuleType, layer: AttentionLayer, kind: str) -> None:

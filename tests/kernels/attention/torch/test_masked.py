@@ -12,6 +12,7 @@ LAYERS = [
     AttentionLayer(4, 2, 16, 24, 0.3),
     AttentionLayer(6, 2, 16, 8, 0.3, window=5),
     AttentionLayer(6, 3, 16, 8, 0.3, window=9, softcap=2.0, sinks=True),
+    AttentionLayer(6, 2, 16, 8, 0.3, window=5, restarts=True),
 ]
 NO_PAGES = torch.zeros(1, 1, dtype=torch.int64)
 
@@ -20,7 +21,8 @@ def expected(
     layer: AttentionLayer, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, sinks: torch.Tensor | None
 ) -> torch.Tensor:
     """Return the heads of the row at the last key. query: (heads, dim). keys, values: (kv heads, keys, dim)."""
-    first = 0 if layer.window is None else max(keys.shape[1] - layer.window, 0)
+    seen = layer.window or keys.shape[1]
+    first = max(keys.shape[1] - ((keys.shape[1] - 1) % seen + 1 if layer.restarts else seen), 0)
     k, v = (cache[:, first:].double().repeat_interleave(layer.group, 0) for cache in (keys, values))
     scores = torch.einsum("hd,hkd->hk", query.double(), k) * layer.scale
     if layer.softcap is not None:
@@ -41,7 +43,7 @@ def dims(layer: AttentionLayer) -> tuple[int, int]:
     return layer.key_dim, layer.value_dim
 
 
-@pytest.mark.parametrize("layer", LAYERS, ids=["plain", "window", "all"])
+@pytest.mark.parametrize("layer", LAYERS, ids=["plain", "window", "all", "window that restarts"])
 @pytest.mark.parametrize(("dtype", "tol"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_single_rows_see_as_many_keys_as_each_has(
     kit: ModuleType, layer: AttentionLayer, dtype: torch.dtype, tol: float
@@ -56,7 +58,7 @@ def test_single_rows_see_as_many_keys_as_each_has(
     )
 
 
-@pytest.mark.parametrize("layer", LAYERS, ids=["plain", "window", "all"])
+@pytest.mark.parametrize("layer", LAYERS, ids=["plain", "window", "all", "window that restarts"])
 @pytest.mark.parametrize("context", [0, 6])
 def test_rows_of_a_span_see_one_key_more_each(kit: ModuleType, layer: AttentionLayer, context: int) -> None:
     span = Prefill(2, 2 + 7, context, NO_PAGES)

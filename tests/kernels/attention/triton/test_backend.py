@@ -45,9 +45,22 @@ def make(kit: ModuleType, layer: AttentionLayer = LAYER, **options: Any) -> tupl
         AttentionLayer(4, 2, 96, 80, 0.1, window=17),
         AttentionLayer(8, 2, 16, 128, 0.2, softcap=4.0),
         AttentionLayer(4, 2, 128, 16, 0.1, sinks=True),
+        AttentionLayer(4, 2, 32, 32, 0.2, window=15, restarts=True),
+        AttentionLayer(6, 3, 32, 16, 0.2, biased=True),
+        AttentionLayer(20, 1, 16, 16, 0.2, window=40, softcap=3.0, sinks=True, biased=True),
         AttentionLayer(40, 2, 16, 8, 0.3, window=40, softcap=2.0, sinks=True),
     ],
-    ids=["64", "80, one kv head", "96, window", "softcap", "128, sinks", "all, groups wider than a tile"],
+    ids=[
+        "64",
+        "80, one kv head",
+        "96, window",
+        "softcap",
+        "128, sinks",
+        "restarts",
+        "biased",
+        "biased and all",
+        "all, groups wider than a tile",
+    ],
 )
 @pytest.mark.parametrize("kind", ["decode", "mixed"])
 def test_any_layer(kit: ModuleType, layer: AttentionLayer, kind: str) -> None:
@@ -107,10 +120,12 @@ def test_too_few_pages_are_refused(kit: ModuleType) -> None:
         backend.begin([Span(0, 1, 17, [3])])
 
 
-def test_pages_before_the_window_are_not_read(kit: ModuleType) -> None:
-    case, backend = make(kit, replace(LAYER, window=20))
-    (span,) = case.spans([(2, 100)])
-    gone = (span.total - span.rows - 19) // case.page_size  # pages that no row reaches
+@pytest.mark.parametrize(("reach", "first"), [({"window": 20}, 81), ({"window": 48, "restarts": True}, 96)])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_pages_before_the_window_are_not_read(kit: ModuleType, reach: dict[str, Any], first: int, rows: int) -> None:
+    case, backend = make(kit, replace(LAYER, **reach))
+    (span,) = case.spans([(rows, 100)])
+    gone = first // case.page_size  # pages that no row reaches
     kit.check_attention(case, backend, [span._replace(pages=[-(10**6)] * gone + [*span.pages[gone:]])], None, TOLERANCE)
 
 

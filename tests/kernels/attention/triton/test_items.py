@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peftserve.kernels.attention.layout import Span
+from peftserve.kernels.attention.layout import Reach, Span
 from peftserve.kernels.attention.plan import PlanShape, span_arrays
 from peftserve.kernels.attention.triton.items import RunningItems
 
@@ -18,7 +18,7 @@ shapes = st.builds(
     PlanShape,
     group=st.sampled_from([1, 3, 20]),
     kv_heads=st.sampled_from([1, 2]),
-    window=st.sampled_from([None, 1, 5, 50]),
+    reach=st.builds(Reach, st.sampled_from([None, 1, 5, 50]), st.booleans()),
     block_m=st.sampled_from([16, 64]),
     block_n=st.sampled_from([16, 64]),
     programs=st.sampled_from([1, 8, 100]),
@@ -62,7 +62,8 @@ def test_every_row_meets_every_key_that_it_sees_once(
     for span in spans:
         position = span.total - span.rows + np.arange(span.rows * shape.group)[:, None] // shape.group
         key = np.arange(span.total)
-        seen = (key <= position) & (key > position - (shape.window or span.total))
+        window = shape.reach.window or span.total
+        seen = (key <= position) & (key > position - (position % window + 1 if shape.reach.restarts else window))
         assert (met[span.row][seen] == 1).all()
         assert met[span.row].max() == 1
     assert (padding == 1).all()
@@ -88,7 +89,7 @@ def test_items_made_from_the_last_steps_are_those_of_the_step(
 @pytest.mark.parametrize(("sequences", "length"), [(1, 512), (16, 512), (64, 512), (256, 512), (1, 32768), (3, 4000)])
 def test_keys_are_split_so_that_the_device_is_full(sequences: int, length: int) -> None:
     """Of Llama-3.1-8B on an H100: at least three quarters of what programs could do, or one block of keys each."""
-    shape = PlanShape(group=4, kv_heads=8, window=None, block_m=16, block_n=64, programs=528)
+    shape = PlanShape(group=4, kv_heads=8, reach=Reach(), block_m=16, block_n=64, programs=528)
     spans = [Span(row, 1, length, range(length // 16)) for row in range(sequences)]
     plan = RunningItems(shape)
     items = plan.update(span_arrays(spans, sequences, 16))

@@ -84,10 +84,10 @@ async def test_stats_reach_the_listener_and_the_field():
 
 async def test_adapters_of_the_host_are_those_listed_last():
     async with _client("slow") as client:
-        client._receive(EngineStats(host_adapters=["a", "b"]))
-        client._receive(EngineStats(num_waiting=3, host_unchanged=True))
+        client._connection._receive(EngineStats(host_adapters=["a", "b"]))
+        client._connection._receive(EngineStats(num_waiting=3, host_unchanged=True))
         assert (client.stats.num_waiting, client.stats.host_adapters) == (3, ["a", "b"])
-        client._receive(EngineStats(host_adapters=["b"]))
+        client._connection._receive(EngineStats(host_adapters=["b"]))
         assert client.stats.host_adapters == ["b"]
 
 
@@ -125,7 +125,7 @@ async def test_calls_about_adapters_are_answered():
         await client.pin_adapters(["a"])
         with pytest.raises(AdapterConflict, match="1 adapters can be pinned"):
             await client.pin_adapters(["a", "b"])
-        assert not client._calls
+        assert not client._connection._calls
 
 
 async def test_a_prompt_becomes_a_vector_or_an_error():

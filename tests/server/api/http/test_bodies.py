@@ -8,7 +8,7 @@ from starlette.requests import ClientDisconnect
 
 from peftserve.server.api.http.bodies import MAX_VALUES, SMALL_BODY, read_json
 from peftserve.server.api.http.errors import ApiError
-from peftserve.server.api.openai.requests import Body
+from peftserve.server.api.openai.model_request import Body
 
 
 class _Any(Body):

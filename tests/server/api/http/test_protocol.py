@@ -15,14 +15,18 @@ from peftserve.server.api.http.parser import MAX_HEADERS, MAX_PIPELINED
 
 LIMIT = 4096
 OFF = {"timeout_headers": 0.0, "timeout_body": 0.0, "timeout_idle": 0.0, "timeout_write": 0.0}
-GOOD = b"GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n"
+GOOD = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
 BODY = json.dumps({"prompt": [5], "max_tokens": 2}).encode()
-CHUNKED = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+CHUNKED = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 def post(body=BODY, length=None, headers=b""):
     length = len(body) if length is None else length
-    return b"POST /v1/completions HTTP/1.1\r\nHost: a\r\n%bContent-Length: %d\r\n\r\n%b" % (headers, length, body)
+    return b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n%bContent-Length: %d\r\n\r\n%b" % (
+        headers,
+        length,
+        body,
+    )
 
 
 def chunk(data, extension=b""):
@@ -130,7 +134,7 @@ def header(size, name=b"x"):
     return name + b": " + b"v" * (size - len(name) - 4) + b"\r\n"
 
 
-HOST = b"Host: a\r\n"
+HOST = b"Host: localhost\r\n"
 TOO_LARGE = {
     "url": (b"GET /" + b"a" * LIMIT + b" HTTP/1.1\r\n" + HOST + b"\r\n", 414, "url_too_long"),
     "query": (b"GET /health?" + b"a" * LIMIT + b" HTTP/1.1\r\n" + HOST + b"\r\n", 414, "url_too_long"),
@@ -239,8 +243,8 @@ NOT_HTTP = {
     "chunk": CHUNKED + b"zz\r\nabc\r\n",
     "header": b"GET /health HTTP/1.1\r\na\x00b: c\r\n\r\n",
     "path": "GET /ü HTTP/1.1\r\n\r\n".encode(),
-    "no path": b"CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n",
-    "lone line feeds": b"GET /health HTTP/1.1\nHost: a\n\n",
+    "no path": b"CONNECT a:443 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "lone line feeds": b"GET /health HTTP/1.1\nHost: localhost\n\n",
 }
 
 
@@ -481,7 +485,7 @@ PARTS = [
         b" HTTP/1.0\r\n",
         b"\r\n",
         b"\n",
-        b"Host: a",
+        b"Host: localhost",
     ),
     *(b"Content-Length: 5", b"Transfer-Encoding: chunked", b"Expect: 100-continue", b"Connection: Upgrade", b": "),
     *(b"Upgrade: websocket", b"Connection: close", b"5\r\nabcde\r\n", b"0\r\n\r\n", b";a=b", b"\x00\xff", b"a" * 5000),

@@ -57,6 +57,8 @@ async def test_the_engines_state_in_our_names_and_vllms(server, engine):
             adapter_integrity_failures=7,
             kv_pages_used=16,
             kv_pages_total=64,
+            state_slots=3,
+            state_snapshots=0,
             prefix_query_tokens=100,
             prefix_hit_tokens=40,
             preemptions=1,
@@ -78,6 +80,7 @@ async def test_the_engines_state_in_our_names_and_vllms(server, engine):
     assert _single(samples, "peftserve_sequences_running") == 3
     assert _single(samples, "peftserve:adapter_integrity_failures_total") == 7
     assert _single(samples, "peftserve_kv_cache_usage_ratio") == 0.25
+    assert samples["peftserve_state_slots"] == {(("of", "sequences"),): 3, (("of", "snapshots"),): 0}
     assert _single(samples, "peftserve_prefix_cache_hit_tokens_total") == 40
     assert _single(samples, "peftserve_preemptions_total") == 1
     assert _single(samples, "peftserve_adapter_loads_total") == 5

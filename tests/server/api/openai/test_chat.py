@@ -89,20 +89,36 @@ async def test_logprobs_with_bytes(server, stream):
     assert joined.replace(b"<s>", b"").decode(errors="replace") == text
 
 
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 REFUSED = [
     ({"messages": []}, "messages"),
     ({"messages": [{"role": "wizard", "content": "x"}]}, "messages.0.role"),
     ({"messages": [{"role": "user"}]}, "messages.0"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages.0.content"),
-    ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, "messages.0"),
-    ({"messages": [{"role": "tool", "content": "x"}]}, "messages"),
-    ({"tools": [{"type": "function"}]}, None),
-    ({"response_format": {"type": "json_object"}}, None),
-    ({"top_logprobs": 2}, None),
+    ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, "messages.0.tool_calls.0.function"),
+    ({"messages": [{"role": "tool"}]}, "messages.0"),
+    ({"messages": [{"role": "user", "content": "", "tool_calls": [CALL]}]}, "messages.0"),
+    ({"tools": [{"type": "function"}]}, "tools.0.function"),
+    ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
+    ({"tools": [TOOL, TOOL]}, None),
+    ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
+    (
+        {"tools": [{"type": "function", "function": {"name": "a", "parameters": {"type": "string"}}}]},
+        "tools.0.function",
+    ),
+    ({"tools": [TOOL] * 129}, "tools"),
+    ({"tools": [TOOL], "functions": [TOOL["function"]]}, None),
+    ({"tool_choice": "required"}, None),
+    ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, None),
+    ({"tools": [TOOL], "tool_choice": "any"}, "tool_choice"),
+    ({"tools": [TOOL], "tool_choice": {"type": "function"}}, "tool_choice.function.function"),
+    ({"reasoning_effort": "high"}, "reasoning_effort"),
+    ({"top_logprobs": 2}, "top_logprobs"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
     ({"chat_template_kwargs": {"add_generation_prompt": 1}}, "chat_template_kwargs"),
-    ({"continue_final_message": True}, None),
+    ({"continue_final_message": True}, "continue_final_message"),
     ({"max_tokens": 1000}, "prompt"),
 ]
 
@@ -110,6 +126,7 @@ REFUSED = [
 async def test_what_cannot_be_served_is_refused(server, engine, check_envelope):
     for fields, param in REFUSED:
         response = await server.http.post("/v1/chat/completions", json={"messages": MESSAGES, **fields})
+        assert response.status_code == 400, fields
         assert check_envelope(response, 400)["param"] == param
         assert engine.requests == []
 

@@ -115,7 +115,9 @@ async def test_the_end_of_sequence_is_not_shown(server, tokenizer):
     ids = [*tokenizer.encode("abc").ids, 1]
     answer = await _create(server, prompt=ids)
     (choice,) = answer.choices
-    assert (choice.text, choice.finish_reason, choice.stop_reason) == ("abc", "stop", 1)
+    assert (choice.text, choice.finish_reason, choice.stop_reason) == ("abc", "stop", None)
+    named = await _create(server, prompt=ids, extra_body={"ignore_eos": True, "stop_token_ids": [1]})
+    assert (named.choices[0].finish_reason, named.choices[0].stop_reason) == ("stop", 1)
     assert answer.usage.completion_tokens == len(ids)
     answer = await _create(server, prompt=ids, extra_body={"include_stop_str_in_output": True})
     assert answer.choices[0].text == "abc"  # special tokens are skipped unless asked for
@@ -254,7 +256,6 @@ async def test_a_dead_engine_fails_open_and_new_requests(server, engine, until, 
     response = await server.http.post("/v1/completions", json=body)
     check_envelope(response, 503, "engine_dead")
     assert int(response.headers["retry-after"]) > 0
-    check_envelope(await server.http.get("/health/live"), 503, "engine_dead")
     check_envelope(await server.http.get("/health/ready"), 503)
     assert server.services.admission.in_flight == 0
 
@@ -269,15 +270,37 @@ async def test_a_sequence_that_fails_is_an_error_for_its_request_only(server, en
     assert (await _create(server, prompt="abc", max_tokens=3)).choices[0].text == "abc"
 
 
+FAULTS = [
+    ("AdapterDamaged", 503, "adapter_damaged"),
+    ("AdapterFailed", 500, "adapter_failed"),
+    ("NoMemoryForAdapter", 503, "out_of_memory"),
+    ("StepFailed", 500, "step_failed"),
+    ("InvalidLogits", 500, "invalid_logits"),
+    ("OutOfMemory", 503, "out_of_memory"),
+    ("of another release", 500, "internal_error"),
+]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("path", ["completions", "chat/completions"])
-async def test_a_fault_of_the_server_is_none_of_the_request(server, engine, check_envelope, path, stream):
-    engine.error, engine.error_kind = "its files are damaged", "AdapterDamaged"
+@pytest.mark.parametrize(("kind", "status", "code"), FAULTS)
+async def test_a_fault_of_the_server_is_none_of_the_request(
+    server, engine, check_envelope, path, stream, kind, status, code
+):
+    engine.error, engine.error_kind = "it could not be done", kind
     body = {"prompt": "abc", "messages": [{"role": "user", "content": "hi"}], "stream": stream}
     response = await server.http.post(f"/v1/{path}", json=body)
-    assert check_envelope(response, 503, "adapter_damaged")["message"] == "its files are damaged"
-    assert int(response.headers["retry-after"]) > 0
+    error = check_envelope(response, status, code)
+    assert (error["message"], error["type"]) == ("it could not be done", "server_error")
+    assert ("retry-after" in response.headers) == (status == 503)
     assert server.services.admission.in_flight == 0
+
+
+async def test_who_waited_too_long_is_told_when_to_come_back(server, engine, check_envelope):
+    engine.error, engine.error_kind = "it waited 2.5 seconds", "QueueTimeout"
+    response = await server.http.post("/v1/completions", json={"prompt": "abc"})
+    assert check_envelope(response, 429, "queue_timeout")["type"] == "rate_limit_error"
+    assert int(response.headers["retry-after"]) > 0
 
 
 async def test_a_full_queue_says_when_to_come_back(server, engine, until, check_envelope):

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from peftserve.server.api.openai import generation
-from peftserve.server.api.openai.generation import TURN, Mailbox, Turns
+from peftserve.server.api.openai.generation import TURN, Turns
 
 
 @pytest.fixture
@@ -62,34 +62,6 @@ async def test_an_engine_that_dies_half_way_leaves_nothing_running(wide, engine,
     check_envelope(await wide.http.post("/v1/completions", json=body), 503, "engine_dead")
     assert not engine.running
     assert wide.services.admission.in_flight == 0
-
-
-async def test_all_that_has_come_is_taken_at_once_and_in_order():
-    mailbox = Mailbox()
-    for i in range(3):
-        mailbox.put(i)
-    assert await mailbox.take() == [0, 1, 2]
-    mailbox.put(3)
-    assert await mailbox.take() == [3]
-
-
-async def test_a_reader_that_waits_is_woken_once_for_what_comes_in_one_turn():
-    mailbox = Mailbox()
-    reader = asyncio.create_task(mailbox.take())
-    await asyncio.sleep(0)
-    mailbox.put("a")
-    mailbox.put("b")
-    assert await reader == ["a", "b"]
-
-
-async def test_a_reader_that_is_cancelled_takes_nothing_with_it():
-    mailbox = Mailbox()
-    reader = asyncio.create_task(mailbox.take())
-    await asyncio.sleep(0)
-    reader.cancel()
-    await asyncio.wait([reader])
-    mailbox.put("a")
-    assert await mailbox.take() == ["a"]
 
 
 async def test_others_have_their_turn_when_the_time_is_spent_and_not_before():

@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from peftserve.server.api.engine.interface import EngineDead
+from peftserve.server.api.tenancy.tenant import Tenant
 
 CANDIDATES = [{"target": "sql", "examples": ["aaa", "ab"]}, {"target": "json", "keywords": ["zzz"]}]
 
@@ -121,6 +122,9 @@ async def test_a_full_server_runs_no_texts(server, states, put, check_envelope):
     put()
     await complete(server, "aab")
     states.runs.clear()
-    server.services.admission.enter(server.services.admission.capacity)
+    admission = server.services.admission
+    admission.enter(admission.capacity)
+    for number in range(admission.capacity // admission.guaranteed):
+        admission.enter(admission.guaranteed, Tenant(f"t{number}"))  # the places that others have beside it
     check_envelope(await complete(server, "aab"), 429, "queue_full")
     assert states.runs == []

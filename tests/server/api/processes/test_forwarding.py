@@ -9,19 +9,19 @@ import httpx
 import pytest
 
 from peftserve.adapters.events import MAX_WATCHERS
-from peftserve.server.api.app import create_app, create_worker_app, make_connections, make_services
+from peftserve.server.api.app import create_primary_apps, create_worker_app, make_connections, make_services
 from peftserve.server.api.http.parser import MAX_HEADERS
 from peftserve.server.api.http.server import HttpServer, listen
+from peftserve.server.api.opened import open_adapters, open_replica
 from peftserve.server.api.processes.forwarding import Forwarder
 from peftserve.server.api.processes.pool import WorkerPool
 from peftserve.server.api.processes.resources import listen_in
-from peftserve.server.api.services import open_adapters, open_replica
 from peftserve.server.config import EngineConfig, ServerConfig
 
 
 @contextlib.asynccontextmanager
-async def _serving(app, listener, connections=None):
-    server = HttpServer(app, connections)
+async def _serving(app, listener, connections=None, **options):
+    server = HttpServer(app, connections, **options)
     task = asyncio.create_task(server.serve([listener]))
     try:
         yield
@@ -51,7 +51,8 @@ async def worker(engine, tmp_path):
         )
         primary = await stack.enter_async_context(contextlib.AsyncExitStack())
         services = make_services(engine, config, owned, counts)
-        await primary.enter_async_context(_serving(create_app(services), listen_in(folder), make_connections(services)))
+        private = create_primary_apps(services).private
+        await primary.enter_async_context(_serving(private, listen_in(folder), private=True))
         replica = stack.enter_context(open_replica(config.state_dir, engine, "base"))
         forwarder = Forwarder(folder)
         stack.push_async_callback(forwarder.close)
@@ -105,9 +106,10 @@ async def test_what_passes_the_public_port_passes_the_private_socket_and_no_more
 
 
 async def test_many_slow_requests_keep_no_other_waiting(worker):
-    slow = [asyncio.create_task(_half_an_upload(worker)) for _ in range(120)]
+    slow = [asyncio.create_task(_half_an_upload(worker)) for _ in range(300)]
     await asyncio.sleep(0.3)
-    assert (await worker.get("/v1/adapters")).status_code == 200
+    for path in ("/v1/adapters", "/metrics", "/health", "/v1/models", "/metrics"):
+        assert (await worker.get(path)).status_code == 200
     assert not any(task.done() for task in slow)
     assert all(b" 408 " in answer for answer in await asyncio.gather(*slow))
 
@@ -115,7 +117,7 @@ async def test_many_slow_requests_keep_no_other_waiting(worker):
 async def _half_an_upload(worker):
     """What a client hears that sends no more."""
     reader, writer = await asyncio.open_connection(worker.base_url.host, worker.base_url.port)
-    head = b"POST /v1/adapters HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer key\r\nContent-Length: 9000\r\n"
+    head = b"POST /v1/adapters HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer key\r\nContent-Length: 9000\r\n"
     writer.write(head + b"Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n")
     try:
         async with asyncio.timeout(20):

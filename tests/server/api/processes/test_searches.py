@@ -40,6 +40,8 @@ async def test_answers_and_errors_are_the_primarys():
         remote = RemoteFinder(Path(folder))
         try:
             assert [await remote.find(name) for name in ("sql", "absent")] == [True, False]
+            assert await remote.find("org/name:v2") is False
+            assert finder.asked[-1] == "org/name:v2"
             with pytest.raises(ApiError) as bad:
                 await remote.find("bad")
             assert (bad.value.status_code, bad.value.body.message, bad.value.body.param) == (
@@ -52,7 +54,7 @@ async def test_answers_and_errors_are_the_primarys():
             assert (busy.value.status_code, busy.value.headers) == (429, {"Retry-After": "1"})
             asked = list(finder.asked)
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{public.getsockname()[1]}") as http:
-                assert (await http.post(PATH.format(name="sql"))).status_code == 404
+                assert (await http.post(PATH.replace("{name:path}", "sql"))).status_code == 404
             assert finder.asked == asked, "nobody asks through the port"
         finally:
             server.force_exit = True

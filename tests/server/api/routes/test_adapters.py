@@ -173,6 +173,23 @@ async def test_long_lists_come_in_pages(server):
     assert ([card["name"] for card in page["data"]], page["has_more"]) == (["a", "b", "c"], False)
 
 
+async def test_a_folder_is_sent_as_a_trainer_has_left_it(server, adapter_bytes):
+    plain = (await server.upload("plain")).json()
+    files = [("files", (f"mine/{name}", content)) for name, content in adapter_bytes().items()]
+    extra = ["README.md", "training_args.bin", "runs/events.out.tfevents.0", "checkpoint-5/adapter_config.json"]
+    files += [("files", (f"mine/{name}", b"x")) for name in extra]
+    response = await server.http.post("/v1/adapters", data={"name": "mine"}, files=files)
+    assert response.status_code == 201
+    assert response.json()["skipped"] == [f"mine/{name}" for name in extra]
+    assert response.json()["digest"] == plain["digest"], "what is skipped makes no other adapter"
+    assert "skipped" not in plain
+    files += [("files", ("mine/generation_config.json", b"{}"))]
+    other = (await server.http.post("/v1/adapters", data={"name": "other"}, files=files)).json()
+    assert other["digest"] != plain["digest"]
+    listed = (await server.http.get("/v1/adapters/other/files")).json()
+    assert "generation_config.json" in str(listed)
+
+
 async def test_a_bad_upload_names_its_fault_and_leaves_nothing(server, check_envelope, adapter_bytes):
     config, weights = [("files", file) for file in adapter_bytes().items()]
     nowhere = [("files", file) for file in adapter_bytes(target="nowhere").items()]
@@ -183,7 +200,8 @@ async def test_a_bad_upload_names_its_fault_and_leaves_nothing(server, check_env
         ({}, [config, weights], "'name' is missing"),
         ({"name": "x", "extra": "y"}, [config, weights], "unexpected part 'extra'"),
         (name, [config, weights, config], "twice"),
-        (name, [config, weights, ("files", ("README.md", b""))], "README.md"),
+        (name, [config, ("files", ("README.md", b""))], "adapter_model.safetensors is missing"),
+        (name, [("files", ("mine.tar.gz", b""))], "is an archive"),
         (name, [("files", ("../../evil/adapter_config.json", b"{}"))], "not part of an adapter"),
         (name, [("files", ("adapter_model.bin", b""))], "pickle"),
         (name, [("file", ("adapter_config.json", b"{}"))], "unexpected part 'file'"),
@@ -265,7 +283,7 @@ async def test_an_upload_over_the_limit_is_stopped(make_server, check_envelope):
 async def test_a_client_that_leaves_in_the_middle_of_an_upload_leaves_nothing(server, until):
     _, writer = await asyncio.open_connection("127.0.0.1", int(server.url.rsplit(":", 1)[1]))
     writer.write(
-        b"POST /v1/adapters HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n"
+        b"POST /v1/adapters HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n"
         b"Content-Type: multipart/form-data; boundary=x\r\n\r\n"
         b'--x\r\nContent-Disposition: form-data; name="files"; filename="adapter_config.json"\r\n\r\n{'
     )
@@ -277,7 +295,7 @@ async def test_a_client_that_leaves_in_the_middle_of_an_upload_leaves_nothing(se
 
 
 async def test_an_engine_that_dies_during_an_upload_leaves_nothing(server, engine, check_envelope, monkeypatch):
-    async def die(digest, path):
+    async def die(digest, path, tenant=""):
         raise EngineDead("killed")
 
     monkeypatch.setattr(server.services.adapters.library, "_inspect", die)

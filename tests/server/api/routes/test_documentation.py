@@ -19,9 +19,9 @@ CHECKS = (
     "response_schema_conformance",
 )
 JOB = "job-5f2c9a"  # the id in the examples
-OPEN = {"/health", "/health/live", "/health/ready", "/metrics"}
+OPEN = {"/health", "/health/live", "/health/ready", "/metrics", "/ping", "/version", "/load"}
 ENDLESS = "/v1/adapters/events"
-BODILESS = ("/restore", "/load", "/reset_prefix_cache")  # ends of what is posted without a body
+BODILESS = ("/restore", "/load", "/ping", "/reset_prefix_cache")  # ends of what is posted without a body
 MODES = (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
 
 
@@ -45,7 +45,8 @@ async def test_every_route_says_what_it_takes_and_gives(make_server):
     assert [page.headers["content-type"] for page in pages] == ["text/html; charset=utf-8"] * 2
     document = response.json()
     openapi_spec_validator.validate(document)
-    assert len({operation["operationId"] for *_, operation in _operations(document)}) == 38
+    names = [operation["operationId"] for *_, operation in _operations(document)]
+    assert len(names) == len(set(names)) > 40
     for path, method, operation in _operations(document):
         place = f"{method} {path}"
         assert operation["summary"], place

@@ -74,7 +74,7 @@ async def test_watchers_are_bounded_and_leave(server, check_envelope, until):
     check_envelope(await server.http.get("/v1/adapters/events", headers={"Last-Event-ID": "x"}), 400)
     async with watching(server):
         await until(lambda: len(log._watchers) == 1)
-        others = [log.watch() for _ in range(MAX_WATCHERS - 1)]
+        others = [log.watch(who="address 127.0.0.1") for _ in range(MAX_WATCHERS - 1)]
         response = await server.http.get("/v1/adapters/events")
         check_envelope(response, 429, "too_many_watchers")
         assert response.headers["retry-after"]

@@ -146,16 +146,21 @@ async def test_what_is_wrong_is_said_at_once(server, check_envelope):
 
 @pytest.mark.slow
 async def test_what_the_process_or_the_engine_refuses_is_the_jobs_error(server, engine, monkeypatch, check_envelope):
+    reasons = []
+
+    async def inspect(digest, path, tenant=""):
+        if reasons:
+            raise merges.InvalidAdapter(reasons[0], param="files")
+        return await engine.inspect_adapter(digest, path, tenant)
+
+    monkeypatch.setattr(server.services.owned.library, "_inspect", inspect)
     await server.upload("a", rank=2)
     await server.upload("nan", rank=2)
     fault = Path(server.config.state_dir, "adapters")
     (folder,) = [fault / name for name in os.listdir(fault)][:1]
     adapters = [{"name": "a", "weight": 1}]
 
-    async def refuse(digest, path):
-        raise merges.InvalidAdapter("no use", param="files")
-
-    monkeypatch.setattr(server.services.owned.library, "_inspect", refuse)
+    reasons.append("no use")
     error = check_envelope(await _merge(server, wait=60, adapters=adapters), 400, "invalid_adapter")
     assert error["message"] == "no use"
     (job,) = (await server.http.get("/v1/jobs")).json()["data"]

@@ -65,7 +65,8 @@ class Site:
         self.files |= {f"{folder}/{name}": content for name, content in files.items()}
 
     def paths(self):
-        return [path for path, _ in self.asked]
+        """Paths of an adapter's own files: each fetch also asks once for a tokenizer's."""
+        return [path for path, _ in self.asked if "/tokenizer_config.json" not in path]
 
     def answer(self, request):
         path = unquote(request.path.partition("?")[0])

@@ -37,3 +37,21 @@ async def test_arguments_do_not_take_the_place_of_the_requests_own():
     for name in RESERVED:
         with pytest.raises(ApiError, match=f"may not set '{name}'"):
             await _render({name: []})
+
+
+PARTS = (
+    "{% for message in messages %}{{ message.role }}: "
+    "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] }}{% endfor %}; "
+    "{% endfor %}"
+)
+EITHER = PARTS.replace(
+    "{% for part", "{% if message.content is string %}{{ message.content }}{% else %}{% for part"
+).replace("{% endfor %}; ", "{% endfor %}{% endif %}; ")
+
+
+@pytest.mark.parametrize("source", [PARTS, EITHER])
+async def test_texts_reach_a_template_that_reads_parts_alone(source):
+    template = ChatTemplate(source, {}, LongTexts())
+    options = {"add_generation_prompt": False, "continue_final_message": False, "arguments": {}}
+    assert await template.render(MESSAGES, **options) == "user: hi; assistant: Hel; "
+    assert await template.render(MESSAGES[:1], **options) == "user: hi; "

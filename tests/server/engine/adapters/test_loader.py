@@ -1,4 +1,4 @@
-"""The loader's thread: in order, apart from the caller's, and errors reach the caller."""
+"""The loader's threads: apart from the caller's and from each other, and errors reach the caller."""
 
 import threading
 import time
@@ -119,15 +119,21 @@ def test_what_is_raised_on_the_way_ends_it(loader: AdapterLoader) -> None:
         load.result()
 
 
-def test_work_is_done_in_the_order_asked_for(loader: AdapterLoader, compiler: Compiler) -> None:
-    order: list[int] = []
-    first = loader.fetch("1")
-    tasks = [loader.submit(lambda i=i: order.append(i)) for i in range(5)]  # type: ignore[misc]
-    assert not any(task.done() for task in tasks)
+def test_what_requests_wait_for_waits_for_no_inspection_and_copies_for_no_compilation(
+    loader: AdapterLoader, compiler: Compiler, make_blob: MakeBlob
+) -> None:
+    """Whoever uploads whatever: an adapter is compiled, and copied to the device, while all inspectors are held."""
+    held = threading.Event()
+    inspections = [loader.inspect(f"tenant {i % 4}", lambda: held.wait(PATIENCE)) for i in range(8)]
+    fetch = loader.fetch("7")  # which is held, too, as yet
+    load = loader.load([(make_blob(4, 3.0).data, 0)], lambda: "prepared")
+    wait_for(load.done)
+    assert not fetch.done()
     compiler.go.set()
-    tasks[-1].result(PATIENCE)
-    assert first.done()
-    assert order == [0, 1, 2, 3, 4]
+    assert fetch.result(PATIENCE).data.tolist() == [7.0] * 4
+    assert not any(inspection.done() for inspection in inspections)
+    held.set()
+    assert all(inspection.result(PATIENCE) for inspection in inspections)
 
 
 def test_an_error_reaches_the_caller_and_the_next_load_works(loader: AdapterLoader, compiler: Compiler) -> None:
@@ -137,8 +143,10 @@ def test_an_error_reaches_the_caller_and_the_next_load_works(loader: AdapterLoad
 
 
 def test_closing_gives_up_what_has_not_begun(loader: AdapterLoader, compiler: Compiler) -> None:
+    inspected = loader.inspect("a", lambda: compiler("3"))
+    never = [loader.inspect("a", lambda: compiler("4")) for _ in range(3)]
     first, second = loader.fetch("1"), loader.fetch("2")
-    while not first.running():
+    while not (first.running() and inspected.running()):
         pass
     closing = threading.Thread(target=loader.close)
     closing.start()
@@ -147,3 +155,5 @@ def test_closing_gives_up_what_has_not_begun(loader: AdapterLoader, compiler: Co
     compiler.go.set()
     closing.join(PATIENCE)
     assert first.done()
+    assert inspected.done()
+    assert all(inspection.cancelled() for inspection in never)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from peftserve.adapters.bypass import Bypass
+from peftserve.adapters.bypass import Bypass, KVPrefix, StateKey
 from peftserve.adapters.primitives import LowRank, SharedLowRank, Spectral
 from peftserve.kernels.bypass.layout import Group, RowSet, Segment
 from peftserve.kernels.bypass.reference import naive_delta
@@ -79,6 +79,21 @@ def test_every_factor_is_aligned_and_untouched_groups_are_absent(name: str) -> N
 def test_the_blob_has_no_padding_but_the_alignment() -> None:
     bypass = Bypass("LORA", {"q": (low_rank("q", 1),)})
     assert pack(bypass, SITES, torch.float32).data.numel() == 2 * ALIGNMENT
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_states_behind_a_prefix_are_kept_in_their_own_types(dtype: torch.dtype) -> None:
+    states = {
+        StateKey("conv", 0, 0): torch.randn(3, 2).bfloat16(),
+        StateKey("recurrent", 1, 0): torch.randn(2, 5, 5),
+    }
+    blob = pack(Bypass("PROMPT_TUNING", {}, prefix=KVPrefix(7, {}, states)), SITES, dtype)
+    assert blob.layout.prefix_length == 7
+    found = {key: place.view(blob.data, 0) for key, place in blob.layout.states}
+    assert found.keys() == states.keys()
+    for key, state in states.items():
+        assert found[key].dtype == state.dtype
+        assert torch.equal(found[key], state)
 
 
 def test_what_modules_share_lies_beside_the_blob_once() -> None:

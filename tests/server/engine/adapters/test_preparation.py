@@ -43,7 +43,7 @@ BYPASSES: Mapping[str, Bypass] = {
     "vera": Bypass("VERA", everywhere(lambda: (p.SharedLowRank(_A, _B, torch.randn(RANK), torch.randn(WIDTH)),))),
     "ia3": Bypass("IA3", everywhere(lambda: (p.OutputScale(torch.randn(WIDTH)),))),
     "replacement": Bypass("LORA", everywhere(lambda: (p.Replacement(torch.randn(WIDTH, WIDTH)),))),
-    "prefix": Bypass("PREFIX_TUNING", {}, prefix=KVPrefix({i: keys_and_values() for i in range(LAYERS)})),
+    "prefix": Bypass("PREFIX_TUNING", {}, prefix=KVPrefix(4, {i: keys_and_values() for i in range(LAYERS)})),
     "side attention": Bypass(
         "ADAPTION_PROMPT", {}, side_attention={i: SideAttention(*keys_and_values(), 0.5) for i in range(LAYERS)}
     ),

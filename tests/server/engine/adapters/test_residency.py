@@ -522,3 +522,30 @@ class ResidencyMachine(RuleBasedStateMachine):
 
 TestResidency = ResidencyMachine.TestCase
 TestResidency.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+
+
+def test_an_adapter_that_cannot_be_attached_gives_its_place_back_and_may_come_again(
+    make_blob: Callable[[int], Blob],
+) -> None:
+    device = Device(make_blob)
+    device.pin("e")
+    assert not device.residency.prepare([WeightedAdapter("a")])
+    device.finish_fetches()
+    lease = device.residency.reserve([WeightedAdapter("a")])
+    assert lease is not None
+    ((_, _, load),) = device.loader.loads
+    load.set_exception(MemoryError())
+    device.loader.loads.clear()
+    used = device.residency.num_elements()
+    failures = device.residency.poll()
+    assert [*failures] == [("a",)]
+    assert isinstance(failures[("a",)], MemoryError)
+    assert device.residency.num_elements() < used
+    device.residency.release(lease)
+    device.residency.check_integrity()
+    again = device.residency.reserve([WeightedAdapter("a")])
+    assert again is not None
+    device.finish_loads()
+    assert device.residency.is_ready(again)
+    device.residency.release(again)
+    device.residency.check_integrity()

@@ -146,7 +146,22 @@ def test_layers_without_an_index_of_their_own_are_refused() -> None:
     q, k, v = (torch.zeros(1, 2, 3, 4) for _ in range(3))
     with pytest.raises(UnservableModel, match="has no layer index"):
         attention(layer, q, k, v, None)
-    layer.layer_idx = 0
-    attention(layer, q, k, v, None)
-    with pytest.raises(UnservableModel, match="share layer index 0"):
+
+
+def test_calls_of_one_layer_in_a_pass_have_keys_of_their_own() -> None:
+    """As in layers that attend twice, or that run again: told apart by their order in the pass."""
+    attention, layers = PagedAttention(), [torch.nn.Module(), torch.nn.Module()]
+    for layer in layers:
+        layer.layer_idx = 3
+    q, k, v = (torch.zeros(1, 2, 3, 4) for _ in range(3))
+    for layer in (layers[0], layers[1], layers[0]):
         attention(layer, q, k, v, None)
+    assert attention.repeated == {3: [3, -1, -2]}
+    assert list(attention.layers) == [3, -1, -2]
+    for _ in range(2):
+        attention.begin()
+        assert [attention._number(3) for _ in range(3)] == [3, -1, -2]
+        assert attention._number(4) == 4
+    attention.forget()
+    assert not attention.layers
+    assert not attention.repeated

@@ -193,3 +193,19 @@ def test_an_adapter_whose_configuration_is_broken_is_no_base(with_adapter: Path)
 def test_a_folder_without_a_model_is_said_in_transformers_words(tmp_path: Path) -> None:
     with pytest.raises(UnservableModel, match=f"transformers finds no model in {tmp_path}: "):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn])
+def test_codes_without_a_word_on_how_to_read_them_are_no_numbers(tiny: Make, kind: torch.dtype) -> None:
+    """What transformers would cast, and then multiply by."""
+    folder, key = tiny("llama"), "model.layers.1.mlp.up_proj.weight"
+
+    def quantise(weights: dict[str, torch.Tensor]) -> None:
+        weights[f"{key}_scale"] = weights[key].abs().amax(1, keepdim=True) / 127
+        weights[key] = (weights[key] / weights[f"{key}_scale"]).to(kind)
+
+    change(folder, quantise)
+    with pytest.raises(
+        UnservableModel, match=f"holds scales of quantised weights .{key}_scale.*no quantization_config"
+    ):
+        read(folder)

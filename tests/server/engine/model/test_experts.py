@@ -24,14 +24,14 @@ UP, DOWN = "experts.gate_up_proj", "experts.down_proj"
 CONFIGS: dict[str, dict[str, Any]] = {
     "both": {"r": 20, "lora_alpha": 30, "target_modules": [], "target_parameters": [UP, DOWN]},
     "down": {"r": 2, "target_modules": [], "target_parameters": [DOWN]},
-    "all": {"r": 8, "target_modules": ["q_proj", "v_proj"], "target_parameters": [UP, DOWN]},
-    "attention": {"r": 4, "target_modules": ["q_proj", "v_proj"]},
+    "all": {"r": 8, "target_modules": ["q_proj", "v_proj", "q_a_proj", "o_proj"], "target_parameters": [UP, DOWN]},
+    "attention": {"r": 4, "target_modules": ["q_proj", "v_proj", "q_a_proj"]},
 }
 PROMPTS = [[random.Random(i).randrange(9, 300) for _ in range(length)] for i, length in enumerate((5, 30))]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss"])
+@pytest.mark.parametrize("architecture", ["mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss", "llama4", "longcat_flash"])
 def test_every_adapter_in_one_batch(oracle: ModuleType, tmp_path: Path, architecture: str) -> None:
     model = oracle.tiny_model(architecture, 3, tmp_path / "model")
     adapters = {

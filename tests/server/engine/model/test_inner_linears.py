@@ -47,6 +47,26 @@ class OfItsOwn(nn.Module):
         return x @ self.weight.T + F.linear(x, self.weight * 2)
 
 
+class InFloat32(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 4, dtype=torch.bfloat16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x.type(torch.float32), self.weight.type(torch.float32))
+
+
+def test_a_product_with_a_weight_that_was_cast_is_known_too() -> None:
+    router, x, told = InFloat32(), torch.randn(5, 4, dtype=torch.bfloat16), []
+    with inner_linears([router], lambda module, x: told.append((module, x.dtype))):
+        before = router(x)
+    assert told == [(router, torch.float32)]
+    linear, inputs = redirect(router), list[torch.Tensor]()
+    linear.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    torch.testing.assert_close(router(x), before, atol=0, rtol=0)
+    assert [given.dtype for given in inputs] == [torch.float32]
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_product_is_told_of_and_goes_to_a_linear_over_the_same_weight(bias: bool) -> None:
     router, x, told = Router(bias=bias), torch.randn(5, 4), []

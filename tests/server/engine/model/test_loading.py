@@ -49,24 +49,18 @@ def save(config: PretrainedConfig, folder: Path) -> Path:
 
 REFUSED: dict[str, tuple[Callable[[], PretrainedConfig], str]] = {
     "bloom": (
-        lambda: transformers.BloomConfig(vocab_size=60, hidden_size=32, n_layer=2, n_head=4),
-        "does not call transformers' attention interface",
-    ),
-    "gpt_neo": (
-        lambda: transformers.GPTNeoConfig(
-            vocab_size=60,
-            hidden_size=32,
-            bos_token_id=0,
-            eos_token_id=1,
-            num_layers=2,
-            num_heads=4,
-            attention_types=[[["global", "local"], 1]],
+        lambda: transformers.BloomConfig(
+            vocab_size=60, hidden_size=32, n_layer=2, n_head=4, pretraining_tp=2, slow_but_exact=True
         ),
-        "does not call transformers' attention interface",
+        "set it to false",
     ),
-    "mamba": (
-        lambda: transformers.MambaConfig(**SMALL, state_size=4),
-        "layers of type linear_attention keep state outside the paged KV cache",
+    "falcon with ALiBi": (
+        lambda: transformers.FalconConfig(**SMALL, num_attention_heads=4, alibi=True),
+        "transformers' own two ways to compute Falcon's ALiBi differ",
+    ),
+    "roformer": (
+        lambda: transformers.RoFormerConfig(**SMALL, **WIDTHS, is_decoder=True),
+        "does not call transformers' attention interface",
     ),
     "bert": (
         lambda: transformers.BertConfig(**SMALL, **WIDTHS),
@@ -89,11 +83,15 @@ def test_models_that_would_be_served_wrongly_are_refused(name: str, tmp_path: Pa
     [
         (lambda: transformers.T5Config(num_layers=2), "it is an encoder-decoder"),
         (
-            lambda: transformers.LlamaConfig(layer_types=["full_attention", "chunked_attention"], num_hidden_layers=2),
-            "layers of type chunked_attention",
+            lambda: transformers.LlamaConfig(layer_types=["full_attention", "indexed_attention"], num_hidden_layers=2),
+            "layers of type indexed_attention choose the keys that they see by an index of their own",
         ),
         (
             lambda: transformers.Gemma3TextConfig(num_hidden_layers=2, use_bidirectional_attention=True),
+            "its attention is bidirectional",
+        ),
+        (
+            lambda: transformers.Gemma4TextConfig(num_hidden_layers=6, use_bidirectional_attention="all"),
             "its attention is bidirectional",
         ),
     ],

@@ -26,6 +26,15 @@ def test_a_model_without_a_tokenizer_has_no_facts_of_one(tiny: Tiny) -> None:
     assert tokenizer_facts(str(folder), False) == (None, None, {}, None)
 
 
+def test_the_template_of_a_processor_stands_in_for_the_tokenizers(tiny: Tiny) -> None:
+    folder = tiny()
+    (folder / "chat_template.jinja").unlink()
+    assert tokenizer_facts(str(folder), False)[1] is None
+    for text, template in [('{"chat_template": "hello"}', "hello"), ("[1]", None), ("{", None)]:
+        (folder / "chat_template.json").write_text(text)
+        assert tokenizer_facts(str(folder), False)[1] == template
+
+
 @pytest.mark.parametrize(
     ("generation", "config", "tokenizer", "expected"),
     [([4, 5], 6, 7, {4, 5}), (3, 6, 7, {3}), (None, 6, 7, {6}), (None, None, 7, {7}), (None, None, None, set())],

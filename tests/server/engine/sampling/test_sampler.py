@@ -3,8 +3,8 @@
 import math
 import random
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -180,6 +180,41 @@ def test_everything_banned_gives_the_most_likely_raw_token(sample: Sample, param
     logits = torch.randn(2, VOCAB)
     tokens = sample(logits, [row(params, banned=list(range(VOCAB))), row(GREEDY)])
     assert ids(tokens) == logits.argmax(-1).tolist()
+
+
+NONSENSE = {
+    "a NaN": (torch.tensor([0.0, math.nan, 3.0, 1.0]), True),
+    "only NaNs": (torch.full((4,), math.nan), True),
+    "an infinity": (torch.tensor([0.0, math.inf, 3.0, 1.0]), True),
+    "nothing at all": (torch.full((4,), -math.inf), True),
+    "what is never said": (torch.tensor([-math.inf, 2.0, -math.inf, 1.0]), False),
+    "large numbers": (torch.tensor([3e38, -3e38, 1.0, 0.0]), False),
+}
+
+
+@pytest.mark.parametrize(("logits", "unsound"), NONSENSE.values(), ids=NONSENSE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("hot", [False, True], ids=["greedy", "drawn"])
+@pytest.mark.parametrize(
+    "params", [{}, {"logit_bias": {3: 1.0}}, {"top_k": 2}, {"logprobs": 1}, {"frequency_penalty": 0.5}], ids=str
+)
+@pytest.mark.parametrize("seen", [True, False], ids=["host", "device"])
+def test_rows_without_sound_logits_are_told_and_no_others(
+    device: str,
+    start: Start,
+    unseen: Callable[[], AbstractContextManager[None]],
+    logits: Tensor,
+    unsound: bool,
+    dtype: torch.dtype,
+    hot: bool,
+    params: dict[str, Any],
+    seen: bool,
+) -> None:
+    rows = [row(SamplingParams(temperature=float(hot), **(params if i != 1 else {})), i) for i in range(3)]
+    there = torch.stack([torch.randn(4), logits, torch.randn(4)]).to(device, dtype)
+    with nullcontext() if seen else unseen():
+        sampled = start(Sampler(4, there.device, SEATS), there, rows).result()
+    assert sampled.unsound == ({1} if unsound else set())
 
 
 @pytest.mark.parametrize("params", [GREEDY, SamplingParams(), SamplingParams(top_k=3, top_p=0.5, min_p=0.1)])

@@ -17,7 +17,14 @@ def make_sequence() -> MakeSequence:
     arrivals = itertools.count()
 
     def make(
-        prompt: Sequence[int] = (1,), adapters: Sequence[str] = (), salt: str = "", **sampling: object
+        prompt: Sequence[int] = (1,),
+        adapters: Sequence[str] = (),
+        salt: str = "",
+        priority: int = 0,
+        tenant: str = "",
+        weight: float = 1.0,
+        queue_timeout: float | None = None,
+        **sampling: object,
     ) -> EngineSequence:
         arrival = next(arrivals)
         return EngineSequence(
@@ -29,6 +36,10 @@ def make_sequence() -> MakeSequence:
             seed=0,
             eos_token_ids=frozenset(),
             arrival=arrival,
+            priority=priority,
+            tenant=tenant,
+            weight=weight,
+            queue_timeout=queue_timeout,
         )
 
     return make

@@ -16,6 +16,7 @@ from peftserve.server.engine.scheduling.running import PROMPT_LOGPROBS_CHUNK
 from peftserve.server.engine.scheduling.scheduler import PREFETCH, STARVATION_STEPS, Scheduler
 from peftserve.server.engine.scheduling.sequence import UNKNOWN, Lease
 from peftserve.server.engine.scheduling.sequence import Sequence as EngineSequence
+from peftserve.server.engine.scheduling.snapshots import Snapshots
 from peftserve.server.wire.messages import WeightedAdapter
 
 MakeSequence = Callable[..., EngineSequence]
@@ -61,6 +62,9 @@ class FakeResidency:
             self.resident[digest] += 1
         return all(self.resident[digest] > self.copy_steps for digest in lease.digests)
 
+    def ready_since(self, lease: Lease) -> float:
+        return 0.0
+
     def release(self, lease: Lease) -> None:
         self.holders.subtract(lease.digests)
         assert all(count >= 0 for count in self.holders.values()), "released more often than reserved"
@@ -71,12 +75,14 @@ class Simulation:
     """Runs the batches of a scheduler on a cache that holds, for each position, the prefix that it belongs to.
 
     What a chunk of one token writes, the others of its step may not find there yet.
-    overlapped: a step's tokens are known only when the next one is on its way.
+    overlapped: a step's tokens are known only when the next one is on its way. states: by slot, the prefix that a
+    recurrent model's state is behind.
     """
 
     scheduler: Scheduler
     page_size: int
     cache: dict[int, tuple[Any, ...]] = field(default_factory=dict)
+    states: dict[int, tuple[Any, ...]] = field(default_factory=dict)
     done: dict[str, list[int]] = field(default_factory=dict)
     computed: int = 0
     overlapped: bool = False
@@ -86,6 +92,7 @@ class Simulation:
         batch = self.scheduler.schedule()
         self.scheduler.check_integrity()
         single = self._write(batch)
+        self._run_states(batch)
         for chunk in batch.chunks:
             self._check_context(chunk.sequence, chunk.end)
             assert not single.intersection(self._positions(chunk.sequence, chunk.start)), "read while it is written"
@@ -130,6 +137,19 @@ class Simulation:
             if chunk.num_tokens == 1:
                 single.add(positions[-1])
         return single
+
+    def _run_states(self, batch: Batch) -> None:
+        """Go on from the state of each seat, as a model that keeps one does."""
+        for chunk in batch.chunks:
+            if chunk.restore is not None:
+                self.states[chunk.sequence.seat] = self.states[chunk.restore]
+        for chunk in batch.chunks:
+            if self.scheduler.keeps_state and chunk.start > 0:
+                assert self.states[chunk.sequence.seat] == depends_on(chunk.sequence, chunk.start - 1)
+            self.states[chunk.sequence.seat] = depends_on(chunk.sequence, chunk.end - 1)
+        for chunk in batch.chunks:
+            if chunk.save is not None:
+                self.states[chunk.save.slot] = self.states[chunk.sequence.seat]
 
     def _check_context(self, sequence: EngineSequence, end: int) -> None:
         for i, position in enumerate(self._positions(sequence, end)):
@@ -176,7 +196,9 @@ def simulation(
     max_running: int = 8,
     prefix_caching: bool = True,
     overlapped: bool = False,
+    snapshots: int | None = None,
 ) -> Simulation:
+    """snapshots: of a model that keeps state; None for one that keeps none."""
     scheduler = Scheduler(
         PagePool(num_pages),
         residency or FakeResidency(),
@@ -184,6 +206,8 @@ def simulation(
         max_batch_tokens=budget,
         max_running=max_running,
         prefix_caching=prefix_caching,
+        snapshots=Snapshots(range(max_running, max_running + (snapshots or 0))),
+        keeps_state=snapshots is not None,
     )
     return Simulation(scheduler, page_size, overlapped=overlapped)
 
@@ -219,6 +243,7 @@ def workloads(draw: st.DrawFn) -> list[tuple[int, dict[str, Any]]]:
     max_running=st.integers(1, 6),
     prefix_caching=st.booleans(),
     overlapped=st.booleans(),
+    snapshots=st.sampled_from([None, None, 0, 1, 3]),
     residency=st.builds(
         FakeResidency, slots=st.integers(2, 4), fetch_steps=st.integers(0, 3), copy_steps=st.integers(0, 3)
     ),
@@ -232,11 +257,12 @@ def test_every_sequence_gets_its_answer_within_the_limits(
     max_running: int,
     prefix_caching: bool,
     overlapped: bool,
+    snapshots: int | None,
     residency: FakeResidency,
 ) -> None:
     needs = [-(-(len(r["prompt"]) + r["max_tokens"]) // page_size) for _, r in requests]
     num_pages = max(needs) + spare_pages
-    run = simulation(num_pages, page_size, residency, budget, max_running, prefix_caching, overlapped)
+    run = simulation(num_pages, page_size, residency, budget, max_running, prefix_caching, overlapped, snapshots)
     arriving = deque((step, make_sequence(**r)) for step, r in sorted(requests, key=lambda pair: pair[0]))
     sequences = [sequence for _, sequence in arriving]
     for step in range(MOST_STEPS):
@@ -501,8 +527,81 @@ def test_any_sequence_can_be_removed_at_any_time(make_sequence: MakeSequence, da
     assert not any(residency.holders.values())
 
 
-def test_tenants_that_are_gone_are_forgotten(make_sequence: MakeSequence) -> None:
+def test_payers_that_are_gone_are_forgotten(make_sequence: MakeSequence) -> None:
     run = simulation(num_pages=4)
     for i in range(3000):
-        run.run([make_sequence(adapters=[f"adapter-{i}"], max_tokens=1)])
-    assert len(run.scheduler.waiting._served) < 1500
+        run.run([make_sequence(adapters=[f"adapter-{i}"], tenant=f"tenant-{i % 2000}", max_tokens=1)])
+    lines = run.scheduler.waiting._lines
+    assert len(run.scheduler.waiting._counters.served) == len(lines) < 1500
+    assert sum(len(line.counters.served) for line in lines.values()) < 1500
+
+
+@pytest.mark.parametrize("weights", [{"a": 1.0, "b": 1.0}, {"a": 3.0, "b": 1.0}])
+def test_tenants_that_always_have_work_share_the_engine_by_weight(
+    make_sequence: MakeSequence, weights: dict[str, float]
+) -> None:
+    """However many requests each sends, at whichever priority, and whatever adapters they are for."""
+    run = simulation(num_pages=200, max_running=4, budget=12)
+    for i in range(200):
+        for tenant, count in (("a", 1), ("b", 4)):
+            for j in range(count):
+                adapters = [f"{tenant}{j % 2}"] if i % 2 else []
+                run.scheduler.add(
+                    make_sequence(
+                        [1] * 4,
+                        adapters,
+                        priority=-j,
+                        tenant=tenant,
+                        weight=weights[tenant],
+                        max_tokens=1 + (i + j) % 7,
+                    )
+                )
+    tokens = Counter[str]()
+    for _ in range(150):
+        for chunk in run.step().chunks:
+            tokens[chunk.sequence.tenant] += chunk.num_tokens
+    assert tokens["a"] / weights["a"] == pytest.approx(tokens["b"] / weights["b"], abs=4 * 11)
+
+
+def test_a_text_that_comes_again_begins_behind_a_snapshot(make_sequence: MakeSequence) -> None:
+    run = simulation(num_pages=64, page_size=4, budget=64, snapshots=2)
+    run.run([make_sequence(prompt=range(40))])
+    longer = make_sequence(prompt=range(60))
+    run.run([longer])
+    assert longer.num_cached == 36, "the last page of the prompt that leaves a token to run"
+    assert len(run.scheduler.snapshots) == 2
+    run.run([make_sequence(prompt=range(100, 140)), make_sequence(prompt=range(200, 240))])
+    gone = make_sequence(prompt=range(60))
+    run.run([gone])
+    assert gone.num_cached == 0, "its slots were needed: pages alone are no prefix"
+
+
+def test_sequences_with_one_prompt_wait_for_the_first_of_them(make_sequence: MakeSequence) -> None:
+    run = simulation(num_pages=64, page_size=4, budget=16, snapshots=2)
+    sequences = [make_sequence(prompt=range(49), max_tokens=2) for _ in range(4)]
+    run.run(sequences)
+    assert [sequence.num_cached for sequence in sequences] == [0, 48, 48, 48]
+
+
+def test_a_snapshot_goes_with_its_page(make_sequence: MakeSequence) -> None:
+    run = simulation(num_pages=14, page_size=4, snapshots=4)
+    run.run([make_sequence(prompt=range(40))])
+    assert len(run.scheduler.snapshots) == 1
+    run.run([make_sequence(prompt=range(100, 140))])
+    assert len(run.scheduler.snapshots) == 1
+    run.scheduler.forget_prefixes()
+    assert len(run.scheduler.snapshots) == 0
+
+
+def test_a_step_that_fails_takes_no_slot_with_it(make_sequence: MakeSequence) -> None:
+    """Also where the next step, which is on its way, makes a copy of its own."""
+    run = simulation(num_pages=64, page_size=4, snapshots=1)
+    run.scheduler.add(failing := make_sequence(prompt=range(40)))
+    batch = run.scheduler.schedule()
+    assert batch.prefills[0].save is not None
+    run.scheduler.forget_prefixes()
+    run.scheduler.launched(batch)
+    assert len(run.scheduler.snapshots) == 0
+    run.scheduler.remove(failing)
+    run.run([make_sequence(prompt=range(40))])
+    assert len(run.scheduler.snapshots) == 1

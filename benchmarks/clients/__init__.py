@@ -1,0 +1,1 @@
+"""Other people's clients, run as their users run them against a real server."""

@@ -1,0 +1,127 @@
+"""From the form that a body asks for to a grammar as the engine takes it, checked without a tokenizer.
+
+Nothing of it runs on the event loop, but for finding what was made before.
+"""
+
+import asyncio
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+
+from llguidance import LLMatcher, LLParserLimits
+
+from ...deep_threads import DeepThreads
+from ..http.errors import ApiError, bad_request
+from .gbnf import to_lark
+from .schema_faults import find_fault, find_older, without_neutral
+from .structured_fields import MAX_TEXT, Kind, StructuredFields, Wanted
+
+MOST_KEPT = 64  # grammars, of up to MAX_TEXT
+# Runs of blanks have an end: a model that has no idea would go on with them.
+WHITESPACE = r"[ \t]{1,4}|\r?\n[ \t]{0,40}"
+CODES: Mapping[Kind, str] = {
+    "json_schema": "invalid_schema",
+    "regex": "invalid_regex",
+    "choice": "invalid_choice",
+    "grammar": "invalid_grammar",
+}
+SECONDS = 10.0  # that a form may take
+LIMITS = LLParserLimits(  # as the engine's are: what it would refuse is refused here
+    initial_lexer_fuel=2_000_000, max_grammar_size=250_000, max_lexer_states=50_000, verbose_errors=False
+)
+
+_threads = DeepThreads(2, thread_name_prefix="forms")  # where a slow one holds up others of its kind only
+_kept: OrderedDict[tuple[Kind, str, str | None], str] = OrderedDict()
+
+
+async def grammar_of(body: StructuredFields) -> str | None:
+    """Return the grammar of the answers, None where they may be anything. Raises ApiError 400."""
+    asked = body.wanted
+    if not asked:
+        return None
+    if len(asked) > 1:
+        both = f"{asked[0].field} and {asked[1].field}"
+        raise bad_request(f"{both} both ask for a form of the answer: give one of them.", asked[1].field)
+    [wanted] = asked
+    text = wanted.value if isinstance(wanted.value, str) else json.dumps(wanted.value, ensure_ascii=False)
+    key = (wanted.kind, text, body.whitespace)
+    grammar = _kept.get(key)
+    if grammar is None:
+        made = asyncio.get_running_loop().run_in_executor(_threads, _make, wanted, text, body.whitespace)
+        try:
+            grammar = _kept[key] = await asyncio.wait_for(made, SECONDS)
+        except TimeoutError:
+            raise _refusal(wanted, f"takes over {SECONDS:g} seconds to be compiled: give something simpler") from None
+        if len(_kept) > MOST_KEPT:
+            _kept.popitem(last=False)
+    return grammar
+
+
+def _make(wanted: Wanted, text: str, whitespace: str | None) -> str:
+    """Return the grammar of a form. text: its value. Raises ApiError 400, with the place of what is wrong."""
+    if len(text) > MAX_TEXT:
+        raise _refusal(wanted, f"has {len(text)} characters, and at most {MAX_TEXT} are taken")
+    try:
+        grammar = _MAKERS[wanted.kind](text, whitespace)
+    except RecursionError:
+        raise _refusal(wanted, "is nested too deeply") from None
+    except Exception as error:  # whatever a converter says of a text
+        raise _refusal(wanted, f"cannot be read: {error}") from None
+    fault = _fault(grammar)
+    if not fault:
+        return grammar
+    if wanted.kind != "json_schema":
+        raise _refusal(wanted, f"cannot be compiled: {fault}")
+    path = find_fault(json.loads(text), lambda schema: _fault(_of_schema(json.dumps(schema), whitespace)))
+    place = ".".join([wanted.field, *path])
+    raise bad_request(f"{place} cannot be made into a grammar: {fault}.", place, CODES[wanted.kind])
+
+
+def _fault(grammar: str) -> str:
+    """Return what is wrong with a grammar, "" if nothing is."""
+    is_error, messages = LLMatcher.validate_grammar_with_warnings(grammar, limits=LIMITS)
+    return messages[0].strip()[:500] if is_error else ""
+
+
+def _refusal(wanted: Wanted, what: str) -> ApiError:
+    return bad_request(f"{wanted.field} {what}."[:1000], wanted.field, CODES[wanted.kind])
+
+
+def _of_schema(text: str, whitespace: str | None) -> str:
+    schema = json.loads(text)
+    if not isinstance(schema, dict | bool):
+        raise ValueError("a JSON schema is an object, true or false")
+    if isinstance(schema, dict):
+        schema.pop("x-guidance", None)  # options of the library's own, which would undo those here
+        for place, keyword, why in find_older(schema):
+            raise ValueError(f"at {place}: {keyword} {why}")
+        schema = without_neutral(schema)
+    if schema is False:
+        raise ValueError("it is false, which allows no value")
+    text = json.dumps({} if schema is True else schema, ensure_ascii=False)
+    if whitespace == "":
+        return LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_flexible": False})
+    return LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": whitespace or WHITESPACE})
+
+
+def _of_regex(text: str, whitespace: str | None) -> str:
+    return LLMatcher.grammar_from_regex(text)
+
+
+def _of_choices(text: str, whitespace: str | None) -> str:
+    choices = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in json.loads(text))
+    return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {choices}")  # one terminal: none is in another's way
+
+
+def _of_grammar(text: str, whitespace: str | None) -> str:
+    grammar = LLMatcher.grammar_from_lark(to_lark(text))
+    # Rules as they are may be smaller than the regular expressions that they make.
+    return grammar if not _fault(grammar) else LLMatcher.grammar_from_lark(to_lark(text, flat=False))
+
+
+_MAKERS: Mapping[Kind, Callable[[str, str | None], str]] = {
+    "json_schema": _of_schema,
+    "regex": _of_regex,
+    "choice": _of_choices,
+    "grammar": _of_grammar,
+}

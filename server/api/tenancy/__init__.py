@@ -1,0 +1,1 @@
+"""Who asks: tenants, the file of their keys, and what each may have. Knows no routes and no adapters' tables."""

@@ -1,0 +1,1 @@
+"""What a machine has for a server, found out without starting one."""

@@ -1,0 +1,47 @@
+"""What ends a sequence that asked for nothing wrong, by the name under which it travels between processes.
+
+EngineFault          any of these; `message` is safe to show to a client
+├── QueueTimeout     it waited longer for its first step than it may (429)
+├── StepFailed       the step that ran it failed (500)
+├── InvalidLogits    the model gave it numbers by which no token can be chosen (500)
+└── OutOfMemory      there was no memory for it just then (503)
+"""
+
+from peftserve.adapters.errors import AdapterError, error_of
+
+
+class EngineFault(Exception):
+    """The base of all errors here. retry_seconds: after which it may be worth to ask again; None if nobody knows."""
+
+    def __init__(self, message: str, *, retry_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_seconds = retry_seconds
+
+
+class QueueTimeout(EngineFault):
+    pass
+
+
+class StepFailed(EngineFault):
+    pass
+
+
+class InvalidLogits(EngineFault):
+    pass
+
+
+class OutOfMemory(EngineFault):
+    pass
+
+
+_FAULTS = {fault.__name__: fault for fault in (QueueTimeout, StepFailed, InvalidLogits, OutOfMemory)}
+
+
+def received(
+    kind: str | None, message: str, param: str | None = None, retry_seconds: float | None = None
+) -> AdapterError | EngineFault:
+    """Return an error as the engine has met it. kind: name of a class here or in adapters/errors.py."""
+    if (fault := _FAULTS.get(kind or "")) is not None:
+        return fault(message, retry_seconds=retry_seconds)
+    return error_of(kind, message, param)

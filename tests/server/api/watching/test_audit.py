@@ -1,0 +1,89 @@
+"""Who has changed what, told in a file that is only added to."""
+
+import json
+import logging
+
+FILE = """
+[[keys]]
+name = "acme"
+key = "sk-acme"
+[[keys]]
+name = "ops"
+key = "sk-ops"
+role = "admin"
+"""
+MIRROR = {"kind": "alias", "target": "sql"}
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+async def test_every_change_is_a_line_with_who_made_it(make_server, tmp_path, until):
+    log, keys = tmp_path / "audit.jsonl", tmp_path / "keys"
+    keys.write_text(FILE)
+    fields = {"api_key_file": keys, "audit_log": str(log), "keep_deleted": 60.0}
+    async with make_server(**fields) as server:
+        http = server.http
+        http.headers.update({"Authorization": "Bearer sk-ops", "X-Request-Id": "r-1"})
+        card = (await server.upload("sql")).json()
+        await server.upload("sql", rank=2)
+        await http.post("/v1/adapters/sql/rollback", json={"to": 1})
+        await http.patch("/v1/adapters/sql", json={"tags": ["100%s"]})
+        await http.put("/v1/default-adapter", json={"adapter": "sql"})
+        await http.put("/v1/routes/r", json=MIRROR)
+        await http.delete("/v1/routes/r")
+        log.rename(tmp_path / "rotated")
+        http.headers["Authorization"] = "Bearer sk-acme"
+        await http.delete("/v1/adapters/sql")
+        await http.post("/v1/completions", json={"model": "nobody", "prompt": "a"})
+        await server.upload("mine", rank=3)
+        await http.delete("/v1/adapters/mine")
+        await http.post("/v1/adapters/mine/restore")
+        keys.write_text(FILE.replace("sk-acme", "sk-other"))
+        server.services.keys.refresh()
+        server.services.keys.refresh()
+        keys.write_text("[[keys]]")
+        server.services.keys.refresh()
+        server.services.keys.refresh()
+        await until(lambda: len(lines_of(log)) == 6)
+        first, then = lines_of(tmp_path / "rotated"), lines_of(log)
+    assert [(line["what"], line.get("name"), line.get("version")) for line in first] == [
+        ("adapter.added", "sql", 1),
+        ("adapter.added", "sql", 2),
+        ("adapter.added", "sql", 3),
+        ("settings.changed", "sql", None),
+        ("default.changed", "sql", None),
+        ("route.changed", "r", None),
+        ("route.changed", "r", None),
+    ]
+    line = first[0]
+    assert line.pop("time").endswith("Z")
+    assert line == {
+        "who": "ops",
+        "role": "admin",
+        "what": "adapter.added",
+        "client": "127.0.0.1",
+        "request": "POST /v1/adapters",
+        "id": "r-1",
+        "name": "sql",
+        "version": 1,
+        "digest": card["digest"],
+    }
+    assert first[2]["request"] == "POST /v1/adapters/sql/rollback"
+    assert [(line["who"], line["what"], line.get("status"), line.get("keys")) for line in then] == [
+        ("acme", "refused", 403, None),
+        ("acme", "adapter.added", None, None),
+        ("acme", "adapter.deleted", None, None),
+        ("acme", "adapter.restored", None, None),
+        ("server", "keys.changed", None, 2),
+        ("server", "keys.refused", None, 2),
+    ]
+    assert "sk-" not in log.read_text() + (tmp_path / "rotated").read_text()
+
+
+async def test_a_log_that_cannot_be_written_stops_no_change(make_server, tmp_path, caplog):
+    async with make_server(audit_log="/dev/full") as server:
+        assert (await server.upload("sql")).status_code == 201
+    assert any("audit log cannot be written" in record.message for record in caplog.records)
+    assert caplog.records[0].levelno == logging.ERROR
