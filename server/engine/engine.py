@@ -50,10 +50,11 @@ class Engine:
         self._ranks = None if config.tensor_parallel_size == 1 else LeadingRanks(config)
         machine = make_machine(config) if self._ranks is None else self._ranks.lead()
         self._config, loaded, num_pages, slots = machine.config, machine.loaded, machine.num_pages, machine.slots
-        self._hidden = loaded.hidden
+        self._model, self._hidden = loaded.model, loaded.hidden
         self.adapters = machine.adapters
         self._max_model_len = machine.max_model_len
-        runner: Runner = machine.runner if self._ranks is None else self._ranks.runner(machine.runner)
+        own = machine.runner
+        self._runner: Runner = own if self._ranks is None else self._ranks.runner(own)
         config = machine.config
         self._scheduler = Scheduler(
             PagePool(num_pages),
@@ -70,12 +71,12 @@ class Engine:
             config, loaded, self.adapters, packed=machine.products.packed, num_pages=num_pages, slots=slots
         )
         logger.info("%s", self.memory)
-        num_graphs = None if is_host(loaded.device) else runner.num_graphs
+        num_graphs = None if is_host(loaded.device) else self._runner.num_graphs
         self.info = describe_model(config, loaded, num_pages, self._max_model_len, num_graphs)
         sampler = Sampler(loaded.trace.logits.shape[-1], loaded.device, config.max_running)
         sampler.warm_up(loaded.trace.logits.dtype)
         overlapped = loaded.device.type == "cuda" if config.async_scheduling is None else config.async_scheduling
-        self._pipeline = Pipeline(runner, sampler, self._scheduler, self._end, overlapped=overlapped)
+        self._pipeline = Pipeline(self._runner, sampler, self._scheduler, self._end, overlapped=overlapped)
         self._sequences: dict[str, Sequence] = {}
         self._failures: list[SequenceOutput] = []  # of the step that goes on, until it returns them
         self._start_limits = StartLimits()
