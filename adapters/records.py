@@ -104,6 +104,11 @@ class VersionRecords:
             os.sync()  # one wait for all: opening an older release's folder may write ten thousand
         fsync_folder(self.folder)
 
+    def forget_gone(self, there: Iterable[Reference]) -> None:
+        """Delete the marks of versions that exist: a kill cut off their deletion, or the end of their restoration."""
+        for reference in there:
+            self._path(reference, _GONE).unlink(missing_ok=True)
+
     def listing(self) -> Listing:
         """List the folder, without reading any record."""
         listing = Listing(set(), set(), [])
