@@ -36,10 +36,10 @@ async def _drip(reader: Reader, writer: Writer, first: bytes) -> None:
     """Send a beginning, and then byte for byte until the server has enough of it."""
     writer.write(first)
     closed = asyncio.ensure_future(reader.read(MOST_READ))
-    while not closed.done():
+    while not closed.done() and not writer.is_closing():
         writer.write(b"x")
         await asyncio.wait([closed], timeout=DRIP)
-    closed.result()
+    await closed
 
 
 async def slow_head(reader: Reader, writer: Writer, draw: random.Random) -> None:

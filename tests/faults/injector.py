@@ -60,13 +60,20 @@ class Injector:
     def make(cls, folder: Path, root: Path) -> Self:
         """Compile the library into `folder`, for faults of the files below `root`.
 
-        Raises RuntimeError with what the compiler has said.
+        Where there is no compiler, no fault ever comes. Raises RuntimeError with what the compiler has said.
         """
         library, page = folder / "shim.so", folder / "page"
-        _compile(library)
         page.write_bytes(bytes(mmap.PAGESIZE))
-        own = {"LD_PRELOAD": str(library), "FAULTS_PAGE": str(page), "FAULTS_ROOT": str(root.resolve())}
+        own = {"FAULTS_PAGE": str(page), "FAULTS_ROOT": str(root.resolve())}
+        if (program := compiler()) is not None:
+            _compile(program, library)
+            own["LD_PRELOAD"] = str(library)
         return cls({**os.environ, **own})
+
+    @property
+    def is_loaded(self) -> bool:
+        """Return whether processes with the environment can be given faults."""
+        return "LD_PRELOAD" in self.environment
 
     @classmethod
     def of_environment(cls) -> Self:
@@ -142,10 +149,7 @@ class Injector:
         return value
 
 
-def _compile(library: Path) -> None:
-    program = compiler()
-    if program is None:
-        raise RuntimeError("there is no C compiler")
+def _compile(program: str, library: Path) -> None:
     command = [program, "-shared", "-fPIC", "-O1", "-o", str(library), str(SOURCE), "-ldl"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

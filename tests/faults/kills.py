@@ -4,6 +4,7 @@ import asyncio
 import os
 import random
 import signal
+import time
 from collections.abc import Awaitable, Callable
 
 import httpx
@@ -75,9 +76,16 @@ class Traffic:
 
 
 async def kill_engine(subject: Subject) -> None:
-    """Kill the engine: the server starts another."""
+    """Kill the engine under requests, which have their error at once: the server starts another."""
     before = subject.server.engine_pid()
-    os.kill(before, signal.SIGKILL)
+    async with subject.client() as client:
+        asked = [asyncio.create_task(ask(client, BASE, max_tokens=240)) for _ in range(ASKERS)]
+        await until(lambda: _are_running(subject, asked), "run requests")
+        os.kill(before, signal.SIGKILL)
+        died = time.monotonic()
+        for answer in await asyncio.gather(*asked):
+            check_envelope(answer, may_fail=True)
+        subject.error_seconds.append(time.monotonic() - died)
     await until(lambda: _has_other_engine(subject, before), "start another engine")
 
 
@@ -169,6 +177,11 @@ async def _has_begun(traffic: Traffic, running: "asyncio.Task[None]") -> bool:
     if running.done():
         running.result()
     return len(traffic.there | traffic.gone) >= UPLOADERS
+
+
+async def _are_running(subject: Subject, asked: list["asyncio.Task[httpx.Response]"]) -> bool:
+    running = await asyncio.to_thread(subject.server.metric, "peftserve_sequences_running")
+    return running > 0 or all(task.done() for task in asked)
 
 
 async def _has_other_engine(subject: Subject, before: int) -> bool:

@@ -62,6 +62,7 @@ class Subject:
         self.sources = oracle.varied_adapters(self.model, folder / "adapters", seed=50)[: len(STAYING)]
         self.contents: dict[str, int] = {}  # name to index in `sources`, of adapters that may be there
         self.answers: dict[str, list[int]] = {}
+        self.error_seconds: list[float] = []  # after an engine's death, until the last request had its error
         self.start()
 
     def start(self) -> None:

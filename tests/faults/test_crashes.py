@@ -9,7 +9,10 @@ from .crashes import CRASH, Fault, find
 from .injector import Mode, compiler
 from .operations import OFFLINE, OPERATIONS
 
-pytestmark = pytest.mark.skipif(compiler() is None, reason="there is no C compiler for the library that gives faults")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(compiler() is None, reason="there is no C compiler for the library that gives faults"),
+]
 
 FAILING = ("new version", "deletion for good", "route")
 
