@@ -6,6 +6,7 @@ Each turn does every part many times, with a seed of its own that is printed: wi
 import argparse
 import asyncio
 import itertools
+import logging
 import random
 import sys
 import tempfile
@@ -14,30 +15,33 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import crashes
+from . import crashes, flips
 from .injector import compiler
 from .operations import OFFLINE, OPERATIONS
 from .parts import PARTS
 from .subject import Subject
 
-CRASHES = "crashes"
+CRASHES, FLIPS = "crashes", "flips"
+MANY_FLIPS = 1000
 MOST_LOG = 5000  # characters of the server's that are shown
 
 
 def main() -> int:
     arguments = _arguments()
-    chosen = arguments.only or [CRASHES, *PARTS]
+    chosen = arguments.only or [CRASHES, FLIPS, *PARTS]
     deadline = time.monotonic() + arguments.minutes * 60
     with tempfile.TemporaryDirectory(prefix="faults-", dir=arguments.folder) as folder:
         if CRASHES in chosen and not _crash(Path(folder)):
             return 1
-        names = [name for name in chosen if name != CRASHES]
+        if FLIPS in chosen and not _flip(Path(folder), arguments.seed):
+            return 1
+        names = [name for name in chosen if name in PARTS]
         return 0 if not names or asyncio.run(_serve(Path(folder), names, arguments.seed, deadline)) else 1
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description="Faults that a server has to outlive.")
-    names = [CRASHES, *PARTS]
+    names = [CRASHES, FLIPS, *PARTS]
     parser.add_argument("--minutes", type=float, default=10, help="how long; each part comes once at least (10)")
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (0)")
     parser.add_argument("--only", nargs="+", choices=names, metavar="PART", help=f"some of {', '.join(names)}")
@@ -60,6 +64,21 @@ def _crash(folder: Path) -> bool:
         f"crashes: {len(crashes.FAULTS)} faults at each of {calls} calls, {time.monotonic() - begun:.0f} s", flush=True
     )
     return not any("why" in line for line in found)
+
+
+def _flip(folder: Path, seed: int) -> bool:
+    """Flip bits of a state folder. Returns whether everything was in order."""
+    logging.disable(logging.ERROR)
+    begun = time.monotonic()
+    try:
+        flips.run(folder / FLIPS, random.Random(seed), MANY_FLIPS)
+    except AssertionError as error:
+        print(f"flips: {error}; again by --only flips --seed {seed}", flush=True)
+        return False
+    finally:
+        logging.disable(logging.NOTSET)
+    print(f"flips: {MANY_FLIPS} bits of seed {seed}, {time.monotonic() - begun:.0f} s", flush=True)
+    return True
 
 
 async def _serve(folder: Path, names: Sequence[str], seed: int, deadline: float) -> bool:

@@ -60,6 +60,7 @@ FILES = (
 
 async def requests(subject: Subject, draw: random.Random, rounds: int) -> None:
     """Send so many requests. None is answered with 5xx, each error is in the envelope, and the server is as it was."""
+    begun = len(subject.logged())
     async with subject.client() as client:
         described = (await client.get("/openapi.json")).json()["paths"]
         routes = [(path, method, one) for path, methods in described.items() for method, one in methods.items()]
@@ -78,7 +79,7 @@ async def requests(subject: Subject, draw: random.Random, rounds: int) -> None:
                 raise AssertionError(f"request {number}: {sent}: {error}") from error
         assert _outside(subject) == outside, "something lies outside the state folder"
         await _tidy(client)
-    assert "Traceback" not in subject.log.read_text(), subject.log.read_text()[-3000:]
+    assert "Traceback" not in subject.logged(begun), subject.logged(begun)[-3000:]
     await subject.clear()
     await subject.check()
 

@@ -143,6 +143,10 @@ class Subject:
                 found += [int(child) for child in task.read_text().split()]
         return [child for child in found if is_running(child) and b"server.api.worker" in _command(child)]
 
+    def logged(self, since: int = 0) -> str:
+        """Return what the server has logged, behind so many characters."""
+        return self.log.read_text(errors="replace")[since:]
+
     def staged(self) -> list[Path]:
         return [*(self.state / "staging").iterdir()]
 
