@@ -66,8 +66,15 @@ _ADAPTER_ANSWERS: dict[type[AdapterError], tuple[int, str]] = {
     adapter_errors.AdapterFailed: (500, "adapter_failed"),
     adapter_errors.NoMemoryForAdapter: (503, "out_of_memory"),
     adapter_errors.StoreFull: (503, "store_full"),
+    adapter_errors.StoreFailed: (503, "store_failed"),
 }
-_SERVERS_OWN = adapter_errors.AdapterDamaged, adapter_errors.AdapterFailed, adapter_errors.NoMemoryForAdapter
+_SERVERS_OWN = (
+    adapter_errors.AdapterDamaged,
+    adapter_errors.AdapterFailed,
+    adapter_errors.NoMemoryForAdapter,
+    adapter_errors.StoreFull,
+    adapter_errors.StoreFailed,
+)
 _FAULT_ANSWERS: dict[type[EngineFault], tuple[int, str]] = {
     faults.QueueTimeout: (429, "queue_timeout"),
     faults.StepFailed: (500, "step_failed"),
