@@ -35,7 +35,9 @@ def served() -> set[str]:
 def expressions() -> list[str]:
     panels = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
     variables = [one["query"]["query"] for one in DASHBOARD["templating"]["list"] if one["type"] == "query"]
-    return [*panels, *variables, *(rule["expr"] for rule in RULES)]
+    scaled = yaml.safe_load((DEPLOY / "kubernetes/autoscaling/scaledobject.yaml").read_text(encoding="utf-8"))
+    triggers = [trigger["metadata"]["query"] for trigger in scaled["spec"]["triggers"]]
+    return [*panels, *variables, *triggers, *(rule["expr"] for rule in RULES)]
 
 
 def test_every_metric_that_is_named_is_served():
@@ -76,7 +78,12 @@ def test_compose_mounts_what_is_there():
 @promtool
 @pytest.mark.parametrize(
     "command",
-    [["check", "config", "prometheus.yml"], ["check", "rules", "alerts.yml"], ["test", "rules", "alerts.test.yml"]],
+    [
+        ["check", "config", "prometheus.yml"],
+        ["check", "config", "--syntax-only", "../kubernetes/monitoring/prometheus.yml"],
+        ["check", "rules", "alerts.yml"],
+        ["test", "rules", "alerts.test.yml"],
+    ],
 )
 def test_prometheus_takes_it(command):
     done = subprocess.run(["promtool", *command], cwd=DEPLOY / "prometheus", capture_output=True, text=True)
