@@ -122,7 +122,7 @@ POLICIES: dict[str, Callable[[], Policy]] = {
     "rank-aware": lambda: rank_aware,
     "replicate-hot": replicated,
     "shipped": indexed,
-    "shipped, roomy": lambda: indexed(ROOMY),
+    "shipped-roomy": lambda: indexed(ROOMY),
 }
 
 
