@@ -8,6 +8,7 @@ two together.
 import bisect
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from hashlib import blake2b
 
 from peftserve.server.deploy.affinity import DEFAULT_BOUND, Bound, ReplicaState, choose, homes
@@ -44,18 +45,15 @@ def rank_aware(fleet: Fleet, request: Request) -> int:
 
 def indexed(bound: Bound = DEFAULT_BOUND) -> Policy:
     """Make the server's own choice, by an index."""
-    remembered: dict[int, list[int]] = {}
 
     def policy(fleet: Fleet, request: Request) -> int:
         most = _most(fleet, bound)
         having = _least_of_holders(fleet, request, most)
         if having is not None:
             return having
-        if request.adapter not in remembered:
-            remembered[request.adapter] = _homes(fleet, request)
-        first = [replica for replica in remembered[request.adapter] if fleet.sequences[replica] < most]
+        first = [replica for replica in _first_homes(fleet.size, request.adapter) if fleet.sequences[replica] < most]
         if len(first) < 2:
-            first = [replica for replica in _homes(fleet, request, fleet.size) if fleet.sequences[replica] < most]
+            first = [replica for replica in _homes(fleet.size, request.adapter) if fleet.sequences[replica] < most]
         return min(first[:2], key=fleet.sequences.__getitem__)
 
     return policy
@@ -158,9 +156,14 @@ def _less_busy(fleet: Fleet, replicas: Sequence[int]) -> int:
     return min(fleet.draw.sample(replicas, min(2, len(replicas))), key=fleet.sequences.__getitem__)
 
 
-def _homes(fleet: Fleet, request: Request, number: int = HOMES) -> list[int]:
-    states = [ReplicaState(_name(replica), 0) for replica in range(fleet.size)]
-    return [int(one.name) for one in homes(states, [str(request.adapter)])[:number]]
+def _homes(size: int, adapter: int) -> list[int]:
+    states = [ReplicaState(_name(replica), 0) for replica in range(size)]
+    return [int(one.name) for one in homes(states, [str(adapter)])]
+
+
+@cache
+def _first_homes(size: int, adapter: int) -> list[int]:
+    return _homes(size, adapter)[:HOMES]
 
 
 def _name(replica: int) -> str:
