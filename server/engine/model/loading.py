@@ -33,7 +33,7 @@ from .idle_modules import IdleTracer, without_idle
 from .inner_linears import redirect
 from .older_attention import attend_in_older_classes
 from .placement import choose_device, choose_dtype
-from .quantisation import how_to_load
+from .quantisation import how_to_load, keep_as_loaded
 from .rehearsal import Rehearsal, longest, rehearsals
 from .rounding import quantised_linears, rounds_inputs
 from .row_positions import pass_row_positions
@@ -111,6 +111,7 @@ def _load(config: EngineConfig) -> LoadedModel:
     model = read_model(config.model, dtype, config.trust_remote_code, quantisation)
     model.to(device)  # type: ignore[arg-type]  # transformers' decorator hides that this is a method
     model.eval().requires_grad_(False)
+    keep_as_loaded(model)
     limit = _max_model_len(hf_config.get_text_config(), config.max_model_len)
     trace = _trace(model, max(2, min(TRACE_TOKENS, limit)))
     copied, runs = _copied(model, trace)
