@@ -178,7 +178,7 @@ class EngineClient:
     def _take(self, info: ModelInfo) -> None:
         """Take a model in, unless it is another than before: adapters, and texts under way, are of that one."""
         self._first = self._first or info
-        if _identity(info) != _identity(self._first):
+        if identity_of(info) != identity_of(self._first):
             self._now().die("the model is another than before; restart the server to serve it")
             return
         self._out_since = None
@@ -214,7 +214,7 @@ class EngineClient:
         return self.info is not None and self.info.device == "cpu"
 
 
-def _identity(info: ModelInfo) -> tuple[object, ...]:
+def identity_of(info: ModelInfo) -> tuple[object, ...]:
     """Return what two engines have alike that serve one model in the same words."""
     words = (info.tokenizer, info.chat_template, info.special_tokens, info.eos_token_ids)
     return (info.fingerprint, info.architecture, info.dtype, info.vocab_size, info.hidden_size, *words)

@@ -1,12 +1,10 @@
 """The whole server around the fake engine process. Run as `python fake_server_process.py OPTIONS-IN-JSON`."""
 
-import functools
 import json
 import sys
 from pathlib import Path
 
 from peftserve.server.api import serve
-from peftserve.server.api.engine.launched import LaunchedEngine
 from peftserve.server.config import EngineConfig, ServerConfig
 from peftserve.server.wire.launch import encode_config
 
@@ -36,8 +34,7 @@ def main() -> int:
         **{key: Path(value) for key, value in options.get("paths", {}).items()},
         **options.get("fields", {}),
     )
-    serve.LaunchedEngine = functools.partial(LaunchedEngine, make_command=engine_command)
-    return serve.run(config)
+    return serve.run(config, engine_command)
 
 
 if __name__ == "__main__":

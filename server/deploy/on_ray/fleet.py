@@ -1,0 +1,102 @@
+"""The replicas of a server as one deployment of Ray Serve.
+
+Serve places replicas, watches their health, starts others in place of those that end, and scales. No request goes
+through it: neither its proxies nor its handles are used. Knows Ray; does not know what an engine says.
+"""
+
+import math
+import os
+from typing import TYPE_CHECKING, Any
+
+from ...config import EngineConfig
+from ...wire.launch import encode_config
+from ..dialer import Target
+from ..fleet import FleetError
+from .options import RayOptions
+from .replica import EngineReplica
+
+if TYPE_CHECKING:
+    from ray.serve import Application
+
+APPLICATION = "peftserve"
+NAMESPACE = "peftserve"
+OBJECT_STORE = 100 << 20  # bytes, near Ray's least: nothing large goes through it
+HEALTH_SECONDS, HEALTH_PATIENCE = 1.0, 10.0
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_LOG_TO_STDERR": "0"}
+
+
+class RayFleet:
+    """A deployment on a cluster, or on one that is begun here and ends with it."""
+
+    def __init__(self, config: EngineConfig, options: RayOptions) -> None:
+        self._config = config
+        self._options = options
+
+    def open(self) -> str:
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
+        try:
+            import ray
+            from ray import serve
+        except ImportError:
+            raise FleetError("Ray is not installed: pip install 'peftserve[ray]'") from None
+        try:
+            ray.init(namespace=NAMESPACE, configure_logging=False, **self._cluster())
+            serve.start(proxy_location="Disabled")
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            raise FleetError(f"Ray cannot be used: {error}") from None
+        return "127.0.0.1" if self._options.address is None else str(ray.util.get_node_ip_address())
+
+    def start(self, target: Target) -> None:
+        from ray import serve
+
+        try:
+            serve.run(self._application(target), name=APPLICATION, route_prefix=None)
+        except RuntimeError as error:
+            raise FleetError(f"the replicas do not start: {error}") from None
+
+    def close(self) -> None:
+        import ray
+        from ray import serve
+
+        if ray.is_initialized():
+            if self._options.address is not None:  # one that was begun here ends with all that it runs
+                serve.delete(APPLICATION, _blocking=False)
+            ray.shutdown()
+
+    def _cluster(self) -> dict[str, Any]:
+        """Return the arguments of `ray.init` which say what cluster it is."""
+        if self._options.address is not None:
+            return {"address": self._options.address}
+        # On one machine what replicas reserve is theirs to share: more of them than cores are slow, but run.
+        cores = max(os.cpu_count() or 1, math.ceil(self._options.cpus * self._options.max_replicas))
+        return {
+            "address": "local",
+            "num_cpus": cores,
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE,
+        }
+
+    def _application(self, target: Target) -> "Application":
+        from ray import serve
+
+        deployment = serve.deployment(
+            EngineReplica,
+            name="engine",
+            num_replicas=self._options.min_replicas,
+            ray_actor_options={"num_cpus": self._options.cpus, "num_gpus": self._gpus()},
+            # Replicas that run are told anew, and go on, when only this is another.
+            user_config={"host": target.host, "port": target.port, "secret": target.secret},
+            health_check_period_s=HEALTH_SECONDS,
+            health_check_timeout_s=HEALTH_PATIENCE,
+            graceful_shutdown_wait_loop_s=0.1,
+            graceful_shutdown_timeout_s=self._options.grace_period + HEALTH_PATIENCE,
+        )
+        return deployment.bind(encode_config(self._config), self._options.grace_period)
+
+    def _gpus(self) -> float:
+        import ray
+
+        if self._options.gpus is not None:
+            return self._options.gpus
+        return 1.0 if self._config.device != "cpu" and ray.cluster_resources().get("GPU", 0) else 0.0
