@@ -13,9 +13,12 @@ from . import resolution
 from .errors import CommandError
 from .model_check import check_model
 from .serve import make_config
-from .values import whole
+from .values import seconds, whole
 
-OWN = ("replicas", "min_replicas", "max_replicas", "ray_address", "cpus_per_replica", "gpus_per_replica")
+OWN = {
+    *("replicas", "min_replicas", "max_replicas", "upscale_delay", "downscale_delay"),
+    *("ray_address", "cpus_per_replica", "gpus_per_replica"),
+}
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -40,6 +43,9 @@ def _add_own(parser: argparse.ArgumentParser) -> None:
         "--min-replicas", metavar="N", type=count, help="fewest engines, where their number follows load"
     )
     parser.add_argument("--max-replicas", metavar="N", type=count, help="most engines then")
+    wait = _checked(seconds)
+    parser.add_argument("--upscale-delay", metavar="SECONDS", type=wait, default=10.0, help="of load (default: 10)")
+    parser.add_argument("--downscale-delay", metavar="SECONDS", type=wait, default=600.0, help="(default: 600)")
     parser.add_argument("--ray-address", metavar="ADDRESS", help="a cluster, or `auto` (default: one on this machine)")
     parser.add_argument("--cpus-per-replica", metavar="C", type=share, default=1.0, help="reserved in Ray (default: 1)")
     parser.add_argument(
@@ -74,6 +80,8 @@ def make_options(chosen: Mapping[str, Any], config: ServerConfig) -> RayOptions:
         address=chosen["ray_address"],
         cpus=chosen["cpus_per_replica"],
         gpus=chosen["gpus_per_replica"],
+        up_after=chosen["upscale_delay"],
+        down_after=chosen["downscale_delay"],
         grace_period=config.grace_period,
     )
 

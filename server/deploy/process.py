@@ -38,6 +38,10 @@ async def deal_out(door: socket.socket, fleet: Fleet) -> int:
     except FleetError as error:
         dispatcher.door.send(EngineFailed(str(error)))
         return 1
+    except Exception as error:
+        logger.exception("no sequences can be dealt out")
+        dispatcher.door.send(EngineFailed(f"{type(error).__name__}: {error}"))
+        return 1
     finally:
         dispatcher.close()
         await asyncio.to_thread(fleet.close)

@@ -14,6 +14,7 @@ from ..dialer import Target
 from ..fleet import FleetError
 from .options import RayOptions
 from .replica import EngineReplica
+from .scaling import POLICY
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 APPLICATION = "peftserve"
 NAMESPACE = "peftserve"
 OBJECT_STORE = 100 << 20  # bytes, near Ray's least: nothing large goes through it
+REPORT_SECONDS, LOOK_BACK_SECONDS = 1.0, 10.0  # of pressures, and their mean
 HEALTH_SECONDS, HEALTH_PATIENCE = 1.0, 10.0
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_LOG_TO_STDERR": "0"}
 
@@ -83,7 +85,7 @@ class RayFleet:
         deployment = serve.deployment(
             EngineReplica,
             name="engine",
-            num_replicas=self._options.min_replicas,
+            **self._number(),
             ray_actor_options={"num_cpus": self._options.cpus, "num_gpus": self._gpus()},
             # Replicas that run are told anew, and go on, when only this is another.
             user_config={"host": target.host, "port": target.port, "secret": target.secret},
@@ -93,6 +95,24 @@ class RayFleet:
             graceful_shutdown_timeout_s=self._options.grace_period + HEALTH_PATIENCE,
         )
         return deployment.bind(encode_config(self._config), self._options.grace_period)
+
+    def _number(self) -> dict[str, Any]:
+        """Return the arguments of a deployment that say how many replicas there are."""
+        from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+
+        least, most = self._options.min_replicas, self._options.max_replicas
+        if least == most:
+            return {"num_replicas": least}
+        config = AutoscalingConfig(
+            min_replicas=least,
+            max_replicas=most,
+            metrics_interval_s=REPORT_SECONDS,
+            look_back_period_s=LOOK_BACK_SECONDS,
+            upscale_delay_s=self._options.up_after,
+            downscale_delay_s=self._options.down_after,
+            policy=AutoscalingPolicy(policy_function=POLICY),
+        )
+        return {"autoscaling_config": config}
 
     def _gpus(self) -> float:
         import ray

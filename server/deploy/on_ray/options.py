@@ -17,6 +17,7 @@ class RayOptions:
     """min_replicas, max_replicas: the same number where it is fixed. address: of a cluster; None begins one here.
 
     cpus, gpus: what one replica reserves; None for one GPU where the cluster has any.
+    up_after, down_after: seconds for which another number has to be wanted before there are more, or fewer.
     grace_period: seconds for which a replica that is to go may end what it runs.
     """
 
@@ -25,6 +26,8 @@ class RayOptions:
     address: str | None = None
     cpus: float = 1.0
     gpus: float | None = None
+    up_after: float = 10.0
+    down_after: float = 600.0
     grace_period: float = 25.0
 
 

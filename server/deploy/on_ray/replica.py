@@ -5,6 +5,7 @@ Knows how Serve treats a deployment's class; does not import Ray but to ask for 
 
 import asyncio
 import logging
+import time
 from typing import Any
 
 from ...api.engine.interface import EngineDead
@@ -13,9 +14,12 @@ from ...config import EngineConfig
 from ...logs import set_up_logging
 from ...wire.launch import decode_config
 from ..dialer import Dialer, Target
+from ..scaling import Pressure
+from .scaling import report
 
 logger = logging.getLogger(__name__)
 
+MIN_PASSED = 0.1  # seconds between two counts, for a rate
 SILENCE = 60.0  # seconds without a sign of life after which an engine hangs
 
 
@@ -27,6 +31,7 @@ class EngineReplica:
         self._grace_period = grace_period
         set_up_logging(self._config.log_level)
         self._engine = LaunchedEngine(self._config, patience=SILENCE)
+        self._counted = (0, time.monotonic())  # evictions, and when they were counted last
         self._dialer: Dialer | None = None  # set when the engine has loaded its model
         self._end: asyncio.Task[None] | None = None  # set with it
 
@@ -52,6 +57,18 @@ class EngineReplica:
         """Raise where another replica has to take the place of this one."""
         if not self._engine.alive:
             raise RuntimeError("the engine has ended")
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Return what the policy of the number of replicas goes by. Serve asks every few seconds where it varies."""
+        stats, now = self._engine.stats, time.monotonic()
+        (evictions, then), self._counted = self._counted, (stats.adapter_evictions, now)
+        passed = max(now - then, MIN_PASSED)
+        pressure = Pressure(
+            sequences=stats.num_running + stats.num_waiting,
+            places=self._config.max_running,
+            evictions=max(0, stats.adapter_evictions - evictions) / passed,
+        )
+        return report(pressure)
 
     async def __call__(self) -> str:
         """Answer who asks through Serve, which nobody has to: sequences come another way."""

@@ -1,5 +1,6 @@
 """The whole server around the fake engine process. Run as `python fake_server_process.py OPTIONS-IN-JSON`."""
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -11,8 +12,8 @@ from peftserve.server.wire.launch import encode_config
 ENGINE = Path(__file__).with_name("fake_engine_process.py")
 
 
-def engine_command(door: int, config: EngineConfig) -> list[str]:
-    return [sys.executable, str(ENGINE), str(door), encode_config(config)]
+def fake_command(door: int, config: EngineConfig, script: str) -> list[str]:
+    return [sys.executable, script, str(door), encode_config(config)]
 
 
 def main() -> int:
@@ -34,7 +35,7 @@ def main() -> int:
         **{key: Path(value) for key, value in options.get("paths", {}).items()},
         **options.get("fields", {}),
     )
-    return serve.run(config, engine_command)
+    return serve.run(config, functools.partial(fake_command, script=options.get("engine", str(ENGINE))))
 
 
 if __name__ == "__main__":

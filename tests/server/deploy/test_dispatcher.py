@@ -14,7 +14,8 @@ from peftserve.server.deploy.hello import Hello, say_hello
 from peftserve.server.wire.messages import ModelInfo
 from peftserve.server.wire.transport import encode
 from tests.server.api.fake_engine_process import INFO
-from tests.server.deploy.conftest import PATIENCE, Reader, connect, request, until
+from tests.server.deploy.conftest import Reader, connect, request, until
+from tests.server.deploy.local_fleet import PATIENCE
 
 TOKENS = [5, 6, 7, 5, 6, 7, 5, 6, 7, 5]
 
