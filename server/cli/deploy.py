@@ -83,6 +83,7 @@ def make_options(chosen: Mapping[str, Any], config: ServerConfig) -> RayOptions:
         up_after=chosen["upscale_delay"],
         down_after=chosen["downscale_delay"],
         grace_period=config.grace_period,
+        engine_timeout=config.engine_timeout,
     )
 
 

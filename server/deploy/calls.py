@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from msgspec.structs import replace
 
 from ..api.engine.interface import EngineDead
+from ..wire.faults import ReplicaLost
 from ..wire.messages import Call, InspectAdapter, LoadAdapter, PinAdapters, ReleaseAdapter, Reply
 from .replica import Replica
 
@@ -63,15 +64,15 @@ class Calls:
                 return await self._of_all(call)
 
     async def _of_one(self, call: Call, digest: str) -> Reply:
-        """Have one replica answer, and another if that one goes."""
-        while True:
-            while not (ready := self._ready()):
-                self._someone.clear()
-                await self._someone.wait()
-            try:
-                return await self._on(self._choose(ready, digest), call)
-            except EngineDead:
-                await asyncio.sleep(0)  # others hear of it first
+        """Have one replica answer. Where that ends it, so might it any other: none is asked again."""
+        while not (ready := self._ready()):
+            self._someone.clear()
+            await self._someone.wait()
+        try:
+            return await self._on(self._choose(ready, digest), call)
+        except EngineDead:
+            message = "The replica that was looking at the adapter has ended; try again."
+            return Reply(call.call_id, error_kind=ReplicaLost.__name__, error=message)
 
     async def _of_all(self, call: Call) -> Reply:
         """Have all answer, and return the first error, if any. Those that go meanwhile have nothing in memory."""

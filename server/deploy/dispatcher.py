@@ -41,6 +41,7 @@ from .totals import Totals
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 5.0
+MOST_TRIES = 2  # replicas on which one sequence is begun
 
 
 class Dispatcher:
@@ -135,8 +136,11 @@ class Dispatcher:
         self._sequences.pop(sequence.request.request_id, None)
 
     def _lost(self, sequence: Sequence) -> None:
-        """Begin a sequence anew whose replica has gone, unless its client has read some of it."""
-        if sequence.has_said:
+        """Begin a sequence anew whose replica has gone, unless its client has read some of it, or it was so before.
+
+        It may be the one that ends whatever runs it, and shall not go through all of them.
+        """
+        if sequence.has_said or sequence.num_begun >= MOST_TRIES:
             self._end(sequence, ReplicaLost("The replica that ran this request has ended; ask again."))
         else:
             self._deal(sequence)

@@ -15,6 +15,8 @@ from ..wire.framing import framed
 
 LONGEST = 4096  # bytes; nobody who has not said who he is sends more
 PATIENCE = 10.0  # seconds for all of it
+LOST_SECONDS = 20  # after which a machine that no longer answers is gone, whatever its engine was doing
+PROBES = 4  # of it in that time
 _LENGTH = struct.Struct("<I")
 
 
@@ -35,16 +37,14 @@ class Stranger(Exception):
 
 def say_hello(end: socket.socket, hello: Hello) -> None:
     """Begin a connection. Raises OSError."""
-    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # outputs are small, and each is waited for
-    end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    _set_options(end)
     end.sendall(framed(msgspec.msgpack.encode(hello)))
 
 
 async def hear_hello(end: socket.socket, secret: str) -> Hello:
     """Return what a replica that has connected says. Raises Stranger."""
     end.setblocking(False)
-    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    _set_options(end)
     try:
         async with asyncio.timeout(PATIENCE):
             (length,) = _LENGTH.unpack(await _exactly(end, _LENGTH.size))
@@ -56,6 +56,20 @@ async def hear_hello(end: socket.socket, secret: str) -> Hello:
     if not hmac.compare_digest(hello.secret.encode(), secret.encode()):
         raise Stranger("it does not know the secret")
     return hello
+
+
+def _set_options(end: socket.socket) -> None:
+    """Send what is small at once, since outputs are waited for, and notice a machine that has gone without a word."""
+    every = LOST_SECONDS // PROBES
+    end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        (socket.TCP_NODELAY, 1),
+        (socket.TCP_KEEPIDLE, every),
+        (socket.TCP_KEEPINTVL, every),
+        (socket.TCP_KEEPCNT, PROBES - 1),
+        (socket.TCP_USER_TIMEOUT, LOST_SECONDS * 1000),
+    ):
+        end.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 async def _exactly(end: socket.socket, length: int) -> bytes:

@@ -24,6 +24,7 @@ class Sequence:
         self.request = request
         self.client = client
         self.has_said = False  # whether the client has heard of it: then it cannot begin anew elsewhere
+        self.num_begun = 0
         self.replica: Replica | None = None  # set by begin()
         self._ended = ended
         self._lost = lost
@@ -32,6 +33,7 @@ class Sequence:
         """Run it on a replica. Raises EngineDead."""
         replica.submit(self.request, self)
         self.replica = replica
+        self.num_begun += 1
 
     def push(self, output: SequenceOutput) -> None:
         self.has_said = True

@@ -33,6 +33,7 @@ class RayFleet:
     def __init__(self, config: EngineConfig, options: RayOptions) -> None:
         self._config = config
         self._options = options
+        self._is_open = False  # whether there is a cluster to leave
 
     def open(self) -> str:
         for name, value in QUIET.items():
@@ -43,6 +44,7 @@ class RayFleet:
         except ImportError:
             raise FleetError("Ray is not installed: pip install 'peftserve[ray]'") from None
         try:
+            self._is_open = True
             ray.init(namespace=NAMESPACE, configure_logging=False, **self._cluster())
             serve.start(proxy_location="Disabled")
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
@@ -58,13 +60,14 @@ class RayFleet:
             raise FleetError(f"the replicas do not start: {error}") from None
 
     def close(self) -> None:
+        if not self._is_open:
+            return
         import ray
         from ray import serve
 
-        if ray.is_initialized():
-            if self._options.address is not None:  # one that was begun here ends with all that it runs
-                serve.delete(APPLICATION, _blocking=False)
-            ray.shutdown()
+        if self._options.address is not None and ray.is_initialized():
+            serve.delete(APPLICATION, _blocking=False)
+        ray.shutdown()  # a cluster that was begun here ends with it
 
     def _cluster(self) -> dict[str, Any]:
         """Return the arguments of `ray.init` which say what cluster it is."""
@@ -94,7 +97,7 @@ class RayFleet:
             graceful_shutdown_wait_loop_s=0.1,
             graceful_shutdown_timeout_s=self._options.grace_period + HEALTH_PATIENCE,
         )
-        return deployment.bind(encode_config(self._config), self._options.grace_period)
+        return deployment.bind(encode_config(self._config), self._options.grace_period, self._options.engine_timeout)
 
     def _number(self) -> dict[str, Any]:
         """Return the arguments of a deployment that say how many replicas there are."""

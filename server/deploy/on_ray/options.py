@@ -19,6 +19,7 @@ class RayOptions:
     cpus, gpus: what one replica reserves; None for one GPU where the cluster has any.
     up_after, down_after: seconds for which another number has to be wanted before there are more, or fewer.
     grace_period: seconds for which a replica that is to go may end what it runs.
+    engine_timeout: seconds without a sign of life after which its engine is taken for hung; 0: never.
     """
 
     min_replicas: int = 1
@@ -29,6 +30,7 @@ class RayOptions:
     up_after: float = 10.0
     down_after: float = 600.0
     grace_period: float = 25.0
+    engine_timeout: float = 60.0
 
 
 def command_maker(options: RayOptions) -> Callable[[int, EngineConfig], list[str]]:

@@ -20,17 +20,16 @@ from .scaling import report
 logger = logging.getLogger(__name__)
 
 MIN_PASSED = 0.1  # seconds between two counts, for a rate
-SILENCE = 60.0  # seconds without a sign of life after which an engine hangs
 
 
 class EngineReplica:
     """One engine. Serve makes it, calls its methods by their names, and takes another one's place when it is unwell."""
 
-    def __init__(self, config: str, grace_period: float) -> None:
+    def __init__(self, config: str, grace_period: float, engine_timeout: float) -> None:
         self._config = decode_config(config, EngineConfig)
         self._grace_period = grace_period
         set_up_logging(self._config.log_level)
-        self._engine = LaunchedEngine(self._config, patience=SILENCE)
+        self._engine = LaunchedEngine(self._config, patience=engine_timeout)
         self._counted = (0, time.monotonic())  # evictions, and when they were counted last
         self._dialer: Dialer | None = None  # set when the engine has loaded its model
         self._end: asyncio.Task[None] | None = None  # set with it

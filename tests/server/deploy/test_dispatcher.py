@@ -11,6 +11,7 @@ from peftserve.adapters.errors import AdapterConflict, InvalidAdapter
 from peftserve.server.api.engine.client import EngineClient
 from peftserve.server.deploy.affinity import ReplicaState, homes
 from peftserve.server.deploy.hello import Hello, say_hello
+from peftserve.server.wire.faults import ReplicaLost
 from peftserve.server.wire.messages import ModelInfo
 from peftserve.server.wire.transport import encode
 from tests.server.api.fake_engine_process import INFO
@@ -74,7 +75,7 @@ async def test_an_adapter_stays_where_it_is(dealing):
     async with dealing(2, "slow") as (client, fleet, _):
         readers = [Reader(client, request(str(i), 10_000, ["adapter"])) for i in range(6)]
         await until(lambda: sorted(running(fleet)) == [0, 6])
-        assert client.stats.dealt == {"disk": 1, "device": 5}
+        await until(lambda: client.stats.dealt == {"disk": 1, "device": 5})
         for i, reader in enumerate(readers):
             client.abort(str(i))
             assert not reader.ended.done()
@@ -91,7 +92,7 @@ async def test_a_replica_that_is_killed_takes_along_only_what_it_had_begun(deali
             ends = await asyncio.gather(*(reader.ended for reader in [*theirs, *others]))
         assert [end.error_kind for end in ends] == ["ReplicaLost"] * 3 + [None] * 3
         assert all(reader.tokens == ([5, 6, 7] * 20) for reader in others)
-        assert client.stats.replicas == 1
+        await until(lambda: client.stats.replicas == 1)
 
 
 async def test_what_no_client_has_read_of_begins_anew_elsewhere(dealing):
@@ -108,6 +109,33 @@ async def test_what_no_client_has_read_of_begins_anew_elsewhere(dealing):
         assert [reader.tokens for reader in readers] == [TOKENS] * 3
 
 
+async def test_what_ends_whatever_runs_it_does_not_go_through_all_replicas(dealing):
+    async with dealing(3) as (client, fleet, door):
+        for replica in fleet.replicas.values():
+            replica.signal(signal.SIGSTOP)
+        reader = Reader(client, request("a", 10, ["x"]))
+        other = EngineClient()
+        await other.attach(connect(door))  # who comes behind it is heard, so it has been dealt out
+        await other.loaded()
+        other.leave()
+        order = homes([ReplicaState(name, 0) for name in fleet.replicas], ["x"])
+        for left, replica in enumerate(order[:2]):  # the less busy of its homes is the first, both being idle
+            assert not reader.ended.done()
+            await fleet.replicas[replica.name].kill()
+            await until(lambda left=left: client.stats.replicas == 2 - left)
+        async with asyncio.timeout(PATIENCE):
+            end = await reader.ended
+        assert end.error_kind == "ReplicaLost"
+
+
+async def test_an_adapter_that_ends_whatever_inspects_it_is_tried_once(dealing):
+    async with dealing(2, "kills") as (client, _, _):
+        with pytest.raises(ReplicaLost, match="has ended; try again"):
+            await client.inspect_adapter("good", "/x")
+        await until(lambda: client.stats.replicas == 1)
+        assert (await Reader(client, request("a")).ended).error is None
+
+
 async def test_without_replicas_requests_end_until_one_is_there_again(dealing):
     async with dealing(1) as (client, fleet, _):
         steps = client.stats.steps
@@ -122,6 +150,7 @@ async def test_without_replicas_requests_end_until_one_is_there_again(dealing):
             assert (await inspected).rank == 8
             assert (await Reader(client, request("b")).ended).error is None
         assert client.alive
+        await until(lambda: client.stats.replicas == 1)
         assert client.stats.steps >= steps, "counters do not go back"
 
 

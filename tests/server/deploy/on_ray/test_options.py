@@ -9,7 +9,7 @@ from peftserve.server.wire.launch import parse_engine_arguments
 
 
 def test_the_command_says_all_that_was_asked() -> None:
-    options = RayOptions(2, 4, "auto", 0.5, None, 1.0, 2.0, 7.0)
+    options = RayOptions(2, 4, "auto", 0.5, None, 1.0, 2.0, 7.0, 8.0)
     config = EngineConfig(model="m", store=Path("/store"))
     python, _, module, *said = command_maker(options)(5, config)
     assert (python, module) == (sys.executable, MODULE)
