@@ -4,7 +4,9 @@ EngineFault          any of these; `message` is safe to show to a client
 ├── QueueTimeout     it waited longer for its first step than it may (429)
 ├── StepFailed       the step that ran it failed (500)
 ├── InvalidLogits    the model gave it numbers by which no token can be chosen (500)
-└── OutOfMemory      there was no memory for it just then (503)
+├── OutOfMemory      there was no memory for it just then (503)
+├── ReplicaLost      of several engines, the one that ran it has ended (503)
+└── NoReplica        of several engines, none is there just then (503)
 """
 
 from peftserve.adapters.errors import AdapterError, error_of
@@ -35,7 +37,16 @@ class OutOfMemory(EngineFault):
     pass
 
 
-_FAULTS = {fault.__name__: fault for fault in (QueueTimeout, StepFailed, InvalidLogits, OutOfMemory)}
+class ReplicaLost(EngineFault):
+    pass
+
+
+class NoReplica(EngineFault):
+    pass
+
+
+_KINDS = (QueueTimeout, StepFailed, InvalidLogits, OutOfMemory, ReplicaLost, NoReplica)
+_FAULTS = {fault.__name__: fault for fault in _KINDS}
 
 
 def received(

@@ -80,6 +80,8 @@ _FAULT_ANSWERS: dict[type[EngineFault], tuple[int, str]] = {
     faults.StepFailed: (500, "step_failed"),
     faults.InvalidLogits: (500, "invalid_logits"),
     faults.OutOfMemory: (503, "out_of_memory"),
+    faults.ReplicaLost: (503, "replica_lost"),
+    faults.NoReplica: (503, "no_replica"),
 }
 
 
