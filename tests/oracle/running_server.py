@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import httpx
 
-PATIENCE = 60.0
+PATIENCE = 180.0
 """Seconds after which a wait has failed. On an idle machine each takes a few."""
 PAUSE = 0.1
 """Seconds between two polls: each is a request, which takes time from the server that is waited for."""
