@@ -53,6 +53,10 @@ class Admission:
         self._rate.began()
         self._idle.clear()
 
+    def check_room(self, tenant: Tenant) -> None:
+        """Raise what `enter` would for a request of one sequence, before anything is known of it."""
+        self._check(1, tenant)
+
     def leave(self, count: int, tenant: Tenant = SERVER) -> None:
         """Give back the room of `count` sequences."""
         self._counts[self._own] -= count
