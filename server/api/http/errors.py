@@ -8,7 +8,6 @@ anything else       500, with the trace in the log only
 """
 
 import logging
-import math
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -192,7 +191,7 @@ def _from_adapter_error(error: AdapterError) -> ApiError:
 
 def _from_engine_fault(error: EngineFault) -> ApiError:
     status, code = _FAULT_ANSWERS[type(error)]
-    seconds = RETRY_SECONDS if error.retry_seconds is None else max(math.ceil(error.retry_seconds), RETRY_SECONDS)
+    seconds = RETRY_SECONDS if error.retry_seconds is None else max(error.retry_seconds, RETRY_SECONDS)
     headers = {"Retry-After": str(seconds)} if status in (429, 503) else None
     kind = None if status == 429 else SERVER_FAULT
     return ApiError(status, error.message, code=code, headers=headers, kind=kind)
