@@ -17,6 +17,7 @@ NAMED = {
     "prometheus-client": "prometheus_client",
     "pydantic-core": "pydantic_core",
     "python-multipart": "python_multipart",
+    "ray[serve]": "ray",
 }
 # Whose private parts or whose frequent breaking releases we depend on.
 BOUNDED = {"torch", "transformers", "fastapi", "starlette", "uvicorn", "prometheus-client", "python-multipart"}

@@ -20,15 +20,24 @@ FORBIDDEN = {
     "server/wire": {"torch", "transformers", "fastapi"},
     "server/cli": {"torch", "transformers", "fastapi"},
     "server/demo": {"torch", "transformers", "fastapi"},
+    "server/deploy": {"torch", "transformers", "fastapi"},
     "kernels": {"transformers", "fastapi", "peft"},
     "adapters": {"fastapi", "pydantic", "peft", "transformers"},
-    "server": {"peft", "tests", "benchmarks", "pickle"},
+    "server": {"peft", "tests", "benchmarks", "pickle", "ray"},
 }
-# PEFT is an extra of the package, for one module; another runs the base once, with a cache of transformers' own.
-ALLOWED = {"adapters/peft/probe.py": {"peft"}, "adapters/peft/prefill.py": {"transformers"}}
+# PEFT is an extra of the package, for one module; another runs the base once, with a cache of transformers' own. Ray is
+# one for those that start replicas on it: what deals sequences out does not know it.
+ALLOWED = {
+    "adapters/peft/probe.py": {"peft"},
+    "adapters/peft/prefill.py": {"transformers"},
+    "server/deploy/on_ray/fleet.py": {"ray"},
+    "server/deploy/on_ray/replica.py": {"ray"},
+}
 EXTRAS = {
     "adapters/peft/probe.py": {"peft"},
     "server/cli/load/report.py": {"matplotlib"},
+    "server/deploy/on_ray/fleet.py": {"ray"},
+    "server/deploy/on_ray/replica.py": {"ray"},
     "server/api/watching/traces.py": {"opentelemetry"},
 }
 MIRRORED = (*FOLDERS, "benchmarks")

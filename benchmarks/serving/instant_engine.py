@@ -7,7 +7,6 @@ It speaks the real wire protocol: a step is one message with a token of every ru
 one step to the next; 0 is none.
 """
 
-import functools
 import sys
 import time
 from itertools import cycle, islice
@@ -97,12 +96,10 @@ def _info() -> ModelInfo:
 
 def serve(port: int, state: Path, step_ms: float, api_workers: int = 1) -> int:
     from peftserve.server.api import serve as api
-    from peftserve.server.api.engine.launched import LaunchedEngine
 
     def command(door: int, config: EngineConfig) -> list[str]:
         return [sys.executable, __file__, "engine", str(door), encode_config(config)]
 
-    api.LaunchedEngine = functools.partial(LaunchedEngine, make_command=command)  # type: ignore[misc, assignment]
     config = ServerConfig(
         EngineConfig(model=str(step_ms), log_level="warning"),
         state,
@@ -110,7 +107,7 @@ def serve(port: int, state: Path, step_ms: float, api_workers: int = 1) -> int:
         api_workers=api_workers,
         served_model_name="instant",
     )
-    return api.run(config)
+    return api.run(config, command)
 
 
 if __name__ == "__main__":

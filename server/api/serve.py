@@ -18,12 +18,14 @@ from peftserve.adapters.errors import AdapterConflict, AdapterError, NameTaken
 
 from ..config import ServerConfig
 from ..logs import set_up_logging
+from ..wire.launch import engine_command
 from ..wire.messages import ModelInfo
 from .app import create_primary_apps, make_connections, make_services
 from .edges import tls_context
 from .ending import Ending, heed_signals
 from .engine.interface import EngineDead
 from .engine.launched import LaunchedEngine
+from .engine.process import CommandMaker
 from .http.server import HttpServer
 from .lifecycle import keeping_of
 from .opened import open_adapters
@@ -47,11 +49,14 @@ class EngineLost(Exception):
 _Servers = list[tuple[HttpServer, socket.socket]]  # each with what it listens on
 
 
-def run(config: ServerConfig) -> int:
-    """Serve until a signal comes. Returns the process's exit status."""
+def run(config: ServerConfig, make_command: CommandMaker = engine_command) -> int:
+    """Serve until a signal comes. Returns the process's exit status.
+
+    make_command: says what the engine's process is.
+    """
     set_up_logging(config.log_level)
     try:
-        return uvloop.run(serve(config))
+        return uvloop.run(serve(config, make_command))
     except EngineLost as error:
         logger.error("The server ends: %s", error)
         return ENGINE_LOST
@@ -62,13 +67,14 @@ def run(config: ServerConfig) -> int:
     return FAILED
 
 
-async def serve(config: ServerConfig) -> int:
+async def serve(config: ServerConfig, make_command: CommandMaker = engine_command) -> int:
     """Serve until a signal comes.
 
     Raises EngineDead, AdapterError, MissingPackage or OSError if the start fails, EngineLost.
     """
     engine = LaunchedEngine(
         replace(config.engine, store=config.engine.store or config.state_dir / "adapters"),
+        make_command,
         patience=config.engine_timeout,
     )
     ending = heed_signals(config.grace_period, engine.kill)

@@ -1,5 +1,5 @@
 """The sub-commands of `peftserve`, in the order in which the help lists them."""
 
-from . import adapters, bench, chat, completion, doctor, merge, models, routes, serve, state, top
+from . import adapters, bench, chat, completion, deploy, doctor, merge, models, routes, serve, state, top
 
-COMMANDS = (serve, chat, models, adapters, routes, top, doctor, state, bench, merge, completion)
+COMMANDS = (serve, deploy, chat, models, adapters, routes, top, doctor, state, bench, merge, completion)

@@ -4,19 +4,25 @@ EngineFault          any of these; `message` is safe to show to a client
 ├── QueueTimeout     it waited longer for its first step than it may (429)
 ├── StepFailed       the step that ran it failed (500)
 ├── InvalidLogits    the model gave it numbers by which no token can be chosen (500)
-└── OutOfMemory      there was no memory for it just then (503)
+├── OutOfMemory      there was no memory for it just then (503)
+├── ReplicaLost      of several engines, the one that ran it has ended (503)
+└── NoReplica        of several engines, none is there just then (503)
 """
 
 from peftserve.adapters.errors import AdapterError, error_of
 
 
 class EngineFault(Exception):
-    """The base of all errors here. retry_seconds: after which it may be worth to ask again; None if nobody knows."""
+    """The base of all errors here.
 
-    def __init__(self, message: str, *, retry_seconds: float | None = None) -> None:
+    retry_seconds: after which it may be worth to ask again; set by who knows that, None until then.
+    """
+
+    retry_seconds: int | None = None
+
+    def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
-        self.retry_seconds = retry_seconds
 
 
 class QueueTimeout(EngineFault):
@@ -35,13 +41,20 @@ class OutOfMemory(EngineFault):
     pass
 
 
-_FAULTS = {fault.__name__: fault for fault in (QueueTimeout, StepFailed, InvalidLogits, OutOfMemory)}
+class ReplicaLost(EngineFault):
+    pass
 
 
-def received(
-    kind: str | None, message: str, param: str | None = None, retry_seconds: float | None = None
-) -> AdapterError | EngineFault:
+class NoReplica(EngineFault):
+    pass
+
+
+_KINDS = (QueueTimeout, StepFailed, InvalidLogits, OutOfMemory, ReplicaLost, NoReplica)
+_FAULTS = {fault.__name__: fault for fault in _KINDS}
+
+
+def received(kind: str | None, message: str, param: str | None = None) -> AdapterError | EngineFault:
     """Return an error as the engine has met it. kind: name of a class here or in adapters/errors.py."""
     if (fault := _FAULTS.get(kind or "")) is not None:
-        return fault(message, retry_seconds=retry_seconds)
+        return fault(message)
     return error_of(kind, message, param)

@@ -16,6 +16,8 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     state_slots, state_snapshots: of a model that keeps state beside pages, slots that sequences hold, and copies behind
     known prefixes; None for one that keeps none.
     host_unchanged: host_adapters are those of the message before, and left out of this one.
+    replicas: that take sequences, where there may be several engines; None where there is one. dealt: sequences with
+    adapters that were dealt out to these, by the tier in which the replica had the adapters: device, host or disk.
     """
 
     num_running: int = 0
@@ -44,3 +46,5 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     host_adapter_bytes: int = 0
     running_adapters: dict[str, int] = {}
     waiting_adapters: dict[str, int] = {}
+    replicas: int | None = None
+    dealt: dict[str, int] = {}

@@ -21,10 +21,11 @@ NEVER = {
     "kernels/attention": ("kernels/bypass", "kernels/ops", "kernels/sampling"),
     "kernels/bypass": ("kernels/attention", "kernels/ops", "kernels/sampling"),
     "server/wire": ("adapters/adapterhub", "adapters/peft", "kernels", "server/api", "server/cli", "server/engine"),
-    "server/engine": ("server/api", "server/cli"),
+    "server/engine": ("server/api", "server/cli", "server/deploy"),
     "server/engine/scheduling": ("adapters", "kernels", "server/engine/adapters", "server/engine/model"),
-    "server/api": ("kernels", "server/cli", "server/engine"),
+    "server/api": ("kernels", "server/cli", "server/deploy", "server/engine"),
     "server/cli": ("kernels", "server/engine"),
+    "server/deploy": ("kernels", "server/cli", "server/engine"),
     "server/demo": ("adapters", "kernels", "server/api", "server/cli", "server/engine"),
 }
 

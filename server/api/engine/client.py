@@ -10,10 +10,12 @@ import socket
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Unpack
 
-from peftserve.adapters.errors import AdapterError, error_of
+from peftserve.adapters.errors import AdapterError
 from peftserve.adapters.facts import AdapterFacts
 
+from ...wire.faults import EngineFault, received
 from ...wire.messages import (
     AdapterLevel,
     AddRequest,
@@ -30,7 +32,7 @@ from ...wire.messages import (
     WeightedAdapter,
 )
 from .connection import SHUTTING_DOWN, EngineConnection, with_host_adapters
-from .interface import MEAN, EngineDead, Sink, StatsListener
+from .interface import MEAN, Asked, EngineDead, Sink, StatsListener
 from .pulse import LOOK_SECONDS, Pulse, Vitals
 from .vectors import embed
 from .vitals import vitals_of
@@ -118,30 +120,30 @@ class EngineClient:
             self._connection.abort(request_id)
 
     async def inspect_adapter(self, digest: str, path: Path, tenant: str = "") -> AdapterFacts:
-        """Return the facts of an adapter's files in the folder `path`. Raises AdapterError, EngineDead."""
+        """Return the facts of an adapter's files in the folder `path`. Raises AdapterError, EngineFault, EngineDead."""
         reply = await self._call(InspectAdapter(next(self._call_ids), digest, str(path), tenant))
         if reply.facts is None:
-            raise _adapter_error(reply)
+            raise _error(reply)
         return reply.facts
 
     async def release_adapter(self, digest: str) -> None:
-        """Return when the adapter has left the device and the host. Raises AdapterError, EngineDead."""
+        """Return when the adapter has left the device and the host. Raises AdapterError, EngineFault, EngineDead."""
         reply = await self._call(ReleaseAdapter(next(self._call_ids), digest))
         if reply.error is not None:
-            raise _adapter_error(reply)
+            raise _error(reply)
 
     async def load_adapter(self, digest: str) -> AdapterLevel:
-        """Bring an adapter to the device. Returns where it is then. Raises AdapterError, EngineDead."""
+        """Bring an adapter to the device. Returns where it is then. Raises AdapterError, EngineFault, EngineDead."""
         reply = await self._call(LoadAdapter(next(self._call_ids), digest))
         if reply.level is None:
-            raise _adapter_error(reply)
+            raise _error(reply)
         return reply.level
 
     async def pin_adapters(self, digests: Iterable[str]) -> None:
-        """Keep these adapters, and no others, on the device. Raises AdapterError, EngineDead."""
+        """Keep these adapters, and no others, on the device. Raises AdapterError, EngineFault, EngineDead."""
         reply = await self._call(PinAdapters(next(self._call_ids), list(digests)))
         if reply.error is not None:
-            raise _adapter_error(reply)
+            raise _error(reply)
 
     async def embed(
         self,
@@ -149,9 +151,10 @@ class EngineClient:
         pooling: Pooling = MEAN,
         adapters: Sequence[WeightedAdapter] = (),
         salt: str = "",
+        **asked: Unpack[Asked],
     ) -> list[float]:
         """Return one vector for a prompt of token ids. Raises ValueError, AdapterError, EngineDead."""
-        return await embed(self, prompt, pooling, adapters, salt)
+        return await embed(self, prompt, pooling, adapters, salt, **asked)
 
     async def _cause_of_end(self) -> str:
         """Return why the connection has ended."""
@@ -178,7 +181,7 @@ class EngineClient:
     def _take(self, info: ModelInfo) -> None:
         """Take a model in, unless it is another than before: adapters, and texts under way, are of that one."""
         self._first = self._first or info
-        if _identity(info) != _identity(self._first):
+        if identity_of(info) != identity_of(self._first):
             self._now().die("the model is another than before; restart the server to serve it")
             return
         self._out_since = None
@@ -214,11 +217,11 @@ class EngineClient:
         return self.info is not None and self.info.device == "cpu"
 
 
-def _identity(info: ModelInfo) -> tuple[object, ...]:
+def identity_of(info: ModelInfo) -> tuple[object, ...]:
     """Return what two engines have alike that serve one model in the same words."""
     words = (info.tokenizer, info.chat_template, info.special_tokens, info.eos_token_ids)
     return (info.fingerprint, info.architecture, info.dtype, info.vocab_size, info.hidden_size, *words)
 
 
-def _adapter_error(reply: Reply) -> AdapterError:
-    return error_of(reply.error_kind, reply.error or "the adapter was refused", reply.error_param)
+def _error(reply: Reply) -> AdapterError | EngineFault:
+    return received(reply.error_kind, reply.error or "the adapter was refused", reply.error_param)

@@ -120,6 +120,12 @@ class LaunchedEngine(EngineClient):
         except OSError as error:
             raise EngineDead(f"the engine takes no connections: {error.strerror}") from None
 
+    def admit(self, end: socket.socket) -> None:
+        """Give the engine a copy of a connection's end. Raises OSError if it has ended. For any thread."""
+        if (process := self._process) is None:
+            raise ConnectionRefusedError("the engine is not running")
+        process.admit(end)
+
     async def shutdown(self, patience: float = SHUTDOWN_PATIENCE) -> None:
         """Ask the engine to end, then kill it. Open sequences and calls get EngineDead. Idempotent.
 

@@ -53,11 +53,15 @@ class EngineProcess:
         ours, theirs = socket.socketpair()
         with theirs:
             try:
-                socket.send_fds(self._door, [KNOCK], [theirs.fileno()])
+                self.admit(theirs)
             except OSError:
                 ours.close()
                 raise
         return ours
+
+    def admit(self, end: socket.socket) -> None:
+        """Give the engine a copy of a connection's end. Raises OSError if the engine has ended. For any thread."""
+        socket.send_fds(self._door, [KNOCK], [end.fileno()])
 
     async def wait(self) -> int:
         """Wait for the process to end, and return its exit code."""

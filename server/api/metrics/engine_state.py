@@ -62,6 +62,8 @@ class EngineCollector(Collector):
         yield from _engine_gauges(stats)
         yield from _engine_counters(stats)
         yield from _adapter_tiers(stats)
+        if stats.replicas is not None:
+            yield from _of_replicas(stats.replicas, stats.dealt)
         if info is not None:
             yield from self._vllm_gauges(stats)
             yield _cache_config(info, self._model_name)
@@ -173,3 +175,15 @@ def _adapter_tiers(stats: EngineStats) -> Iterable[Metric]:
         size.add_metric([tier], num_bytes)
     yield resident
     yield size
+
+
+def _of_replicas(replicas: int, dealt: Mapping[str, int]) -> Iterable[Metric]:
+    yield GaugeMetricFamily("peftserve_replicas", "Engines that take sequences", replicas)
+    counter = CounterMetricFamily(
+        "peftserve_sequences_dealt",
+        "Sequences with adapters, by where their engine had these when it was chosen",
+        labels=["tier"],
+    )
+    for tier in ("device", "host", "disk"):
+        counter.add_metric([tier], dealt.get(tier, 0))
+    yield counter

@@ -45,6 +45,8 @@ async def ready(services: ServicesOf) -> Response:
     services.model()
     if services.engine.silence > SILENT_SECONDS:
         raise unavailable("The model's engine does not answer now; try again soon.", "engine_silent")
+    if services.engine.stats.replicas == 0:
+        raise unavailable("No replica of the model runs just now; one is being started.", "no_replica")
     if not services.preloaded:
         raise unavailable("Adapters are being loaded; try again soon.", "loading")
     return json_response(Health())

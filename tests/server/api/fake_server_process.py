@@ -6,15 +6,14 @@ import sys
 from pathlib import Path
 
 from peftserve.server.api import serve
-from peftserve.server.api.engine.launched import LaunchedEngine
 from peftserve.server.config import EngineConfig, ServerConfig
 from peftserve.server.wire.launch import encode_config
 
 ENGINE = Path(__file__).with_name("fake_engine_process.py")
 
 
-def engine_command(door: int, config: EngineConfig) -> list[str]:
-    return [sys.executable, str(ENGINE), str(door), encode_config(config)]
+def fake_command(door: int, config: EngineConfig, script: str) -> list[str]:
+    return [sys.executable, script, str(door), encode_config(config)]
 
 
 def main() -> int:
@@ -36,8 +35,7 @@ def main() -> int:
         **{key: Path(value) for key, value in options.get("paths", {}).items()},
         **options.get("fields", {}),
     )
-    serve.LaunchedEngine = functools.partial(LaunchedEngine, make_command=engine_command)
-    return serve.run(config)
+    return serve.run(config, functools.partial(fake_command, script=options.get("engine", str(ENGINE))))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,34 @@
+from peftserve.server.deploy.totals import BY_DIGEST, COUNTERS, DIGESTS, GAUGES, STATES, Totals
+from peftserve.server.wire.messages import EngineStats
+
+SAID = ("adapter_load_seconds", "damaged_adapters", "host_adapters", "host_unchanged", "replicas", "dealt")
+ONE = EngineStats(
+    num_running=2, steps=10, device_adapters=["a"], host_adapters=["a", "b"], running_adapters={"a": 2}, state_slots=3
+)
+OTHER = EngineStats(num_running=3, steps=5, device_adapters=["a", "c"], host_adapters=["c"], running_adapters={"a": 1})
+
+
+def test_every_field_has_its_way_to_be_added_up():
+    assert {*COUNTERS, *GAUGES, *STATES, *DIGESTS, *BY_DIGEST, *SAID} == {*EngineStats.__struct_fields__}
+
+
+def test_numbers_are_added_and_lists_joined():
+    total = Totals().sum([ONE, OTHER], ONE)
+    assert (total.num_running, total.steps, total.replicas) == (5, 15, 2)
+    assert (total.device_adapters, total.host_adapters) == (["a", "c"], ["a", "b", "c"])
+    assert (total.running_adapters, total.state_slots, total.state_snapshots) == ({"a": 3}, 3, None)
+
+
+def test_counters_do_not_go_back_when_a_replica_has_gone():
+    totals = Totals()
+    totals.retire(ONE)
+    total = totals.sum([OTHER], OTHER)
+    assert (total.steps, total.num_running) == (15, 3)
+
+
+def test_events_are_told_once():
+    newest = EngineStats(adapter_load_seconds=[0.5], damaged_adapters=["x"], host_unchanged=True)
+    total = Totals().sum([ONE, newest], newest)
+    assert (total.adapter_load_seconds, total.damaged_adapters) == ([0.5], ["x"])
+    assert (total.host_unchanged, total.host_adapters) == (True, [])
+    assert Totals().sum([ONE, newest], ONE).damaged_adapters == []
