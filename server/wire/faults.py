@@ -11,6 +11,8 @@ EngineFault          any of these; `message` is safe to show to a client
 
 from peftserve.adapters.errors import AdapterError, error_of
 
+REPLICA_SECONDS = 5  # until another replica is there, or one that is has a place
+
 
 class EngineFault(Exception):
     """The base of all errors here.
@@ -42,11 +44,11 @@ class OutOfMemory(EngineFault):
 
 
 class ReplicaLost(EngineFault):
-    pass
+    retry_seconds = REPLICA_SECONDS
 
 
 class NoReplica(EngineFault):
-    pass
+    retry_seconds = REPLICA_SECONDS
 
 
 _KINDS = (QueueTimeout, StepFailed, InvalidLogits, OutOfMemory, ReplicaLost, NoReplica)

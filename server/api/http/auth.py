@@ -1,5 +1,7 @@
 """Who asks: a bearer key, or the client's address where no key is asked for."""
 
+from functools import partial
+
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -10,6 +12,7 @@ from ..tenancy.tenant import ANYONE, of_address
 from .errors import ApiError, error_response
 
 TENANT = "peftserve.tenant"  # in the ASGI scope: the Tenant that asks
+IS_KNOWN = "peftserve.is_known"  # and a function that says whether the key, if one is asked for, is known still
 GUARDED = (
     *("/tokenize", "/detokenize", "/tokenizer_info", "/load_lora_adapter", "/reset_prefix_cache"),
     *("/score", "/rerank", "/v2/rerank"),
@@ -41,7 +44,11 @@ class BearerAuth:
                 await _refusal()(scope, receive, send)
                 return
             scope[TENANT] = tenant
+            scope[IS_KNOWN] = partial(self._is_known, key)
         await self._app(scope, receive, send)
+
+    def _is_known(self, key: bytes) -> bool:
+        return self._keys.is_open or self._keys.find(key) is not None
 
     def _may_scrape(self, key: bytes, path: str) -> bool:
         """Return whether a key, if one is needed at all, is one for what names adapters of all tenants."""

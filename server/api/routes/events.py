@@ -1,6 +1,7 @@
 """GET /v1/adapters/events: what happens to adapters, as server-sent events."""
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from peftserve.adapters.events import MAX_WATCHERS, Event, TooManyWatchers, Watcher
 
+from ..http.auth import IS_KNOWN
 from ..http.errors import ApiError, bad_request
 from ..http.leaving import ClientGone, until_disconnect
 from ..http.protocol import CONNECTION
@@ -19,6 +21,7 @@ from .documentation import EVENTS, Operation
 
 router = APIRouter(tags=["Adapters"])
 
+LOOK = 1.0  # seconds between two questions whether its key is known still
 HEARTBEAT = 15.0  # seconds; proxies cut what is silent for longer
 RETRY_SECONDS = 5
 EXAMPLE = (
@@ -28,7 +31,7 @@ EXAMPLE = (
 
 
 class WatchStream(Response):
-    """The events of one watcher, with comments in between, until the client or the server leaves."""
+    """The events of one watcher, with comments in between, until the client or the server leaves or its key goes."""
 
     media_type = EVENTS
 
@@ -39,13 +42,16 @@ class WatchStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._watcher, suppress(ClientGone):
-            await until_disconnect(scope[CONNECTION], self._stream(send))
+            await until_disconnect(scope[CONNECTION], self._stream(send, scope[IS_KNOWN]))
 
-    async def _stream(self, send: Send) -> None:
+    async def _stream(self, send: Send, is_known: Callable[[], bool]) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         await _send(send, b"retry: %d\n\n" % (RETRY_SECONDS * 1000))
-        while (events := await self._watcher.read(HEARTBEAT)) is not None:
-            await _send(send, b"".join(map(frame, events)) or b": %d\n\n" % time.time())
+        said = time.monotonic()
+        while (events := await self._watcher.read(min(LOOK, HEARTBEAT))) is not None and is_known():
+            if events or time.monotonic() - said >= HEARTBEAT:
+                await _send(send, b"".join(map(frame, events)) or b": %d\n\n" % time.time())
+                said = time.monotonic()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

@@ -12,7 +12,7 @@ def test_a_fault_is_received_as_what_it_was(fault: type[EngineFault]) -> None:
     got = received(fault.__name__, "why")
     assert type(got) is fault
     assert isinstance(got, EngineFault)
-    assert (got.message, got.retry_seconds) == ("why", None)
+    assert (got.message, got.retry_seconds) == ("why", fault.retry_seconds)
 
 
 def test_so_is_an_error_of_an_adapter() -> None:

@@ -96,6 +96,25 @@ async def test_a_silent_stream_is_kept_alive_and_ends_with_the_server(server, mo
             assert await late.next() is None
 
 
+async def test_a_stream_ends_with_its_key(make_server, tmp_path, monkeypatch):
+    monkeypatch.setattr(events_module, "LOOK", 0.01)
+    keys = tmp_path / "keys"
+    keys.write_text("theirs\nkept\n")
+    async with make_server(api_key_file=keys) as server:
+        for key, ends in [("kept", False), ("theirs", True)]:
+            server.http.headers["authorization"] = f"Bearer {key}"
+            async with watching(server) as stream:
+                keys.write_text("kept\n")
+                for _ in range(2):  # a file that is seen twice is whole
+                    server.services.keys.refresh()
+                server.services.adapters.routes.put("r", '{"kind": "alias", "target": "base"}')
+                told = await stream.next()
+                assert (told is None) if ends else told["event"] == "route.changed"
+            keys.write_text("theirs\nkept\n")
+            for _ in range(2):
+                server.services.keys.refresh()
+
+
 @pytest.mark.parametrize("fallen_behind", [True, False])
 async def test_a_slow_watcher_is_cut_off_and_may_come_back(server, monkeypatch, fallen_behind):
     monkeypatch.setattr("peftserve.adapters.events.QUEUE", 3)
