@@ -5,6 +5,7 @@ python -m benchmarks.parallel.memory --models llama mixtral --ranks 1 2 4
 
 import argparse
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -29,17 +30,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--models", nargs="+", default=["llama", "mixtral"])
+    parser.add_argument("--folder", type=Path, help="of a model to measure in this process, which has made none")
     options = parser.parse_args()
+    if options.folder is not None:
+        _measure(options.folder, options.ranks[0])
+        return 0
     kit = oracle()
     for architecture in options.models:
         with tempfile.TemporaryDirectory() as name:
-            model = kit.tiny_model(architecture, 1, Path(name) / "base", **WIDE)
+            model = kit.tiny_model(architecture, 1, Path(name) / architecture, **WIDE)
             for ranks in options.ranks:
-                _measure(architecture, model, ranks)
+                command = [sys.executable, "-m", "benchmarks.parallel.memory", "--folder", model, "--ranks", str(ranks)]
+                subprocess.run(command, check=True)
     return 0
 
 
-def _measure(architecture: str, model: Path, ranks: int) -> None:
+def _measure(model: Path, ranks: int) -> None:
     """Start an engine with next to no cache and adapters, and print what is left: the base."""
     config = EngineConfig(
         model=str(model),
@@ -56,7 +62,7 @@ def _measure(architecture: str, model: Path, ranks: int) -> None:
     try:
         held = [_held(pid) for pid in (os.getpid(), *engine.rank_pids)]
         weights, packed = engine.memory.base / MEBIBYTE, engine.memory.packed / MEBIBYTE
-        print(f"{architecture}, {ranks} ranks: weights {weights:.1f} MiB each, packed {packed:.1f}; {held}", flush=True)
+        print(f"{model.name}, {ranks} ranks: weights {weights:.1f} MiB each, packed {packed:.1f}; {held}", flush=True)
     finally:
         engine.close()
 
