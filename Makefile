@@ -6,7 +6,7 @@ ARGS ?=
 # An index of CPU builds of torch, for machines without a GPU; empty: the usual one, whose builds for Linux have CUDA.
 TORCH_INDEX ?=
 
-.PHONY: serve test test-fast check clients links docs pins clean
+.PHONY: serve test test-fast faults check clients links docs pins clean
 
 $(VENV)/.torch: constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -32,6 +32,9 @@ test: $(VENV)/.dev  ## the whole test suite
 
 test-fast: $(VENV)/.dev  ## what a change needs: no real server, no benchmarks, nothing that is marked slow
 	$(PYTEST) -m "not slow" --ignore tests/end_to_end --ignore tests/benchmarks $(ARGS)
+
+faults: $(VENV)/.dev  ## what a server has to outlive, for as long as ARGS="--minutes N --seed S --only PART" says
+	$(BIN)/python -m tests.faults $(ARGS)
 
 # Other people's clients, in an environment of their own.
 .clients/.done: benchmarks/clients/requirements.txt

@@ -13,7 +13,8 @@ AdapterError            any of these; `message` is safe to show to a client
 ├── AdapterFailed       the server could not compile or load it, for a reason that is not in its files (500)
 ├── NoMemoryForAdapter  the server had no memory to do so just then (503)
 ├── StateUnusable       the state folder's own files cannot be used; the server does not start
-└── StoreFull           the disk has no room for it (503)
+├── StoreFull           the disk has no room for it (503)
+└── StoreFailed         the disk cannot be written to, for another reason (503)
 """
 
 from collections.abc import Iterator
@@ -81,6 +82,10 @@ class StateUnusable(AdapterError):
 
 
 class StoreFull(AdapterError):
+    pass
+
+
+class StoreFailed(AdapterError):
     pass
 
 

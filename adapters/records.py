@@ -54,21 +54,21 @@ class Listing(msgspec.Struct):
 
 
 class VersionRecords:
-    """The registry's journal. A record that cannot be written is a warning: the next start writes it again."""
+    """The registry's journal. A record that cannot be written is a warning: the next change, or start, writes it."""
 
     def __init__(self, folder: Path) -> None:
         """Make the folder where it is missing."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder = folder
+        self._owed: dict[Reference, AdapterRecord] = {}  # records that the disk has not taken yet
+        self._default_owed: tuple[Reference | None] | None = None  # and the default, if it has not
 
     # Called by the registry at each change
 
     def added(self, record: AdapterRecord) -> None:
-        """Write the record of a new version."""
-        try:
-            self.write([record])
-        except OSError as error:
-            _not_kept(str(record.ref), error)
+        """Write the record of a new version, or of one that was not removed after all."""
+        self._owed[Reference(record.name, record.version)] = record
+        self._write_owed()
 
     def removing(self, refs: Sequence[VersionRef], last: Mapping[str, int]) -> None:
         """Delete the records of versions whose rows go next.
@@ -80,15 +80,13 @@ class VersionRecords:
             if version == last.get(name):
                 self._mark_gone(Reference(name, version))
             self.path(Reference(name, version)).unlink(missing_ok=True)
+            self._owed.pop(Reference(name, version), None)
         fsync_folder(self.folder)
 
     def default_set(self, default: Reference | None) -> None:
         """Write the server's default; None is the bare base."""
-        try:
-            write_signed(self.folder / DEFAULT_FILE, _Default(*(default or (None, None))))
-            fsync_folder(self.folder)
-        except OSError as error:
-            _not_kept("the default", error)
+        self._default_owed = (default,)
+        self._write_owed()
 
     # Called at the start
 
@@ -103,6 +101,11 @@ class VersionRecords:
         if len(written) > 1:
             os.sync()  # one wait for all: opening an older release's folder may write ten thousand
         fsync_folder(self.folder)
+
+    def forget_gone(self, there: Iterable[Reference]) -> None:
+        """Delete the marks of versions that exist: a kill cut off their deletion, or the end of their restoration."""
+        for reference in there:
+            self._path(reference, _GONE).unlink(missing_ok=True)
 
     def listing(self) -> Listing:
         """List the folder, without reading any record."""
@@ -141,6 +144,19 @@ class VersionRecords:
     def _path(self, reference: Reference, end: str) -> Path:
         return self.folder / f"{quote(reference.name, safe='')}@{reference.version}{end}"
 
+    def _write_owed(self) -> None:
+        """Write what has not been written. A disk that takes nothing now may do so at the next change."""
+        try:
+            for reference, record in tuple(self._owed.items()):
+                self.write([record])
+                del self._owed[reference]
+            if self._default_owed is not None:
+                write_signed(self.folder / DEFAULT_FILE, _Default(*(self._default_owed[0] or (None, None))))
+                fsync_folder(self.folder)
+                self._default_owed = None
+        except OSError as error:
+            _not_kept(", ".join([*(f"{name}@{version}" for name, version in self._owed)][:3]) or "the default", error)
+
     def _mark_gone(self, reference: Reference) -> None:
         try:
             self._path(reference, _GONE).touch(mode=0o600)
@@ -155,5 +171,7 @@ class VersionRecords:
 
 def _not_kept(what: str, error: OSError) -> None:
     logger.warning(
-        "No record of %s could be kept beside the registry (%s); the next start writes it", what, error.strerror
+        "No record of %s could be kept beside the registry (%s); the next change, or start, writes it",
+        what,
+        error.strerror,
     )

@@ -22,6 +22,7 @@ from .registry_repair import parse_row, remove_malformed, replace, restore
 from .routing.policies import targets_of
 from .routing.stored import FOLDER as ROUTES
 from .routing.stored import settle_routes
+from .staging import fsync_folder
 from .store import AdapterStore
 from .stored_settings import FOLDER as SETTINGS
 from .stored_settings import settle_settings
@@ -29,6 +30,9 @@ from .stored_settings import settle_settings
 logger = logging.getLogger(__name__)
 
 MOST_NAMED = 5
+UNFINISHED = "registry.unfinished"
+"""Is there from before a registry is made until all that can be brought back to it is: until then no file beside it is
+left over from a deletion."""
 FILES_GONE = "its files are gone from the server's disk"
 
 
@@ -57,9 +61,12 @@ def open_registry(
     recovery, records = Recovery(), VersionRecords(root / FOLDER)
     store.clear_staging()
     records.clear_half_written()
-    path = root / registry_file.NAME
-    rows = _set_aside_damaged(path, store, recovery)
-    is_new = not path.exists()
+    path, unfinished = root / registry_file.NAME, root / UNFINISHED
+    rows = _set_aside_damaged(path, store, recovery, made_here=unfinished.exists())
+    if not path.exists():
+        unfinished.touch(mode=0o600)
+        fsync_folder(root)
+    is_new = unfinished.exists()
     with closing(AdapterRegistry(path, records)) as registry, registry_file.translate_errors():
         for row in remove_malformed(registry):
             place = store.quarantine_text("row.json", _as_text(row))
@@ -75,13 +82,25 @@ def open_registry(
         registry.replace_damaged({ref.digest: FILES_GONE for ref in recovery.lost})
         for ref in recovery.lost:
             logger.error("The files of %s are gone: upload the same files again, or remove it", ref)
+        if is_new:
+            unfinished.unlink()
+            fsync_folder(root)
         yield registry, recovery
 
 
-def _set_aside_damaged(path: Path, store: AdapterStore, recovery: Recovery) -> list[tuple[Any, ...]]:
-    """Move a damaged file to `lost+found`. Returns the rows that can still be read from it."""
+def _set_aside_damaged(
+    path: Path, store: AdapterStore, recovery: Recovery, *, made_here: bool
+) -> list[tuple[Any, ...]]:
+    """Move a damaged file to `lost+found`. Returns the rows that can still be read from it.
+
+    made_here: by a start that has not come to its end; what a kill left of it holds nothing that the rest does not.
+    """
     fault = registry_file.fault_of(path)
     if fault is None:
+        return []
+    if made_here:
+        for file in registry_file.files_of(path):
+            file.unlink()
         return []
     rows = registry_file.salvage(path)
     place = store.quarantine(*registry_file.files_of(path))
@@ -136,7 +155,9 @@ def _settle(
     A record has a checksum, so it wins over a row. Unless `thorough`, only versions without a record or without files
     are compared.
     """
-    here = records.listing().here
+    listing = records.listing()
+    here = listing.here
+    records.forget_gone(listing.gone & here)
     unwritten, wrong = [], []
     for ref in registry.refs():
         reference = Reference(ref.name, ref.version)

@@ -17,8 +17,19 @@ from .facts import AdapterFacts
 from .names import Reference, VersionRef, parse_reference
 from .ownership import SERVER, Actor, is_private, owner_of
 from .registry_file import COLUMNS, connect, migrate, translate_errors
-from .registry_reader import AdapterRecord, RegistryReader, check_no_route, exists, not_found, read_default
+from .registry_reader import (
+    AdapterRecord,
+    RegistryReader,
+    check_no_route,
+    exists,
+    not_found,
+    read_default,
+    record_of,
+)
 from .registry_rows import insert_version, mark_unused
+from .staging import NO_ROOM, disk_failed
+
+_DISK_FAILED = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
 
 Within = Callable[[sqlite3.Connection], None]
 """A part of a change: runs inside its transaction, and raises AdapterError to take it back."""
@@ -120,23 +131,38 @@ class AdapterRegistry(RegistryReader):
         Raises AdapterNotFound; AdapterConflict, without `force`, naming the routes.
         """
         with self._writing:
-            removed, default_gone = self._remove(Reference(name, version), force, keep_until, within)
+            told: list[AdapterRecord] = []
+            try:
+                removed, default_gone = self._remove(Reference(name, version), force, keep_until, within, told)
+            except BaseException:  # such as a disk that takes no more: all rows stay
+                self._keep(told)
+                raise
             if default_gone and self._journal is not None:
                 self._journal.default_set(None)
         return removed
 
+    def _keep(self, records: list[AdapterRecord]) -> None:
+        """Have the journal note again what it has been told is removed next, and what stays all the same."""
+        if self._journal is not None:
+            for record in records:
+                self._journal.added(record)
+
     def _remove(
-        self, reference: Reference, force: bool, keep_until: float | None, within: Within | None
+        self,
+        reference: Reference,
+        force: bool,
+        keep_until: float | None,
+        within: Within | None,
+        told: list[AdapterRecord],
     ) -> tuple[list[VersionRef], bool]:
-        """Delete the rows. Returns what was removed, and whether the default went with it."""
+        """Delete the rows. Returns what was removed, and whether the default went with it.
+
+        told: is filled with what the journal has been told.
+        """
         with self._transaction() as db:
-            removed = [
-                VersionRef(*row)
-                for row in db.execute(
-                    "SELECT name, version, digest FROM versions WHERE name = ?1 AND version = ifnull(?2, version)",
-                    reference,
-                )
-            ]
+            query = f"SELECT {COLUMNS} FROM versions WHERE name = ?1 AND version = ifnull(?2, version)"
+            records = [record_of(row) for row in db.execute(query, reference)]
+            removed = [record.ref for record in records]
             if not removed:
                 raise not_found(reference)
             if within is not None:
@@ -145,6 +171,7 @@ class AdapterRegistry(RegistryReader):
                 check_unnamed(db, reference)
             if self._journal is not None:
                 last = db.execute("SELECT name, last_version FROM names WHERE name = ?", (reference.name,)).fetchall()
+                told += records
                 self._journal.removing(removed, dict(last))
             if keep_until is not None:
                 db.execute(
@@ -214,14 +241,17 @@ class AdapterRegistry(RegistryReader):
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Run a block, all of it or nothing; the caller holds `_writing`. Raises StoreFull."""
+        """Run a block, all of it or nothing; the caller holds `_writing`. Raises StoreFull, StoreFailed."""
         try:
             self._writer.execute("BEGIN IMMEDIATE")
             yield self._writer
             self._writer.execute("COMMIT")
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
-                raise StoreFull("the server's disk has no room for this adapter") from None
+            code = error.sqlite_errorcode & 0xFF
+            if code == sqlite3.SQLITE_FULL:
+                raise StoreFull(NO_ROOM) from None
+            if code in _DISK_FAILED:
+                raise disk_failed(str(error)) from error
             raise
         finally:
             if self._writer.in_transaction:

@@ -3,19 +3,22 @@
 Each method is one change, or several of which the next start finishes what a kill leaves. Knows no files of adapters.
 """
 
+import logging
 import sqlite3
 import time
 from collections.abc import Callable
 from functools import partial
 
 from . import trash
-from .errors import AdapterNotFound
+from .errors import AdapterError, AdapterNotFound
 from .keeping import Keeping
 from .names import Reference, VersionRef
 from .ownership import SERVER, Actor
 from .registry import AdapterRegistry, Within
 from .registry_reader import AdapterRecord
 from .stored_settings import SettingsStore
+
+logger = logging.getLogger(__name__)
 
 
 class Removal:
@@ -51,7 +54,7 @@ class Removal:
         if missing is not None and not discarded:
             raise missing
         if not is_kept:
-            self._settings.forget(reference.name)
+            self._forget_settings(reference.name)
         return removed, discarded
 
     def discard_overdue(self) -> list[VersionRef]:
@@ -71,6 +74,13 @@ class Removal:
         with self._settings.changing() as change:
             return self._registry.insert(work)
 
+    def _forget_settings(self, name: str) -> None:
+        """Delete the settings of a name that is gone. Where that fails the deletion has been made all the same."""
+        try:
+            self._settings.forget(name)
+        except (AdapterError, OSError, sqlite3.Error) as error:
+            logger.warning("The settings of %s, which was deleted, stay until the next start (%s)", name, error)
+
     @staticmethod
     def _give_up(reference: Reference, actor: Actor, db: sqlite3.Connection) -> list[VersionRef]:
         actor.check_change(db, reference)
@@ -80,5 +90,5 @@ class Removal:
         with self._registry.transaction() as db:
             discarded = discard(db)
         for name in {ref.name for ref in discarded}:
-            self._settings.forget(name)
+            self._forget_settings(name)
         return discarded

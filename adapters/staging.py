@@ -5,6 +5,7 @@ Knows a folder of its own; `files` knows what belongs there, and the store decid
 
 import errno
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from copy import copy
 from pathlib import Path
 from typing import BinaryIO, Self
 
-from .errors import AdapterTooLarge, InvalidAdapter, StoreFull
+from .errors import AdapterTooLarge, InvalidAdapter, StoreFailed, StoreFull
 from .files import (
     COMPANIONS,
     CONFIG,
@@ -30,6 +31,9 @@ from .settling import settle
 from .source_folder import SourceFolder, unreadable
 from .upload_names import is_part, is_surpassed, place_of, why_nothing
 
+logger = logging.getLogger(__name__)
+
+NO_ROOM = "the server's disk has no room for this adapter"
 MOST_SKIPPED = 64
 MOST_SHOWN = 128  # characters of a name
 MAX_COMPANION_BYTES = 1 << 26  # a tokenizer of a quarter of a million words has 17 MB
@@ -54,7 +58,7 @@ class StagedFile:
         self._upload.grow(self._name, self._size, len(chunk))
         self._hash.update(chunk)
         view = memoryview(chunk)
-        with translate_full_disk():
+        with translate_disk_errors():
             while view:
                 view = view[os.write(self._fd, view) :]
 
@@ -64,7 +68,7 @@ class StagedFile:
             return
         fd, self._fd = self._fd, -1
         try:
-            with translate_full_disk():
+            with translate_disk_errors():
                 os.fsync(fd)
         finally:
             os.close(fd)
@@ -113,7 +117,7 @@ class StagedUpload:
 
         Raises AdapterError, OSError.
         """
-        with translate_full_disk():
+        with translate_disk_errors():
             if not settle(self.path):
                 return
             sent, self._hashes, self._size = self._hashes, {}, 0
@@ -134,7 +138,7 @@ class StagedUpload:
     def begin(self, name: str) -> StagedFile:
         """Begin a file whose name the server has chosen, each once. Raises InvalidAdapter, StoreFull."""
         try:
-            with translate_full_disk():
+            with translate_disk_errors():
                 (self.path / name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 return StagedFile(self, name)
         except FileExistsError:
@@ -162,7 +166,7 @@ class StagedUpload:
         """
         for name in FILES:
             fd = os.open(self.path / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            with open(fd, "rb") as file, translate_full_disk():
+            with open(fd, "rb") as file, translate_disk_errors():
                 size = os.fstat(fd).st_size
                 self.grow(name, size, size)
                 os.fchmod(fd, 0o600)
@@ -253,11 +257,19 @@ def fsync_folder(path: Path) -> None:
 
 
 @contextmanager
-def translate_full_disk() -> Iterator[None]:
-    """Turn the error of a full disk, or of a used-up quota, into StoreFull."""
+def translate_disk_errors() -> Iterator[None]:
+    """Turn the error of a full disk, or of a used-up quota, into StoreFull; of a failing one into StoreFailed."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreFull("the server's disk has no room for this adapter") from None
+            raise StoreFull(NO_ROOM) from None
+        if error.errno in (errno.EIO, errno.EROFS):
+            raise disk_failed(os.strerror(error.errno)) from error
         raise
+
+
+def disk_failed(what: str) -> StoreFailed:
+    """Return the error for a disk that fails, or has become read-only, and log it: its operator has to know."""
+    logger.error("The state folder cannot be written to: %s", what)
+    return StoreFailed(f"the server's disk cannot be written to just now ({what}); try again, or tell its operator")

@@ -21,7 +21,7 @@ from pathlib import Path
 from .errors import AdapterConflict, InvalidAdapter
 from .files import content_digest
 from .names import is_digest
-from .staging import StagedUpload, fsync_folder, translate_full_disk
+from .staging import StagedUpload, fsync_folder, translate_disk_errors
 
 ADAPTERS = "adapters"
 
@@ -52,7 +52,7 @@ class AdapterStore:
 
     def stage(self, limit: int) -> StagedUpload:
         """Begin an upload of `limit` bytes at most. Raises StoreFull."""
-        with translate_full_disk():
+        with translate_disk_errors():
             return StagedUpload(self._new_staging(), limit)
 
     def commit(self, staged: StagedUpload) -> str:
@@ -62,7 +62,7 @@ class AdapterStore:
         """
         digest = staged.digest
         target = self.path(digest)
-        with translate_full_disk():
+        with translate_disk_errors():
             for expert in staged.experts:
                 fsync_folder(staged.path / expert)
             fsync_folder(staged.path)

@@ -18,6 +18,7 @@ class EngineConfig:
     model: a local folder or a hub id in Hugging Face format.
     quantization: the form in which a plain base's weights are loaded, as `model/quantisation.py` names it; None for
     what the checkpoint has.
+    tensor_parallel_size: processes among which the base is divided, each with a device of its own on a GPU.
     max_model_len: most tokens of prompt and output together; None takes the model's own limit.
     max_batch_tokens: token budget of one step, of which a token takes one for each of its adapters, at least one.
     max_running: sequences in one step.
@@ -42,6 +43,7 @@ class EngineConfig:
     device: Device = "auto"
     dtype: DType = "auto"
     quantization: str | None = None
+    tensor_parallel_size: int = 1
     max_model_len: int | None = None
     max_batch_tokens: int = 2048
     max_running: int = 256

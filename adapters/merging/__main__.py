@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from ..errors import AdapterError
-from ..staging import translate_full_disk
+from ..staging import translate_disk_errors
 from .messages import MergeDone, MergeFailed, MergeMessage, MergeOrder, MergeProgress
 from .plan import plan_merge
 
@@ -41,7 +41,7 @@ def _merge(order: MergeOrder) -> None:
     from .run import run_merge
 
     torch.set_num_threads(1)  # sums in another order would be other bytes
-    with translate_full_disk():
+    with translate_disk_errors():
         run_merge(plan, Path(order.folder), lambda done, total: _tell(MergeProgress(done, total)))
 
 

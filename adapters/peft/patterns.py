@@ -7,10 +7,10 @@ without anything to match are compared as they are: a pattern for each module of
 
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from math import prod
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import regex
 
@@ -29,22 +29,29 @@ _MAX_GROUPS = 100
 _END = r"(.*\.)?({})$"  # what PEFT makes of a key that is compared with the end of a name
 _MAX_QUANTIFIERS = 1000
 
+_Found = TypeVar("_Found")
+
 
 class Deadline:
     """The time and the text that all expressions of one adapter may take together.
 
     seconds: of compiling and matching, as this thread's processor counts them: what else is busy takes nothing of it.
+        The longest operation that ended is not counted: garbage may have been collected within it, or a virtual
+        machine stood still.
     """
 
     def __init__(self, seconds: float = MATCH_SECONDS, chars: int = MAX_TOTAL_CHARS) -> None:
-        self._left = seconds
+        self._seconds = seconds
         self._chars = chars
+        self._spent = 0.0  # on all operations
+        self._longest = 0.0  # on one of them
         self._since: float | None = None  # when `running` was entered, within it
         self._compiled: dict[str, regex.Pattern[str]] = {}
 
     def left(self) -> float:
         """Return the seconds that are left. Raises TimeoutError if there are none."""
-        left = self._left - (0.0 if self._since is None else time.thread_time() - self._since)
+        running = 0.0 if self._since is None else time.thread_time() - self._since
+        left = self._seconds - (self._spent - self._longest) - running
         if left <= 0:
             raise TimeoutError
         return left
@@ -58,12 +65,24 @@ class Deadline:
         self._since = time.thread_time()
         try:
             yield
-            self.left()
         except TimeoutError:
             raise _invalid(field, "takes too long to match; use simpler expressions") from None
         finally:
-            self._left -= time.thread_time() - self._since
+            took = time.thread_time() - self._since
+            self._spent += took
+            self._longest = max(self._longest, took)
             self._since = None
+
+    def within(self, match: Callable[[float], _Found]) -> _Found:
+        """Call a match with the seconds that it may take, again where another clock than ours stopped it.
+
+        Raises TimeoutError when the time is up.
+        """
+        while True:
+            try:
+                return match(self.left())
+            except TimeoutError:
+                self.left()
 
     def admit(self, texts: Iterable[str], field: str) -> None:
         """Raise InvalidAdapter if so many are too much, before any is compiled. Those that are count no more."""
@@ -94,12 +113,13 @@ class Pattern:
     def fullmatch(self, name: str) -> bool:
         """Return whether the whole name matches. Raises InvalidAdapter when the time is up."""
         with self._deadline.running(self._field):
-            return self._compiled.fullmatch(name, timeout=self._deadline.left(), concurrent=True) is not None
+            found = self._deadline.within(lambda left: self._compiled.fullmatch(name, timeout=left, concurrent=True))
+            return found is not None
 
     def match(self, name: str) -> "regex.Match[str] | None":
         """Match at the beginning of a name. Raises InvalidAdapter when the time is up."""
         with self._deadline.running(self._field):
-            return self._compiled.match(name, timeout=self._deadline.left(), concurrent=True)
+            return self._deadline.within(lambda left: self._compiled.match(name, timeout=left, concurrent=True))
 
 
 class EndPattern(Protocol):

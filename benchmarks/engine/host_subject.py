@@ -30,8 +30,7 @@ import torch
 from peftserve.kernels.attention.triton.backend import TritonAttention
 from peftserve.kernels.bypass.triton.backend import TritonBypass
 from peftserve.server.config import EngineConfig
-from peftserve.server.engine import Engine, assembly, completion, staging
-from peftserve.server.engine import engine as engine_module
+from peftserve.server.engine import Engine, assembly, completion, machine, staging
 from peftserve.server.engine.adapters import service
 from peftserve.server.engine.adapters.attachments import Attachments
 from peftserve.server.engine.model.graphs import DecodeGraphs
@@ -118,7 +117,7 @@ def fake_device() -> None:
     assembly.KVCache = OnePage
     service.make_bypass_backend = _bypass
     TritonBypass.lead_in = lambda self: None
-    engine_module.make_runner = partial(_make_runner, engine_module.make_runner)
+    machine.make_runner = partial(_make_runner, machine.make_runner)
 
 
 def _attention(layers: Any, page_size: int, dtype: Any, device: Any, limits: Any, *args: Any) -> Any:

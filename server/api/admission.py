@@ -53,6 +53,10 @@ class Admission:
         self._rate.began()
         self._idle.clear()
 
+    def check_room(self, tenant: Tenant) -> None:
+        """Raise what `enter` would for a request of one sequence, before anything is known of it."""
+        self._check(1, tenant)
+
     def leave(self, count: int, tenant: Tenant = SERVER) -> None:
         """Give back the room of `count` sequences."""
         self._counts[self._own] -= count
@@ -70,6 +74,10 @@ class Admission:
         """Wait until nothing of this process is in flight."""
         await self._idle.wait()
 
+    def seconds_until(self, places: int) -> int:
+        """Return in how many seconds so many places have come free, if it goes on as in the last half minute."""
+        return self._rate.seconds_until(places, len(self._counts))
+
     def check_open(self) -> None:
         """Raise ApiError 503 after `drain`."""
         if self.draining:
@@ -78,7 +86,9 @@ class Admission:
     def _check(self, count: int, tenant: Tenant) -> None:
         self.check_open()
         if count > self.capacity:
-            raise bad_request(f"The request asks for {count} sequences; this server takes {self.capacity} at once.")
+            raise _too_many(count, f"this server takes {self.capacity} at once")
+        if tenant.max_queued is not None and count > tenant.max_queued:
+            raise _too_many(count, f"this key may have {tenant.max_queued} in flight")
         total, own = self.in_flight_everywhere, self._tenants.of(tenant.name)
         if tenant.max_queued is not None and own + count > tenant.max_queued:
             raise self._no_share(count, own, tenant.max_queued, total)
@@ -95,11 +105,14 @@ class Admission:
         message = (
             f"The request asks for {count} sequences, and {own} of the {most} that this key may have are in flight"
         )
-        advice = "; ask for fewer." if count > most else "; try again later."
-        needed = min(own + count - most, own) or 1
-        return self._full(message + advice, "rate_limit_exceeded", needed * max(total, 1) // max(own, 1))
+        needed = own + count - most
+        return self._full(f"{message}; try again later.", "rate_limit_exceeded", needed * max(total, 1) // max(own, 1))
 
     def _full(self, message: str, code: str, places: int) -> ApiError:
         """Return the error for who may come again when so many places have come free."""
-        seconds = self._rate.seconds_until(places, len(self._counts))
-        return ApiError(429, message, code=code, headers={"Retry-After": str(seconds)})
+        return ApiError(429, message, code=code, headers={"Retry-After": str(self.seconds_until(places))})
+
+
+def _too_many(count: int, limit: str) -> ApiError:
+    """Return the error for what no waiting makes possible."""
+    return bad_request(f"The request asks for {count} sequences, prompts times n, and {limit}; ask for fewer.", "n")

@@ -5,6 +5,7 @@ from types import TracebackType
 from peftserve.adapters.leases import Leases
 from peftserve.adapters.resolved import Resolved
 
+from ..wire.faults import QueueTimeout
 from .admission import Admission
 from .http.errors import ApiError
 from .metrics.requests import Metrics, Outcome, RequestTimer
@@ -14,8 +15,8 @@ from .tenancy.spending import NoTokens, Spending
 class RequestLease:
     """A lease that is taken when it is made, in the same turn of the event loop as the look-up of `resolved`.
 
-    As a context manager it is given back at the end, with an outcome by the exception that leaves it; otherwise call
-    `close`. To give it back again does nothing.
+    As a context manager it is given back at the end, with an outcome by the exception that leaves it, which learns when
+    to come again if it has waited too long; otherwise call `close`. To give it back again does nothing.
     """
 
     def __init__(
@@ -63,6 +64,8 @@ class RequestLease:
         if kind is None:
             self._give_back("completed")
         else:  # a client that leaves cancels or closes what runs inside
+            if isinstance(error, QueueTimeout):
+                error.retry_seconds = self._admission.seconds_until(self._sequences)
             self._give_back("failed" if issubclass(kind, Exception) else "aborted")
 
     def close(self) -> None:

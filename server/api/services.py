@@ -27,7 +27,7 @@ from .admission import Admission
 from .engine.in_flight import InFlight
 from .engine.interface import EngineDead, RemoteEngine
 from .http.auth import TENANT
-from .http.errors import unavailable
+from .http.errors import ApiError, unavailable
 from .metrics.requests import Metrics
 from .opened import Adapters, OwnedAdapters
 from .processes.searches import Finder
@@ -174,6 +174,17 @@ class Services:
         held = Resolved((Member(ref, 1.0),), str(ref), ref.name)
         with self.adapters.leases.held(held):
             return await self.engine.load_adapter(ref.digest)
+
+    def turn_away(self) -> None:
+        """Raise ApiError 429 or 503 where there is no room for a request, whatever it asks for.
+
+        So what is refused under load is neither received nor parsed first.
+        """
+        try:
+            self.admission.check_room(self.tenant)
+        except ApiError:
+            self.metrics.count_tenant(self.tenant.shown, "refused", 0, 0)
+            raise
 
     def hold(self, resolved: Resolved, sequences: int, use: TokenUse | None = None) -> RequestLease:
         """Reserve room for a request's sequences and its adapters, for as long as it runs. Raises ApiError 429 or 503.

@@ -53,7 +53,7 @@ def nothing(_: str) -> Given:
     return {}
 
 
-_ONE_DEVICE = "one server runs on one device: start one per device, behind a proxy"
+_ONE_DEVICE = "a base is divided by --tensor-parallel-size alone: start more servers, behind a proxy"
 _FORMAT = "weights are safetensors or what transformers reads; leave it out"
 _CACHE = "the KV cache has the type of the model (--dtype); --kv-cache-tokens sets its size"
 _MEMORY = "--kv-cache-tokens and --adapter-memory say what memory is for; without them it is what is free"
@@ -84,8 +84,8 @@ SPELLINGS = (
     Spelling("enable-chunked-prefill", only("true", why="long prompts are always taken in chunks"), switch=True),
     Spelling("max-log-len", nothing),
     Spelling("seed", only("0", why="a request says its own `seed`")),
-    Spelling("tensor-parallel-size", only(*_PARALLEL, why=_ONE_DEVICE), short="-tp"),
-    Spelling("tp-size", only(*_PARALLEL, why=_ONE_DEVICE)),
+    Spelling("tp", same_as("tensor_parallel_size"), short="-tp"),
+    Spelling("tp-size", same_as("tensor_parallel_size")),
     Spelling("pipeline-parallel-size", only(*_PARALLEL, why=_ONE_DEVICE), short="-pp"),
     Spelling("data-parallel-size", only(*_PARALLEL, why=_ONE_DEVICE), short="-dp"),
     Spelling("enable-expert-parallel", only("false", why=_ONE_DEVICE), switch=True),

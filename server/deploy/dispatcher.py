@@ -40,7 +40,6 @@ from .totals import Totals
 
 logger = logging.getLogger(__name__)
 
-RETRY_SECONDS = 5.0
 MOST_TRIES = 2  # replicas on which one sequence is begun
 
 
@@ -128,7 +127,6 @@ class Dispatcher:
                 token_ids=[],
                 error=fault.message,
                 error_kind=type(fault).__name__,
-                retry_seconds=RETRY_SECONDS,
             )
         )
 

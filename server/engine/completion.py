@@ -115,9 +115,9 @@ class PendingStep:
     def finish(self) -> Finished:
         """Wait for the device and record its results. Sequences that are over by now get no output."""
         assert self._sampling is not None
-        for sequence, logprobs in self._scorings:
-            sequence.prompt_logprobs += logprobs.result()
         finished = Finished([], [], [])
+        for scoring in self._scorings:
+            _take_scores(scoring, finished)
         if self._pooled is not None:
             _take_pooled(self._pooled, finished)
         _record(self._sampled.sequences, self._sampling.result(), finished)
@@ -161,6 +161,15 @@ def _start_scoring(chunk: Chunk, logits: StepLogits, row: int) -> _Scoring | Non
     scored = logits.logits[offset + first : offset + last + 1]
     top = sequence.sampling.prompt_logprobs or 0
     return _Scoring(sequence, start_prompt_logprobs(scored, sequence.tokens[first : last + 1], top))
+
+
+def _take_scores(scoring: _Scoring, finished: Finished) -> None:
+    """Note the logprobs of a prompt's tokens, or end its sequence where they would be of no numbers."""
+    sequence, found = scoring.sequence, scoring.logprobs.result()
+    if found is not None:
+        sequence.prompt_logprobs += found
+    elif not sequence.is_over:
+        _fail_unsound(sequence, finished)
 
 
 def _start_pooled(batch: Batch) -> _Pooled | None:

@@ -7,31 +7,23 @@ import logging
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-
 from peftserve.adapters.facts import AdapterFacts
-from peftserve.kernels.attention.layout import Limits
-from peftserve.kernels.device.step_memory import StepMemory
 
 from ..config import EngineConfig
 from ..wire.faults import EngineFault
 from ..wire.messages import AdapterLevel, AddRequest, EngineStats, SequenceOutput
-from .adapters.service import AdapterService
-from .assembly import lay_out_products, make_runner
 from .faults import of_adapter
 from .grammar.compiler import GrammarCompiler, words_of
 from .grammar_queue import Compiled, GrammarQueue
-from .memory import kv_pages, state_slots
+from .machine import make_machine
 from .memory_report import describe_memory
-from .model.loading import load_model
-from .model.state.pool import StatePool
 from .model_info import describe_model
-from .pipeline import Pipeline
+from .pipeline import Pipeline, Runner
+from .ranks import LeadingRanks
 from .requests import check_request, count_adapters, ended_by, failed, make_sequence, not_loaded, refusal, timed_out
 from .sampling import Sampler
 from .scheduling.page_pool import PagePool
@@ -45,7 +37,6 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-SPARE_FIELDS = 64  # of four bytes, for each sequence of a step: what its sampler may tell the device
 IDLE_SECONDS = 0.0005  # what an empty step waits for an adapter's load, so that a caller's loop does not spin
 
 
@@ -56,32 +47,15 @@ class Engine:
     """
 
     def __init__(self, config: EngineConfig) -> None:
-        torch.set_num_threads(config.num_threads or torch.get_num_threads())  # this thread's, whatever others set
-        self._config = config
-        loaded = load_model(config)
-        self._model = loaded.model
-        self._hidden = loaded.hidden
-        products = lay_out_products(loaded, config.wide_columns)
-        most_rows = config.max_batch_tokens
-        memory = StepMemory(loaded.device, spare=config.max_running * SPARE_FIELDS)
-        self.adapters = AdapterService(config, loaded, most_rows, memory, products.wide)
-        slots = state_slots(config, loaded.states.bytes_per_sequence, loaded.device)
-        self._config = config = replace(config, max_running=slots.sequences)
-        shapes = loaded.states.shapes
-        states = StatePool(shapes, sum(slots), loaded.device) if shapes else None
-        num_pages = kv_pages(
-            config.kv_cache_tokens,
-            loaded.attention.layers,
-            page_size=config.page_size,
-            max_tokens=config.max_running * loaded.max_model_len,
-            dtype=loaded.dtype,
-            device=loaded.device,
-        )
-        self._max_model_len = min(loaded.max_model_len, num_pages * config.page_size)
-        limits = Limits(most_rows, config.max_running, self._max_model_len)
-        self._runner = make_runner(
-            config, loaded, products.fused, self.adapters.attachments, num_pages, limits, memory, states
-        )
+        self._ranks = None if config.tensor_parallel_size == 1 else LeadingRanks(config)
+        machine = make_machine(config) if self._ranks is None else self._ranks.lead()
+        self._config, loaded, num_pages, slots = machine.config, machine.loaded, machine.num_pages, machine.slots
+        self._model, self._hidden = loaded.model, loaded.hidden
+        self.adapters = machine.adapters
+        self._max_model_len = machine.max_model_len
+        own = machine.runner
+        self._runner: Runner = own if self._ranks is None else self._ranks.runner(own)
+        config = machine.config
         self._scheduler = Scheduler(
             PagePool(num_pages),
             self.adapters.residency,
@@ -91,13 +65,13 @@ class Engine:
             prefix_caching=config.prefix_caching,
             refuse=self._refuse,
             snapshots=Snapshots(range(slots.sequences, sum(slots))),
-            keeps_state=states is not None,
+            keeps_state=machine.states is not None,
         )
         self.memory = describe_memory(
-            config, loaded, self.adapters, packed=products.packed, num_pages=num_pages, slots=slots
+            config, loaded, self.adapters, packed=machine.products.packed, num_pages=num_pages, slots=slots
         )
         logger.info("%s", self.memory)
-        num_graphs = None if is_host(self._model.device) else self._runner.num_graphs
+        num_graphs = None if is_host(loaded.device) else self._runner.num_graphs
         self.info = describe_model(config, loaded, num_pages, self._max_model_len, num_graphs)
         sampler = Sampler(loaded.trace.logits.shape[-1], loaded.device, config.max_running)
         sampler.warm_up(loaded.trace.logits.dtype)
@@ -154,6 +128,7 @@ class Engine:
 
         These are none while everything waits for adapters, or for the first step's tokens.
         """
+        self._check_ranks()
         for fail in (self._fail_unloadable, self._fail_expired, self._queue_formed):
             self._failures += fail()
         batch = self._scheduler.schedule()
@@ -257,8 +232,14 @@ class Engine:
 
     def poll(self) -> None:
         """Take in loads and releases that have finished: what an idle engine does instead of steps."""
+        self._check_ranks()
         self.adapters.poll(self._uses)
         self.adapters.take_failures()  # no sequence waits for what could not be loaded; whoever asks next tries again
+
+    def _check_ranks(self) -> None:
+        """Raise RankLost if the base is divided and another rank has ended."""
+        if self._ranks is not None:
+            self._ranks.check()
 
     def _wait_for(self, work: Future[T]) -> T:
         while not work.done():
@@ -270,6 +251,11 @@ class Engine:
         return any(adapter.digest == digest for sequence in self._sequences.values() for adapter in sequence.adapters)
 
     # Statistics
+
+    @property
+    def rank_pids(self) -> list[int]:
+        """Return the process ids of the other ranks, if the base is divided."""
+        return [] if self._ranks is None else self._ranks.pids
 
     @property
     def num_failed_steps(self) -> int:
@@ -298,3 +284,5 @@ class Engine:
     def close(self) -> None:
         self._forming.close()
         self.adapters.close()
+        if self._ranks is not None:
+            self._ranks.close()

@@ -16,6 +16,7 @@ from .model.kv_cache import elements_per_token
 logger = logging.getLogger(__name__)
 
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_DONT_NEED = 4  # MADV_DONTNEED of madvise(2), which for a file that is only read loses nothing
 _KV_SHARE = {"cuda": 0.9, "cpu": 0.3}
 _STATE_SHARE = 0.3  # for states, beside which a hybrid model needs pages
 
@@ -28,6 +29,23 @@ def free_bytes(device: torch.device) -> int:
     available = int(fields["MemAvailable"].split()[0]) * 1024
     limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.exists() else "max"
     return available if limit == "max" else min(available, int(limit))
+
+
+def mapped_ranges(suffix: str) -> list[tuple[int, int]]:
+    """Return the addresses at which files of that name are mapped; none where the system does not say."""
+    maps = Path("/proc/self/maps")
+    lines = [line.split(maxsplit=5) for line in maps.read_text().splitlines()] if maps.exists() else []
+    places = [fields[0].split("-") for fields in lines if fields[-1].removesuffix(" (deleted)").endswith(suffix)]
+    return [(int(start, 16), int(end, 16)) for start, end in places]
+
+
+def let_go_of_files(suffix: str) -> None:
+    """Let the system take back the pages of mapped files of that name, which are read again where they are needed.
+
+    Nothing may have been written to them.
+    """
+    for start, end in mapped_ranges(suffix):
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _DONT_NEED)
 
 
 def allocated_bytes(device: torch.device) -> int:

@@ -129,8 +129,15 @@ def model_bytes(model: nn.Module) -> int:
 
 def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
     """Return the bytes of the memory that these tensors are views of, each piece once."""
-    storages = [plain.untyped_storage() for tensor in tensors for plain in _plain(tensor)]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    return sum(dict(_memory(plain) for tensor in tensors for plain in _plain(tensor)).values())
+
+
+def _memory(tensor: torch.Tensor) -> tuple[tuple[bool, int], int]:
+    """Return what tells a tensor's memory from others', and its bytes."""
+    if tensor.is_mkldnn:  # whose storage oneDNN keeps to itself
+        return (True, id(tensor)), tensor.numel() * tensor.element_size()
+    storage = tensor.untyped_storage()
+    return (False, storage.data_ptr()), storage.nbytes()
 
 
 def _plain(tensor: torch.Tensor) -> Iterator[torch.Tensor]:

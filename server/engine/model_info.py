@@ -24,7 +24,7 @@ def describe_model(
         architecture=type(loaded.model).__name__,
         dtype=str(loaded.model.dtype).removeprefix("torch."),
         device=str(loaded.model.device),
-        vocab_size=vocabulary_size(loaded.model),
+        vocab_size=vocabulary_size(loaded.twin),  # which is whole, where the model is divided
         max_model_len=max_model_len,
         eos_token_ids=sorted(eos_token_ids(loaded.model, eos)),
         num_kv_pages=num_pages,

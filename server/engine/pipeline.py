@@ -12,19 +12,35 @@ dropped.
 
 import logging
 from collections.abc import Callable
+from typing import Protocol
 
 from ..wire.faults import EngineFault
 from ..wire.messages import SequenceOutput
 from .completion import PendingStep
 from .faults import of_step
-from .model.runner import ModelRunner
+from .model.inputs import Feed
+from .model.runner import StepLogits
 from .requests import ended_by
-from .sampling import Sampler
+from .sampling import Append, Sampler
 from .scheduling.batch import Batch
 from .scheduling.scheduler import Scheduler
 from .scheduling.sequence import Sequence
 
 logger = logging.getLogger(__name__)
+
+
+class Runner(Protocol):
+    """What runs a step: a `ModelRunner`, or one for all ranks."""
+
+    @property
+    def num_graphs(self) -> int: ...
+
+    def run(
+        self, batch: Batch, feed: Feed | None = None, also: Callable[[Append], None] | None = None
+    ) -> StepLogits: ...
+
+    def check_device(self) -> None:
+        """Raise RuntimeError if no step will run any more: the process then ends."""
 
 
 class Pipeline:
@@ -37,7 +53,7 @@ class Pipeline:
 
     def __init__(
         self,
-        runner: ModelRunner,
+        runner: Runner,
         sampler: Sampler,
         scheduler: Scheduler,
         end: Callable[[Sequence], None],

@@ -74,10 +74,7 @@ def failed(sequence: Sequence, message: str, kind: str | None = None) -> Sequenc
 
 def ended_by(request_id: str, fault: EngineFault) -> SequenceOutput:
     """Return the last output of a sequence that ends for what is not its request's fault."""
-    kind, retry = type(fault).__name__, fault.retry_seconds
-    return SequenceOutput(
-        request_id=request_id, token_ids=[], error=fault.message, error_kind=kind, retry_seconds=retry
-    )
+    return SequenceOutput(request_id=request_id, token_ids=[], error=fault.message, error_kind=type(fault).__name__)
 
 
 def not_loaded(sequence: Sequence, error: AdapterError) -> SequenceOutput:
@@ -87,10 +84,10 @@ def not_loaded(sequence: Sequence, error: AdapterError) -> SequenceOutput:
 
 
 def timed_out(sequence: Sequence) -> SequenceOutput:
-    """Return the last output of a sequence that has waited too long. Who asks again may have to wait as long."""
+    """Return the last output of a sequence that has waited too long."""
     waited = sequence.queue_timeout or 0.0
     message = f"the request waited {waited:g} seconds for its turn, which is the limit; try again later"
-    return ended_by(sequence.request_id, QueueTimeout(message, retry_seconds=waited))
+    return ended_by(sequence.request_id, QueueTimeout(message))
 
 
 def count_adapters(sequences: Iterable[Sequence]) -> dict[str, int]:

@@ -11,14 +11,20 @@ EngineFault          any of these; `message` is safe to show to a client
 
 from peftserve.adapters.errors import AdapterError, error_of
 
+REPLICA_SECONDS = 5  # until another replica is there, or one that is has a place
+
 
 class EngineFault(Exception):
-    """The base of all errors here. retry_seconds: after which it may be worth to ask again; None if nobody knows."""
+    """The base of all errors here.
 
-    def __init__(self, message: str, *, retry_seconds: float | None = None) -> None:
+    retry_seconds: after which it may be worth to ask again; set by who knows that, None until then.
+    """
+
+    retry_seconds: int | None = None
+
+    def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
-        self.retry_seconds = retry_seconds
 
 
 class QueueTimeout(EngineFault):
@@ -38,21 +44,19 @@ class OutOfMemory(EngineFault):
 
 
 class ReplicaLost(EngineFault):
-    pass
+    retry_seconds = REPLICA_SECONDS
 
 
 class NoReplica(EngineFault):
-    pass
+    retry_seconds = REPLICA_SECONDS
 
 
 _KINDS = (QueueTimeout, StepFailed, InvalidLogits, OutOfMemory, ReplicaLost, NoReplica)
 _FAULTS = {fault.__name__: fault for fault in _KINDS}
 
 
-def received(
-    kind: str | None, message: str, param: str | None = None, retry_seconds: float | None = None
-) -> AdapterError | EngineFault:
+def received(kind: str | None, message: str, param: str | None = None) -> AdapterError | EngineFault:
     """Return an error as the engine has met it. kind: name of a class here or in adapters/errors.py."""
     if (fault := _FAULTS.get(kind or "")) is not None:
-        return fault(message, retry_seconds=retry_seconds)
+        return fault(message)
     return error_of(kind, message, param)

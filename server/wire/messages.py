@@ -228,7 +228,6 @@ class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     output.
     error: the sequence could not be served after all; what went wrong, for the client.
     error_kind: name of a class of adapters/errors.py or wire/faults.py, where it is not the request's fault.
-    retry_seconds: with `error`, after which it may be worth to ask again.
     """
 
     request_id: str
@@ -244,7 +243,6 @@ class SequenceOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     prefill_seconds: float | None = None
     error: str | None = None
     error_kind: str | None = None
-    retry_seconds: float | None = None
 
 
 class Outputs(msgspec.Struct, frozen=True, tag=True):

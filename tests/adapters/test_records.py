@@ -1,5 +1,6 @@
 import errno
 import logging
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -86,4 +87,32 @@ def test_a_version_whose_record_stays_is_not_deleted(
         registry.delete("x")
     monkeypatch.undo()
     assert registry.get("x").version == 1
+    registry.close()
+
+
+def test_a_record_that_the_disk_did_not_take_is_written_at_the_next_change(
+    records: VersionRecords, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records_module, "write_signed", fail)
+        records.added(RECORD)
+        records.default_set(Reference("a"))
+    assert records.listing().here == set()
+    records.default_set(Reference("a", 2))
+    assert records.read(Reference("a", 2)) == RECORD
+    assert records.read_default() == Reference("a", 2)
+
+
+def test_the_record_of_a_version_whose_row_stays_is_written_again(records: VersionRecords, tmp_path: Path) -> None:
+    registry = AdapterRegistry(tmp_path / "r.sqlite", records)
+    record = registry.add("x", "a" * 64, FACTS)
+    registry._writer.set_authorizer(lambda action, *_: sqlite3.SQLITE_DENY if action == sqlite3.SQLITE_DELETE else 0)
+    with pytest.raises(sqlite3.DatabaseError, match="not authorized"):
+        registry.delete("x")
+    registry._writer.set_authorizer(None)
+    assert records.read(Reference("x", 1)) == record
+    assert records.listing().gone == set()
     registry.close()

@@ -16,11 +16,16 @@ from peftserve.adapters.errors import StateUnusable
 from peftserve.adapters.facts import AdapterFacts
 from peftserve.adapters.files import CONFIG, WEIGHTS
 from peftserve.adapters.names import Reference
-from peftserve.adapters.recovery import Recovery, open_registry
+from peftserve.adapters.recovery import UNFINISHED, Recovery, open_registry
 from peftserve.adapters.registry import AdapterRegistry
 from peftserve.adapters.registry_file import NAME
 from peftserve.adapters.registry_reader import AdapterRecord
+from peftserve.adapters.routing.policies import targets_of
+from peftserve.adapters.routing.stored import FOLDER as ROUTES
+from peftserve.adapters.routing.stored import RouteStore
 from peftserve.adapters.store import AdapterStore
+from peftserve.adapters.stored_settings import FOLDER as SETTINGS
+from peftserve.adapters.stored_settings import SettingsReader, SettingsStore
 
 FACTS = AdapterFacts("LORA", rank=8, num_bytes=100, primitives={"low_rank": 2}, sites=2, consumed=4, num_tasks=3)
 
@@ -137,6 +142,33 @@ def test_a_lost_registry_is_made_again(
     assert damage is missing or list((root / "lost+found").rglob(f"{NAME}*"))
     with opened(root) as state:
         assert state.recovery.findings == [], "mended once and for all"
+
+
+def test_a_start_that_was_cut_off_is_begun_again(root: Path, records: list[AdapterRecord]) -> None:
+    """A registry that was made anew, and nothing brought back to it yet: what lies beside it is no deletion's rest."""
+    with opened(root) as state:
+        RouteStore(state.registry, "demo", targets_of, root / ROUTES).put("r", '{"kind": "alias", "target": "a"}')
+        SettingsStore(state.registry, root / SETTINGS).patch("a", {"tags": ["kept"]})
+    missing(root / NAME)
+    (root / UNFINISHED).touch()
+    AdapterRegistry(root / NAME).close()
+    with opened(root) as state:
+        assert state.all() == records
+        assert state.registry.get_default() == Reference("a", 1)
+        assert [route.name for route in RouteStore(state.registry, "demo", targets_of, root / ROUTES).page()] == ["r"]
+        assert SettingsReader(state.registry).of(["a"])["a"].settings.tags == ("kept",)
+        assert not (root / UNFINISHED).exists()
+    empty(root / NAME)
+    (root / UNFINISHED).touch()
+    with opened(root) as state:
+        assert state.all() == records
+    assert not (root / "lost+found").exists(), "what a kill left of a new registry is nothing to look through"
+
+
+def test_marks_of_versions_that_are_there_go(root: Path) -> None:
+    (root / "versions" / "a@2.gone").touch()
+    with opened(root):
+        assert not (root / "versions" / "a@2.gone").exists()
 
 
 BAD_ROWS = {

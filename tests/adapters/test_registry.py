@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from peftserve.adapters import registry_reader
-from peftserve.adapters.errors import AdapterNotFound, StateUnusable, StoreFull
+from peftserve.adapters.errors import AdapterNotFound, StateUnusable, StoreFailed, StoreFull
 from peftserve.adapters.facts import AdapterFacts
 from peftserve.adapters.names import Reference, VersionRef
 from peftserve.adapters.registry import AdapterRegistry
@@ -121,6 +121,14 @@ def test_a_failed_transaction_changes_nothing(registry: AdapterRegistry, monkeyp
     with pytest.raises(ZeroDivisionError):
         registry.add("a", DIGESTS[0], FACTS)
     monkeypatch.undo()
+    assert registry.add("a", DIGESTS[0], FACTS).version == 1
+
+
+def test_a_disk_that_takes_no_writes_is_named(registry: AdapterRegistry) -> None:
+    registry._writer.execute("PRAGMA query_only = ON")
+    with pytest.raises(StoreFailed, match="readonly"):
+        registry.add("a", DIGESTS[0], FACTS)
+    registry._writer.execute("PRAGMA query_only = OFF")
     assert registry.add("a", DIGESTS[0], FACTS).version == 1
 
 

@@ -1,5 +1,6 @@
 """Deletions with a way back: over restarts, kills in between, and the end of their time."""
 
+import errno
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from peftserve.adapters.errors import AdapterConflict, AdapterNotFound, QuotaExceeded
 from peftserve.adapters.facts import AdapterFacts
-from peftserve.adapters.keeping import Keeping
+from peftserve.adapters.keeping import ALL, Keeping
 from peftserve.adapters.leases import Leases
 from peftserve.adapters.library import AdapterLibrary
 from peftserve.adapters.maintenance import check
@@ -116,3 +117,18 @@ async def test_a_restore_is_refused_where_the_name_is_a_routes_or_the_quota_is_u
             await world.library.restore("a")
         assert len(registry.restorable()) == 1, "and nothing has changed"
         await world.library.settled()
+
+
+async def test_a_deletion_stands_where_only_the_settings_could_not_be_deleted(
+    store: AdapterStore, upload: Upload, facts: AdapterFacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(name: str) -> None:
+        raise OSError(errno.EIO, "the disk fails")
+
+    with open_registry(tmp_path / "state", store) as (registry, _):
+        library = World(store, registry, facts, ALL).library
+        await library.add(upload("x"), "a", settings={"tags": ["x"]})
+        monkeypatch.setattr(library.settings, "forget", fail)
+        await library.delete("a")
+        await library.settled()
+        assert [*store.digests(), *registry.refs()] == []

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from peftserve.adapters import staging
-from peftserve.adapters.errors import AdapterTooLarge, InvalidAdapter, StoreFull
+from peftserve.adapters.errors import AdapterTooLarge, InvalidAdapter, StoreFailed, StoreFull
 from peftserve.adapters.files import CONFIG, WEIGHTS
 from peftserve.adapters.staging import StagedUpload
 
@@ -125,6 +125,19 @@ def test_size_caps(staged: StagedUpload, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(staging, "MAX_CONFIG_BYTES", 10)
     with pytest.raises(AdapterTooLarge, match=r"adapter_config\.json is over 10 bytes"):
         write(StagedUpload(staged.path, 1000), CONFIG, b"x" * 11)
+
+
+@pytest.mark.parametrize("failing", ["write", "fsync"])
+@pytest.mark.parametrize("error", [errno.EIO, errno.EROFS])
+def test_a_disk_that_fails_is_named(
+    staged: StagedUpload, monkeypatch: pytest.MonkeyPatch, failing: str, error: int
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(error, "of the system")
+
+    monkeypatch.setattr(staging.os, failing, fail)
+    with pytest.raises(StoreFailed, match=os.strerror(error)):
+        write(staged, WEIGHTS, b"x")
 
 
 @pytest.mark.parametrize("failing", ["write", "fsync"])

@@ -35,7 +35,9 @@ def served() -> set[str]:
 def expressions() -> list[str]:
     panels = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
     variables = [one["query"]["query"] for one in DASHBOARD["templating"]["list"] if one["type"] == "query"]
-    return [*panels, *variables, *(rule["expr"] for rule in RULES)]
+    scaled = yaml.safe_load((DEPLOY / "kubernetes/autoscaling/scaledobject.yaml").read_text(encoding="utf-8"))
+    triggers = [trigger["metadata"]["query"] for trigger in scaled["spec"]["triggers"]]
+    return [*panels, *variables, *triggers, *(rule["expr"] for rule in RULES)]
 
 
 def test_every_metric_that_is_named_is_served():
@@ -76,8 +78,26 @@ def test_compose_mounts_what_is_there():
 @promtool
 @pytest.mark.parametrize(
     "command",
-    [["check", "config", "prometheus.yml"], ["check", "rules", "alerts.yml"], ["test", "rules", "alerts.test.yml"]],
+    [
+        ["check", "config", "prometheus.yml"],
+        ["check", "rules", "alerts.yml"],
+        ["test", "rules", "alerts.test.yml"],
+    ],
 )
 def test_prometheus_takes_it(command):
     done = subprocess.run(["promtool", *command], cwd=DEPLOY / "prometheus", capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@promtool
+def test_prometheus_takes_what_it_gets_on_kubernetes(tmp_path: Path) -> None:
+    """Debian's promtool knows no Kubernetes, so targets stand for what finds them."""
+    config = yaml.safe_load((DEPLOY / "kubernetes/monitoring/prometheus.yml").read_text(encoding="utf-8"))
+    [scrape] = config["scrape_configs"]
+    [found] = scrape.pop("kubernetes_sd_configs")
+    assert found["role"] == "pod"
+    scrape["static_configs"] = [{"targets": ["peftserve:8000"]}]
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    shutil.copy(DEPLOY / "prometheus/alerts.yml", tmp_path)
+    done = subprocess.run(["promtool", "check", "config", tmp_path / "prometheus.yml"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

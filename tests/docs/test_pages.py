@@ -18,6 +18,7 @@ from .sources import error_codes, fields_of, says
 
 ROOT = Path(__file__).resolve().parents[2]
 WRITTEN = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md", "deploy/README.md"]
+WRITTEN += ["deploy/kubernetes/README.md"]
 WRITTEN += sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))
 
 

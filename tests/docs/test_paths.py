@@ -7,8 +7,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ["README.md", "CONTRIBUTING.md", "examples/README.md", "deploy/README.md"]
+PAGES += ["deploy/kubernetes/README.md"]
 PAGES += sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))
-PATH = re.compile(r"`((?:kernels|adapters|server|benchmarks|tests|docs|examples)/[\w./-]*\w/?)`")
+PATH = re.compile(r"`((?:kernels|adapters|server|benchmarks|tests|docs|examples|deploy)/[\w./-]*\w/?)`")
 MADE_UP = {"adapters/peft/example_method.py"}  # what CONTRIBUTING's example adds
 
 

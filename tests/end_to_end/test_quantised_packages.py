@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from peftserve.adapters.errors import UnsupportedAdapter
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
-from peftserve.server.engine.model.quantisation import how_to_load
+from peftserve.server.engine.model.quantisation import how_to_load, keep_as_loaded
 from peftserve.server.wire.messages import AddRequest, SamplingParams, WeightedAdapter
 
 PROMPT = [5, 17, 42, 99, 7, 250, 31, 8]
@@ -65,6 +65,7 @@ def quantised_base(folder: Path, form: Form) -> Any:
     """Load a base as transformers quantises it, in float32."""
     told = how_to_load(form.asked, AutoConfig.from_pretrained(folder), torch.float32, torch.device("cpu"))
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **told)
+    keep_as_loaded(model)  # as on any processor
     return model.eval().requires_grad_(False)
 
 

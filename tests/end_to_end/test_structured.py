@@ -100,7 +100,7 @@ def body_of(world: Any, random: Random, number: int, fields: dict[str, Any]) -> 
 
 @pytest.mark.parametrize("seed", [1])
 async def test_every_whole_answer_is_of_its_form(world: Any, serve: Callable[..., Any], seed: int) -> None:
-    server = serve("--kv-cache-tokens", "640", "--max-running", "12", "--max-model-len", "256")
+    server = serve("--kv-cache-tokens", "288", "--max-running", "12", "--max-model-len", "256")
     for adapter in world.adapters[:4]:
         assert server.upload(adapter.name, adapter).status_code == 201
     random = Random(seed)

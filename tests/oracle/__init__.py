@@ -25,6 +25,7 @@ from .models import ARCHITECTURES, BOS, EOS, PAD, VOCAB_SIZE, read_model, tiny_m
 from .quantised import QUANTISED_FORMS, CodesLinear, CodesTensor, quantised_model
 from .reference import CLEAR, Greedy, Mixture, PeftOracle
 from .running_server import RunningServer, adapter_files, free_port
+from .scraper import PodState, families_of, lora_score, pod_state
 from .workload import Request, random_workload
 from .wrapped import WRAPPED, text_model, wrapped_model
 
@@ -53,13 +54,16 @@ __all__ = [
     "Kind",
     "Mixture",
     "PeftOracle",
+    "PodState",
     "Request",
     "RunningServer",
     "adapter_files",
+    "families_of",
     "free_port",
     "gguf_model",
     "is_fault",
     "kind_of",
+    "lora_score",
     "method_adapter",
     "naive_logits",
     "peft_generate",
@@ -68,6 +72,7 @@ __all__ = [
     "peft_model",
     "peft_scaled",
     "plain_model",
+    "pod_state",
     "quantised_model",
     "random_adapter",
     "random_workload",

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import httpx
 
-PATIENCE = 60.0
+PATIENCE = 180.0
 """Seconds after which a wait has failed. On an idle machine each takes a few."""
 PAUSE = 0.1
 """Seconds between two polls: each is a request, which takes time from the server that is waited for."""
@@ -37,14 +37,19 @@ class RunningServer:
         self.client = httpx.Client(base_url=self.url, timeout=PATIENCE)
 
     @classmethod
-    def start(cls, model: Path, state: Path, log: Path, *flags: str) -> "RunningServer":
-        """Start a server on a free port and return when it is ready."""
+    def start(
+        cls, model: Path, state: Path, log: Path, *flags: str, environment: Mapping[str, str] | None = None
+    ) -> "RunningServer":
+        """Start a server on a free port and return when it is ready. environment: of its own, if any."""
         port = free_port()
         command = [sys.executable, "-m", "peftserve.server.cli.main", "serve", str(model), "--port", str(port)]
         command += ["--state-dir", str(state), "--dtype", "float32", "--num-threads", "1"]
         with log.open("wb") as out:
             process = subprocess.Popen(
-                [*command, "--adapter-memory", "64MiB", *flags], stdout=out, stderr=subprocess.STDOUT
+                [*command, "--adapter-memory", "64MiB", *flags],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=environment,
             )
         server = cls(process, f"http://127.0.0.1:{port}", state, log)
         try:

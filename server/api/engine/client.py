@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Unpack
 
 from peftserve.adapters.errors import AdapterError
 from peftserve.adapters.facts import AdapterFacts
@@ -31,7 +32,7 @@ from ...wire.messages import (
     WeightedAdapter,
 )
 from .connection import SHUTTING_DOWN, EngineConnection, with_host_adapters
-from .interface import MEAN, EngineDead, Sink, StatsListener
+from .interface import MEAN, Asked, EngineDead, Sink, StatsListener
 from .pulse import LOOK_SECONDS, Pulse, Vitals
 from .vectors import embed
 from .vitals import vitals_of
@@ -150,9 +151,10 @@ class EngineClient:
         pooling: Pooling = MEAN,
         adapters: Sequence[WeightedAdapter] = (),
         salt: str = "",
+        **asked: Unpack[Asked],
     ) -> list[float]:
         """Return one vector for a prompt of token ids. Raises ValueError, AdapterError, EngineDead."""
-        return await embed(self, prompt, pooling, adapters, salt)
+        return await embed(self, prompt, pooling, adapters, salt, **asked)
 
     async def _cause_of_end(self) -> str:
         """Return why the connection has ended."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypedDict, Unpack
 
 from peftserve.adapters.facts import AdapterFacts
 
@@ -18,6 +18,15 @@ from ...wire.messages import (
 
 MEAN = Pooling()
 StatsListener = Callable[[EngineStats], None]
+
+
+class Asked(TypedDict, total=False):
+    """The fields of `AddRequest` that say who asks, and how soon it wants to be served."""
+
+    tenant: str
+    weight: float
+    queue_timeout: float | None
+    priority: int
 
 
 class EngineDead(Exception):
@@ -95,9 +104,11 @@ class RemoteEngine(Protocol):
         pooling: Pooling = MEAN,
         adapters: Sequence[WeightedAdapter] = (),
         salt: str = "",
+        **asked: Unpack[Asked],
     ) -> list[float]:
         """Return one vector for a prompt of token ids: its hidden states, pooled. Of the base, without adapters.
 
-        Its pages serve later requests with the same prompt, adapters and salt. Raises ValueError for a prompt or a
+        Its pages serve later requests with the same prompt, adapters and salt. asked: by whom; without it the server
+        itself asks. Raises ValueError for a prompt or a
         layer that this model cannot take, AdapterError, EngineDead.
         """

@@ -5,11 +5,11 @@ import asyncio
 import sys
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, Unpack
 
 from ...wire.faults import received
 from ...wire.messages import AddRequest, Pooling, SamplingParams, SequenceOutput, WeightedAdapter
-from .interface import EngineDead, Sink
+from .interface import Asked, EngineDead, Sink
 
 
 class Sequences(Protocol):
@@ -21,7 +21,12 @@ class Sequences(Protocol):
 
 
 async def embed(
-    engine: Sequences, prompt: Sequence[int], pooling: Pooling, adapters: Sequence[WeightedAdapter], salt: str
+    engine: Sequences,
+    prompt: Sequence[int],
+    pooling: Pooling,
+    adapters: Sequence[WeightedAdapter],
+    salt: str,
+    **asked: Unpack[Asked],
 ) -> list[float]:
     """Run a prompt and return its vector, as `RemoteEngine.embed` does. A caller that is cancelled aborts it."""
     request = AddRequest(
@@ -31,6 +36,7 @@ async def embed(
         adapters=list(adapters),
         salt=salt,
         pooling=pooling,
+        **asked,
     )
     return floats(await pooled(engine, request))
 
@@ -64,8 +70,7 @@ class _VectorSink:
         if self._observe is not None:
             self._observe(output)
         if output.error_kind is not None:
-            what = output.error or "the request failed"
-            self.vector.set_exception(received(output.error_kind, what, retry_seconds=output.retry_seconds))
+            self.vector.set_exception(received(output.error_kind, output.error or "the request failed"))
         elif output.error is not None or output.pooled is None:
             self.vector.set_exception(ValueError(output.error or "the engine sent no vector"))
         else:

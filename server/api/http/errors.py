@@ -8,7 +8,6 @@ anything else       500, with the trace in the log only
 """
 
 import logging
-import math
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -66,8 +65,15 @@ _ADAPTER_ANSWERS: dict[type[AdapterError], tuple[int, str]] = {
     adapter_errors.AdapterFailed: (500, "adapter_failed"),
     adapter_errors.NoMemoryForAdapter: (503, "out_of_memory"),
     adapter_errors.StoreFull: (503, "store_full"),
+    adapter_errors.StoreFailed: (503, "store_failed"),
 }
-_SERVERS_OWN = adapter_errors.AdapterDamaged, adapter_errors.AdapterFailed, adapter_errors.NoMemoryForAdapter
+_SERVERS_OWN = (
+    adapter_errors.AdapterDamaged,
+    adapter_errors.AdapterFailed,
+    adapter_errors.NoMemoryForAdapter,
+    adapter_errors.StoreFull,
+    adapter_errors.StoreFailed,
+)
 _FAULT_ANSWERS: dict[type[EngineFault], tuple[int, str]] = {
     faults.QueueTimeout: (429, "queue_timeout"),
     faults.StepFailed: (500, "step_failed"),
@@ -185,7 +191,7 @@ def _from_adapter_error(error: AdapterError) -> ApiError:
 
 def _from_engine_fault(error: EngineFault) -> ApiError:
     status, code = _FAULT_ANSWERS[type(error)]
-    seconds = RETRY_SECONDS if error.retry_seconds is None else max(math.ceil(error.retry_seconds), RETRY_SECONDS)
+    seconds = RETRY_SECONDS if error.retry_seconds is None else max(error.retry_seconds, RETRY_SECONDS)
     headers = {"Retry-After": str(seconds)} if status in (429, 503) else None
     kind = None if status == 429 else SERVER_FAULT
     return ApiError(status, error.message, code=code, headers=headers, kind=kind)

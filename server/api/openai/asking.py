@@ -1,18 +1,8 @@
 """What a request to the engine says of who asks for it."""
 
-from typing import TypedDict
-
+from ..engine.interface import Asked
 from ..http.errors import ApiError
 from ..services import Services
-
-
-class Asked(TypedDict):
-    """The fields of `AddRequest` that are not of the request itself."""
-
-    tenant: str
-    weight: float
-    queue_timeout: float | None
-    priority: int
 
 
 def asked_by(services: Services, priority: int | None = None) -> Asked:

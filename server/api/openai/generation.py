@@ -228,7 +228,7 @@ class _SequenceSink:
 
     def _take(self, output: SequenceOutput) -> None:
         if output.error_kind is not None:
-            raise received(output.error_kind, output.error or "the request failed", retry_seconds=output.retry_seconds)
+            raise received(output.error_kind, output.error or "the request failed")
         if output.error is not None:
             raise bad_request(output.error, code="sequence_failed")
         self._timer.observe(output)

@@ -13,6 +13,7 @@ from peftserve.adapters.routing.query import Query, Vector, VectorKey
 from ...wire.messages import Pooling
 from ..http.errors import bad_request
 from ..services import Services
+from .asking import asked_by
 
 MAX_TOKENS = 1024  # of a text that are looked at
 
@@ -26,7 +27,7 @@ async def with_vectors(services: Services, query: Query, keys: Sequence[VectorKe
 async def _vector(services: Services, query: Query, key: VectorKey, salt: str) -> Vector:
     if key.text is not None:
         example = key.text
-        return await services.examples.run(key, lambda: _states(services, example, key))
+        return await services.examples.run(key, lambda: _states(services, example, key))  # whoever asked first pays
     services.admission.enter(1, services.tenant)
     try:
         return await _states(services, query.text(), key, salt)
@@ -37,7 +38,7 @@ async def _vector(services: Services, query: Query, key: VectorKey, salt: str) -
 async def _states(services: Services, text: str, key: VectorKey, salt: str = "") -> Vector:
     tokens = (await _tokens(services, text, key.is_chat))[: min(MAX_TOKENS, services.model().max_model_len)]
     try:
-        return await services.engine.embed(tokens, Pooling(layer=key.layer), salt=salt)
+        return await services.engine.embed(tokens, Pooling(layer=key.layer), salt=salt, **asked_by(services))
     except ValueError as error:  # a layer that the model has not, or a text without tokens
         raise bad_request(f"The route cannot compare texts by the base's hidden states: {error}", "model") from None
 

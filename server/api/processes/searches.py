@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..http.errors import ApiError, ErrorEnvelope, error_response, unavailable
+from .connections import KEPT_OPEN
 from .forwarding import PRIMARY, PRIVATE
 
 PATH = PRIVATE + "searches/{name:path}"
@@ -32,7 +33,9 @@ class RemoteFinder:
     """A finder that asks the primary process. folder: the private folder, which has the primary's socket."""
 
     def __init__(self, folder: Path) -> None:
-        transport = httpx.AsyncHTTPTransport(uds=str(folder / PRIMARY))
+        # No limit: a search that takes long must not keep others waiting for a connection.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=KEPT_OPEN)
+        transport = httpx.AsyncHTTPTransport(uds=str(folder / PRIMARY), limits=limits)
         self._http = httpx.AsyncClient(transport=transport, timeout=None, trust_env=False, base_url=f"http://{PRIMARY}")
 
     async def find(self, name: str) -> bool:

@@ -38,6 +38,7 @@ class DirectRoutes:
 
     async def _answer(self, handler: Handler, request: Request, services: Services) -> Response:
         try:
+            services.turn_away()
             return await handler(request, services)
         except EXPECTED as error:
             return error_response(error)

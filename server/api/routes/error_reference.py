@@ -72,7 +72,8 @@ ERRORS: Mapping[int, tuple[str, ErrorBody]] = {
         (
             503,
             "The server cannot answer now: `loading`, `shutting_down`, `engine_dead`, `engine_silent`, "
-            "`adapter_damaged`, `store_full`, `no_room`, `unavailable`, or too many bodies or connections at once.",
+            "`adapter_damaged`, `store_full`, `store_failed`, `no_room`, `unavailable`, or too many "
+            "bodies or connections at once.",
             "The model is being loaded; try again soon.",
             None,
             "loading",

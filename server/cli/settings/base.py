@@ -30,6 +30,7 @@ BASE = (
         "weights), or a quantization_config as JSON; none: not",
         computed="as the checkpoint is",
     ),
+    Setting("tensor-parallel-size", "N", COUNT, "processes, or GPUs, of this machine among which the base is divided"),
     Setting("max-model-len", "N", COUNT, "most tokens of prompt and output together", computed="the model's own limit"),
     Setting(
         "max-batch-tokens",

@@ -8,10 +8,11 @@ recently used first out. All of this runs on the step loop's thread; only the lo
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from peftserve.adapters.errors import AdapterTooLarge
 
@@ -20,6 +21,7 @@ from ..scheduling.sequence import Lease
 from .arena_places import ArenaPlace, ArenaPlaces
 from .host_tier import HostTier, digest_of
 from .loader import AdapterLoader, Load
+from .mirror import Mirror
 from .packing import AdapterLayout, Blob
 from .preparation import PreparedAdapter, Slots
 from .ranges import RangeAllocator
@@ -45,11 +47,19 @@ class _Resident:
 class AdapterResidency:
     """What is on the device, and what is to get there.
 
-    ranges: of the arena. max_loras: number of slots.
+    ranges: of the arena. max_loras: number of slots. mirror: follows what is done to the slots.
+    folder_of: a digest to the folder of its files, which the mirror is told.
     """
 
     def __init__(
-        self, loader: AdapterLoader, slots: Slots, host: HostTier, ranges: RangeAllocator, max_loras: int
+        self,
+        loader: AdapterLoader,
+        slots: Slots,
+        host: HostTier,
+        ranges: RangeAllocator,
+        max_loras: int,
+        mirror: Mirror | None = None,
+        folder_of: Callable[[str], Path] = Path,
     ) -> None:
         self.host = host
         self.num_loads = 0
@@ -57,6 +67,8 @@ class AdapterResidency:
         self.load_seconds: deque[float] = deque(maxlen=MOST_DURATIONS)  # whoever accounts for them takes them out
         self._loader = loader
         self._slots = slots
+        self._mirror = mirror or Mirror()
+        self._folder_of = folder_of
         self._places = ArenaPlaces(ranges)
         self._max_loras = max_loras
         self._free_slots = list(range(max_loras - 1, -1, -1))
@@ -208,9 +220,10 @@ class AdapterResidency:
             return False
         place, copies = placed
         prepare = partial(self._slots.prepare, place.start, blob.layout, self._places.starts(place))
-        self._loading[digest] = self._loader.load(copies, prepare)
+        slot, own = self._free_slots.pop(), self._loader.load(copies, prepare)
+        self._loading[digest] = self._mirror.load(digest, self._folder_of, slot, place.start, own)
         requested = self._asked.get(digest, time.monotonic())
-        self._residents[digest] = _Resident(self._free_slots.pop(), place, blob.layout, holders, requested)
+        self._residents[digest] = _Resident(slot, place, blob.layout, holders, requested)
         self._absent.discard(digest)
         return True
 
@@ -287,12 +300,14 @@ class AdapterResidency:
             self._failures[(digest,)] = error
             return
         self._slots.attach(resident.slot, prepared)
+        self._mirror.attach(resident.slot)
         self.num_loads += 1
         resident.attached = time.monotonic()
         self.load_seconds.append(resident.attached - resident.requested)
 
     def _remove(self, digest: str) -> None:
         self._slots.detach(self._residents[digest].slot)
+        self._mirror.detach(self._residents[digest].slot)
         self._vacate(digest)
         if digest in self.pinned:
             self._absent.add(digest)

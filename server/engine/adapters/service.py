@@ -29,9 +29,11 @@ from .ahead import AheadOfUse
 from .attachments import Attachments
 from .copies import make_copies
 from .host_tier import HostTier, digest_of
-from .loader import AdapterLoader
+from .loader import AdapterLoader, Load
+from .mirror import Ranks
 from .packing import ALIGNMENT, Blob, SharedPiece, pack
 from .prefixes import prefix_of_base
+from .preparation import PreparedAdapter
 from .ranges import RangeAllocator
 from .residency import AdapterResidency
 from .sizing import arena_bytes, largest_stored_bytes, linear_groups, lora_bytes
@@ -45,6 +47,7 @@ class AdapterService:
 
     loaded: what adapters are compiled against; its weights are read and never written. most_rows: of any step.
     memory: what a step tells the device goes through. wide: weights with spare columns, by group.
+    ranks: what is done where the base is divided; None where it is whole.
     """
 
     def __init__(
@@ -54,11 +57,14 @@ class AdapterService:
         most_rows: int,
         memory: StepMemory,
         wide: Mapping[int, torch.Tensor] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self._config = config
         self._loaded = loaded
         self._folders: dict[str, Path] = {}
-        self._arena = _make_arena(config, loaded)
+        self._ranks = ranks or Ranks()
+        size = arena_size(config, loaded)
+        self._arena = torch.empty(size // loaded.dtype.itemsize, dtype=loaded.dtype, device=loaded.device)
         allocated = allocated_bytes(loaded.device)
         backend = make_bypass_backend(
             self._arena,
@@ -76,11 +82,14 @@ class AdapterService:
         self.attachments = Attachments(
             self._arena, backend, side, loaded.modules, head, sites, columns, loaded.states.norms
         )
-        self._loader = AdapterLoader(self._compile_key, make_copies(self._arena))
+        self._copies = make_copies(self._arena)
+        self._loader = AdapterLoader(self._compile_key, self._copies)
         self._spill = _spill(config, loaded)
         host = HostTier(config.host_adapter_memory, config.max_cpu_loras, self._spill.keep)
         ranges = RangeAllocator(self._arena.numel(), ALIGNMENT)
-        self.residency = AdapterResidency(self._loader, self.attachments, host, ranges, config.max_loras)
+        self.residency = AdapterResidency(
+            self._loader, self.attachments, host, ranges, config.max_loras, self._ranks.mirror, self._folder_of
+        )
         self.ahead = AheadOfUse(self.residency, config.max_loras, ranges.capacity, self._arena.element_size())
         self._lock = Lock()  # of what the loader's threads share
         self._pieces: WeakValueDictionary[str, SharedPiece] = WeakValueDictionary()  # the loader's threads'
@@ -121,9 +130,23 @@ class AdapterService:
         for digest in list(self._releases):
             if not is_used(digest) and self.residency.drop(digest):
                 self._folders.pop(digest, None)
+                self._ranks.mirror.forget(digest)
                 gone = self._spill.forget(digest)
                 for release in self._releases.pop(digest):
                     gone.add_done_callback(partial(_settle, release))
+
+    def fetch(self, key: str, folder: Path) -> Future[Blob]:
+        """Compile this rank's part of an adapter that another rank has inspected, or find it on the host."""
+        if (blob := self.residency.host.get(key)) is not None:
+            found: Future[Blob] = Future()
+            found.set_result(blob)
+            return found
+        self._folders.setdefault(key.partition(":")[0], folder)
+        return self._loader.fetch(key)
+
+    def load_at(self, blob: Blob, start: int) -> Load[PreparedAdapter]:
+        """Bring a blob to element `start` of the arena, which another rank has chosen for it."""
+        return self._loader.load([(blob.data, start)], partial(self.attachments.prepare, start, blob.layout, {}))
 
     def take_failures(self) -> dict[tuple[str, ...], BaseException]:
         """Return the digests that could not be loaded since the last call, alone or together, and why."""
@@ -204,6 +227,7 @@ class AdapterService:
             task=task,
             runs=self._loaded.twin_runs,
         )
+        compiled = replace(compiled, bypass=self._ranks.cut(compiled.bypass))
         if compiled.bypass.prefix is not None:
             prefix = prefix_of_base(compiled.bypass.prefix, self._loaded.attention, self._loaded.states.shapes or {})
             return replace(compiled, bypass=replace(compiled.bypass, prefix=prefix))
@@ -241,21 +265,21 @@ class AdapterService:
         return self._folders[digest]
 
 
-def _make_arena(config: EngineConfig, loaded: LoadedModel) -> torch.Tensor:
-    """Return the memory of all adapters on the device, (elements,), with nothing in it yet."""
+def arena_size(config: EngineConfig, loaded: LoadedModel) -> int:
+    """Return the bytes of the memory of all adapters on the device."""
     linears = linear_groups(loaded.sites.groups, loaded.sites.table)
-    size = arena_bytes(
+    return arena_bytes(
         config.adapter_memory,
         lora=lora_bytes(linears, config.max_lora_rank, loaded.dtype),
         stored=largest_stored_bytes(config.store, loaded.dtype),
         max_loras=config.max_loras,
         free=free_bytes(loaded.device),
     )
-    return torch.empty(size // loaded.dtype.itemsize, dtype=loaded.dtype, device=loaded.device)
 
 
 def _spill(config: EngineConfig, loaded: LoadedModel) -> Spill:
-    folder = None if config.store is None else config.store.parent / "compiled"
+    divided = config.tensor_parallel_size > 1  # each rank has its own part, and leaves it in memory
+    folder = None if config.store is None or divided else config.store.parent / "compiled"
     pin = loaded.device.type == "cuda"
     return Spill(folder, SPILL_FACTOR * config.host_adapter_memory, loaded.dtype, pin=pin)
 

@@ -30,7 +30,8 @@ logger = logging.getLogger(__name__)
 
 MOST_WAITING = 4  # blobs, which take memory until they are written; others are not written this time
 NICENESS = 10  # nobody waits for a write
-LEAST_FREE = 0.1  # of the disk: what is below it is left to others
+LEAST_FREE = 0.1  # of the disk, and no more than
+MOST_FREE = 16 << 30  # bytes: what is below that is left to others
 
 
 class Spill:
@@ -137,7 +138,8 @@ class Spill:
         assert self._folder is not None
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         usage = shutil.disk_usage(self._folder)
-        return self.num_bytes + blob.num_bytes <= self._max_bytes and usage.free > LEAST_FREE * usage.total
+        left_to_others = min(LEAST_FREE * usage.total, MOST_FREE)
+        return self.num_bytes + blob.num_bytes <= self._max_bytes and usage.free > left_to_others
 
     def _write_file(self, path: Path, *pieces: bytes | memoryview) -> None:
         try:

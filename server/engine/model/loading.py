@@ -33,7 +33,7 @@ from .idle_modules import IdleTracer, without_idle
 from .inner_linears import redirect
 from .older_attention import attend_in_older_classes
 from .placement import choose_device, choose_dtype
-from .quantisation import how_to_load
+from .quantisation import how_to_load, keep_as_loaded, method_of
 from .rehearsal import Rehearsal, longest, rehearsals
 from .rounding import quantised_linears, rounds_inputs
 from .row_positions import pass_row_positions
@@ -108,9 +108,14 @@ def _load(config: EngineConfig) -> LoadedModel:
     quantisation = how_to_load(
         config.quantization, hf_config, dtype, device, is_gguf=model_files(config.model).gguf is not None
     )
+    divided = config.tensor_parallel_size > 1
+    if divided and (quantisation or method_of(hf_config)):
+        raise UnservableModel("its weights are quantised, which --tensor-parallel-size does not divide")
     model = read_model(config.model, dtype, config.trust_remote_code, quantisation)
-    model.to(device)  # type: ignore[arg-type]  # transformers' decorator hides that this is a method
+    # What is divided stays on the host as a whole, and each rank takes its part to its device.
+    model.to("cpu" if divided else device)  # type: ignore[arg-type]  # transformers' decorator hides that this is a method
     model.eval().requires_grad_(False)
+    keep_as_loaded(model)
     limit = _max_model_len(hf_config.get_text_config(), config.max_model_len)
     trace = _trace(model, max(2, min(TRACE_TOKENS, limit)))
     copied, runs = _copied(model, trace)

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedConfig, TorchAoConfig
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AutoQuantizationConfig
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -55,6 +56,7 @@ _IMPORTED: Mapping[str, str] = {
     "optimum-quanto": "optimum.quanto",
 }
 GGUF, BITSANDBYTES = "gguf", "bitsandbytes"
+_LAYS_OUT = "support_avx512bf16_for_cpu"  # an attribute of a Linear4bit
 # Kernels that vLLM's users name with the method: which one runs is not asked of them here.
 _KERNELS = ("_marlin", "_bitblas")
 
@@ -85,6 +87,18 @@ def how_to_load(
     placed = {"device_map": {"": device}} if find_spec("accelerate") else {}  # else on the CPU, and moved as a whole
     wanted = _multiplied_out() if is_gguf else wanted
     return placed | ({"quantization_config": wanted} if wanted else {})
+
+
+def keep_as_loaded(model: nn.Module) -> None:
+    """Keep the codes of 4-bit linears as they were loaded.
+
+    On processors with bfloat16 products, the first pass of bitsandbytes lays the codes out anew in place, for a kernel
+    that rounds to bfloat16 whatever the activations are and fails where a row is no whole number of blocks. Whoever
+    multiplies the codes out later, as for the norms of a DoRA, would read them in the wrong order.
+    """
+    for module in model.modules():
+        if hasattr(module, _LAYS_OUT):
+            setattr(module, _LAYS_OUT, False)
 
 
 def method_of(config: PreTrainedConfig) -> str:

@@ -11,7 +11,7 @@ from ...wire.messages import Logprob, TokenLogprobs
 from .. import staging
 
 LOWEST = -9999.0
-"""Reported for a probability of 0 and for a NaN, as OpenAI does: JSON has neither infinity nor NaN."""
+"""Reported for a probability of 0, as OpenAI does: JSON has no infinity."""
 
 _CHUNK = 64
 """Rows handled at once: bounds the float32 copies of a long prompt's logits."""
@@ -32,27 +32,27 @@ class Scores(NamedTuple):
 
 
 class PendingLogprobs:
-    """Reports that are on their way to the host."""
+    """Reports that are on their way to the host. sound: (rows,) bool, whether a row's logits are numbers."""
 
-    def __init__(self, token_ids: Sequence[int], scores: Sequence[Tensor]) -> None:
+    def __init__(self, token_ids: Sequence[int], sound: Tensor, scores: Scores) -> None:
         self._token_ids = token_ids
-        self._returning = staging.Returning(scores)
+        self._returning = staging.Returning((sound, *scores))
 
-    def result(self) -> list[TokenLogprobs]:
-        """Return a report for each token, after waiting for all of them."""
-        return list(reports(self._token_ids, Scores(*self._returning.result()))) if self._token_ids else []
+    def result(self) -> list[TokenLogprobs] | None:
+        """Return a report for each token, after waiting for all of them; None where the model gave no numbers."""
+        sound, *scores = self._returning.result()
+        return list(reports(self._token_ids, Scores(*scores))) if bool(sound.all()) else None
 
 
 def start_prompt_logprobs(logits: Tensor, next_token_ids: Sequence[int], top: int) -> PendingLogprobs:
     """Report on `next_token_ids` under the rows of logits (n, vocab) that predict them, with `top` alternatives each.
+    At least one row.
 
     Enqueues the work on the logits' device and waits for nothing.
     """
     ids = list(next_token_ids)
-    if not ids:
-        return PendingLogprobs(ids, ())
     [[on_device]] = staging.to_device([[np.array(ids, np.int64)]], logits.device)
-    return PendingLogprobs(ids, score(logits, on_device, top))
+    return PendingLogprobs(ids, logits.amax(dim=-1).isfinite(), score(logits, on_device, top))
 
 
 def score(logits: Tensor, token_ids: Tensor, top: int) -> Scores:

@@ -6,6 +6,7 @@ something else than one more token is due: a page, or their end.
 
 from bisect import bisect_right
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -27,6 +28,9 @@ class Decodes:
 
     def __len__(self) -> int:
         return len(self._sequences)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return iter(self._sequences)
 
     def __contains__(self, sequence: Sequence) -> bool:
         return sequence in self._sequences

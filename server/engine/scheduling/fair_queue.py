@@ -36,13 +36,14 @@ class FairQueue:
         for line in self._waiting.values():
             yield from line
 
-    def add(self, sequence: Sequence) -> None:
+    def add(self, sequence: Sequence, *, first: bool = False) -> None:
+        """Queue a sequence. first: ahead of all that answer by the same adapters at the same priority."""
         tenant, line = sequence.tenant, self._line(sequence.tenant)
         line.weight = sequence.weight
         if tenant not in self._waiting:
             self._counters.enter(tenant, self._waiting)
             self._waiting[tenant] = line
-        line.add(sequence)
+        line.add(sequence, first)
 
     def remove(self, sequence: Sequence) -> None:
         line = self._waiting[sequence.tenant]
@@ -68,6 +69,15 @@ class FairQueue:
         """Yield all sequences in the order of admission, as if each were admitted. The queue must not change."""
         served, lines = self._counters.served, self._waiting.items()
         yield from _merged((served[tenant], line.weight, line.in_order()) for tenant, line in lines)
+
+    def weights(self) -> dict[str, float]:
+        """Return the weight of each tenant that waits."""
+        return {tenant: line.weight for tenant, line in self._waiting.items()}
+
+    def heads(self, tenants: Iterable[str]) -> Iterator[Sequence]:
+        """Yield what comes next of each of some tenants that wait, of the one that was served least first."""
+        for tenant in sorted(tenants, key=self._counters.served.__getitem__):
+            yield next(self._waiting[tenant].in_order())
 
     def _line(self, tenant: str) -> "_Line":
         if tenant not in self._lines:
@@ -98,12 +108,17 @@ class _Line:
     def mixtures(self) -> set[Mixture]:
         return {mixture for queues in self._queues.values() for mixture in queues}
 
-    def add(self, sequence: Sequence) -> None:
+    def add(self, sequence: Sequence, first: bool) -> None:
         mixture, waiting = sequence.payer.mixture, self.mixtures()
         if mixture not in waiting:
             self.counters.enter(mixture, waiting)
         queues = self._queues.setdefault(sequence.priority, {})
-        queues.setdefault(mixture, {})[sequence.request_id] = sequence
+        queue = queues.get(mixture, {})
+        if first:
+            queues[mixture] = {sequence.request_id: sequence, **queue}
+        else:
+            queue[sequence.request_id] = sequence
+            queues[mixture] = queue
         self._size += 1
 
     def remove(self, sequence: Sequence) -> None:

@@ -31,10 +31,10 @@ class RunningSequences:
         self.preempted: deque[Sequence] = deque()  # to begin again, the oldest first
         self.num_preemptions = 0
         self.max_batch_tokens = max_batch_tokens
+        self.most = most
         self._pool = pool
         self._prefixes = prefixes
         self._page_size = page_size
-        self._most = most
         self._prefills: list[Sequence] = []
         self._seats = list(reversed(range(most)))  # that are free
 
@@ -44,7 +44,7 @@ class RunningSequences:
     @property
     def is_full(self) -> bool:
         """Return whether every seat is taken."""
-        return len(self.sequences) >= self._most
+        return len(self.sequences) >= self.most
 
     def budget_left(self, chunks: Seq[Chunk]) -> int:
         """Return what decodes and `chunks` leave of a step's budget."""
@@ -87,6 +87,7 @@ class RunningSequences:
         self.sequences.append(sequence)
         self._prefills.append(sequence)
         sequence.seat = self._seats.pop()
+        sequence.turn_from = len(sequence.tokens)
         self._prefixes.begun(sequence)
         restore = self._prefixes.restore(sequence, hits)
         return self._chunk(sequence, count, fill=found if found < start else None, restore=restore)
@@ -121,6 +122,16 @@ class RunningSequences:
             self._stop(sequence)
         elif sequence in self.preempted:
             self.preempted.remove(sequence)
+
+    def has_pages_for(self, sequence: Sequence) -> bool:
+        """Return whether all tokens of one that waits would find pages that nobody holds."""
+        return self._num_pages(len(sequence.tokens)) <= self._pool.num_free
+
+    def take_back(self, sequence: Sequence) -> None:
+        """Take a seat for another tenant's sequence. The caller queues the one that had it."""
+        self._stop(sequence)
+        sequence.turns_lost += 1
+        self.num_preemptions += 1
 
     def _share(self, sequence: Sequence, chunks: Seq[Chunk]) -> int:
         """Return how many tokens it may run beside `chunks`, so that all prefills behind it get at least one."""
@@ -196,4 +207,4 @@ class RunningSequences:
         """Raises AssertionError where seats or decodes do not agree with the sequences."""
         self.decodes.check_integrity()
         seats = sorted([*self._seats, *(sequence.seat for sequence in self.sequences)])
-        assert seats == list(range(self._most)), f"seats are lost or doubled: {seats}"
+        assert seats == list(range(self.most)), f"seats are lost or doubled: {seats}"

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
+from itertools import islice
 from typing import Any, Protocol
 
 from ...wire.messages import WeightedAdapter
@@ -20,6 +21,7 @@ from .fair_queue import FairQueue
 from .page_pool import PagePool
 from .prefix_cache import PrefixCache
 from .running import RunningSequences
+from .seats import SeatShares
 from .sequence import Lease, Sequence
 from .snapshots import Snapshots
 
@@ -132,7 +134,10 @@ class Scheduler:
             self.waiting.forget_idle({sequence.payer for sequence in [*self.running, *self.preempted]})
         preemptions = self.num_preemptions
         chunks = self._running.continued()
-        started = self._admit(chunks) if preemptions == self.num_preemptions else []
+        started: list[Sequence] = []
+        if preemptions == self.num_preemptions:
+            started = self._admit(chunks)
+            started += self._take_seat_back(chunks)
         decodes = self._running.decodes.batch()
         return Batch.by_adapter([*decodes.chunks, *chunks], chunks, started) if chunks else decodes
 
@@ -177,6 +182,34 @@ class Scheduler:
             self._leave_queue(sequence)
         return started
 
+    def _take_seat_back(self, chunks: list[Chunk]) -> list[Sequence]:
+        """Let one sequence begin in the place of another, if its tenant has less than its share of the seats."""
+        if not self._running.is_full or self.preempted or not self.waiting:
+            return []
+        shares = SeatShares(self._running.most, self.running, self.waiting.weights())
+        giver = shares.giver(self._running.decodes)
+        if giver is None or self._running.budget_left(chunks) + giver.cost <= 0:
+            return []
+        lacking = [tenant for tenant in self.waiting.weights() if shares.lack(tenant)]
+        for sequence in islice(self.waiting.heads(lacking), PREFETCH):
+            if sequence.lease is None and self._reserve(sequence):
+                return []
+            if not self._may_begin(sequence) or self._running.is_coming(sequence):
+                continue
+            if self._running.has_pages_for(sequence):
+                return self._begin_instead(sequence, giver, chunks)
+        return []
+
+    def _begin_instead(self, sequence: Sequence, giver: Sequence, chunks: list[Chunk]) -> list[Sequence]:
+        self._running.take_back(giver)
+        chunk = self._running.start(sequence, max(self._running.budget_left(chunks) // sequence.cost, 1))
+        assert chunk is not None, "there are pages for all of it"
+        self._note_start(chunk)
+        chunks.append(chunk)
+        self._leave_queue(sequence)
+        self.waiting.add(giver, first=True)
+        return [sequence]
+
     def _candidates(self) -> Iterator[Sequence]:
         yield from (sequence for sequence in self.preempted if not sequence.awaits_its_end)
         yield from self.waiting.in_order()
@@ -192,6 +225,8 @@ class Scheduler:
     def _may_begin(self, sequence: Sequence) -> bool:
         """Return whether its adapters are there and nothing stands against it; what does is noted in `refused`."""
         if sequence.lease is None or not self._residency.is_ready(sequence.lease):
+            return False
+        if any(sequence is refused for refused, _ in self.refused):
             return False
         why = self._refuse(sequence, sequence.lease)
         if why is not None:

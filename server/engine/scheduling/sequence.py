@@ -50,6 +50,8 @@ class Sequence:
     seat: number by which others keep what is its own while it runs, of which no other that runs has it; -1 while it
         does not run. Set by the scheduler.
     blocked_steps: steps in which the device had no room for its adapters; counted by the scheduler.
+    turn_from: how many tokens it had when it last took a seat. turns_lost: seats that were taken back from it for other
+        tenants. Both are set by the scheduler.
     form: its grammar, which has followed its output; None: anything. Set by the engine before it is queued.
     is_over: it has ended or was aborted; steps that still run it say nothing. Set by the scheduler.
 
@@ -96,6 +98,8 @@ class Sequence:
     num_virtual: int = 0
     active_from: int = 0
     blocked_steps: int = 0
+    turn_from: int = 0
+    turns_lost: int = 0
     is_over: bool = False
     form: "Matcher | None" = None
     payer: Payer = field(init=False)

@@ -93,10 +93,41 @@ def test_what_runs_beside_takes_nothing_of_the_time() -> None:
     deadline = Deadline(0.02)
     time.sleep(0.05)
     assert Pattern(r"a+", "x", deadline).fullmatch("aaa")
-    end = time.thread_time() + 0.04
+    busy(0.04)
+    assert Pattern(r"b+", "x", deadline).fullmatch("bbb")
+
+
+def busy(seconds: float) -> None:
+    end = time.thread_time() + seconds
     while time.thread_time() < end:
         pass
-    assert Pattern(r"b+", "x", deadline).fullmatch("bbb")
+
+
+def test_one_pause_is_forgiven_and_two_are_not() -> None:
+    """A collection of garbage runs on whatever thread allocates."""
+    deadline = Deadline(0.05)
+    with deadline.running("x"):
+        busy(0.2)
+    assert Pattern(r"a+", "x", deadline).fullmatch("aaa")
+    with deadline.running("x"):
+        busy(0.2)
+    with pytest.raises(InvalidAdapter, match="x takes too long"):
+        Pattern(r"a+", "x", deadline)
+
+
+def test_a_match_that_another_clock_stops_is_tried_again() -> None:
+    stops = [TimeoutError, TimeoutError]
+
+    def match(left: float) -> float:
+        if stops:
+            raise stops.pop()
+        return left
+
+    deadline = Deadline(5.0)
+    with deadline.running("x"):
+        assert 0 < deadline.within(match) <= 5.0
+    with pytest.raises(InvalidAdapter, match="x takes too long"), deadline.running("x"):
+        Deadline(0.0).within(match)
 
 
 NAMES = st.lists(st.sampled_from(["a", "b_", "layers", "0", "12"]), min_size=1, max_size=4).map(".".join)

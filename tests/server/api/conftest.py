@@ -123,8 +123,8 @@ class FakeEngine:
         if len(digests) > self.max_pins:
             raise AdapterTooLarge(f"at most {self.max_pins} adapters can be pinned")
 
-    async def embed(self, prompt, pooling=MEAN, adapters=(), salt=""):
-        return await embed(self, prompt, pooling, adapters, salt)
+    async def embed(self, prompt, pooling=MEAN, adapters=(), salt="", **asked):
+        return await embed(self, prompt, pooling, adapters, salt, **asked)
 
     def _outputs(self, request):
         if self.error is not None:

@@ -64,7 +64,10 @@ def test_a_tenant_has_no_more_than_its_share_in_all_processes():
     tenant = Tenant("t", max_queued=3)
     with shared_counts(2) as file:
         first, second = (Admission(32, view(file), own, view_of_tenants(file, own)) for own in (0, 1))
-        assert refusal(first, 4, tenant) == "rate_limit_exceeded"
+        with pytest.raises(ApiError, match=r"4 sequences.*this key may have 3 in flight; ask for fewer") as refused:
+            first.enter(4, tenant)
+        assert refused.value.status_code == 400, "it would never be possible"
+        assert "Retry-After" not in (refused.value.headers or {})
         first.enter(2, tenant)
         assert refusal(second, 2, tenant) == "rate_limit_exceeded"
         second.enter(1, tenant)

@@ -65,7 +65,11 @@ async def test_a_key_has_its_share_of_places(server, engine, until, check_envelo
     engine.delay = 0
     await until(lambda: not engine.running)
     assert (await ask(server, "limited", n=2)).status_code == 200
-    check_envelope(await ask(server, "limited", n=3), 429, "rate_limit_exceeded")
+    never = await ask(server, "limited", n=3)
+    assert "ask for fewer" in check_envelope(never, 400)["message"]
+    assert "retry-after" not in never.headers
+    metrics = (await server.http.get("/metrics")).text
+    assert 'peftserve_tenant_requests_total{outcome="refused",tenant="limited"} 2.0' in metrics
 
 
 async def test_a_key_has_its_tokens_a_minute(server, check_envelope):

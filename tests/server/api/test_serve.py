@@ -221,8 +221,9 @@ def test_a_kill_during_a_fetch_leaves_nothing_half_there(start, tmp_path):
         asking.start()
         connection, _ = source.accept()
         assert connection.recv(1000).startswith(b"GET /sql/adapter_config.json")
-        connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 9000000\r\n\r\n" + bytes(2 << 20))
+        connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 900000\r\n\r\n" + bytes(200_000))
         while not [file for folder in staging.iterdir() for file in folder.iterdir()]:
+            assert asking.is_alive()
             time.sleep(0.01)
         server.process.kill()
         server.process.wait(PATIENCE)

@@ -36,7 +36,7 @@ def test_what_asks_for_nothing_else_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--tensor-parallel-size", "2"], "one device"),
+        (["--pipeline-parallel-size", "2"], "--tensor-parallel-size"),
         (["--gpu-memory-utilization", "0.9"], "--kv-cache-tokens"),
         (["--no-enable-chunked-prefill"], "always taken in chunks"),
         (["--max-num-seqs", "many"], "max-running"),

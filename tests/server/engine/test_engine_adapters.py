@@ -75,13 +75,16 @@ def test_an_adapter_that_gives_no_numbers_fails_its_own_requests_alone(
             bench.add(name, PROMPT, parts, max_tokens=8, **sampling)
         pooled = Pooling("last") if turn else Pooling("mean")
         bench.add("vector", PROMPT, ["wild"], max_tokens=0, pooling=pooled)
+        bench.add("scored", PROMPT, ["wild"], max_tokens=0, prompt_logprobs=1)
+        bench.add("sound", PROMPT, [], max_tokens=0, prompt_logprobs=1)
         answers = bench.run()
         assert answers["base"].token_ids == peft.greedy(PROMPT, 8).token_ids
         assert answers["b"].token_ids == peft.greedy(PROMPT, 8, mixture_of(adapters, ("b", 1.0))).token_ids
-        for name in ("wild", "mixed", "vector"):
+        assert answers["sound"].outputs[-1].prompt_logprobs
+        for name in ("wild", "mixed", "vector", "scored"):
             assert [output.error_kind for output in answers[name].outputs] == ["InvalidLogits"], name
             assert not answers[name].token_ids
-    assert bench.engine.stats().invalid_logits == 9
+    assert bench.engine.stats().invalid_logits == 12
     bench.assert_idle()
 
 

@@ -103,3 +103,9 @@ def test_tiny_models_get_a_tiny_arena(make_bench: Callable[..., Any]) -> None:
     rank, fitting = bench.engine.memory.fitting[-1]
     assert (rank, fitting) == (512, 4)
     assert bench.engine.memory.arena <= 64 << 20
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="a build of torch without oneDNN")
+def test_weights_in_the_order_of_a_library_count_by_their_numbers() -> None:
+    packed = torch.ones(8, 16).to_mkldnn()
+    assert storage_bytes([packed, packed]) == 8 * 16 * 4

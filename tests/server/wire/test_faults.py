@@ -9,10 +9,10 @@ from peftserve.server.wire.faults import EngineFault, received
 
 @pytest.mark.parametrize("fault", EngineFault.__subclasses__())
 def test_a_fault_is_received_as_what_it_was(fault: type[EngineFault]) -> None:
-    got = received(fault.__name__, "why", retry_seconds=3.0)
+    got = received(fault.__name__, "why")
     assert type(got) is fault
     assert isinstance(got, EngineFault)
-    assert (got.message, got.retry_seconds) == ("why", 3.0)
+    assert (got.message, got.retry_seconds) == ("why", fault.retry_seconds)
 
 
 def test_so_is_an_error_of_an_adapter() -> None:

@@ -296,11 +296,15 @@ async def test_a_fault_of_the_server_is_none_of_the_request(
     assert server.services.admission.in_flight == 0
 
 
-async def test_who_waited_too_long_is_told_when_to_come_back(server, engine, check_envelope):
+@pytest.mark.parametrize("stream", [False, True])
+async def test_who_waited_too_long_is_told_when_as_many_places_come_free(
+    server, engine, check_envelope, monkeypatch, stream
+):
+    monkeypatch.setattr(server.services.admission, "seconds_until", lambda places: 17 * places)
     engine.error, engine.error_kind = "it waited 2.5 seconds", "QueueTimeout"
-    response = await server.http.post("/v1/completions", json={"prompt": "abc"})
+    response = await server.http.post("/v1/completions", json={"prompt": "abc", "n": 2, "stream": stream})
     assert check_envelope(response, 429, "queue_timeout")["type"] == "rate_limit_error"
-    assert int(response.headers["retry-after"]) > 0
+    assert response.headers["retry-after"] == "34"
 
 
 async def test_a_full_queue_says_when_to_come_back(server, engine, until, check_envelope):

@@ -13,15 +13,20 @@ CANDIDATES = [{"target": "sql", "examples": ["aaa", "ab"]}, {"target": "json", "
 
 
 class States:
-    """The engine's hidden states: how many of a text's letters are an `a`, and a `z`. runs: tokens and salts."""
+    """The engine's hidden states: how many of a text's letters are an `a`, and a `z`.
+
+    runs: tokens and salts. asked: by whom.
+    """
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
         self.runs = []
+        self.asked = []
         self.error = None
 
-    async def embed(self, prompt, pooling, adapters=(), salt=""):
+    async def embed(self, prompt, pooling, adapters=(), salt="", **asked):
         self.runs.append((list(prompt), salt, pooling))
+        self.asked.append(asked)
         await asyncio.sleep(0.01)
         if self.error is not None:
             raise self.error
@@ -86,6 +91,19 @@ async def test_what_is_run_is_the_prompt_with_its_salt(server, engine, states, p
     await chat(server, "zzb")
     assert engine.requests[-1].prompt_token_ids in [tokens for tokens, _, _ in states.runs]
     assert engine.requests[-1].adapters
+
+
+async def test_it_is_run_for_the_tenant_that_asks(server, engine, states, put):
+    put()
+    await complete(server, "aab", priority=3)
+    sent = engine.requests[-1]
+    assert sent.tenant
+    for asked in states.asked:
+        assert (asked["tenant"], asked["weight"], asked["queue_timeout"]) == (
+            sent.tenant,
+            sent.weight,
+            sent.queue_timeout,
+        )
 
 
 async def test_chats_are_judged_by_the_last_message_as_a_chat_and_so_are_the_examples(server, states, put):

@@ -16,6 +16,7 @@ from peftserve.server.api.opened import open_adapters, open_replica
 from peftserve.server.api.processes.forwarding import Forwarder
 from peftserve.server.api.processes.pool import WorkerPool
 from peftserve.server.api.processes.resources import listen_in
+from peftserve.server.api.upload_places import UploadPlaces
 from peftserve.server.config import EngineConfig, ServerConfig
 
 
@@ -58,7 +59,7 @@ async def worker(engine, tmp_path):
         stack.push_async_callback(forwarder.close)
         listener = listen("127.0.0.1", 0, shared=True)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        services = make_services(engine, config, replica, counts, 1)
+        at_primary, services = services, make_services(engine, config, replica, counts, 1)
         app = create_worker_app(services, forwarder)
         await stack.enter_async_context(_serving(app, listener, make_connections(services)))
         headers = {"Authorization": "Bearer key"}
@@ -66,6 +67,7 @@ async def worker(engine, tmp_path):
             httpx.AsyncClient(base_url=url, headers=headers, verify=False, limits=httpx.Limits(max_connections=None))
         )
         http.end_primary = primary.aclose
+        http.primary = at_primary
         yield http
 
 
@@ -106,12 +108,32 @@ async def test_what_passes_the_public_port_passes_the_private_socket_and_no_more
 
 
 async def test_many_slow_requests_keep_no_other_waiting(worker):
+    worker.primary.uploads = UploadPlaces(capacity=300)
     slow = [asyncio.create_task(_half_an_upload(worker)) for _ in range(300)]
     await asyncio.sleep(0.3)
     for path in ("/v1/adapters", "/metrics", "/health", "/v1/models", "/metrics"):
         assert (await worker.get(path)).status_code == 200
     assert not any(task.done() for task in slow)
     assert all(b" 408 " in answer for answer in await asyncio.gather(*slow))
+
+
+async def test_a_refusal_does_not_wait_for_a_body_that_stalls(worker, adapter_bytes):
+    """The client has not sent all, and sends no more until it is told."""
+    worker.primary.uploads = UploadPlaces(capacity=0, guaranteed=0)
+    answers = await asyncio.gather(*(_half_an_upload(worker) for _ in range(30)))
+    assert all(b" 429 " in answer and b"too_many_uploads" in answer for answer in answers), "408 is the end of patience"
+    worker.primary.uploads = UploadPlaces()
+    assert (await worker.post("/v1/adapters", data={"name": "a"}, files=_files(adapter_bytes))).status_code == 201
+
+
+@pytest.mark.parametrize("framing", [{"Content-Length": "2"}, {"Transfer-Encoding": "chunked"}])
+async def test_bodies_of_both_framings_pass(worker, framing):
+    async def body():
+        yield b"{"
+        yield b"}"
+
+    answer = await worker.request("DELETE", "/v1/adapters/none", headers=framing, content=body())
+    assert answer.status_code == 404
 
 
 async def _half_an_upload(worker):

@@ -1,4 +1,5 @@
 import asyncio
+import errno
 import os
 
 import openai
@@ -6,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from peftserve.adapters import staging
 from peftserve.server.api.engine.interface import EngineDead
 from peftserve.server.wire.messages import EngineStats
 
@@ -39,6 +41,22 @@ async def test_an_upload_is_served_listed_and_on_disk(server):
     answer = await server.openai.completions.create(model="sql", prompt="ab", max_tokens=2)
     assert answer.model == "sql"
     assert server.engine.requests[0].adapters[0].digest == card["digest"]
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(errno.ENOSPC, "store_full"), (errno.EROFS, "store_failed"), (errno.EIO, "store_failed")]
+)
+async def test_a_disk_that_takes_no_upload_is_the_servers_fault(server, check_envelope, monkeypatch, number, code):
+    def fail(fd):
+        raise OSError(number, "of the system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(staging.os, "fsync", fail)
+        response = await server.upload("sql")
+    assert check_envelope(response, 503, code)["type"] == "server_error"
+    assert response.headers["retry-after"]
+    assert _state_files(server, "adapters") == _state_files(server, "staging") == []
+    assert (await server.upload("sql")).status_code == 201
 
 
 async def test_a_card_has_tasks_and_virtual_tokens_where_there_are_some(server, engine):

@@ -1,8 +1,10 @@
 """What the host has no room for comes back from disk as it was, or not at all."""
 
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +14,14 @@ from peftserve.server.engine.adapters.spill import MOST_WAITING, Spill
 
 MakeBlob = Callable[[int, float], Blob]
 PATIENCE = 30
+
+
+@pytest.fixture(autouse=True)
+def disk(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The total and the free bytes that the disk is said to have: the tests' own may be nearly full."""
+    said = [1 << 40, 1 << 39]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=said[0], free=said[1]))
+    return said
 
 
 @pytest.fixture

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
 from peftserve.server.engine.model import quantisation
 from peftserve.server.engine.model.errors import UnservableModel
-from peftserve.server.engine.model.quantisation import how_to_load
+from peftserve.server.engine.model.quantisation import how_to_load, keep_as_loaded
 
 CPU = torch.device("cpu")
 
@@ -104,3 +105,18 @@ def test_a_plain_checkpoint_is_quantised_while_it_is_loaded(form: str, oracle: M
         assert AutoConfig.from_pretrained(folder).to_dict().get("quantization_config") is None
     finally:
         engine.close()
+
+
+def test_the_first_pass_leaves_4_bit_codes_as_they_were_loaded() -> None:
+    bnb: Any = pytest.importorskip("bitsandbytes")
+    linear = bnb.nn.Linear4bit(96, 64, bias=False, quant_type="nf4")  # rows of one block and a half
+    linear.load_state_dict(nn.Linear(96, 64, bias=False).state_dict())
+    model = nn.Sequential(linear.to("cpu")).eval().requires_grad_(False)
+    linear.support_avx512bf16_for_cpu = True  # as it says on a processor with bfloat16 products
+    keep_as_loaded(model)
+    codes, x = linear.weight.data.clone(), torch.randn(3, 96)
+    with torch.no_grad():
+        product = model(x)
+    assert torch.equal(linear.weight.data, codes)
+    matrix = bnb.functional.dequantize_4bit(codes, linear.weight.quant_state)
+    torch.testing.assert_close(product, x @ matrix.T)

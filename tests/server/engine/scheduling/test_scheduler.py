@@ -14,6 +14,7 @@ from peftserve.server.engine.scheduling.batch import Batch
 from peftserve.server.engine.scheduling.page_pool import PagePool
 from peftserve.server.engine.scheduling.running import PROMPT_LOGPROBS_CHUNK
 from peftserve.server.engine.scheduling.scheduler import PREFETCH, STARVATION_STEPS, Scheduler
+from peftserve.server.engine.scheduling.seats import LEAST_TURN, SeatShares
 from peftserve.server.engine.scheduling.sequence import UNKNOWN, Lease
 from peftserve.server.engine.scheduling.sequence import Sequence as EngineSequence
 from peftserve.server.engine.scheduling.snapshots import Snapshots
@@ -222,7 +223,8 @@ def workloads(draw: st.DrawFn) -> list[tuple[int, dict[str, Any]]]:
                     "prompt": st.lists(st.integers(0, 1), min_size=1, max_size=14),
                     "adapters": st.sampled_from([(), ("a",), ("b",), ("a", "b"), ("c", "a"), ("d",)]),
                     "salt": st.sampled_from(["", "tenant"]),
-                    "max_tokens": st.integers(1, 6),
+                    "tenant": st.sampled_from(["", "", "x", "y"]),
+                    "max_tokens": st.integers(1, 6) | st.integers(34, 50),
                     "prompt_logprobs": st.sampled_from([None, None, 0]),
                     "stop_token_ids": st.sampled_from([[], [1]]),
                 }
@@ -274,7 +276,7 @@ def test_every_sequence_gets_its_answer_within_the_limits(
     assert run.done == {sequence.request_id: answer(sequence) for sequence in sequences}
     assert run.scheduler.pool.num_used == 0
     assert not any(residency.holders.values())
-    if sum(needs) <= num_pages:
+    if sum(needs) <= num_pages and len({sequence.tenant for sequence in sequences}) == 1:
         assert run.scheduler.num_preemptions == 0
     check_prefix_counts(run, sequences, prefix_caching)
 
@@ -561,6 +563,102 @@ def test_tenants_that_always_have_work_share_the_engine_by_weight(
         for chunk in run.step().chunks:
             tokens[chunk.sequence.tenant] += chunk.num_tokens
     assert tokens["a"] / weights["a"] == pytest.approx(tokens["b"] / weights["b"], abs=4 * 11)
+
+
+def test_a_newcomer_does_not_wait_for_the_end_of_what_another_has_begun(make_sequence: MakeSequence) -> None:
+    run = simulation(num_pages=2000, max_running=4)
+    hogs = [make_sequence([i], ["a"], tenant="hog", max_tokens=110) for i in range(8)]
+    for sequence in hogs:
+        run.scheduler.add(sequence)
+    for _ in range(LEAST_TURN + 1):
+        run.step()
+    newcomers = [make_sequence([i], ["b"], tenant="newcomer", max_tokens=40) for i in range(8)]
+    for sequence in newcomers:
+        run.scheduler.add(sequence)
+    for _ in range(2):
+        assert len(run.step().prefills) == 1, "one seat a step"
+    assert Counter(s.tenant for s in run.scheduler.running) == {"hog": 2, "newcomer": 2}
+    assert {s for s in run.scheduler.running if s.tenant == "hog"} == set(hogs[:2]), "the newest have left"
+    for _ in range(30):
+        run.step()
+    assert run.scheduler.num_preemptions == 2, "each has its share"
+    run.run()
+    assert run.done == {sequence.request_id: answer(sequence) for sequence in [*hogs, *newcomers]}
+
+
+def test_the_one_whose_seat_is_taken_back_is_the_first_of_its_tenant_to_go_on(make_sequence: MakeSequence) -> None:
+    run = simulation(num_pages=2000, max_running=2)
+    hogs = [make_sequence([i], tenant="hog", max_tokens=100) for i in range(4)]
+    for sequence in hogs:
+        run.scheduler.add(sequence)
+    for _ in range(LEAST_TURN + 1):
+        run.step()
+    newcomer = make_sequence([9], tenant="newcomer", max_tokens=2)
+    run.run([newcomer])
+    assert list(run.done) == [sequence.request_id for sequence in (newcomer, *hogs)]
+
+
+tenants_at_work = st.lists(
+    st.tuples(
+        st.integers(0, 60),  # step of arrival
+        st.sampled_from("abcdef"),
+        st.integers(1, 6),  # tokens of prompt
+        st.integers(1, 8) | st.integers(50, 90),  # and of the answer
+    ),
+    min_size=1,
+    max_size=16,
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    work=tenants_at_work,
+    weights=st.fixed_dictionaries({tenant: st.sampled_from([0.25, 1.0, 3.0]) for tenant in "abcdef"}),
+    max_running=st.integers(1, 6),
+    overlapped=st.booleans(),
+    prefix_caching=st.booleans(),
+)
+def test_seats_go_to_whoever_has_less_than_its_share(
+    make_sequence: MakeSequence,
+    work: list[tuple[int, str, int, int]],
+    weights: dict[str, float],
+    max_running: int,
+    overlapped: bool,
+    prefix_caching: bool,
+) -> None:
+    """Everybody is answered, each is set back a bounded number of times, and nobody who waits for long has less than
+    its share while another has more that may be taken."""
+    run = simulation(4000, max_running=max_running, overlapped=overlapped, prefix_caching=prefix_caching)
+    made = [
+        (step, make_sequence([0] * n, tenant=tenant, weight=weights[tenant], max_tokens=most))
+        for step, tenant, n, most in sorted(work)
+    ]
+    arriving = deque(made)
+    for step in range(MOST_STEPS):
+        while arriving and arriving[0][0] <= step:
+            run.scheduler.add(arriving.popleft()[1])
+        run.step()
+        for _ in range(max_running):
+            if not who_lacks(run, max_running):
+                break
+            run.step()
+        assert not who_lacks(run, max_running), "as many steps as there are seats were not enough"
+        if not arriving and not run.scheduler.has_work():
+            break
+    sequences = [sequence for _, sequence in made]
+    assert run.done == {sequence.request_id: answer(sequence) for sequence in sequences}
+    for sequence in sequences:
+        assert LEAST_TURN * (2**sequence.turns_lost - 1) <= len(sequence.tokens), "set back too often"
+
+
+def who_lacks(run: Simulation, num_seats: int) -> list[str]:
+    """Tenants that wait with less than their share while another's seat could be taken back."""
+    if len(run.scheduler.running) < num_seats:
+        return []
+    shares = SeatShares(num_seats, run.scheduler.running, run.scheduler.waiting.weights())
+    if shares.giver(run.scheduler._running.decodes) is None:
+        return []
+    return [tenant for tenant in run.scheduler.waiting.weights() if shares.lack(tenant)]
 
 
 def test_a_text_that_comes_again_begins_behind_a_snapshot(make_sequence: MakeSequence) -> None:

@@ -1,0 +1,125 @@
+"""Give faults for as long as asked: `python -m tests.faults --minutes 30 --seed 1 [--only PART …]`.
+
+Each turn does every part many times, with a seed of its own that is printed: with `--seed` it comes again.
+"""
+
+import argparse
+import asyncio
+import itertools
+import logging
+import random
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import crashes, flips
+from .injector import compiler
+from .operations import OFFLINE, OPERATIONS
+from .parts import PARTS
+from .subject import Subject
+
+CRASHES, FLIPS = "crashes", "flips"
+MANY_FLIPS = 1000
+MOST_LOG = 5000  # characters of the server's that are shown
+
+
+def main() -> int:
+    arguments = _arguments()
+    chosen = arguments.only or [CRASHES, FLIPS, *PARTS]
+    deadline = time.monotonic() + arguments.minutes * 60
+    with tempfile.TemporaryDirectory(prefix="faults-", dir=arguments.folder) as folder:
+        if CRASHES in chosen and not _crash(Path(folder)):
+            return 1
+        if FLIPS in chosen and not _flip(Path(folder), arguments.seed):
+            return 1
+        names = [name for name in chosen if name in PARTS]
+        return 0 if not names or asyncio.run(_serve(Path(folder), names, arguments.seed, deadline)) else 1
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description="Faults that a server has to outlive.")
+    names = [CRASHES, FLIPS, *PARTS]
+    parser.add_argument("--minutes", type=float, default=10, help="how long; each part comes once at least (10)")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (0)")
+    parser.add_argument("--only", nargs="+", choices=names, metavar="PART", help=f"some of {', '.join(names)}")
+    parser.add_argument("--folder", help="where state folders are made; in memory (/dev/shm) syncs cost nothing")
+    return parser.parse_args()
+
+
+def _crash(folder: Path) -> bool:
+    """Run all faults at all calls of all operations. Returns whether everything was in order."""
+    if compiler() is None:
+        print("crashes: left out, as there is no C compiler")
+        return True
+    begun = time.monotonic()
+    found = crashes.find(folder, [*OPERATIONS, *OFFLINE], crashes.FAULTS)
+    for line in found:
+        if "why" in line:
+            print(f"crashes: {line['operation']}: {line['fault']}: {line['why']}")
+    calls = sum(int(str(line["calls"])) for line in found if "calls" in line)
+    print(
+        f"crashes: {len(crashes.FAULTS)} faults at each of {calls} calls, {time.monotonic() - begun:.0f} s", flush=True
+    )
+    return not any("why" in line for line in found)
+
+
+def _flip(folder: Path, seed: int) -> bool:
+    """Flip bits of a state folder. Returns whether everything was in order."""
+    logging.disable(logging.ERROR)
+    begun = time.monotonic()
+    try:
+        flips.run(folder / FLIPS, random.Random(seed), MANY_FLIPS)
+    except AssertionError as error:
+        print(f"flips: {error}; again by --only flips --seed {seed}", flush=True)
+        return False
+    finally:
+        logging.disable(logging.NOTSET)
+    print(f"flips: {MANY_FLIPS} bits of seed {seed}, {time.monotonic() - begun:.0f} s", flush=True)
+    return True
+
+
+async def _serve(folder: Path, names: Sequence[str], seed: int, deadline: float) -> bool:
+    """Run parts on one server, turn by turn. Returns whether everything was in order."""
+    subject = Subject(folder)
+    try:
+        await subject.settle_in()
+        turns = ((turn, name) for turn in itertools.count() for name in names)
+        turn, name = next(turns)
+        while await _run(subject, name, seed + turn):
+            turn, name = next(turns)
+            if turn and time.monotonic() > deadline:
+                return True
+        return False
+    finally:
+        _print_deaths(subject)
+        subject.stop()
+
+
+async def _run(subject: Subject, name: str, seed: int) -> bool:
+    part, begun = PARTS[name], time.monotonic()
+    if part.injected and not subject.injector.is_loaded:
+        return True
+    try:
+        await part.run(subject, random.Random(f"{name} {seed}"), part.many)
+    except Exception:
+        traceback.print_exc()
+        print(f"The server's log ends:\n{subject.log.read_text()[-MOST_LOG:]}", file=sys.stderr)
+        print(f"{name}: not outlived; again by --only {name} --seed {seed}", flush=True)
+        return False
+    print(f"{name}: {part.many} rounds of seed {seed}, {time.monotonic() - begun:.0f} s", flush=True)
+    return True
+
+
+def _print_deaths(subject: Subject) -> None:
+    if subject.error_seconds:
+        slowest = max(subject.error_seconds)
+        print(
+            f"{len(subject.error_seconds)} deaths of an engine; requests had their error after {slowest:.2f} s at most"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
