@@ -90,7 +90,7 @@ class RayFleet:
             name="engine",
             **self._number(),
             ray_actor_options={"num_cpus": self._options.cpus, "num_gpus": self._gpus()},
-            # Replicas that run are told anew, and go on, when only this is another.
+            # Of which replicas are told at their start. Serve replaces those of another start, one after the other.
             user_config={"host": target.host, "port": target.port, "secret": target.secret},
             health_check_period_s=HEALTH_SECONDS,
             health_check_timeout_s=HEALTH_PATIENCE,
