@@ -67,6 +67,8 @@ class Subject:
 
     def start(self) -> None:
         """Start the server, again if it has ended."""
+        if self._starts:
+            self.server.client.close()
         self.log = self._folder / f"server-{self._starts}.log"
         self._starts += 1
         self.server = self._oracle.RunningServer.start(

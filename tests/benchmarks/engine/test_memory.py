@@ -21,5 +21,5 @@ def test_a_4_bit_base_and_8_adapters_take_what_the_block_says(tmp_path: Path) ->
         sizes["base"] < 170
     )  # 54 of it are the embedding, and its packed copy on some processors; in bfloat16 257 or 514
     assert sizes["tensors_of_said"] == pytest.approx(1, abs=0.05)
-    # Code that is first run counts too, which on some processors is made for the numbers' sizes.
-    assert sizes["process_of_said"] == pytest.approx(1, abs=0.1)
+    # Code that is first run counts too: on some processors oneDNN makes 20 MiB of it for the products' sizes.
+    assert sizes["process_of_said"] == pytest.approx(1, abs=0.15)
