@@ -60,22 +60,28 @@ class Overdue(Enum):
 
 
 class Progress:
-    """A watch on a count that must grow in each `patience` seconds, and by MIN_RATE on average over a span."""
+    """A watch on a count that must grow in each `patience` seconds, and by MIN_RATE on average over a span.
 
-    __slots__ = ("_count", "_moved", "_patience", "_span_began", "_span_count")
+    It begins with the first look.
+    """
+
+    __slots__ = ("_begun", "_count", "_moved", "_patience", "_span_began", "_span_count")
 
     def __init__(self, patience: float) -> None:
         self._patience = patience or math.inf
-        self.restart(0, 0.0)
+        self._begun = False
 
     def restart(self, count: int, now: float) -> None:
         """Begin anew at a count of bytes and a time in seconds."""
+        self._begun = True
         self._count = self._span_count = count
         self._moved = self._span_began = now
 
     def stalls(self, count: int, now: float) -> bool:
         """Return whether the count, now at `count` bytes, has stood still for too long or grows too slowly."""
-        if count != self._count:
+        if not self._begun:
+            self.restart(count, now)
+        elif count != self._count:
             self._count, self._moved = count, now
         elif now - self._moved > self._patience:
             return True

@@ -5,6 +5,9 @@ from peftserve.server.api.http.clock import MIN_RATE, ConnectionClock, Doing, Ov
 TIMEOUTS = Timeouts(headers=10, body=60, idle=75, write=20)
 
 
+UPTIME = 10_000_000.0  # seconds: an event loop counts from when its machine was started
+
+
 def looks(clock, doing, seconds, *, begin=0, step=1.0, requests=1, received=lambda t: 0, taken=lambda t: 0, unsent=0):
     """Look each `step` seconds; returns (time, what is overdue) of the first look that says so, or None."""
     for i in range(int(seconds / step) + 1):
@@ -76,3 +79,12 @@ def test_looks_are_as_frequent_as_the_shortest_timeout_needs():
     assert Timeouts().pause == 1.0
     assert Timeouts(headers=0, body=2, idle=0.4, write=0).pause == pytest.approx(0.1)
     assert Timeouts(0, 0, 0, 0).pause == 1.0
+
+
+@pytest.mark.parametrize("begin", [0.0, UPTIME])
+def test_the_first_look_at_what_is_unsent_begins_its_time(begin):
+    clock = ConnectionClock(TIMEOUTS)
+    taken = lambda now: 5000 + int(now - begin) * MIN_RATE  # noqa: E731
+    assert looks(clock, Doing.NOTHING, 1000, begin=begin, unsent=9, taken=taken) is None
+    silent = looks(ConnectionClock(TIMEOUTS), Doing.NOTHING, 1000, begin=begin, unsent=9, taken=lambda _: 5000)
+    assert silent == (begin + 21, Overdue.WRITE)
