@@ -150,6 +150,8 @@ class EngineLoop:
         for reply in replies:
             del self._calls[reply.call_id]
             self._socket.send(reply)
+        if replies:  # what began and ended within one turn has changed the statistics, too
+            self._stats_are_final = False
 
     def _send_stats(self, now: bool = False) -> None:
         """Send statistics a few times a second while the engine is active, and once more when it goes idle."""
