@@ -8,7 +8,7 @@ without anything to match are compared as they are: a pattern for each module of
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import prod
 from typing import Protocol, TypeVar
 
@@ -79,10 +79,9 @@ class Deadline:
         Raises TimeoutError when the time is up.
         """
         while True:
-            try:
-                return match(self.left())
-            except TimeoutError:
-                self.left()
+            left = self.left()
+            with suppress(TimeoutError):
+                return match(left)
 
     def admit(self, texts: Iterable[str], field: str) -> None:
         """Raise InvalidAdapter if so many are too much, before any is compiled. Those that are count no more."""

@@ -109,6 +109,5 @@ class RemoteEngine(Protocol):
         """Return one vector for a prompt of token ids: its hidden states, pooled. Of the base, without adapters.
 
         Its pages serve later requests with the same prompt, adapters and salt. asked: by whom; without it the server
-        itself asks. Raises ValueError for a prompt or a
-        layer that this model cannot take, AdapterError, EngineDead.
+        itself asks. Raises ValueError for a prompt or a layer that this model cannot take, AdapterError, EngineDead.
         """

@@ -186,11 +186,12 @@ class Scheduler:
         """Let one sequence begin in the place of another, if its tenant has less than its share of the seats."""
         if not self._running.is_full or self.preempted or not self.waiting:
             return []
-        shares = SeatShares(self._running.most, self.running, self.waiting.weights())
-        giver = shares.giver(self._running.decodes)
+        weights = self.waiting.weights()
+        shares = SeatShares(self._running.most, self.running, weights)
+        lacking = [tenant for tenant in weights if shares.lack(tenant)]
+        giver = shares.giver(self._running.decodes) if lacking else None
         if giver is None or self._running.budget_left(chunks) + giver.cost <= 0:
             return []
-        lacking = [tenant for tenant in self.waiting.weights() if shares.lack(tenant)]
         for sequence in islice(self.waiting.heads(lacking), PREFETCH):
             if sequence.lease is None and self._reserve(sequence):
                 return []
