@@ -34,7 +34,8 @@ class Subject:
     def ask(self, question: Any) -> Any:
         """Raises SystemExit if the process has ended, which then says why on its own standard error."""
         assert self._process.stdin is not None
-        print(json.dumps(question), file=self._process.stdin, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # then there is no answer
+            print(json.dumps(question), file=self._process.stdin, flush=True)
         return self.answer()
 
     def answer(self) -> Any:
@@ -50,7 +51,10 @@ def subject(command: Sequence[str], environment: Mapping[str, str], folder: Path
     """Start a process in a folder, yield it, and end it."""
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, env=environment, cwd=folder, **pipes) as process:
+        assert process.stdin is not None
         try:
             yield Subject(process)
         finally:
             process.terminate()
+            with contextlib.suppress(BrokenPipeError):  # of a question that it never took
+                process.stdin.close()

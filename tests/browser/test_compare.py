@@ -46,7 +46,7 @@ def test_the_keyboard_is_enough(visit: Any) -> None:
     page.keyboard.press("ArrowRight")
     assert page.get_by_role("tab", name="Adapters").get_attribute("aria-selected") == "true"
     page.keyboard.press("End")
-    assert page.url.endswith("#charts")
+    page.wait_for_url("**/#charts")
     outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
     assert outline == "solid"  # the focus is seen
 

@@ -66,7 +66,7 @@ class TritonColumns:
         if self._weights:
             self._store([(0, 0, 0)])
         for group, weight in self._weights.items():
-            wide = weight.new_empty(1, weight.shape[1])
+            wide = weight.new_zeros(1, weight.shape[1])  # the interpreter warns of products of what memory held
             own = wide[:, : weight.shape[1] - self._columns]
             for rows, x in itertools.product((1, SHORT_STEP), (own, own.clone())):
                 self._launch(self._shape(rows), group, x, wide, self._columns)

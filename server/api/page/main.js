@@ -24,11 +24,13 @@ async function connect() {
   }
 }
 
-/** Wait until the user gives a key after all, by the button at the top. */
+/** Wait until the user gives a key after all, by the button at the top. Returns what `connect` does. */
 async function waitForKey() {
   showState("wait", "needs a key");
   showBanner("This server shows its adapters to those who have a key: press Key, at the top.", "wait");
-  await new Promise((resolve) => $("key").addEventListener("click", resolve, { once: true }));
+  do {
+    await new Promise((resolve) => $("key").addEventListener("click", resolve, { once: true }));
+  } while (!(await changeKey()));
   return connect();
 }
 
