@@ -45,6 +45,10 @@ class PagePool:
         """Return how many pages would still be free if `pages` were held as well."""
         return len(self._free) - sum(page in self._free for page in pages)
 
+    def num_held_once(self, pages: Iterable[int]) -> int:
+        """Return how many of these pages would be free if their holder gave them up."""
+        return sum(self._holders[page] == 1 for page in pages)
+
     def hold(self, pages: Iterable[int]) -> None:
         """Count one more holder for each page; a free one keeps its contents."""
         for page in pages:

@@ -1,11 +1,13 @@
 """The sequences that run: their seats, their pages, and the share of the token budget that each takes in a step.
 
 When pages run out, the newest sequence is preempted and recomputed later (Kwon et al. 2023, "Efficient Memory
-Management for Large Language Model Serving with PagedAttention", arXiv:2309.06180). Knows no queue and no tensors.
+Management for Large Language Model Serving with PagedAttention", arXiv:2309.06180): the newest of the tenant furthest
+above its share of the pages, if that has another that goes on. Knows no queue and no tensors.
 """
 
-from collections import deque
-from collections.abc import Iterator
+from bisect import bisect
+from collections import Counter, deque
+from collections.abc import Collection, Iterator, Mapping
 from collections.abc import Sequence as Seq
 
 from .batch import Batch, Chunk
@@ -13,6 +15,7 @@ from .decodes import Decodes
 from .page_pool import PagePool
 from .prefix_cache import PrefixCache
 from .sequence import Sequence
+from .shares import Shares
 
 PROMPT_LOGPROBS_CHUNK = 256  # rows of the vocabulary's width that one sequence may need at once
 
@@ -78,7 +81,7 @@ class RunningSequences:
         start = max(found, sequence.num_virtual)
         sequence.num_saved = found
         count = self._chunk_size(sequence, start, most)
-        needed = self._num_pages(start + count) - len(hits)
+        needed = self.num_pages(start + count) - len(hits)
         if self._pool.num_free_without(hits) < needed:
             return None
         self._pool.hold(hits)
@@ -123,12 +126,8 @@ class RunningSequences:
         elif sequence in self.preempted:
             self.preempted.remove(sequence)
 
-    def has_pages_for(self, sequence: Sequence) -> bool:
-        """Return whether all tokens of one that waits would find pages that nobody holds."""
-        return self._num_pages(len(sequence.tokens)) <= self._pool.num_free
-
     def take_back(self, sequence: Sequence) -> None:
-        """Take a seat for another tenant's sequence. The caller queues the one that had it."""
+        """Take a seat and pages for another tenant's sequence. The caller queues the one that had them."""
         self._stop(sequence)
         sequence.turns_lost += 1
         self.num_preemptions += 1
@@ -170,10 +169,9 @@ class RunningSequences:
 
         granted: those that have got theirs for this step already; if it gets them, it is one more.
         """
-        needed = self._num_pages(end) - len(sequence.pages)
+        needed = self.num_pages(end) - len(sequence.pages)
         while needed > self._pool.num_free:
-            victim = max((s for s in self.sequences if s not in granted), key=lambda s: s.arrival)
-            self._preempt(victim)
+            self._preempt(victim := self._victim(granted))
             if victim is sequence:
                 return False
         if needed > 0:
@@ -181,9 +179,25 @@ class RunningSequences:
         granted.add(sequence)
         return True
 
+    def seat_shares(self, waiting: Mapping[str, float]) -> Shares:
+        """Return who has which share of the seats. waiting: the weight of each tenant that waits."""
+        return Shares(self.most, self.sequences, waiting)
+
+    def page_shares(self, waiting: Mapping[str, float]) -> Shares:
+        """Return who has which share of the pages. waiting: the weight of each tenant that waits."""
+        return Shares(self._pool.num_pages, self.sequences, waiting, lambda sequence: len(sequence.pages))
+
+    def _victim(self, granted: Collection[Sequence]) -> Sequence:
+        """Return who is to give its pages to older ones. The oldest of a tenant, and of all, is the last to do so."""
+        able = [sequence for sequence in self.sequences if sequence not in granted]
+        tenants = Counter(sequence.tenant for sequence in self.sequences)
+        pages = self.page_shares({})
+        several = [sequence for sequence in able if tenants[sequence.tenant] > 1]
+        return pages.furthest(several) or max(able, key=_by_arrival)
+
     def _preempt(self, victim: Sequence) -> None:
         self._stop(victim)
-        self.preempted.appendleft(victim)
+        self.preempted.insert(bisect(self.preempted, victim.arrival, key=_by_arrival), victim)
         self.num_preemptions += 1
 
     def _stop(self, sequence: Sequence) -> None:
@@ -200,7 +214,7 @@ class RunningSequences:
         sequence.pages.clear()
         sequence.num_computed = sequence.num_published = 0
 
-    def _num_pages(self, num_tokens: int) -> int:
+    def num_pages(self, num_tokens: int) -> int:
         return -(-num_tokens // self._page_size)
 
     def check_integrity(self) -> None:
@@ -208,3 +222,7 @@ class RunningSequences:
         self.decodes.check_integrity()
         seats = sorted([*self._seats, *(sequence.seat for sequence in self.sequences)])
         assert seats == list(range(self.most)), f"seats are lost or doubled: {seats}"
+
+
+def _by_arrival(sequence: Sequence) -> int:
+    return sequence.arrival

@@ -17,11 +17,11 @@ from typing import Any, Protocol
 
 from ...wire.messages import WeightedAdapter
 from .batch import Batch, Chunk
+from .exchange import Exchange
 from .fair_queue import FairQueue
 from .page_pool import PagePool
 from .prefix_cache import PrefixCache
 from .running import RunningSequences
-from .seats import SeatShares
 from .sequence import Lease, Sequence
 from .snapshots import Snapshots
 
@@ -136,8 +136,9 @@ class Scheduler:
         chunks = self._running.continued()
         started: list[Sequence] = []
         if preemptions == self.num_preemptions:
-            started = self._admit(chunks)
-            started += self._take_seat_back(chunks)
+            started, blocked = self._admit(chunks)
+            if self.num_waiting and (self._running.is_full or blocked is not None):
+                started += self._take_back(chunks, blocked)
         decodes = self._running.decodes.batch()
         return Batch.by_adapter([*decodes.chunks, *chunks], chunks, started) if chunks else decodes
 
@@ -152,16 +153,20 @@ class Scheduler:
             self.waiting.charge(chunk.sequence.payer, chunk.num_tokens)
         self._running.launched(batch)
 
-    def _admit(self, chunks: list[Chunk]) -> list[Sequence]:
-        """Let waiting sequences begin, whose first chunks come behind the others. Returns them."""
+    def _admit(self, chunks: list[Chunk]) -> tuple[list[Sequence], Sequence | None]:
+        """Let waiting sequences begin, whose first chunks come behind the others.
+
+        Returns them, and the one that found too few pages, for which those behind it wait.
+        """
         started: list[Sequence] = []
+        blocked: Sequence | None = None
         if not self.preempted and not self.waiting:
-            return started
+            return started, blocked
         budget = self._running.budget_left(chunks)
         prefetch = PREFETCH
-        room, starving = True, False
+        starving = False
         for sequence in self._candidates():
-            room = room and budget > 0 and not self._running.is_full
+            room = blocked is None and budget > 0 and not self._running.is_full
             if not room:
                 prefetch -= 1
                 if prefetch < 0:
@@ -172,7 +177,7 @@ class Scheduler:
                 continue
             chunk = self._running.start(sequence, max(budget // sequence.cost, 1))
             if chunk is None:
-                room = False
+                blocked = sequence
                 continue
             self._note_start(chunk)
             chunks.append(chunk)
@@ -180,40 +185,58 @@ class Scheduler:
             started.append(sequence)
         for sequence in started:
             self._leave_queue(sequence)
-        return started
+        return started, blocked
 
-    def _take_seat_back(self, chunks: list[Chunk]) -> list[Sequence]:
-        """Let one sequence begin in the place of another, if its tenant has less than its share of the seats."""
-        if not self._running.is_full or self.preempted or not self.waiting:
+    def _take_back(self, chunks: list[Chunk], blocked: Sequence | None) -> list[Sequence]:
+        """Let one sequence begin before its turn or in the place of others, within its tenant's share.
+
+        blocked: whose turn it was, and that found too few pages.
+        """
+        waiting = self._weights_of_waiting()
+        if len(waiting.keys() | {sequence.tenant for sequence in self.running}) < 2:
             return []
-        weights = self.waiting.weights()
-        shares = SeatShares(self._running.most, self.running, weights)
-        lacking = [tenant for tenant in weights if shares.lack(tenant)]
-        giver = shares.giver(self._running.decodes) if lacking else None
-        if giver is None or self._running.budget_left(chunks) + giver.cost <= 0:
-            return []
-        for sequence in islice(self.waiting.heads(lacking), PREFETCH):
+        exchange = Exchange(self.pool, self._running, waiting, blocked)
+        for sequence in islice(self._heads(exchange.takers()), PREFETCH):
             if sequence.lease is None and self._reserve(sequence):
                 return []
             if not self._may_begin(sequence) or self._running.is_coming(sequence):
                 continue
-            if self._running.has_pages_for(sequence):
-                return self._begin_instead(sequence, giver, chunks)
+            givers = exchange.givers(sequence)
+            if givers is not None and self._running.budget_left(chunks) + sum(giver.cost for giver in givers) > 0:
+                return self._begin_instead(sequence, givers, chunks)
         return []
 
-    def _begin_instead(self, sequence: Sequence, giver: Sequence, chunks: list[Chunk]) -> list[Sequence]:
-        self._running.take_back(giver)
+    def _begin_instead(self, sequence: Sequence, givers: list[Sequence], chunks: list[Chunk]) -> list[Sequence]:
+        for giver in givers:
+            self._running.take_back(giver)
         chunk = self._running.start(sequence, max(self._running.budget_left(chunks) // sequence.cost, 1))
         assert chunk is not None, "there are pages for all of it"
         self._note_start(chunk)
         chunks.append(chunk)
         self._leave_queue(sequence)
-        self.waiting.add(giver, first=True)
+        for giver in givers:
+            self.waiting.add(giver, first=True)
         return [sequence]
 
     def _candidates(self) -> Iterator[Sequence]:
-        yield from (sequence for sequence in self.preempted if not sequence.awaits_its_end)
+        yield from self._to_go_on()
         yield from self.waiting.in_order()
+
+    def _to_go_on(self) -> Iterator[Sequence]:
+        """Yield what was preempted and has to begin again, the oldest first."""
+        return (sequence for sequence in self.preempted if not sequence.awaits_its_end)
+
+    def _heads(self, tenants: list[str]) -> Iterator[Sequence]:
+        """Yield what comes first of each of some tenants: what was preempted, or else what waits."""
+        first: dict[str, Sequence] = {}
+        for sequence in self._to_go_on():
+            first.setdefault(sequence.tenant, sequence)
+        yield from [first[tenant] for tenant in tenants if tenant in first]
+        yield from self.waiting.heads(tenant for tenant in tenants if tenant not in first)
+
+    def _weights_of_waiting(self) -> dict[str, float]:
+        """Return the weight of each tenant that waits, to begin or to go on."""
+        return self.waiting.weights() | {sequence.tenant: sequence.weight for sequence in self._to_go_on()}
 
     def _reserve(self, sequence: Sequence) -> bool:
         """Ask for slots. Returns whether it has waited so long that no other adapter may take slots before it."""

@@ -69,3 +69,19 @@ def test_the_newest_gives_its_pages_and_begins_again(make_sequence: MakeSequence
     running.remove(new)
     assert not running.preempted
     running.check_integrity()
+
+
+def test_the_newest_of_the_tenant_that_holds_most_gives_its_pages(make_sequence: MakeSequence) -> None:
+    """Whoever has come since then, unless it is the only one of its tenant."""
+    running = running_on(PagePool(7), budget=40)
+    hogs = [make_sequence(range(n), tenant="hog") for n in (12, 8)]
+    other = make_sequence(range(8), tenant="other")
+    step(running, *(begin(running, sequence, 12) for sequence in [*hogs, other]))
+    while not running.preempted:
+        running.continued()
+        step(running)
+    assert list(running.preempted) == [hogs[1]]
+    while len(running.preempted) < 2:
+        running.continued()
+        step(running)
+    assert list(running.preempted) == [hogs[1], other]

@@ -14,9 +14,9 @@ from peftserve.server.engine.scheduling.batch import Batch
 from peftserve.server.engine.scheduling.page_pool import PagePool
 from peftserve.server.engine.scheduling.running import PROMPT_LOGPROBS_CHUNK
 from peftserve.server.engine.scheduling.scheduler import PREFETCH, STARVATION_STEPS, Scheduler
-from peftserve.server.engine.scheduling.seats import LEAST_TURN, SeatShares
 from peftserve.server.engine.scheduling.sequence import UNKNOWN, Lease
 from peftserve.server.engine.scheduling.sequence import Sequence as EngineSequence
+from peftserve.server.engine.scheduling.shares import LEAST_TURN, Shares
 from peftserve.server.engine.scheduling.snapshots import Snapshots
 from peftserve.server.wire.messages import WeightedAdapter
 
@@ -598,6 +598,43 @@ def test_the_one_whose_seat_is_taken_back_is_the_first_of_its_tenant_to_go_on(ma
     assert list(run.done) == [sequence.request_id for sequence in (newcomer, *hogs)]
 
 
+def test_a_newcomer_does_not_wait_for_pages_that_another_holds(make_sequence: MakeSequence) -> None:
+    """Nor for what was preempted of the other, which has more than its share even so."""
+    run = simulation(num_pages=40, max_running=12, prefix_caching=False)
+    hogs = [make_sequence([i] * 8, ["a"], tenant="hog", max_tokens=60) for i in range(12)]
+    for sequence in hogs:
+        run.scheduler.add(sequence)
+    while run.scheduler.pool.num_free or not run.scheduler.preempted:
+        run.step()
+    newcomers = [make_sequence([i] * 30, ["b"], tenant="newcomer", max_tokens=20) for i in range(2)]
+    for sequence in newcomers:
+        run.scheduler.add(sequence)
+    for _ in range(LEAST_TURN):
+        if any(sequence in run.scheduler.running for sequence in newcomers):
+            break
+        run.step()
+    assert newcomers[0] in run.scheduler.running
+    run.run()
+    assert run.done == {sequence.request_id: answer(sequence) for sequence in [*hogs, *newcomers]}
+    assert not any(sequence.turns_lost for sequence in newcomers)
+    first = [*run.done].index(newcomers[0].request_id)
+    assert first < len(hogs) / 2, "it was preempted for those of the other"
+
+
+def test_what_is_large_is_not_passed_for_ever(make_sequence: MakeSequence) -> None:
+    """One that needs more than its tenant's share waits for what is free, and others do not take that meanwhile."""
+    run = simulation(num_pages=40, max_running=20, budget=256, prefix_caching=False)
+    large = make_sequence([0] * 120, tenant="large", max_tokens=4)
+    for i in range(400):
+        run.scheduler.add(make_sequence([i] * 4, tenant=f"small-{i % 3}", max_tokens=20))
+    for _ in range(10):
+        run.step()
+    run.scheduler.add(large)
+    for _ in range(120):
+        run.step()
+    assert large.request_id in run.done
+
+
 tenants_at_work = st.lists(
     st.tuples(
         st.integers(0, 60),  # step of arrival
@@ -651,14 +688,51 @@ def test_seats_go_to_whoever_has_less_than_its_share(
         assert LEAST_TURN * (2**sequence.turns_lost - 1) <= len(sequence.tokens), "set back too often"
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    work=tenants_at_work,
+    weights=st.fixed_dictionaries({tenant: st.sampled_from([0.25, 1.0, 3.0]) for tenant in "abcdef"}),
+    num_pages=st.integers(24, 60),
+    overlapped=st.booleans(),
+    prefix_caching=st.booleans(),
+)
+def test_whoever_gives_its_pages_gets_them_again(
+    make_sequence: MakeSequence,
+    work: list[tuple[int, str, int, int]],
+    weights: dict[str, float],
+    num_pages: int,
+    overlapped: bool,
+    prefix_caching: bool,
+) -> None:
+    """Everybody is answered, each is set back for others a bounded number of times, and goes on in its turn."""
+    run = simulation(num_pages, max_running=16, overlapped=overlapped, prefix_caching=prefix_caching)
+    made = [
+        (step, make_sequence([0] * n, tenant=tenant, weight=weights[tenant], max_tokens=most))
+        for step, tenant, n, most in sorted(work)
+    ]
+    arriving = deque(made)
+    for step in range(MOST_STEPS):
+        while arriving and arriving[0][0] <= step:
+            run.scheduler.add(arriving.popleft()[1])
+        run.step()
+        ages = [sequence.arrival for sequence in run.scheduler.preempted]
+        assert ages == sorted(ages), "they go on in another order than they came in"
+        if not arriving and not run.scheduler.has_work():
+            break
+    sequences = [sequence for _, sequence in made]
+    assert run.done == {sequence.request_id: answer(sequence) for sequence in sequences}
+    for sequence in sequences:
+        assert LEAST_TURN * (2**sequence.turns_lost - 1) <= len(sequence.tokens), "set back too often"
+
+
 def who_lacks(run: Simulation, num_seats: int) -> list[str]:
     """Tenants that wait with less than their share while another's seat could be taken back."""
     if len(run.scheduler.running) < num_seats:
         return []
-    shares = SeatShares(num_seats, run.scheduler.running, run.scheduler.waiting.weights())
+    shares = Shares(num_seats, run.scheduler.running, run.scheduler.waiting.weights())
     if shares.giver(run.scheduler._running.decodes) is None:
         return []
-    return [tenant for tenant in run.scheduler.waiting.weights() if shares.lack(tenant)]
+    return [tenant for tenant in run.scheduler.waiting.weights() if shares.lacks(tenant)]
 
 
 def test_a_text_that_comes_again_begins_behind_a_snapshot(make_sequence: MakeSequence) -> None:
