@@ -1,5 +1,6 @@
 """A run of the base over embeddings, for what its cache then holds. Knows no methods and no checkpoints."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -92,6 +93,36 @@ def needs_token_ids(model: Any) -> bool:
     by_embeddings, _ = _run(model, len(token_ids), embeddings.device, inputs_embeds=embeddings)
     by_ids, _ = _over_tokens(model, token_ids)
     return not torch.allclose(by_ids.float(), by_embeddings.float(), rtol=_CLOSE, atol=_CLOSE)
+
+
+def counts_otherwise(model: Any) -> bool:
+    """Tell whether a base that is given no positions takes others than from 0 on, for embeddings or a token after them.
+
+    PEFT gives none beside virtual tokens. RoBERTa's family begins behind its padding token; Bamba begins anew with each
+    token that it generates.
+    """
+    if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
+        return False
+    table = model.get_input_embeddings()
+    ids = torch.arange(_FEW + 1, device=device_of(table))[None]
+    embeddings, last = table(ids[:, :_FEW]), ids[:, _FEW:]
+    try:
+        with torch.inference_mode():
+            given, own = (_generated(model, embeddings, last, explicit=explicit) for explicit in (True, False))
+    except Exception:  # of whatever a class does that has a cache of its own
+        return False
+    return not torch.allclose(given, own, rtol=_CLOSE, atol=_CLOSE)
+
+
+def _generated(model: Any, embeddings: torch.Tensor, token: torch.Tensor, *, explicit: bool) -> torch.Tensor:
+    """Return what comes of embeddings and of a token after them, as generation runs them. explicit: give positions."""
+    cache, outputs, start = DynamicCache(config=model.config), [], 0
+    for inputs in ({"inputs_embeds": embeddings.clone()}, {"input_ids": token}):  # CTRL scales what it is given
+        end = start + next(iter(inputs.values())).shape[1]
+        positions = {"position_ids": torch.arange(start, end, device=token.device)[None]} if explicit else {}
+        outputs.append(model.base_model(**inputs, **positions, past_key_values=cache, use_cache=True)[0])
+        start = end
+    return torch.cat(outputs, dim=1).float()
 
 
 def _over_tokens(model: Any, token_ids: Sequence[int]) -> tuple[torch.Tensor, Cached]:

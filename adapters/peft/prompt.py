@@ -18,7 +18,7 @@ from ..errors import AdapterTooLarge, InvalidAdapter, UnsupportedAdapter
 from .base import Base, NamedTensor
 from .config import MethodConfig
 from .plain import compute_dtype
-from .prefill import Cached, needs_token_ids, of_tokens, prefill
+from .prefill import Cached, counts_otherwise, needs_token_ids, of_tokens, prefill
 from .tensors import Checkpoint
 
 _EXCLUSIVE = ("KV prefix",)
@@ -147,6 +147,12 @@ def _read_by_base(model: Any, prompt: NamedTensor, config: MethodConfig) -> Cach
         raise UnsupportedAdapter(
             f"{config.peft_type} is not supported on this base: it reads token ids beside their embeddings, which "
             "virtual tokens do not have, and PEFT's generation does not give it those of the prompt either",
+            param="peft_type",
+        )
+    if counts_otherwise(model):
+        raise UnsupportedAdapter(
+            f"{config.peft_type} is not supported on this base: PEFT's generation gives no positions beside virtual "
+            "tokens, and without them the base counts others than it is served with, from 0 on",
             param="peft_type",
         )
     return prefill(model, prompt.converted(compute_dtype(model)))
