@@ -30,9 +30,9 @@ class Exchange:
         self._seat_givers = [seat] if seat is not None else []
 
     def takers(self) -> list[str]:
-        """Return the tenants that wait and may have a seat, which is free or another's to give."""
+        """Return the tenants that wait and may have one more sequence, if that is not too long for their share."""
         if not self._running.is_full:
-            return [*self._waiting]
+            return [tenant for tenant in self._waiting if self._pages.lacks(tenant)]
         return [tenant for tenant in self._waiting if self._seat_givers and self._seats.lacks(tenant)]
 
     def givers(self, sequence: Sequence) -> list[Sequence] | None:
