@@ -15,25 +15,28 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import crashes, flips
+from . import crashes, flips, server_crashes
 from .injector import compiler
 from .operations import OFFLINE, OPERATIONS
 from .parts import PARTS
+from .server_operations import OPERATIONS as SERVER_OPERATIONS
 from .subject import Subject
 
-CRASHES, FLIPS = "crashes", "flips"
+CRASHES, FLIPS, SERVER_CRASHES = "crashes", "flips", "server-crashes"
 MANY_FLIPS = 1000
 MOST_LOG = 5000  # characters of the server's that are shown
 
 
 def main() -> int:
     arguments = _arguments()
-    chosen = arguments.only or [CRASHES, FLIPS, *PARTS]
+    chosen = arguments.only or [CRASHES, FLIPS, SERVER_CRASHES, *PARTS]
     deadline = time.monotonic() + arguments.minutes * 60
     with tempfile.TemporaryDirectory(prefix="faults-", dir=arguments.folder) as folder:
         if CRASHES in chosen and not _crash(Path(folder)):
             return 1
         if FLIPS in chosen and not _flip(Path(folder), arguments.seed):
+            return 1
+        if SERVER_CRASHES in chosen and not asyncio.run(_crash_server(Path(folder) / SERVER_CRASHES)):
             return 1
         names = [name for name in chosen if name in PARTS]
         return 0 if not names or asyncio.run(_serve(Path(folder), names, arguments.seed, deadline)) else 1
@@ -41,7 +44,7 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description="Faults that a server has to outlive.")
-    names = [CRASHES, FLIPS, *PARTS]
+    names = [CRASHES, FLIPS, SERVER_CRASHES, *PARTS]
     parser.add_argument("--minutes", type=float, default=10, help="how long; each part comes once at least (10)")
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (0)")
     parser.add_argument("--only", nargs="+", choices=names, metavar="PART", help=f"some of {', '.join(names)}")
@@ -81,6 +84,28 @@ def _flip(folder: Path, seed: int) -> bool:
     return True
 
 
+async def _crash_server(folder: Path) -> bool:
+    """Crash a server at all calls of all operations. Returns whether everything was in order."""
+    if compiler() is None:
+        print(f"{SERVER_CRASHES}: left out, as there is no C compiler")
+        return True
+    folder.mkdir()
+    subject = Subject(folder, *server_crashes.FLAGS)
+    try:
+        crashes_of_server = await server_crashes.Crashes.of(subject)
+        for operation in SERVER_OPERATIONS:
+            begun = time.monotonic()
+            calls = await crashes_of_server.crash_at_every_call(operation)
+            print(f"{SERVER_CRASHES}: {operation}: {calls} calls, {time.monotonic() - begun:.0f} s", flush=True)
+        return True
+    except Exception:
+        _print_failure(subject)
+        return False
+    finally:
+        subject.injector.kill_all()  # one that is starting, too
+        subject.stop()
+
+
 async def _serve(folder: Path, names: Sequence[str], seed: int, deadline: float) -> bool:
     """Run parts on one server, turn by turn. Returns whether everything was in order."""
     subject = Subject(folder)
@@ -105,12 +130,17 @@ async def _run(subject: Subject, name: str, seed: int) -> bool:
     try:
         await part.run(subject, random.Random(f"{name} {seed}"), part.many)
     except Exception:
-        traceback.print_exc()
-        print(f"The server's log ends:\n{subject.log.read_text()[-MOST_LOG:]}", file=sys.stderr)
+        _print_failure(subject)
         print(f"{name}: not outlived; again by --only {name} --seed {seed}", flush=True)
         return False
     print(f"{name}: {part.many} rounds of seed {seed}, {time.monotonic() - begun:.0f} s", flush=True)
     return True
+
+
+def _print_failure(subject: Subject) -> None:
+    """Print the error that is being handled, and what the server has said."""
+    traceback.print_exc()
+    print(f"The server's log ends:\n{subject.log.read_text()[-MOST_LOG:]}", file=sys.stderr)
 
 
 def _print_deaths(subject: Subject) -> None:

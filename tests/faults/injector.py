@@ -9,10 +9,11 @@ import errno
 import mmap
 import os
 import shutil
+import signal
 import struct
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -130,6 +131,23 @@ class Injector:
     def set_clock(self, seconds: int) -> None:
         """Let the clock be ahead by so many seconds, or behind."""
         self._put("seconds", seconds)
+
+    def processes(self) -> list[int]:
+        """Return the ids of the processes that run with `environment`, whoever has started them."""
+        mark = f"FAULTS_PAGE={self.environment['FAULTS_PAGE']}".encode()
+        found = []
+        for file in Path("/proc").glob("[0-9]*/environ"):
+            with suppress(OSError):  # another user's, or one that ends meanwhile
+                if mark in file.read_bytes().split(b"\0"):
+                    found.append(int(file.parent.name))
+        return found
+
+    def kill_all(self) -> None:
+        """Kill them all, as a machine that goes down; return when none is left."""
+        while running := self.processes():
+            for pid in running:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     @property
     def count(self) -> int:

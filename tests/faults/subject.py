@@ -6,10 +6,11 @@ contents of those that stay, so that the answers of each are known from before t
 
 import asyncio
 import contextlib
+import hashlib
 import importlib.util
 import sys
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import httpx
 
 from peftserve.adapters import maintenance
+from peftserve.adapters.files import digest_of
 
 from .injector import Injector
 
@@ -48,8 +50,14 @@ def load_oracle() -> ModuleType:
     return module
 
 
+Files = Sequence[tuple[str, tuple[str, bytes]]]
+"""Files of an adapter, as parts of a form."""
+
+
 class Subject:
     """The server, on one state folder through all its restarts. injector: faults of its disk, its clock, its memory."""
+
+    server: Any  # an oracle's RunningServer; set by each start
 
     def __init__(self, folder: Path, *flags: str) -> None:
         """Make the model and its adapters, and start the server."""
@@ -67,13 +75,18 @@ class Subject:
 
     def start(self) -> None:
         """Start the server, again if it has ended."""
+        self._begin(self._oracle.RunningServer.start)
+
+    def launch(self) -> None:
+        """Start the server, and do not wait until it is ready."""
+        self._begin(self._oracle.RunningServer.launch)
+
+    def _begin(self, start: Callable[..., Any]) -> None:
         if self._starts:
             self.server.client.close()
         self.log = self._folder / f"server-{self._starts}.log"
         self._starts += 1
-        self.server = self._oracle.RunningServer.start(
-            self.model, self.state, self.log, *self._flags, environment=self.injector.environment
-        )
+        self.server = start(self.model, self.state, self.log, *self._flags, environment=self.injector.environment)
 
     async def restart(self) -> None:
         """End the server as an operator does, and start the next one."""
@@ -101,9 +114,17 @@ class Subject:
     async def upload(self, client: httpx.AsyncClient, name: str, index: int, *, fresh: bool = True) -> httpx.Response:
         """Upload one of the contents under a name. fresh: as files that are not there yet."""
         self.contents[name] = index
-        self._uploads += fresh
-        files = self._oracle.adapter_files(self.sources[index], b" " * self._uploads)
+        files = self.fresh_files(index) if fresh else self._files(index)
         return await client.post("/v1/adapters", data={"name": name}, files=files)
+
+    def fresh_files(self, index: int) -> Files:
+        """Return one of the contents as files to upload that are not there yet."""
+        self._uploads += 1
+        return self._files(index)
+
+    def _files(self, index: int) -> Files:
+        files: Files = self._oracle.adapter_files(self.sources[index], b" " * self._uploads)
+        return files
 
     async def check(self, *, gone: Collection[str] = (), there: Collection[str] = ()) -> None:
         """Check that the server is as it was: what stays, each answer, the files. Raises AssertionError.
@@ -170,6 +191,11 @@ def tokens(response: httpx.Response) -> list[int]:
     assert response.status_code == 200, response.text
     found: list[int] = response.json()["choices"][0]["token_ids"]
     return found
+
+
+def digest_of_files(files: Files) -> str:
+    """Return the digest that an adapter has in the store."""
+    return digest_of({name: hashlib.sha256(content).hexdigest() for _, (name, content) in files})
 
 
 def check_envelope(response: httpx.Response, *, may_fail: bool = False) -> None:

@@ -41,6 +41,19 @@ class RunningServer:
         cls, model: Path, state: Path, log: Path, *flags: str, environment: Mapping[str, str] | None = None
     ) -> "RunningServer":
         """Start a server on a free port and return when it is ready. environment: of its own, if any."""
+        server = cls.launch(model, state, log, *flags, environment=environment)
+        try:
+            server.wait_until(server._is_ready, "be ready")
+        except BaseException:
+            server.process.kill()
+            raise
+        return server
+
+    @classmethod
+    def launch(
+        cls, model: Path, state: Path, log: Path, *flags: str, environment: Mapping[str, str] | None = None
+    ) -> "RunningServer":
+        """Start a server on a free port, and do not wait for it."""
         port = free_port()
         command = [sys.executable, "-m", "peftserve.server.cli.main", "serve", str(model), "--port", str(port)]
         command += ["--state-dir", str(state), "--dtype", "float32", "--num-threads", "1"]
@@ -51,13 +64,7 @@ class RunningServer:
                 stderr=subprocess.STDOUT,
                 env=environment,
             )
-        server = cls(process, f"http://127.0.0.1:{port}", state, log)
-        try:
-            server.wait_until(server._is_ready, "be ready")
-        except BaseException:
-            process.kill()
-            raise
-        return server
+        return cls(process, f"http://127.0.0.1:{port}", state, log)
 
     def wait_until(self, condition: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + PATIENCE
