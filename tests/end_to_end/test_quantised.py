@@ -9,6 +9,7 @@ import pytest
 from peftserve.adapters.errors import UnsupportedAdapter
 from peftserve.server.config import EngineConfig
 from peftserve.server.engine import Engine
+from peftserve.server.engine.model.errors import UnservableModel
 from peftserve.server.wire.messages import AddRequest, SamplingParams, WeightedAdapter
 
 MAX_TOKENS = 5
@@ -108,3 +109,13 @@ def test_neighbours_change_nothing_where_a_scale_is_shared(plain: Path, oracle: 
     for i, prompt in enumerate(prompts):
         wanted = sure_tokens(oracle, model, prompt, 0.05)
         assert tokens[str(i)][: len(wanted)] == wanted
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "deepseek_v3"])
+def test_experts_whose_codes_would_be_taken_for_weights_are_refused(
+    kind: str, oracle: ModuleType, tmp_path: Path
+) -> None:
+    """transformers joins what lies under the names of experts' weights, and only warns of scales that it leaves out."""
+    quantised, _ = oracle.quantised_model(oracle.tiny_model(kind, 4, tmp_path / "plain"), tmp_path, "class")
+    with pytest.raises(UnservableModel, match=r"scales of quantised experts .model\.layers\.\d\.mlp\.experts\."):
+        start(quantised)

@@ -83,8 +83,10 @@ def read_model(
     model: PreTrainedModel = loaded[0]
     _check_bare(model, files.place)
     _check_whole(model, loaded[1], name)
-    if method_of(config) in ("", GGUF):
+    if (method := method_of(config)) in ("", GGUF):
         _check_plain(model, loaded[1], name)
+    else:
+        _check_joined(model, loaded[1], name, method)
     if wrapped is not None:
         restore(model, wrapped.own)
     if files.gguf is not None:
@@ -158,12 +160,33 @@ def _check_plain(model: PreTrainedModel, info: Mapping[str, Any], name: str) -> 
     transformers takes what lies under a weight's name for the weight, whatever its type.
     """
     own = {path for path, module in model.named_modules() if "weight" in vars(module).get("_parameters", {})}
-    scales = [key for key in sorted(info["unexpected_keys"]) if key.rpartition(".")[0] in own and _OF_CODES.search(key)]
-    if scales:
+    if scales := [key for key in _unread_scales(info) if key.rpartition(".")[0] in own]:
         raise UnservableModel(
             f"the checkpoint in {name} holds scales of quantised weights ({listed(scales)}), and its config.json has "
             "no quantization_config that says how to read them"
         )
+
+
+def _check_joined(model: PreTrainedModel, info: Mapping[str, Any], name: str, method: str) -> None:
+    """Raise UnservableModel if a quantised checkpoint has scales below modules with matrices of plain numbers.
+
+    That is where transformers joins the codes of experts as if they were the weights, for a method that it has no
+    experts of.
+    """
+    joined = [
+        f"{path}."
+        for path, module in model.named_modules()
+        if any(matrix.dim() > 2 and is_plain(matrix) for matrix in module.parameters(recurse=False))
+    ]
+    if scales := [key for key in _unread_scales(info) if key.startswith(tuple(joined))]:
+        raise UnservableModel(
+            f"the checkpoint in {name} holds scales of quantised experts ({listed(scales)}), which transformers does "
+            f"not read for a {type(model).__name__} quantised by {method}"
+        )
+
+
+def _unread_scales(info: Mapping[str, Any]) -> list[str]:
+    return [key for key in sorted(info["unexpected_keys"]) if _OF_CODES.search(key)]
 
 
 def _check_bare(model: PreTrainedModel, name: str) -> None:
