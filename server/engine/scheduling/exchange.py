@@ -5,10 +5,12 @@ there nothing goes back.
 """
 
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 
 from .page_pool import PagePool
 from .running import RunningSequences
 from .sequence import Sequence
+from .shares import Shares
 
 
 class Exchange:
@@ -23,17 +25,14 @@ class Exchange:
         self._pool = pool
         self._running = running
         self._waiting = waiting
-        self._seats = running.seat_shares(waiting)
-        self._pages = running.page_shares(waiting)
-        self._lets_pass = blocked is None or not self._pages.lacks(blocked.tenant)
-        seat = self._seats.giver(running.decodes) if running.is_full else None
-        self._seat_givers = [seat] if seat is not None else []
+        self._blocked = blocked
 
     def takers(self) -> list[str]:
         """Return the tenants that wait and may have one more sequence, if that is not too long for their share."""
         if not self._running.is_full:
             return [tenant for tenant in self._waiting if self._pages.lacks(tenant)]
-        return [tenant for tenant in self._waiting if self._seat_givers and self._seats.lacks(tenant)]
+        lacking = [tenant for tenant in self._waiting if self._seats.lacks(tenant)]
+        return lacking if lacking and self._seat_givers else []
 
     def givers(self, sequence: Sequence) -> list[Sequence] | None:
         """Return whose places a sequence of a taker is to have, with pages for all of its tokens.
@@ -55,6 +54,25 @@ class Exchange:
             givers.append(giver)
             missing -= self._freed_by([giver])
         return givers
+
+    @cached_property
+    def _pages(self) -> Shares:
+        return self._running.page_shares(self._waiting)
+
+    @cached_property
+    def _seats(self) -> Shares:
+        return self._running.seat_shares(self._waiting)
+
+    @cached_property
+    def _seat_givers(self) -> list[Sequence]:
+        """Return who gives its seat, if one is needed and can be had."""
+        giver = self._seats.giver(self._running.decodes) if self._running.is_full else None
+        return [] if giver is None else [giver]
+
+    @property
+    def _lets_pass(self) -> bool:
+        """Return whether what is free is not due to the one that was blocked."""
+        return self._blocked is None or not self._pages.lacks(self._blocked.tenant)
 
     def _freed_by(self, givers: Iterable[Sequence]) -> int:
         return sum(self._pool.num_held_once(giver.pages) for giver in givers)
