@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 KEY = "key-of-the-tests"
 SWITCHES = "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update"
-PATIENCE = 15_000  # milliseconds
+PATIENCE = 60_000  # milliseconds
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +44,7 @@ def chromium() -> Iterator["Browser"]:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with playwright.sync_playwright() as started:
         arguments = [*SWITCHES.split(), "--disable-sync"]
-        browser = started.chromium.launch(executable_path=program, args=arguments, headless=True)
+        browser = started.chromium.launch(executable_path=program, args=arguments, headless=True, timeout=PATIENCE)
         yield browser
         browser.close()
 
@@ -70,14 +70,23 @@ class Visit:
         self.page.on("console", self._note_message)
 
     def open(self, part: str = "compare", path: str = "/") -> "Page":
-        """Open the page at one of its parts, and return it once the server has said what it is."""
+        """Open the page at one of its parts, and return it once all of them take what a user does."""
         self.page.goto(f"{self.server.url}{path}#{part}")
-        self.page.get_by_text("demo on cpu").wait_for()
+        self._wait_to_begin()
         return self.page
+
+    def reload(self) -> None:
+        """Open the page anew where it is: as elsewhere, or the next drag that is dispatched may not arrive."""
+        self.page.reload()
+        self._wait_to_begin()
 
     def ask_all(self) -> None:
         """Press the button and wait for all answers."""
         self.page.get_by_role("button", name="Ask all").click()
+        self.wait_for_answers()
+
+    def wait_for_answers(self) -> None:
+        """Wait for all that has been asked."""
         self.page.locator(".answer[data-state=done]").first.wait_for()
         self.page.locator(".answer[data-state=running]").first.wait_for(state="detached")
 
@@ -101,6 +110,11 @@ class Visit:
         self.page.locator("#drop[data-over=true]").wait_for()
         session.send("Input.dispatchDragEvent", {**event, "type": "drop"})
         uploads.nth(before).wait_for()
+
+    def _wait_to_begin(self) -> None:
+        """Wait for the last that begins: the playground, once the server has said what may answer."""
+        self.page.get_by_text("demo on cpu").wait_for()
+        self.page.locator("#ask-all:enabled").wait_for(state="attached")
 
     def _note_request(self, url: str) -> None:
         if not url.startswith((f"{self.server.url}/", "data:", "blob:")):

@@ -46,7 +46,7 @@ def test_a_folder_becomes_an_adapter_and_goes_again(visit: Any, demo: Any, folde
     assert one.answer("mine") == "quiet_river_bridge"
 
     one.open("adapters")
-    page.reload()  # without it no drag that is dispatched here arrives
+    one.reload()
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=1))
     one.drop(folder)
@@ -85,7 +85,7 @@ def test_refusals_are_the_servers_own_words(visit: Any, demo: Any, folder: Path,
     upload.locator(".error").filter(has_text="adapter_model.safetensors").wait_for()
     assert upload.get_attribute("data-state") == "refused"
     (folder / "adapter_model.safetensors").write_bytes(weights)
-    page.reload()  # as elsewhere here: or the next drag may not arrive
+    one.reload()
     one.drop(folder)
     upload.get_by_role("textbox", name="Name").fill("demo")
     upload.get_by_role("button", name="Upload").click()
@@ -95,12 +95,12 @@ def test_refusals_are_the_servers_own_words(visit: Any, demo: Any, folder: Path,
     pickle.mkdir()
     (pickle / "adapter_config.json").write_text("{}")
     (pickle / "adapter_model.bin").write_bytes(b"x")
-    page.reload()
+    one.reload()
     one.drop(pickle)
     upload.get_by_text("is a pickle file").wait_for()
     assert upload.get_by_role("button", name="Upload").is_disabled()
     upload.get_by_role("button", name="Dismiss").click()
-    page.reload()
+    one.reload()
     one.drop(tmp_path / "old" / "adapter_model.bin")
     upload.get_by_text("is a pickle file").wait_for()
     assert {card["name"] for card in demo.client.get("/v1/adapters").json()["data"]} == {*DEMO_ADAPTERS}

@@ -35,16 +35,17 @@ def test_the_keyboard_is_enough(visit: Any) -> None:
     page.keyboard.type("zzz")
     page.get_by_text("There is nothing of this name").wait_for()
     page.keyboard.press("Escape")
-    assert page.locator("#pick").get_attribute("aria-expanded") == "false"
+    page.locator("#pick[aria-expanded=false]").wait_for()
     page.locator("#prompt").focus()
     page.keyboard.press("Control+A")
     page.keyboard.type("green river")
     page.keyboard.press("Control+Enter")
     page.get_by_role("article", name="Answer of reverse").locator("dl").get_by_text("Tokens/s").wait_for()
+    one.wait_for_answers()
     assert one.answer("snake") == "green_river"
     page.get_by_role("tab", name="Compare").focus()
     page.keyboard.press("ArrowRight")
-    assert page.get_by_role("tab", name="Adapters").get_attribute("aria-selected") == "true"
+    page.get_by_role("tab", name="Adapters", selected=True).wait_for()
     page.keyboard.press("End")
     page.wait_for_url("**/#charts")
     outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
@@ -84,7 +85,7 @@ def test_an_answer_can_be_stopped_and_a_refusal_is_shown(visit: Any, demo: Any) 
     page.locator(".answer[data-state=running]").first.wait_for()
     page.keyboard.press("Escape")
     page.get_by_text("stopped by you").first.wait_for()
-    assert page.get_by_role("button", name="Stop").is_disabled()
+    page.get_by_role("button", name="Stop", disabled=True).wait_for()
     demo.wait_for_metric("peftserve_sequences_running", 0)
 
 

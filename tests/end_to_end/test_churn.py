@@ -115,7 +115,7 @@ async def test_adapters_come_and_go_under_traffic(world: Any, serve: Callable[..
     server.wait_for_metric("peftserve_adapter_bytes", 0)
     assert server.metric("peftserve_adapters_resident") == 0
     assert server.metric("peftserve_kv_cache_usage_ratio") == 0
-    assert list((server.state / "adapters").iterdir()) == []
+    server.wait_until(lambda: not list((server.state / "adapters").iterdir()), "delete the files")
 
 
 def _delete_all(server: Any) -> None:

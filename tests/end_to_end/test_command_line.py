@@ -19,7 +19,7 @@ import pytest
 from peftserve.server.demo import DEMO_ADAPTERS, DEMO_MODEL
 
 COMMAND = [sys.executable, "-m", "peftserve.server.cli.main"]
-PATIENCE = 60.0
+PATIENCE = 120.0
 KEY = "sk-only-for-this-test"
 
 

@@ -39,8 +39,14 @@ def test_what_a_picker_knows_while_adapters_run_and_wait(world: Any, server: Any
             streams.enter_context(server.client.stream("POST", "/v1/completions", json={**long, "model": name}))
         short = {"prompt": [20, 30, 40], "max_tokens": 4, "model": third}
         answer = pool.submit(server.client.post, "/v1/completions", json=short)  # has to wait for a place on the device
-        server.wait_until(lambda: third in _state(world, server).queued, "have a sequence wait")
-        busy = _state(world, server)
+        seen = []  # of which the last is of the moment: the streams may end right behind it
+
+        def waits() -> bool:
+            seen.append(_state(world, server))
+            return third in seen[-1].queued
+
+        server.wait_until(waits, "have a sequence wait")
+        busy = seen[-1]
         streams.close()
         assert answer.result().status_code == 200
     assert busy.active == {first, second}

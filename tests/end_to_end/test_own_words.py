@@ -71,7 +71,7 @@ def world(oracle: ModuleType, device: str, tmp_path_factory: pytest.TempPathFact
 
 async def test_texts_are_those_of_peft_and_its_tokenizer_beside_the_base(oracle: ModuleType, world: World) -> None:
     """Greedy tokens, their text, and where each ends: at an end of its own, which for the base is text as any other."""
-    async with openai.AsyncOpenAI(base_url=f"{world.url}/v1", api_key="key", max_retries=0, timeout=60) as client:
+    async with openai.AsyncOpenAI(base_url=f"{world.url}/v1", api_key="key", max_retries=0, timeout=180) as client:
         asked = [(name, text) for text in TEXTS for name in world.models]
         answers = await asyncio.gather(*(_answer(client, name, text, ignore_eos=True) for name, text in asked))
         said = set()
@@ -112,7 +112,7 @@ async def test_an_answer_in_a_form_has_the_words_of_its_adapter_alone(world: Wor
     size = len(world.tokenizers[""])
     sql, done, table = size, size + 1, size + 2
     spelled = {"grammar": "start: <sql> /( table ){2}x+/"}
-    async with openai.AsyncOpenAI(base_url=f"{world.url}/v1", api_key="key", max_retries=0, timeout=60) as client:
+    async with openai.AsyncOpenAI(base_url=f"{world.url}/v1", api_key="key", max_retries=0, timeout=180) as client:
         names, bias = [name for name in world.models if name] * 2, {str(table): 100, str(done): 50}
         asked = [_answer(client, name, TEXTS[0], bias, structured_outputs=spelled) for name in names]
         plain = _answer(client, "", TEXTS[0], structured_outputs={"regex": " table "})
@@ -128,7 +128,7 @@ async def test_an_answer_in_a_form_has_the_words_of_its_adapter_alone(world: Wor
 
 
 async def test_the_words_of_a_name_in_every_process(world: World) -> None:
-    async with openai.AsyncOpenAI(base_url=world.url, api_key="key", max_retries=0, timeout=60) as client:
+    async with openai.AsyncOpenAI(base_url=world.url, api_key="key", max_retries=0, timeout=180) as client:
         for name in ("layers", "modules"):
             ids = world.tokenizers[name](TEXTS[0])["input_ids"]
             for _ in range(4):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.slow
 
-PATIENCE = 60.0
+PATIENCE = 180.0
 PROMPT = [5, 17, 42, 99, 7, 250, 31, 8]
 
 

@@ -105,7 +105,7 @@ async def test_every_whole_answer_is_of_its_form(world: Any, serve: Callable[...
         assert server.upload(adapter.name, adapter).status_code == 201
     random = Random(seed)
     forms = [wanted(random, number) for number in range(20)]
-    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="key", max_retries=0, timeout=120) as client:
+    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="key", max_retries=0, timeout=240) as client:
         free = {"model": world.model.name, "prompt": NEIGHBOUR, "max_tokens": 40, "temperature": 0.0}
         [alone] = await ask(client, free, stream=False)
         asked = [

@@ -15,8 +15,8 @@ PROMPT = [5, 9, 20, 33, 41, 7, 8, 60]
 MAX_TOKENS = 4
 # Each way in which a primitive is cut: by outputs, by inputs, by heads, multiplied out first, and not at all.
 METHODS = ("lora-bias-all", "ia3", "vera", "road-1", "oft", "shira", "c3a", "prefix-tuning", "lora-saving-modules")
-SOON = 15.0
-"""Seconds within which an error must come. On an idle machine it takes less than 2."""
+SOON = 45.0
+"""Seconds within which an error must come, before --engine-timeout. On an idle machine it takes less than 2."""
 
 
 async def test_ranks_give_pefts_tokens_and_their_loss_is_an_error_at_once(
@@ -29,10 +29,10 @@ async def test_ranks_give_pefts_tokens_and_their_loss_is_an_error_at_once(
         bodies = [_body(name, MAX_TOKENS) for name in wanted]
         answers = await asyncio.gather(*map(client.complete, bodies))
         assert {name: answer.token_ids for name, answer in zip(wanted, answers, strict=True)} == wanted
-        await _kill_a_rank(server, client)
+        await _kill_a_rank(oracle, server, client)
         server.wait_until(server._is_ready, "have another engine")
         assert (await client.complete(_body("ia3", MAX_TOKENS))).token_ids == wanted["ia3"]
-    assert len(_other_ranks(server)) == RANKS - 1
+    assert len(_other_ranks(oracle, server)) == RANKS - 1
 
 
 def test_what_cannot_be_divided_is_refused(oracle: ModuleType, serve: Callable[..., Any], tmp_path: Path) -> None:
@@ -75,18 +75,18 @@ def _body(name: str, max_tokens: int) -> dict[str, Any]:
     return {"model": name, "prompt": PROMPT, **sampling}
 
 
-async def _kill_a_rank(server: Any, client: Any) -> None:
+async def _kill_a_rank(oracle: ModuleType, server: Any, client: Any) -> None:
     """Kill a rank under a request, and check that it ends at once, with an error, and that the log says which rank."""
-    (rank,) = _other_ranks(server)
+    (rank,) = _other_ranks(oracle, server)
     begun = asyncio.Event()
     answer = asyncio.create_task(client.stream(_body("base", 200), begun))
     await begun.wait()
     os.kill(rank, signal.SIGKILL)
     with pytest.raises(AssertionError, match="engine"):
         await asyncio.wait_for(answer, SOON)
-    assert f"rank 1 of {RANKS} (process {rank}) was killed by SIGKILL" in server.log.read_text()
+    said = f"rank 1 of {RANKS} (process {rank}) was killed by SIGKILL"
+    server.wait_until(lambda: said in server.log.read_text(), f"say that {said}")
 
 
-def _other_ranks(server: Any) -> list[int]:
-    tasks = Path(f"/proc/{server.engine_pid()}/task").iterdir()
-    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+def _other_ranks(oracle: ModuleType, server: Any) -> list[int]:
+    return [*oracle.children_of(server.engine_pid())]

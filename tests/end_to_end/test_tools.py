@@ -57,7 +57,7 @@ def url(oracle: ModuleType, device: str, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 async def client(url: str) -> Any:
-    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="key", max_retries=0, timeout=60) as client:
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="key", max_retries=0, timeout=180) as client:
         yield client
 
 

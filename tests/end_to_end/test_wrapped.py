@@ -163,7 +163,7 @@ def test_images_are_refused_by_a_server_of_the_text(oracle: ModuleType, tmp_path
     model = oracle.read_model(folder)
     server = oracle.RunningServer.start(folder, tmp_path / "state", tmp_path / "log", "--device", device)
     try:
-        with httpx.Client(base_url=server.url, timeout=60) as client:
+        with httpx.Client(base_url=server.url, timeout=180) as client:
             for part in (
                 {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
                 {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},

@@ -1,5 +1,6 @@
 """A real `peftserve serve` on a free port: two processes, one state folder, one log."""
 
+import contextlib
 import os
 import re
 import signal
@@ -19,6 +20,8 @@ PATIENCE = 180.0
 """Seconds after which a wait has failed. On an idle machine each takes a few."""
 PAUSE = 0.1
 """Seconds between two polls: each is a request, which takes time from the server that is waited for."""
+
+_holders: list[socket.socket] = []  # of ports that were given to tests
 
 
 @dataclass
@@ -46,6 +49,7 @@ class RunningServer:
             server.wait_until(server._is_ready, "be ready")
         except BaseException:
             server.process.kill()
+            server.stop()
             raise
         return server
 
@@ -96,9 +100,7 @@ class RunningServer:
 
     def engine_pid(self) -> int:
         """Return the process id of the server's child that runs the engine."""
-        tasks = Path(f"/proc/{self.process.pid}/task").iterdir()
-        children = [child for task in tasks for child in (task / "children").read_text().split()]
-        return next(int(c) for c in children if b"server.engine" in Path(f"/proc/{c}/cmdline").read_bytes())
+        return next(pid for pid, command in children_of(self.process.pid).items() if b"server.engine" in command)
 
     def kill_engine(self) -> None:
         os.kill(self.engine_pid(), signal.SIGKILL)
@@ -107,7 +109,8 @@ class RunningServer:
         """Kill both processes at once, with SIGKILL."""
         engine = self.engine_pid()
         self.process.kill()
-        os.kill(engine, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it ends with its parent, maybe by now
+            os.kill(engine, signal.SIGKILL)
         self.process.wait()
 
     def stop(self) -> int:
@@ -133,6 +136,23 @@ def adapter_files(adapter: Path, suffix: bytes = b"") -> list[tuple[str, tuple[s
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port of this machine for a server that is yet to start.
+
+    It is held for as long as the tests run by a socket that does not listen, beside which a server can: or else the
+    system might give it to another program before the server has it.
+    """
+    _holders.append(socket.socket())
+    _holders[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    _holders[-1].bind(("127.0.0.1", 0))
+    return int(_holders[-1].getsockname()[1])
+
+
+def children_of(pid: int) -> dict[int, bytes]:
+    """Return the command line of each child of a process, without those that end while one looks."""
+    found = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):  # the thread has ended
+            for child in (task / "children").read_text().split():
+                with contextlib.suppress(OSError):
+                    found[int(child)] = Path(f"/proc/{child}/cmdline").read_bytes()
+    return found

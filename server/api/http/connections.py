@@ -49,7 +49,7 @@ class Connection(Protocol):
     address: str
 
     def look(self, now: float) -> None:
-        """End the connection if it takes too long. now: the event loop's time, in seconds."""
+        """End the connection if it takes too long. now: seconds, of which those do not count in which nobody looked."""
 
     def give_way(self) -> None:
         """Close the connection, for another."""
@@ -127,11 +127,16 @@ class OpenConnections:
         return url.partition(b"?")[0] in self._always
 
     async def watch(self) -> None:
-        """Look at all connections now and then, for ever."""
-        loop = asyncio.get_running_loop()
+        """Look at all connections now and then, for ever.
+
+        Time in which nobody looked does not count: what came while this process stood still is not read yet.
+        """
+        loop, pause = asyncio.get_running_loop(), self.timeouts.pause
+        now = looked = loop.time()
         while True:
-            await asyncio.sleep(self.timeouts.pause)
-            now = loop.time()
+            await asyncio.sleep(pause)
+            woken = loop.time()
+            now, looked = now + min(woken - looked, 2 * pause), woken
             for connection in list(self._all):
                 self._look(connection, now)
 

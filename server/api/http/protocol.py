@@ -108,7 +108,7 @@ class HttpProtocol(BoundedHttp):
         self._leave = None
 
     def look(self, now: float) -> None:
-        """End the connection if it takes too long. now: the event loop's time, in seconds."""
+        """End the connection if it takes too long. now: seconds, as `OpenConnections.watch` counts them."""
         unsent = self._joined.unsent
         waiting = unsent + self._joined.unacknowledged if unsent else 0
         taken = self._joined.written - waiting

@@ -12,6 +12,8 @@ from .record import RequestRecord
 from .traces import Traces, open_traces
 from .watch import Ended
 
+STANDARD_OUTPUT = 1  # the descriptor
+
 
 class AccessLog:
     """The access log on one descriptor. form: of its lines."""
@@ -69,4 +71,4 @@ def open_watchers(form: str, endpoint: str | None, version: str, number: int) ->
     traces = None if endpoint is None else open_traces(endpoint, version, number)
     if form == "off":
         return Watchers(None, traces)
-    return Watchers(AccessLog(FORMS[form], LineWriter(1)), traces)
+    return Watchers(AccessLog(FORMS[form], LineWriter(STANDARD_OUTPUT)), traces)

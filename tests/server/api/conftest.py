@@ -34,6 +34,7 @@ from peftserve.server.wire.messages import (
 from tests.server.api.fake_server import starting
 
 EOS = 1
+PATIENCE = 60  # seconds; an idle machine takes none of them
 VECTOR_WIDTH = 16
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
@@ -45,9 +46,9 @@ TEMPLATE = (
 class FakeEngine:
     """Answers with the prompt's tokens in turn, beginning behind the seed; ends at the end-of-sequence token.
 
-    delay: seconds before each token. error, error_kind: what every sequence fails with. Logprobs: -0.5 for the chosen
-    token, lower for the ids behind it; the k-th sequence of a seeded request is less likely by k. facts: fields of the
-    facts of adapters that are inspected from now on.
+    delay: seconds before each token. going: while it is cleared, there are none. error, error_kind: what every sequence
+    fails with. Logprobs: -0.5 for the chosen token, lower for the ids behind it; the k-th sequence of a seeded request
+    is less likely by k. facts: fields of the facts of adapters that are inspected from now on.
     """
 
     def __init__(self, info):
@@ -58,6 +59,8 @@ class FakeEngine:
         self.restarts = 0
         self.stats = EngineStats()
         self.delay = 0.0
+        self.going = asyncio.Event()
+        self.going.set()
         self.error = None
         self.error_kind = None
         self.facts = {}
@@ -100,6 +103,7 @@ class FakeEngine:
     async def _answer(self, request, sink):
         for output in self._outputs(request):
             await asyncio.sleep(self.delay)
+            await self.going.wait()
             if output.finish_reason is not None or output.error is not None:
                 del self.running[request.request_id]
             sink.push(output)
@@ -286,11 +290,11 @@ async def _uvicorn(app, connections, tls):
 class _Clients:
     def __init__(self, url):
         self.url = url
-        self.http = httpx.AsyncClient(base_url=url, timeout=10, verify=False)
+        self.http = httpx.AsyncClient(base_url=url, timeout=PATIENCE, verify=False)
 
     @functools.cached_property
     def openai(self):
-        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="key", max_retries=0, timeout=10)
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="key", max_retries=0, timeout=PATIENCE)
 
     async def __aenter__(self):
         return self
@@ -338,10 +342,10 @@ def folder(tmp_path):
 
 @pytest.fixture
 def until():
-    """Waits for a condition, 5 s at most."""
+    """Waits for a condition."""
 
     async def wait(condition):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE):
             while not condition():
                 await asyncio.sleep(0.005)
 

@@ -2,7 +2,9 @@
 
 Run as `python fake_engine_process.py DOOR CONFIG`; the model's name chooses what goes wrong: `fails` says
 EngineFailed, `once:FILE` does so where the file is, `crashes` exits, `loads` never ends loading, `garbage` sends what
-is no message, `slow` gives a token each 50 ms, `flood` as many as one wants, `kills` is killed by any inspection.
+is no message, `slow` gives a token each 50 ms, `flood` as many as one wants, `kills` is killed by any inspection, and
+`holds:FILE` is as slow and keeps the last token of each sequence until the file is there, `waits:FILE` is as slow and
+loads for as long as the file is there.
 """
 
 import os
@@ -67,15 +69,19 @@ def main() -> None:
         sys.exit(3)
     if config.model == "loads":
         time.sleep(3600)
+    kind, _, file = config.model.partition(":")
+    while kind == "waits" and Path(file).exists():
+        time.sleep(0.02)
     socket.send(msgspec.structs.replace(INFO, max_model_len=1 << 24) if config.model == "flood" else INFO)
     if config.model == "garbage":
         for client in socket._clients.values():
             client.connection.send(framed(b"\xc1"))
-    serve(socket, 0.05 if config.model == "slow" else 0.0, is_mortal=config.model == "kills")
+    gate = Path(file) if kind == "holds" else None
+    serve(socket, 0.05 if kind in ("slow", "holds", "waits") else 0.0, gate, is_mortal=config.model == "kills")
     socket.close()
 
 
-def serve(socket: EngineSocket, delay: float, *, is_mortal: bool) -> None:
+def serve(socket: EngineSocket, delay: float, gate: Path | None, *, is_mortal: bool) -> None:
     running: dict[str, tuple[AddRequest, int]] = {}
     while True:
         socket.send(Beat())
@@ -92,7 +98,7 @@ def serve(socket: EngineSocket, delay: float, *, is_mortal: bool) -> None:
                 socket.send(reply(command))
             socket.send(EngineStats(num_running=len(running), steps=1))
         time.sleep(delay)
-        if outputs := step(running):
+        if outputs := step(running, may_end=gate is None or gate.exists()):
             socket.send(Outputs(outputs))
 
 
@@ -112,7 +118,7 @@ def reply(command: Call) -> Reply:
     return Reply(command.call_id)
 
 
-def step(running: dict[str, tuple[AddRequest, int]]) -> list[SequenceOutput]:
+def step(running: dict[str, tuple[AddRequest, int]], *, may_end: bool) -> list[SequenceOutput]:
     outputs = []
     for request_id, (request, done) in list(running.items()):
         if request.pooling is not None:
@@ -121,6 +127,8 @@ def step(running: dict[str, tuple[AddRequest, int]]) -> list[SequenceOutput]:
             continue
         token = request.prompt_token_ids[done % len(request.prompt_token_ids)]
         last = done + 1 == request.sampling.max_tokens
+        if last and not may_end:
+            continue
         outputs.append(
             SequenceOutput(request_id=request_id, token_ids=[token], finish_reason="length" if last else None)
         )

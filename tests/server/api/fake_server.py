@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 
 SCRIPT = Path(__file__).with_name("fake_server_process.py")
-PATIENCE = 60  # seconds; a busy machine takes 20 for a start
+PATIENCE = 120  # seconds; a busy machine takes 30 for a start
 LONG = {"prompt": [5, 6], "max_tokens": 60, "stream": True}  # 3 s and more on the slow engine
 
 
@@ -75,8 +75,7 @@ def starting(folder_of_all):
     with contextlib.ExitStack() as stack:
 
         def start(model="fake", grace=10.0, preload=(), api_workers=1, folder=None, **more):
-            with socket.create_server(("127.0.0.1", 0)) as probe:
-                port = probe.getsockname()[1]
+            port = _hold_port(stack)
             options = {"model": model, "state": str(folder_of_all / "state"), "port": port, "preload": preload}
             options |= {"grace": grace, "api_workers": api_workers, **more}
             environment = {**os.environ, **({"TMPDIR": str(folder)} if folder else {})}
@@ -88,6 +87,28 @@ def starting(folder_of_all):
             return server
 
         yield start
+
+
+def _hold_port(stack):
+    """A free port, which the system gives to no other program: a socket beside which a server can listen holds it."""
+    holder = stack.enter_context(socket.socket())
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", 0))
+    return holder.getsockname()[1]
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def runs(pid):
+    """Whether a process runs; one that has ended may wait for whoever inherits it."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return False
 
 
 def _command_line(pid):

@@ -1,17 +1,18 @@
 """The end of the server in real processes: at any moment, and whatever there is to wait for."""
 
 import asyncio
+import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
-import time
 
 import pytest
 
 from peftserve.server.api.ending import Ending, heed_signals
-from tests.server.api.fake_server import PATIENCE
+from tests.server.api.fake_server import PATIENCE, runs, wait_until
 
 
 async def test_the_grace_time_has_a_part_for_what_comes_behind_the_requests():
@@ -63,20 +64,19 @@ def test_nobody_keeps_the_server_from_ending(start):
         b"POST /v1/adapters HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=b\r\n"
         b"content-length: 100000\r\n\r\n--b\r\n",
     ]
-    clients = [socket.create_connection(address) for _ in range(8)]
-    for client, head in zip(clients, heads * 4, strict=True):
-        client.sendall(head)
-    time.sleep(1)
-    os.kill(server.engines[0], signal.SIGSTOP)
-    assert server.stop() == 0
-    for client in clients:
-        client.close()
-    assert not any(os.path.exists(f"/proc/{child}") for child in children)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection(address)) for _ in range(8)]
+        for client, head in zip(clients, heads * 4, strict=True):
+            client.sendall(head)
+        wait_until(lambda: len(select.select(clients[::2], [], [], 0)[0]) == 4)  # are streamed to
+        os.kill(server.engines[0], signal.SIGSTOP)
+        assert server.stop() == 0
+    wait_until(lambda: not any(map(runs, children)))
 
 
 @pytest.mark.slow
-def test_a_second_signal_ends_the_server_at_once(start):
-    server = start("slow", grace=3600.0)
+def test_a_second_signal_ends_the_server_at_once(start, tmp_path):
+    server = start(f"holds:{tmp_path}/never", grace=3600.0)
     server.wait_for()
     with server.stream() as (lines, _):
         server.process.send_signal(signal.SIGTERM)

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tests.server.api.certificates import Authority
-from tests.server.api.fake_server import LONG, PATIENCE
+from tests.server.api.fake_server import LONG, PATIENCE, runs, wait_until
 
 SHORT = {**LONG, "max_tokens": 20}
 
@@ -51,14 +51,15 @@ def test_routes_of_the_command_line_are_put_where_there_are_none(start, folder, 
     assert server.process.returncode == 1
 
 
-def test_sigterm_lets_streams_finish_and_takes_no_new_requests(start):
-    server = start("slow")
+def test_sigterm_lets_streams_finish_and_takes_no_new_requests(start, tmp_path):
+    server = start(f"holds:{tmp_path}/may-end", grace=60.0)
     server.wait_for()
     with server.stream(SHORT) as (lines, thread):
         server.process.send_signal(signal.SIGTERM)
         server.wait_for("/health/ready", 503)
         refused = server.http.post("/v1/completions", json={"prompt": [5]})
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+        (tmp_path / "may-end").touch()
         thread.join(PATIENCE)
     assert server.process.wait(PATIENCE) == 0
     assert lines[-1] == "data: [DONE]"
@@ -66,8 +67,8 @@ def test_sigterm_lets_streams_finish_and_takes_no_new_requests(start):
 
 
 @pytest.mark.parametrize("ended_by", ["grace", "second signal"])
-def test_after_the_grace_time_streams_end_with_an_error_and_the_exit_is_clean(start, ended_by):
-    server = start("slow", grace=0.2 if ended_by == "grace" else 60.0)
+def test_after_the_grace_time_streams_end_with_an_error_and_the_exit_is_clean(start, tmp_path, ended_by):
+    server = start(f"holds:{tmp_path}/never", grace=0.2 if ended_by == "grace" else 60.0)
     server.wait_for()
     with server.stream() as (lines, _):
         server.process.send_signal(signal.SIGTERM)
@@ -87,16 +88,7 @@ def test_kill_of_the_server_takes_every_process_with_it_and_leaves_nothing(start
     assert len(children) == 2
     os.kill(server.engines[0], signal.SIGSTOP)
     server.process.kill()
-    deadline = time.monotonic() + PATIENCE
-    while any(map(_runs, children)) or list((tmp_path / "tmp").iterdir()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def _runs(pid):
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        return "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]
-    return False
+    wait_until(lambda: not any(map(runs, children)) and not list((tmp_path / "tmp").iterdir()))
 
 
 @pytest.mark.slow
@@ -111,7 +103,8 @@ def test_every_process_answers_by_tls_and_on_a_unix_socket(start, folder, tmp_pa
             server.http.base_url = str(server.http.base_url).replace("http:", "https:")
         else:
             server.http.close()
-            server.http = httpx.Client(base_url="http://x", transport=httpx.HTTPTransport(uds=str(path)))
+            transport = httpx.HTTPTransport(uds=str(path))
+            server.http = httpx.Client(base_url="http://x", transport=transport, timeout=PATIENCE)
             _wait_to_connect(path)  # httpx leaves a socket open where nobody listens
         server.wait_for()
         for _ in range(12):  # connections, which come to both
@@ -140,16 +133,19 @@ def _wait_to_connect(path):
 
 def _again(http, uds):
     """The same client with connections of its own."""
-    return httpx.Client(base_url=http.base_url, transport=httpx.HTTPTransport(uds=uds, verify=False))
+    transport = httpx.HTTPTransport(uds=uds, verify=False)
+    return httpx.Client(base_url=http.base_url, transport=transport, timeout=PATIENCE)
 
 
 @pytest.mark.slow
-def test_sigterm_drains_every_process(start):
-    server = start("slow", api_workers=2)
+def test_sigterm_drains_every_process(start, tmp_path):
+    server = start(f"holds:{tmp_path}/may-end", api_workers=2, grace=60.0)
     server.wait_for()
     with contextlib.ExitStack() as stack:
         streams = [stack.enter_context(server.stream(SHORT))[0] for _ in range(6)]
         server.process.send_signal(signal.SIGTERM)
+        server.wait_for("/health/ready", 503)
+        (tmp_path / "may-end").touch()
     assert server.process.wait(PATIENCE) == 0
     assert [lines[-1] for lines in streams] == ["data: [DONE]"] * 6
     assert all('"finish_reason":"length"' in lines[-2] for lines in streams)
@@ -194,13 +190,15 @@ def test_a_folder_and_sources_are_the_same_for_every_process(start, folder, tmp_
     server.wait_for()
     for name, status in [("sql", 200), ("json", 200), ("absent", 404)]:
         for _ in range(12):  # connections, which are dealt out to the processes
-            answer = httpx.post(f"{server.http.base_url}/v1/completions", json={"model": name, "prompt": [5]})
+            body = {"model": name, "prompt": [5]}
+            answer = httpx.post(f"{server.http.base_url}/v1/completions", json=body, timeout=PATIENCE)
             assert (answer.status_code, answer.headers.get("x-peftserve-adapter")) == (
                 status,
                 f"{name}@1" if status == 200 else None,
             )
     for _ in range(12):
-        assert httpx.post(f"{server.http.base_url}/private/searches/json").status_code == 404
+        answer = httpx.post(f"{server.http.base_url}/private/searches/json", timeout=PATIENCE)
+        assert answer.status_code == 404
     assert server.stop() == 0
 
 

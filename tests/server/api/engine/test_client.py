@@ -15,6 +15,7 @@ from peftserve.server.config import EngineConfig
 from peftserve.server.wire.launch import encode_config
 from peftserve.server.wire.messages import AddRequest, EngineStats, Pooling, SamplingParams
 
+PATIENCE = 60  # seconds; an idle machine takes less than 1
 SCRIPT = Path(__file__).parents[1] / "fake_engine_process.py"
 
 
@@ -59,7 +60,7 @@ async def _tokens(client, request):
 
 
 async def _until(condition):
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while not condition():
             await asyncio.sleep(0.005)
 
@@ -157,7 +158,7 @@ async def test_every_client_hears_of_the_engines_death():
         await other.attach(client.connect())
         await other.loaded()
         os.kill(client._process._process.pid, signal.SIGKILL)
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(PATIENCE):
             with pytest.raises(EngineDead, match="closed its connection"):
                 await _tokens(other, _request())
         assert not other.alive
@@ -179,7 +180,7 @@ async def test_kill_of_the_engine_fails_every_open_stream_and_call():
         call = asyncio.create_task(client.inspect_adapter("never", Path("/x")))
         await asyncio.sleep(0.2)
         os.kill(client._process._process.pid, signal.SIGKILL)
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(PATIENCE):
             results = await asyncio.gather(*streams, call, return_exceptions=True)
         assert [type(result) for result in results] == [EngineDead] * 6
         assert "exit code -9" in str(results[0])

@@ -3,12 +3,11 @@
 import json
 import os
 import signal
-import time
 
 import httpx
 import pytest
 
-from tests.server.api.fake_server import PATIENCE
+from tests.server.api.fake_server import PATIENCE, runs, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -23,33 +22,28 @@ def _code(answer):
     return answer.status_code, answer.json().get("error", {}).get("code")
 
 
-def _wait(condition):
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def _new_engine(server, before):
     """Wait for an engine that answers in place of another, and return its process."""
-    _wait(lambda: any(pid not in before for pid in server.engines))
+    wait_until(lambda: any(pid not in before for pid in server.engines))
     server.wait_for()
     (engine,) = server.engines
     return engine
 
 
-def test_another_takes_the_place_of_one_that_is_killed_or_hangs(start, folder):
+def test_another_takes_the_place_of_one_that_is_killed_or_hangs(start, folder, tmp_path):
     """With two API processes; the adapter and the default survive, and nothing of the dead engine does.
 
     Then with a worker that starts while no engine is there.
     """
-    server = start("slow", preload=[("sql", folder)], api_workers=2, **_fields())
+    loading = tmp_path / "loading"
+    server = start(f"waits:{loading}", preload=[("sql", folder)], api_workers=2, **_fields())
     server.wait_for()
     assert server.http.put("/v1/default-adapter", json={"adapter": "sql"}).status_code == 200
     for restarts, how in enumerate((signal.SIGKILL, signal.SIGSTOP), 1):
         (engine,) = server.engines
         (worker,) = set(server.children) - {engine}
         with server.stream() as (lines, thread):
+            loading.touch()
             os.kill(engine, how)
             if how == signal.SIGSTOP:
                 server.wait_for("/health/live", 503)
@@ -59,6 +53,8 @@ def test_another_takes_the_place_of_one_that_is_killed_or_hangs(start, folder):
         _check_that_none_answers(server)
         if how == signal.SIGSTOP:
             os.kill(worker, signal.SIGKILL)
+            wait_until(lambda before=worker: {*server.children} - {*server.engines, before})
+        loading.unlink()
         assert _new_engine(server, {engine}) != engine
         assert not os.path.exists(f"/proc/{engine}")
         for _ in range(12):  # connections, which come to both processes
@@ -66,6 +62,11 @@ def test_another_takes_the_place_of_one_that_is_killed_or_hangs(start, folder):
         assert f"peftserve_engine_restarts_total {restarts}.0" in server.http.get("/metrics").text
     assert server.stop() == 0
     assert "no sign of life for" in server.process.stderr.read()
+
+
+def _restarts(server):
+    lines = server.http.get("/metrics").text.splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith("peftserve_engine_restarts_total "))
 
 
 def _check_that_none_answers(server):
@@ -79,7 +80,7 @@ def _check_that_none_answers(server):
 
 def _check_that_all_is_as_it_was(server):
     with httpx.Client(base_url=server.http.base_url, timeout=PATIENCE) as http:
-        _wait(lambda: http.get("/health/ready").status_code == 200)
+        wait_until(lambda: http.get("/health/ready").status_code == 200)
         answer = http.post("/v1/completions", json={**SHORT, "model": "default"})
         assert (answer.status_code, answer.headers["x-peftserve-adapter"]) == (200, "sql@1")
 
@@ -114,7 +115,7 @@ def test_one_that_dies_in_a_call_or_while_it_loads_is_replaced(start, folder, tm
     files = [("files", (name, (tmp_path / "sql" / name).read_bytes())) for name in os.listdir(folder)]
     answer = server.http.post("/v1/adapters", data={"name": "sql"}, files=files)
     assert _code(answer) == (503, "engine_dead")
-    _wait(lambda: any(pid != engine for pid in server.engines))
+    wait_until(lambda: any(pid != engine for pid in server.engines))
     (second,) = server.engines
     os.kill(second, signal.SIGKILL)  # loads, most likely
     _new_engine(server, {engine, second})
@@ -131,6 +132,7 @@ def test_one_that_cannot_start_any_more_is_tried_ever_later(start, tmp_path):
     os.kill(server.engines[0], signal.SIGKILL)
     server.wait_for("/health/live", 503)
     assert server.http.post("/v1/completions", json=SHORT).status_code == 503
+    wait_until(lambda: _restarts(server) > 1)  # one of them has failed
     marker.unlink()
     server.wait_for()
     assert server.http.post("/v1/completions", json=SHORT).status_code == 200
@@ -149,4 +151,4 @@ def test_without_restarts_the_server_ends_with_a_status_of_its_own(start, how):
         thread.join(PATIENCE)
     assert json.loads(lines[-2].removeprefix("data: "))["error"]["code"] == "engine_dead"
     assert server.process.wait(PATIENCE) == 4
-    assert not any(os.path.exists(f"/proc/{child}") for child in children)
+    wait_until(lambda: not any(map(runs, children)))

@@ -1,4 +1,6 @@
 import asyncio
+import itertools
+import time
 
 import pytest
 
@@ -19,7 +21,7 @@ class _Connection:
     def __init__(self, connections, address="10.0.0.1"):
         self.address = address
         self.gave_way = False
-        self.looks = 0
+        self.looks = []
         self.place = connections.enter(self)
         self._connections = connections
 
@@ -30,7 +32,7 @@ class _Connection:
         self._connections.leave(self)
 
     def look(self, now):
-        self.looks += 1
+        self.looks.append(now)
         if self.address == "bad":
             raise ValueError(now)
 
@@ -124,8 +126,22 @@ async def test_all_are_looked_at_also_beside_one_that_fails(until):
     gone = _Connection(connections)
     gone.leave()
     watching = asyncio.create_task(connections.watch())
-    await until(lambda: looked_at[1].looks > 1)
+    await until(lambda: len(looked_at[1].looks) > 1)
     watching.cancel()
     with pytest.raises(asyncio.CancelledError):
         await watching
-    assert gone.looks == 0
+    assert gone.looks == []
+
+
+async def test_time_in_which_nobody_looked_does_not_count(until):
+    """As when this process has itself been stopped: what came meanwhile is not read yet."""
+    timeouts = Timeouts(headers=0.04)
+    connections = OpenConnections(ConnectionLimits(timeouts=timeouts))
+    looks = _Connection(connections).looks
+    watching = asyncio.create_task(connections.watch())
+    for _ in range(2):
+        before = len(looks)
+        time.sleep(20 * timeouts.pause)  # stops all there is in this process
+        await until(lambda before=before: len(looks) > before)
+    watching.cancel()
+    assert all(0 < later - now <= 2.01 * timeouts.pause for now, later in itertools.pairwise(looks))

@@ -42,7 +42,7 @@ async def test_unfinished_bodies_take_no_more_than_there_is(make_server, check_e
         async def half():
             yield b"x" * (800 << 10)
             halves.append(1)
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
             yield b""
 
         held = asyncio.create_task(server.http.post("/v1/completions", content=half(), timeout=60))
@@ -59,7 +59,7 @@ async def test_unfinished_bodies_take_no_more_than_there_is(make_server, check_e
 
 
 async def _refused(server, body, check_envelope, until):
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while True:  # the half body may not have come yet
             response = await server.http.post("/v1/completions", content=body)
             if response.status_code == 503:
@@ -70,6 +70,6 @@ async def _refused(server, body, check_envelope, until):
 
 async def _accepted(server, body):
     """The half body's memory comes back as soon as the server sees that its client is gone."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while (await server.http.post("/v1/completions", content=body)).status_code != 200:
             await asyncio.sleep(0.01)

@@ -30,8 +30,12 @@ def _prompt(engine, tokenizer):
 async def _events(server, **fields):
     response = await _post(server, stream=True, **fields)
     assert response.headers["content-type"].startswith("text/event-stream")
+    return _parsed(response.text)
+
+
+def _parsed(text):
     events = []
-    for block in response.text.removesuffix("\n\n").split("\n\n"):
+    for block in text.removesuffix("\n\n").split("\n\n"):
         name, data = block.split("\n")
         events.append(json.loads(data.removeprefix("data: ")))
         assert name == f"event: {events[-1]['type']}"
@@ -155,12 +159,10 @@ async def test_what_fails_before_the_first_words_is_an_error_and_later_the_last_
     engine.error = "it broke"
     _check_error(await _post(server, stream=True), 400, "invalid_request_error")
     engine.error, engine.delay = None, 0.02
-    task = asyncio.create_task(_events(server, max_tokens=100))
-    while not (engine.requests and len(engine.running) == 1):
-        await asyncio.sleep(0.01)
-    await asyncio.sleep(0.1)
-    engine.die()
-    events = await task
+    body = {"model": "base", "messages": MESSAGES, "max_tokens": 100, "stream": True}
+    async with server.http.stream("POST", "/v1/messages", json=body) as stream:
+        engine.die()
+        events = _parsed((await stream.aread()).decode())
     assert events[0]["type"] == "message_start"
     assert events[-1]["type"] == "error"
     assert events[-1]["error"]["type"] == "overloaded_error"

@@ -121,7 +121,7 @@ async def test_adapters_that_are_loaded_are_named_by_their_newest_version(server
 
 async def test_one_series_names_running_and_waiting_adapters(server, engine, until):
     digests = {name: (await server.upload(name, rank=rank)).json()["digest"] for rank, name in enumerate("abc", 1)}
-    engine.delay = 0.05
+    engine.delay = 60
     bodies = [{"model": name, "prompt": [5], "max_tokens": 100} for name in "ab"]
     requests = [asyncio.create_task(server.http.post("/v1/completions", json=body)) for body in bodies]
     await until(lambda: len(engine.running) == 2)

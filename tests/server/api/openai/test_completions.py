@@ -227,7 +227,7 @@ async def test_sampling_fields_reach_the_engine(server, engine):
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_client_that_leaves_frees_its_sequences(server, engine, stream, until):
-    engine.delay = 0.02
+    engine.delay = 60
     body = {"prompt": "abc", "max_tokens": 100, "n": 3, "stream": stream}
     request = asyncio.create_task(server.http.post("/v1/completions", json=body))
     await until(lambda: len(engine.running) == 3)
@@ -243,10 +243,11 @@ async def test_a_dead_engine_fails_open_and_new_requests(server, engine, until, 
     body = {"prompt": "abc", "max_tokens": 100}
     whole = asyncio.create_task(server.http.post("/v1/completions", json=body))
     async with server.http.stream("POST", "/v1/completions", json={**body, "stream": True, "n": 2}) as stream:
+        engine.going.clear()
         late = asyncio.create_task(server.http.post("/v1/completions", json={**body, "stream": True}))
         await until(lambda: len(engine.running) == 4)
         engine.die()
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(60):
             assert check_envelope(await whole, 503, "engine_dead")
             await late
             text = (await stream.aread()).decode()
@@ -308,7 +309,7 @@ async def test_who_waited_too_long_is_told_when_as_many_places_come_free(
 
 
 async def test_a_full_queue_says_when_to_come_back(server, engine, until, check_envelope):
-    engine.delay = 0.02
+    engine.delay = 60
     body = {"prompt": "abc", "max_tokens": 100, "n": 16}
     running = asyncio.create_task(server.http.post("/v1/completions", json=body))
     await until(lambda: len(engine.running) == 16)
@@ -331,4 +332,4 @@ async def test_draining_refuses_new_requests_and_lets_old_ones_finish(server, en
     check_envelope(await server.http.get("/health/ready"), 503, "shutting_down")
     assert (await server.http.get("/health/live")).status_code == 200
     assert (await old).status_code == 200
-    await asyncio.wait_for(server.services.admission.idle(), 5)
+    await asyncio.wait_for(server.services.admission.idle(), 60)

@@ -10,6 +10,7 @@ import pytest
 
 from peftserve.adapters.events import MAX_WATCHERS
 from peftserve.server.api.app import create_primary_apps, create_worker_app, make_connections, make_services
+from peftserve.server.api.http.connections import OpenConnections
 from peftserve.server.api.http.parser import MAX_HEADERS
 from peftserve.server.api.http.server import HttpServer, listen
 from peftserve.server.api.opened import open_adapters, open_replica
@@ -63,8 +64,9 @@ async def worker(engine, tmp_path):
         app = create_worker_app(services, forwarder)
         await stack.enter_async_context(_serving(app, listener, make_connections(services)))
         headers = {"Authorization": "Bearer key"}
+        limits = httpx.Limits(max_connections=None)
         http = await stack.enter_async_context(
-            httpx.AsyncClient(base_url=url, headers=headers, verify=False, limits=httpx.Limits(max_connections=None))
+            httpx.AsyncClient(base_url=url, headers=headers, verify=False, limits=limits, timeout=60)
         )
         http.end_primary = primary.aclose
         http.primary = at_primary
@@ -107,13 +109,22 @@ async def test_what_passes_the_public_port_passes_the_private_socket_and_no_more
     assert (await worker.post("/v1/adapters", data={"name": "a"}, files=_files(adapter_bytes))).status_code == 201
 
 
-async def test_many_slow_requests_keep_no_other_waiting(worker):
+@pytest.fixture
+def patience(monkeypatch):
+    """Lets every connection take its time until `patience.undo()`."""
+    with monkeypatch.context() as patch:
+        patch.setattr(OpenConnections, "_look", lambda *_: None)
+        yield patch
+
+
+async def test_many_slow_requests_keep_no_other_waiting(worker, until, patience):
     worker.primary.uploads = UploadPlaces(capacity=300)
     slow = [asyncio.create_task(_half_an_upload(worker)) for _ in range(300)]
-    await asyncio.sleep(0.3)
+    await until(lambda: worker.primary.uploads._taken.total() == 300)
     for path in ("/v1/adapters", "/metrics", "/health", "/v1/models", "/metrics"):
         assert (await worker.get(path)).status_code == 200
     assert not any(task.done() for task in slow)
+    patience.undo()
     assert all(b" 408 " in answer for answer in await asyncio.gather(*slow))
 
 
@@ -142,7 +153,7 @@ async def _half_an_upload(worker):
     head = b"POST /v1/adapters HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer key\r\nContent-Length: 9000\r\n"
     writer.write(head + b"Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n")
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             return await reader.read()
     finally:
         writer.transport.abort()
@@ -164,13 +175,13 @@ async def test_events_pass_through_and_end_at_the_primary_when_the_client_leaves
         lines = stream.aiter_lines()
         assert (await anext(lines)).startswith("retry:")
         await worker.post("/v1/adapters", data={"name": "sql"}, files=files)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             assert [line async for line in _until(lines, "event:")] == ["event: adapter.added"]
     assert (await worker.patch("/v1/adapters/sql", json={"tags": ["x"]})).json()["tags"] == ["x"]
     for _ in range(MAX_WATCHERS + 1):
         async with worker.stream("GET", "/v1/adapters/events") as stream:
             assert (await anext(stream.aiter_lines())).startswith("retry:")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while (await _status(worker)) != 200:
             await asyncio.sleep(0.05)
 

@@ -53,7 +53,8 @@ async def test_answers_and_errors_are_the_primarys():
                 await remote.find("busy")
             assert (busy.value.status_code, busy.value.headers) == (429, {"Retry-After": "1"})
             asked = list(finder.asked)
-            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{public.getsockname()[1]}") as http:
+            url = f"http://127.0.0.1:{public.getsockname()[1]}"
+            async with httpx.AsyncClient(base_url=url, timeout=60) as http:
                 assert (await http.post(PATH.replace("{name:path}", "sql"))).status_code == 404
             assert finder.asked == asked, "nobody asks through the port"
         finally:

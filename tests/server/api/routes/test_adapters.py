@@ -155,7 +155,7 @@ async def test_a_mixture_carries_its_weights(server):
 
 async def test_a_deleted_adapter_serves_its_requests_to_the_end(server, engine, until, check_envelope):
     digest = (await server.upload()).json()["digest"]
-    engine.delay = 0.1
+    engine.going.clear()
     body = {"model": "sql", "prompt": "ab", "max_tokens": 20}
     running = asyncio.create_task(server.http.post("/v1/completions", json=body))
     await until(lambda: engine.running)
@@ -166,6 +166,7 @@ async def test_a_deleted_adapter_serves_its_requests_to_the_end(server, engine, 
     check_envelope(await server.http.get("/v1/adapters/sql"), 404)
     check_envelope(await server.http.delete("/v1/adapters/sql"), 404)
     assert engine.released == []
+    engine.going.set()
     assert (await running).json()["usage"]["completion_tokens"] == 20
     await until(lambda: engine.released == [digest] and _state_files(server, "adapters") == [])
 

@@ -165,7 +165,7 @@ def _ask(cases, url, statuses):
     )
     @given(case=cases)
     def ask(case):
-        response = case.call_and_validate(base_url=url, checks=_checks(), timeout=10)
+        response = case.call_and_validate(base_url=url, checks=_checks(), timeout=60)
         statuses[response.status_code] += 1
 
     ask()

@@ -164,13 +164,14 @@ async def test_older_versions_go_once_nothing_names_or_uses_them(make_server, un
             return [record.version for record in registry.versions("sql")]
 
         await server.upload("sql", rank=1)
-        server.engine.delay = 0.2
+        server.engine.going.clear()
         running = server.openai.completions.create(model="sql", prompt="ab", max_tokens=3)
         task = asyncio.create_task(running)
         await until(lambda: server.engine.running)
         for rank in (2, 3, 4):
             await server.upload("sql", rank=rank)
         await until(lambda: versions() == [1, 3, 4])
+        server.engine.going.set()
         assert (await task).model == "sql"
         await until(lambda: versions() == [3, 4])
         await until(lambda: len(os.listdir(adapters)) == 2)

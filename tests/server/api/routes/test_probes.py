@@ -48,6 +48,7 @@ async def test_version_and_load(make_server, engine, until):
         assert (await server.http.get("/load")).json() == {"server_load": 0}
         body = {"prompt": [5], "n": 3, "max_tokens": 50, "ignore_eos": True, "stream": True}
         async with server.http.stream("POST", "/v1/completions", json=body, headers={"Authorization": "Bearer k"}):
+            engine.going.clear()
             assert (await server.http.get("/load")).json() == {"server_load": 3}
         await until(lambda: server.services.admission.in_flight == 0)
         assert (await server.http.get("/load")).json() == {"server_load": 0}

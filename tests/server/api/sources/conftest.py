@@ -78,7 +78,7 @@ class Site:
             case str() if ":" in fault or fault[0] == "/":
                 request.send(302, location=fault)
             case threading.Event():
-                fault.wait(10)
+                fault.wait(60)
                 request.send(200, b"")
             case _ if content is None:
                 request.send(404)

@@ -1,5 +1,6 @@
 import asyncio
 import os
+import select
 
 import pytest
 
@@ -25,11 +26,11 @@ async def test_lines_come_in_order_and_all_of_them(pipe):
     assert os.read(pipe[0], 1 << 16) == b"".join(b"%d\n" % number for number in range(100))
 
 
-async def test_a_reader_that_stops_stops_nobody_else(pipe, monkeypatch):
+async def test_a_reader_that_stops_stops_nobody_else(pipe, until, monkeypatch):
     monkeypatch.setattr(lines, "MOST", 10)
     writer = LineWriter(pipe[1])
     writer.put(b"x" * (1 << 20) + b"\n")  # more than a pipe holds
-    await asyncio.sleep(2 * lines.PAUSE)
+    await until(lambda: select.select([pipe[0]], [], [], 0)[0])  # it is being written
     for _ in range(15):
         writer.put(b"y\n")
     assert writer.dropped == 5

@@ -66,7 +66,8 @@ def collector():
     collector.close()
 
 
-async def test_a_request_is_a_span_with_what_it_waited_for_and_did_in_it(make_server, collector):
+async def test_a_request_is_a_span_with_what_it_waited_for_and_did_in_it(make_server, collector, monkeypatch):
+    monkeypatch.setattr(traces, "CLOSING_SECONDS", 60)
     began = time.time_ns()
     async with make_server(otlp_endpoint=collector.url) as server:
         await server.upload("sql")
