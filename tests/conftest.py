@@ -60,6 +60,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cpu_only(why): what it tests is for a CPU; left out with --device cuda")
     config.addinivalue_line("markers", "slow: all its cases take more than 5 s; left out of `make test-fast`")
+    _give_hypothesis_time()
+
+
+def _give_hypothesis_time() -> None:
+    """Let no example fail by the clock: a busy machine stops a process for longer than the 200 ms that are usual."""
+    from hypothesis import HealthCheck, settings  # before tests that take their settings from it are imported
+
+    settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("untimed")
 
 
 @pytest.hookimpl(trylast=True)  # behind what folders say of their tests

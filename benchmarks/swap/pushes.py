@@ -126,14 +126,17 @@ async def _left(http: httpx.AsyncClient, state: Path) -> list[str]:
 
 
 def memory(pids: set[int]) -> int:
-    """Return the bytes of memory of processes, what they share counted once."""
+    """Return the bytes of memory of processes, what they share counted once, without the files that they have mapped.
+
+    Those are shared with whoever else has the same libraries, so that a process that ends elsewhere would add to ours.
+    """
     total = 0
     for pid in pids:
         try:
             text = Path(f"/proc/{pid}/smaps_rollup").read_text()
         except OSError:  # it has ended
             continue
-        total += sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
+        total += sum(int(line.split()[1]) for line in text.splitlines() if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
     return total * 1024
 
 

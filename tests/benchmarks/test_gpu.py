@@ -7,12 +7,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
 Script = Callable[[str], ModuleType]
+PATIENCE = 60.0
 
 
 @pytest.fixture
@@ -22,17 +23,14 @@ def run(
     """The exit status, and the last lines, of a run of parts that are given as stages of Python programs."""
     gpu, parts = script("gpu"), script("gpu_parts")
 
-    def of(stages: Sequence[Sequence[str]], seconds: float, **more: Any) -> Callable[[Any], Any]:
+    def of(stages: Sequence[Sequence[str]], seconds: float = PATIENCE, **more: Any) -> Callable[[Any], Any]:
         def command(program: str) -> Any:
             return parts.Command((sys.executable, "-S", "-c", program), seconds)
 
         return lambda _: parts.Part("", [[command(program) for program in stage] for stage in stages], **more)
 
-    def start(given: dict[str, Any], *words: str, seconds: float = 30) -> tuple[int, list[str]]:
-        made = {
-            name: of(**(each if isinstance(each, dict) else {"stages": each}), seconds=seconds)
-            for name, each in given.items()
-        }
+    def start(given: dict[str, Any], *words: str) -> tuple[int, list[str]]:
+        made = {name: of(**(each if isinstance(each, dict) else {"stages": each})) for name, each in given.items()}
         monkeypatch.setattr(gpu, "PARTS", made)
         status = gpu.main(["--out", str(tmp_path), "--device", "cuda", *words, *given])
         lines = capsys.readouterr().out.splitlines()
@@ -55,19 +53,32 @@ def test_what_fails_is_named_and_the_others_run(run: Callable[..., Any], script:
 
 
 def test_a_command_that_takes_too_long_is_stopped_with_all_that_it_started(
-    run: Callable[..., Any], tmp_path: Path
+    run: Callable[..., Any], script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    child = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(60)'])"
+    child = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(600)'])"
     note = f"open({str(tmp_path / 'pid')!r}, 'w').write(str(p.pid)); p.wait()"
-    status, lines = run({"long": [[f"{child}; {note}"]], "next": [["print('here')"]]}, seconds=2)
+    file = tmp_path / "pid"
+
+    def start(*words: Any, **options: Any) -> Any:
+        """Return a process when the child is there, however long that takes: the limit is over then, or soon."""
+        process = subprocess.Popen(*words, **options)
+        _wait_until(lambda: file.exists() and file.read_text() != "")
+        return process
+
+    monkeypatch.setattr(script("gpu"), "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": start}))
+    parts = {"long": {"stages": [[f"{child}; {note}"]], "seconds": 1}, "next": [["print('here')"]]}
+    status, lines = run(parts)
     assert status == 1
-    assert lines[1].startswith("   long: stopped after 2 s: ")
+    assert lines[1].startswith("   long: stopped after 1 s: ")
     assert len(lines) == 2
-    pid = int((tmp_path / "pid").read_text())
-    deadline = time.monotonic() + 10
-    while _runs(pid) and time.monotonic() < deadline:
+    _wait_until(lambda: not _runs(int(file.read_text())))
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert not _runs(pid)
 
 
 def _runs(pid: int) -> bool:

@@ -79,7 +79,7 @@ CONFIGS: dict[str, tuple[Callable[[], peft.PeftConfig], dict[str, Any]]] = {
     "deft without injection": (lambda: peft.DeftConfig(target_modules=LINEARS, r=4, para=True), {"randomize": loud}),
     "peanut of depth 2": (
         lambda: peft.PeanutConfig(target_modules=LINEARS, r=4, depth=2, act_fn="silu", scaling=0.7),
-        {"randomize": loud},
+        {"randomize": lambda *given: 0.7 * loud(*given)},  # louder, the base amplifies what last digits differ by
     ),
     "osf": (lambda: peft.OSFConfig(target_modules=["q_proj", "down_proj"], effective_rank=60), {}),
     "osf, nothing left of v_proj": (lambda: peft.OSFConfig(target_modules=["q_proj", "v_proj"], effective_rank=60), {}),

@@ -1,5 +1,6 @@
 """The whole server over two replicas, in real processes: its start, its end, and the end of its parts."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -36,8 +37,10 @@ def command_line(pid):
 
 def engines(pid):
     """Return the engines that a process has started, on whichever of its threads."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    children = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):  # a thread that ends while it is looked at
+            children += [int(child) for child in (task / "children").read_text().split()]
     return [child for child in children if b"fake_engine" in command_line(child)]
 
 

@@ -7,6 +7,8 @@ import pytest
 from peftserve.server.wire.framing import framed
 from peftserve.server.wire.transport import Channel, Connection, encode
 
+PATIENCE = 60.0
+
 
 class _Listener:
     def __init__(self):
@@ -28,7 +30,7 @@ async def ends():
 
 async def _receive(connection, count):
     received = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while len(received) < count:
             received += [msgspec.msgpack.decode(message) for message in connection.receive()]
             await asyncio.sleep(0.001)
@@ -43,7 +45,7 @@ async def test_messages_arrive_whole_and_in_order_both_ways(ends):
     assert await _receive(connection, 3) == ["a", "b" * 1_000_000, "c"]
     connection.send(encode("x"))
     connection.send(encode("y"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while len(listener.heard) < 2:
             await asyncio.sleep(0.001)
     assert listener.heard == ["x", "y"]
@@ -54,7 +56,7 @@ async def test_a_sender_never_blocks_on_an_end_that_does_not_read(ends):
     for number in range(20_000):  # far beyond the kernel's buffers
         connection.send(encode(str(number) * 50))
     assert connection.has_unsent
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while len(listener.heard) < 20_000:
             connection.flush()
             await asyncio.sleep(0)
@@ -66,7 +68,7 @@ async def test_what_was_sent_before_the_end_is_heard_before_it(ends):
     listener, connection = ends
     connection.send(encode("last"))
     connection.close(1)
-    assert await asyncio.wait_for(listener.ended, 10) is None
+    assert await asyncio.wait_for(listener.ended, PATIENCE) is None
     assert listener.heard == ["last"]
     listener.channel.send("to nobody")
 
@@ -85,4 +87,4 @@ async def test_an_end_that_has_gone_is_seen(ends):
 async def test_what_is_no_message_ends_the_connection_with_the_reason(ends):
     listener, connection = ends
     connection.send(framed(b"\xc1"))
-    assert isinstance(await asyncio.wait_for(listener.ended, 10), msgspec.MsgspecError)
+    assert isinstance(await asyncio.wait_for(listener.ended, PATIENCE), msgspec.MsgspecError)
