@@ -60,15 +60,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cpu_only(why): what it tests is for a CPU; left out with --device cuda")
     config.addinivalue_line("markers", "slow: all its cases take more than 5 s; left out of `make test-fast`")
-    _give_hypothesis_time()
+    _settle_hypothesis()
 
 
-def _give_hypothesis_time() -> None:
-    """Let no example fail by the clock: a busy machine stops a process for longer than the 200 ms that are usual."""
+def _settle_hypothesis() -> None:
+    """Try the same examples in every run; others with `--hypothesis-profile=search`.
+
+    None fails by the clock: a busy machine stops a process for longer than the 200 ms that are usual.
+    """
     from hypothesis import HealthCheck, settings  # before tests that take their settings from it are imported
 
-    settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-    settings.load_profile("untimed")
+    untimed: Any = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+    settings.register_profile("search", **untimed)
+    settings.register_profile("same", derandomize=True, **untimed)
+    settings.load_profile("same")
 
 
 @pytest.hookimpl(trylast=True)  # behind what folders say of their tests
