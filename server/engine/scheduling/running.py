@@ -126,6 +126,18 @@ class RunningSequences:
         elif sequence in self.preempted:
             self.preempted.remove(sequence)
 
+    def num_pages(self, num_tokens: int) -> int:
+        """Return how many pages so many tokens take."""
+        return -(-num_tokens // self._page_size)
+
+    def seat_shares(self, waiting: Mapping[str, float]) -> Shares:
+        """Return who has which share of the seats. waiting: the weight of each tenant that waits."""
+        return Shares(self.most, self.sequences, waiting)
+
+    def page_shares(self, waiting: Mapping[str, float]) -> Shares:
+        """Return who has which share of the pages. waiting: the weight of each tenant that waits."""
+        return Shares(self._pool.num_pages, self.sequences, waiting, lambda sequence: len(sequence.pages))
+
     def take_back(self, sequence: Sequence) -> None:
         """Take a seat and pages for another tenant's sequence. The caller queues the one that had them."""
         self._stop(sequence)
@@ -179,14 +191,6 @@ class RunningSequences:
         granted.add(sequence)
         return True
 
-    def seat_shares(self, waiting: Mapping[str, float]) -> Shares:
-        """Return who has which share of the seats. waiting: the weight of each tenant that waits."""
-        return Shares(self.most, self.sequences, waiting)
-
-    def page_shares(self, waiting: Mapping[str, float]) -> Shares:
-        """Return who has which share of the pages. waiting: the weight of each tenant that waits."""
-        return Shares(self._pool.num_pages, self.sequences, waiting, lambda sequence: len(sequence.pages))
-
     def _victim(self, granted: Collection[Sequence]) -> Sequence:
         """Return who is to give its pages to older ones. The oldest of a tenant, and of all, is the last to do so."""
         able = [sequence for sequence in self.sequences if sequence not in granted]
@@ -213,9 +217,6 @@ class RunningSequences:
         self._pool.release(sequence.pages)
         sequence.pages.clear()
         sequence.num_computed = sequence.num_published = 0
-
-    def num_pages(self, num_tokens: int) -> int:
-        return -(-num_tokens // self._page_size)
 
     def check_integrity(self) -> None:
         """Raises AssertionError where seats or decodes do not agree with the sequences."""
