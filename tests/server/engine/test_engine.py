@@ -101,6 +101,33 @@ def test_prompt_logprobs_survive_a_preemption(make_bench: MakeBench, logprobs_of
     assert answers["old"].token_ids == peft.greedy(PROMPT, 34).token_ids
 
 
+@pytest.mark.parametrize("overlapped", [False, True])
+def test_pages_that_are_taken_back_change_no_token(make_bench: MakeBench, peft: Any, overlapped: bool) -> None:
+    """One tenant has all of the cache when another comes, which is answered before any of the first one's ends."""
+    bench = make_bench(kv_cache_tokens=160, max_batch_tokens=32, async_scheduling=overlapped)
+    prompts = {f"hog {i}": prompt for i, prompt in enumerate(OTHERS)}
+    for name, prompt in prompts.items():
+        bench.add(name, prompt, max_tokens=60, tenant="hog")
+    tokens = {name: list[int]() for name in (*prompts, "newcomer")}
+    ended: list[str] = []
+
+    def step() -> None:
+        for output in bench.step():
+            tokens[output.request_id] += output.token_ids
+            ended.extend([output.request_id] if output.finish_reason else [])
+
+    while bench.engine.stats().preemptions == 0:
+        step()
+    bench.add("newcomer", PROMPT, max_tokens=8, tenant="newcomer")
+    while bench.engine.has_work():
+        step()
+    assert ended[0] == "newcomer"
+    for name, prompt in prompts.items():
+        assert tokens[name] == peft.greedy(prompt, 60).token_ids
+    assert tokens["newcomer"] == peft.greedy(PROMPT, 8).token_ids
+    bench.assert_idle()
+
+
 # What ends a sequence
 
 
