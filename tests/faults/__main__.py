@@ -76,7 +76,7 @@ def _find(name: str, find: Callable[[Path], list[dict[str, object]]], folder: Pa
         print(f"{name}: {line['operation']}: {line['fault']}: {line['why']}")
     points = sum(int(str(line["points"])) for line in lines if "points" in line)
     print(
-        f"{name}: {points} at the calls of {len(lines) - len(found)} operations, {time.monotonic() - begun:.0f} s",
+        f"{name}: {points} faults at the calls of {len(lines) - len(found)} operations, {time.monotonic() - begun:.0f} s",
         flush=True,
     )
     return not found

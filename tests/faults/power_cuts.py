@@ -145,7 +145,7 @@ def run(folder: Path, names: list[str], most_calls: int) -> Iterator[dict[str, o
 
 def _spread(case: PowerCase, most_calls: int) -> Iterator[Moment]:
     step = -(-case.calls // most_calls)
-    return (moment for moment in case.moments() if not moment.call or (case.calls - moment.call) % step == 0)
+    return (moment for moment in case.moments() if not moment.call or (case.calls - moment.call) % step == step // 2)
 
 
 def _findings(case: PowerCase, name: str, moments: list[Moment]) -> Iterator[dict[str, object]]:
