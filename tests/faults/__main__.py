@@ -75,10 +75,8 @@ def _find(name: str, find: Callable[[Path], list[dict[str, object]]], folder: Pa
     for line in found:
         print(f"{name}: {line['operation']}: {line['fault']}: {line['why']}")
     points = sum(int(str(line["points"])) for line in lines if "points" in line)
-    print(
-        f"{name}: {points} faults at the calls of {len(lines) - len(found)} operations, {time.monotonic() - begun:.0f} s",
-        flush=True,
-    )
+    operations, seconds = len(lines) - len(found), time.monotonic() - begun
+    print(f"{name}: {points} faults at the calls of {operations} operations, {seconds:.0f} s", flush=True)
     return not found
 
 

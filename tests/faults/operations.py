@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from peftserve.adapters import maintenance
+from peftserve.adapters.errors import StateUnusable
 from peftserve.adapters.keeping import ALL
 from peftserve.adapters.records import FOLDER as RECORDS
 from peftserve.adapters.registry_file import files_of
@@ -88,7 +89,10 @@ async def repair(root: Path) -> None:
 
 
 async def back_up(root: Path) -> None:
-    maintenance.back_up(_source(root), root)
+    report = maintenance.back_up(_source(root), root)
+    if report.damaged:  # an adapter that could not be copied; the operator is told so, and makes another
+        shutil.rmtree(root)
+        raise StateUnusable(f"not copied: {report.damaged}")
 
 
 Work = Callable[[Path], Awaitable[None]]
