@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from .errors import StateUnusable
-from .staging import fsync_folder
+from .folders import fsync_folder
 
 logger = logging.getLogger(__name__)
 

@@ -9,14 +9,14 @@ The row counts: a file that says something else is written anew at the next star
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote, unquote
 
+from .folders import fsync_folder, make_folder
 from .names import Reference, parse_reference
 from .signed_files import read_signed, write_signed
-from .staging import fsync_folder
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class DocumentFiles:
 
     def __init__(self, folder: Path) -> None:
         """Make the folder where it is missing."""
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(folder)
         self._folder = folder
 
     def put(self, document: Document, before: int | None = None) -> None:
@@ -64,8 +64,7 @@ class DocumentFiles:
         """
         files = dict(self._listing())
         known = {Reference(row.name, row.version) for row in rows}
-        lost = [found for ref in files if is_new and ref not in known and (found := self._read(ref)) is not None]
-        lost = [document for document in lost if is_valid(document)]
+        lost = self._lost(files, {row.name for row in rows}, is_valid) if is_new else []
         kept = known | {Reference(document.name, document.version) for document in lost}
         for row in rows:
             if Reference(row.name, row.version) not in files:
@@ -74,6 +73,17 @@ class DocumentFiles:
             if ref not in kept:
                 path.unlink(missing_ok=True)
         return lost
+
+    def _lost(
+        self, files: Iterable[Reference], known: set[str], is_valid: Callable[[Document], bool]
+    ) -> list[Document]:
+        """Return the newest document of each name that has no row.
+
+        A crash between two files of `put` leaves both, and so does a power cut soon after.
+        """
+        found = [document for ref in files if ref.name not in known and (document := self._read(ref)) is not None]
+        found.sort(key=lambda document: document.version)
+        return [*{document.name: document for document in found if is_valid(document)}.values()]
 
     def _listing(self) -> Iterator[tuple[Reference, Path]]:
         for entry in os.scandir(self._folder):

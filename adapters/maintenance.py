@@ -17,6 +17,7 @@ from . import registry_file
 from .base_binding import FILE as BASE_FILE
 from .errors import StateUnusable
 from .files import content_digest
+from .folders import fsync_folder, make_folder
 from .names import Reference, VersionRef
 from .records import FOLDER as RECORDS
 from .records import VersionRecords
@@ -93,13 +94,14 @@ def back_up(root: Path, target: Path, watch: Watch = iter) -> Report:
         raise StateUnusable(f"there is a {str(target)!r} already; choose another place for the backup")
     if (fault := registry_file.fault_of(path) or (None if path.exists() else "is missing")) is not None:
         raise StateUnusable(f"the registry of adapters {fault}; mend it first, with `peftserve state repair`")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent, mode=0o777)
     new = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     new.mkdir(mode=0o700)
     try:
         report = _copy(root, new, watch)
         os.sync()
         os.rename(new, target)
+        fsync_folder(target.parent)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise

@@ -18,10 +18,10 @@ from urllib.parse import quote, unquote
 import msgspec
 
 from .facts import AdapterFacts
+from .folders import fsync_folder, make_folder
 from .names import Reference, VersionRef, is_digest, parse_reference
 from .registry_reader import AdapterRecord
 from .signed_files import read_signed, write_signed
-from .staging import fsync_folder
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class VersionRecords:
 
     def __init__(self, folder: Path) -> None:
         """Make the folder where it is missing."""
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(folder)
         self.folder = folder
         self._owed: dict[Reference, AdapterRecord] = {}  # records that the disk has not taken yet
         self._default_owed: tuple[Reference | None] | None = None  # and the default, if it has not

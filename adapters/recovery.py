@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import registry_file
+from .folders import fsync_folder
 from .names import Reference, VersionRef
 from .records import FOLDER, VersionRecords
 from .registry import AdapterRegistry
@@ -22,7 +23,6 @@ from .registry_repair import parse_row, remove_malformed, replace, restore
 from .routing.policies import targets_of
 from .routing.stored import FOLDER as ROUTES
 from .routing.stored import settle_routes
-from .staging import fsync_folder
 from .store import AdapterStore
 from .stored_settings import FOLDER as SETTINGS
 from .stored_settings import settle_settings

@@ -247,15 +247,6 @@ class StagedUpload:
                 staged.write(chunk)
 
 
-def fsync_folder(path: Path) -> None:
-    """Bring renames in a folder to disk."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 @contextmanager
 def translate_disk_errors() -> Iterator[None]:
     """Turn the error of a full disk, or of a used-up quota, into StoreFull; of a failing one into StoreFailed."""

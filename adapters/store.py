@@ -20,8 +20,9 @@ from pathlib import Path
 
 from .errors import AdapterConflict, InvalidAdapter
 from .files import content_digest
+from .folders import fsync_folder, make_folder
 from .names import is_digest
-from .staging import StagedUpload, fsync_folder, translate_disk_errors
+from .staging import StagedUpload, translate_disk_errors
 
 ADAPTERS = "adapters"
 
@@ -39,7 +40,7 @@ class AdapterStore:
         self._staging = self._root / "staging"
         self._lost = self._root / "lost+found"
         for folder in (self._root, self._adapters, self._staging):
-            _make_folder(folder)
+            _make_real_folder(folder)
         self._lock = _lock(self._root / "lock")
 
     def close(self) -> None:
@@ -99,8 +100,9 @@ class AdapterStore:
         place = self._new_place()
         for path in paths:
             os.rename(path, place / path.name)
-            fsync_folder(path.parent)
-        fsync_folder(place)
+        fsync_folder(place)  # first: at no moment may a file have neither name on the disk
+        for folder in {path.parent for path in paths}:
+            fsync_folder(folder)
         return str((place / paths[0].name if len(paths) == 1 else place).relative_to(self._root))
 
     def quarantine_text(self, name: str, text: str) -> str:
@@ -166,8 +168,8 @@ class AdapterStore:
         return aside
 
 
-def _make_folder(folder: Path) -> None:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+def _make_real_folder(folder: Path) -> None:
+    make_folder(folder)
     if folder.is_symlink():
         raise AdapterConflict(f"{folder} is a symbolic link; the state folder may not hold any")
 

@@ -52,6 +52,17 @@ def test_a_new_registry_gets_what_it_has_lost_and_is_valid(files: DocumentFiles,
     assert names(tmp_path) == {"a@3.json"}
 
 
+def test_of_two_versions_that_a_crash_left_the_newest_is_what_was_lost(files: DocumentFiles, tmp_path: Path) -> None:
+    for version in (9, 10, 2):
+        files.put(document("a", version))
+    files.put(document("a", 11, "no"))
+    assert files.settle([], lambda one: one.body != "no", is_new=True) == [document("a", 10)]
+    assert names(tmp_path) == {"a@10.json"}
+    files.put(document("a", 9))
+    assert files.settle([document("a", 10)], lambda one: True, is_new=True) == []
+    assert names(tmp_path) == {"a@10.json"}
+
+
 def test_no_room_is_a_warning(files: DocumentFiles, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tmp_path.rename(tmp_path.with_name("away"))
     files.put(document("r"))

@@ -108,6 +108,17 @@ def test_what_is_lost_has_a_place_where_lost_and_found_is_the_file_systems(
     assert (store.adapters.parent / place).read_text() == "{}"
 
 
+def test_what_is_set_aside_has_its_new_name_on_the_disk_before_it_loses_the_old_one(
+    store: AdapterStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    stranger = store.adapters / "stranger"
+    stranger.touch()
+    monkeypatch.setattr(store_module, "fsync_folder", synced.append)
+    place = store.adapters.parent / store.quarantine(stranger)
+    assert synced[-2:] == [place.parent, store.adapters]
+
+
 def test_a_start_clears_what_was_staged(store: AdapterStore, upload: Upload, tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("x")
     upload("staged")

@@ -12,28 +12,29 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from . import crashes, flips, server_crashes
-from .injector import compiler
+from . import crashes, flips, power_cuts, server_crashes
+from .injector import EVER, compiler
 from .operations import OFFLINE, OPERATIONS
 from .parts import PARTS
 from .server_operations import OPERATIONS as SERVER_OPERATIONS
 from .subject import Subject
 
-CRASHES, FLIPS, SERVER_CRASHES = "crashes", "flips", "server-crashes"
+CRASHES, POWER_CUTS, FLIPS, SERVER_CRASHES = "crashes", "power-cuts", "flips", "server-crashes"
 MANY_FLIPS = 1000
 MOST_LOG = 5000  # characters of the server's that are shown
 
 
 def main() -> int:
     arguments = _arguments()
-    chosen = arguments.only or [CRASHES, FLIPS, SERVER_CRASHES, *PARTS]
+    chosen = arguments.only or [CRASHES, POWER_CUTS, FLIPS, SERVER_CRASHES, *PARTS]
     deadline = time.monotonic() + arguments.minutes * 60
     with tempfile.TemporaryDirectory(prefix="faults-", dir=arguments.folder) as folder:
-        if CRASHES in chosen and not _crash(Path(folder)):
-            return 1
+        for name, find in (CRASHES, _crash), (POWER_CUTS, _cut):
+            if name in chosen and not _find(name, find, Path(folder) / name):
+                return 1
         if FLIPS in chosen and not _flip(Path(folder), arguments.seed):
             return 1
         if SERVER_CRASHES in chosen and not asyncio.run(_crash_server(Path(folder) / SERVER_CRASHES)):
@@ -44,7 +45,7 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description="Faults that a server has to outlive.")
-    names = [CRASHES, FLIPS, SERVER_CRASHES, *PARTS]
+    names = [CRASHES, POWER_CUTS, FLIPS, SERVER_CRASHES, *PARTS]
     parser.add_argument("--minutes", type=float, default=10, help="how long; each part comes once at least (10)")
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (0)")
     parser.add_argument("--only", nargs="+", choices=names, metavar="PART", help=f"some of {', '.join(names)}")
@@ -52,21 +53,31 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _crash(folder: Path) -> bool:
-    """Run all faults at all calls of all operations. Returns whether everything was in order."""
+def _crash(folder: Path) -> list[dict[str, object]]:
+    """Run all faults at all calls of all operations. Returns the findings and summaries."""
+    return crashes.find(folder, [*OPERATIONS, *OFFLINE], crashes.FAULTS)
+
+
+def _cut(folder: Path) -> list[dict[str, object]]:
+    """Cut the power at all calls of all operations, and after each. Returns the findings and summaries."""
+    return power_cuts.find(folder, [*OPERATIONS, *OFFLINE], EVER)
+
+
+def _find(name: str, find: Callable[[Path], list[dict[str, object]]], folder: Path) -> bool:
+    """Run a part that needs the library, and print what it finds. Returns whether everything was in order."""
     if compiler() is None:
-        print("crashes: left out, as there is no C compiler")
+        print(f"{name}: left out, as there is no C compiler")
         return True
+    folder.mkdir()
     begun = time.monotonic()
-    found = crashes.find(folder, [*OPERATIONS, *OFFLINE], crashes.FAULTS)
+    lines = find(folder)
+    found = [line for line in lines if "why" in line]
     for line in found:
-        if "why" in line:
-            print(f"crashes: {line['operation']}: {line['fault']}: {line['why']}")
-    calls = sum(int(str(line["calls"])) for line in found if "calls" in line)
-    print(
-        f"crashes: {len(crashes.FAULTS)} faults at each of {calls} calls, {time.monotonic() - begun:.0f} s", flush=True
-    )
-    return not any("why" in line for line in found)
+        print(f"{name}: {line['operation']}: {line['fault']}: {line['why']}")
+    points = sum(int(str(line["points"])) for line in lines if "points" in line)
+    operations, seconds = len(lines) - len(found), time.monotonic() - begun
+    print(f"{name}: {points} faults at the calls of {operations} operations, {seconds:.0f} s", flush=True)
+    return not found
 
 
 def _flip(folder: Path, seed: int) -> bool:

@@ -11,11 +11,13 @@ import json
 import logging
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
 import traceback
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -23,12 +25,13 @@ from typing import NamedTuple
 from peftserve.adapters.errors import AdapterError
 
 from .injector import EVER, Calls, Injector, Mode
-from .operations import OFFLINE, OPERATIONS, fill, lose_registry
+from .operations import OFFLINE, OPERATIONS, PREPARATIONS, fill
 from .states import Opened, Snapshot, files, opened, reopened, snapshot
 
 ROOT = Path(__file__).resolve().parents[2]
+TEMPLATE, DISK = "template", "disk"
 MOST_FINDINGS = 3  # of one fault: others are mostly the same
-ACKNOWLEDGED, REFUSED, DONE = b"a", b"r", b"d"
+ACKNOWLEDGED, REFUSED, SETTLED, DONE = b"a", b"r", b"s", b"d"
 
 
 class Fault(NamedTuple):
@@ -58,12 +61,13 @@ class Case:
     """One operation on one folder. before, after: what is there without it, and with it."""
 
     def __init__(self, folder: Path, name: str, injector: Injector) -> None:
-        self._template, self._root = folder / "template", folder / "state"
+        self._template, self._root = folder / TEMPLATE, folder / DISK / "state"
         self._name = name
         self._injector = injector
         self.before, self._files_before = self._without()
+        self._copy()
         self.calls, said = self._run(Fault(Mode.OFF), 1)
-        assert said == ACKNOWLEDGED + DONE, said
+        assert said.replace(SETTLED, b"") == ACKNOWLEDGED + DONE, said
         self.after = asyncio.run(reopened(self._root))
         self._files_after = files(self._root)
 
@@ -74,29 +78,36 @@ class Case:
     def _copy(self) -> None:
         shutil.rmtree(self._root, ignore_errors=True)
         shutil.copytree(self._template, self._root)
-        if self._name in OFFLINE:
-            asyncio.run(lose_registry(self._root))
+        if self._name in PREPARATIONS:
+            asyncio.run(PREPARATIONS[self._name](self._root))
 
     def check(self, fault: Fault, call: int) -> None:
         """Let a fault come at a call, and check what it has left. Raises AssertionError."""
         self._copy()
         _, said = self._run(fault, call)
         assert fault is CRASH or said.endswith(DONE), f"the process has died of it: {said!r}"
-        found = asyncio.run(reopened(self._root))
+        self._check_left(self._root, said)
+
+    def _check_left(self, root: Path, said: bytes) -> None:
+        """Start on what is left, and check it against what was said. Raises AssertionError."""
+        found = asyncio.run(reopened(root))
         if ACKNOWLEDGED in said:
-            assert found == self.after, f"acknowledged and lost: {_difference(found, self.after)}"
-        _check_either(found, self.before, self.after)
-        left = files(self._root)
+            assert found == self.after, f"acknowledged and lost: {difference(found, self.after)}"
+        check_either(found, self.before, self.after)
+        left = files(root)
         assert left in (self._files_before, self._files_after), sorted(left ^ self._files_after)
 
-    def _run(self, fault: Fault, call: int) -> tuple[int, bytes]:
-        """Run the operation in a child. Returns how many calls were counted, and what the child has said."""
+    def _run(self, fault: Fault, call: int, last: bytes = b"") -> tuple[int, bytes]:
+        """Run the operation in a child. Returns how many calls were counted, and what the child has said.
+
+        last: the child is killed as soon as it has said this.
+        """
         ours, theirs = os.pipe()
         child = os.fork()
         if child == 0:
             status = 1
             try:
-                self._be_child(fault, call, lambda what: os.write(theirs, what))
+                self._be_child(fault, call, partial(_say, theirs, last))
                 status = 0
             finally:
                 os._exit(status)
@@ -130,10 +141,17 @@ class Case:
             arm()
             await _tell(OPERATIONS[self._name](state), say)
             await state.library.settled()
+            say(SETTLED)
             self._injector.disarm()
-            await _goes_on(state)
+            await goes_on(state)
             if fault.mode is not Mode.OFF:
-                _check_either(snapshot(state), self.before, self.after)
+                check_either(snapshot(state), self.before, self.after)
+
+
+def _say(pipe: int, last: bytes, what: bytes) -> None:
+    os.write(pipe, what)
+    if what == last:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 async def _tell(work: Awaitable[object], say: Callable[[bytes], object]) -> None:
@@ -146,31 +164,31 @@ async def _tell(work: Awaitable[object], say: Callable[[bytes], object]) -> None
         say(ACKNOWLEDGED)
 
 
-async def _goes_on(state: Opened) -> None:
+async def goes_on(state: Opened) -> None:
     """Check that what failed has left nothing in the way of what comes next."""
     await state.upload("later", "7")
     await state.library.delete("later", purge=True)
     await state.library.settled()
 
 
-def _check_either(found: Snapshot, before: Snapshot, after: Snapshot) -> None:
+def check_either(found: Snapshot, before: Snapshot, after: Snapshot) -> None:
     for name, part, one, other in zip(Snapshot._fields, found, before, after, strict=True):
         assert part in (one, other), f"{name}, neither as before nor as after: {part}"
 
 
-def _difference(found: Snapshot, wanted: Snapshot) -> list[tuple[object, object]]:
+def difference(found: Snapshot, wanted: Snapshot) -> list[tuple[object, object]]:
     return [(one, other) for one, other in zip(found, wanted, strict=True) if one != other]
 
 
 def run(folder: Path, names: list[str], faults: list[Fault]) -> Iterator[dict[str, object]]:
     """Run all cases. Yields a finding for each fault that something has not outlived, and a summary of each case."""
     injector = Injector.of_environment()
-    asyncio.run(fill(folder / "template"))
+    asyncio.run(fill(folder / TEMPLATE))
     for name in names:
         case = Case(folder, name, injector)
         for fault in faults:
             yield from islice(_findings(case, name, fault), MOST_FINDINGS)
-        yield {"operation": name, "calls": case.calls}
+        yield {"operation": name, "calls": case.calls, "points": case.calls * len(faults)}
 
 
 def _findings(case: Case, name: str, fault: Fault) -> Iterator[dict[str, object]]:
@@ -183,12 +201,19 @@ def _findings(case: Case, name: str, fault: Fault) -> Iterator[dict[str, object]
 
 def find(folder: Path, operations: Iterable[str], faults: Iterable[Fault]) -> list[dict[str, object]]:
     """Run cases in a process of their own. Returns what `run` yields."""
+    arguments = [json.dumps([*operations]), json.dumps([FAULTS.index(fault) for fault in faults])]
+    return in_process("tests.faults.crashes", folder, arguments, {})
+
+
+def in_process(
+    module: str, folder: Path, arguments: Sequence[str], environment: Mapping[str, str]
+) -> list[dict[str, object]]:
+    """Run a module with `shim.c` for what it does to the disk of a new folder. Returns the lines of JSON it prints."""
     work = folder / "work"
-    work.mkdir()
-    arguments = [str(work), json.dumps([*operations]), json.dumps([FAULTS.index(fault) for fault in faults])]
+    (work / DISK).mkdir(parents=True)
     done = subprocess.run(
-        [sys.executable, "-m", "tests.faults.crashes", *arguments],
-        env=Injector.make(folder, work).environment,
+        [sys.executable, "-m", module, str(work), *arguments],
+        env={**Injector.make(folder, work / DISK).environment, **environment},
         cwd=ROOT,
         stdout=subprocess.PIPE,
         check=True,

@@ -4,14 +4,19 @@
  * process of a server maps: calls on paths below FAULTS_ROOT are counted, and those of the numbers first to last fail,
  * or kill the process before or after they are made. SQLite writes from C, so a shim of Python's own calls would miss
  * what matters most.
+ *
+ * Where FAULTS_SHADOW names a folder, it gets what a power cut cannot take (see power.py): a copy of each file as it was
+ * synced last, and the entries of each folder as of then, both by a key that no other file ever has.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <ftw.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -31,12 +36,13 @@ struct page {
 };
 
 static volatile struct page *page;
-static const char *root;
+static const char *root, *shadow;
 static size_t root_length;
 
 __attribute__((constructor)) static void map_page(void) {
     const char *path = getenv("FAULTS_PAGE");
     root = getenv("FAULTS_ROOT");
+    shadow = getenv("FAULTS_SHADOW");
     if (!path || !root) return;
     root_length = strlen(root);
     int fd = syscall(SYS_openat, AT_FDCWD, path, O_RDWR | O_CLOEXEC, 0);
@@ -129,8 +135,85 @@ ssize_t pread(int fd, void *bytes, size_t n, off_t at) {
 ssize_t pread64(int fd, void *bytes, size_t n, off_t at) { return pread(fd, bytes, n, at); }
 int ftruncate(int fd, off_t size) { MADE(on_file(WRITE, fd, &kill), syscall(SYS_ftruncate, fd, size)); }
 int ftruncate64(int fd, off_t size) { return ftruncate(fd, size); }
-int fsync(int fd) { MADE(on_file(SYNC, fd, &kill), syscall(SYS_fsync, fd)); }
-int fdatasync(int fd) { MADE(on_file(SYNC, fd, &kill), syscall(SYS_fdatasync, fd)); }
+
+/* Write the key of what lies in an open folder, or of the folder for "". Returns its mode; 0 where it is gone.
+ *
+ * A key begins with f for a file and d for a folder; a number of an inode is used again, but not with its time of birth.
+ */
+int faults_key(int folder, const char *entry, char *key, size_t length) {
+    struct statx at;
+    int flags = AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW;
+    if (syscall(SYS_statx, folder, entry, flags, STATX_TYPE | STATX_INO | STATX_BTIME, &at)) return 0;
+    char kind = S_ISREG(at.stx_mode) ? 'f' : S_ISDIR(at.stx_mode) ? 'd' : 'o';
+    snprintf(key, length, "%c-%x-%x-%llx-%llx-%x", kind, at.stx_dev_major, at.stx_dev_minor,
+             (unsigned long long)at.stx_ino, (unsigned long long)at.stx_btime.tv_sec, at.stx_btime.tv_nsec);
+    return at.stx_mode;
+}
+
+static void copy_bytes(int from, int to) {
+    char bytes[1 << 16];
+    ssize_t n;
+    for (off_t at = 0; (n = syscall(SYS_pread64, from, bytes, sizeof bytes, at)) > 0; at += n)
+        if (syscall(SYS_write, to, bytes, n) != n) abort();
+}
+
+static void copy_entries(int folder, int to) {
+    char buffer[1 << 15], key[128];
+    int from = syscall(SYS_openat, folder, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
+    long n;
+    while ((n = syscall(SYS_getdents64, from, buffer, sizeof buffer)) > 0)
+        for (char *at = buffer; at < buffer + n; at += *(unsigned short *)(at + 16)) { /* struct linux_dirent64 */
+            const char *name = at + 19;
+            if (!strcmp(name, ".") || !strcmp(name, "..")) continue;
+            if (faults_key(folder, name, key, sizeof key)) dprintf(to, "%s/%s\n", key, name);
+        }
+    syscall(SYS_close, from);
+}
+
+/* Keep what has just been synced. The copy comes by a rename: another thread may end the process meanwhile. */
+static void keep(int fd) {
+    char link[64], key[128], new[4096], path[4096];
+    int mode = shadow ? faults_key(fd, "", key, sizeof key) : 0;
+    if (!S_ISREG(mode) && !S_ISDIR(mode)) return;
+    snprintf(new, sizeof new, "%s/.%ld", shadow, (long)syscall(SYS_gettid));
+    snprintf(path, sizeof path, "%s/%s", shadow, key);
+    int to = syscall(SYS_openat, AT_FDCWD, new, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600), from = fd;
+    if (S_ISDIR(mode)) {
+        copy_entries(fd, to);
+    } else {
+        if ((fcntl(fd, F_GETFL) & O_ACCMODE) == O_WRONLY) { /* only then: a close takes away the process's locks */
+            snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+            from = syscall(SYS_openat, AT_FDCWD, link, O_RDONLY | O_CLOEXEC, 0);
+        }
+        copy_bytes(from, to);
+        if (from != fd) syscall(SYS_close, from);
+    }
+    syscall(SYS_close, to);
+    if (syscall(SYS_renameat2, AT_FDCWD, new, AT_FDCWD, path, 0)) abort();
+}
+
+static int keep_path(const char *path, const struct stat *info, int kind, struct FTW *where) {
+    (void)info, (void)where;
+    int fd = kind == FTW_F || kind == FTW_D ? syscall(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0) : -1;
+    if (fd >= 0) { keep(fd); syscall(SYS_close, fd); }
+    return 0;
+}
+
+static int synced(int number, int fd) {
+    int made = syscall(number, fd);
+    if (!made) keep(fd);
+    return made;
+}
+
+int fsync(int fd) { MADE(on_file(SYNC, fd, &kill), synced(SYS_fsync, fd)); }
+int fdatasync(int fd) { MADE(on_file(SYNC, fd, &kill), synced(SYS_fdatasync, fd)); }
+void sync(void) { /* cannot fail; with a shadow only the files that are watched, as a machine may have many others */
+    int kill = 0;
+    on_path(SYNC, root, &kill);
+    if (shadow) nftw(root, keep_path, 16, FTW_PHYS);
+    else syscall(SYS_sync);
+    if (kill) end_process();
+}
 
 int rename(const char *from, const char *to) {
     MADE(on_path(RENAME, to, &kill), syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 0));

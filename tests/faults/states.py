@@ -1,6 +1,6 @@
 """A state folder without a model, opened as a server opens it, and checked for what must hold after any fault."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,17 @@ class Opened:
             with staged.open(WEIGHTS) as file:
                 file.write(b"\x02\0\0\0\0\0\0\0{}")
             await self.library.add(staged, name, settings=settings)
+
+    async def upload_folder(self, name: str, files: Mapping[str, bytes]) -> None:
+        """Add an adapter by the files of a client's folder, as the client calls them."""
+        staged = self.store.stage(1 << 20)
+        with staged:
+            for sent, content in files.items():
+                file = staged.receive(sent)
+                assert file is not None, sent
+                with file:
+                    file.write(content)
+            await self.library.add(staged, name)
 
 
 class Snapshot(NamedTuple):
