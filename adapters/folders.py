@@ -3,6 +3,7 @@
 Knows nothing of what lies in them.
 """
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -12,12 +13,14 @@ PRIVATE = 0o700
 def make_folder(path: Path, mode: int = PRIVATE) -> None:
     """Make a folder, and those around it, where they are missing; return when their names are on the disk.
 
-    mode: of the folder itself. Raises OSError.
+    mode: of the folder itself. A folder around them that may be written and not read cannot be synced, and is not.
+    Raises OSError.
     """
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(mode=mode, parents=True, exist_ok=True)
     for folder in made:
-        fsync_folder(folder.parent)
+        with contextlib.suppress(PermissionError):
+            fsync_folder(folder.parent)
 
 
 def fsync_folder(path: Path) -> None:
