@@ -103,7 +103,7 @@ def counts_otherwise(model: Any) -> bool:
     """
     if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
         return False
-    table = model.get_input_embeddings()
+    table = model.eval().get_input_embeddings()
     ids = torch.arange(_FEW + 1, device=device_of(table))[None]
     embeddings, last = table(ids[:, :_FEW]), ids[:, _FEW:]
     try:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from peftserve.adapters.folders import fsync_folder, make_folder
+
 from .errors import MergeRefused
 
 
@@ -19,7 +21,7 @@ def published(out: Path) -> Iterator[Path]:
     """
     out = out.absolute()
     _refuse_existing(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent, mode=0o777)
     _clear(out)
     folder = out.parent / f".{out.name}.{secrets.token_hex(4)}.partial"
     folder.mkdir()
@@ -29,7 +31,7 @@ def published(out: Path) -> Iterator[Path]:
         _sync(folder)
         _refuse_existing(out)
         os.rename(folder, out)
-        _sync_folder(out.parent)
+        fsync_folder(out.parent)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -63,16 +65,9 @@ def _locked(folder: Path) -> int | None:
 
 
 def _sync(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
+    for path in (*folder.rglob("*"), folder):
+        if path.is_dir():
+            fsync_folder(path)
+        elif path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

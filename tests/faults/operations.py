@@ -9,11 +9,10 @@ from peftserve.adapters import maintenance
 from peftserve.adapters.errors import StateUnusable
 from peftserve.adapters.keeping import ALL
 from peftserve.adapters.records import FOLDER as RECORDS
-from peftserve.adapters.registry_file import files_of
 from peftserve.adapters.routing.stored import FOLDER as ROUTES
 from peftserve.adapters.stored_settings import FOLDER as SETTINGS
 
-from .states import Opened, opened
+from .states import Opened, delete_registry, opened
 
 ALIAS = '{"kind": "alias", "target": "b"}'
 OTHER_ALIAS = '{"kind": "alias", "target": "c@2"}'
@@ -112,8 +111,7 @@ async def lose_registry(root: Path) -> None:
     async with opened(root) as state:
         await state.library.delete("d", purge=True)
         await state.library.settled()
-    for file in files_of(root / "registry.sqlite"):
-        file.unlink()
+    delete_registry(root)
 
 
 async def lose_records(root: Path) -> None:

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from peftserve.adapters.errors import AdapterError
-from peftserve.adapters.registry_file import NAME as REGISTRY
-from peftserve.adapters.registry_file import files_of
 
 from .crashes import (
     ACKNOWLEDGED,
@@ -35,7 +33,7 @@ from .crashes import (
 from .injector import Injector, Mode
 from .operations import OFFLINE, fill
 from .power import LOSSES, VARIABLE, Loss, Shadow
-from .states import Snapshot, opened, reopened, snapshot
+from .states import Snapshot, delete_registry, opened, reopened, snapshot
 
 LEFT = "left"
 
@@ -115,8 +113,7 @@ def _check_between(found: Snapshot, before: Snapshot, after: Snapshot) -> None:
 
 async def _rebuilt(root: Path) -> Snapshot:
     """Start on a folder without its registry. Returns what is back: all but what was deleted and can be restored."""
-    for file in files_of(root / REGISTRY):
-        file.unlink()
+    delete_registry(root)
     async with opened(root) as state:
         return snapshot(state)
 

@@ -10,6 +10,7 @@ import httpx
 from peftserve.adapters.registry_file import NAME as REGISTRY
 from peftserve.adapters.registry_file import files_of
 
+from .states import delete_registry
 from .subject import Files
 
 LOST = "lost+found"
@@ -52,19 +53,16 @@ CHANGES = {
 """Each change that is crashed by itself, and with all of the others AT_ONCE."""
 
 
-def lose(root: Path) -> None:
-    """Delete the registry."""
-    for file in files_of(root / REGISTRY):
-        file.unlink()
-
-
 def blank(root: Path) -> None:
     """Make the registry zeros, as file systems do where they lost what was written last."""
     for file in files_of(root / REGISTRY):
         file.write_bytes(bytes(file.stat().st_size))
 
 
-REPAIRS: dict[str, Callable[[Path], None]] = {"start without a registry": lose, "start on a damaged registry": blank}
+REPAIRS: dict[str, Callable[[Path], None]] = {
+    "start without a registry": delete_registry,
+    "start on a damaged registry": blank,
+}
 """What has happened to the state folder before a start that mends it."""
 
 OPERATIONS = (*CHANGES, AT_ONCE, *REPAIRS)

@@ -16,6 +16,7 @@ from peftserve.adapters.records import FOLDER as RECORDS
 from peftserve.adapters.recovery import open_registry
 from peftserve.adapters.registry import AdapterRegistry
 from peftserve.adapters.registry_file import NAME as REGISTRY
+from peftserve.adapters.registry_file import files_of
 from peftserve.adapters.routing.policies import check_targets, targets_of
 from peftserve.adapters.routing.stored import FOLDER as ROUTES
 from peftserve.adapters.routing.stored import RouteStore
@@ -111,6 +112,12 @@ async def reopened(root: Path) -> Snapshot:
         assert set(state.store.digests()) == {*found.versions.values(), *kept}, "files of no version, or none for one"
     check(root)
     return found
+
+
+def delete_registry(root: Path) -> None:
+    """Delete the registry, of a folder that nobody has open."""
+    for file in files_of(root / REGISTRY):
+        file.unlink()
 
 
 def check(root: Path) -> None:

@@ -1,5 +1,6 @@
 """A real `peftserve serve` on a free port: two processes, one state folder, one log."""
 
+import atexit
 import contextlib
 import os
 import re
@@ -20,8 +21,6 @@ PATIENCE = 180.0
 """Seconds after which a wait has failed. On an idle machine each takes a few."""
 PAUSE = 0.1
 """Seconds between two polls: each is a request, which takes time from the server that is waited for."""
-
-_holders: list[socket.socket] = []  # of ports that were given to tests
 
 
 @dataclass
@@ -141,10 +140,11 @@ def free_port() -> int:
     It is held for as long as the tests run by a socket that does not listen, beside which a server can: or else the
     system might give it to another program before the server has it.
     """
-    _holders.append(socket.socket())
-    _holders[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    _holders[-1].bind(("127.0.0.1", 0))
-    return int(_holders[-1].getsockname()[1])
+    holder = socket.socket()
+    atexit.register(holder.close)
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", 0))
+    return int(holder.getsockname()[1])
 
 
 def children_of(pid: int) -> dict[int, bytes]:

@@ -147,7 +147,7 @@ def _engine_gauges(stats: EngineStats) -> Iterable[Metric]:
 def _engine_counters(stats: EngineStats) -> Iterable[Metric]:
     for name, text, value in (
         ("steps", "Steps of the engine", stats.steps),
-        ("preemptions", "Sequences that were put back for want of KV pages", stats.preemptions),
+        ("preemptions", "Sequences that were put back for want of KV pages, or for other tenants", stats.preemptions),
         ("prefix_cache_query_tokens", "Prompt tokens looked up in the prefix cache", stats.prefix_query_tokens),
         ("prefix_cache_hit_tokens", "Prompt tokens found in the prefix cache", stats.prefix_hit_tokens),
         ("adapter_loads", "Adapters brought to the device", stats.adapter_loads),

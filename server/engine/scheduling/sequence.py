@@ -50,8 +50,8 @@ class Sequence:
     seat: number by which others keep what is its own while it runs, of which no other that runs has it; -1 while it
         does not run. Set by the scheduler.
     blocked_steps: steps in which the device had no room for its adapters; counted by the scheduler.
-    turn_from: how many tokens it had when it last took a seat. turns_lost: seats that were taken back from it for other
-        tenants. Both are set by the scheduler.
+    turn_from: how many tokens it had when it last took a seat. turns_lost: how often its seat and its pages were taken
+        back for other tenants. Both are set by the scheduler.
     form: its grammar, which has followed its output; None: anything. Set by the engine before it is queued.
     is_over: it has ended or was aborted; steps that still run it say nothing. Set by the scheduler.
 

@@ -16,6 +16,19 @@ def test_a_folder_appears_when_all_of_it_is_there(tmp_path: Path) -> None:
     assert os.listdir(out.parent) == ["out"]
 
 
+def test_all_of_it_and_every_new_name_is_on_the_disk_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    out = tmp_path / "a" / "b" / "out"
+    with published(out) as folder:
+        (folder / "part").mkdir()
+        (folder / "part" / "file").write_text("a")
+    parents = [str(tmp_path), str(tmp_path / "a")]
+    assert sorted(synced[:2]) == parents
+    assert {*synced[2:-1]} == {str(folder), str(folder / "part"), str(folder / "part" / "file")}
+    assert synced[-1] == str(out.parent)
+
+
 def test_after_an_error_nothing_is_there_and_what_is_there_stays(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt), published(out):
