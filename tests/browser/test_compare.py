@@ -1,6 +1,7 @@
 """The page's playground in Chromium: from nothing to answers side by side, with the mouse and without."""
 
 import re
+import time
 from typing import Any
 
 import pytest
@@ -18,9 +19,10 @@ def test_two_clicks_compare_adapters(visit: Any) -> None:
     assert one.answer("snake") == "quiet_river_bridge"
     assert one.answer("title") == "Quiet River Bridge"
     facts = page.get_by_role("article", name="Answer of snake", exact=True).locator("dl").inner_text()
-    assert re.search(r"First token\s*\d+ ms\s*Tokens/s\s*\d+", facts), facts
+    assert re.match(r"First token\s*[\d.]+ m?s\s", facts), facts
+    assert re.search(r"\sTokens\s*6\s*Ended\s*at its end\s*By\s*snake@1$", facts), facts
     page.get_by_role("button", name="Show the title of films").click()
-    page.get_by_role("article", name="Answer of sql").locator("dl").get_by_text("Tokens/s").wait_for()
+    page.get_by_role("article", name="Answer of sql").locator("dl").get_by_text("at its end").wait_for()
     assert one.answer("sql") == "SELECT title FROM films WHERE length > 120;"
     page.get_by_text("sql@1").last.wait_for()  # what the route has chosen
 
@@ -40,7 +42,7 @@ def test_the_keyboard_is_enough(visit: Any) -> None:
     page.keyboard.press("Control+A")
     page.keyboard.type("green river")
     page.keyboard.press("Control+Enter")
-    page.get_by_role("article", name="Answer of reverse").locator("dl").get_by_text("Tokens/s").wait_for()
+    page.get_by_role("article", name="Answer of reverse").locator("dl").get_by_text("at its end").wait_for()
     one.wait_for_answers()
     assert one.answer("snake") == "green_river"
     page.get_by_role("tab", name="Compare").focus()
@@ -50,6 +52,53 @@ def test_the_keyboard_is_enough(visit: Any) -> None:
     page.wait_for_url("**/#charts")
     outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
     assert outline == "solid"  # the focus is seen
+
+
+def answer_slowly(route: Any) -> None:
+    """Let a request through when more than a pause of somebody who types has gone by."""
+    answer = route.fetch()
+    time.sleep(0.2)
+    route.fulfill(response=answer)
+
+
+def test_enter_takes_what_was_typed_last(visit: Any) -> None:
+    """However fast it was typed: not what was found for a text before it."""
+    page = visit().open()
+    page.locator("#pick").focus()
+    page.get_by_role("option", name="dates").wait_for()
+    page.route("**/v1/adapters?name_prefix=*", answer_slowly)
+    for name in ("numbers", "json"):
+        page.keyboard.type(name[:3])
+        page.keyboard.press("Enter")
+        page.get_by_role("article", name=f"Answer of {name}").wait_for()
+        page.locator("#pick[aria-expanded=false]").wait_for()
+        assert page.locator("#pick").input_value() == ""
+
+
+def test_a_speed_is_said_of_what_came_one_after_the_other(visit: Any) -> None:
+    script = """async (pieces) => {
+      const { ask } = await import("/ui/playground/ask.js");
+      const chunk = (tokens) => "data: " + JSON.stringify({
+        choices: [{ text: "x" }], usage: { completion_tokens: tokens } }) + "\\n\\n";
+      const events = pieces.map((piece) => piece.map(chunk).join(""));
+      const body = new ReadableStream({ async start(stream) {
+        for (const event of events) {
+          stream.enqueue(new TextEncoder().encode(event));
+          await new Promise((done) => setTimeout(done, 30));
+        }
+        stream.enqueue(new TextEncoder().encode("data: [DONE]\\n\\n"));
+        stream.close();
+      } });
+      window.fetch = async () => new Response(body, { headers: { "content-type": "text/event-stream" } });
+      const on = { text() {}, reasoning() {} };
+      return ask({ kind: "base", name: "demo" }, { seed: null }, new AbortController().signal, on);
+    }"""
+    page = visit().open()
+    together = page.evaluate(script, [[1, 2, 3, 4]])
+    assert (together["tokens"], together["perSecond"]) == (4, None)
+    apart = page.evaluate(script, [[1, 2, 3], [4], [5, 6]])
+    assert apart["tokens"] == 6
+    assert 0 < apart["perSecond"] < 3 / 0.055  # three behind the first three, in at least two pauses
 
 
 def test_a_mixture_follows_its_sliders(visit: Any) -> None:

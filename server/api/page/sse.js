@@ -1,15 +1,16 @@
 /* Server-sent events of an answer that was fetched: an EventSource can send no key and no body. */
 
 /**
- * Yield the events of an answer, each `{ event, data, id }`, as they come.
+ * Yield the events of an answer, each `{ event, data, id, at }`, as they come.
  *
+ * at: when the piece that ends it was read, as `performance.now()` counts: events that came in one piece share it.
  * Follows the HTML standard: lines end by CR, LF or both, several lines of data are joined, comments are left out.
  */
 export async function* eventsOf(answer) {
   let event = blank();
-  for await (const line of linesOf(answer.body)) {
+  for await (const { line, at } of linesOf(answer.body)) {
     if (line === "") {
-      if (event.data !== null) yield event;
+      if (event.data !== null) yield { ...event, at };
       event = blank();
     } else {
       take(event, line);
@@ -35,9 +36,10 @@ async function* linesOf(body) {
     for (;;) {
       const { value, done } = await reader.read();
       if (done) return;
+      const at = performance.now();
       const lines = (rest + value).split(/\r\n|\n|\r(?!$)/); // a CR at the end may have its LF in the next piece
       rest = lines.pop();
-      yield* lines;
+      for (const line of lines) yield { line, at };
     }
   } finally {
     reader.cancel().catch(() => {});

@@ -8,15 +8,19 @@ let number = 0;
  */
 export function combobox(input, list, find, onPick) {
   let found = [];
+  let text = ""; // what they were found by
   let at = -1;
   let asked = 0; // answers to older questions are dropped
+  let entered = false; // Enter came before the answer to what was typed last, which is taken when it comes
 
   async function search() {
     const mine = (asked += 1);
-    const targets = await find(input.value.trim()).catch(() => []);
+    const typed = input.value.trim();
+    const targets = await find(typed).catch(() => []);
     if (mine !== asked || document.activeElement !== input) return;
-    found = targets;
-    draw(found.length && input.value.trim() ? 0 : -1);
+    [found, text] = [targets, typed];
+    draw(found.length && typed ? 0 : -1);
+    if (entered) takeMarked();
   }
 
   function draw(chosen) {
@@ -46,11 +50,21 @@ export function combobox(input, list, find, onPick) {
   function open(is) {
     list.hidden = !is;
     input.setAttribute("aria-expanded", String(is));
-    if (!is) asked += 1;
+    if (is) return;
+    asked += 1;
+    entered = false;
+  }
+
+  const isStale = () => input.value.trim() !== text;
+
+  function takeMarked() {
+    entered = isStale();
+    if (entered) search();
+    else if (!list.hidden && found[at]) take(found[at]);
   }
 
   function take(target) {
-    input.value = "";
+    input.value = text = "";
     open(false);
     onPick(target);
   }
@@ -58,7 +72,7 @@ export function combobox(input, list, find, onPick) {
   const keys = {
     ArrowDown: () => (list.hidden ? search() : mark(Math.min(at + 1, found.length - 1))),
     ArrowUp: () => mark(Math.max(at - 1, 0)),
-    Enter: () => !list.hidden && found[at] && take(found[at]),
+    Enter: takeMarked,
     Escape: () => open(false),
   };
 
@@ -68,7 +82,7 @@ export function combobox(input, list, find, onPick) {
     event.stopPropagation();
     keys[event.key]();
   });
-  input.addEventListener("input", debounced(search, 120));
+  input.addEventListener("input", debounced(() => isStale() && search(), 120));
   input.addEventListener("focus", search);
   input.addEventListener("click", () => list.hidden && search());
   input.addEventListener("blur", () => open(false));
