@@ -1,6 +1,6 @@
 """The names in a private room (`*/private/*_private.py`), each looked for in the library that is installed.
 
-    python -m tests.private_rooms server/engine/private/torch_private.py
+    python -m tests.private_rooms [--optional] server/engine/private/torch_private.py ...
 
 prints what is missing, what it was for and what replaces it, and exits with 1 if anything is. Rooms are read and not
 imported, so that all that an upgrade takes away is told at once.
@@ -105,17 +105,20 @@ def _tree(room: str) -> ast.Module:
     return ast.parse((ROOT / room).read_text(encoding="utf-8"))
 
 
-def main(room: str, *options: str) -> int:
-    """Print what a room misses. options: `--optional` for the names that only some versions have, too."""
-    names, optional = tables(room)
-    if lines := missing({**names, **optional} if "--optional" in options else names):
-        print("\n".join(lines))
-        return 1
-    importlib.import_module("peftserve." + ".".join(Path(room).with_suffix("").parts))  # which needs no more than that
-    (library,) = _packages(_dotted_names(next(iter(names)))).values()
-    print(f"all is there, in {Path(library.__file__).parents[1]}")
-    return 0
+def main(rooms: Iterable[str], optional: bool) -> int:
+    """Print what rooms miss. optional: whether the names that only some versions have count, too."""
+    lacking = False
+    for room in rooms:
+        names, others = tables(room)
+        if lines := missing({**names, **others} if optional else names):
+            print(room, *lines, sep="\n")
+            lacking = True
+            continue
+        importlib.import_module("peftserve." + ".".join(Path(room).with_suffix("").parts))  # needs no more than that
+        (library,) = _packages(_dotted_names(next(iter(names)))).values()
+        print(f"{room}: all is there, in {Path(library.__file__).parents[1]}")
+    return int(lacking)
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main([given for given in sys.argv[1:] if given != "--optional"], "--optional" in sys.argv))

@@ -18,26 +18,20 @@ import pytest
 from .private_rooms import missing, tables
 
 ROOT = Path(__file__).resolve().parents[1]
-TRANSFORMERS = "server/engine/private/transformers_private.py"
-OLDER_ATTENTION = "server/engine/private/older_attention_private.py"
-OWN_EXPERTS = "server/engine/private/own_experts_private.py"
-OWN_STATE = "server/engine/private/own_state_private.py"
-TEMPLATES = "server/api/private/transformers_private.py"
-UVICORN = "server/api/private/uvicorn_private.py"
-PROMETHEUS = "server/api/private/prometheus_private.py"
-NEWEST_TRANSFORMERS = ["transformers==5.24.0"]
+TRANSFORMERS = (
+    "server/engine/private/transformers_private.py",
+    "server/engine/private/older_attention_private.py",
+    "server/engine/private/own_experts_private.py",
+    "server/engine/private/own_state_private.py",
+    "server/api/private/transformers_private.py",
+    "server/checkpoint/private/transformers_private.py",
+)
+UVICORN = ("server/api/private/uvicorn_private.py",)
+PROMETHEUS = ("server/api/private/prometheus_private.py",)
 OLDEST_TRANSFORMERS = ["transformers==5.17.0", "huggingface-hub>=1.5,<2"]  # which refuses newer hubs
-SUPPORTED = [  # room, what to install, and whether it is the newest, which has the optional names as well
+SUPPORTED = [  # rooms, what to install, and whether it is the newest, which has the optional names as well
     pytest.param(TRANSFORMERS, OLDEST_TRANSFORMERS, False, id="oldest-transformers"),
-    pytest.param(TRANSFORMERS, NEWEST_TRANSFORMERS, True, id="newest-transformers"),
-    pytest.param(OLDER_ATTENTION, OLDEST_TRANSFORMERS, False, id="oldest-attention"),
-    pytest.param(OLDER_ATTENTION, NEWEST_TRANSFORMERS, True, id="newest-attention"),
-    pytest.param(OWN_EXPERTS, OLDEST_TRANSFORMERS, False, id="oldest-experts"),
-    pytest.param(OWN_EXPERTS, NEWEST_TRANSFORMERS, True, id="newest-experts"),
-    pytest.param(OWN_STATE, OLDEST_TRANSFORMERS, False, id="oldest-state"),
-    pytest.param(OWN_STATE, NEWEST_TRANSFORMERS, True, id="newest-state"),
-    pytest.param(TEMPLATES, OLDEST_TRANSFORMERS, False, id="oldest-templates"),
-    pytest.param(TEMPLATES, NEWEST_TRANSFORMERS, True, id="newest-templates"),
+    pytest.param(TRANSFORMERS, ["transformers==5.24.0"], True, id="newest-transformers"),
     pytest.param(UVICORN, ["uvicorn==0.35.0"], False, id="oldest-uvicorn"),
     pytest.param(UVICORN, ["uvicorn==0.54.0"], True, id="newest-uvicorn"),
     pytest.param(PROMETHEUS, ["prometheus-client==0.22.0"], False, id="oldest-prometheus"),
@@ -66,14 +60,14 @@ def test_tables_are_read_without_an_import(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # for what is downloaded
-@pytest.mark.parametrize(("room", "requirements", "newest"), SUPPORTED)
-def test_other_versions(room: str, requirements: list[str], newest: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("rooms", "requirements", "newest"), SUPPORTED)
+def test_other_versions(rooms: tuple[str, ...], requirements: list[str], newest: bool, tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--target", str(tmp_path)]
     installed = subprocess.run([*pip, *requirements], capture_output=True, text=True, check=False)
     if installed.returncode:
         pytest.skip(f"{requirements} cannot be installed from here: {installed.stderr[-300:]}")
     search = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "tests.private_rooms", room, *(["--optional"] if newest else [])]
+    command = [sys.executable, "-m", "tests.private_rooms", *rooms, *(["--optional"] if newest else [])]
     looked = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": search}, capture_output=True, text=True)
     assert looked.returncode == 0, looked.stdout + looked.stderr
-    assert looked.stdout.splitlines()[-1] == f"all is there, in {tmp_path}"
+    assert looked.stdout.splitlines() == [f"{room}: all is there, in {tmp_path}" for room in rooms]
