@@ -1,5 +1,6 @@
 """A server as a process: started, awaited, timed by its CPU clock, and stopped with all that it started."""
 
+import atexit
 import contextlib
 import os
 import signal
@@ -119,7 +120,13 @@ def tail(log: Path, lines: int = 20) -> str:
 
 
 def free_port() -> int:
-    """Return a port of this machine that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port of this machine for a server that is yet to start.
+
+    It is held for as long as this process runs by a socket that does not listen, beside which a server can: or else the
+    system might give it to another program before the server has it.
+    """
+    holder = socket.socket()
+    atexit.register(holder.close)
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", 0))
+    return int(holder.getsockname()[1])

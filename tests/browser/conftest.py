@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from benchmarks.server_process import free_port
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
 
@@ -21,7 +23,7 @@ PATIENCE = 60_000  # milliseconds
 
 @pytest.fixture(scope="session")
 def demo(oracle: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    folder, port = tmp_path_factory.mktemp("demo"), oracle.free_port()
+    folder, port = tmp_path_factory.mktemp("demo"), free_port()
     (folder / "keys").write_text(f"{KEY}\n")
     command = [sys.executable, "-m", "peftserve.server.cli.main", "serve", "--port", str(port), "--num-threads", "1"]
     command += ["--api-key-file", str(folder / "keys"), "--keep-deleted", "600", "--state-dir", str(folder / "state")]

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import httpx
 import pytest
 
+from benchmarks.server_process import free_port
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,7 +54,7 @@ class Server(NamedTuple):
 @pytest.fixture(scope="module")
 def demo(oracle: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Start the demo, as `peftserve serve` without a model does, on a free port, with what docs/sources.md sets."""
-    folder, port = tmp_path_factory.mktemp("demo"), oracle.free_port()
+    folder, port = tmp_path_factory.mktemp("demo"), free_port()
     command = [sys.executable, "-m", "peftserve.server.cli.main", "serve", "--port", str(port), "--num-threads", "1"]
     command += ["--allow-adapter-source", "http", "--allow-source-host", "127.0.0.1:8765", "--allow-private-sources"]
     with (folder / "log").open("wb") as log:

@@ -81,10 +81,10 @@ class Terminal:
 
     def interrupt(self, *texts: str) -> str:
         """Press ^C until texts are shown: Python misses one that comes just before readline waits for a key."""
-        for _ in range(4):
+        for patience in (2, 10, 30, PATIENCE):
             self.process.send_signal(signal.SIGINT)
             with contextlib.suppress(AssertionError):
-                return self.wait_for(*texts, patience=PATIENCE / 4)
+                return self.wait_for(*texts, patience=patience)
         raise AssertionError(f"interrupted in vain for {texts}: {self._shown!r}")
 
     def code(self) -> int:

@@ -24,7 +24,7 @@ from .methods import (
 from .models import ARCHITECTURES, BOS, EOS, PAD, VOCAB_SIZE, read_model, tiny_model, tiny_tokenizer
 from .quantised import QUANTISED_FORMS, CodesLinear, CodesTensor, quantised_model
 from .reference import CLEAR, Greedy, Mixture, PeftOracle
-from .running_server import RunningServer, adapter_files, children_of, free_port
+from .running_server import RunningServer, adapter_files, children_of
 from .scraper import PodState, families_of, lora_score, pod_state
 from .workload import Request, random_workload
 from .wrapped import WRAPPED, text_model, wrapped_model
@@ -60,7 +60,6 @@ __all__ = [
     "adapter_files",
     "children_of",
     "families_of",
-    "free_port",
     "gguf_model",
     "is_fault",
     "kind_of",

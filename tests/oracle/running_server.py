@@ -1,11 +1,9 @@
 """A real `peftserve serve` on a free port: two processes, one state folder, one log."""
 
-import atexit
 import contextlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from benchmarks.server_process import free_port
 
 if TYPE_CHECKING:
     import httpx
@@ -132,19 +132,6 @@ def adapter_files(adapter: Path, suffix: bytes = b"") -> list[tuple[str, tuple[s
     contents = {str(path.relative_to(adapter)): path.read_bytes() for path in paths}
     contents["adapter_config.json"] += suffix
     return [("files", part) for part in contents.items()]
-
-
-def free_port() -> int:
-    """Return a port of this machine for a server that is yet to start.
-
-    It is held for as long as the tests run by a socket that does not listen, beside which a server can: or else the
-    system might give it to another program before the server has it.
-    """
-    holder = socket.socket()
-    atexit.register(holder.close)
-    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    holder.bind(("127.0.0.1", 0))
-    return int(holder.getsockname()[1])
 
 
 def children_of(pid: int) -> dict[int, bytes]:
