@@ -6,6 +6,7 @@ All calls come from the one event loop. Knows no HTTP.
 
 import asyncio
 import itertools
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from typing import Literal
 import msgspec
 
 from .names import VersionRef
+
+logger = logging.getLogger(__name__)
 
 Kind = Literal[
     "adapter.added",
@@ -115,7 +118,10 @@ class EventLog:
         self._closed = False
 
     def add_listener(self, listener: Callable[[Event], None]) -> None:
-        """Call `listener` with every event from now on, in the turn of the loop that tells of it."""
+        """Call `listener` with every event from now on, in the turn of the loop that tells of it.
+
+        What it raises is logged: what it is told of has been done.
+        """
         self._listeners.append(listener)
 
     def tell(self, kind: Kind, ref: VersionRef | None = None, name: str | None = None, owner: str = "") -> None:
@@ -129,7 +135,10 @@ class EventLog:
         )
         self._past.append(event)
         for listener in self._listeners:
-            listener(event)
+            try:
+                listener(event)
+            except Exception:
+                logger.exception("Whoever listens has failed at %s", kind)
         for watcher in tuple(self._watchers):
             if watcher.is_full:
                 self._cut_off(watcher)

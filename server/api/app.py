@@ -63,7 +63,7 @@ from .sources.finder import AdapterFinder
 from .tenancy.buckets import TokenBuckets
 from .tenancy.counts import TenantCounts
 from .tenancy.keyring import Keyring
-from .watching.audit import Audited, AuditLog
+from .watching.audit import AuditLog, passing_on
 from .watching.watchers import open_watchers
 
 EVERYWHERE = (generation, embeddings, responses, messages, models, tokens, health, probes, server)
@@ -101,7 +101,7 @@ def create_primary_apps(services: Services) -> PrimaryApps:
         framework.add_route(SEARCHES, search_endpoint(services.finder), methods=["POST"], include_in_schema=False)
     prefix = services.config.root_path
     app = _guarded(services, WithRootPath(framework, prefix) if prefix else framework)
-    return PrimaryApps(at_the_edge(services.config, services.watchers, app), between_processes(app))
+    return PrimaryApps(at_the_edge(services.config, services.watchers, app), between_processes(services.watchers, app))
 
 
 def create_worker_app(services: Services, forward: ASGIApp) -> ASGIApp:
@@ -109,7 +109,7 @@ def create_worker_app(services: Services, forward: ASGIApp) -> ASGIApp:
     framework = _framework(
         services, _everywhere(services), openapi_url=None
     )  # the primary process describes all routes
-    framework.mount("/", forward)
+    framework.mount("/", passing_on(forward))
     return at_the_edge(services.config, services.watchers, _guarded(services, framework))
 
 
@@ -137,10 +137,11 @@ def make_services(
     )
     services.buckets = buckets or services.buckets
     services.watchers = open_watchers(config.access_log, config.otlp_endpoint, version("peftserve"), number)
-    if config.audit_log is not None and isinstance(opened, OwnedAdapters):
+    if config.audit_log is not None:
         audit = services.watchers.audit = AuditLog(config.audit_log)
-        opened.library.events.add_listener(audit.observe)
-        services.keys.on_change = audit.keys_changed
+        if isinstance(opened, OwnedAdapters):
+            opened.library.events.add_listener(audit.observe)
+            services.keys.on_change = audit.keys_changed
     if config.adapter_sources and isinstance(opened, OwnedAdapters):
         owned = (opened.registry, opened.store, opened.library)
         services.finder = AdapterFinder(config.adapter_sources, services.sources, *owned, config.upload_limit)
@@ -179,7 +180,6 @@ def _guarded(services: Services, framework: ASGIApp) -> ASGIApp:
         lambda: services.metrics.count_refused("body_memory"),
     )
     app = BodyLimit(app, limit=config.body_limit, upload_limit=config.upload_limit, memory=memory)
-    app = app if services.watchers.audit is None else Audited(app, services.watchers.audit)
     return MessagesDialect(BearerAuth(app, services.keys, quota_of(config), Keyring(config.metrics_keys)))
 
 

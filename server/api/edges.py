@@ -1,7 +1,8 @@
 """What every request of a public port passes on its way to the application and back.
 
-The outermost first: who watches requests, their id, whose pages may ask, other origins, HEAD, compression, the proxy's
-prefix. Requests that come from other processes of the server have passed it there, and keep the id that they got.
+The outermost first: who watches requests, their id, the audit log, whose pages may ask, other origins, HEAD,
+compression, the proxy's prefix. Requests that come from other processes of the server have passed it there, and keep
+the id that they got.
 """
 
 import ssl
@@ -19,6 +20,7 @@ from .http.root_path import WithoutRootPath
 from .http.tls import TlsFiles
 from .http.web_pages import PageRules, WebPages, own_hosts
 from .processes.clients import FromOthers
+from .watching.audit import Audited
 from .watching.watch import Watch
 from .watching.watchers import Watchers
 
@@ -29,13 +31,18 @@ def at_the_edge(config: ServerConfig, watchers: Watchers, app: ASGIApp) -> ASGIA
         app = WithoutRootPath(app, config.root_path)
     if config.gzip:
         app = Compression(app)
-    app = RequestIds(WebPages(cors_rules(config).wrap(HeadAsGet(app)), page_rules(config)))
+    app = WebPages(cors_rules(config).wrap(HeadAsGet(app)), page_rules(config))
+    app = RequestIds(_audited(watchers, app, config.root_path))
     return Watch(app, watchers.ended) if watchers.ended else app
 
 
-def between_processes(app: ASGIApp) -> ASGIApp:
+def between_processes(watchers: Watchers, app: ASGIApp) -> ASGIApp:
     """Return the application as the private socket has it, for what other processes pass on."""
-    return RequestIds(FromOthers(app))
+    return RequestIds(FromOthers(_audited(watchers, app)))
+
+
+def _audited(watchers: Watchers, app: ASGIApp, prefix: str = "") -> ASGIApp:
+    return app if watchers.audit is None else Audited(app, watchers.audit, prefix)
 
 
 def refusals(config: ServerConfig, watchers: Watchers) -> Callable[[Refused], list[tuple[bytes, bytes]]]:

@@ -64,8 +64,9 @@ def is_guarded(path: str) -> bool:
 
 def _bearer(header: str) -> bytes:
     scheme, _, key = header.partition(" ")
-    # Header values come decoded as Latin-1, whatever the client meant by the bytes.
-    return key.strip().encode("latin-1") if scheme.lower() == "bearer" else b""
+    # Header values come decoded as Latin-1, whatever the client meant by the bytes: some in the middle of a character
+    # are spaces there.
+    return key.strip(" \t").encode("latin-1") if scheme.lower() == "bearer" else b""
 
 
 def _refusal() -> ASGIApp:

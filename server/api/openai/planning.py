@@ -129,8 +129,12 @@ def check_min_tokens(body: GenerationRequest, sampling: Sequence[SamplingParams]
 
 
 def salt_of(request: Request, body: AnsweredRequest) -> str:
-    """Return the salt that keeps the prefix caches of different keys apart, and of requests that ask for it."""
-    return f"{request.scope[TENANT].owner}{body.cache_salt or ''}"
+    """Return the salt that keeps the prefix caches of different keys apart, and of requests that ask for it.
+
+    No salt of one key's requests is one of another's: it says where the owner's name ends.
+    """
+    owner, own = request.scope[TENANT].owner, body.cache_salt or ""
+    return f"{len(owner)}:{owner}{own}" if owner or own else ""
 
 
 def _check_length(info: ModelInfo, tokenizer: Tokenizer, prompt: str | list[int]) -> None:

@@ -59,7 +59,7 @@ def _of_lines(text: str, quota: Quota) -> Keys:
 def _of_tables(text: str, quota: Quota) -> Keys:
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also of numbers too long, and of brackets too deep
         raise KeyFileError(f"is not TOML: {_without_text(str(error))}") from None
     for name in document.keys() - {"keys"}:
         raise KeyFileError(f"has {name[:MAX_NAME]!r} at its top; there is only [[keys]]")

@@ -86,7 +86,10 @@ class Keyring:
 
         def watch() -> None:
             while not ended.wait(PERIOD):
-                self.refresh()
+                try:
+                    self.refresh()
+                except Exception:  # or else no key that is taken away would stop working any more
+                    logger.exception("The look at the file of keys has failed, and is repeated")
 
         thread = threading.Thread(target=watch, name="keys", daemon=True)
         thread.start()

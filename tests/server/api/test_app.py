@@ -172,7 +172,7 @@ async def test_bodies_are_limited_whether_or_not_they_say_their_length(make_serv
 
 
 async def test_keys_guard_everything_but_health_and_metrics(make_server, engine, check_envelope):
-    async with make_server(api_keys=("alpha", "bêta")) as server:
+    async with make_server(api_keys=("alpha", "bêta", "voilà")) as server:
         for headers in ({}, {"authorization": "Bearer gamma"}, {"authorization": "Basic alpha"}):
             for path in ("/v1/models", "/v1/nowhere", "/v1/adapters", "/tokenizer_info"):
                 response = await server.http.get(path, headers=headers)
@@ -182,14 +182,25 @@ async def test_keys_guard_everything_but_health_and_metrics(make_server, engine,
                 check_envelope(await server.http.post(path, json={}, headers=headers), 401)
         for path in ("/health", "/health/live", "/health/ready", "/metrics"):
             assert (await server.http.get(path)).status_code == 200
-        for key in ("alpha", "bêta"):
+        for key in ("alpha", "bêta", "voilà"):
             body = {"prompt": "abc"}
             headers = {"authorization": f"Bearer {key}".encode()}
             assert (await server.http.post("/v1/completions", json=body, headers=headers)).status_code == 200
-        first, second = engine.requests
+        first, second, _ = engine.requests
         assert first.salt
         assert first.salt != second.salt
         assert "alpha" not in first.salt
+
+
+async def test_a_salt_of_ones_own_reaches_nobody_elses_pages(make_server, engine, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("".join(f'[[keys]]\nname = "{name}"\nkey = "{name}"\n' for name in ("team", "team2", "1:team")))
+    async with make_server(api_key_file=keys) as server:
+        for name, salt in (("team2", None), ("team", "2"), ("team", None), ("1:team", "2"), ("1:team", None)):
+            body = {"prompt": "abc", **({"cache_salt": salt} if salt else {})}
+            headers = {"authorization": f"Bearer {name}"}
+            assert (await server.http.post("/v1/completions", json=body, headers=headers)).status_code == 200
+        assert len({request.salt for request in engine.requests}) == 5
 
 
 async def test_health_while_the_model_loads(make_server, engine, check_envelope):

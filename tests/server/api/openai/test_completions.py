@@ -220,7 +220,7 @@ async def test_sampling_fields_reach_the_engine(server, engine):
     assert sampling.logit_bias == {17: -100.0}
     assert sampling.seed == (1 << 63) - 1
     assert (sampling.stop_token_ids, sampling.min_tokens, sampling.ignore_eos) == ([300], 2, True)
-    assert request.salt == "tenant"
+    assert request.salt == "0:tenant"
     await _create(server, extra_body={"top_k": -1})
     assert engine.requests[-1].sampling.top_k == 0
 

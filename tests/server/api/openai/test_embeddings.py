@@ -48,7 +48,7 @@ async def test_fields_say_how_the_states_are_pooled_and_sent(server, engine, tok
     assert response.headers["x-peftserve-adapter"] == "base"
     request = engine.requests[-1]
     assert request.prompt_token_ids == tokenizer.encode(TEXTS[0]).ids[-2:]
-    assert (request.priority, request.salt) == (-4, "mine")
+    assert (request.priority, request.salt) == (-4, "0:mine")
     await post(server, input=TEXTS[0], truncate_prompt_tokens=3, truncation_side="right")
     assert engine.requests[-1].prompt_token_ids == tokenizer.encode(TEXTS[0]).ids[:3]
     await post(server, input="x" * 5000, truncate_prompt_tokens=-1)

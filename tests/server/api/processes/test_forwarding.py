@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import tempfile
 from pathlib import Path
 
@@ -44,6 +45,7 @@ async def worker(engine, tmp_path):
         limit_header_bytes=4096,
         timeout_body=2.0,
         timeout_idle=0.2,
+        audit_log=str(tmp_path / "audit.jsonl"),
     )
     counts = [0, 0]
     async with contextlib.AsyncExitStack() as stack:
@@ -61,6 +63,8 @@ async def worker(engine, tmp_path):
         listener = listen("127.0.0.1", 0, shared=True)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         at_primary, services = services, make_services(engine, config, replica, counts, 1)
+        for made in (at_primary, services):
+            stack.push_async_callback(made.watchers.close)
         app = create_worker_app(services, forwarder)
         await stack.enter_async_context(_serving(app, listener, make_connections(services)))
         headers = {"Authorization": "Bearer key"}
@@ -196,3 +200,14 @@ async def _until(lines, start):
 async def _status(worker):
     async with worker.stream("GET", "/v1/adapters/events") as stream:
         return stream.status_code
+
+
+async def test_a_refusal_is_told_once_by_whoever_refuses(worker, tmp_path):
+    for number, key in enumerate(("key", "other", "key")):
+        await worker.delete(f"/v1/adapters/{number}", headers={"authorization": f"Bearer {key}"})
+    lines = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert [(line["request"], line["status"], line["who"] == "anyone", line["client"]) for line in lines] == [
+        ("DELETE /v1/adapters/0", 404, False, "127.0.0.1"),
+        ("DELETE /v1/adapters/1", 401, True, "127.0.0.1"),
+        ("DELETE /v1/adapters/2", 404, False, "127.0.0.1"),
+    ]

@@ -54,6 +54,8 @@ FAULTS = {
     "": "has no key in it",
     "# nothing\n": "has no key in it",
     '[keys]\nname = "a"\n': r"table of TOML in line 1; .* begin with \[\[keys\]\]",
+    ENTRY + f"x = {'[' * 10_000}": "is not TOML: a syntax error",
+    ENTRY + f"x = {'9' * 5_000}": "is not TOML: a syntax error",
     ENTRY + "colour = 1": r"entry 1 of \[\[keys\]\]: 'colour' is no field; there are key, max_adapter_bytes",
     ENTRY + 'sha256 = "00"': r"entry 1 of \[\[keys\]\] \(a\): it takes one of key and sha256, not both",
     '[[keys]]\nname = "a"': "it takes one of key and sha256",

@@ -57,3 +57,20 @@ def test_the_file_is_watched_while_it_is_asked_to(tmp_path: Path) -> None:
     ring.refresh = looked.set  # type: ignore[method-assign]
     with ring.watching():
         assert looked.wait(60)
+
+
+def test_a_look_that_fails_is_not_the_last(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("k1\n")
+    ring = Keyring(file=file)
+    looks, looked_again = iter(range(2)), threading.Event()
+
+    def refresh() -> None:
+        if next(looks, 1) == 1:
+            looked_again.set()
+        else:
+            raise RuntimeError("nobody has thought of this")
+
+    ring.refresh = refresh  # type: ignore[method-assign]
+    with ring.watching():
+        assert looked_again.wait(60)

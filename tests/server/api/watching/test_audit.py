@@ -82,6 +82,45 @@ async def test_every_change_is_a_line_with_who_made_it(make_server, tmp_path, un
     assert "sk-" not in log.read_text() + (tmp_path / "rotated").read_text()
 
 
+async def test_who_is_not_let_in_is_told_of_too(make_server, tmp_path):
+    log, keys = tmp_path / "audit.jsonl", tmp_path / "keys"
+    keys.write_text(FILE.replace('"acme"', '"100% acme"'))
+    async with make_server(api_key_file=keys, audit_log=str(log), root_path="/llm") as server:
+        http = server.http
+        for path, headers in (
+            ("/v1/adapters/a", {}),
+            ("/llm/v1/adapters/b", {"Authorization": "Bearer sk-no"}),
+            ("/llm/v1/adapters/c", {"Authorization": "Bearer sk-ops", "Origin": "https://evil.example"}),
+            ("/llm/v1/adapters/d", {"Authorization": "Bearer sk-acme"}),
+        ):
+            await http.delete(path, headers=headers)
+        acme = {"Authorization": "Bearer sk-acme"}
+        await http.put("/v1/routes/explain", json=MIRROR, headers=acme)
+        await http.post("/v1/routes/r/explain", json={"prompt": "a"}, headers=acme)
+        await http.get("/v1/adapters", headers={"Authorization": "Bearer sk-no"})
+    lines = lines_of(log)
+    assert [(line["who"], line["role"], line["request"], line["status"]) for line in lines] == [
+        ("anyone", "user", "DELETE /v1/adapters/a", 401),
+        ("anyone", "user", "DELETE /v1/adapters/b", 401),
+        ("anyone", "user", "DELETE /v1/adapters/c", 403),
+        ("100% acme", "user", "DELETE /v1/adapters/d", 404),
+        ("100% acme", "user", "PUT /v1/routes/explain", lines[-1]["status"]),
+    ]
+
+
+async def test_a_log_whose_folder_is_gone_stops_no_change(make_server, tmp_path, caplog):
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    async with make_server(audit_log=str(folder / "audit.jsonl")) as server:
+        folder.rename(tmp_path / "away")
+        assert (await server.upload("sql")).status_code == 201
+        assert (await server.http.delete("/v1/adapters/nobody")).status_code == 404
+        folder.mkdir()
+        assert (await server.http.delete("/v1/adapters/sql")).status_code == 200
+    assert [line["what"] for line in lines_of(folder / "audit.jsonl")] == ["adapter.deleted"]
+    assert [record.message for record in caplog.records if "audit log cannot be written" in record.message]
+
+
 async def test_a_log_that_cannot_be_written_stops_no_change(make_server, tmp_path, caplog):
     async with make_server(audit_log="/dev/full") as server:
         assert (await server.upload("sql")).status_code == 201
