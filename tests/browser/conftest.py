@@ -1,5 +1,6 @@
 """Chromium, and a real server of the demo that has keys, for the page's tests."""
 
+import contextlib
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import pytest
 from benchmarks.server_process import free_port
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, BrowserContext, Page
+    from playwright.sync_api import Browser, BrowserContext, Locator, Page
 
 KEY = "key-of-the-tests"
 SWITCHES = "--no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update"
@@ -102,16 +103,33 @@ class Visit:
         """
         uploads = self.page.locator(".upload")
         before = uploads.count()
-        box = self.page.locator("#drop").bounding_box()
-        assert box is not None
         session = self.context.new_cdp_session(self.page)
         data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
-        event = {"x": box["x"] + 40, "y": box["y"] + 20, "data": data}
-        for kind in ("dragEnter", "dragOver"):
-            session.send("Input.dispatchDragEvent", {**event, "type": kind})
-        self.page.locator("#drop[data-over=true]").wait_for()
+        for patience in (1_000, 4_000, 16_000, PATIENCE):
+            event = {**self._middle_of_drop(), "data": data}
+            for kind in ("dragEnter", "dragOver"):
+                session.send("Input.dispatchDragEvent", {**event, "type": kind})
+            if self._has_come(self.page.locator("#drop[data-over=true]"), patience):
+                break
+            session.send("Input.dispatchDragEvent", {**event, "type": "dragCancel"})  # and again, as a hand would
         session.send("Input.dispatchDragEvent", {**event, "type": "drop"})
         uploads.nth(before).wait_for()
+
+    def _middle_of_drop(self) -> dict[str, float]:
+        """Return where the place for files is now: what loads above it moves it."""
+        box = self.page.locator("#drop").bounding_box()
+        assert box is not None
+        return {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+
+    @staticmethod
+    def _has_come(locator: "Locator", patience: float) -> bool:
+        """Return whether something is seen within so many milliseconds."""
+        from playwright.sync_api import TimeoutError as TooLong
+
+        with contextlib.suppress(TooLong):
+            locator.wait_for(timeout=patience)
+            return True
+        return False
 
     def _wait_to_begin(self) -> None:
         """Wait for the last that begins: the playground, once the server has said what may answer."""
