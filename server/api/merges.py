@@ -26,6 +26,7 @@ from peftserve.adapters.registry_reader import AdapterRecord
 from peftserve.adapters.resolved import Member, Resolved
 
 from .http.errors import ApiError
+from .http.threads import entered
 from .jobs.child import run_child
 from .jobs.jobs import Job, Ticket
 from .services import Services
@@ -81,8 +82,7 @@ class _Merge:
     async def run(self, ticket: Ticket) -> Any:
         """Merge in another process, and register what it writes. Raises AdapterError, EngineDead, OSError."""
         owned = self._services.owned
-        staged = await asyncio.to_thread(owned.store.stage, self._services.config.upload_limit)
-        with staged:
+        async with entered(owned.store.stage, self._services.config.upload_limit) as staged:
             await self._merge(ticket, str(staged.path))
             await asyncio.to_thread(staged.adopt)
             ticket.commit()

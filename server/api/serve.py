@@ -27,6 +27,7 @@ from .engine.interface import EngineDead
 from .engine.launched import LaunchedEngine
 from .engine.process import CommandMaker
 from .http.server import HttpServer
+from .http.threads import entered
 from .lifecycle import keeping_of
 from .opened import open_adapters
 from .processes.resources import ServerResources, open_resources
@@ -211,8 +212,7 @@ def _bind(services: Services, info: ModelInfo) -> None:
 
 
 async def _preload(services: Services, name: str, folder: Path) -> None:
-    staged = await asyncio.to_thread(services.owned.store.stage, services.config.upload_limit)
-    with staged:
+    async with entered(services.owned.store.stage, services.config.upload_limit) as staged:
         try:
             await asyncio.to_thread(staged.copy_folder, folder)
             record = await services.owned.library.add(staged, name, only_if_new=True)
@@ -242,7 +242,9 @@ def _preload_route(services: Services, name: str, file: Path) -> None:
 
 
 async def _drain(services: Services, ending: Ending) -> None:
-    """Take no new requests, and wait for those that run: as long as the grace time allows, or to the second signal."""
+    """Take no new requests, and wait for those that run, and for uploads: as long as the grace time allows, or to the
+    second signal.
+    """
     services.owned.life.events.close()
     services.drain()
     logger.info("Shutting down; %d sequences are running", services.admission.in_flight_everywhere)
@@ -257,7 +259,7 @@ async def _drain(services: Services, ending: Ending) -> None:
 
 
 async def _all_idle(services: Services) -> None:
-    await asyncio.gather(services.admission.idle(), services.owned.workers.drain())
+    await asyncio.gather(services.admission.idle(), services.uploads.idle(), services.owned.workers.drain())
 
 
 async def _hurried(ending: Ending) -> None:

@@ -1,6 +1,5 @@
 """The services that the routes share, made once by `create_app` and found through the request's app."""
 
-import asyncio
 import copy
 from collections import OrderedDict
 from collections.abc import AsyncIterator
@@ -28,6 +27,7 @@ from .engine.in_flight import InFlight
 from .engine.interface import EngineDead, RemoteEngine
 from .http.auth import TENANT
 from .http.errors import ApiError, unavailable
+from .http.threads import entered
 from .metrics.requests import Metrics
 from .opened import Adapters, OwnedAdapters
 from .processes.searches import Finder
@@ -51,11 +51,12 @@ MOST_VIEWS = 256  # of the adapters, of those who asked last
 class _Shared:
     """What all views of a process's services make at first use, and have in common.
 
-    views: the adapters as those see them who asked last.
+    views: the adapters as those see them who asked last. sources: which all fetches take their turns at.
     """
 
     tokenizer: Tokenizer | None = None
     speeches: AdapterTokenizers | None = None
+    sources: Sources | None = None
     views: OrderedDict[Actor, Adapters] = field(default_factory=OrderedDict)
 
 
@@ -113,10 +114,12 @@ class Services:
         assert isinstance(self.adapters, OwnedAdapters)
         return self.adapters
 
-    @cached_property
+    @property
     def sources(self) -> Sources:
         """The places from which requests may have adapters fetched."""
-        return Sources(source_settings(self.config))
+        if self._shared.sources is None:
+            self._shared.sources = Sources(source_settings(self.config))
+        return self._shared.sources
 
     def model(self) -> ModelInfo:
         """Return the facts of the model. Raises EngineDead, ApiError 503 while the model loads."""
@@ -162,8 +165,7 @@ class Services:
     async def staging(self) -> AsyncIterator[StagedUpload]:
         """Hold a place for an upload, and its files, while the block runs. Raises ApiError 429, AdapterError."""
         with self.uploads.take(self.tenant):
-            staged = await asyncio.to_thread(self.owned.store.stage, self.config.upload_limit)
-            with staged:
+            async with entered(self.owned.store.stage, self.config.upload_limit) as staged:
                 yield staged
 
     async def load(self, ref: VersionRef) -> AdapterLevel:

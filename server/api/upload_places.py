@@ -1,5 +1,6 @@
 """The limit on uploads that are being received, and each tenant's share of it."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,12 @@ class UploadPlaces:
         self._capacity = capacity
         self._guaranteed = guaranteed
         self._taken: Counter[str] = Counter()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def idle(self) -> None:
+        """Wait until nothing is being received."""
+        await self._idle.wait()
 
     @contextmanager
     def take(self, tenant: Tenant) -> Iterator[None]:
@@ -32,9 +39,12 @@ class UploadPlaces:
                 headers={"Retry-After": str(RETRY_SECONDS)},
             )
         self._taken[tenant.name] += 1
+        self._idle.clear()
         try:
             yield
         finally:
             self._taken[tenant.name] -= 1
             if not self._taken[tenant.name]:
                 del self._taken[tenant.name]
+            if not self._taken:
+                self._idle.set()

@@ -99,10 +99,13 @@ async def _check_values(body: bytes) -> None:
         await asyncio.sleep(0)  # others have their turn
 
 
+def is_form(content_type: str) -> bool:
+    """Return whether a body of this type is a form, which goes to disk; any other is read into memory."""
+    return content_type.partition(";")[0].strip().lower() == "multipart/form-data"
+
+
 def _is_upload(scope: Scope) -> bool:
-    return bool(scope["path"] == "/v1/adapters") and "multipart/form-data" in Headers(scope=scope).get(
-        "content-type", ""
-    )
+    return bool(scope["path"] == "/v1/adapters") and is_form(Headers(scope=scope).get("content-type", ""))
 
 
 def _declared_length(scope: Scope) -> int | None:

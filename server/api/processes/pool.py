@@ -5,7 +5,6 @@ A pool may be empty, and then nothing is waited for. Knows the control messages;
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -13,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from peftserve.adapters.leases import Leases
 
 from ...wire.control import AwaitIdle, Call, Drain, Sample, Serve, WorkerStats
+from ..engine.interface import EngineDead
 from ..metrics.totals import summed
 from .link import WorkerGone, WorkerLink
 
@@ -91,23 +91,33 @@ class WorkerPool:
     async def _keep(self, number: int) -> None:
         """Run worker `number`, one process after the other, for as long as the server lives.
 
-        Raises OSError if a process ends before it serves, and what `start` raises.
+        Until one has served, raises OSError if a process ends, and what `start` raises.
         """
-        for attempt in itertools.count():
+        pause = FIRST_PAUSE
+        while True:
             begun = time.monotonic()
-            link = self._links[number] = await self._start(number)
-            await self._attend(number, link)
-            await link.end(0)
-            del self._links[number]
-            self.past = summed([self.past, link.stats.samples])
-            self._ended(number)
+            try:
+                link = self._links[number] = await self._start(number)
+            except (OSError, EngineDead) as error:
+                if not self._serving[number].is_set():
+                    raise
+                logger.error("API process %d could not be started, and is tried again: %s", number, error)
+            else:
+                await self._attend(number, link)
+                await link.end(0)
+                del self._links[number]
+                self.past = summed([self.past, link.stats.samples])
+                self._ended(number)
+                if not self._stopping and not self._serving[number].is_set():
+                    raise OSError(f"API process {number} has ended before it served")
+                logger.error("API process %d has ended; another takes its place", number)
             if self._stopping:
                 return
-            if not self._serving[number].is_set():
-                raise OSError(f"API process {number} has ended before it served")
-            logger.error("API process %d has ended; another takes its place", number)
-            if time.monotonic() - begun < SHORT_LIFE:
-                await asyncio.sleep(min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE))
+            if time.monotonic() - begun >= SHORT_LIFE:
+                pause = FIRST_PAUSE
+                continue
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
 
     async def _attend(self, number: int, link: WorkerLink) -> None:
         """Until the process ends, let it serve when it may, and keep its statistics, which are lost with it."""

@@ -12,7 +12,7 @@ from peftserve.adapters.catalogue import Wanted, list_newest
 from peftserve.adapters.errors import AdapterNotFound
 from peftserve.adapters.names import Reference, parse_reference
 
-from ..http.bodies import FRAMING, json_body
+from ..http.bodies import FRAMING, is_form, json_body
 from ..http.leaving import CLIENT_GONE, ClientGone, until_disconnect
 from ..http.protocol import CONNECTION
 from ..openai.answers import json_response
@@ -117,7 +117,7 @@ async def add_adapter(request: Request, services: ServicesOf) -> Response:
     origin: dict[str, Any] | None = None
     async with services.staging() as staged:
         content_type = request.headers.get("content-type", "")
-        if content_type.lower().startswith("multipart/form-data"):
+        if is_form(content_type):
             await asyncio.to_thread(_check_quota, services, None, _declared_bytes(request))
             name, settings = await receive_upload(content_type, request.stream(), staged)
         else:

@@ -1,5 +1,7 @@
 """vLLM's routes for adapters, with its bodies and answers, so that its tools work."""
 
+import asyncio
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -64,7 +66,7 @@ async def load_lora_adapter(
             "set 'load_inplace' to True.",
             "lora_name",
         )
-    place = _place(services, body.lora_path)
+    place = await asyncio.to_thread(_place, services, body.lora_path)
     async with services.staging() as staged:
         try:
             origin = await until_disconnect(request.scope[CONNECTION], services.sources.fetch(place, staged))
@@ -82,14 +84,14 @@ def _place(services: Services, path: str) -> Place:
     place = parse_place(path, hub_ids=sources.allows("hub"))
     if place.type == "hub" and "://" not in path and _is_folder(sources.settings.folders, path):
         place = Place("path", path)
-    if place.type == "path" and not allowed_folder(sources.settings.folders, place.uri).is_dir():
+    if place.type == "path" and not os.path.isdir(allowed_folder(sources.settings.folders, place.uri)):
         raise _nothing_at(path)
     return place
 
 
 def _is_folder(roots: Sequence[Path], path: str) -> bool:
     try:
-        return bool(roots) and allowed_folder(roots, path).is_dir()
+        return bool(roots) and os.path.isdir(allowed_folder(roots, path))  # False for a name that is too long, too
     except ApiError:
         return False
 

@@ -19,6 +19,7 @@ from peftserve.adapters.registry_reader import RegistryReader
 from peftserve.adapters.store import AdapterStore
 
 from ..http.errors import ApiError
+from ..http.threads import entered
 from .fetchers import Sources
 from .place import Place, SourceFailed, SourceMissing, SourceSettings, parse_place
 
@@ -125,8 +126,7 @@ class AdapterFinder:
         settings = _settings_of(template, place, self._sources.settings)
         if place.type == "path" and not await asyncio.to_thread(Path(place.uri).is_dir):
             raise SourceMissing("There is no such folder.")
-        staged = await asyncio.to_thread(self._store.stage, self._limit)
-        with staged:
+        async with entered(self._store.stage, self._limit) as staged:
             origin = await self._sources.fetch(place, staged, settings)
             if self._registry.find(name) is None:
                 await self._library.add(staged, name, origin=origin)

@@ -12,6 +12,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from peftserve.adapters.errors import AdapterError
@@ -21,15 +22,28 @@ from peftserve.adapters.names import parse_reference
 from peftserve.adapters.registry_reader import AdapterRecord, RegistryReader
 from peftserve.adapters.store import AdapterStore
 
+from ..http.errors import translate
+from ..http.threads import entered
+
 logger = logging.getLogger(__name__)
 
 PERIOD = 2.0  # seconds from look to look
 SETTLE = 0.2  # the same at the start, which waits for it
 SHARE = 20  # a look that takes long is made so much more rarely than it takes
+MOST_LOOKS = 32  # from one try to the next of what failed by no fault of its own
 KIND = "folder"  # of the origin
 
 State = str | None
 """What a sub-folder's files are like, by their names, sizes and times; None where they are not all there."""
+
+
+@dataclass
+class _Later:
+    """What is tried again after some looks. state: of the files that could not be taken."""
+
+    state: str
+    tries: int = 0
+    looks: int = 0
 
 
 class FolderWatcher:
@@ -45,6 +59,7 @@ class FolderWatcher:
         self._limit = limit
         self._seen: dict[str, State] = {}  # at the last look
         self._done: dict[str, State] = {}  # what was taken or refused
+        self._put_off: dict[str, _Later] = {}
         self._told: set[str] = set()  # what was said of the folder and of adapters that stay, once
 
     async def start(self) -> None:
@@ -71,30 +86,52 @@ class FolderWatcher:
             return
         self._told.discard("folder")
         before, self._seen = self._seen, states
+        for later in self._put_off.values():
+            later.looks -= 1
         for name, state in states.items():
-            if state is not None and before.get(name) == state != self._done.get(name):
+            if state is None or before.get(name) != state or state == self._done.get(name):
+                continue
+            if not self._is_put_off(name, state):
                 await self._take(name, state)
         for name in self._done.keys() - states.keys() - before.keys():
             await self._drop(name)
 
     async def _take(self, name: str, state: str) -> None:
-        """Make what a sub-folder holds the newest version of its name."""
+        """Make what a sub-folder holds the newest version of its name.
+
+        What is wrong with the sub-folder stays wrong; what is wrong with the server, a later look may find mended.
+        """
         folder = self._folder / name
         try:
-            staged = await asyncio.to_thread(self._store.stage, self._limit)
-            with staged:
+            async with entered(self._store.stage, self._limit) as staged:
                 await asyncio.to_thread(staged.copy_folder, folder)
                 if await asyncio.to_thread(_state_of, folder) != state:
                     return  # changed meanwhile: a later look takes it
                 origin = {"kind": KIND, "uri": name, "resolved": state}
                 record = await self._library.add(staged, name, origin=origin, only_if_new=True)
-        except AdapterError as error:
-            logger.warning("The folder %s is not taken as an adapter: %s", name, error.message)
-        except Exception:
-            logger.exception("The folder %s cannot be taken as an adapter", name)
+        except Exception as error:
+            answer = translate(error)
+            if answer.status_code >= 500:
+                self._put_it_off(name, state, error)
+                return
+            logger.warning("The folder %s is not taken as an adapter: %s", name, answer.body.message)
         else:
             logger.info("Adapter %s was taken from its folder", record.ref)
+        self._put_off.pop(name, None)
         self._done[name] = state
+
+    def _is_put_off(self, name: str, state: str) -> bool:
+        later = self._put_off.get(name)
+        return later is not None and later.state == state and later.looks > 0
+
+    def _put_it_off(self, name: str, state: str, error: Exception) -> None:
+        """Try again ever later, and say so once for each state of the files."""
+        later = self._put_off.get(name)
+        if later is None or later.state != state:
+            later = self._put_off[name] = _Later(state)
+            logger.warning("The folder %s is not taken as an adapter yet", name, exc_info=error)
+        later.tries += 1
+        later.looks = min(2**later.tries, MOST_LOOKS)
 
     async def _drop(self, name: str) -> None:
         """Delete the versions of a name that came from a folder which is gone. What a route names stays."""
@@ -108,6 +145,7 @@ class FolderWatcher:
             return
         self._told.discard(name)
         del self._done[name]
+        self._put_off.pop(name, None)
 
     def _tell(self, what: str, message: str, *arguments: object) -> None:
         if what not in self._told:

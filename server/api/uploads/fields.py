@@ -3,9 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import msgspec
-
-from peftserve.adapters.strict_json import parse_object
+from peftserve.adapters.strict_json import parse_list, parse_object
 
 from ..http.errors import bad_request
 
@@ -34,10 +32,7 @@ def _tags(text: str) -> list[Any]:
     """Return the tags of a JSON list, or of a text with commas."""
     if not text.lstrip().startswith("["):
         return [tag.strip() for tag in text.split(",") if tag.strip()]
-    try:
-        return msgspec.json.decode(text, type=list[Any])
-    except msgspec.MsgspecError:
-        raise bad_request("The field 'tags' must be a JSON list, or tags with commas between.", "tags") from None
+    return parse_list(text.encode(), "tags")
 
 
 def _metadata(text: str) -> Mapping[str, Any]:

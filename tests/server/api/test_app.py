@@ -171,6 +171,19 @@ async def test_bodies_are_limited_whether_or_not_they_say_their_length(make_serv
         assert (await server.http.post("/v1/completions", content=body)).status_code == 200
 
 
+async def test_what_goes_to_disk_is_told_by_the_type_of_the_body_alone(make_server, adapter_bytes, check_envelope):
+    async with make_server(body_limit=1000) as server:
+        http, files = server.http, [("files", file) for file in adapter_bytes(rank=64).items()]
+        whole = http.build_request("POST", "/v1/adapters", data={"name": "sql"}, files=files)
+        body, form = whole.read(), whole.headers["content-type"]
+        assert len(body) > 2000
+        for kind in (f"application/json; x={form}", f"x-{form}"):
+            answer = await http.post("/v1/adapters", content=body, headers={"content-type": kind})
+            check_envelope(answer, 413, "body_too_large")
+        named = {"content-type": form.replace("multipart/form-data", "Multipart/Form-Data ")}
+        assert (await http.post("/v1/adapters", content=body, headers=named)).status_code == 201
+
+
 async def test_keys_guard_everything_but_health_and_metrics(make_server, engine, check_envelope):
     async with make_server(api_keys=("alpha", "bêta", "voilà")) as server:
         for headers in ({}, {"authorization": "Bearer gamma"}, {"authorization": "Basic alpha"}):

@@ -1,6 +1,7 @@
 """The server's life in real processes: start, signals, and the death of either process."""
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -149,6 +150,30 @@ def test_sigterm_drains_every_process(start, tmp_path):
     assert server.process.wait(PATIENCE) == 0
     assert [lines[-1] for lines in streams] == ["data: [DONE]"] * 6
     assert all('"finish_reason":"length"' in lines[-2] for lines in streams)
+
+
+def test_sigterm_lets_an_upload_finish(start, tmp_path, adapter_bytes):
+    server = start(grace=60.0)
+    server.wait_for()
+    files = [("files", file) for file in adapter_bytes().items()]
+    whole = server.http.build_request("POST", "/v1/adapters", data={"name": "sql"}, files=files)
+    body, may_end, answers = whole.read(), threading.Event(), []
+
+    def pieces():
+        yield body[: len(body) // 2]
+        may_end.wait(PATIENCE)
+        yield body[len(body) // 2 :]
+
+    headers = {"content-type": whole.headers["content-type"]}
+    ask = functools.partial(server.http.post, "/v1/adapters", content=pieces(), headers=headers)
+    uploading = threading.Thread(target=lambda: answers.append(ask().status_code))
+    uploading.start()
+    wait_until(lambda: [*(tmp_path / "state" / "staging").iterdir()])
+    server.process.send_signal(signal.SIGTERM)
+    server.wait_for("/health/ready", 503)
+    may_end.set()
+    uploading.join(PATIENCE)
+    assert (answers, server.process.wait(PATIENCE)) == ([201], 0)
 
 
 @pytest.mark.parametrize("model", ["fails", "crashes"])

@@ -1,3 +1,4 @@
+import asyncio
 from contextlib import ExitStack
 
 import pytest
@@ -20,3 +21,14 @@ def test_one_who_uploads_without_end_leaves_each_other_some():
     with ExitStack() as held:
         for _ in range(4):
             held.enter_context(places.take(greedy))
+
+
+async def test_it_is_idle_when_the_last_upload_has_ended():
+    places = UploadPlaces()
+    with places.take(Tenant("a")):
+        with places.take(Tenant("b")):
+            pass
+        waiting = asyncio.create_task(places.idle())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+    await asyncio.wait_for(waiting, 60)

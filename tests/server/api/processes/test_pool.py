@@ -5,6 +5,8 @@ import asyncio
 import pytest
 
 from peftserve.adapters.leases import Leases
+from peftserve.server.api.engine.interface import EngineDead
+from peftserve.server.api.processes import pool
 from peftserve.server.api.processes.link import WorkerGone
 from peftserve.server.api.processes.pool import SharedLeases, WorkerPool
 from peftserve.server.wire.control import AwaitIdle, Serve, WorkerStats
@@ -100,6 +102,44 @@ async def test_one_that_ends_is_replaced_and_what_it_counted_stays(run, until):
     assert ended == [1]
     assert [one.samples for one in await workers.stats()] == [{"requests": [("requests_total", {}, 2.0)]}]
     assert workers.past == {"requests": [("requests_total", {}, 5.0)]}
+
+
+async def test_where_another_cannot_be_started_it_is_tried_until_it_can(until, monkeypatch, caplog):
+    monkeypatch.setattr(pool, "FIRST_PAUSE", 0.001)
+    links = [_Link(), BlockingIOError("no process more"), EngineDead("it is started again"), _Link()]
+    left = iter(links)
+
+    async def start(number):
+        link = next(left)
+        if isinstance(link, Exception):
+            raise link
+        return link
+
+    workers = WorkerPool(1, start, lambda number: None)
+    workers.launch()
+    await asyncio.wait_for(workers.serve(), 60)
+    links[0].gone.set()
+    await until(lambda: links[-1].told)
+    await workers.stop(0)
+    assert caplog.text.count("could not be started, and is tried again") == 2
+
+
+async def test_however_often_one_ends_another_takes_its_place(until, monkeypatch):
+    monkeypatch.setattr(pool, "FIRST_PAUSE", 0.0)
+    links = [_Link()]
+
+    async def start(number):
+        links.append(_Link())
+        return links[-1]
+
+    workers = WorkerPool(1, start, lambda number: None)
+    workers.launch()
+    await asyncio.wait_for(workers.serve(), 60)
+    for _ in range(1100):
+        (link,) = links[-1:]
+        link.gone.set()
+        await until(lambda link=link: links[-1] is not link)
+    await workers.stop(0)
 
 
 async def test_one_that_ends_before_it_serves_fails_the_start(run):

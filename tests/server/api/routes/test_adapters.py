@@ -375,8 +375,9 @@ async def test_vllms_routes_speak_as_vllm_does(make_server, folder, check_envelo
         replaced = await server.http.post("/v1/load_lora_adapter", json={**body, "load_inplace": True})
         assert replaced.status_code == 200
         check_envelope(await server.http.post("/v1/load_lora_adapter", json={"lora_name": "x"}), 400)
-        absent = {"lora_name": "x", "lora_path": f"{folder}/absent"}
-        check_envelope(await server.http.post("/v1/load_lora_adapter", json=absent), 404, "adapter_not_found")
+        for name in ("absent", 300 * "a"):
+            absent = {"lora_name": "x", "lora_path": f"{folder}/{name}"}
+            check_envelope(await server.http.post("/v1/load_lora_adapter", json=absent), 404, "adapter_not_found")
         response = await server.http.post("/v1/unload_lora_adapter", json={"lora_name": "sql"})
         assert (response.status_code, response.text) == (200, "Success: LoRA adapter 'sql' removed successfully.")
         gone = await server.http.post("/v1/unload_lora_adapter", json={"lora_name": "sql"})

@@ -42,6 +42,8 @@ async def test_settings_come_with_an_upload_and_change_by_merge_patches(server, 
     check_envelope(await _patch(server, "sql@1", tags=["x"]), 400)
     check_envelope(await server.upload("new", fields={"metadata": "[1]"}), 400)
     check_envelope(await server.upload("new", fields={"ttl": "soon"}), 400)
+    for tags in ("[" * 8000, "[1", '["a"] x'):
+        assert check_envelope(await server.upload("new", fields={"tags": tags}), 400)["param"] == "tags"
     check_envelope(await server.http.get("/v1/adapters/new"), 404)
 
 

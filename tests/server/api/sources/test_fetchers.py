@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from peftserve.server.api.sources import download, fetchers
+from peftserve.server.api.tenancy.tenant import Tenant
 
 ALL = frozenset({"hub", "s3", "gs", "http"})
 COMMIT = "c0ffee" + "0" * 34
@@ -54,6 +55,12 @@ async def test_every_type_gives_a_version_with_its_origin(here, hub, site, s3, a
         assert (await server.http.get("/v1/adapters/sql@1")).json()["origin"] == cards[0]["origin"]
         assert "secret" not in str(cards)
         assert staging(server) == []
+
+
+async def test_all_requests_take_turns_at_the_same_places(here):
+    async with here() as server:
+        seen = [server.services.seen_by(Tenant(name)) for name in "ab"]
+        assert seen[0].sources is seen[1].sources is server.services.sources
 
 
 async def test_vllms_route_takes_places_too(here, hub, site, s3, adapter_bytes, tmp_path, check_envelope):

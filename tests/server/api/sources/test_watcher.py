@@ -2,6 +2,8 @@ import shutil
 
 import pytest
 
+from peftserve.adapters.errors import StoreFull
+from peftserve.server.api.engine.interface import EngineDead
 from peftserve.server.api.sources.watcher import FolderWatcher
 
 
@@ -122,6 +124,27 @@ async def test_failures_are_told_once_for_each_state(server, watched, caplog):
         await watcher.look()
     assert await names(server) == ["bad@1"]
     assert not list((server.config.state_dir / "staging").iterdir())
+
+
+async def test_what_the_server_could_not_do_is_tried_again_ever_later(server, watched, caplog, monkeypatch):
+    folder, put = watched
+    watcher = watcher_of(server, folder)
+    put("sql")
+    add, faults, tries = server.services.owned.library.add, [StoreFull("no room"), EngineDead("gone")], []
+
+    async def failing(*args, **options):
+        tries.append(looks)
+        if faults:
+            raise faults.pop(0)
+        return await add(*args, **options)
+
+    monkeypatch.setattr(server.services.owned.library, "add", failing)
+    looks = 0
+    while looks < 12:
+        await watcher.look()
+        looks += 1
+    assert (tries, await names(server)) == ([1, 3, 7], ["sql@1"])
+    assert caplog.text.count("The folder sql is not taken as an adapter yet") == 1
 
 
 async def test_what_a_route_names_stays(server, watched, caplog):
