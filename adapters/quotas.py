@@ -7,18 +7,22 @@ from typing import NamedTuple
 from .errors import QuotaExceeded
 from .registry_reader import RegistryReader
 
-# Of one owner: its names, and the bytes of its versions' files with those that can be restored. Older releases kept
-# the bytes in device memory only.
+# Of one owner: its names, and the bytes of its versions' files with those that can be restored, once for all versions
+# that have the same files, as the disk holds them: a rollback costs none. Older releases kept the bytes in device
+# memory only.
 _SIZE = "coalesce(json_extract(facts, '$.file_bytes'), json_extract(facts, '$.num_bytes'))"
 _USED = f"""
-SELECT (SELECT count(DISTINCT name) FROM versions WHERE owner = ?1),
-    (SELECT ifnull(sum({_SIZE}), 0) FROM versions WHERE owner = ?1)
-    + (SELECT ifnull(sum({_SIZE}), 0) FROM deleted WHERE owner = ?1)
+SELECT (SELECT count(DISTINCT name) FROM versions WHERE owner = ?1), ifnull(sum(size), 0) FROM (
+    SELECT max(size) AS size FROM (
+        SELECT digest, {_SIZE} AS size FROM versions WHERE owner = ?1
+        UNION ALL SELECT digest, {_SIZE} FROM deleted WHERE owner = ?1
+    ) GROUP BY digest
+)
 """
 
 
 class Used(NamedTuple):
-    """What an owner has: names of adapters, and bytes of files of all their versions."""
+    """What an owner has: names of adapters, and bytes of the files of all their versions together."""
 
     adapters: int
     num_bytes: int

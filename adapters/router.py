@@ -141,13 +141,17 @@ class Router:
             raise AdapterNotFound(f"{head.name!r} is reached by more than {MAX_DEPTH} routes", param="model")
         policy = self._compiled.policy(head, partial(self._routes.get, head.name))
         further = (*way, head.name)
-        choice = policy(query, lambda name: self._follow(name, query, further), partial(self._can_load, query))
+        choice = policy(query, lambda name: self._follow(name, query, further), partial(self._can_answer, query))
         chosen = choice.chosen if choice.found.parts else choice.chosen or self._base_id
         hop = Hop(head.name, head.version, chosen, choice.arm, choice.score, choice.scores)
         return Found(choice.found.parts, (hop, *choice.found.hops), choice.shadow or choice.found.shadow)
 
-    def _can_load(self, query: Query, found: Found) -> bool:
-        """Return whether all that was found can be loaded. Raises LoadNeeded where that has to be tried."""
+    def _can_answer(self, query: Query, found: Found) -> bool:
+        """Return whether what was found can be summed and loaded. Raises LoadNeeded where a load has to be tried."""
+        try:
+            self._answer(found)
+        except InvalidAdapter:  # the members' newest versions are others than when the mixture was put
+            return False
         refs = [record.ref for record, _ in found.parts]
         if any(not query.loads.get(ref.digest, True) or self._names.is_damaged(ref.digest) for ref in refs):
             return False

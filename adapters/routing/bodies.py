@@ -111,7 +111,7 @@ class Mixture(_Part, tag="mixture", tag_field="kind", frozen=True):
 
 
 class Fallback(_Part, tag="fallback", tag_field="kind", frozen=True):
-    """The first of its targets that exists and can be loaded."""
+    """The first of its targets that exists and can answer."""
 
     targets: Annotated[tuple[Target, ...], Meta(min_length=1, max_length=MAX_ARMS)]
 

@@ -15,7 +15,7 @@ from .split import arm_chooser
 from .stored import Find, Route
 
 Policy = Callable[[Query, Follow, Callable[[Found], bool]], Choice]
-"""Choose for one request. The last argument says whether what was found can be loaded.
+"""Choose for one request. The last argument says whether what was found can answer.
 
 Raises AdapterNotFound, NotReady.
 """
@@ -66,7 +66,7 @@ def _fallback(body: Fallback, route: Route) -> Policy:
             if healthy(found):
                 return Choice(found, target, number)
         raise AdapterNotFound(
-            f"none of the targets of the route {route.name!r} exists and can be loaded: {', '.join(body.targets[:8])}"
+            f"none of the targets of the route {route.name!r} exists and can answer: {', '.join(body.targets[:8])}"
         )
 
     return choose

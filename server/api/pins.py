@@ -4,6 +4,7 @@ Which they are is read from the registry: see `SettingsReader.pinned`. Knows no 
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Sequence
 
@@ -18,6 +19,7 @@ from .engine.interface import EngineDead, RemoteEngine
 logger = logging.getLogger(__name__)
 
 LOADING = 0.2  # seconds between looks while the model loads
+AGAIN = 5.0  # behind a look that failed
 
 
 class Pins:
@@ -27,7 +29,7 @@ class Pins:
         self._engine = engine
         self._registry = registry
         self._settings = settings
-        self._told: Sequence[str] | None = ()  # None: what the engine made of them is not known
+        self._kept: Sequence[str] | None = ()  # by the engine; None: what it made of the last ones is not known
         self._told_engine: ModelInfo | None = None  # what the engine that was told has said of its model
         self._one_at_a_time = asyncio.Lock()
         self._awake = asyncio.Event()
@@ -36,12 +38,21 @@ class Pins:
         """Tell the engine of the pins of now, and of each change, until this is cancelled."""
         while self._engine.info is None:
             await asyncio.sleep(LOADING)
+        said = ""
         while True:
+            pause, fault = None, ""
             try:
                 await self.sync()
             except (AdapterError, EngineDead) as error:
-                logger.warning("Not all pinned adapters stay on the device: %s", error)
-            await self._awake.wait()
+                pause, fault = AGAIN, str(error)
+            except Exception:
+                pause = AGAIN
+                logger.exception("It could not be seen what is pinned")
+            if fault and fault != said:
+                logger.warning("Not all pinned adapters stay on the device: %s", fault)
+            said = fault
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._awake.wait(), pause)
             self._awake.clear()
 
     def wake(self) -> None:
@@ -63,10 +74,9 @@ class Pins:
         async with self._one_at_a_time:
             wanted = await asyncio.to_thread(self._settings.pinned)
             if self._engine.info is not self._told_engine:  # it begins with no pins
-                self._told, self._told_engine = (), self._engine.info
-            if self._told is None or list(wanted) != list(self._told):
-                self._told = wanted
-                await self._engine.pin_adapters(wanted)
+                self._kept, self._told_engine = (), self._engine.info
+            if self._kept is None or list(wanted) != list(self._kept):
+                await self._tell(wanted)
 
     async def try_out(self, name: str) -> None:
         """Pin the newest version of one more name. Raises AdapterNotFound, EngineDead.
@@ -76,12 +86,16 @@ class Pins:
         digest = self._registry.get(name).digest
         async with self._one_at_a_time:
             before = await asyncio.to_thread(self._settings.pinned)
-            if digest in before:
+            if digest in (self._kept or ()):
                 return
-            self._told = [*before, digest]
             try:
-                await self._engine.pin_adapters(self._told)
+                await self._tell(before if digest in before else [*before, digest])
             except AdapterError:
-                self._told = None  # so that the next look tells it again
-                self._awake.set()
+                self._awake.set()  # to tell what is pinned again
                 raise
+
+    async def _tell(self, wanted: Sequence[str]) -> None:
+        """Tell the engine of pins, and note them once it keeps them. Raises AdapterError, EngineDead."""
+        self._kept = None
+        await self._engine.pin_adapters(wanted)
+        self._kept = wanted

@@ -199,9 +199,7 @@ def test_a_fallback_passes_over_what_is_damaged(registry: AdapterRegistry, route
         (), "org/demo", "org/demo", hops=(Hop("safe", 1, "org/demo", 2),)
     )  # fmt: skip
     routes.put("twice", '{"kind": "fallback", "targets": ["a", "b"]}')
-    with pytest.raises(
-        AdapterNotFound, match="none of the targets of the route 'twice' exists and can be loaded: a, b"
-    ):
+    with pytest.raises(AdapterNotFound, match="none of the targets of the route 'twice' exists and can answer: a, b"):
         router.resolve("twice")
 
 
@@ -217,6 +215,20 @@ def test_a_fallback_asks_whether_what_is_in_no_memory_can_be_loaded(
     assert router.resolve("safe", query=Query(loads={A2.digest: True})).label == "a@2"
     assert router.resolve("safe", query=Query(loads={A2.digest: False})).label == "a@1"
     assert router.resolve("a").label == "a@2"
+
+
+def test_a_fallback_passes_over_a_mixture_whose_members_mix_no_more(
+    registry: AdapterRegistry, router: Router, add: Add, tmp_path: Path
+) -> None:
+    routes = RouteStore(registry, "org/demo", targets_of, tmp_path / "routes")
+    router = Router(registry, "org/demo", routes)
+    routes.put("both", mixture_of({"a": 0.5, "b": 0.5}))
+    routes.put("safe", '{"kind": "fallback", "targets": ["both", "a"]}')
+    assert len(router.resolve("safe").members) == 2
+    add("b", "e", primitives={"kv_prefix": 1}, virtual_tokens=5)
+    with pytest.raises(InvalidAdapter):
+        router.resolve("both")
+    assert router.resolve("safe").label == "a@2"
 
 
 def test_what_a_request_may_name_is_known_without_asking_a_policy(

@@ -16,6 +16,7 @@ from peftserve.adapters.routing.query import Query
 
 from ..http.errors import ApiError
 from ..services import Services
+from ..tenancy.tenant import SERVER
 from .chat_request import ChatRequest
 from .generation import Generation, Plan
 from .planning import check_ids, weighted_adapters
@@ -60,7 +61,8 @@ async def _answered(services: Services, plan: Plan, target: str, query: Query) -
     """Answer a copy and return the outcome. Raises ApiError, AdapterError where it cannot begin; EngineDead."""
     resolved = await resolve(services, target, None, query, plan.salt)
     copy = _copy(services, plan, resolved)
-    quiet = replace(services, metrics=services.shadows.metrics)
+    # Not of the client's share, which is for what the client asks.
+    quiet = replace(services, metrics=services.shadows.metrics, tenant=SERVER)
     with quiet.hold(resolved, copy.num_sequences):
         try:
             await Generation(quiet, copy).collect()

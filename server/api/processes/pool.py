@@ -58,10 +58,12 @@ class WorkerPool:
                 keeper.result()
 
     async def stats(self) -> list[WorkerStats]:
-        """Return the statistics of all that run; those last heard of a worker that takes long to answer."""
-        links = list(self._links.values())
-        await asyncio.gather(*map(_fetch_soon, links))
-        return [link.stats for link in links]
+        """Return the statistics of all that run; those last heard of a worker that takes long to answer.
+
+        What one that has ended meanwhile had counted is in `past`, and not among them, until the loop's next turn.
+        """
+        await asyncio.gather(*map(_fetch_soon, list(self._links.values())))
+        return [link.stats for link in self._links.values()]
 
     async def idle(self, digest: str) -> None:
         """Wait until no worker holds an adapter that the registry has forgotten."""

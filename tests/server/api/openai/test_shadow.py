@@ -92,3 +92,22 @@ async def test_draining_gives_copies_up(server, split, until):
     assert (await asking).status_code == 200
     await server.services.admission.idle()
     assert await outcomes(server) == {("r", "aborted"): 1.0}
+
+
+async def test_it_takes_nothing_of_the_share_of_who_asks(make_server, engine, tmp_path, until):
+    keys = tmp_path / "keys"
+    keys.write_text('[[keys]]\nname = "acme"\nkey = "sk"\nmax_queued = 2\nrole = "admin"\n')
+    async with make_server(api_key_file=keys) as server:
+        server.http.headers["Authorization"] = "Bearer sk"
+        for name, rank in (("sql", 4), ("shadow", 8)):
+            await server.upload(name, rank)
+        body = {"kind": "split", "arms": [{"target": "sql", "weight": 1}], "shadow": "shadow"}
+        await server.http.put("/v1/routes/r", json=body)
+        engine.going.clear()
+        first = asyncio.create_task(ask(server))
+        await until(lambda: len(engine.requests) == 2)
+        second = asyncio.create_task(ask(server, model="base"))
+        await until(lambda: len(engine.requests) == 3 or second.done())
+        engine.going.set()
+        assert ((await first).status_code, (await second).status_code) == (200, 200)
+        await until(lambda: server.services.admission.in_flight == 0)

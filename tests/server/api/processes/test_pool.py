@@ -6,6 +6,7 @@ import pytest
 
 from peftserve.adapters.leases import Leases
 from peftserve.server.api.engine.interface import EngineDead
+from peftserve.server.api.metrics.totals import summed
 from peftserve.server.api.processes import pool
 from peftserve.server.api.processes.link import WorkerGone
 from peftserve.server.api.processes.pool import SharedLeases, WorkerPool
@@ -102,6 +103,26 @@ async def test_one_that_ends_is_replaced_and_what_it_counted_stays(run, until):
     assert ended == [1]
     assert [one.samples for one in await workers.stats()] == [{"requests": [("requests_total", {}, 2.0)]}]
     assert workers.past == {"requests": [("requests_total", {}, 5.0)]}
+
+
+async def test_what_one_that_ends_during_a_look_had_counted_is_counted_once(run, until):
+    ending, slow = _Link(counted=5), _Link(counted=2)
+    workers = await run(2, [ending, slow, _Link()])
+    await workers.stats()
+    answer, fetch = asyncio.Event(), slow.fetch_stats
+
+    async def fetch_slowly():
+        await answer.wait()
+        return await fetch()
+
+    slow.fetch_stats = fetch_slowly
+    looking = asyncio.create_task(workers.stats())
+    await asyncio.sleep(0)
+    ending.gone.set()
+    await until(lambda: workers.past)
+    answer.set()
+    counted = summed([*(one.samples for one in await looking), workers.past])
+    assert counted == {"requests": [("requests_total", {}, 7.0)]}
 
 
 async def test_where_another_cannot_be_started_it_is_tried_until_it_can(until, monkeypatch, caplog):

@@ -120,6 +120,17 @@ async def test_a_pin_is_kept_by_the_engine_or_refused(server, check_envelope, un
     await until(lambda: server.engine.pinned == [])
 
 
+async def test_a_pin_that_found_no_room_is_kept_when_there_is_some(server, check_envelope, until):
+    for rank, name in enumerate("abc"):
+        await server.upload(name, rank=rank + 1, fields={"pinned": "true"})
+    await until(lambda: len(server.engine.pinned) == 2)
+    check_envelope(await _patch(server, "c", pinned=True), 413, "adapter_too_large")
+    await server.http.delete("/v1/adapters/b")
+    left = [(await server.http.get(f"/v1/adapters/{name}")).json()["digest"] for name in "ac"]
+    await until(lambda: sorted(server.engine.pinned) == sorted(left))
+    assert (await _patch(server, "c", pinned=True)).status_code == 200
+
+
 async def test_pins_and_times_hold_over_a_restart(make_server, until):
     async with make_server() as server:
         card = (await server.upload("a", fields={"pinned": "true"})).json()

@@ -13,3 +13,14 @@ async def test_an_older_version_is_the_newest_again(server, check_envelope):
     await server.upload("json")
     error = check_envelope(await server.http.post("/v1/adapters/json/rollback", json={"to": None}), 404)
     assert "only version" in error["message"]
+
+
+async def test_it_costs_nothing_of_a_quota_that_is_full(make_server, check_envelope):
+    async with make_server(max_adapter_bytes_per_key=2500) as server:
+        rank = 1
+        while (answer := await server.upload("sql", rank)).status_code == 201:
+            rank += 1
+        check_envelope(answer, 403, "quota_exceeded")
+        for _ in range(20):
+            assert (await server.http.post("/v1/adapters/sql/rollback")).status_code == 201
+        assert check_envelope(await server.upload("sql", rank), 403) == answer.json()["error"]
