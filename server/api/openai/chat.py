@@ -61,11 +61,11 @@ async def plan_chat(services: Services, request: Request, body: ChatRequest) -> 
         template = tokenizer.require_chat_template()
         shown = [tool.as_template_sees_it() for tool in calling.shown]
         text = await render(tokenizer, body.messages, body, shown, **body.template_arguments(template.mentions))
+        cut = cut_of(info, body, resolved.virtual_tokens + (body.limit or 1))
         # The template has written the special tokens itself.
+        [prompt] = await encode_prompts(info, tokenizer, [text], body.add_special_tokens, cut)
         reading = reading_of(services.config, tokenizer, body, calling, text)
         grammar = await constrained(tokenizer, body, calling, reading, form)
-        cut = cut_of(info, body, resolved.virtual_tokens + (body.limit or 1))
-        [prompt] = await encode_prompts(info, tokenizer, [text], body.add_special_tokens, cut)
     check_ids(info, body, [prompt], resolved)
     sampling = body.sampling(
         max_tokens=fit_length(info, prompt, body.limit, _most_by_default(info), resolved.virtual_tokens),

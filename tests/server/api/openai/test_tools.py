@@ -1,10 +1,13 @@
 """Tools through a server whose engine says what a test gives it."""
 
 import json
+import threading
+from collections import OrderedDict
 
 import pytest
 from llguidance import LLMatcher
 
+from peftserve.server.api.openai import grammar_checks, tool_grammars
 from peftserve.server.wire.messages import SequenceOutput
 
 MESSAGES = [{"role": "user", "content": "Weather in Paris?"}]
@@ -174,6 +177,44 @@ async def test_a_schema_without_a_grammar_is_named_where_one_is_needed(server, s
         error = check_envelope(response, 400, "invalid_schema")
         assert error["param"] == param
         assert "not" in error["message"]
+
+
+async def test_schemas_are_checked_off_the_event_loop_and_once(server, say, monkeypatch):
+    say(NOW_CALL)
+    checked = []
+
+    def fault_of(grammar):
+        checked.append(threading.current_thread().name)
+        return ""
+
+    monkeypatch.setattr(tool_grammars, "_sound", OrderedDict())
+    monkeypatch.setattr(tool_grammars, "fault_of", fault_of)
+    for _ in range(2):
+        await create(server, tool_choice="required")
+    assert len(checked) == len(TOOLS)
+    assert all(name.startswith("forms") for name in checked)
+
+
+async def test_the_schemas_of_a_request_have_one_time_together(server, say, engine, monkeypatch, check_envelope):
+    monkeypatch.setattr(tool_grammars, "_sound", OrderedDict())
+    monkeypatch.setattr(grammar_checks, "BEGINNING", 0)
+    body = {"messages": MESSAGES, "tools": TOOLS, "tool_choice": "required", "max_tokens": 9}
+    error = check_envelope(await server.http.post("/v1/chat/completions", json=body), 400, "invalid_schema")
+    assert error["param"] == "tools[0].function.parameters"
+    assert "too long" in error["message"]
+    end = threading.Event()
+    monkeypatch.setattr(grammar_checks, "SECONDS", 0)
+    monkeypatch.setattr(tool_grammars, "_check_rules", lambda rules, is_over: end.wait(30))
+    error = check_envelope(await server.http.post("/v1/chat/completions", json=body), 400, "invalid_schema")
+    end.set()
+    assert "too long" in error["message"]
+
+
+async def test_no_schema_is_compiled_for_a_prompt_that_does_not_fit(server, monkeypatch, check_envelope):
+    monkeypatch.setattr(tool_grammars, "fault_of", None)
+    monkeypatch.setattr(tool_grammars, "_sound", OrderedDict())
+    body = {"messages": [{"role": "user", "content": "x" * 300_000}], "tools": TOOLS, "tool_choice": "required"}
+    check_envelope(await server.http.post("/v1/chat/completions", json=body), 400, "context_length_exceeded")
 
 
 async def test_the_older_form_is_answered_in_the_older_form(server, say):
