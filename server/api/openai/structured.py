@@ -52,6 +52,13 @@ async def grammar_of(body: StructuredFields) -> str | None:
     return grammar
 
 
+def json_spaces(whitespace: str | None) -> dict[str, Any]:
+    """Return llguidance's options for what may be between JSON's parts: "" for nothing, None for the usual."""
+    if whitespace == "":
+        return {"whitespace_flexible": False}
+    return {"whitespace_pattern": whitespace or WHITESPACE}
+
+
 def _make(wanted: Wanted, text: str, whitespace: str | None, is_over: IsOver) -> str:
     """Return the grammar of a form. text: its value. Raises ApiError 400, with the place of what is wrong."""
     if len(text) > MAX_TEXT:
@@ -89,16 +96,14 @@ def _of_schema(text: str, whitespace: str | None) -> str:
     if not isinstance(schema, dict | bool):
         raise ValueError("a JSON schema is an object, true or false")
     if isinstance(schema, dict):
-        schema.pop("x-guidance", None)  # options of the library's own, which would undo those here
         for place, keyword, why in find_older(schema):
             raise ValueError(f"at {place}: {keyword} {why}")
         schema = without_neutral(schema)
     if schema is False:
         raise ValueError("it is false, which allows no value")
-    text = json.dumps({} if schema is True else schema, ensure_ascii=False)
-    if whitespace == "":
-        return LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_flexible": False})
-    return LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": whitespace or WHITESPACE})
+    options = json_spaces(whitespace)  # in place of a client's own, which would undo them
+    text = json.dumps({**({} if schema is True else schema), "x-guidance": options}, ensure_ascii=False)
+    return LLMatcher.grammar_from_json_schema(text)
 
 
 def _of_regex(text: str, whitespace: str | None) -> str:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from functools import partial
 from hashlib import sha256
 
-from ..assistant.families import forced_family
 from ..assistant.grammars import Function, Shape, Thoughts, arguments_of, grammar_of
 from ..assistant.reading import Reading
 from ..http.errors import ApiError, bad_request
@@ -13,6 +12,7 @@ from ..text.tokenizer import Tokenizer
 from .chat_request import ChatRequest
 from .generation import Turns
 from .grammar_checks import IsOver, fault_of, run_check
+from .structured import json_spaces
 from .tools import Calling, Tool, place_of
 
 LONGEST = 1 << 17  # characters of a schema
@@ -29,20 +29,21 @@ async def constrained(
 
     answer: of what the client asked for beside tools. Raises ApiError for a schema that has no grammar.
     """
+    answer = None if calling.forced else answer
     is_bound = calling.forced or (_has_form(reading) and _holds(calling))
     if not is_bound and (answer is None or reading is None):
         return answer
     functions = []
     if reading is not None and reading.family is not None and (is_bound or (answer is not None and calling.callable_)):
         functions = await _functions(body, calling, only_strict=not calling.forced)
-    form = forced_family(reading.family).form if reading is not None and reading.family is not None else None
     shape = Shape(
-        form,
+        reading.family.form if reading is not None and reading.family is not None else None,
         functions,
         forced=calling.forced,
         single=calling.single,
-        answer=None if calling.forced else answer,
+        answer=answer,
         thoughts=_thoughts(reading),
+        spaces=None if answer is None else json_spaces(body.whitespace),
     )
     return grammar_of(shape, lambda mark: _in_grammar(tokenizer, mark))
 

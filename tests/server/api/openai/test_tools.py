@@ -1,13 +1,10 @@
 """Tools through a server whose engine says what a test gives it."""
 
 import json
-import threading
-from collections import OrderedDict
 
 import pytest
 from llguidance import LLMatcher
 
-from peftserve.server.api.openai import grammar_checks, tool_grammars
 from peftserve.server.wire.messages import SequenceOutput
 
 MESSAGES = [{"role": "user", "content": "Weather in Paris?"}]
@@ -179,44 +176,6 @@ async def test_a_schema_without_a_grammar_is_named_where_one_is_needed(server, s
         assert "not" in error["message"]
 
 
-async def test_schemas_are_checked_off_the_event_loop_and_once(server, say, monkeypatch):
-    say(NOW_CALL)
-    checked = []
-
-    def fault_of(grammar):
-        checked.append(threading.current_thread().name)
-        return ""
-
-    monkeypatch.setattr(tool_grammars, "_sound", OrderedDict())
-    monkeypatch.setattr(tool_grammars, "fault_of", fault_of)
-    for _ in range(2):
-        await create(server, tool_choice="required")
-    assert len(checked) == len(TOOLS)
-    assert all(name.startswith("forms") for name in checked)
-
-
-async def test_the_schemas_of_a_request_have_one_time_together(server, say, engine, monkeypatch, check_envelope):
-    monkeypatch.setattr(tool_grammars, "_sound", OrderedDict())
-    monkeypatch.setattr(grammar_checks, "BEGINNING", 0)
-    body = {"messages": MESSAGES, "tools": TOOLS, "tool_choice": "required", "max_tokens": 9}
-    error = check_envelope(await server.http.post("/v1/chat/completions", json=body), 400, "invalid_schema")
-    assert error["param"] == "tools[0].function.parameters"
-    assert "too long" in error["message"]
-    end = threading.Event()
-    monkeypatch.setattr(grammar_checks, "SECONDS", 0)
-    monkeypatch.setattr(tool_grammars, "_check_rules", lambda rules, is_over: end.wait(30))
-    error = check_envelope(await server.http.post("/v1/chat/completions", json=body), 400, "invalid_schema")
-    end.set()
-    assert "too long" in error["message"]
-
-
-async def test_no_schema_is_compiled_for_a_prompt_that_does_not_fit(server, monkeypatch, check_envelope):
-    monkeypatch.setattr(tool_grammars, "fault_of", None)
-    monkeypatch.setattr(tool_grammars, "_sound", OrderedDict())
-    body = {"messages": [{"role": "user", "content": "x" * 300_000}], "tools": TOOLS, "tool_choice": "required"}
-    check_envelope(await server.http.post("/v1/chat/completions", json=body), 400, "context_length_exceeded")
-
-
 async def test_the_older_form_is_answered_in_the_older_form(server, say):
     say(f"{CALL}{NOW_CALL}")
     fields = {"tools": None, "functions": [WEATHER["function"], NOW["function"]], "function_call": "auto"}
@@ -278,6 +237,17 @@ async def test_the_operator_chooses_the_parser(make_server, say, check_envelope,
             body = {"messages": MESSAGES, "tools": TOOLS, "tool_choice": "required"}
             response = await server.http.post("/v1/chat/completions", json=body)
             assert check_envelope(response, 400)["param"] == "tool_choice"
+
+
+async def test_calls_beside_a_form_are_read_as_the_grammar_writes_them(make_server, say, engine):
+    form = {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}}}
+    async with make_server(tool_call_parser="pythonic") as server:
+        say('{"name": "get_weather", "parameters": {"city": "Paris"}}')
+        choice = (await create(server, **form)).choices[0]
+        assert [call.function.name for call in choice.message.tool_calls] == ["get_weather"]
+        assert not LLMatcher.validate_grammar(engine.requests[-1].sampling.grammar)
+        say("[now()]")
+        assert (await create(server)).choices[0].finish_reason == "tool_calls"
 
 
 async def test_an_answer_of_a_form_or_a_call(server, say, engine):
