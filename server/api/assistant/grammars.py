@@ -5,7 +5,7 @@ Each family's calls are written as its parser reads them. What a request gives i
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,9 +32,10 @@ class Function:
 class Form:
     """How a family's calls are written. begin: the mark of a call; "" for none.
 
-    rest: returns what follows it for some functions, whose arguments are the rules `args0`, `args1`, …; the last
+    rest: returns what follows it for some functions, whose arguments are the rules `json0`, `json1`, …; the last
     argument says whether it may be several calls. between: what separates two calls, begin and all; None: `rest` has
-    them all.
+    them all. Where no mark tells calls from an answer, those rules are whole calls: a lexer that has one literal up to
+    the arguments would let nothing else begin with a brace.
     """
 
     begin: str
@@ -42,14 +43,14 @@ class Form:
     between: str | None = None
 
 
-def _object(name: str, place: int, key: str) -> str:
+def _object(name: str, place: int) -> str:
     """Return one call as an object."""
-    before = '{"name": ' + json.dumps(name) + f', "{key}": '
-    return f"{_text(before)} args{place} {_text('}')}"
+    before = '{"name": ' + json.dumps(name) + ', "arguments": '
+    return f"{_text(before)} json{place} {_text('}')}"
 
 
-def _objects(functions: Sequence[Function], key: str = "arguments") -> str:
-    return "(" + " | ".join(_object(function.name, i, key) for i, function in enumerate(functions)) + ")"
+def _objects(functions: Sequence[Function]) -> str:
+    return "(" + " | ".join(_object(function.name, i) for i, function in enumerate(functions)) + ")"
 
 
 def _hermes(functions: Sequence[Function], mark: Mark, several: bool) -> str:
@@ -57,7 +58,7 @@ def _hermes(functions: Sequence[Function], mark: Mark, several: bool) -> str:
 
 
 def _llama(functions: Sequence[Function], mark: Mark, several: bool) -> str:
-    return _objects(functions, "parameters")
+    return "(" + " | ".join(f"json{i}" for i, _ in enumerate(functions)) + ")"
 
 
 def _mistral_list(functions: Sequence[Function], mark: Mark, several: bool) -> str:
@@ -66,12 +67,12 @@ def _mistral_list(functions: Sequence[Function], mark: Mark, several: bool) -> s
 
 
 def _mistral_named(functions: Sequence[Function], mark: Mark, several: bool) -> str:
-    return "(" + " | ".join(f"{_text(f.name)} {mark(ARGS)} args{i}" for i, f in enumerate(functions)) + ")"
+    return "(" + " | ".join(f"{_text(f.name)} {mark(ARGS)} json{i}" for i, f in enumerate(functions)) + ")"
 
 
 def _harmony(functions: Sequence[Function], mark: Mark, several: bool) -> str:
     calls = (
-        f'{_text(f"commentary to=functions.{function.name} ")} {mark(CONSTRAIN)} "json" {mark(MESSAGE)} args{i}'
+        f'{_text(f"commentary to=functions.{function.name} ")} {mark(CONSTRAIN)} "json" {mark(MESSAGE)} json{i}'
         for i, function in enumerate(functions)
     )
     return "(" + " | ".join(calls) + ")"
@@ -99,6 +100,8 @@ class Shape:
 
     functions: that may be called, in `form`. forced: at least one has to be. single: at most one may be.
     answer: a grammar of what is no call, as the engine takes it; None: any text. thoughts: what may stand before.
+    spaces: llguidance's options for what is between the parts of the answer's JSON, and so in calls that no mark tells
+    from it; None: what models write on one line.
     """
 
     form: Form | None = None
@@ -107,6 +110,7 @@ class Shape:
     single: bool = False
     answer: str | None = None
     thoughts: Thoughts | None = None
+    spaces: Mapping[str, object] | None = None
 
 
 def grammar_of(shape: Shape, mark: Mark) -> str:
@@ -114,8 +118,8 @@ def grammar_of(shape: Shape, mark: Mark) -> str:
     lines = [f"start: {'thoughts ' if shape.thoughts is not None else ''}{_body(shape, mark)}"]
     if shape.thoughts is not None:
         lines += _thoughts(shape.thoughts, mark)
-    lines += [f"args{i}: {arguments_of(function.schema)}" for i, function in enumerate(shape.functions)]
     if shape.form is not None and shape.functions:
+        lines += [f"json{i}: {_json(shape.form, shape, function)}" for i, function in enumerate(shape.functions)]
         lines += _calls(shape.form, shape, mark)
     lark = "\n".join(lines) + "\n"
     return lark if shape.answer is None else _with_answer(lark, shape.answer)
@@ -123,7 +127,23 @@ def grammar_of(shape: Shape, mark: Mark) -> str:
 
 def arguments_of(schema: dict[str, Any]) -> str:
     """Return the rule of arguments, which models write on one line."""
-    return f"%json {json.dumps({**schema, 'x-guidance': _COMPACT})}"
+    return _of_schema(schema, _COMPACT)
+
+
+def _json(form: Form, shape: Shape, function: Function) -> str:
+    """Return the rule of a function's arguments, or of a whole call where it has no mark."""
+    if form.begin:
+        return arguments_of(function.schema)
+    # With an id the schema is a document of its own, in which its references are looked up.
+    parameters = {"$id": f"urn:{function.name}", **function.schema}
+    parameters.pop("x-guidance", None)  # which stands at the root only
+    parts = {"name": {"const": function.name}, "parameters": parameters}
+    call = {"type": "object", "properties": parts, "required": [*parts], "additionalProperties": False}
+    return _of_schema(call, shape.spaces or _COMPACT)
+
+
+def _of_schema(schema: dict[str, Any], spaces: Mapping[str, object]) -> str:
+    return f"%json {json.dumps({**schema, 'x-guidance': spaces})}"
 
 
 def _body(shape: Shape, mark: Mark) -> str:

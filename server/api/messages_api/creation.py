@@ -4,7 +4,7 @@ from fastapi import Request, Response
 
 from ..http.bodies import read_json
 from ..openai.answers import answer, json_response
-from ..openai.chat import plan_chat
+from ..openai.chat import count_chat, plan_chat
 from ..openai.event_stream import Ending
 from ..openai.generation import Plan
 from ..openai.places import told_as
@@ -22,11 +22,13 @@ async def create_message(request: Request, services: Services) -> Response:
 
 
 async def count_tokens(request: Request, services: Services) -> Response:
-    plan = await _plan(services, request, await read_json(request, CountRequest))
-    return json_response(TokenCount(plan.num_prompt_tokens))
+    """Count a conversation, also one that is longer than the context: whether to shorten it is why clients ask."""
+    chat, names = translate(await read_json(request, CountRequest))
+    with told_as(names):
+        return json_response(TokenCount(await count_chat(services, request, chat)))
 
 
-async def _plan(services: Services, request: Request, body: CountRequest) -> Plan:
+async def _plan(services: Services, request: Request, body: MessagesRequest) -> Plan:
     """Plan the answer. No await may come between the return and `answer`. Raises AdapterError, ApiError."""
     chat, names = translate(body)
     with told_as(names):

@@ -58,14 +58,12 @@ async def plan_chat(services: Services, request: Request, body: ChatRequest) -> 
     resolved = await who_answers(services, request, body, judged)
     with services.adapters.leases.held(resolved):  # until `answer` holds them: no await comes in between
         tokenizer, ends = await services.speech_of(resolved)
-        template = tokenizer.require_chat_template()
-        shown = [tool.as_template_sees_it() for tool in calling.shown]
-        text = await render(tokenizer, body.messages, body, shown, **body.template_arguments(template.mentions))
+        text = await _write(tokenizer, body)
+        cut = cut_of(info, body, resolved.virtual_tokens + (body.limit or 1))
         # The template has written the special tokens itself.
+        [prompt] = await encode_prompts(info, tokenizer, [text], body.add_special_tokens, cut)
         reading = reading_of(services.config, tokenizer, body, calling, text)
         grammar = await constrained(tokenizer, body, calling, reading, form)
-        cut = cut_of(info, body, resolved.virtual_tokens + (body.limit or 1))
-        [prompt] = await encode_prompts(info, tokenizer, [text], body.add_special_tokens, cut)
     check_ids(info, body, [prompt], resolved)
     sampling = body.sampling(
         max_tokens=fit_length(info, prompt, body.limit, _most_by_default(info), resolved.virtual_tokens),
@@ -79,6 +77,21 @@ async def plan_chat(services: Services, request: Request, body: ChatRequest) -> 
     salt = salt_of(request, body)
     choices = body.choices
     return Plan(body, resolved, adapters, [prompt], [sampling], choices, tokenizer, salt, judged, ends, reading)
+
+
+async def count_chat(services: Services, request: Request, body: ChatRequest) -> int:
+    """Return how many tokens a chat's prompt has, which may be more than fit. Raises AdapterError, ApiError."""
+    resolved = await who_answers(services, request, body, partial(last_words, body.messages))
+    with services.adapters.leases.held(resolved):
+        tokenizer, _ = await services.speech_of(resolved)
+        return len(await tokenizer.encode(await _write(tokenizer, body), body.add_special_tokens))
+
+
+async def _write(tokenizer: Tokenizer, body: ChatRequest) -> str:
+    """Return the prompt's text of a chat, with its tools. Raises ApiError."""
+    template = tokenizer.require_chat_template()
+    shown = [tool.as_template_sees_it() for tool in body.calling.shown]
+    return await render(tokenizer, body.messages, body, shown, **body.template_arguments(template.mentions))
 
 
 def _most_by_default(info: ModelInfo) -> int | None:

@@ -23,7 +23,7 @@ def reading_of(
         thinking = None
     if thinking is None and family is None:
         return None
-    if family is not None and calling.forced:
+    if family is not None and (calling.forced or body.wanted):  # what a grammar writes is what is read
         family = forced_family(family)
     is_open = thinking is not None and thinking.is_open(prompt, body.continue_final_message)
     return Reading(family, calling.names, calling.single, thinking, is_open)

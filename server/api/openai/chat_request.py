@@ -76,7 +76,7 @@ class Message(Body):
         calls = self.tool_calls or self.function_call
         if calls and self.role != "assistant":
             raise ValueError(f"a message of the role {self.role!r} cannot have made calls; only an assistant's can")
-        if self.content is None and not calls:
+        if self.content is None and self.role != "assistant":  # whose thoughts may have used up all its tokens
             raise ValueError("content is missing")
         return self
 

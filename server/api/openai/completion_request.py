@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 
 from .model_request import faulty
-from .requests import MAX_CHOICES, MAX_LOGPROBS, GenerationRequest, TokenId
+from .requests import MAX_CHOICES, MAX_LOGPROBS, MAX_TOKEN_ID, GenerationRequest, TokenId
 
 MAX_PROMPTS = 1024
 COMPLETION_MAX_TOKENS = 16
@@ -72,19 +72,30 @@ class CompletionRequest(GenerationRequest):
 
 
 def list_prompts(prompt: Any, most: int) -> list[PromptInput]:
-    """Return str | list[str] | list[int] | list[list[int]] as a list of `most` prompts at most. Raises ValueError."""
+    """Return str | list[str] | list[int] | list[list[int]] as a list of `most` prompts at most. Raises ValueError.
+
+    Token ids are such as any vocabulary may have: a tokenizer's library raises what it likes for others.
+    """
     if isinstance(prompt, str):
         return [prompt]
     if not isinstance(prompt, list) or not prompt:
         raise ValueError("must be a text, a list of texts, a list of token ids or a list of such lists, and not empty")
-    if len(prompt) > most and not _are_token_ids(prompt):
+    if len(prompt) > most and not _are_integers(prompt):
         raise ValueError(f"at most {most} prompts in one request")
-    if _are_token_ids(prompt):
-        return [prompt]
-    if all(isinstance(p, str) for p in prompt) or all(isinstance(p, list) and p and _are_token_ids(p) for p in prompt):
+    if _are_integers(prompt):
+        return [_in_bounds(prompt)]
+    if all(isinstance(p, str) for p in prompt):
         return prompt
+    if all(isinstance(p, list) and p and _are_integers(p) for p in prompt):
+        return [*map(_in_bounds, prompt)]
     raise ValueError("a list must hold texts only, token ids only, or lists of token ids only, none of them empty")
 
 
-def _are_token_ids(values: list[Any]) -> bool:
+def _are_integers(values: list[Any]) -> bool:
     return set(map(type, values)) <= {int}
+
+
+def _in_bounds(ids: list[int]) -> list[int]:
+    if min(ids) < 0 or max(ids) >= MAX_TOKEN_ID:
+        raise ValueError(f"a token id is at least 0 and below {MAX_TOKEN_ID}")
+    return ids

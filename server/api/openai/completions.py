@@ -12,11 +12,20 @@ from ..http.bodies import read_json
 from ..services import Services
 from ..text.tokenizer import Tokenizer
 from .answers import UsageCounter, answer, new_id, usage_of
-from .completion_request import COMPLETION_MAX_TOKENS, CompletionRequest, PromptInput
+from .completion_request import COMPLETION_MAX_TOKENS, CompletionRequest
 from .event_stream import TextFrames, frame
 from .generation import Generation, Plan, SequenceDelta, TokenizedPrompt, Turns
 from .logprobs import completion_logprobs, prompt_logprobs, spelling
-from .planning import check_ids, check_min_tokens, cut_of, encode_prompts, fit_length, salt_of, weighted_adapters
+from .planning import (
+    check_ids,
+    check_min_tokens,
+    cut_of,
+    encode_prompts,
+    fit_length,
+    judged_text,
+    salt_of,
+    weighted_adapters,
+)
 from .resolution import who_answers
 from .responses import Completion, CompletionChoice, Usage
 from .structured import grammar_of
@@ -35,7 +44,7 @@ async def create_completion(request: Request, services: Services) -> Response:
 async def _plan(services: Services, request: Request, body: CompletionRequest) -> Plan:
     info = services.model()
     grammar = await grammar_of(body)
-    judged = partial(_text, services.tokenizer(), body.prompt[0])
+    judged = partial(judged_text, info, services.tokenizer(), body.prompt[0])
     resolved = await who_answers(services, request, body, judged)
     with services.adapters.leases.held(resolved):  # until `answer` holds them: no await comes in between
         tokenizer, ends = await services.speech_of(resolved)
@@ -59,10 +68,6 @@ async def _plan(services: Services, request: Request, body: CompletionRequest) -
     adapters = weighted_adapters(resolved, body.task_id)
     salt = salt_of(request, body)
     return Plan(body, resolved, adapters, prompts, sampling, body.samples, tokenizer, salt, judged, ends)
-
-
-def _text(tokenizer: Tokenizer, prompt: PromptInput) -> str:
-    return prompt if isinstance(prompt, str) else tokenizer.decode(prompt, True)
 
 
 def _most(*numbers: int | None) -> int | None:

@@ -17,6 +17,7 @@ from .chat import last_words, render
 from .completion_request import PromptInput
 from .embedding_request import EmbeddingRequest
 from .generation import Turns
+from .planning import judged_text
 from .pooled import Array, Vectors, answer_pooled, plan_pooled
 from .responses import Answered, Created, PooledUsage
 
@@ -57,18 +58,17 @@ async def create_embeddings(request: Request, services: Services) -> Response:
         services,
         request,
         body,
-        lambda: _judged(services.tokenizer(), body),
+        lambda: _judged(services, body),
         lambda tokenizer: _prompts(tokenizer, body),
         add_special_tokens=body.messages is None,  # a template writes its own
     )
     return await answer_pooled(services, request, plan, lambda vectors: _listed(body, vectors))
 
 
-def _judged(tokenizer: Tokenizer, body: EmbeddingRequest) -> str:
+def _judged(services: Services, body: EmbeddingRequest) -> str:
     if body.messages is not None:
         return last_words(body.messages)
-    first = (body.input or [""])[0]
-    return first if isinstance(first, str) else tokenizer.decode(first, True)
+    return judged_text(services.model(), services.tokenizer(), (body.input or [""])[0])
 
 
 async def _prompts(tokenizer: Tokenizer, body: EmbeddingRequest) -> Sequence[PromptInput]:

@@ -50,9 +50,13 @@ def completion_token(content: bytes) -> str:
 
 
 def _top(entry: TokenLogprobs | None, token_bytes: TokenBytes, num_top: int) -> dict[str, float] | None:
+    """Return the likeliest tokens with their logprobs, best first, and behind them the one that came, if it is none."""
     if entry is None:
         return None
-    best = {completion_token(token_bytes(top.token_id)): top.logprob for top in reversed(entry.top[:num_top])}
+    shown = list(entry.top[:num_top])
+    if entry.chosen.token_id not in {top.token_id for top in shown}:
+        shown.append(entry.chosen)
+    best = {completion_token(token_bytes(top.token_id)): top.logprob for top in reversed(shown)}
     return dict(reversed(best.items()))
 
 

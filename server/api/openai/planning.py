@@ -74,6 +74,11 @@ async def encode_prompts(
     return [cut(prompt) for prompt in whole]
 
 
+def judged_text(info: ModelInfo, tokenizer: Tokenizer, prompt: str | list[int]) -> str:
+    """Return what routes judge a prompt by. Of token ids, whose number is not checked yet, only so many as may fit."""
+    return prompt if isinstance(prompt, str) else tokenizer.decode(prompt[: info.max_model_len])
+
+
 def check_ids(info: ModelInfo, body: GenerationRequest, prompts: Sequence[TokenizedPrompt], resolved: Resolved) -> None:
     """Check the ids. Raises ApiError for those that neither the model nor the adapter has, and for empty prompts."""
     check_prompts(info, prompts, resolved)

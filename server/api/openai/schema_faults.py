@@ -12,16 +12,17 @@ _SINGLE = ("items", "additionalProperties", "not", "if", "then", "else", "contai
 Part = tuple[tuple[str, ...], Any]
 
 
-def find_fault(schema: Any, fault_of: Callable[[Any], str]) -> tuple[str, ...]:
+def find_fault(schema: Any, fault_of: Callable[[Any], str], is_over: Callable[[], bool]) -> tuple[str, ...]:
     """Return the path to the innermost part for which `fault_of` has anything to say; () for the whole.
 
-    fault_of: returns what is wrong with a schema, "" if nothing is.
+    fault_of: returns what is wrong with a schema, "" if nothing is. is_over: returns whether there is no time to ask
+    about another part; what was found so far has to do.
     """
     asked = 0
     path: tuple[str, ...] = ()
     definitions = {key: schema[key] for key in _DEFINITIONS if isinstance(schema, Mapping) and key in schema}
     parts = _parts(schema)
-    while asked < MOST_ASKED and (found := next(parts, None)) is not None:
+    while asked < MOST_ASKED and not is_over() and (found := next(parts, None)) is not None:
         asked += 1
         inner, part = found
         whole = {**definitions, **part} if isinstance(part, Mapping) else part  # for references

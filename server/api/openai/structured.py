@@ -3,16 +3,17 @@
 Nothing of it runs on the event loop, but for finding what was made before.
 """
 
-import asyncio
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
-from llguidance import LLMatcher, LLParserLimits
+from llguidance import LLMatcher
 
-from ...deep_threads import DeepThreads
 from ..http.errors import ApiError, bad_request
 from .gbnf import to_lark
+from .grammar_checks import SECONDS, IsOver, fault_of, run_check
 from .schema_faults import find_fault, find_older, without_neutral
 from .structured_fields import MAX_TEXT, Kind, StructuredFields, Wanted
 
@@ -25,17 +26,12 @@ CODES: Mapping[Kind, str] = {
     "choice": "invalid_choice",
     "grammar": "invalid_grammar",
 }
-SECONDS = 10.0  # that a form may take
-LIMITS = LLParserLimits(  # as the engine's are: what it would refuse is refused here
-    initial_lexer_fuel=2_000_000, max_grammar_size=250_000, max_lexer_states=50_000, verbose_errors=False
-)
 
-_threads = DeepThreads(2, thread_name_prefix="forms")  # where a slow one holds up others of its kind only
 _kept: OrderedDict[tuple[Kind, str, str | None], str] = OrderedDict()
 
 
 async def grammar_of(body: StructuredFields) -> str | None:
-    """Return the grammar of the answers, None where they may be anything. Raises ApiError 400."""
+    """Return the grammar of the answers, None where they may be anything. Raises ApiError 400, 429."""
     asked = body.wanted
     if not asked:
         return None
@@ -47,9 +43,8 @@ async def grammar_of(body: StructuredFields) -> str | None:
     key = (wanted.kind, text, body.whitespace)
     grammar = _kept.get(key)
     if grammar is None:
-        made = asyncio.get_running_loop().run_in_executor(_threads, _make, wanted, text, body.whitespace)
         try:
-            grammar = _kept[key] = await asyncio.wait_for(made, SECONDS)
+            grammar = _kept[key] = await run_check(partial(_make, wanted, text, body.whitespace))
         except TimeoutError:
             raise _refusal(wanted, f"takes over {SECONDS:g} seconds to be compiled: give something simpler") from None
         if len(_kept) > MOST_KEPT:
@@ -57,7 +52,14 @@ async def grammar_of(body: StructuredFields) -> str | None:
     return grammar
 
 
-def _make(wanted: Wanted, text: str, whitespace: str | None) -> str:
+def json_spaces(whitespace: str | None) -> dict[str, Any]:
+    """Return llguidance's options for what may be between JSON's parts: "" for nothing, None for the usual."""
+    if whitespace == "":
+        return {"whitespace_flexible": False}
+    return {"whitespace_pattern": whitespace or WHITESPACE}
+
+
+def _make(wanted: Wanted, text: str, whitespace: str | None, is_over: IsOver) -> str:
     """Return the grammar of a form. text: its value. Raises ApiError 400, with the place of what is wrong."""
     if len(text) > MAX_TEXT:
         raise _refusal(wanted, f"has {len(text)} characters, and at most {MAX_TEXT} are taken")
@@ -67,20 +69,22 @@ def _make(wanted: Wanted, text: str, whitespace: str | None) -> str:
         raise _refusal(wanted, "is nested too deeply") from None
     except Exception as error:  # whatever a converter says of a text
         raise _refusal(wanted, f"cannot be read: {error}") from None
-    fault = _fault(grammar)
+    fault = fault_of(grammar)
     if not fault:
         return grammar
     if wanted.kind != "json_schema":
         raise _refusal(wanted, f"cannot be compiled: {fault}")
-    path = find_fault(json.loads(text), lambda schema: _fault(_of_schema(json.dumps(schema), whitespace)))
+    path = find_fault(json.loads(text), partial(_fault_of_part, whitespace), is_over)
     place = ".".join([wanted.field, *path])
     raise bad_request(f"{place} cannot be made into a grammar: {fault}.", place, CODES[wanted.kind])
 
 
-def _fault(grammar: str) -> str:
-    """Return what is wrong with a grammar, "" if nothing is."""
-    is_error, messages = LLMatcher.validate_grammar_with_warnings(grammar, limits=LIMITS)
-    return messages[0].strip()[:500] if is_error else ""
+def _fault_of_part(whitespace: str | None, part: Any) -> str:
+    """Return what is wrong with a part of a schema, which may allow no value where the whole allows some."""
+    try:
+        return "" if part is False else fault_of(_of_schema(json.dumps(part), whitespace))
+    except ValueError as error:
+        return str(error)
 
 
 def _refusal(wanted: Wanted, what: str) -> ApiError:
@@ -92,16 +96,14 @@ def _of_schema(text: str, whitespace: str | None) -> str:
     if not isinstance(schema, dict | bool):
         raise ValueError("a JSON schema is an object, true or false")
     if isinstance(schema, dict):
-        schema.pop("x-guidance", None)  # options of the library's own, which would undo those here
         for place, keyword, why in find_older(schema):
             raise ValueError(f"at {place}: {keyword} {why}")
         schema = without_neutral(schema)
     if schema is False:
         raise ValueError("it is false, which allows no value")
-    text = json.dumps({} if schema is True else schema, ensure_ascii=False)
-    if whitespace == "":
-        return LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_flexible": False})
-    return LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": whitespace or WHITESPACE})
+    options = json_spaces(whitespace)  # in place of a client's own, which would undo them
+    text = json.dumps({**({} if schema is True else schema), "x-guidance": options}, ensure_ascii=False)
+    return LLMatcher.grammar_from_json_schema(text)
 
 
 def _of_regex(text: str, whitespace: str | None) -> str:
@@ -116,7 +118,7 @@ def _of_choices(text: str, whitespace: str | None) -> str:
 def _of_grammar(text: str, whitespace: str | None) -> str:
     grammar = LLMatcher.grammar_from_lark(to_lark(text))
     # Rules as they are may be smaller than the regular expressions that they make.
-    return grammar if not _fault(grammar) else LLMatcher.grammar_from_lark(to_lark(text, flat=False))
+    return grammar if not fault_of(grammar) else LLMatcher.grammar_from_lark(to_lark(text, flat=False))
 
 
 _MAKERS: Mapping[Kind, Callable[[str, str | None], str]] = {

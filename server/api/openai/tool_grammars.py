@@ -1,23 +1,25 @@
-"""The grammar of one chat's messages: of calls that have to be made, or held to their schemas, and of what was thought.
+"""The grammar of a chat's messages: of calls that have to be made or held to their schemas, and of what was thought."""
 
-Knows llguidance's checks of grammars, which need no tokenizer.
-"""
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import partial
+from hashlib import sha256
 
-import asyncio
-from functools import lru_cache
-
-from llguidance import LLMatcher
-
-from ..assistant.families import forced_family
 from ..assistant.grammars import Function, Shape, Thoughts, arguments_of, grammar_of
 from ..assistant.reading import Reading
-from ..http.errors import bad_request
+from ..http.errors import ApiError, bad_request
 from ..text.tokenizer import Tokenizer
 from .chat_request import ChatRequest
+from .generation import Turns
+from .grammar_checks import IsOver, fault_of, run_check
+from .structured import json_spaces
 from .tools import Calling, Tool, place_of
 
-SHORT = 4096  # characters of a schema that is checked on the event loop
-LONGEST = 1 << 17
+LONGEST = 1 << 17  # characters of a schema
+WRITTEN = 50  # characters that are written in a microsecond
+MOST_SOUND = 1 << 14
+
+_sound: OrderedDict[bytes, None] = OrderedDict()  # digests of rules that have no fault
 
 
 async def constrained(
@@ -27,20 +29,21 @@ async def constrained(
 
     answer: of what the client asked for beside tools. Raises ApiError for a schema that has no grammar.
     """
+    answer = None if calling.forced else answer
     is_bound = calling.forced or (_has_form(reading) and _holds(calling))
     if not is_bound and (answer is None or reading is None):
         return answer
     functions = []
     if reading is not None and reading.family is not None and (is_bound or (answer is not None and calling.callable_)):
         functions = await _functions(body, calling, only_strict=not calling.forced)
-    form = forced_family(reading.family).form if reading is not None and reading.family is not None else None
     shape = Shape(
-        form,
+        reading.family.form if reading is not None and reading.family is not None else None,
         functions,
         forced=calling.forced,
         single=calling.single,
-        answer=None if calling.forced else answer,
+        answer=answer,
         thoughts=_thoughts(reading),
+        spaces=None if answer is None else json_spaces(body.whitespace),
     )
     return grammar_of(shape, lambda mark: _in_grammar(tokenizer, mark))
 
@@ -70,30 +73,47 @@ def _in_grammar(tokenizer: Tokenizer, mark: str) -> str:
 
 async def _functions(body: ChatRequest, calling: Calling, only_strict: bool) -> list[Function]:
     """Return the tools as grammars have them. only_strict: those that are not strict may take anything."""
-    functions = []
-    for tool in calling.callable_:
-        free = only_strict and not tool.function.strict
-        schema = {"type": "object"} if free else await _checked(body, tool)
-        functions.append(Function(tool.function.name, schema))
-    return functions
+    bound = [tool for tool in calling.callable_ if tool.function.strict or not only_strict]
+    await _check(body, bound)
+    schemas = {tool.function.name: tool.schema_of_arguments for tool in bound}
+    names = [tool.function.name for tool in calling.callable_]
+    return [Function(name, schemas.get(name, {"type": "object"})) for name in names]
 
 
-async def _checked(body: ChatRequest, tool: Tool) -> dict[str, object]:
-    """Return the schema of a tool's arguments. Raises ApiError where it has no grammar."""
-    schema = tool.schema_of_arguments
-    rule, place = arguments_of(schema), place_of(body, tool)
-    if len(rule) > LONGEST:
-        raise bad_request(f"{place} has {len(rule)} characters; at most {LONGEST} are taken.", place, "invalid_schema")
-    fault = _fault(rule) if len(rule) < SHORT else await asyncio.to_thread(_fault, rule)
-    if fault:
-        raise bad_request(f"{place} cannot be made into a grammar: {fault}", place, "invalid_schema")
-    return schema
+async def _check(body: ChatRequest, tools: Sequence[Tool]) -> None:
+    """Check the schemas of tools' arguments, all in the time of one form. Raises ApiError 400, 429.
+
+    Those that were found sound are remembered, as a client sends the same tools with every message of a chat.
+    """
+    unknown, turns = [], Turns()
+    for tool in tools:
+        rule, place = arguments_of(tool.schema_of_arguments), place_of(body, tool)
+        if len(rule) > LONGEST:
+            message = f"{place} has {len(rule)} characters; at most {LONGEST} are taken."
+            raise bad_request(message, place, "invalid_schema")
+        if sha256(rule.encode()).digest() not in _sound:
+            unknown.append((rule, place))
+        await turns.spend(len(rule) // WRITTEN)
+    try:
+        if unknown:
+            await run_check(partial(_check_rules, unknown))
+    except TimeoutError:
+        raise _too_slow(unknown[0][1]) from None
 
 
-@lru_cache(64)
-def _fault(rule: str) -> str:
-    """Return what is wrong with a rule, "" if nothing is."""
-    is_error, messages = LLMatcher.validate_grammar_with_warnings(f"start: {rule}\n")
-    if not is_error:
-        return ""
-    return messages[0].splitlines()[0].rpartition("failed to compile JSON schema: ")[2][:500]
+def _check_rules(rules: Sequence[tuple[str, str]], is_over: IsOver) -> None:
+    """Check rules, each with its place. Raises ApiError 400 for the first with a fault, or not come to in time."""
+    for rule, place in rules:
+        if is_over():
+            raise _too_slow(place)
+        if fault := fault_of(f"start: {rule}\n"):
+            what = fault.splitlines()[0].rpartition("failed to compile JSON schema: ")[2]
+            raise bad_request(f"{place} cannot be made into a grammar: {what}", place, "invalid_schema")
+        _sound[sha256(rule.encode()).digest()] = None
+        while len(_sound) > MOST_SOUND:
+            _sound.popitem(last=False)
+
+
+def _too_slow(place: str) -> ApiError:
+    message = f"{place}: the tools take too long to be compiled: give simpler schemas, or fewer."
+    return bad_request(message, place, "invalid_schema")

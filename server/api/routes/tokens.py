@@ -14,6 +14,7 @@ from ..openai.chat_request import MAX_MESSAGES, Message
 from ..openai.model_request import ModelRequest
 from ..openai.requests import TokenId
 from ..openai.resolution import tokenizer_named
+from ..openai.tools import ToolFields
 from ..services import ServicesOf
 from ..text.tokenizer import Tokenizer
 from .documentation import Operation
@@ -23,8 +24,8 @@ router = APIRouter(tags=["Tokens"])
 MAX_TOKENS = 1 << 20
 
 
-class TokenizeRequest(ModelRequest):
-    """Either a prompt or messages."""
+class TokenizeRequest(ToolFields, ModelRequest):
+    """Either a prompt or messages, which may have tools as a chat's have."""
 
     prompt: str | None = None
     messages: list[Message] | None = Field(default=None, min_length=1, max_length=MAX_MESSAGES)
@@ -42,6 +43,8 @@ class TokenizeRequest(ModelRequest):
     def _one_of_two(self) -> "TokenizeRequest":
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("send either prompt or messages")
+        if self.messages is None and self.all_tools:
+            raise ValueError("tools are for messages; a prompt has none")
         return self
 
 
@@ -100,7 +103,9 @@ async def tokenize(
     """Return the tokens of a prompt, or of messages in the chat template, in the words of the adapter that is named."""
     tokenizer = await tokenizer_named(services, body)
     if body.messages is not None:
-        tokens = await tokenizer.encode(await render(tokenizer, body.messages, body), body.add_special_tokens or False)
+        shown = [tool.as_template_sees_it() for tool in body.calling.shown]
+        text = await render(tokenizer, body.messages, body, shown)
+        tokens = await tokenizer.encode(text, body.add_special_tokens or False)
     else:
         tokens = await tokenizer.encode(body.prompt or "", body.add_special_tokens is not False)
     strings = await tokenizer.token_strings(tokens) if body.return_token_strs else None

@@ -157,3 +157,35 @@ def test_an_answer_of_a_form_or_a_call_behind_thoughts():
     said = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>yes"
     assert matcher.consume_tokens(tokenizer.encode(said).ids)
     assert matcher.is_stopped()
+
+
+SPACES = [{"whitespace_flexible": False}, {"whitespace_pattern": "[ \\n]{1,4}"}]
+
+
+@pytest.mark.parametrize("spaces", SPACES)
+@pytest.mark.parametrize("family", FORMS, ids=lambda family: f"{family.name}-{family.form.begin}")
+def test_an_answer_that_begins_as_calls_do_is_not_in_their_way(family, spaces):
+    tokenizer, known, mark = vocabulary(True)
+    blank = "" if spaces is SPACES[0] else "\n"
+    for key in ("answer", "name", "a"):
+        schema = {"type": "object", "properties": {key: {"type": "string"}}, "required": [key]}
+        answer = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=spaces)
+        grammar = grammar_of(Shape(family.form, FUNCTIONS, answer=answer, spaces=spaces), mark)
+        matcher = LLMatcher(known, grammar)
+        assert matcher.consume_tokens(tokenizer.encode(f'{{{blank}"{key}":{blank}"get x"}}').ids)
+        assert matcher.is_accepting()
+
+
+@pytest.mark.parametrize("spaces", SPACES)
+def test_calls_without_a_mark_are_read_beside_an_answer(spaces):
+    family = find_family("llama3_json", None)
+    answer = LLMatcher.grammar_from_json_schema('{"type": "string", "maxLength": 3}', overrides=spaces)
+    found = 0
+    for seed in range(25):
+        text = walk(Shape(family.form, FUNCTIONS, answer=answer, spaces=spaces), True, seed)
+        content, calls = read(text, family)
+        found += bool(calls)
+        assert content == ("" if calls else text)
+        for name, arguments in calls:
+            jsonschema.validate(json.loads(arguments), SCHEMAS[name])
+    assert 0 < found < 25

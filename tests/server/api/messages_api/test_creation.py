@@ -108,6 +108,15 @@ async def test_tokens_are_counted(server, engine, tokenizer):
     assert engine.requests == []
 
 
+async def test_more_tokens_than_fit_the_context_are_counted(server, engine, tokenizer):
+    text = "the quick " * 1000
+    body = {"messages": [{"role": "user", "content": text}]}
+    response = await server.http.post("/v1/messages/count_tokens", json=body)
+    prompt = tokenizer.encode(f"<s>user: {text}\nassistant: ", add_special_tokens=False).ids
+    assert len(prompt) > engine.info.max_model_len
+    assert response.json() == {"input_tokens": len(prompt)}
+
+
 REFUSED = [
     ({"max_tokens": None}, "max_tokens"),
     ({"max_tokens": 0}, "max_tokens"),

@@ -8,6 +8,7 @@ import pytest
 from peftserve.server.api.text.tokenizer import Tokenizer
 
 PROMPT = [5] * 20
+MATCH = '{"kind": "match", "threshold": 0, "candidates": [{"target": "sql", "examples": ["select"]}]}'
 
 
 @pytest.fixture(params=["completions", "chat/completions"])
@@ -175,3 +176,26 @@ async def test_a_short_request_is_answered_while_a_long_text_is_encoded(server, 
     answered.set()
     assert (await long).json()["count"] > 20_000
     assert (await middle).status_code in (200, 400)  # read, and then too many at once
+
+
+@pytest.mark.parametrize(("path", "field"), [("completions", "prompt"), ("embeddings", "input")])
+@pytest.mark.parametrize("ids", [[-1], [1 << 31], [[5], [1 << 70]]])
+async def test_ids_that_no_vocabulary_has_reach_no_route(server, add, check_envelope, path, field, ids):
+    await add("sql")
+    server.services.owned.routes.put("auto", MATCH)
+    error = check_envelope(await server.http.post(f"/v1/{path}", json={"model": "auto", field: ids}), 400)
+    assert error["param"] == field
+    assert "token id" in error["message"]
+
+
+async def test_of_token_ids_a_route_judges_as_many_as_may_fit(server, add, monkeypatch, check_envelope):
+    await add("sql")
+    server.services.owned.routes.put("auto", MATCH)
+    decode, decoded = Tokenizer.decode, []
+    monkeypatch.setattr(
+        Tokenizer, "decode", lambda self, ids, *skip: decoded.append(len(ids)) or decode(self, ids, *skip)
+    )
+    for path, field in [("completions", "prompt"), ("embeddings", "input")]:
+        response = await server.http.post(f"/v1/{path}", json={"model": "auto", field: [5] * 1000})
+        check_envelope(response, 400, "context_length_exceeded")
+    assert decoded == [128, 128]

@@ -1,9 +1,11 @@
 import asyncio
+import threading
 
 import pytest
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from peftserve.server.api.http.errors import ApiError
+from peftserve.server.api.openai import grammar_checks, structured
 from peftserve.server.api.openai.completion_request import CompletionRequest
 from peftserve.server.api.openai.structured import grammar_of
 
@@ -86,6 +88,12 @@ def test_json_is_written_as_asked():
             {"anyOf": [{"type": "integer"}, {"pattern": "(", "type": "string"}]},
             "guided_json.anyOf.1 cannot",
         ),
+        (
+            "guided_json",
+            {"anyOf": [False, {"pattern": "(", "type": "string"}]},
+            "guided_json.anyOf.1 cannot",
+        ),
+        ("guided_json", {"properties": {"a": 3}}, "guided_json.properties.a cannot"),
         ("guided_json", {"x-guidance": {"lenient": True}, "not": {}}, "not"),
         ("guided_json", {"properties": {"a": {"exclusiveMinimum": True}}}, "#/properties/a: exclusiveMinimum"),
         ("guided_json", {"disallow": "string"}, "#: disallow"),
@@ -118,3 +126,20 @@ def test_two_forms_at_once_are_refused_by_name():
     with pytest.raises(ApiError, match=r"structured_outputs\.choice and regex") as error:
         asyncio.run(grammar_of(body))
     assert error.value.body.param == "regex"
+
+
+def test_a_place_is_looked_for_while_there_is_time(monkeypatch):
+    monkeypatch.setattr(grammar_checks, "BEGINNING", 0)
+    with pytest.raises(ApiError, match="not") as error:
+        make("guided_json", {"properties": {"a": {"not": {}}}})
+    assert error.value.body.param == "guided_json"
+
+
+def test_what_takes_too_long_is_refused_as_too_complicated(monkeypatch):
+    end = threading.Event()
+    monkeypatch.setattr(grammar_checks, "SECONDS", 0)
+    monkeypatch.setattr(structured, "fault_of", lambda grammar: end.wait(30) and "")
+    with pytest.raises(ApiError, match="takes over 10 seconds") as error:
+        make("regex", "of no other test's")
+    end.set()
+    assert (error.value.status_code, error.value.body.code) == (400, "invalid_regex")

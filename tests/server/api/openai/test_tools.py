@@ -239,6 +239,17 @@ async def test_the_operator_chooses_the_parser(make_server, say, check_envelope,
             assert check_envelope(response, 400)["param"] == "tool_choice"
 
 
+async def test_calls_beside_a_form_are_read_as_the_grammar_writes_them(make_server, say, engine):
+    form = {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}}}
+    async with make_server(tool_call_parser="pythonic") as server:
+        say('{"name": "get_weather", "parameters": {"city": "Paris"}}')
+        choice = (await create(server, **form)).choices[0]
+        assert [call.function.name for call in choice.message.tool_calls] == ["get_weather"]
+        assert not LLMatcher.validate_grammar(engine.requests[-1].sampling.grammar)
+        say("[now()]")
+        assert (await create(server)).choices[0].finish_reason == "tool_calls"
+
+
 async def test_an_answer_of_a_form_or_a_call(server, say, engine):
     say(CALL)
     form = {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}}}

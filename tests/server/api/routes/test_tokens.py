@@ -38,3 +38,16 @@ async def test_a_tokenizer_that_names_no_end_has_the_models(server, engine, mode
     engine.info = model_info(tokenizer=tokenizer.to_str())
     info = (await server.http.get("/tokenizer_info")).json()
     assert (info["bos_token"], info["eos_token"], info["special_tokens"]) == (None, "</s>", {})
+
+
+async def test_messages_with_tools_have_the_tokens_of_a_chat(server, engine, model_info, tokenizer, check_envelope):
+    template = engine.info.chat_template
+    engine.info = model_info(tokenizer=tokenizer.to_str(), chat_template=template, max_model_len=4096)
+    tool = {"type": "function", "function": {"name": "now", "description": "Tells the time."}}
+    for fields in ({}, {"tools": [tool]}, {"tools": [tool], "tool_choice": "none"}):
+        body = {"messages": [{"role": "user", "content": "hi"}], **fields}
+        counted = (await server.http.post("/tokenize", json=body)).json()["count"]
+        answer = (await server.http.post("/v1/chat/completions", json={**body, "max_tokens": 1})).json()
+        assert counted == answer["usage"]["prompt_tokens"]
+    refused = await server.http.post("/tokenize", json={"prompt": "hi", "tools": [tool]})
+    assert "tools are for messages" in check_envelope(refused, 400)["message"]
