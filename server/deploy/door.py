@@ -88,10 +88,10 @@ class Door:
 
     async def _add(self, end: socket.socket) -> None:
         client = Client(self._handle, self._gone)
-        self.clients.add(client)
-        await client.open(end)
         if self._info is not None:
             client.send(self._info)
+        self.clients.add(client)
+        await client.open(end)
 
     def _gone(self, client: Client) -> None:
         self.clients.discard(client)

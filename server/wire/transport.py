@@ -33,6 +33,9 @@ def encode(message: Any) -> bytes:
 class Channel(asyncio.Protocol, Generic[Out, In]):
     """An event loop's end of a connection.
 
+    The loop takes a turn or two to open it. What is sent until then is kept, and goes first: nobody would ever answer
+    what was dropped.
+
     deliver: called with each message that comes. ended: once, when the connection has closed, with what was wrong with
     the other end's last message, if anything was.
     """
@@ -49,6 +52,8 @@ class Channel(asyncio.Protocol, Generic[Out, In]):
         self._unframer = Unframer()
         self._fault: msgspec.MsgspecError | None = None
         self._transport: asyncio.Transport | None = None  # set when the event loop has taken the socket
+        self._kept: list[bytes] = []  # sent before that
+        self._is_closed = False  # set by close(), which may come before that
 
     async def open(self, end: socket.socket) -> None:
         """Take a connected socket over."""
@@ -56,17 +61,27 @@ class Channel(asyncio.Protocol, Generic[Out, In]):
         await asyncio.get_running_loop().create_connection(lambda: self, sock=end)
 
     def send(self, message: Out) -> None:
-        """Send a message; to a closed connection, nothing happens."""
-        if self._transport is not None and not self._transport.is_closing():
+        """Send a message, at the latest when the connection opens; to a closed connection, nothing happens."""
+        if self._is_closed:
+            return
+        if self._transport is None:
+            self._kept.append(encode(message))
+        elif not self._transport.is_closing():
             self._transport.write(encode(message))
 
     def close(self) -> None:
-        """Close the connection behind what was sent before."""
+        """Close the connection behind what was sent before, at the latest when it opens."""
+        self._is_closed = True
         if self._transport is not None:
             self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+        for data in self._kept:
+            self._transport.write(data)
+        self._kept.clear()
+        if self._is_closed:
+            self._transport.close()
 
     def data_received(self, data: bytes) -> None:
         for message in self._unframer.push(data):

@@ -117,6 +117,7 @@ class AheadOfUse:
                 return False
             elif (problem := self._objection(digest, pinning)) is None:
                 self._pin(residency.pinned | {digest})
+                residency.bring(digest)  # one that was pinned before may have failed to get there
             pinning.problem = pinning.problem or problem
             pinning.left.popleft()
         return True

@@ -7,10 +7,9 @@ recently used first out. All of this runs on the step loop's thread; only the lo
 """
 
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -22,26 +21,12 @@ from .arena_places import ArenaPlace, ArenaPlaces
 from .host_tier import HostTier, digest_of
 from .loader import AdapterLoader, Load
 from .mirror import Mirror
-from .packing import AdapterLayout, Blob
+from .packing import Blob
 from .preparation import PreparedAdapter, Slots
 from .ranges import RangeAllocator
+from .residents import Resident, Residents
 
 MOST_DURATIONS = 1024  # of loads, where nobody takes them
-
-
-@dataclass(slots=True)
-class _Resident:
-    """An adapter on the device, or on its way there.
-
-    holders: leases on it. requested: when it was asked for, of time.monotonic(). attached: when it was there; 0 before.
-    """
-
-    slot: int
-    place: ArenaPlace
-    layout: AdapterLayout
-    holders: int
-    requested: float
-    attached: float = 0.0
 
 
 class AdapterResidency:
@@ -72,7 +57,7 @@ class AdapterResidency:
         self._places = ArenaPlaces(ranges)
         self._max_loras = max_loras
         self._free_slots = list(range(max_loras - 1, -1, -1))
-        self._residents: OrderedDict[str, _Resident] = OrderedDict()
+        self._residents = Residents()
         self._loading: dict[str, Load[PreparedAdapter]] = {}  # residents on their way, not yet attached
         self._fetches: dict[str, Future[Blob]] = {}
         self._asked: dict[str, float] = {}
@@ -95,15 +80,11 @@ class AdapterResidency:
     def reserve(self, adapters: Sequence[WeightedAdapter]) -> Lease | None:
         """Return slots for prepared adapters; None if the device has no room until a lease is released."""
         digests = [adapter.key for adapter in adapters]
-        for digest in digests:
-            self._hold(digest, 1)
-        for digest in digests:
-            if digest not in self._residents and not self._load(digest):
-                self._let_go(digests)
-                if self._is_possible(digests):
-                    self._make_way(digests)
-                return None
-        residents = [self._residents[digest] for digest in digests]
+        residents = self._hold(digests)
+        if residents is None:
+            if self._is_possible(digests):
+                self._make_way(digests)
+            return None
         return Lease(
             slots=tuple(resident.slot for resident in residents),
             weights=tuple(adapter.weight for adapter in adapters),
@@ -111,17 +92,19 @@ class AdapterResidency:
             prefix_length=sum(resident.layout.prefix_length for resident in residents),
             vocabularies=tuple(resident.layout.vocabulary for resident in residents),
             invocation=residents[0].layout.invocation if len(residents) == 1 else (),
+            residents=tuple(residents),
         )
 
     def is_ready(self, lease: Lease) -> bool:
-        return self._loading.keys().isdisjoint(lease.digests)
+        return all(resident.attached for resident in lease.residents)
 
     def ready_since(self, lease: Lease) -> float:
         """Return since when a lease's adapters are there, of time.monotonic(); 0 where it has none."""
-        return max((self._residents[digest].attached for digest in lease.digests), default=0.0)
+        return max((resident.attached for resident in lease.residents), default=0.0)
 
     def release(self, lease: Lease) -> None:
-        self._let_go(lease.digests)
+        for resident in lease.residents:
+            self._residents.let_go(resident)
 
     # For the engine
 
@@ -148,13 +131,16 @@ class AdapterResidency:
         return failures
 
     def pin(self, keys: Iterable[str]) -> None:
-        """Never evict these and no others from now on, and load those that are not there. The caller sees to the bound.
+        """Never evict these and no others from now on, and load those that were not pinned before and are not there.
+
+        The caller sees to the bound. One that was pinned before and is not there is on its way, or has failed to get
+        there: it comes when somebody asks for it.
 
         They lie at the end of the arena, so that they do not split the room for the others; what is there already
         stays where it is, unless another adapter could never get its place for it.
         """
-        self.pinned = frozenset(keys)
-        self._absent = {*self.pinned.difference(self._residents)}
+        before, self.pinned = self.pinned, frozenset(keys)
+        self._absent = (self._absent & self.pinned) | self.pinned.difference(before, self._residents)
         self._bring_absent()
 
     def _bring_absent(self) -> None:
@@ -165,7 +151,9 @@ class AdapterResidency:
         """Return whether an adapter is on the device, and else do what gets it there next. Nothing holds it there."""
         if key in self._residents:
             return key not in self._loading
-        if self.prepare([WeightedAdapter(key)]) and not self._load(key, holders=0) and self._is_possible([key]):
+        if key in self.pinned:
+            self._absent.add(key)
+        if self.prepare([WeightedAdapter(key)]) and not self._load(key) and self._is_possible([key]):
             self._make_way([key])
         return False
 
@@ -200,18 +188,21 @@ class AdapterResidency:
 
     # Slots and ranges
 
-    def _hold(self, digest: str, count: int) -> None:
-        resident = self._residents.get(digest)
-        if resident is not None:
-            resident.holders += count
-            self._residents.move_to_end(digest)
+    def _hold(self, digests: Sequence[str]) -> list[Resident] | None:
+        """Hold these, and load those that are not there. Returns None, and none is held, if there is no room for all.
 
-    def _let_go(self, digests: Sequence[str]) -> None:
-        """Release the adapters. One that has begun to load may finish, so that it is there the next time."""
-        for digest in digests:
-            self._hold(digest, -1)
+        One that has begun to load then may finish, so that it is there the next time.
+        """
+        held = {digest: self._residents.hold(digest) for digest in digests if digest in self._residents}
+        for digest in [digest for digest in digests if digest not in held]:
+            if not self._load(digest):
+                for resident in held.values():
+                    self._residents.let_go(resident)
+                return None
+            held[digest] = self._residents.hold(digest)
+        return [held[digest] for digest in digests]
 
-    def _load(self, digest: str, holders: int = 1) -> bool:
+    def _load(self, digest: str) -> bool:
         """Begin to load an adapter that is on the host. Returns False if there is no room for it."""
         blob = self.host.get(digest)
         assert blob is not None, "reserved an adapter that was not prepared"
@@ -223,7 +214,7 @@ class AdapterResidency:
         slot, own = self._free_slots.pop(), self._loader.load(copies, prepare)
         self._loading[digest] = self._mirror.load(digest, self._folder_of, slot, place.start, own)
         requested = self._asked.get(digest, time.monotonic())
-        self._residents[digest] = _Resident(slot, place, blob.layout, holders, requested)
+        self._residents[digest] = Resident(digest, slot, place, blob.layout, requested)
         self._absent.discard(digest)
         return True
 

@@ -3,7 +3,7 @@
 import math
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ...wire.messages import Pooling, SamplingParams, TokenLogprobs, WeightedAdapter
 
@@ -183,12 +183,24 @@ class Sequence:
         return self.wants_prompt_logprobs or (self.pooling is not None and self.pooling.kind == "mean")
 
 
+class Held(Protocol):
+    """What a lease holds of an adapter: one load of it, which another load of the same adapter is not.
+
+    holders: leases on it. attached: when it was on the device, of time.monotonic(); 0 before.
+    """
+
+    key: str
+    holders: int
+    attached: float
+
+
 @dataclass(eq=False, slots=True)
 class Lease:
     """Slots reserved for a sequence's adapters, one for each of them.
 
     prefix_length: tokens whose keys and values the adapter brings. invocation: token ids, from whose last occurrence
-    in the prompt on the adapter works; empty: everywhere. vocabularies: of each adapter; 0 for the base's.
+    in the prompt on the adapter works; empty: everywhere. vocabularies: of each adapter; 0 for the base's. residents:
+    what it holds, which is the residency's.
     """
 
     digests: tuple[str, ...]
@@ -197,6 +209,7 @@ class Lease:
     prefix_length: int = 0
     invocation: tuple[int, ...] = ()
     vocabularies: tuple[int, ...] = ()
+    residents: tuple[Held, ...] = ()
 
 
 def _last_occurrence(wanted: tuple[int, ...], tokens: list[int]) -> int:

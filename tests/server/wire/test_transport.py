@@ -84,6 +84,42 @@ async def test_an_end_that_has_gone_is_seen(ends):
     connection.send(encode("to nobody"))
 
 
+async def _open_later(before):
+    """Do something with an event loop's end, and only then open it; return it, with a thread's end."""
+    ours, theirs = socket.socketpair()
+    listener, connection = _Listener(), Connection(theirs)
+    before(listener.channel)
+    await listener.channel.open(ours)
+    return listener, connection
+
+
+async def test_what_is_sent_while_the_connection_opens_goes_ahead_of_what_comes_later():
+    def before(channel):
+        channel.send("a")
+        channel.send("b" * 1_000_000)
+
+    listener, connection = await _open_later(before)
+    listener.channel.send("c")
+    assert await _receive(connection, 3) == ["a", "b" * 1_000_000, "c"]
+    listener.channel.close()
+    await asyncio.wait_for(listener.ended, PATIENCE)
+    connection.close(0)
+
+
+async def test_a_connection_that_is_closed_while_it_opens_closes_behind_what_was_sent_before():
+    def before(channel):
+        channel.send("last")
+        channel.close()
+        channel.send("to nobody")
+
+    listener, connection = await _open_later(before)
+    assert await asyncio.wait_for(listener.ended, PATIENCE) is None
+    assert await _receive(connection, 1) == ["last"]
+    assert connection.receive() == []
+    assert not connection.open
+    connection.close(0)
+
+
 async def test_what_is_no_message_ends_the_connection_with_the_reason(ends):
     listener, connection = ends
     connection.send(framed(b"\xc1"))

@@ -2,9 +2,11 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from peftserve.adapters.errors import AdapterConflict, InvalidAdapter
@@ -13,7 +15,17 @@ from peftserve.server.api.engine.interface import EngineDead
 from peftserve.server.api.engine.launched import LaunchedEngine
 from peftserve.server.config import EngineConfig
 from peftserve.server.wire.launch import encode_config
-from peftserve.server.wire.messages import AddRequest, EngineStats, Pooling, SamplingParams
+from peftserve.server.wire.messages import (
+    AbortRequest,
+    AddRequest,
+    Command,
+    EngineStats,
+    Pooling,
+    ReleaseAdapter,
+    Reply,
+    SamplingParams,
+)
+from peftserve.server.wire.transport import Connection, encode
 
 PATIENCE = 60  # seconds; an idle machine takes less than 1
 SCRIPT = Path(__file__).parents[1] / "fake_engine_process.py"
@@ -116,6 +128,61 @@ async def test_two_clients_hear_of_their_own_sequences_and_one_that_leaves_abort
         assert await own.ended == ([5, 6, 7] * 14)[:40]
         with pytest.raises(EngineDead, match="shutting down"):
             await others.ended
+
+
+@contextlib.asynccontextmanager
+async def _attaching(client, count=1):
+    """The other ends of connections that a client takes over, each in place of the one before, and none open yet."""
+    pairs = [socket.socketpair() for _ in range(count)]
+    attaching = asyncio.gather(*(client.attach(ours) for ours, _ in pairs))
+    await asyncio.sleep(0)
+    assert client.alive
+    assert not attaching.done()
+    engines = [Connection(theirs) for _, theirs in pairs]
+    try:
+        yield engines
+    finally:
+        await attaching
+        client.leave()
+        for engine in engines:
+            engine.close(0)
+
+
+async def _commands(engine, count):
+    """Return what an engine hears, which is not less than so many commands."""
+    heard = []
+    decode = msgspec.msgpack.Decoder(Command).decode
+    async with asyncio.timeout(PATIENCE):
+        while len(heard) < count:
+            heard += [decode(message) for message in engine.receive()]
+            await asyncio.sleep(0.001)
+    return heard
+
+
+async def test_what_is_asked_while_the_next_engines_connection_opens_reaches_that_engine():
+    client = EngineClient()
+    async with _attaching(client) as [engine]:
+        _Reader(client, _request("kept"))
+        _Reader(client, _request("given up"))
+        client.abort("given up")
+        release = asyncio.ensure_future(client.release_adapter("a"))
+        heard = await _commands(engine, 4)
+        assert [type(command) for command in heard] == [AddRequest, AddRequest, AbortRequest, ReleaseAdapter]
+        assert heard[2].request_id == "given up"
+        engine.send(encode(Reply(heard[3].call_id)))
+        async with asyncio.timeout(PATIENCE):
+            await release
+
+
+async def test_a_connection_that_another_replaces_while_it_opens_is_closed():
+    client = EngineClient()
+    async with _attaching(client, 2) as [first, second]:
+        reader = _Reader(client, _request())
+        await _commands(second, 1)
+        await _until(lambda: first.receive() == [] and not first.open)
+        assert not reader.ended.done()
+    with pytest.raises(EngineDead, match="shutting down"):
+        await reader.ended
 
 
 async def test_calls_about_adapters_are_answered():

@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from peftserve.adapters.errors import AdapterConflict, AdapterError, AdapterNotFound, AdapterTooLarge, InvalidAdapter
 from peftserve.server.engine.adapters import ahead
@@ -98,6 +99,23 @@ def test_pinned_adapters_stay_whatever_comes(
         bench.ask(PROMPT, [digest], max_tokens=1)
     assert on_device(bench) <= {*more}
     bench.assert_idle()
+
+
+def test_a_pinned_one_whose_load_has_failed_comes_when_it_is_pinned_again(
+    make_bench: MakeBench, adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prepare(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    bench = make_bench(adapters.items())
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.engine.adapters.attachments, "prepare", prepare)
+        bench.engine.pin_adapters(["a"])
+        settle(bench)
+    assert (bench.engine.stats().pinned_adapters, on_device(bench)) == (["a"], set())
+    bench.engine.pin_adapters(["a", "b"])
+    settle(bench)
+    assert on_device(bench) == {"a", "b"}
 
 
 def test_no_more_are_pinned_than_leave_others_a_slot(make_bench: MakeBench, adapters: dict[str, Path]) -> None:

@@ -100,6 +100,11 @@ class Device:
         self.loader.fetches.clear()
         return self.residency.poll()
 
+    def fail_a_load(self) -> dict[tuple[str, ...], BaseException]:
+        """Let the oldest load fail for want of memory."""
+        self.loader.loads.pop(0)[2].set_exception(MemoryError())
+        return self.residency.poll()
+
     def finish_loads(self) -> None:
         for load in self.loader.loads:
             finish(load)
@@ -421,6 +426,7 @@ class ResidencyMachine(RuleBasedStateMachine):
         )
         self.residency = self.device.residency
         self.held: list[Lease] = []
+        self.failed: set[tuple[Lease, str]] = set()  # leases, and the key of each load that failed under them
         self.fewest_left, self.fewest_slots = CAPACITY, 3
 
     @rule(target=leases, digests=st.sampled_from(MIXTURES))
@@ -446,15 +452,33 @@ class ResidencyMachine(RuleBasedStateMachine):
             digest, future = self.device.loader.fetches.pop(0)
             future.set_exception(OSError()) if fails else future.set_result(self.device.blobs[digest])
 
-    @rule()
-    def finish_a_load(self) -> None:
+    @rule(fails=st.booleans())
+    def finish_a_load(self, fails: bool) -> None:
         if self.device.loader.loads:
-            finish(self.device.loader.loads.pop(0))
+            load = self.device.loader.loads.pop(0)
+            load[2].set_exception(MemoryError()) if fails else finish(load)
 
     @rule()
     def poll(self) -> None:
-        for failed in self.residency.poll():
-            assert len(failed) == 1 or not self.has_room(failed)
+        self.poll_and_note_failed_loads()
+
+    @rule()
+    def fail_a_load_and_begin_it_again(self) -> None:
+        """All in one turn: the sequences that waited for it are ended, and their leases released, only after that."""
+        self.finish_a_load(fails=True)
+        for digest in self.poll_and_note_failed_loads():
+            self.residency.bring(digest)
+
+    def poll_and_note_failed_loads(self) -> list[str]:
+        failures = self.residency.poll()
+        assert all(len(failed) == 1 or not self.has_room(failed) for failed in failures)
+        loads = [digest for (digest, *_), error in failures.items() if isinstance(error, MemoryError)]
+        self.failed |= {(lease, digest) for lease in self.held for digest in lease.digests if digest in loads}
+        return loads
+
+    def holds(self, lease: Lease) -> set[str]:
+        """Return which of its adapters a lease still holds: not what failed to load under it, loaded again or not."""
+        return {digest for digest in lease.digests if (lease, digest) not in self.failed}
 
     @rule(keys=st.sets(st.sampled_from(list(SIZES)), max_size=2))
     def pin(self, keys: set[str]) -> None:
@@ -474,7 +498,7 @@ class ResidencyMachine(RuleBasedStateMachine):
     @rule(digest=st.sampled_from(list(SIZES)))
     def drop(self, digest: str) -> None:
         if self.residency.drop(digest):
-            assert all(digest not in lease.digests for lease in self.held)
+            assert all(digest not in self.holds(lease) for lease in self.held)
             assert digest not in self.residency.digests()
             assert digest not in self.device.host
 
@@ -486,13 +510,14 @@ class ResidencyMachine(RuleBasedStateMachine):
     def books_agree(self) -> None:
         residents = self.residency._residents
         self.residency.check_integrity()
-        holders = Counter(digest for lease in self.held for digest in lease.digests)
+        holders = Counter(digest for lease in self.held for digest in self.holds(lease))
         assert {d: r.holders for d, r in residents.items() if r.holders} == holders
         attached = {residents[digest].slot: residents[digest].place.start for digest in self.residency.digests()}
         assert {slot: start for slot, (start, *_) in self.device.backend.attached.items()} == attached
         for lease in self.held:
-            assert lease.slots == tuple(residents[digest].slot for digest in lease.digests)
-            ready = all(slot in attached for slot in lease.slots)
+            slots = dict(zip(lease.digests, lease.slots, strict=True))
+            assert all(slots[digest] == residents[digest].slot for digest in self.holds(lease))
+            ready = self.holds(lease) == {*lease.digests} and all(slot in attached for slot in lease.slots)
             assert self.residency.is_ready(lease) == ready
 
     def teardown(self) -> None:
@@ -533,11 +558,8 @@ def test_an_adapter_that_cannot_be_attached_gives_its_place_back_and_may_come_ag
     device.finish_fetches()
     lease = device.residency.reserve([WeightedAdapter("a")])
     assert lease is not None
-    ((_, _, load),) = device.loader.loads
-    load.set_exception(MemoryError())
-    device.loader.loads.clear()
     used = device.residency.num_elements()
-    failures = device.residency.poll()
+    failures = device.fail_a_load()
     assert [*failures] == [("a",)]
     assert isinstance(failures[("a",)], MemoryError)
     assert device.residency.num_elements() < used
@@ -549,3 +571,55 @@ def test_an_adapter_that_cannot_be_attached_gives_its_place_back_and_may_come_ag
     assert device.residency.is_ready(again)
     device.residency.release(again)
     device.residency.check_integrity()
+
+
+def test_a_load_that_failed_under_a_lease_leaves_the_next_one_its_own_holds(device: Device) -> None:
+    """The one may begin before the sequence is ended that the other has failed."""
+    residency = device.residency
+    residency.prepare(parts("a"))
+    device.finish_fetches()
+    failed = residency.reserve(parts("a"))
+    assert failed is not None
+    device.fail_a_load()
+    assert not residency.is_ready(failed)
+    again = device.load("a")
+    assert again is not None
+    assert residency.is_ready(again)
+    assert not residency.is_ready(failed), "its slot may be another's by now"
+    residency.release(failed)
+    residency.check_integrity()
+    assert not residency.drop("a"), "it is leased"
+    assert device.load("f") is None or "a" in residency.digests()
+    residency.release(again)
+    assert residency.drop("a")
+
+
+def test_a_pinned_one_that_failed_comes_when_it_is_asked_for_and_not_when_another_is_pinned(device: Device) -> None:
+    residency = device.residency
+    device.residency.pin(["a"])
+    device.residency.poll()
+    device.finish_fetches()
+    assert [*device.fail_a_load()] == [("a",)]
+    device.pin("a", "b")
+    assert residency.digests() == ["b"]
+    assert not residency.is_loading()
+    assert not residency.bring("a")
+    device.finish_loads()
+    assert {*residency.digests()} == {"a", "b"}
+    residency.check_integrity()
+
+
+def test_a_pinned_one_that_failed_and_is_asked_for_again_comes_as_soon_as_there_is_room(device: Device) -> None:
+    residency = device.residency
+    residency.pin(["f"])
+    residency.poll()
+    device.finish_fetches()
+    device.fail_a_load()
+    held = device.load("d")
+    assert held is not None
+    assert not residency.bring("f")
+    assert not residency.is_loading()
+    residency.release(held)
+    residency.poll()
+    device.finish_loads()
+    assert residency.digests() == ["f"]
