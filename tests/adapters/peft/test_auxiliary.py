@@ -67,6 +67,18 @@ def test_modules_saved_whole_and_tied(
     assert torch.equal(sites["model.embed_tokens"][0].weight, sites["lm_head"][0].weight)
 
 
+@pytest.mark.parametrize("copy", ["weight", "modules_to_save.weight"])
+def test_copies_of_a_tied_pair_are_equal(
+    copy: str, tiny_base: Callable[[str], Any], tmp_path: Path, oracle: ModuleType
+) -> None:
+    """PEFT loads both into the parameter that the pair shares: the last one would win."""
+    base, config = tiny_base("qwen2"), lora(modules_to_save=["embed_tokens"], ensure_weight_tying=True)
+    folder = oracle.method_adapter(base.folder, tmp_path, config, save_embedding_layers=True)
+    compiled(folder, base)
+    edit(folder, lambda t: t[f"base_model.model.lm_head.{copy}"].add_(0.1))
+    refused(folder, base, InvalidAdapter, rf"lm_head\.{copy} is not the weight of the embedding, which ties it")
+
+
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2", "gpt2"])
 @pytest.mark.parametrize("target", [None, "name"])
 def test_trainable_tokens(

@@ -55,10 +55,11 @@ def same_as_trained(oracle: ModuleType, base: Any, wrapped: Any, folder: Path, s
         lambda: peft.LoraConfig(**BOTH),
         lambda: peft.LoraConfig(**BOTH, use_dora=True),
         lambda: peft.LoraConfig(**LORA, modules_to_save=["embed_tokens", "lm_head"]),
+        lambda: peft.LoraConfig(**LORA, modules_to_save=["embed_tokens"], ensure_weight_tying=True),
         lambda: peft.LoraConfig(**LORA, trainable_token_indices=[3, 270]),
         lambda: peft.IA3Config(target_modules=["k_proj"], feedforward_modules=[]),
     ],
-    ids=["beside", "on both", "dora", "saved", "tokens", "ia3"],
+    ids=["beside", "on both", "dora", "saved", "saved and tied", "tokens", "ia3"],
 )
 def test_a_resized_vocabulary(
     config: Callable[[], Any],
