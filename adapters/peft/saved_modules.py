@@ -65,7 +65,9 @@ def stored_shape(site: Site) -> tuple[int, ...]:
 
 
 def _sites(modules: tuple[str, ...], base: Base) -> list[str]:
-    """Return the sites at or below the named modules. Raises UnsupportedAdapter for a module that is no site.
+    """Return the sites at or below the named modules.
+
+    Raises UnsupportedAdapter for a module that is no site, and for experts.
 
     PEFT compares ends of names without regard to dots: `norm` takes in `input_layernorm`.
     """
@@ -77,7 +79,14 @@ def _sites(modules: tuple[str, ...], base: Base) -> list[str]:
             "that it predicts from; another such module is not supported yet",
             param="modules_to_save",
         )
-    return [name for name in base.table.sites if roots.intersection(_with_parents(name))]
+    names = [name for name in base.table.sites if roots.intersection(_with_parents(name))]
+    if experts := [name for name in names if base.table.sites[name].kind is SiteKind.EXPERTS]:
+        raise UnsupportedAdapter(
+            f"modules_to_save takes in {listed(experts)}, a mixture's experts in stacked parameters; whole copies of "
+            "those are not supported yet: train them with target_parameters",
+            param="modules_to_save",
+        )
+    return names
 
 
 def note_on_modules(config: AuxiliaryConfig, table: SiteTable) -> list[str]:
