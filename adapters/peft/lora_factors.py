@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from ..errors import AdapterTooLarge, InvalidAdapter
-from ..sites import Site
+from ..sites import Site, SiteKind
 from .base import Base, NamedTensor
 from .config import LoraConfig
 from .keys import PREFIX, check_complete, factors_of, sort_keys
@@ -92,9 +92,9 @@ def _idle(key: str, variant: LoraVariant, modules: Mapping[str, LoraModule]) -> 
 
 
 def _variant_at(site: Site, factors: Mapping[str, NamedTensor], variant: LoraVariant, base: Base) -> LoraVariant:
-    """Return the variant at one module. On layers that are not quantised PEFT makes a plain LoRA of QALoRA."""
-    a = factors[factors_of(site)[0]].tensor
-    plain = variant.pool > 1 and tuple(a.shape[1:]) == (site.in_features,) and not base.is_quantised(site.name)
+    """Return the variant at one module. PEFT makes a plain LoRA of QALoRA but on linear layers that are quantised."""
+    whole = tuple(factors[factors_of(site)[0]].tensor.shape[1:]) == (site.in_features,)
+    plain = site.kind is SiteKind.EMBEDDING or (whole and not base.is_quantised(site.name))
     return replace(variant, pool=0) if plain else variant
 
 
