@@ -15,7 +15,7 @@ import torch
 
 from ..bypass import Bypass
 from ..errors import InvalidAdapter, UnsupportedAdapter
-from ..primitives import Bias, Primitive, Replacement, TokenRows
+from ..primitives import Bias, LowRank, Primitive, Replacement, TokenRows
 from ..sites import Site, SiteKind
 from .base import Base, NamedTensor, is_same
 from .config import AuxiliaryConfig
@@ -27,6 +27,7 @@ from .token_rows import replaced_rows
 _COPIES = ("base_layer.weight", "weight", "token_adapter.base_layer.weight", "original_module.weight")
 _BIASES = ("base_layer.bias", "bias", "token_adapter.base_layer.bias")
 _SCALE_BIASES = ("GLORA",)
+_PLAIN = (LowRank, Bias)  # they add to a module's output, whatever its weight is
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,14 @@ class Auxiliary:
 
     def _at(self, site: Site, own: tuple[Primitive, ...], method: str, base: Base) -> tuple[Primitive, ...]:
         name = site.name
-        if own and (name in self.saved or name in self.rows):
+        if own and (name in self.saved or (name in self.rows and not self._ties(name, base))):
             raise InvalidAdapter(f"{name} is both adapted and replaced, which PEFT does not do", param="files")
+        if own and name in self.rows and not (method == "LORA" and all(type(p) in _PLAIN for p in own)):
+            raise UnsupportedAdapter(
+                f"trained tokens that are tied to {name} are not supported yet beside anything but a plain LoRA there; "
+                "train with it left out of target_modules",
+                param="trainable_token_indices",
+            )
         trained = next((p for p in own if isinstance(p, TokenRows)), None)  # a method by itself
         own = tuple(p for p in own if p is not trained)
         if own and name in self.copies and method != "LORA":
@@ -83,6 +90,10 @@ class Auxiliary:
         replaced = _with_rows(site, whole, self.rows.get(name) or trained, base)
         parts = (*(() if replaced is None else (replaced,)), *own)
         return (*parts, self.biases[name]) if name in self.biases else parts
+
+    def _ties(self, name: str, base: Base) -> bool:
+        """Return whether the rows of a module are those of the embedding, which PEFT puts below an adapter on it."""
+        return name == base.table.head and base.table.tied_head in self.rows
 
 
 def compile_auxiliary(config: AuxiliaryConfig, checkpoint: Checkpoint, base: Base) -> Auxiliary:

@@ -27,6 +27,7 @@ from ..sites import SiteTable
 from .auxiliary import compile_auxiliary
 from .base import Base
 from .config import AdapterHubConfig, AnyConfig, LoraConfig, notes_on_fields, parse_config, read_config
+from .keys import PREFIX
 from .listing import listed
 from .methods import METHODS
 from .naming import naming_of
@@ -77,7 +78,7 @@ def compile_adapter(
                 name: (read_config(folder / name), Checkpoint(_open(folder / name, files, table)))
                 for name in experts_of(folder)
             }
-            checkpoint = Checkpoint(_open(folder, files, table), experts)
+            checkpoint = Checkpoint(_open(folder, files, table), experts, prefix=prefix_of(config))
             bypass, unused, ignored = _compile(config, checkpoint, base)
             notes = (*notes_on_fields(raw), *ignored, *checkpoint.notes())
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -94,6 +95,11 @@ def compiler_of(config: AnyConfig) -> Compiler:
     module, _, function = METHODS[config.peft_type].compiler.rpartition(".")
     compiler: Compiler = getattr(import_module(f".{module}", __package__), function)
     return compiler
+
+
+def prefix_of(config: AnyConfig) -> str:
+    """Return what checkpoints of this configuration's method have before the names of the base's modules."""
+    return PREFIX if isinstance(config, AdapterHubConfig) else METHODS[config.peft_type].prefix
 
 
 def _open(folder: Path, files: ExitStack, table: SiteTable) -> LazyTensors:

@@ -9,6 +9,9 @@ from ..sites import Site, SiteKind
 from .listing import listed
 
 PREFIX = "base_model.model."
+"""What PEFT puts before names of the base's modules: its own model, around a method's, around the base."""
+PREFIX_OF_PROMPTS = "base_model."
+"""The same of methods that put virtual tokens before the prompt: no model of theirs is between."""
 
 # The adapter's name is in a key only where the checkpoint was not written by PEFT's own save.
 _FACTOR = re.compile(

@@ -1,12 +1,12 @@
 """The factors of a LoRA checkpoint, module by module: every tensor accounted for, every shape checked."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 
 from ..errors import AdapterTooLarge, InvalidAdapter
-from ..sites import Site
+from ..sites import Site, SiteKind
 from .base import Base, NamedTensor
 from .config import LoraConfig
 from .keys import PREFIX, check_complete, factors_of, sort_keys
@@ -23,7 +23,7 @@ _NO_CONVOLUTIONS = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "n
 class LoraModule:
     """The LoRA of one module.
 
-    variant: the form that PEFT gives it at this module.
+    rank: of its factors. variant: the form that PEFT gives it at this module.
     factors: by PEFT's names. A: (rank, in_features) and B: (out_features, rank), or what the variant stores.
     """
 
@@ -70,9 +70,12 @@ def _targeted(config: LoraConfig, base: Base) -> dict[str, LoraModule]:
     names = targeted_sites(config.targets, base.table, deadline, tie=config.tie, without=_idle_modules(base))
     ranks = values_at(config.ranks, config.r, names, "rank_pattern", deadline)
     alphas = values_at(config.alphas, config.alpha, names, "alpha_pattern", deadline)
+    scalings = {name: config.scaling(ranks[name], alphas[name]) for name in names}
+    embedding, head = _tied_embedding(config, names, base), base.table.head
+    if embedding is not None and head is not None:
+        ranks[head] = ranks[embedding]  # of the factors that they share; each is scaled by its own rank and alpha
     if (rank := max(ranks.values())) > base.max_rank:
         raise AdapterTooLarge(f"rank {rank} is over the server's limit of {base.max_rank}", param="r")
-    scalings = {name: config.scaling(ranks[name], alphas[name]) for name in names}
     return {name: LoraModule(base.table.sites[name], ranks[name], scalings[name]) for name in names}
 
 
@@ -89,9 +92,9 @@ def _idle(key: str, variant: LoraVariant, modules: Mapping[str, LoraModule]) -> 
 
 
 def _variant_at(site: Site, factors: Mapping[str, NamedTensor], variant: LoraVariant, base: Base) -> LoraVariant:
-    """Return the variant at one module. On layers that are not quantised PEFT makes a plain LoRA of QALoRA."""
-    a = factors[factors_of(site)[0]].tensor
-    plain = variant.pool > 1 and tuple(a.shape[1:]) == (site.in_features,) and not base.is_quantised(site.name)
+    """Return the variant at one module. PEFT makes a plain LoRA of QALoRA but on linear layers that are quantised."""
+    whole = tuple(factors[factors_of(site)[0]].tensor.shape[1:]) == (site.in_features,)
+    plain = site.kind is SiteKind.EMBEDDING or (whole and not base.is_quantised(site.name))
     return replace(variant, pool=0) if plain else variant
 
 
@@ -102,7 +105,7 @@ def _check_shapes(module: LoraModule, factors: Mapping[str, NamedTensor], varian
         factors[name].require_shape(shape, why)
 
 
-def _tied_embedding(config: LoraConfig, modules: Mapping[str, LoraModule], base: Base) -> str | None:
+def _tied_embedding(config: LoraConfig, modules: Container[str | None], base: Base) -> str | None:
     """Return the embedding whose factors are the head's too; None if there is no such pair."""
     embedding = base.table.tied_head
     return embedding if config.tie and embedding in modules and base.table.head in modules else None

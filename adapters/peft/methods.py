@@ -7,6 +7,8 @@ for its first check of an upload.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from .keys import PREFIX, PREFIX_OF_PROMPTS
+
 # Fields that describe the checkpoint or matter to training only, in every method.
 _COMMON = frozenset(
     {"peft_type", "base_model_name_or_path", "revision", "task_type", "inference_mode", "auto_mapping"}
@@ -27,6 +29,7 @@ class Method:
     ignored: names of the fields that change nothing at inference.
     refused: name of a field to why an adapter that sets it is refused, and what to do instead.
     has_targets: whether the method is on modules of the base, so that `target_modules` says which.
+    prefix: what its checkpoints have before the names of the base's modules.
     """
 
     compiler: str
@@ -34,6 +37,7 @@ class Method:
     ignored: str = ""
     refused: Mapping[str, str] = field(default_factory=dict)
     has_targets: bool = True
+    prefix: str = PREFIX
 
     @property
     def known(self) -> frozenset[str]:
@@ -48,6 +52,11 @@ _TEXT_INIT = "num_attention_heads prompt_tuning_init prompt_tuning_init_text tok
 _NO_SAVED = {
     "modules_to_save": "modules saved whole are not served beside virtual tokens; train with modules_to_save=None"
 }
+
+
+def _prompt_method(compiler: str, reads: str, ignored: str) -> Method:
+    """Return the row of a method that puts virtual tokens before the prompt."""
+    return Method(compiler, f"{_VIRTUAL} {reads}", ignored, _NO_SAVED, has_targets=False, prefix=PREFIX_OF_PROMPTS)
 
 
 _LYCORIS_UNUSED = "rank_dropout module_dropout use_effective_conv2d init_weights"
@@ -143,39 +152,27 @@ METHODS: Mapping[str, Method] = {
     ),
     "C3A": Method("spectral.compile_c3a", "block_size block_size_pattern", "init_weights"),
     "GLORA": Method("glora.compile_glora", "r config_A_B config_C config_D_E", "init_weights"),
-    "PROMPT_TUNING": Method("prompt.compile_soft_prompt", _VIRTUAL, _TEXT_INIT, _NO_SAVED, has_targets=False),
-    "MULTITASK_PROMPT_TUNING": Method(
+    "PROMPT_TUNING": _prompt_method("prompt.compile_soft_prompt", "", _TEXT_INIT),
+    "MULTITASK_PROMPT_TUNING": _prompt_method(
         "prompt.compile_multitask_prompt",
-        f"{_VIRTUAL} num_tasks num_ranks",
+        "num_tasks num_ranks",
         f"{_TEXT_INIT} prompt_tuning_init_state_dict_path prompt_tuning_init_task",
-        _NO_SAVED,
-        has_targets=False,
     ),
-    "P_TUNING": Method(
+    "P_TUNING": _prompt_method(
         "prompt.compile_soft_prompt",
-        _VIRTUAL,
+        "",
         "num_attention_heads encoder_reparameterization_type encoder_hidden_size encoder_num_layers encoder_dropout",
-        _NO_SAVED,
-        has_targets=False,
     ),
-    "CPT": Method(
+    "CPT": _prompt_method(
         "prompt.compile_cpt",
-        f"{_VIRTUAL} cpt_token_ids",
+        "cpt_token_ids",
         "num_attention_heads cpt_mask cpt_tokens_type_mask opt_weighted_loss_type opt_loss_decay_factor "
         "opt_projection_epsilon opt_projection_format_epsilon tokenizer_name_or_path",
-        _NO_SAVED,
-        has_targets=False,
     ),
-    "PREFIX_TUNING": Method(
-        "prompt.compile_kv_prefix",
-        f"{_VIRTUAL} num_attention_heads",
-        "init_weights encoder_hidden_size prefix_projection",
-        _NO_SAVED,
-        has_targets=False,
+    "PREFIX_TUNING": _prompt_method(
+        "prompt.compile_kv_prefix", "num_attention_heads", "init_weights encoder_hidden_size prefix_projection"
     ),
-    "CARTRIDGE": Method(
-        "prompt.compile_kv_prefix", f"{_VIRTUAL} num_attention_heads", "num_frozen_tokens", _NO_SAVED, has_targets=False
-    ),
+    "CARTRIDGE": _prompt_method("prompt.compile_kv_prefix", "num_attention_heads", "num_frozen_tokens"),
     "ADAPTION_PROMPT": Method(
         "adaption.compile_adaption_prompt", "target_modules adapter_len adapter_layers", has_targets=False
     ),

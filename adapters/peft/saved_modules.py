@@ -23,9 +23,8 @@ def saved_modules(config: AuxiliaryConfig, checkpoint: Checkpoint, base: Base) -
     found = {name: _saved(base.table.sites[name], checkpoint, base) for name in names if name not in pair[1:]}
     if pair:
         embedding, head = pair
-        found[embedding] = _saved(base.table.sites[embedding], checkpoint, base)
-        checkpoint.find(f"{head}.weight")  # the same tensor, saved twice
-        found[head] = found[embedding]
+        found[head] = found[embedding] = _saved(base.table.sites[embedding], checkpoint, base)
+        _check_tied(found[head], _copies(checkpoint, head, "weight"), base)
     return found
 
 
@@ -66,7 +65,9 @@ def stored_shape(site: Site) -> tuple[int, ...]:
 
 
 def _sites(modules: tuple[str, ...], base: Base) -> list[str]:
-    """Return the sites at or below the named modules. Raises UnsupportedAdapter for a module that is no site.
+    """Return the sites at or below the named modules.
+
+    Raises UnsupportedAdapter for a module that is no site, and for experts.
 
     PEFT compares ends of names without regard to dots: `norm` takes in `input_layernorm`.
     """
@@ -78,7 +79,14 @@ def _sites(modules: tuple[str, ...], base: Base) -> list[str]:
             "that it predicts from; another such module is not supported yet",
             param="modules_to_save",
         )
-    return [name for name in base.table.sites if roots.intersection(_with_parents(name))]
+    names = [name for name in base.table.sites if roots.intersection(_with_parents(name))]
+    if experts := [name for name in names if base.table.sites[name].kind is SiteKind.EXPERTS]:
+        raise UnsupportedAdapter(
+            f"modules_to_save takes in {listed(experts)}, a mixture's experts in stacked parameters; whole copies of "
+            "those are not supported yet: train them with target_parameters",
+            param="modules_to_save",
+        )
+    return names
 
 
 def note_on_modules(config: AuxiliaryConfig, table: SiteTable) -> list[str]:
@@ -108,14 +116,27 @@ def _saved(site: Site, checkpoint: Checkpoint, base: Base) -> Replacement:
     return replacement(site, weight, bias, base)
 
 
+def _check_tied(saved: Replacement, copies: list[NamedTensor], base: Base) -> None:
+    """Check that all copies of a tied head's weight are the embedding's. Raises InvalidAdapter."""
+    assert saved.weight is not None
+    for copy in copies:
+        if not torch.equal(copy.converted(base.dtype), saved.weight):
+            raise InvalidAdapter(f"{copy.key} is not the weight of the embedding, which ties it", param="files")
+
+
 def _parameter(checkpoint: Checkpoint, site: str, parameter: str) -> NamedTensor:
-    """Take a parameter of a saved module.
+    """Take a parameter of a saved module."""
+    found = _copies(checkpoint, site, parameter)
+    return found[0] if found else checkpoint.take(f"{site}.{parameter}")
+
+
+def _copies(checkpoint: Checkpoint, site: str, parameter: str) -> list[NamedTensor]:
+    """Take all copies of a parameter of a saved module.
 
     PEFT saves it twice, and the base's once more where the vocabulary was resized or biases are saved.
     """
-    found = [checkpoint.take(name) for name in _names(checkpoint, site, parameter)]
     checkpoint.find(f"{site}.original_module.{parameter}")
-    return found[0] if found else checkpoint.take(f"{site}.{parameter}")
+    return [checkpoint.take(name) for name in _names(checkpoint, site, parameter)]
 
 
 def _names(checkpoint: Checkpoint, site: str, parameter: str) -> list[str]:

@@ -45,21 +45,26 @@ class Checkpoint:
     """The tensors of one adapter.
 
     Names are the module's in the base and the tensor's (`model.layers.0.self_attn.q_proj.lora_A.weight`): keys without
-    PEFT's `base_model.model.`, or `base_model.` where a tensor belongs to no module (`vera_A`); the keys of prompt
-    embeddings have no prefix.
+    the method's prefix, or `base_model.` where a tensor belongs to no module (`vera_A`); the keys of prompt embeddings
+    have no prefix.
     tensors: by key; may be read lazily. experts: those that the adapter routes between, each with its configuration.
+    prefix: before the names of the base's modules.
     """
 
     def __init__(
-        self, tensors: Mapping[str, torch.Tensor], experts: Mapping[str, tuple[AnyConfig, "Checkpoint"]] | None = None
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        experts: Mapping[str, tuple[AnyConfig, "Checkpoint"]] | None = None,
+        prefix: str = PREFIX,
     ) -> None:
         self._tensors = tensors
         self._experts = experts or {}
-        self._keys = {key.removeprefix(PREFIX).removeprefix(_OWN): key for key in tensors}
+        self._prefix = prefix
+        self._keys = {key.removeprefix(prefix).removeprefix(_OWN): key for key in tensors}
         self._left = dict.fromkeys(tensors)
         if len(self._keys) < len(tensors):
             doubled = next(key for key in tensors if key not in self._keys.values())
-            raise InvalidAdapter(f"{doubled} is there twice, with and without {PREFIX}", param="files")
+            raise InvalidAdapter(f"{doubled} is there twice, with and without {prefix}", param="files")
 
     def __contains__(self, name: str) -> bool:
         return name in self._keys
@@ -71,7 +76,7 @@ class Checkpoint:
         """Return a tensor, and count it as taken. Raises InvalidAdapter if it is missing."""
         if name not in self._keys:
             raise InvalidAdapter(
-                f"the configuration wants tensors that are missing: {PREFIX}{name}"[:500], param="files"
+                f"the configuration wants tensors that are missing: {self._prefix}{name}"[:500], param="files"
             )
         key = self._keys[name]
         self._left.pop(key, None)

@@ -72,8 +72,8 @@ class LoraVariant:
 
     @property
     def linear_only(self) -> bool:
-        """Return whether PEFT has it for linear layers alone."""
-        forms = (self.bias, self.kasa, self.blocks, self.pool, self.invocation, self.idle, self.arrow)
+        """Return whether PEFT refuses it on embeddings. Of QALoRA it makes a plain LoRA there."""
+        forms = (self.bias, self.kasa, self.blocks, self.invocation, self.idle, self.arrow)
         return any(bool(form) for form in forms)
 
 

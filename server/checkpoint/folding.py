@@ -193,7 +193,7 @@ def oriented(site: Site, stored: torch.Tensor) -> torch.Tensor:
 
 def _with_outputs(own: Affine, shares: Sequence[tuple[Share, int]]) -> Affine:
     """y += Σ out(y): the formula of rows, for the columns of the weight and for the bias, both as y has them."""
-    terms = [(s.weight, p, size) for s, size in shares for p in _of(s, _OUTPUTS)]
+    terms = [(s.weight, p, _outputs(p, size)) for s, size in shares for p in _of(s, _OUTPUTS)]
     if not terms:
         return own
     rows, bias = own.weight.clone(), None if own.bias is None else own.bias.clone()
@@ -203,6 +203,12 @@ def _with_outputs(own: Affine, shares: Sequence[tuple[Share, int]]) -> Affine:
         if bias is not None and own.bias is not None:
             bias[:size].add_(function(None, own.bias[None, :size], **fields)[0], alpha=weight)
     return Affine(rows, bias)
+
+
+def _outputs(primitive: Primitive, known: int) -> int:
+    """Return how many outputs a primitive reads and changes: its row's length, or all that its adapter knows."""
+    row = FORMULAS[primitive.kind].row
+    return known if row is None else len(getattr(primitive, row))
 
 
 def _with_terms(site: Site, own: Affine, shares: Sequence[tuple[Share, int]]) -> Affine:

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from peftserve.adapters.bypass import Bypass
 from peftserve.adapters.peft.compile import compile_adapter
-from peftserve.adapters.sites import Site, SiteKind, SiteTable
+from peftserve.adapters.sites import ExpertParameter, Site, SiteKind, SiteTable
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,19 @@ def tiny_base(oracle: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> C
 @pytest.fixture(scope="session")
 def llama(tiny_base: Callable[[str], TinyBase]) -> TinyBase:
     return tiny_base("llama")
+
+
+@pytest.fixture(scope="session")
+def mixtral(tiny_base: Callable[[str], TinyBase]) -> TinyBase:
+    """A mixture, with its stacked experts among the sites."""
+    base = tiny_base("mixtral")
+    sites = dict(base.table.sites)
+    for name, module in base.model.named_modules():
+        if hasattr(module, "gate_up_proj"):
+            stacked = [(n, *p.transpose(1, 2).shape) for n, p in module.named_parameters(recurse=False)]
+            parameters = tuple(ExpertParameter(*shape) for shape in stacked)
+            sites[name] = Site(name, SiteKind.EXPERTS, 64, 64, parameters=parameters)
+    return replace(base, table=replace(base.table, sites=sites))
 
 
 @pytest.fixture(scope="session")

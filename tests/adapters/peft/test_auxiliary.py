@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from peftserve.adapters.errors import InvalidAdapter
+from peftserve.adapters.errors import InvalidAdapter, UnsupportedAdapter
 from peftserve.adapters.peft.compile import compile_adapter
 from peftserve.adapters.primitives import Bias, LowRank, Replacement
 
@@ -67,6 +67,18 @@ def test_modules_saved_whole_and_tied(
     assert torch.equal(sites["model.embed_tokens"][0].weight, sites["lm_head"][0].weight)
 
 
+@pytest.mark.parametrize("copy", ["weight", "modules_to_save.weight"])
+def test_copies_of_a_tied_pair_are_equal(
+    copy: str, tiny_base: Callable[[str], Any], tmp_path: Path, oracle: ModuleType
+) -> None:
+    """PEFT loads both into the parameter that the pair shares: the last one would win."""
+    base, config = tiny_base("qwen2"), lora(modules_to_save=["embed_tokens"], ensure_weight_tying=True)
+    folder = oracle.method_adapter(base.folder, tmp_path, config, save_embedding_layers=True)
+    compiled(folder, base)
+    edit(folder, lambda t: t[f"base_model.model.lm_head.{copy}"].add_(0.1))
+    refused(folder, base, InvalidAdapter, rf"lm_head\.{copy} is not the weight of the embedding, which ties it")
+
+
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2", "gpt2"])
 @pytest.mark.parametrize("target", [None, "name"])
 def test_trainable_tokens(
@@ -97,6 +109,37 @@ def test_trained_tokens_beside_a_method(
 ) -> None:
     targets = ["c_attn"] if architecture == "gpt2" else ["q_proj"]
     as_peft(tiny_base(architecture), tmp_path, lora(trainable_token_indices=tokens, target_modules=targets))
+
+
+@pytest.mark.parametrize("options", [{}, {"lora_bias": True}, {"bias": "all"}])
+@pytest.mark.parametrize("architecture", ["qwen2", "gemma2"])
+def test_trained_tokens_below_a_lora_on_the_tied_head(
+    architecture: str, options: Any, tiny_base: Callable[[str], Any], tmp_path: Path, as_peft: AsPeft
+) -> None:
+    config = lora(target_modules=["q_proj", "lm_head"], trainable_token_indices=[42, 7, 250], **options)
+    kinds = [primitive.kind for primitive in as_peft(tiny_base(architecture), tmp_path, config).sites["lm_head"]]
+    assert kinds[:2] == ["rows", "low_rank"]
+
+
+def test_trained_tokens_beside_another_adapter_of_the_same_module(
+    tiny_base: Callable[[str], Any], tmp_path: Path, oracle: ModuleType
+) -> None:
+    """PEFT fails on the first, and on the others already where they are made."""
+    base = tiny_base("qwen2")
+    targets, ids = {"target_modules": ["q_proj", "lm_head"]}, {"trainable_token_indices": [42, 7]}
+    folder = oracle.method_adapter(base.folder, tmp_path, lora(**targets, **ids, use_dora=True))
+    with pytest.raises(AttributeError, match="TrainableTokensWrapper"):
+        oracle.peft_logits(base.folder, folder, [5])
+    refused(folder, base, UnsupportedAdapter, "tied to lm_head are not supported yet beside anything but a plain LoRA")
+    for name, module in (("lm_head", "lm_head"), ("embed_tokens", "model.embed_tokens")):
+        config = lora(target_modules=["q_proj", name], trainable_token_indices={name: [42, 7]})
+        with pytest.raises(TypeError, match="trainable_token_indices cannot be applied"):
+            oracle.method_adapter(base.folder, tmp_path, config)
+        folder = oracle.method_adapter(base.folder, tmp_path / name, lora(target_modules=["q_proj", name]))
+        edit_config(folder, trainable_token_indices={name: [42, 7]})
+        rows = f"base_model.model.{module}.token_adapter.trainable_tokens_delta"
+        edit(folder, lambda t, rows=rows: t.update({rows: torch.ones(2, 64)}))  # type: ignore[misc]
+        refused(folder, base, InvalidAdapter, f"{module} is both adapted and replaced, which PEFT does not do")
 
 
 @pytest.mark.parametrize("bias", ["all", "lora_only"])

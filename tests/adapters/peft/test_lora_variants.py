@@ -143,8 +143,12 @@ def test_means_of_groups() -> None:
         stored_shapes(site, 2, LoraVariant(pool=5))
 
 
-def test_qalora_is_a_plain_lora_on_layers_that_are_not_quantised(llama: Any, tmp_path: Path, as_peft: AsPeft) -> None:
-    as_peft(llama, tmp_path, lora(use_qalora=True, qalora_group_size=16, target_modules=["q_proj", "down_proj"]))
+@pytest.mark.parametrize("group", [1, 7, 16])
+@pytest.mark.parametrize("target", ["down_proj", "embed_tokens"])
+def test_qalora_is_a_plain_lora_on_layers_that_are_not_quantised(
+    group: int, target: str, llama: Any, tmp_path: Path, as_peft: AsPeft
+) -> None:
+    as_peft(llama, tmp_path, lora(use_qalora=True, qalora_group_size=group, target_modules=["q_proj", target]))
 
 
 def test_invocation(llama: Any, tmp_path: Path, as_peft: AsPeft) -> None:

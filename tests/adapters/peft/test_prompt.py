@@ -113,6 +113,17 @@ def test_adaption_prompt(architecture: str, layers: int, tiny_base: TinyBases, t
     assert all(isinstance(p, Bias) for p in biases)
 
 
+@pytest.mark.parametrize("make", [SOFT["PROMPT_TUNING"], SOFT["CPT"], multitask, prefix])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt2"])
+def test_copies_of_embedding_and_head_that_are_the_base_s(
+    make: Any, architecture: str, tiny_base: TinyBases, tmp_path: Path, as_peft: AsPeft
+) -> None:
+    """PEFT wraps the base once for these methods: the names of its modules have one prefix less."""
+    options = {"task": 0} if make is multitask else {}
+    bypass = as_peft(tiny_base(architecture), tmp_path, make(), randomize=loud, save_embedding_layers=True, **options)
+    assert not bypass.sites
+
+
 @pytest.mark.parametrize(
     ("make", "fields", "error", "message"),
     [

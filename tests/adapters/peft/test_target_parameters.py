@@ -1,7 +1,5 @@
 """LoRA on parameters by name: each delta is PEFT's, and what cannot be served is refused."""
 
-import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,7 +12,6 @@ from peft.tuners.lora.layer import ParamWrapper
 from peftserve.adapters.errors import AdapterError
 from peftserve.adapters.peft.compile import compile_adapter
 from peftserve.adapters.primitives import ExpertLowRank, LowRank
-from peftserve.adapters.sites import ExpertParameter, Site, SiteKind
 
 UP, DOWN = "experts.gate_up_proj", "experts.down_proj"
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -26,18 +23,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "names that are not there": {"target_parameters": [UP, "experts.w1", "norm.scale"], "target_modules": ["none"]},
     "nothing but attention": {"target_parameters": ["experts.up"], "target_modules": ["q_proj"]},
 }
-
-
-@pytest.fixture(scope="module")
-def mixtral(tiny_base: Callable[[str], Any]) -> Any:
-    base = tiny_base("mixtral")
-    sites = dict(base.table.sites)
-    for name, module in base.model.named_modules():
-        if hasattr(module, "gate_up_proj"):
-            stacked = [(n, *p.transpose(1, 2).shape) for n, p in module.named_parameters(recurse=False)]
-            parameters = tuple(ExpertParameter(*shape) for shape in stacked)
-            sites[name] = Site(name, SiteKind.EXPERTS, 64, 64, parameters=parameters)
-    return dataclasses.replace(base, table=dataclasses.replace(base.table, sites=sites))
 
 
 def _config(options: dict[str, Any]) -> LoraConfig:

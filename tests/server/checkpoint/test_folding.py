@@ -11,7 +11,7 @@ from peftserve.kernels.bypass.layout import RowSet, Segment
 from peftserve.kernels.ops.formulas import FORMULAS, Op, Stage
 from peftserve.kernels.ops.side import SideOps
 from peftserve.server.checkpoint.folding import FOLDABLE, Affine, Share, fold, fold_experts, fold_norm
-from tests.server.engine.model.test_pairs import IN, MAKERS, OUT, WIDE_MAKERS
+from tests.server.engine.model.test_pairs import IN, MAKERS, OUT, WIDE_MAKERS, WIDER
 
 HEAD = Site("m", SiteKind.HEAD, IN, OUT)
 FOLDED = {
@@ -73,6 +73,18 @@ def test_a_folded_mixture_is_what_a_step_gives(has_bias: bool) -> None:
         got = linear(x, folded.weight, folded.bias)
         kinds = [[primitive.kind for primitive in share.primitives] for share in shares]
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-3, msg=lambda m, k=kinds: f"{k}: {m}")  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.3])
+def test_a_scale_of_the_base_s_rows_leaves_those_of_a_larger_vocabulary(weight: float) -> None:
+    """So is DoRA on a resized head: of new rows all is in the replacement."""
+    draw = drawn(4)
+    base, x = Affine(draw(OUT, IN), draw(OUT)), draw(7, IN)
+    larger = (p.Replacement(draw(WIDER, IN), draw(WIDER)), p.OutputScale(draw(OUT)))
+    for shares in ([Share(weight, larger)], [Share(weight, larger), Share(1.0, (p.OutputScale(draw(OUT)),))]):
+        folded = fold(HEAD, base.copy(), shares)
+        got = linear(x, folded.weight, folded.bias)
+        torch.testing.assert_close(got, served(x, base, shares), rtol=1e-4, atol=1e-3)
 
 
 def test_an_embedding_keeps_its_scale_out_of_what_is_added() -> None:

@@ -148,6 +148,14 @@ def test_a_larger_vocabulary(oracle: ModuleType, tmp_path: Path) -> None:
     assert generated(result) == served(model, {adapter: 1.0})
 
 
+def test_a_lora_over_trained_tokens_of_a_tied_head(oracle: ModuleType, tmp_path: Path) -> None:
+    model = oracle.tiny_model("qwen2", 3, tmp_path / "model")
+    config = LoraConfig(r=2, target_modules=["q_proj", "lm_head"], trainable_token_indices=[7, 40, 33])
+    adapter = oracle.method_adapter(model, tmp_path / "both", config)
+    result = loaded(merged(model, tmp_path / "merged", {adapter: 1.0}))
+    torch.testing.assert_close(logits(result), logits(oracle.peft_model(model, adapter)), rtol=1e-4, atol=1e-4)
+
+
 def test_what_nothing_changes_is_copied_byte_for_byte_and_types_are_kept(oracle: ModuleType, tmp_path: Path) -> None:
     model = oracle.tiny_model("llama", 3, tmp_path / "model")
     own = {name: tensor.bfloat16() for name, tensor in load_file(model / "model.safetensors").items()}
