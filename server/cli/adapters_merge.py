@@ -10,7 +10,9 @@ from peftserve.adapters.merging.kinds import KINDS
 
 from .client import Server
 from .errors import FAILED, CommandError
+from .parser import checked
 from .progress import progress
+from .values import finite
 
 PAUSE = 0.2  # seconds between two looks at the job
 DONE = ("succeeded", "failed", "cancelled")
@@ -21,7 +23,7 @@ def add_merge_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="the new adapter; one that exists gets its next version")
     parser.add_argument("adapters", metavar="ADAPTER[=WEIGHT]", nargs="+", type=_weighted, help="weight: 1 if left out")
     parser.add_argument("--type", dest="combination_type", choices=[*KINDS], default="linear", help="default: linear")
-    parser.add_argument("--density", type=float, help="share of entries that pruning keeps (default: 0.5)")
+    parser.add_argument("--density", type=checked(finite), help="share of entries that pruning keeps (default: 0.5)")
     parser.add_argument("--majority-sign-method", choices=["total", "frequency"], help="default: total")
     parser.add_argument("--svd-rank", type=int, help="rank of the result, for kinds that choose it")
     parser.add_argument("--seed", type=int, help="of what is drawn (default: 0)")
@@ -30,7 +32,7 @@ def add_merge_arguments(parser: argparse.ArgumentParser) -> None:
 def _weighted(text: str) -> dict[str, Any]:
     name, equals, weight = text.partition("=")
     try:
-        return {"name": name, "weight": float(weight) if equals else 1.0}
+        return {"name": name, "weight": finite(weight) if equals else 1.0}
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: the weight behind '=' is no number") from None
 

@@ -31,8 +31,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure and report; return FAILED if any request failed. Raises CommandError."""
     if arguments.plot and not report.can_plot():
         raise CommandError("--plot: it needs matplotlib: pip install 'peftserve[bench]'")
-    for flag, file in (("--out", arguments.out), ("--plot", arguments.plot)):
-        check_writable(flag, file)  # before minutes are spent on what cannot be kept
+    for name in ("out", "plot", "save_trace"):
+        check_writable(
+            f"--{name.replace('_', '-')}", getattr(arguments, name)
+        )  # before minutes are spent on what cannot be kept
     renames = options.parse_renames(arguments.rename)
     load = options.load(arguments)
     target = Target(arguments.url, arguments.api_key, arguments.dialect, renames)

@@ -12,6 +12,8 @@ from .chat_commands import Quit, Session
 from .client import Server, add_arguments
 from .conversation import Conversation
 from .errors import USAGE, CommandError, one_line
+from .parser import checked
+from .values import finite
 
 PROMPT, MORE = ">>> ", "... "
 FENCE = '"""'
@@ -27,7 +29,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser.add_argument("model", metavar="ADAPTER", nargs="?", help="adapter, route or base (default: the server's)")
     parser.add_argument("--system", metavar="TEXT", help="system message")
-    parser.add_argument("--temperature", metavar="T", type=float, help="0: always the likeliest token")
+    parser.add_argument("--temperature", metavar="T", type=checked(finite), help="0: always the likeliest token")
     parser.add_argument("--max-tokens", metavar="N", type=int, help="most tokens of an answer")
     parser.add_argument("--seed", metavar="N", type=int, help="the same seed draws the same answer")
     add_arguments(parser)

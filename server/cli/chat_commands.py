@@ -9,6 +9,7 @@ from urllib.parse import quote
 from .client import Server
 from .conversation import Conversation
 from .errors import CommandError
+from .values import finite
 
 MOST_COMPARED = 6
 
@@ -90,7 +91,7 @@ def _weighted(part: str) -> tuple[str, float]:
     name, equals, weight = part.partition("=")
     try:
         if name and equals:
-            return name, float(weight)
+            return name, finite(weight)
     except ValueError:
         pass
     raise CommandError(f"/mix: {part!r} is not NAME=WEIGHT, such as sql=0.7")
@@ -103,7 +104,7 @@ def _system(session: Session, text: str) -> None:
 
 def _temp(session: Session, text: str) -> None:
     try:
-        value = float(text) if text else None
+        value = finite(text) if text else None
     except ValueError:
         value = -1.0
     if value is not None and not 0 <= value <= 2:

@@ -4,12 +4,12 @@ import argparse
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import httpx
 
-from .errors import FAILED, UNREACHABLE, CommandError
+from .errors import FAILED, UNREACHABLE, USAGE, CommandError
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 _TIMEOUT = httpx.Timeout(300.0, connect=10.0)  # the answer to an upload comes when the adapter has been checked
@@ -44,8 +44,34 @@ def _base(url: str) -> str:
 
 
 def headers(api_key: str | None) -> dict[str, str]:
-    """Return the authorization header, none without a key."""
-    return {"authorization": f"Bearer {api_key}"} if api_key else {}
+    """Return the authorization header, none without a key. Raises CommandError for a key that no header can have."""
+    if not api_key:
+        return {}
+    if not (api_key.isascii() and api_key.isprintable()):
+        raise CommandError("--api-key: a key is of printable ASCII characters", USAGE)
+    return {"authorization": f"Bearer {api_key}"}
+
+
+@contextmanager
+def making(url: str) -> Iterator[None]:
+    """Raise CommandError, of a mistake, for a client or a request that cannot be made: nothing has been sent yet."""
+    try:
+        yield
+    except httpx.InvalidURL as error:
+        raise CommandError(f"{url!r} is no address of a server: {error}", USAGE) from None
+    except ValueError as error:  # of what cannot be JSON, or UTF-8
+        raise CommandError(f"this cannot be sent: {error}", USAGE) from None
+
+
+@contextmanager
+def reaching(url: str) -> Iterator[None]:
+    """Raise CommandError where no answer comes, or one that breaks off."""
+    try:
+        yield
+    except httpx.UnsupportedProtocol as error:
+        raise CommandError(f"{url!r} is no address of a server: {error}", USAGE) from None
+    except httpx.HTTPError as error:
+        raise CommandError(f"no answer from {url}: {error}", UNREACHABLE) from None
 
 
 class Server:
@@ -53,7 +79,8 @@ class Server:
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
         self.url = url.rstrip("/")
-        self._client = httpx.Client(base_url=self.url, headers=headers(api_key), timeout=_TIMEOUT)
+        with making(self.url):
+            self._client = httpx.Client(base_url=self.url, headers=headers(api_key), timeout=_TIMEOUT)
 
     def __enter__(self) -> "Server":
         return self
@@ -63,13 +90,9 @@ class Server:
 
     def call(self, method: str, path: str, **options: Any) -> Any:
         """Send a request and return the parsed body, None without one. Raises CommandError."""
-        try:
-            response = self._client.request(method, path, **options)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise CommandError(f"no answer from {self.url}: {error}", UNREACHABLE) from None
-        if response.is_error:
-            raise _refusal(response)
-        return response.json() if response.content else None
+        with self._answer(method, path, **options) as response:
+            content = response.read()
+        return self._parsed(content) if content else None
 
     def text(self, path: str) -> str:
         """Get what is no JSON, as text. Raises CommandError."""
@@ -79,34 +102,41 @@ class Server:
     @contextmanager
     def download(self, path: str) -> Iterator[Iterator[bytes]]:
         """Get what is no JSON, in pieces. Raises CommandError, also inside where the answer breaks off."""
-        try:
-            with self._client.stream("GET", path) as response:
-                if response.is_error:
-                    response.read()
-                    raise _refusal(response)
-                yield response.iter_bytes()
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise CommandError(f"no answer from {self.url}: {error}", UNREACHABLE) from None
+        with self._answer("GET", path) as response:
+            yield response.iter_bytes()
 
     def events(self, path: str, body: Any) -> Iterator[Any]:
         """Post a request and yield the events of its stream. To close the iterator is to leave. Raises CommandError."""
+        with self._answer("POST", path, json=body) as response:
+            yield from self._events(response.iter_lines())
+
+    @contextmanager
+    def _answer(self, method: str, path: str, **options: Any) -> Iterator[httpx.Response]:
+        """Send a request and give its answer, a success, of which nothing is read yet.
+
+        Raises CommandError, also inside where the answer breaks off.
+        """
+        with making(self.url):
+            request = self._client.build_request(method, path, **options)
+        with reaching(self.url), closing(self._client.send(request, stream=True)) as response:
+            if not response.is_success:
+                response.read()
+                raise _refusal(response)
+            yield response
+
+    def _events(self, lines: Iterable[str]) -> Iterator[Any]:
+        for line in lines:
+            if line.startswith("data:") and (data := line[5:].strip()) != "[DONE]":
+                event = self._parsed(data)
+                if "error" in event:
+                    raise CommandError(str(event["error"].get("message")), FAILED)
+                yield event
+
+    def _parsed(self, text: str | bytes) -> Any:
         try:
-            with self._client.stream("POST", path, json=body) as response:
-                if response.is_error:
-                    response.read()
-                    raise _refusal(response)
-                yield from _parsed(response.iter_lines())
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise CommandError(f"no answer from {self.url}: {error}", UNREACHABLE) from None
-
-
-def _parsed(lines: Iterable[str]) -> Iterator[Any]:
-    for line in lines:
-        if line.startswith("data:") and (data := line[5:].strip()) != "[DONE]":
-            event = json.loads(data)
-            if "error" in event:
-                raise CommandError(str(event["error"].get("message")), FAILED)
-            yield event
+            return json.loads(text)
+        except ValueError:
+            raise CommandError(f"{self.url} is no peftserve server: what it answers is no JSON", FAILED) from None
 
 
 def _refusal(response: httpx.Response) -> CommandError:

@@ -48,16 +48,24 @@ class Conversation:
         return replace(self, model=model, mixture={}, messages=[*self.messages])
 
     def ask(self, server: Server, prompt: str) -> Generator[Piece]:
-        """Yield the answer in pieces, and remember what of it has come. Raises CommandError, and remembers nothing."""
+        """Yield the answer in pieces, and remember what of it has come, also where the user ends it.
+
+        Raises CommandError, and remembers nothing: what a failure has torn off is no answer.
+        """
         answer = ""
         try:
             for piece in self._pieces(server, prompt):
                 answer += "" if piece.is_thought else piece.text
                 yield piece
-        finally:
-            if answer:
-                said = (("user", prompt), ("assistant", answer))
-                self.messages += [{"role": role, "content": text} for role, text in said]
+        except (GeneratorExit, KeyboardInterrupt):
+            self._remember(prompt, answer)
+            raise
+        self._remember(prompt, answer)
+
+    def _remember(self, prompt: str, answer: str) -> None:
+        if answer:
+            said = (("user", prompt), ("assistant", answer))
+            self.messages += [{"role": role, "content": text} for role, text in said]
 
     def _pieces(self, server: Server, prompt: str) -> Iterator[Piece]:
         if not self.completes:

@@ -12,8 +12,9 @@ from ..deploy.on_ray.options import RayOptions, command_maker
 from . import resolution
 from .errors import CommandError
 from .model_check import check_model
+from .parser import checked
 from .serve import make_config
-from .values import seconds, whole
+from .values import finite, seconds, whole
 
 OWN = {
     *("replicas", "min_replicas", "max_replicas", "upscale_delay", "downscale_delay"),
@@ -37,13 +38,13 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _add_own(parser: argparse.ArgumentParser) -> None:
-    count, share = _checked(whole(1)), _checked(_share)
+    count, share = checked(whole(1)), checked(_share)
     parser.add_argument("--replicas", metavar="N", type=count, help="engines (default: 1)")
     parser.add_argument(
         "--min-replicas", metavar="N", type=count, help="fewest engines, where their number follows load"
     )
     parser.add_argument("--max-replicas", metavar="N", type=count, help="most engines then")
-    wait = _checked(seconds)
+    wait = checked(seconds)
     parser.add_argument("--upscale-delay", metavar="SECONDS", type=wait, default=10.0, help="of load (default: 10)")
     parser.add_argument("--downscale-delay", metavar="SECONDS", type=wait, default=600.0, help="(default: 600)")
     parser.add_argument("--ray-address", metavar="ADDRESS", help="a cluster, or `auto` (default: one on this machine)")
@@ -94,22 +95,7 @@ def with_room(config: ServerConfig, options: RayOptions) -> ServerConfig:
 
 
 def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        raise ValueError("is no number") from None
-    if not 0 <= share < float("inf"):
+    share = finite(text)
+    if share < 0:
         raise ValueError("is not 0 or more")
     return share
-
-
-def _checked(parse: Any) -> Any:
-    """Return a parser of argparse's that says what a setting's parser says."""
-
-    def checked(text: str) -> Any:
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{text!r} {error}") from None
-
-    return checked

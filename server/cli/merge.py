@@ -1,7 +1,6 @@
 """`peftserve merge`: write a base with adapters in its weights, as a checkpoint of its own. Needs no server."""
 
 import argparse
-import math
 import os
 from pathlib import Path
 
@@ -80,12 +79,11 @@ def parse_asked(text: str) -> tuple[str, float]:
     if not separator or Path(text).is_dir():
         return text, 1.0
     try:
-        number = float(weight)
+        if name:
+            return name, values.finite(weight)
     except ValueError:
-        number = math.nan
-    if not name or not math.isfinite(number):
-        raise CommandError(f"--adapter: {text!r} is not NAME_OR_PATH or NAME_OR_PATH=WEIGHT, with a number as weight")
-    return name, number
+        pass
+    raise CommandError(f"--adapter: {text!r} is not NAME_OR_PATH or NAME_OR_PATH=WEIGHT, with a number as weight")
 
 
 def _size(arguments: argparse.Namespace, name: str) -> int:

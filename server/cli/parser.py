@@ -5,13 +5,25 @@ What an unknown flag was given is never said: it may be a key.
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from .errors import USAGE
 
 _FLAG = re.compile(r"--[a-z][\w-]*")
+
+
+def checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return a parser of argparse's that says what one of `values` says."""
+
+    def parse_checked(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r} {error}") from None
+
+    return parse_checked
 
 
 class Parser(argparse.ArgumentParser):

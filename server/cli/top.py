@@ -16,6 +16,8 @@ from rich.text import Text
 from .adapters import readable_size
 from .client import Server, add_arguments
 from .errors import FAILED, CommandError
+from .parser import checked
+from .values import finite
 
 _LINE = re.compile(r"([A-Za-z_:][\w:]*(?:\{[^}]*\})?) (\S+)")
 _TIERS = ("device", "host", "disk")
@@ -31,7 +33,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "no terminal, one frame.",
     )
     parser.add_argument("--once", action="store_true", help="print one frame, for scripts")
-    parser.add_argument("--interval", metavar="S", type=float, default=1.0, help="seconds of a frame (default: 1)")
+    parser.add_argument(
+        "--interval", metavar="S", type=checked(finite), default=1.0, help="seconds of a frame (default: 1)"
+    )
     add_arguments(parser)
     parser.set_defaults(run=run)
 

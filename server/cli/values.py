@@ -5,6 +5,7 @@ Every parser takes text and returns its value, or raises ValueError with the end
 
 import ipaddress
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +74,17 @@ def whole(low: int, high: int | None = None) -> Callable[[str], int]:
         return number
 
     return parse
+
+
+def finite(value: str) -> float:
+    """Return a number; what JSON cannot say, no number and infinities, is none."""
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError("is no number")
+    return number
 
 
 def seconds(value: str) -> float:

@@ -21,6 +21,7 @@ from .grammar.compiler import GrammarCompiler, words_of
 from .grammar_queue import Compiled, GrammarQueue
 from .machine import make_machine
 from .memory_report import describe_memory
+from .model.pooling import check_kind
 from .model_info import describe_model
 from .pipeline import Pipeline, Runner
 from .ranks import LeadingRanks
@@ -94,6 +95,7 @@ class Engine:
         """
         check_request(request, self.info.vocab_size, self._max_model_len)
         if request.pooling is not None:
+            check_kind(request.pooling.kind)
             self._hidden.check(request.pooling.layer)
         if request.request_id in self._sequences:
             raise ValueError(f"request id {request.request_id!r} is in use")

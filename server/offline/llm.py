@@ -21,11 +21,10 @@ from ..config import EngineConfig
 from ..engine.engine import Engine
 from ..wire.messages import AddRequest, Pooling, PoolingKind, SamplingParams, WeightedAdapter
 from .adapters import Adapter, NamedAdapters
+from .checks import Message, Prompt, adapter_each, check_task_id, list_chats, list_prompts, list_stops, one_each
 from .completion import Completion, Running, RunningPrompt, RunningSequence
 from .sampling import check_sampling
 
-Prompt = str | Sequence[int]
-Message = Mapping[str, Any]
 T = TypeVar("T")
 
 
@@ -43,6 +42,7 @@ class LLM:
     def __init__(self, model: str | Path, *, adapters: Mapping[str, str | Path] | None = None, **options: Any) -> None:
         """Load the model. Raises UnservableModel for one that cannot be served right, AdapterError for an adapter."""
         self._ids = count()
+        self._is_closed = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="offline-tokenizer")
         with ExitStack() as resources:
             resources.callback(self._thread.shutdown)
@@ -61,10 +61,12 @@ class LLM:
 
         Returns its name, version, digest and facts (method, rank, bytes). Raises AdapterError.
         """
+        self._require_open()
         return self._adapters.add(name, Path(path))
 
     def remove_adapter(self, name: str) -> None:
         """Forget all versions of an adapter, and give its memory back. Raises AdapterNotFound."""
+        self._require_open()
         self._adapters.remove(name)
 
     @property
@@ -88,7 +90,8 @@ class LLM:
         task_id: which task of adapters that have several.
         Raises ValueError for what cannot be answered, AdapterError for adapters that are unknown or cannot be mixed.
         """
-        return self._answer(_each(prompts), adapter, sampling, stop, task_id, special=True)
+        self._require_open()
+        return self._answer(list_prompts(prompts), adapter, sampling, stop, task_id, special=True)
 
     def chat(
         self,
@@ -105,8 +108,8 @@ class LLM:
         messages: of each `role` and `content`, a text. chat_template_kwargs: what else the template is given.
         The rest is as in `generate`.
         """
-        chats = [messages] if all(isinstance(message, Mapping) for message in messages) else messages
-        prompts = [self._render(chat, chat_template_kwargs or {}) for chat in chats]
+        self._require_open()
+        prompts = [self._render(chat, chat_template_kwargs or {}) for chat in list_chats(messages)]
         # The template has written the special tokens itself.
         return self._answer(prompts, adapter, sampling, stop, task_id, special=False)
 
@@ -124,10 +127,10 @@ class LLM:
         kind: their mean, or that of the last token. layer: the decoder layer whose output they are, with -1 for the
         last; None for what the head reads, behind the last norm. The rest is as in `generate`.
         """
-        each = _each(prompts)
-        resolved = [
-            self._adapters.resolve(one) for one in _one_each("adapter", adapter, len(each), str | Mapping | None)
-        ]
+        self._require_open()
+        check_task_id(task_id)
+        each = list_prompts(prompts)
+        resolved = [self._adapters.resolve(one) for one in adapter_each(adapter, len(each))]
         running = [
             RunningPrompt(self._request(token_ids, who, SamplingParams(max_tokens=0), task_id, Pooling(kind, layer)))
             for token_ids, who in zip(self._encode(each, special=True), resolved, strict=True)
@@ -136,7 +139,8 @@ class LLM:
         return [prompt.vector for prompt in running]
 
     def close(self) -> None:
-        """Give back what the engine has taken. A second call does nothing."""
+        """Give back what the engine has taken. A second call does nothing; all others raise ValueError from now on."""
+        self._is_closed = True
         self._resources.close()
 
     def __enter__(self) -> Self:
@@ -145,9 +149,13 @@ class LLM:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _require_open(self) -> None:
+        if self._is_closed:
+            raise ValueError("this LLM is closed")
+
     def _answer(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[str | list[int]],
         adapter: Adapter | Sequence[Adapter],
         sampling: SamplingParams | Sequence[SamplingParams] | None,
         stop: Sequence[str],
@@ -155,31 +163,30 @@ class LLM:
         *,
         special: bool,
     ) -> list[Completion]:
-        if isinstance(stop, str):
-            raise ValueError("stop is a list of strings")
-        who = _one_each("adapter", adapter, len(prompts), str | Mapping | None)
-        how = _one_each("sampling", sampling or SamplingParams(), len(prompts), SamplingParams)
-        resolved = [self._adapters.resolve(adapter) for adapter in who]
+        check_task_id(task_id)
+        stops = list_stops(stop)
+        resolved = [self._adapters.resolve(one) for one in adapter_each(adapter, len(prompts))]
+        how = one_each("sampling", sampling or SamplingParams(), len(prompts), SamplingParams)
         token_ids = self._encode(prompts, special)
         rows = zip(prompts, token_ids, resolved, how, strict=True)
-        sequences = [self._sequence(*row, stop, task_id) for row in rows]
+        sequences = [self._sequence(*row, stops, task_id) for row in rows]
         self._run(sequences)
         return [sequence.completion() for sequence in sequences]
 
     def _sequence(
         self,
-        prompt: Prompt,
+        prompt: str | list[int],
         token_ids: list[int],
         resolved: Resolved,
         sampling: SamplingParams,
-        stop: Sequence[str],
+        stop: list[str],
         task_id: int | None,
     ) -> RunningSequence:
         check_sampling(sampling, resolved.vocabulary(self.engine.info.vocab_size))
         request = self._request(token_ids, resolved, sampling, task_id)
         decoder = SequenceDecoder(
             self._tokenizer.detokenizer(),
-            StopStrings(list(stop)),
+            StopStrings(stop),
             min_tokens=sampling.min_tokens,
             ends=() if sampling.ignore_eos else self.engine.info.eos_token_ids,
         )
@@ -217,10 +224,10 @@ class LLM:
             for request_id in running:
                 self.engine.abort(request_id)
 
-    def _encode(self, prompts: Sequence[Prompt], special: bool) -> list[list[int]]:
+    def _encode(self, prompts: Sequence[str | list[int]], special: bool) -> list[list[int]]:
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         encoded = iter(self._wait_for(self._tokenizer.encode_all(texts, special)) if texts else ())
-        return [next(encoded) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
+        return [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
 
     def _render(self, messages: Any, arguments: Mapping[str, Any]) -> str:
         return self._wait_for(
@@ -238,17 +245,3 @@ class LLM:
             return self._thread.submit(asyncio.run, work).result()
         except ApiError as error:
             raise ValueError(error.body.message) from None
-
-
-def _each(prompts: Any) -> list[Prompt]:
-    """Return a list of prompts, which one prompt may stand for."""
-    return [prompts] if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)) else list(prompts)
-
-
-def _one_each(name: str, given: Any, number: int, kind: Any) -> list[Any]:
-    """Return what was given for all, or for each, once a prompt. Raises ValueError where the numbers differ."""
-    if isinstance(given, kind):
-        return [given] * number
-    if len(given) != number:
-        raise ValueError(f"{name} has {len(given)} entries for {number} prompts; give one for all, or one each")
-    return list(given)

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlparse
 
 import pytest
 
@@ -104,6 +105,37 @@ def test_refusals_are_the_servers_own_words(visit: Any, demo: Any, folder: Path,
     one.drop(tmp_path / "old" / "adapter_model.bin")
     upload.get_by_text("is a pickle file").wait_for()
     assert {card["name"] for card in demo.client.get("/v1/adapters").json()["data"]} == {*DEMO_ADAPTERS}
+
+
+def test_a_page_that_does_not_come_leaves_the_one_that_is_shown(visit: Any, demo: Any) -> None:
+    one = visit()
+    one.page.add_init_script("window.setInterval = () => 0")  # nobody but the user asks
+    page = one.open()
+    names = [f"n{number:03}" for number in range(150)]
+    card = demo.client.get("/v1/adapters?limit=1").json()["data"][0]
+    outcomes = [False, False, False, True]
+
+    def answer(route: Any) -> Any:
+        after = parse_qs(urlparse(route.request.url).query).get("after", [""])[0]
+        if after and outcomes.pop():
+            return route.fulfill(status=429, json={"error": {"message": "Ask again later."}})
+        found = [name for name in names if name > after][:50]
+        cards = [{**card, "name": name} for name in found]
+        return route.fulfill(json={"object": "list", "data": cards, "has_more": found[-1] != names[-1]})
+
+    page.route("**/v1/adapters?*", answer)
+    page.get_by_role("tab", name="Adapters").click()
+    page.get_by_text("Page 1: n000 to n049").wait_for()
+    further, back = (page.get_by_role("button", name=name) for name in ("Next", "Back"))
+    further.click()
+    page.get_by_text("Ask again later.").wait_for()
+    further.click()
+    page.get_by_text("Page 2: n050 to n099").wait_for()
+    further.click()
+    page.get_by_text("Page 3: n100 to n149").wait_for()
+    assert further.is_disabled()
+    back.click()
+    page.get_by_text("Page 2: n050 to n099").wait_for()
 
 
 def test_a_route_keeps_an_adapter_until_it_is_forced(visit: Any, demo: Any) -> None:

@@ -1,6 +1,8 @@
 """The page's routes and charts in Chromium, and the parts of its scripts that compute something."""
 
+import functools
 import io
+import json
 import random
 from typing import Any
 
@@ -57,6 +59,31 @@ def test_charts_show_what_the_server_does(visit: Any, demo: Any) -> None:
     throughput.focus()
     page.keyboard.press("ArrowLeft")
     page.locator(".chart", has_text="Throughput").get_by_text("s ago").wait_for()
+
+
+def test_metrics_that_are_for_others_are_no_server_that_is_away(visit: Any) -> None:
+    """As with a key for metrics alone, or behind a proxy that lets nobody at them."""
+    one = visit()
+    page = one.open("charts")
+    words = {"error": {"message": "Not with this key."}}
+    refusal, banner = page.locator("#charts-refusal"), page.locator("#banner")
+    for status, body, said in ((401, json.dumps(words), "Not with this key."), (403, "Forbidden", "status 403")):
+        page.unroute("**/metrics")
+        page.route("**/metrics", functools.partial(answer, status=status, body=body))
+        refusal.filter(has_text=said).wait_for()
+        assert (page.locator("#server-text").inner_text(), banner.is_hidden()) == ("demo on cpu", True)
+    for failing in (functools.partial(answer, status=502, body=""), lambda route: route.abort()):
+        page.unroute("**/metrics")
+        page.route("**/metrics", failing)
+        banner.filter(has_text="does not answer").wait_for()
+        page.unroute("**/metrics")
+        page.get_by_text("demo on cpu").wait_for()
+        assert (refusal.is_hidden(), banner.is_hidden()) == (True, True)
+    one.faults[:] = [fault for fault in one.faults if "Failed to load resource" not in fault]
+
+
+def answer(route: Any, status: int, body: str) -> None:
+    route.fulfill(status=status, body=body)
 
 
 def test_the_metrics_are_read_as_prometheus_reads_them(visit: Any) -> None:

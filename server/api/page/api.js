@@ -14,6 +14,12 @@ export class Failure extends Error {
   }
 }
 
+/**
+ * Tell whether a failure is the server's refusal of a request, which shows that it is there: no answer, and a proxy's
+ * that stands for one, or a fault of the server, show no such thing.
+ */
+export const isRefusal = (failure) => failure.status >= 400 && failure.status < 500;
+
 /** Return the address of a path such as `v1/adapters`. query: names and values; empty ones are left out. */
 export function address(path, query = {}) {
   const found = new URL(path, BASE);

@@ -13,8 +13,8 @@ from typing import Any
 
 import httpx
 
-from ..client import headers
-from ..errors import FAILED, UNREACHABLE, CommandError
+from ..client import headers, making, reaching
+from ..errors import FAILED, CommandError
 from ..progress import Counter, progress
 from .stream import Endpoint, Measurement, ask
 from .trace import Request
@@ -106,11 +106,9 @@ async def send(
 
 async def _check(target: Target) -> None:
     url = target.url.rstrip("/")
-    try:
+    with making(url), reaching(url):
         async with httpx.AsyncClient(headers=headers(target.api_key), trust_env=False) as http:
             response = await http.get(f"{url}/v1/models")
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise CommandError(f"no answer from {url}: {error}", UNREACHABLE) from None
     if response.is_client_error:  # a 5xx here may still serve completions: transformers' list fails without a cache
         raise CommandError(f"{url}/v1/models answered {response.status_code}", FAILED)
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CommandError
+from ..parser import checked
+from ..values import finite
 from . import trace
 from .generator import DIALECTS
 from .trace import Request
@@ -29,6 +31,7 @@ DRAWN_WITH = (
 )
 COUNTS = ("num_requests", "concurrency")
 POSITIVE = ("rate", "duration", "alpha", "slo_ttft")
+LEAST_CV, MOST_CV = 0.001, 1000  # what the shape of a Gamma distribution can be computed for, and drawn from
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -47,20 +50,23 @@ class Load:
 
 def add_arguments(parser: "argparse._ActionsContainer") -> None:
     """Add the flags of a load. All default to None, which tells a flag that was given from one that was not."""
+    number = checked(finite)
     parser.add_argument("--workload", choices=WORKLOADS, help="a paper's settings, where no other flag says otherwise")
     parser.add_argument("--models", metavar="A,B{0..9}", help="model names; a range in braces is many")
     parser.add_argument("--popularity", choices=POPULARITIES, help="of the models (default: distinct, each in turn)")
-    parser.add_argument("--alpha", type=float, help="exponent of zipf and power (default: 1)")
+    parser.add_argument("--alpha", type=number, help="exponent of zipf and power (default: 1)")
     parser.add_argument("--num-requests", type=int, metavar="N", help=f"(default: {NUM_REQUESTS})")
     parser.add_argument("--concurrency", type=int, metavar="N", help="closed loop: clients (default: 16)")
-    parser.add_argument("--rate", type=float, metavar="R", help="open loop: requests that arrive in a second")
-    parser.add_argument("--cv", type=float, help="coefficient of variation of their gaps, which are Gamma (default: 1)")
-    parser.add_argument("--duration", type=float, metavar="S", help="seconds of arrivals, instead of --num-requests")
+    parser.add_argument("--rate", type=number, metavar="R", help="open loop: requests that arrive in a second")
+    parser.add_argument(
+        "--cv", type=number, help="coefficient of variation of their gaps, which are Gamma (default: 1)"
+    )
+    parser.add_argument("--duration", type=number, metavar="S", help="seconds of arrivals, instead of --num-requests")
     parser.add_argument("--prompt-tokens", metavar="N|N-M", help="fixed, or uniform in a range (default: 128)")
     parser.add_argument("--output-tokens", metavar="N|N-M", help="fixed, or uniform in a range (default: 64)")
     parser.add_argument("--lengths", choices=("punica",), help="lognormal prompts, and outputs up to 2048 together")
     parser.add_argument("--seed", type=int, help="the same seed makes the same trace (default: 0)")
-    parser.add_argument("--slo-ttft", type=float, metavar="S", help="report how many first tokens came in so long")
+    parser.add_argument("--slo-ttft", type=number, metavar="S", help="report how many first tokens came in so long")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="send this trace, instead of drawing one")
     parser.add_argument("--save-trace", type=Path, metavar="FILE", help="write the trace, one request a line")
 
@@ -163,8 +169,8 @@ def check(chosen: Mapping[str, Any]) -> None:
     for name in POSITIVE:
         if not 0 < chosen.get(name, 1) < math.inf:
             raise _mistake(name, chosen[name], "more than 0")
-    if not 0 <= chosen.get("cv", 1) < math.inf:
-        raise _mistake("cv", chosen["cv"], "0 or more")
+    if (cv := chosen.get("cv", 1)) != 0 and not LEAST_CV <= cv <= MOST_CV:
+        raise _mistake("cv", cv, f"0, or from {LEAST_CV} to {MOST_CV}")
     if chosen.get("seed", 0) < 0:
         raise _mistake("seed", chosen["seed"], "0 or more")
 

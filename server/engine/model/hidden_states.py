@@ -40,7 +40,7 @@ class HiddenStates:
             raise ValueError("the last hidden states of this model cannot be read")
         if layer is not None and not self._layers:
             raise ValueError("the layers of this model are not known; only its last hidden states are, without a layer")
-        if layer is not None and not -self.num_layers <= layer < self.num_layers:
+        if layer is not None and not (isinstance(layer, int) and -self.num_layers <= layer < self.num_layers):
             raise ValueError(
                 f"there is no layer {layer}: the model has {self.num_layers}, which are 0 to {self.num_layers - 1} or "
                 f"-{self.num_layers} to -1"

@@ -31,6 +31,12 @@ def last(before: torch.Tensor | None, rows: torch.Tensor, total: int) -> torch.T
 POOLS: dict[PoolingKind, Pool] = {"mean": mean, "last": last}
 
 
+def check_kind(kind: str) -> None:
+    """Raise ValueError if there is no such kind of pooling."""
+    if kind not in [*POOLS]:
+        raise ValueError(f"there is no pooling {kind!r}: it is one of {', '.join(POOLS)}")
+
+
 def readers_of(batch: Batch, offsets: list[int]) -> Mapping[int | None, Reader]:
     """Return what pools the step's rows, by the layer whose output it takes; empty where nothing is to be pooled.
 

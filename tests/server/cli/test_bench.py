@@ -112,9 +112,10 @@ def test_a_mistake_in_a_rename(stub: Any, capsys: pytest.CaptureFixture[str]) ->
     assert "--rename: 'm' is not OLD=NEW" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flag", ["--out", "--save-trace"])
 def test_where_the_result_goes_is_looked_at_before_the_run(
-    stub: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stub: Any, tmp_path: Path, flag: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(stub, "--out", str(tmp_path / "missing" / "x.json")) == 2
-    assert "--out: cannot write" in capsys.readouterr().err
+    assert run(stub, flag, str(tmp_path / "missing" / "x.json")) == 2
+    assert f"{flag}: cannot write" in capsys.readouterr().err
     assert stub.asked == []

@@ -27,6 +27,16 @@ def test_neither_true_nor_false() -> None:
         values.boolean("maybe")
 
 
+@pytest.mark.parametrize("text", ["nan", "inf", "-Infinity", "1e999", "much", ""])
+def test_what_is_no_number(text: str) -> None:
+    with pytest.raises(ValueError, match="is no number"):
+        values.finite(text)
+
+
+def test_numbers_of_any_sign() -> None:
+    assert [values.finite(text) for text in ("-2.5", "0", "1e3")] == [-2.5, 0, 1000]
+
+
 @pytest.mark.parametrize("text", ["nan", "inf", "-1", "soon"])
 def test_what_is_no_number_of_seconds(text: str) -> None:
     with pytest.raises(ValueError, match="seconds"):

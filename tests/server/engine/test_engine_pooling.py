@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 from unittest.mock import Mock
 
 import peft as peft_library
@@ -64,6 +64,14 @@ def test_the_last_layer_is_taken_before_the_norm_behind_it(make_bench: MakeBench
         answer = bench.ask(PROMPT, max_tokens=0, pooling=Pooling("last", layer))
         with torch.inference_mode():
             assert_pooled(answer, peft.hidden_states(PROMPT)[-1][-1], None, through=norm)
+
+
+@pytest.mark.parametrize("pooling", [Pooling(cast(Any, "cls")), Pooling(layer=cast(Any, 1.0)), Pooling(layer=9)])
+def test_what_the_model_does_not_have_is_refused_before_a_step(make_bench: MakeBench, pooling: Pooling) -> None:
+    bench = make_bench()
+    with pytest.raises(ValueError, match="there is no"):
+        bench.add("wrong", PROMPT, max_tokens=0, pooling=pooling)
+    bench.assert_idle()
 
 
 def test_a_completion_of_the_same_prompt_finds_its_pages(make_bench: MakeBench, peft: Any) -> None:

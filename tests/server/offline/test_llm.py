@@ -65,6 +65,9 @@ def test_prompts_become_vectors(world: World, llm: LLM) -> None:
     assert first == pytest.approx(world.hidden(PROMPTS[0], layer=0)[-1].tolist(), abs=1e-5)
     with pytest.raises(ValueError, match="no layer 7"):
         llm.embed("x", layer=7)
+    for wrong in ({"kind": "cls"}, {"layer": 1.0}, {"task_id": 0.5}, {"adapter": 42}, {"prompts": [5.5]}):
+        with pytest.raises(ValueError, match=r"no pooling|no layer|task_id|adapter cannot|a prompt is"):
+            llm.embed(**{"prompts": "x", **wrong})
     assert texts(llm.generate(PROMPTS[0], sampling=GREEDY)) == [world.text(PROMPTS[0])]
 
 
@@ -105,6 +108,28 @@ def test_chats_go_through_the_models_template(world: World, llm: LLM) -> None:
     expected = world.text(list(prompt), b=1.0)
     assert texts(llm.chat(chat, adapter="b", sampling=GREEDY)) == [expected]
     assert texts(llm.chat([chat, chat], adapter=["b", None], sampling=GREEDY)) == [expected, world.text(list(prompt))]
+
+
+def test_messages_that_are_none_are_refused(llm: LLM) -> None:
+    for messages in ([{"role": "user"}], [{"role": "user", "content": None}], []):
+        with pytest.raises(ValueError, match=r"a message has a role and a content|one message or more"):
+            llm.chat(messages, sampling=GREEDY)
+
+
+def test_one_that_is_closed_takes_no_call(world: World) -> None:
+    llm = LLM(world.model, adapters={"a": world.adapters["a"]}, **SIZES)
+    llm.close()
+    for call in (
+        lambda: llm.generate([[5, 6]], sampling=GREEDY),
+        lambda: llm.generate("x", sampling=GREEDY),
+        lambda: llm.chat([{"role": "user", "content": "x"}]),
+        lambda: llm.embed("x"),
+        lambda: llm.add_adapter("b", world.adapters["b"]),
+        lambda: llm.remove_adapter("a"),
+    ):
+        with pytest.raises(ValueError, match="this LLM is closed"):
+            call()
+    llm.close()
 
 
 def test_a_text_ends_before_its_stop_string(llm: LLM) -> None:
@@ -160,6 +185,11 @@ def test_a_name_has_versions_and_can_go(world: World) -> None:
         ({"prompts": ["x"] * 3, "adapter": ["a", "b"]}, "adapter has 2 entries for 3 prompts"),
         ({"prompts": "x", "sampling": SamplingParams(temperature=-1.0)}, "temperature must be from 0 to 100"),
         ({"prompts": "x", "stop": "word"}, "stop is a list"),
+        ({"prompts": "x", "stop": [""]}, "stop is a list"),
+        ({"prompts": [[5.5]]}, "a prompt is a text or a list of token ids"),
+        ({"prompts": "x", "adapter": {"a": "x"}}, "a mixture has names and their weights"),
+        ({"prompts": "x", "sampling": 42}, "sampling cannot be 42"),
+        ({"prompts": "x", "task_id": "0"}, "task_id is a whole number"),
         ({"prompts": "half \ud800 a pair"}, "not valid Unicode"),
     ],
 )

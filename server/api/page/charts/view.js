@@ -1,4 +1,5 @@
 /* The charts, drawn anew at each look at /metrics: often while they are seen, now and then while another part is. */
+import { isRefusal } from "../api.js";
 import { $, isSeen } from "../dom.js";
 import { bytes, duration, short } from "../format.js";
 import { onShown } from "../tabs.js";
@@ -18,7 +19,7 @@ const CHARTS = [
   { title: "Adapters on the device", series: [{ name: "adapters", field: "resident" }], show: (value) => [short(value), ""] },
 ];
 
-/** Start looking. onHealth: called after each look with whether the server has answered. */
+/** Start looking. onHealth: called after each look with whether the server has answered, be it with a refusal. */
 export function startCharts(onHealth) {
   const section = $("charts");
   const charts = CHARTS.map((one) => new Chart(one));
@@ -28,8 +29,11 @@ export function startCharts(onHealth) {
 
   async function again() {
     clearTimeout(timer);
-    const well = document.visibilityState !== "visible" ? null : await look().then(() => true, () => false);
-    if (well !== null) onHealth(well);
+    if (document.visibilityState === "visible") {
+      const failure = await look().then(() => null, (failure) => failure);
+      onHealth(failure === null || isRefusal(failure));
+      showRefusal(failure);
+    }
     draw();
     clearTimeout(timer); // another call may have come meanwhile
     timer = setTimeout(again, (isSeen(section) ? OFTEN : SELDOM) * 1000);
@@ -38,4 +42,12 @@ export function startCharts(onHealth) {
   onShown("charts", again);
   document.addEventListener("visibilitychange", again);
   again();
+}
+
+/** Say why there is nothing to draw where metrics are for others; what is drawn is kept where no answer has come. */
+function showRefusal(failure) {
+  if (failure !== null && !isRefusal(failure)) return;
+  const why = [401, 403].includes(failure?.status) ? ": they need another key" : "";
+  $("charts-refusal").hidden = failure === null;
+  $("charts-refusal").textContent = failure === null ? "" : `The server does not show its metrics here${why}. ${failure.message}`;
 }

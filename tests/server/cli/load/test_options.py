@@ -64,6 +64,13 @@ def test_mistakes(flags: str, message: str) -> None:
         load(*flags.split())
 
 
+@pytest.mark.parametrize("cv", ["0", "0.001", "1000"])
+def test_arrivals_are_numbers_at_the_ends_of_what_their_gaps_may_be(cv: str) -> None:
+    arrivals = [request.arrival for request in load("--models", "a", "--rate", "3", "--cv", cv).trace]
+    assert all(arrival is not None and math.isfinite(arrival) for arrival in arrivals)
+    assert arrivals == sorted(arrivals, key=float)
+
+
 def test_clients_are_for_a_trace_without_arrivals(tmp_path: Path) -> None:
     for name, flags in (("open", ["--rate", "2"]), ("closed", [])):
         load("--models", "a", "--num-requests", "2", *flags, "--save-trace", str(tmp_path / name))
@@ -78,7 +85,9 @@ def test_clients_are_for_a_trace_without_arrivals(tmp_path: Path) -> None:
         ("num_requests", 0, "--num-requests: 0 is not 1 or more"),
         ("rate", -1.0, "--rate: -1.0 is not more than 0"),
         ("slo_ttft", math.nan, "--slo-ttft: nan is not more than 0"),
-        ("cv", math.inf, "--cv: inf is not 0 or more"),
+        ("cv", math.inf, "--cv: inf is not 0, or from 0.001 to 1000"),
+        ("cv", 1e-200, "--cv: 1e-200 is not 0, or from 0.001 to 1000"),
+        ("cv", 1e200, "--cv: 1e.200 is not 0, or from 0.001 to 1000"),
         ("seed", -1, "--seed: -1 is not 0 or more"),
     ],
 )
