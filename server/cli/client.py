@@ -43,13 +43,11 @@ def _base(url: str) -> str:
     return url.rstrip("/").removesuffix("/v1")
 
 
-def headers(api_key: str | None) -> dict[str, str]:
+def headers(api_key: str | None) -> httpx.Headers:
     """Return the authorization header, none without a key. Raises CommandError for a key that no header can have."""
-    if not api_key:
-        return {}
-    if not (api_key.isascii() and api_key.isprintable()):
-        raise CommandError("--api-key: a key is of printable ASCII characters", USAGE)
-    return {"authorization": f"Bearer {api_key}"}
+    if api_key and not api_key.isprintable():
+        raise CommandError("--api-key: a key is of printable characters", USAGE)
+    return httpx.Headers({"authorization": f"Bearer {api_key}"} if api_key else {}, encoding="utf-8")  # as servers do
 
 
 @contextmanager

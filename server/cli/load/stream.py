@@ -8,6 +8,7 @@ import asyncio
 import json
 import ssl
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -61,7 +62,7 @@ class Endpoint:
     """A server's address, and the headers of its requests."""
 
     url: httpx.URL
-    headers: dict[str, str]
+    headers: Mapping[str, str]
 
     @cached_property
     def place(self) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def test_addresses(words: list[str], url: str, status: int, said: str, capsys: p
 
 
 @pytest.mark.parametrize("words", [["adapters", "list"], ["bench", "serve", "--models", "m"]])
-@pytest.mark.parametrize("key", ["ключ", "sk-1\n"])
+@pytest.mark.parametrize("key", ["ключ\x01", "sk-1\n"])
 def test_a_key_that_no_header_can_have(
     words: list[str], key: str, stub: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -43,6 +43,13 @@ def test_a_key_that_no_header_can_have(
     assert "--api-key" in error
     assert key.strip() not in error
     assert stub.asked == []
+
+
+def test_a_key_is_sent_in_utf_8_as_servers_read_it(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PEFTSERVE_API_KEY", "ключ")
+    stub.answers["GET", "/v1/adapters"] = 200, b'{"data": []}'
+    assert main(["adapters", "list", "--url", stub.url]) == 0
+    assert stub.asked[0].headers["authorization"].encode("latin-1").decode() == "Bearer ключ"
 
 
 @pytest.mark.parametrize(
