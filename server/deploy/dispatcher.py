@@ -70,7 +70,7 @@ class Dispatcher:
         await replica.open(end)
 
     async def take_leave(self, name: str) -> None:
-        """Give a replica nothing more, and return when what it runs has ended, or when it has gone."""
+        """Give a replica nothing more, and return when what it does has ended, or when it has gone."""
         if (replica := self._replicas.get(name)) is not None:
             self._leaving.add(name)
             self._tell_stats(EngineStats())
