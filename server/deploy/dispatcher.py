@@ -173,7 +173,9 @@ class Dispatcher:
         self._tell_stats(EngineStats())
 
     def _tell_stats(self, newest: EngineStats) -> None:
-        self.door.send(self._totals.sum([replica.stats for replica in self.ready()], newest))
+        # One that is to end takes nothing more, but what it runs, holds and counts is there.
+        there = [replica.stats for replica in self._replicas.values() if replica.ready]
+        self.door.send(self._totals.sum(there, newest, num_ready=len(self.ready())))
 
     def _gone(self, replica: Replica) -> None:
         self._totals.retire(replica.stats)

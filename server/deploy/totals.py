@@ -37,9 +37,10 @@ class Totals:
         """Keep what a replica had counted that has ended."""
         self.gone.update({name: getattr(stats, name) for name in COUNTERS})
 
-    def sum(self, replicas: Collection[EngineStats], newest: EngineStats) -> EngineStats:
+    def sum(self, replicas: Collection[EngineStats], newest: EngineStats, num_ready: int) -> EngineStats:
         """Return the statistics of all. newest: the message that has just come, whose events are told on once.
 
+        num_ready: of the replicas, those that take sequences.
         The adapters of the host are told on when it has told its own: to join the lists takes milliseconds.
         """
         summed: dict[str, Any] = {
@@ -51,7 +52,7 @@ class Totals:
         }
         return EngineStats(
             **summed,
-            replicas=len(replicas),
+            replicas=num_ready,
             dealt=dict(self.dealt),
             adapter_load_seconds=newest.adapter_load_seconds,
             damaged_adapters=newest.damaged_adapters,

@@ -13,8 +13,8 @@ def test_every_field_has_its_way_to_be_added_up():
 
 
 def test_numbers_are_added_and_lists_joined():
-    total = Totals().sum([ONE, OTHER], ONE)
-    assert (total.num_running, total.steps, total.replicas) == (5, 15, 2)
+    total = Totals().sum([ONE, OTHER], ONE, num_ready=1)
+    assert (total.num_running, total.steps, total.replicas) == (5, 15, 1)
     assert (total.device_adapters, total.host_adapters) == (["a", "c"], ["a", "b", "c"])
     assert (total.running_adapters, total.state_slots, total.state_snapshots) == ({"a": 3}, 3, None)
 
@@ -22,13 +22,13 @@ def test_numbers_are_added_and_lists_joined():
 def test_counters_do_not_go_back_when_a_replica_has_gone():
     totals = Totals()
     totals.retire(ONE)
-    total = totals.sum([OTHER], OTHER)
+    total = totals.sum([OTHER], OTHER, num_ready=1)
     assert (total.steps, total.num_running) == (15, 3)
 
 
 def test_events_are_told_once():
     newest = EngineStats(adapter_load_seconds=[0.5], damaged_adapters=["x"], host_unchanged=True)
-    total = Totals().sum([ONE, newest], newest)
+    total = Totals().sum([ONE, newest], newest, num_ready=2)
     assert (total.adapter_load_seconds, total.damaged_adapters) == ([0.5], ["x"])
     assert (total.host_unchanged, total.host_adapters) == (True, [])
-    assert Totals().sum([ONE, newest], ONE).damaged_adapters == []
+    assert Totals().sum([ONE, newest], ONE, num_ready=2).damaged_adapters == []
