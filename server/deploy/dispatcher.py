@@ -34,6 +34,7 @@ from ..wire.messages import (
 from .affinity import DEFAULT_BOUND, Bound, choose
 from .calls import Calls
 from .door import Client, Door
+from .engines import Engines
 from .replica import Replica, digests_of
 from .sequences import Sequence
 from .totals import Totals
@@ -51,6 +52,7 @@ class Dispatcher:
         self._stop = stop
         self._bound = bound
         self._draw = Random()
+        self._engines = Engines()
         self._replicas: dict[str, Replica] = {}
         self._sequences: dict[str, Sequence] = {}
         self._totals = Totals()
@@ -66,7 +68,7 @@ class Dispatcher:
         """Take in a replica that has connected, in place of its connection before."""
         if (before := self._replicas.get(name)) is not None:
             before.close("it has connected anew")
-        replica = self._replicas[name] = Replica(name, self._heard, self._gone)
+        replica = self._replicas[name] = Replica(self._engines.come(name), self._heard, self._gone)
         await replica.open(end)
 
     async def take_leave(self, name: str) -> None:
@@ -154,6 +156,7 @@ class Dispatcher:
             case ModelInfo():
                 self._take(replica, event)
             case EngineStats():
+                self._totals.count(replica.engine, event)
                 self._tell_stats(event)
 
     def _take(self, replica: Replica, info: ModelInfo) -> None:
@@ -178,7 +181,7 @@ class Dispatcher:
         self.door.send(self._totals.sum(there, newest, num_ready=len(self.ready())))
 
     def _gone(self, replica: Replica) -> None:
-        self._totals.retire(replica.stats)
+        self._engines.go(replica.engine)
         if self._replicas.get(replica.name) is replica:
             del self._replicas[replica.name]
             self._leaving.discard(replica.name)

@@ -12,6 +12,7 @@ from ..api.engine.connection import EngineConnection, with_host_adapters
 from ..api.engine.interface import Sink
 from ..wire.messages import AddRequest, Call, EngineStats, Event, ModelInfo, Reply
 from .affinity import ReplicaState
+from .engines import Engine
 
 
 class Replica:
@@ -22,9 +23,10 @@ class Replica:
     """
 
     def __init__(
-        self, name: str, heard: Callable[["Replica", Event], None], ended: Callable[["Replica"], None]
+        self, engine: Engine, heard: Callable[["Replica", Event], None], ended: Callable[["Replica"], None]
     ) -> None:
-        self.name = name
+        self.engine = engine
+        self.name = engine.name
         self.stats = EngineStats()
         self._tell = heard
         self._running: dict[str, frozenset[str]] = {}  # by request id, the digests of its adapters

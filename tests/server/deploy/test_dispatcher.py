@@ -200,6 +200,21 @@ async def test_what_one_that_leaves_runs_and_has_counted_is_there_until_it_has_g
         assert list(dict.fromkeys(told)) == [(1, 6, 3), (1, 6, 1)]
 
 
+async def test_what_one_had_counted_before_its_connection_was_cut_is_not_counted_again(dealing):
+    async with dealing(1) as (client, fleet, _):
+        Reader(client, request("a"))
+        await until(lambda: client.stats.steps == 1)
+        replica = PlayedReplica(fleet.target, "played")
+        for steps in (5, 7):
+            await replica.dial()
+            replica.say(EngineStats(steps=steps, kv_pages_total=1))
+            await until(lambda: client.stats.kv_pages_total == 1)
+            assert client.stats.steps == 1 + steps
+            replica.hang_up()
+            await until(lambda: client.stats.kv_pages_total == 0)
+            assert client.stats.steps == 1 + steps
+
+
 @pytest.mark.parametrize("secret", ["wrong", None])
 async def test_strangers_are_sent_away(dealing, secret):
     async with dealing(1) as (client, fleet, _):

@@ -6,6 +6,7 @@ import socket
 import pytest
 
 from peftserve.server.api.engine.interface import EngineDead
+from peftserve.server.deploy.engines import Engine
 from peftserve.server.deploy.replica import Replica
 from peftserve.server.wire.messages import EngineStats, InspectAdapter, Reply
 from peftserve.server.wire.transport import encode
@@ -23,7 +24,7 @@ class NoSink:
 @pytest.fixture
 async def replica():
     heard = []
-    replica = Replica("replica", lambda _, event: heard.append(event), lambda _: None)
+    replica = Replica(Engine("replica"), lambda _, event: heard.append(event), lambda _: None)
     replica.heard = heard
     return replica
 
