@@ -58,7 +58,7 @@ class Dispatcher:
         self._totals = Totals()
         self._leaving: set[str] = set()  # names of replicas that are to end
         self._info: ModelInfo | None = None  # of the first replica that has loaded its model
-        self._calls = Calls(self.ready, self._nearest)
+        self._calls = Calls(self.ready, self._nearest, self._engines)
 
     def ready(self) -> list[Replica]:
         """Return the replicas that take sequences."""

@@ -200,6 +200,23 @@ async def test_what_one_that_leaves_runs_and_has_counted_is_there_until_it_has_g
         assert list(dict.fromkeys(told)) == [(1, 6, 3), (1, 6, 1)]
 
 
+async def test_one_whose_connection_was_cut_is_told_what_it_has_missed(dealing):
+    async with dealing(1) as (client, fleet, _):
+        replica = PlayedReplica(fleet.target, "played")
+        await replica.dial()
+        assert (await replica.answer()).digests == []
+        pinned = asyncio.create_task(client.pin_adapters(["a"]))
+        assert (await replica.answer()).digests == ["a"]
+        await pinned
+        replica.hang_up()
+        await until(lambda: client.stats.replicas == 1)
+        await client.pin_adapters([])
+        await client.release_adapter("a")
+        await replica.dial()
+        released, unpinned = await replica.answer(), await replica.answer()
+        assert (released.digest, unpinned.digests) == ("a", [])
+
+
 async def test_what_one_had_counted_before_its_connection_was_cut_is_not_counted_again(dealing):
     async with dealing(1) as (client, fleet, _):
         Reader(client, request("a"))
