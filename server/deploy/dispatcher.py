@@ -34,6 +34,7 @@ from ..wire.messages import (
 from .affinity import DEFAULT_BOUND, Bound, choose
 from .calls import Calls
 from .door import Client, Door
+from .engines import Engines
 from .replica import Replica, digests_of
 from .sequences import Sequence
 from .totals import Totals
@@ -51,12 +52,13 @@ class Dispatcher:
         self._stop = stop
         self._bound = bound
         self._draw = Random()
+        self._engines = Engines()
         self._replicas: dict[str, Replica] = {}
         self._sequences: dict[str, Sequence] = {}
         self._totals = Totals()
         self._leaving: set[str] = set()  # names of replicas that are to end
         self._info: ModelInfo | None = None  # of the first replica that has loaded its model
-        self._calls = Calls(self.ready, self._nearest)
+        self._calls = Calls(self.ready, self._nearest, self._engines)
 
     def ready(self) -> list[Replica]:
         """Return the replicas that take sequences."""
@@ -66,11 +68,11 @@ class Dispatcher:
         """Take in a replica that has connected, in place of its connection before."""
         if (before := self._replicas.get(name)) is not None:
             before.close("it has connected anew")
-        replica = self._replicas[name] = Replica(name, self._heard, self._gone)
+        replica = self._replicas[name] = Replica(self._engines.come(name), self._heard, self._gone)
         await replica.open(end)
 
     async def take_leave(self, name: str) -> None:
-        """Give a replica nothing more, and return when what it runs has ended, or when it has gone."""
+        """Give a replica nothing more, and return when what it does has ended, or when it has gone."""
         if (replica := self._replicas.get(name)) is not None:
             self._leaving.add(name)
             self._tell_stats(EngineStats())
@@ -154,6 +156,7 @@ class Dispatcher:
             case ModelInfo():
                 self._take(replica, event)
             case EngineStats():
+                self._totals.count(replica.engine, event)
                 self._tell_stats(event)
 
     def _take(self, replica: Replica, info: ModelInfo) -> None:
@@ -173,10 +176,12 @@ class Dispatcher:
         self._tell_stats(EngineStats())
 
     def _tell_stats(self, newest: EngineStats) -> None:
-        self.door.send(self._totals.sum([replica.stats for replica in self.ready()], newest))
+        # One that is to end takes nothing more, but what it runs, holds and counts is there.
+        there = [replica.stats for replica in self._replicas.values() if replica.ready]
+        self.door.send(self._totals.sum(there, newest, num_ready=len(self.ready())))
 
     def _gone(self, replica: Replica) -> None:
-        self._totals.retire(replica.stats)
+        self._engines.go(replica.engine)
         if self._replicas.get(replica.name) is replica:
             del self._replicas[replica.name]
             self._leaving.discard(replica.name)

@@ -12,6 +12,7 @@ from ..api.engine.connection import EngineConnection, with_host_adapters
 from ..api.engine.interface import Sink
 from ..wire.messages import AddRequest, Call, EngineStats, Event, ModelInfo, Reply
 from .affinity import ReplicaState
+from .engines import Engine
 
 
 class Replica:
@@ -22,12 +23,14 @@ class Replica:
     """
 
     def __init__(
-        self, name: str, heard: Callable[["Replica", Event], None], ended: Callable[["Replica"], None]
+        self, engine: Engine, heard: Callable[["Replica", Event], None], ended: Callable[["Replica"], None]
     ) -> None:
-        self.name = name
+        self.engine = engine
+        self.name = engine.name
         self.stats = EngineStats()
         self._tell = heard
         self._running: dict[str, frozenset[str]] = {}  # by request id, the digests of its adapters
+        self._num_calls = 0  # that it has not answered
         self._held = Counter[str]()
         self._given: set[str] = set()  # digests of the sequences since the last statistics
         self._device: set[str] = set()
@@ -69,16 +72,21 @@ class Replica:
     def forget(self, request_id: str) -> None:
         """Take note that a sequence has ended."""
         self._held.subtract(self._running.pop(request_id, frozenset()))
-        if not self._running:
-            self._idle.set()
+        self._settle()
 
     async def idle(self) -> None:
-        """Wait until it runs no sequence."""
+        """Wait until it runs no sequence and has answered all calls: for one of these an upload may wait."""
         await self._idle.wait()
 
     async def call(self, command: Call) -> Reply:
         """Make a call and return its answer. Raises EngineDead."""
-        return await self._connection.call(command)
+        self._num_calls += 1
+        self._idle.clear()
+        try:
+            return await self._connection.call(command)
+        finally:
+            self._num_calls -= 1
+            self._settle()
 
     def close(self, why: str) -> None:
         """End the connection; what runs on it fails."""
@@ -97,6 +105,10 @@ class Replica:
         self._given = set()
         if not event.host_unchanged:
             self._host = frozenset(event.host_adapters)
+
+    def _settle(self) -> None:
+        if not self._running and not self._num_calls:
+            self._idle.set()
 
     async def _cause(self) -> str:
         return f"replica {self.name} has closed its connection"

@@ -1,6 +1,6 @@
 """The statistics of several engines as those of one: what they count and hold, added up.
 
-Counters never go back: of a replica that has gone, what it had counted stays.
+Counters never go back: of a replica that has gone, what it had counted stays. Its engine may come back, and goes on.
 """
 
 from collections import Counter
@@ -10,6 +10,7 @@ from operator import attrgetter
 from typing import Any
 
 from ..wire.messages import EngineStats
+from .engines import Engine
 
 COUNTERS = (
     *("prefix_query_tokens", "prefix_hit_tokens", "preemptions", "steps", "adapter_loads", "adapter_evictions"),
@@ -25,25 +26,29 @@ BY_DIGEST = ("running_adapters", "waiting_adapters")
 
 @dataclass
 class Totals:
-    """What all replicas have counted. gone: the sums of those that have ended.
+    """What all replicas have counted. counted: the sums of all that there have been.
 
     dealt: sequences with adapters, by where their replica had these when it was chosen.
     """
 
-    gone: Counter[str] = field(default_factory=Counter)
+    counted: Counter[str] = field(default_factory=Counter)
     dealt: Counter[str] = field(default_factory=Counter)
 
-    def retire(self, stats: EngineStats) -> None:
-        """Keep what a replica had counted that has ended."""
-        self.gone.update({name: getattr(stats, name) for name in COUNTERS})
+    def count(self, engine: Engine, stats: EngineStats) -> None:
+        """Add what an engine has counted since it told its counters last, on whichever connection that was."""
+        told = Counter({name: getattr(stats, name) for name in COUNTERS})
+        self.counted.update(told)
+        self.counted.subtract(engine.counted)
+        engine.counted = told
 
-    def sum(self, replicas: Collection[EngineStats], newest: EngineStats) -> EngineStats:
+    def sum(self, replicas: Collection[EngineStats], newest: EngineStats, num_ready: int) -> EngineStats:
         """Return the statistics of all. newest: the message that has just come, whose events are told on once.
 
+        num_ready: of the replicas, those that take sequences.
         The adapters of the host are told on when it has told its own: to join the lists takes milliseconds.
         """
         summed: dict[str, Any] = {
-            **{name: self.gone[name] + sum(map(attrgetter(name), replicas)) for name in COUNTERS},
+            **{name: self.counted[name] for name in COUNTERS},
             **{name: sum(map(attrgetter(name), replicas)) for name in GAUGES},
             **{name: _sum_of_some(map(attrgetter(name), replicas)) for name in STATES},
             **{name: _joined(map(attrgetter(name), replicas)) for name in DIGESTS},
@@ -51,7 +56,7 @@ class Totals:
         }
         return EngineStats(
             **summed,
-            replicas=len(replicas),
+            replicas=num_ready,
             dealt=dict(self.dealt),
             adapter_load_seconds=newest.adapter_load_seconds,
             damaged_adapters=newest.damaged_adapters,

@@ -12,11 +12,12 @@ from peftserve.server.api.engine.client import EngineClient
 from peftserve.server.deploy.affinity import ReplicaState, homes
 from peftserve.server.deploy.hello import Hello, say_hello
 from peftserve.server.wire.faults import ReplicaLost
-from peftserve.server.wire.messages import ModelInfo
+from peftserve.server.wire.messages import EngineStats, ModelInfo
 from peftserve.server.wire.transport import encode
 from tests.server.api.fake_engine_process import INFO
 from tests.server.deploy.conftest import Reader, connect, request, until
 from tests.server.deploy.local_fleet import PATIENCE
+from tests.server.deploy.played_replica import PlayedReplica
 
 TOKENS = [5, 6, 7, 5, 6, 7, 5, 6, 7, 5]
 
@@ -180,6 +181,55 @@ async def test_a_replica_that_leaves_ends_what_it_runs_and_gets_no_more(dealing)
             assert reader.ended.done()
             await later.ended
         assert (reader.tokens, later.tokens) == (([5, 6, 7] * 7)[:20],) * 2
+
+
+async def test_what_one_that_leaves_runs_and_has_counted_is_there_until_it_has_gone(dealing):
+    async with dealing(1) as (client, fleet, _):
+        Reader(client, request("a"))
+        await until(lambda: (client.stats.steps, client.stats.num_running) == (1, 1))  # and it says nothing more
+        replica = PlayedReplica(fleet.target, "played")
+        await replica.dial()
+        replica.say(EngineStats(steps=5, num_running=2))
+        await until(lambda: client.stats.num_running == 3)
+        told = []
+        client.add_stats_listener(lambda stats: told.append((stats.replicas, stats.steps, stats.num_running)))
+        with replica.take_leave():
+            await until(lambda: told)
+        replica.hang_up()
+        await until(lambda: told[-1][2] == 1)
+        assert list(dict.fromkeys(told)) == [(1, 6, 3), (1, 6, 1)]
+
+
+async def test_one_whose_connection_was_cut_is_told_what_it_has_missed(dealing):
+    async with dealing(1) as (client, fleet, _):
+        replica = PlayedReplica(fleet.target, "played")
+        await replica.dial()
+        assert (await replica.answer()).digests == []
+        pinned = asyncio.create_task(client.pin_adapters(["a"]))
+        assert (await replica.answer()).digests == ["a"]
+        await pinned
+        replica.hang_up()
+        await until(lambda: client.stats.replicas == 1)
+        await client.pin_adapters([])
+        await client.release_adapter("a")
+        await replica.dial()
+        released, unpinned = await replica.answer(), await replica.answer()
+        assert (released.digest, unpinned.digests) == ("a", [])
+
+
+async def test_what_one_had_counted_before_its_connection_was_cut_is_not_counted_again(dealing):
+    async with dealing(1) as (client, fleet, _):
+        Reader(client, request("a"))
+        await until(lambda: client.stats.steps == 1)
+        replica = PlayedReplica(fleet.target, "played")
+        for steps in (5, 7):
+            await replica.dial()
+            replica.say(EngineStats(steps=steps, kv_pages_total=1))
+            await until(lambda: client.stats.kv_pages_total == 1)
+            assert client.stats.steps == 1 + steps
+            replica.hang_up()
+            await until(lambda: client.stats.kv_pages_total == 0)
+            assert client.stats.steps == 1 + steps
 
 
 @pytest.mark.parametrize("secret", ["wrong", None])
