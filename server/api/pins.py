@@ -73,9 +73,7 @@ class Pins:
         """Tell the engine what is pinned now. Raises AdapterError, EngineDead."""
         async with self._one_at_a_time:
             wanted = await asyncio.to_thread(self._settings.pinned)
-            if self._engine.info is not self._told_engine:  # it begins with no pins
-                self._kept, self._told_engine = (), self._engine.info
-            if self._kept is None or list(wanted) != list(self._kept):
+            if list(wanted) != self._kept_now():
                 await self._tell(wanted)
 
     async def try_out(self, name: str) -> None:
@@ -86,13 +84,19 @@ class Pins:
         digest = self._registry.get(name).digest
         async with self._one_at_a_time:
             before = await asyncio.to_thread(self._settings.pinned)
-            if digest in (self._kept or ()):
+            if digest in (self._kept_now() or ()):
                 return
             try:
                 await self._tell(before if digest in before else [*before, digest])
             except AdapterError:
                 self._awake.set()  # to tell what is pinned again
                 raise
+
+    def _kept_now(self) -> list[str] | None:
+        """Return the pins of the engine that runs now; None where they are not known."""
+        if self._engine.info is not self._told_engine:  # it begins with none
+            self._kept, self._told_engine = (), self._engine.info
+        return None if self._kept is None else list(self._kept)
 
     async def _tell(self, wanted: Sequence[str]) -> None:
         """Tell the engine of pins, and note them once it keeps them. Raises AdapterError, EngineDead."""

@@ -72,7 +72,7 @@ def _action(
 
 def _list(arguments: argparse.Namespace) -> int:
     with Server(arguments.url, arguments.api_key) as server:
-        cards = server.call("GET", "/v1/adapters")["data"]
+        cards = server.listed("/v1/adapters")
     print(table([_row(card) for card in cards]) if cards else "no adapters")
     return 0
 
@@ -148,7 +148,7 @@ def _load(arguments: argparse.Namespace) -> int:
 def _restore(arguments: argparse.Namespace) -> int:
     with Server(arguments.url, arguments.api_key) as server:
         for name in arguments.names:
-            for card in server.call("POST", f"{path_of(name)}/restore")["data"]:
+            for card in server.listed(f"{path_of(name)}/restore", "POST"):
                 print(f"restored {card['name']}@{card['version']}")
     return 0
 

@@ -32,9 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.plot and not report.can_plot():
         raise CommandError("--plot: it needs matplotlib: pip install 'peftserve[bench]'")
     for name in ("out", "plot", "save_trace"):
-        check_writable(
-            f"--{name.replace('_', '-')}", getattr(arguments, name)
-        )  # before minutes are spent on what cannot be kept
+        flag = f"--{name.replace('_', '-')}"
+        check_writable(flag, getattr(arguments, name))  # before minutes are spent on what cannot be kept
     renames = options.parse_renames(arguments.rename)
     load = options.load(arguments)
     target = Target(arguments.url, arguments.api_key, arguments.dialect, renames)

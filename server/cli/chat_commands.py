@@ -51,7 +51,7 @@ def greet(session: Session) -> None:
     """Say who will answer. Raises CommandError if there is no such model, or no server."""
     if session.conversation.model is not None:
         _require(session.server, session.conversation.model)
-    names = [model["id"] for model in session.server.call("GET", "/v1/models")["data"]]
+    names = [model["id"] for model in session.server.listed("/v1/models")]
     shown = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
     print(f"{session.conversation.title} answers, of: {shown}. /help says what else can be typed.")
 
@@ -59,7 +59,7 @@ def greet(session: Session) -> None:
 def _adapter(session: Session, name: str) -> None:
     if not name:
         print(f"{session.conversation.title} answers, of:")
-        for model in session.server.call("GET", "/v1/models")["data"]:
+        for model in session.server.listed("/v1/models"):
             print(f"  {model['id']}")
         return
     _require(session.server, name)

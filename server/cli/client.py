@@ -92,6 +92,14 @@ class Server:
             content = response.read()
         return self._parsed(content) if content else None
 
+    def listed(self, path: str, method: str = "GET") -> list[dict[str, Any]]:
+        """Send a request and return the list of objects that answers it. Raises CommandError."""
+        body = self.call(method, path)
+        data = body.get("data") if body else None
+        if not isinstance(data, list) or not all(isinstance(one, dict) for one in data):
+            raise self._stranger("what it answers is no list")
+        return data
+
     def text(self, path: str) -> str:
         """Get what is no JSON, as text. Raises CommandError."""
         with self.download(path) as pieces:
@@ -127,14 +135,21 @@ class Server:
             if line.startswith("data:") and (data := line[5:].strip()) != "[DONE]":
                 event = self._parsed(data)
                 if "error" in event:
-                    raise CommandError(str(event["error"].get("message")), FAILED)
+                    error = event["error"]
+                    raise CommandError(str(error.get("message") if isinstance(error, dict) else error), FAILED)
                 yield event
 
-    def _parsed(self, text: str | bytes) -> Any:
+    def _parsed(self, text: str | bytes) -> dict[str, Any]:
         try:
-            return json.loads(text)
+            body = json.loads(text)
         except ValueError:
-            raise CommandError(f"{self.url} is no peftserve server: what it answers is no JSON", FAILED) from None
+            raise self._stranger("what it answers is no JSON") from None
+        if not isinstance(body, dict):
+            raise self._stranger("what it answers is no object of JSON")
+        return body
+
+    def _stranger(self, why: str) -> CommandError:
+        return CommandError(f"{self.url} is no peftserve server: {why}", FAILED)
 
 
 def _refusal(response: httpx.Response) -> CommandError:

@@ -24,8 +24,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(arguments: argparse.Namespace) -> int:
     with Server(arguments.url, arguments.api_key) as server:
-        models = server.call("GET", "/v1/models")["data"]
-        routes = {} if arguments.json else {card["name"] for card in server.call("GET", "/v1/routes")["data"]}
+        models = server.listed("/v1/models")
+        routes = {} if arguments.json else {card["name"] for card in server.listed("/v1/routes")}
     if arguments.json:
         print(json.dumps(models, indent=2, ensure_ascii=False))
     else:

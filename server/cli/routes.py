@@ -49,7 +49,7 @@ def _action(
 
 def _list(arguments: argparse.Namespace) -> int:
     with Server(arguments.url, arguments.api_key) as server:
-        cards = server.call("GET", "/v1/routes")["data"]
+        cards = server.listed("/v1/routes")
     rows = [[c["name"], str(c["version"]), c["kind"], _targets(c), created(c["created"])] for c in cards]
     print(table(rows, COLUMNS) if rows else "no routes")
     return 0

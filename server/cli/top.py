@@ -1,6 +1,7 @@
 """`peftserve top`: a running server at a glance, again and again: its adapters, throughput, waiting and memory."""
 
 import argparse
+import contextlib
 import re
 import sys
 import time
@@ -88,13 +89,17 @@ def sample(server: Server) -> Sample:
     series = parse(server.text("/metrics"))
     if "peftserve_sequences_running" not in series:
         raise CommandError(f"{server.url} is no peftserve server, or one that is still loading", FAILED)
-    return Sample(time.monotonic(), series, server.call("GET", "/v1/adapters")["data"])
+    return Sample(time.monotonic(), series, server.listed("/v1/adapters"))
 
 
 def parse(text: str) -> dict[str, float]:
-    """Return the value of each series of Prometheus's text form."""
-    lines = (_LINE.match(line) for line in text.splitlines() if not line.startswith("#"))
-    return {match[1]: float(match[2]) for match in lines if match}
+    """Return the value of each series of Prometheus's text form. Lines that are none are left out."""
+    series = {}
+    for match in (_LINE.match(line) for line in text.splitlines() if not line.startswith("#")):
+        if match:
+            with contextlib.suppress(ValueError):
+                series[match[1]] = float(match[2])
+    return series
 
 
 def frame(url: str, before: Sample, now: Sample, height: int | None) -> Group:

@@ -119,27 +119,31 @@ def grammar_of(shape: Shape, mark: Mark) -> str:
     if shape.thoughts is not None:
         lines += _thoughts(shape.thoughts, mark)
     if shape.form is not None and shape.functions:
-        lines += [f"json{i}: {_json(shape.form, shape, function)}" for i, function in enumerate(shape.functions)]
+        lines += [
+            f"json{i}: {rule_of(function, shape.form, shape.spaces)}" for i, function in enumerate(shape.functions)
+        ]
         lines += _calls(shape.form, shape, mark)
     lark = "\n".join(lines) + "\n"
     return lark if shape.answer is None else _with_answer(lark, shape.answer)
 
 
-def arguments_of(schema: dict[str, Any]) -> str:
-    """Return the rule of arguments, which models write on one line."""
-    return _of_schema(schema, _COMPACT)
+def rule_of(function: Function, form: Form, spaces: Mapping[str, object] | None) -> str:
+    """Return the rule of a function's arguments, which models write on one line, or of a whole call that has no mark.
 
-
-def _json(form: Form, shape: Shape, function: Function) -> str:
-    """Return the rule of a function's arguments, or of a whole call where it has no mark."""
+    spaces: as in `Shape`.
+    """
     if form.begin:
-        return arguments_of(function.schema)
+        return _of_schema(function.schema, _COMPACT)
+    at_root = ("$schema", "x-guidance")
+    parameters = {name: value for name, value in function.schema.items() if name not in at_root}
+    draft = {"$schema": function.schema["$schema"]} if "$schema" in function.schema else {}
     # With an id the schema is a document of its own, in which its references are looked up.
-    parameters = {"$id": f"urn:{function.name}", **function.schema}
-    parameters.pop("x-guidance", None)  # which stands at the root only
-    parts = {"name": {"const": function.name}, "parameters": parameters}
-    call = {"type": "object", "properties": parts, "required": [*parts], "additionalProperties": False}
-    return _of_schema(call, shape.spaces or _COMPACT)
+    keyword = "id" if "draft-04" in str(draft) else "$id"
+    if not isinstance(parameters.get(keyword), str):
+        parameters[keyword] = f"urn:{function.name}"
+    parts = {"name": {"enum": [function.name]}, "parameters": parameters}
+    call = {**draft, "type": "object", "properties": parts, "required": [*parts], "additionalProperties": False}
+    return _of_schema(call, spaces or _COMPACT)
 
 
 def _of_schema(schema: dict[str, Any], spaces: Mapping[str, object]) -> str:

@@ -80,11 +80,16 @@ async def plan_chat(services: Services, request: Request, body: ChatRequest) -> 
 
 
 async def count_chat(services: Services, request: Request, body: ChatRequest) -> int:
-    """Return how many tokens a chat's prompt has, which may be more than fit. Raises AdapterError, ApiError."""
+    """Return how many tokens a chat's prompt has, which may be more than fit, or what a cut that it asks for leaves.
+
+    Raises AdapterError, ApiError.
+    """
     resolved = await who_answers(services, request, body, partial(last_words, body.messages))
     with services.adapters.leases.held(resolved):
         tokenizer, _ = await services.speech_of(resolved)
-        return len(await tokenizer.encode(await _write(tokenizer, body), body.add_special_tokens))
+        cut = cut_of(services.model(), body, resolved.virtual_tokens + (body.limit or 1))
+        number = len(await tokenizer.encode(await _write(tokenizer, body), body.add_special_tokens))
+        return number if cut.most is None else min(number, cut.most)
 
 
 async def _write(tokenizer: Tokenizer, body: ChatRequest) -> str:

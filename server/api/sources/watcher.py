@@ -86,6 +86,7 @@ class FolderWatcher:
             return
         self._told.discard("folder")
         before, self._seen = self._seen, states
+        self._put_off = {name: later for name, later in self._put_off.items() if name in states or name in before}
         for later in self._put_off.values():
             later.looks -= 1
         for name, state in states.items():

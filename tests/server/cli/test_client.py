@@ -57,6 +57,9 @@ def test_a_key_is_sent_in_utf_8_as_servers_read_it(stub: Any, monkeypatch: pytes
     [
         (200, b"<html>welcome</html>", "is no peftserve server"),
         (200, b"\xff\xfe\xfd", "is no peftserve server"),
+        (200, b"[]", "is no peftserve server"),
+        (200, b'{"status": "ok"}', "is no peftserve server"),
+        (200, b'{"data": [5]}', "is no peftserve server"),
         (301, b"", "the server answered 301"),
     ],
 )
@@ -69,10 +72,15 @@ def test_servers_of_something_else(
 
 
 def test_a_stream_of_something_else(stub: Any) -> None:
-    stub.answers["POST", "/x"] = 200, b"data: <html>\n\n"
-    with Server(stub.url) as server, pytest.raises(CommandError, match="is no peftserve server") as raised:
-        list(server.events("/x", {}))
-    assert raised.value.exit_code == FAILED
+    for data, said in (
+        (b"<html>", "no peftserve server"),
+        (b"5", "no peftserve server"),
+        (b'{"error": "busy"}', "busy"),
+    ):
+        stub.answers["POST", "/x"] = 200, b"data: " + data + b"\n\n"
+        with Server(stub.url) as server, pytest.raises(CommandError, match=said) as raised:
+            list(server.events("/x", {}))
+        assert raised.value.exit_code == FAILED
 
 
 @pytest.mark.parametrize("body", [{"x": float("nan")}, {"x": "half \ud800 a pair"}])

@@ -10,9 +10,10 @@ from llguidance import LLMatcher, LLTokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from peftserve.server.api.assistant.families import FAMILIES, find_family
-from peftserve.server.api.assistant.grammars import Function, Shape, Thoughts, grammar_of
+from peftserve.server.api.assistant.grammars import Function, Shape, Thoughts, grammar_of, rule_of
 from peftserve.server.api.assistant.reading import Reading
 from peftserve.server.api.assistant.thinking import THINKING
+from peftserve.server.api.openai.grammar_checks import fault_of
 
 SCHEMAS = {
     "get": {
@@ -174,6 +175,25 @@ def test_an_answer_that_begins_as_calls_do_is_not_in_their_way(family, spaces):
         matcher = LLMatcher(known, grammar)
         assert matcher.consume_tokens(tokenizer.encode(f'{{{blank}"{key}":{blank}"get x"}}').ids)
         assert matcher.is_accepting()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"$schema": "http://json-schema.org/draft-04/schema#"},
+        {"$schema": "http://json-schema.org/draft-04/schema#", "id": "urn:own"},
+        {"$schema": "http://json-schema.org/draft-07/schema#"},
+        {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": "urn:own"},
+        {"$id": 5},
+    ],
+)
+def test_references_are_looked_up_in_the_parameters_of_any_draft(fields):
+    word = {"type": "string", "maxLength": 4}
+    schema = {"type": "object", "properties": {"w": {"$ref": "#/definitions/word"}}, "definitions": {"word": word}}
+    for family in FORMS:
+        rule = rule_of(Function("f", {**fields, **schema}), family.form, None)
+        assert fault_of(f"start: {rule}\n") == ""
 
 
 @pytest.mark.parametrize("spaces", SPACES)

@@ -115,6 +115,8 @@ async def test_more_tokens_than_fit_the_context_are_counted(server, engine, toke
     prompt = tokenizer.encode(f"<s>user: {text}\nassistant: ", add_special_tokens=False).ids
     assert len(prompt) > engine.info.max_model_len
     assert response.json() == {"input_tokens": len(prompt)}
+    cut = await server.http.post("/v1/messages/count_tokens", json={**body, "truncate_prompt_tokens": 5})
+    assert cut.json() == {"input_tokens": 5}
 
 
 REFUSED = [

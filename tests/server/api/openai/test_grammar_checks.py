@@ -52,12 +52,13 @@ async def test_the_time_of_a_check_begins_with_its_work(monkeypatch):
 async def test_what_only_waited_is_to_come_again_and_is_not_begun(monkeypatch):
     begun = []
     async with taken_threads():
+        leaving = asyncio.ensure_future(run_check(lambda is_over: begun.append("left")))
+        await asyncio.sleep(0)  # it is queued
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
         monkeypatch.setattr(grammar_checks, "WAITING", 0)
         with pytest.raises(ApiError) as error:
             await run_check(lambda is_over: begun.append("late"))
-        leaving = asyncio.ensure_future(run_check(lambda is_over: begun.append("left")))
-        leaving.cancel()
-        await asyncio.gather(leaving, return_exceptions=True)
         monkeypatch.undo()
     assert (error.value.status_code, error.value.body.code) == (429, "queue_full")
     assert error.value.headers == {"Retry-After": "1"}

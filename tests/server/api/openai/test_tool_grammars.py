@@ -47,7 +47,7 @@ async def test_schemas_are_checked_off_the_event_loop_and_once(ask, monkeypatch)
 async def test_the_schemas_of_a_request_have_one_time_together(ask, monkeypatch, check_envelope):
     monkeypatch.setattr(grammar_checks, "BEGINNING", 0)
     error = check_envelope(await ask(), 400, "invalid_schema")
-    assert error["param"] == "tools[0].function.parameters"
+    assert error["param"] == "tools"
     assert "too long" in error["message"]
     end = threading.Event()
     monkeypatch.setattr(grammar_checks, "SECONDS", 0)
@@ -55,6 +55,15 @@ async def test_the_schemas_of_a_request_have_one_time_together(ask, monkeypatch,
     error = check_envelope(await ask(), 400, "invalid_schema")
     end.set()
     assert "too long" in error["message"]
+
+
+async def test_what_was_refused_as_too_slow_is_refused_again(ask, monkeypatch, check_envelope):
+    calls = iter([False, True, False, True])
+    check = tool_grammars._check_rules
+    monkeypatch.setattr(tool_grammars, "_check_rules", lambda rules, _: check(rules, lambda: next(calls)))
+    for _ in range(2):
+        check_envelope(await ask(), 400, "invalid_schema")
+    assert next(calls, None) is None
 
 
 async def test_no_schema_is_compiled_for_a_prompt_that_does_not_fit(ask, monkeypatch, check_envelope):

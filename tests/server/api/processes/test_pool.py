@@ -145,22 +145,30 @@ async def test_where_another_cannot_be_started_it_is_tried_until_it_can(until, m
     assert caplog.text.count("could not be started, and is tried again") == 2
 
 
-async def test_however_often_one_ends_another_takes_its_place(until, monkeypatch):
-    monkeypatch.setattr(pool, "FIRST_PAUSE", 0.0)
-    links = [_Link()]
+async def test_whoever_ends_soon_is_replaced_ever_later_up_to_a_longest_pause(until, monkeypatch):
+    links, pauses, sleep = [_Link()], [], asyncio.sleep
 
     async def start(number):
         links.append(_Link())
         return links[-1]
 
+    async def pause(seconds):
+        pauses.append(seconds)
+        await sleep(0)
+
     workers = WorkerPool(1, start, lambda number: None)
     workers.launch()
     await asyncio.wait_for(workers.serve(), 60)
-    for _ in range(1100):
+    monkeypatch.setattr(pool, "SHORT_LIFE", float("inf"))
+    monkeypatch.setattr(pool.asyncio, "sleep", pause)
+    for _ in range(9):
         (link,) = links[-1:]
         link.gone.set()
-        await until(lambda link=link: links[-1] is not link)
+        while links[-1] is link:
+            await sleep(0)
+    monkeypatch.undo()
     await workers.stop(0)
+    assert pauses == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0]
 
 
 async def test_one_that_ends_before_it_serves_fails_the_start(run):

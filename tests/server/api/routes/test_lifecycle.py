@@ -4,6 +4,7 @@ import asyncio
 import os
 
 import pytest
+from msgspec.structs import replace
 
 from peftserve.server.wire.messages import EngineStats
 
@@ -129,6 +130,14 @@ async def test_a_pin_that_found_no_room_is_kept_when_there_is_some(server, check
     left = [(await server.http.get(f"/v1/adapters/{name}")).json()["digest"] for name in "ac"]
     await until(lambda: sorted(server.engine.pinned) == sorted(left))
     assert (await _patch(server, "c", pinned=True)).status_code == 200
+
+
+async def test_a_new_engine_is_told_of_a_pin_that_is_asked_for_again(server, until):
+    card = (await server.upload("a", fields={"pinned": "true"})).json()
+    await until(lambda: server.engine.pinned == [card["digest"]])
+    server.engine.pinned, server.engine.info = [], replace(server.engine.info)  # as another engine says it
+    assert (await _patch(server, "a", pinned=True)).status_code == 200
+    assert server.engine.pinned == [card["digest"]]
 
 
 async def test_pins_and_times_hold_over_a_restart(make_server, until):
