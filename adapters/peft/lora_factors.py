@@ -93,6 +93,8 @@ def _idle(key: str, variant: LoraVariant, modules: Mapping[str, LoraModule]) -> 
 
 def _variant_at(site: Site, factors: Mapping[str, NamedTensor], variant: LoraVariant, base: Base) -> LoraVariant:
     """Return the variant at one module. PEFT makes a plain LoRA of QALoRA but on linear layers that are quantised."""
+    if not variant.pool:
+        return variant
     whole = tuple(factors[factors_of(site)[0]].tensor.shape[1:]) == (site.in_features,)
     plain = site.kind is SiteKind.EMBEDDING or (whole and not base.is_quantised(site.name))
     return replace(variant, pool=0) if plain else variant
