@@ -40,7 +40,7 @@ async def run_check(work: Callable[[IsOver], T]) -> T:
         loop.call_soon_threadsafe(begun.set)
         return work(lambda: monotonic() >= last)
 
-    result = loop.run_in_executor(_threads, begin)
+    queued = _threads.submit(begin)
     try:
         await asyncio.wait_for(begun.wait(), WAITING)
     except TimeoutError:
@@ -52,8 +52,8 @@ async def run_check(work: Callable[[IsOver], T]) -> T:
         ) from None
     finally:
         if not begun.is_set():
-            result.cancel()  # no one waits for it any more
-    return await asyncio.wait_for(result, SECONDS)
+            queued.cancel()  # no one waits for it any more
+    return await asyncio.wait_for(asyncio.wrap_future(queued), SECONDS)
 
 
 def fault_of(grammar: str) -> str:
