@@ -21,6 +21,7 @@ from .planning import check_ids, check_min_tokens, cut_of, encode_prompts, fit_l
 from .resolution import who_answers
 from .structured import grammar_of
 from .tool_grammars import constrained
+from .tools import Calling
 
 
 async def create_chat_completion(request: Request, services: Services) -> Response:
@@ -58,7 +59,7 @@ async def plan_chat(services: Services, request: Request, body: ChatRequest) -> 
     resolved = await who_answers(services, request, body, judged)
     with services.adapters.leases.held(resolved):  # until `answer` holds them: no await comes in between
         tokenizer, ends = await services.speech_of(resolved)
-        text = await _write(tokenizer, body)
+        text = await _write(tokenizer, body, calling)
         cut = cut_of(info, body, resolved.virtual_tokens + (body.limit or 1))
         # The template has written the special tokens itself.
         [prompt] = await encode_prompts(info, tokenizer, [text], body.add_special_tokens, cut)
@@ -88,15 +89,14 @@ async def count_chat(services: Services, request: Request, body: ChatRequest) ->
     with services.adapters.leases.held(resolved):
         tokenizer, _ = await services.speech_of(resolved)
         cut = cut_of(services.model(), body, resolved.virtual_tokens + (body.limit or 1))
-        number = len(await tokenizer.encode(await _write(tokenizer, body), body.add_special_tokens))
+        number = len(await tokenizer.encode(await _write(tokenizer, body, body.calling), body.add_special_tokens))
         return number if cut.most is None else min(number, cut.most)
 
 
-async def _write(tokenizer: Tokenizer, body: ChatRequest) -> str:
+async def _write(tokenizer: Tokenizer, body: ChatRequest, calling: Calling) -> str:
     """Return the prompt's text of a chat, with its tools. Raises ApiError."""
-    template = tokenizer.require_chat_template()
-    shown = [tool.as_template_sees_it() for tool in body.calling.shown]
-    return await render(tokenizer, body.messages, body, shown, **body.template_arguments(template.mentions))
+    arguments = body.template_arguments(tokenizer.require_chat_template().mentions)
+    return await render(tokenizer, body.messages, body, calling.definitions, **arguments)
 
 
 def _most_by_default(info: ModelInfo) -> int | None:

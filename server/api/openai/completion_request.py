@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 
 from .model_request import faulty
-from .requests import MAX_CHOICES, MAX_LOGPROBS, MAX_TOKEN_ID, GenerationRequest, TokenId
+from .requests import MAX_CHOICES, MAX_LOGPROBS, TOKEN_ID_BOUND, GenerationRequest, TokenId
 
 MAX_PROMPTS = 1024
 COMPLETION_MAX_TOKENS = 16
@@ -96,6 +96,6 @@ def _are_integers(values: list[Any]) -> bool:
 
 
 def _in_bounds(ids: list[int]) -> list[int]:
-    if min(ids) < 0 or max(ids) >= MAX_TOKEN_ID:
-        raise ValueError(f"a token id is at least 0 and below {MAX_TOKEN_ID}")
+    if min(ids) < 0 or max(ids) >= TOKEN_ID_BOUND:
+        raise ValueError(f"a token id is at least 0 and below {TOKEN_ID_BOUND}")
     return ids

@@ -20,9 +20,9 @@ MAX_STOPS = 16
 MAX_STOP_LENGTH = 1024
 MAX_LOGPROBS = 20
 MAX_BIASES = 1024
-MAX_TOKEN_ID = 1 << 31  # and none is so high
+TOKEN_ID_BOUND = 1 << 31  # which no id reaches
 
-TokenId = Annotated[int, Field(ge=0, lt=MAX_TOKEN_ID)]
+TokenId = Annotated[int, Field(ge=0, lt=TOKEN_ID_BOUND)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 Stops = Annotated[list[Stop], Field(max_length=MAX_STOPS)]

@@ -115,6 +115,11 @@ class Calling:
     single: bool = False
 
     @property
+    def definitions(self) -> list[dict[str, Any]]:
+        """What is in the prompt, as templates see it."""
+        return [tool.as_template_sees_it() for tool in self.shown]
+
+    @property
     def names(self) -> frozenset[str]:
         return frozenset(tool.function.name for tool in self.callable_)
 

@@ -103,8 +103,7 @@ async def tokenize(
     """Return the tokens of a prompt, or of messages in the chat template, in the words of the adapter that is named."""
     tokenizer = await tokenizer_named(services, body)
     if body.messages is not None:
-        shown = [tool.as_template_sees_it() for tool in body.calling.shown]
-        text = await render(tokenizer, body.messages, body, shown)
+        text = await render(tokenizer, body.messages, body, body.calling.definitions)
         tokens = await tokenizer.encode(text, body.add_special_tokens or False)
     else:
         tokens = await tokenizer.encode(body.prompt or "", body.add_special_tokens is not False)

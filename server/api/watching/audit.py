@@ -104,7 +104,7 @@ _request: ContextVar[_Request | None] = ContextVar("request", default=None)
 
 
 class AuditLog:
-    """The log of one server. target: a file's path, or `-` for standard output. Raises OSError."""
+    """The log, as one process adds to it. target: a file's path, or `-` for standard output. Raises OSError."""
 
     def __init__(self, target: str) -> None:
         self._handler: logging.Handler

@@ -40,7 +40,7 @@ class Watchers:
     def __init__(self, log: AccessLog | None = None, traces: Traces | None = None) -> None:
         self._log = log
         self._traces = traces
-        self.audit: AuditLog | None = None  # set by who has the adapters
+        self.audit: AuditLog | None = None  # set by make_services()
 
     @property
     def ended(self) -> list[Ended]:

@@ -33,7 +33,7 @@ POOLS: dict[PoolingKind, Pool] = {"mean": mean, "last": last}
 
 def check_kind(kind: str) -> None:
     """Raise ValueError if there is no such kind of pooling."""
-    if kind not in [*POOLS]:
+    if kind not in [*POOLS]:  # a list, as what was given may have no hash
         raise ValueError(f"there is no pooling {kind!r}: it is one of {', '.join(POOLS)}")
 
 

@@ -7,6 +7,17 @@ import pytest
 from peftserve.server.api.http.threads import entered, to_the_end
 
 
+async def cancelled_amid(task, begun, may_end):
+    """Cancel a task while its thread works, for which it waits all the same."""
+    await asyncio.to_thread(begun.wait, 10)
+    task.cancel()
+    await asyncio.sleep(0.01)
+    assert not task.done()
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
 async def test_who_is_cancelled_waits_for_the_thread():
     begun, may_end = threading.Event(), threading.Event()
     ended = []
@@ -18,13 +29,7 @@ async def test_who_is_cancelled_waits_for_the_thread():
         return number
 
     task = asyncio.create_task(to_the_end(work, 3))
-    await asyncio.to_thread(begun.wait, 10)
-    task.cancel()
-    await asyncio.sleep(0.01)
-    assert not task.done()
-    may_end.set()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    await cancelled_amid(task, begun, may_end)
     assert ended == [3]
     assert await to_the_end(work, 4) == 4
 
@@ -51,13 +56,7 @@ async def test_who_is_cancelled_while_a_thread_makes_a_context_leaves_it():
             seen.append(got)
 
     task = asyncio.create_task(use(3))
-    await asyncio.to_thread(begun.wait, 10)
-    task.cancel()
-    await asyncio.sleep(0.01)
-    assert not task.done()
-    may_end.set()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    await cancelled_amid(task, begun, may_end)
     assert seen == ["in 3", "out 3"]
     await use(4)
     assert seen[2:] == ["in 4", 4, "out 4"]
